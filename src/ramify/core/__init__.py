@@ -1,0 +1,1 @@
+"""The tree itself, its task and its store; standard library only."""

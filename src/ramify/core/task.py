@@ -1,0 +1,37 @@
+"""What is to be solved, and what a solution is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem as the model sees it, and what a verifier needs to judge an attempt."""
+
+    id: str  # unique in its source; seeds and the visit count hang on it
+    prompt: tuple[int, ...]  # token ids, chat template and generation prompt included
+    text: str  # the problem as a person reads it
+    answer: str = ""  # the reference answer
+    demonstrations: tuple[tuple[int, ...], ...] = ()  # token ids of worked solutions, each with its EOS
+    extra: dict[str, Any] = field(default_factory=dict)  # what a scorer needs beyond the answer; plain JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The response of one leaf, as a reward function sees it."""
+
+    text: str  # decoded response, special tokens left out
+    tokens: tuple[int, ...]  # response token ids, prompt excluded
+    finish: str | None  # eos, answer, length, repetition, pruned
+
+    @property
+    def length(self) -> int:
+        """Response tokens."""
+        return len(self.tokens)
+
+
+Verdict = float | dict[str, Any]
+Reward = Callable[[Task, Path], Verdict | Awaitable[Verdict]]  # a dict carries `reward` and parts such as `correct`
