@@ -32,7 +32,13 @@ def grow(rng: random.Random, index: int, tempered: bool) -> Tree:
     for _ in range(rng.randint(3, 14)):
         spots = list(tree.walk())
         parent = rng.choice(spots) if rng.random() < 0.7 else spots[-1]
-        author = Author.TOOL if rng.random() < 0.08 else Author.EXPERT if rng.random() < 0.12 and parent.parent is None else Author.POLICY
+        author = (
+            Author.TOOL
+            if rng.random() < 0.08
+            else Author.EXPERT
+            if rng.random() < 0.12 and parent.parent is None
+            else Author.POLICY
+        )
         drop = rng.randint(0, len(parent.tokens)) if parent.parent is not None else 0
         count = rng.choice([0, 1, 1, 2, 3, 5])
         node = tree.graft(parent, drop, author=author)
@@ -56,7 +62,9 @@ def forest(seed: int, trees: int = 3, tempered: bool = False) -> list[Tree]:
     grown = [grow(rng, index, tempered) for index in range(trees)]
     wide = grown[0]  # a branch point with many children, and both signs of credit below it
     for reward in (1.0, 0.0, 1.0, 0.0, 0.5):
-        leaf = wide.add(wide.root, [rng.randrange(VOCABULARY) for _ in range(2)], Author.POLICY, finish="eos", reward=reward)
+        leaf = wide.add(
+            wide.root, [rng.randrange(VOCABULARY) for _ in range(2)], Author.POLICY, finish="eos", reward=reward
+        )
         for name, value in node_fields(rng, 2, Author.POLICY, tempered).items():
             setattr(leaf, name, value)
     trunk = wide.root.children[-1]
@@ -65,6 +73,15 @@ def forest(seed: int, trees: int = 3, tempered: bool = False) -> list[Tree]:
         leaf.tokens, leaf.finish, leaf.reward = [rng.randrange(VOCABULARY) for _ in range(3)], "eos", reward
         for name, value in node_fields(rng, 3, Author.POLICY, tempered).items():
             setattr(leaf, name, value)
+    for tree in grown[:2]:  # a demonstration, and in the first tree a policy path that starts from a part of one
+        demo = tree.add(
+            tree.root, [rng.randrange(VOCABULARY) for _ in range(4)], Author.EXPERT, finish="eos", reward=1.0
+        )
+        demo.signals = node_fields(rng, 4, Author.EXPERT, tempered)["signals"]
+    partial = wide.graft(wide.root.children[-1], 2)
+    partial.tokens, partial.finish, partial.reward = [rng.randrange(VOCABULARY) for _ in range(3)], "eos", 1.0
+    for name, value in node_fields(rng, 3, Author.POLICY, tempered).items():
+        setattr(partial, name, value)
     return grown
 
 
@@ -91,7 +108,9 @@ def flatten(trees: list[Tree]) -> list[Trajectory]:
     rows = []
     for index, tree in enumerate(trees):
         for leaf in tree.leaves():
-            row = Trajectory(index, leaf, [], [], [], [], [], [], [], list(tree.task.prompt), (), [n.id for n in leaf.line()])
+            row = Trajectory(
+                index, leaf, [], [], [], [], [], [], [], list(tree.task.prompt), (), [n.id for n in leaf.line()]
+            )
             for node in leaf.line()[1:]:
                 row.labels += tuple((node.id, k) for k in range(node.levels))
                 for offset, token in enumerate(node.tokens):

@@ -43,7 +43,9 @@ class Rows:
     def only(self, keep: Tensor) -> Rows:
         """Some of the rows."""
         index = keep.nonzero()[:, 0].tolist()
-        pick = {name: getattr(self, name)[keep] for name in ("logp", "entropy", "old", "frozen", "mask", "reward", "group")}
+        pick = {
+            name: getattr(self, name)[keep] for name in ("logp", "entropy", "old", "frozen", "mask", "reward", "group")
+        }
         return Rows(**pick, labels=[self.labels[i] for i in index], rows=[self.rows[i] for i in index])
 
 
@@ -54,9 +56,15 @@ def padded(values: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([v.double() for v in values], batch_first=True)
 
 
-def rows_of(trees: list[Tree], evaluate: Evaluate, authors: tuple[Author, ...], tempered: bool, policy_only: bool) -> Rows:
+def rows_of(
+    trees: list[Tree], evaluate: Evaluate, authors: tuple[Author, ...], tempered: bool, policy_only: bool
+) -> Rows:
     """The graded trajectories of a forest, as a trainer without trees would hold them."""
-    rows = [row for row in flatten(trees) if row.leaf.reward is not None and (not policy_only or row.leaf.author is Author.POLICY)]
+    rows = [
+        row
+        for row in flatten(trees)
+        if row.leaf.reward is not None and (not policy_only or row.leaf.author is Author.POLICY)
+    ]
     hot, plain, entropy = evaluate(rows)
     return Rows(
         logp=padded(hot if tempered else plain),
@@ -84,7 +92,14 @@ def term(mask, reference, advantage, normaliser=None, authors=(Author.POLICY,), 
     return Term(Estimator(mask, reference, advantage), authors, normaliser or TokenMean(), coefficient)
 
 
-def outcome(kind: str, how: str, token_loss: Callable[[Rows, Tensor], Tensor], tempered: bool = True, length: int = 0, by_fork: bool = False) -> Callable:
+def outcome(
+    kind: str,
+    how: str,
+    token_loss: Callable[[Rows, Tensor], Tensor],
+    tempered: bool = True,
+    length: int = 0,
+    by_fork: bool = False,
+) -> Callable:
     """A textbook loss on outcome advantages of the policy's rows."""
 
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
@@ -110,7 +125,13 @@ def fork_weights(rows: Rows) -> Tensor:
         mine = [other for other in rows.rows if other.tree == row.tree]
         weight = float(len(mine))
         for depth in range(1, len(row.forks)):
-            weight /= len({tuple(other.forks[: depth + 1]) for other in mine if other.forks[:depth] == row.forks[:depth] and len(other.forks) > depth})
+            weight /= len(
+                {
+                    tuple(other.forks[: depth + 1])
+                    for other in mine
+                    if other.forks[:depth] == row.forks[:depth] and len(other.forks) > depth
+                }
+            )
         weights.append(weight)
     return torch.tensor(weights, dtype=torch.float64)
 
@@ -166,7 +187,9 @@ METHODS = {
     "sft": Method(Mix((SFT,)), sft),
     "grpo": Method(Mix((GRPO,)), outcome("grpo", "sequence_mean", grpo_loss), clips=True),
     "grpo_recomputed": Method(
-        Mix((term(RECOMPUTED, Recomputed(), GroupMean(), SequenceMean()),)), outcome("grpo", "sequence_mean", grpo_loss, tempered=False), clips=True
+        Mix((term(RECOMPUTED, Recomputed(), GroupMean(), SequenceMean()),)),
+        outcome("grpo", "sequence_mean", grpo_loss, tempered=False),
+        clips=True,
     ),
     "grpo_leash_bonus": Method(
         Mix((term(RECOMPUTED, Recomputed(), GroupMean(), TokenMean()),), leash=0.05, entropy_bonus=0.01),
@@ -174,17 +197,32 @@ METHODS = {
         clips=True,
     ),
     "dr_grpo": Method(
-        Mix((term(Clip(), Behavior(), GroupMean(std=False), ConstantLength(7)),)), outcome("dr_grpo", "constant", grpo_loss, length=7), clips=True
+        Mix((term(Clip(), Behavior(), GroupMean(std=False), ConstantLength(7)),)),
+        outcome("dr_grpo", "constant", grpo_loss, length=7),
+        clips=True,
     ),
     "rloo": Method(
-        Mix((term(Everything(), Itself(), GroupMean(std=False, leave_one_out=True), SequenceMean()),)), outcome("rloo", "sequence_mean", reinforce_loss)
+        Mix((term(Everything(), Itself(), GroupMean(std=False, leave_one_out=True), SequenceMean()),)),
+        outcome("rloo", "sequence_mean", reinforce_loss),
     ),
-    "dapo": Method(Mix((term(DualClip(0.2, 0.28, 3.0), Behavior(), GroupMean()),)), outcome("grpo", "token_mean", dapo_loss), clips=True),
-    "grpo_each_fork": Method(Mix((GRPO,), share="each_fork"), outcome("grpo", "sequence_mean", grpo_loss, by_fork=True), clips=True),
+    "dapo": Method(
+        Mix((term(DualClip(0.2, 0.28, 3.0), Behavior(), GroupMean()),)),
+        outcome("grpo", "token_mean", dapo_loss),
+        clips=True,
+    ),
+    "grpo_each_fork": Method(
+        Mix((GRPO,), share="each_fork"), outcome("grpo", "sequence_mean", grpo_loss, by_fork=True), clips=True
+    ),
     "grpo_each_fork_tokens": Method(
-        Mix((term(Clip(), Behavior(), GroupMean()),), share="each_fork"), outcome("grpo", "token_mean", grpo_loss, by_fork=True), clips=True
+        Mix((term(Clip(), Behavior(), GroupMean()),), share="each_fork"),
+        outcome("grpo", "token_mean", grpo_loss, by_fork=True),
+        clips=True,
     ),
-    "treepo": Method(Mix((term(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()),)), treepo(0.2, 0.28, 10.0, "average", True, False), clips=True),
+    "treepo": Method(
+        Mix((term(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()),)),
+        treepo(0.2, 0.28, 10.0, "average", True, False),
+        clips=True,
+    ),
     "treepo_size_rejecting": Method(
         Mix((term(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean("group_size", root=False, reject=True)),)),
         treepo(0.2, 0.28, 10.0, "group_size", False, True),
@@ -193,7 +231,10 @@ METHODS = {
     "treepo_segments": Method(Mix((term(Clip(0.2, 0.28), Behavior(), SegmentValue(2)),)), segment_value, clips=True),
     "rl_and_sft_per_question": Method(
         Mix((term(Clip(), Behavior(), GroupMean(std=False), QuestionMean()), EVERY_QUESTION)),
-        lambda trees, evaluate: outcome("dr_grpo", "question_mean", grpo_loss)(trees, evaluate) + 0.3 * sft(trees, evaluate, "question_mean"),
+        lambda trees, evaluate: (
+            outcome("dr_grpo", "question_mean", grpo_loss)(trees, evaluate)
+            + 0.3 * sft(trees, evaluate, "question_mean")
+        ),
         clips=True,
     ),
 }
@@ -204,7 +245,12 @@ class Free:
 
     def __init__(self, trees: list[Tree], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.index = {(t, node.id, k): None for t, tree in enumerate(trees) for node in tree.walk() for k in range(len(node.tokens))}
+        self.index = {
+            (t, node.id, k): None
+            for t, tree in enumerate(trees)
+            for node in tree.walk()
+            for k in range(len(node.tokens))
+        }
         self.index = {spot: i for i, spot in enumerate(self.index)}
         near = torch.zeros(2, len(self.index), dtype=torch.float64)
         for row in flatten(trees):
@@ -227,7 +273,9 @@ class Free:
         keep = kept_leaves(trees, mix, credits)
         answer = []
         for row in lay_out(trees, keep, budget):
-            picks = torch.tensor([self.index[t, node.id, k] for t, node, a, b in row.nodes for k in range(b - a)], dtype=torch.long)
+            picks = torch.tensor(
+                [self.index[t, node.id, k] for t, node, a, b in row.nodes for k in range(b - a)], dtype=torch.long
+            )
             answer.append((self.hot[picks], self.plain[picks], self.entropy[picks]))
         return answer
 
@@ -249,7 +297,9 @@ def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
 
 
-def packed_result(trees: list[Tree], mix: Mix, free: Free, budget: int, spoil: Callable[[TreeBatch], TreeBatch] = lambda b: b) -> tuple[list[Tensor], float]:
+def packed_result(
+    trees: list[Tree], mix: Mix, free: Free, budget: int, spoil: Callable[[TreeBatch], TreeBatch] = lambda b: b
+) -> tuple[list[Tensor], float]:
     """Gradients and textbook value by way of the packed rows."""
     credits = mix.credit(trees)
     batches = [spoil(batch) for batch in pack(trees, credits, mix, budget, dtype=torch.float64)]
@@ -295,7 +345,9 @@ def clipped_tokens(trees: list[Tree], mix: Mix, free: Free) -> tuple[float, floa
     credits = mix.credit(trees)
     part = mix.terms[0]
     cut = total = 0.0
-    for batch, (hot, plain, entropy) in zip(pack(trees, credits, mix, 0, torch.float64), free.packed(trees, mix, credits, 0), strict=True):
+    for batch, (hot, plain, entropy) in zip(
+        pack(trees, credits, mix, 0, torch.float64), free.packed(trees, mix, credits, 0), strict=True
+    ):
         seen = batch.term(0)
         logp = (hot if part.estimator.tempered else plain).detach()
         for sign, credit in ((1, seen.gain), (-1, seen.pain)):

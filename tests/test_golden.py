@@ -60,7 +60,12 @@ def credits_of(case: dict, **changes) -> list[list[float]]:
     """Ramify's answer for each trajectory: a value per learned token."""
     options = case["options"]
     rules = {
-        "tree_rfpp": lambda: SubgroupMean(options["weighting"], reject=options["reject_degenerate_subgroups"], depth=options["subgroup_depth"], **changes),
+        "tree_rfpp": lambda: SubgroupMean(
+            options["weighting"],
+            reject=options["reject_degenerate_subgroups"],
+            depth=options["subgroup_depth"],
+            **changes,
+        ),
         "tree_segment": lambda: SegmentValue(options["segment_size"], options["eta"]),
         "spo_segment": lambda: SegmentZScore(options["segment_size"]),
     }
@@ -79,13 +84,23 @@ def disagreements(case: dict) -> list[tuple]:
     wrong = []
     got = credits_of(case)
     for index, trajectory in enumerate(case["trajectories"]):
-        want = runs(expected["tokens_rle"][index]) if "tokens_rle" in expected else [expected["adv"][index]] * sum(trajectory["seg_tokens"])
+        want = (
+            runs(expected["tokens_rle"][index])
+            if "tokens_rle" in expected
+            else [expected["adv"][index]] * sum(trajectory["seg_tokens"])
+        )
         if len(got[index]) != len(want):
             wrong.append((index, "length", len(got[index]), len(want)))
-        wrong += [(index, t, a, b) for t, (a, b) in enumerate(zip(got[index], want, strict=False)) if not abs(a - b) <= 1e-6]
+        wrong += [
+            (index, t, a, b) for t, (a, b) in enumerate(zip(got[index], want, strict=False)) if not abs(a - b) <= 1e-6
+        ]
     if "pre_whiten_adv" in expected:
         raw = credits_of(case, whiten=False)
-        wrong += [(i, "raw", r[0], e) for i, (r, e) in enumerate(zip(raw, expected["pre_whiten_adv"], strict=True)) if r and not abs(r[0] - e) <= 1e-6]
+        wrong += [
+            (i, "raw", r[0], e)
+            for i, (r, e) in enumerate(zip(raw, expected["pre_whiten_adv"], strict=True))
+            if r and not abs(r[0] - e) <= 1e-6
+        ]
     return wrong
 
 

@@ -28,7 +28,9 @@ def group_advantage(reward: Tensor, group: Tensor, kind: str, eps: float = 1e-6)
     return answer
 
 
-def treepo_advantage(reward: Tensor, group: Tensor, labels: list[tuple], lengths: Tensor, weighting: str, root: bool, reject: bool) -> Tensor:
+def treepo_advantage(
+    reward: Tensor, group: Tensor, labels: list[tuple], lengths: Tensor, weighting: str, root: bool, reject: bool
+) -> Tensor:
     """[B] TreePO advantages before whitening (arXiv 2508.17445, eqs. 5-7), from label paths, by looking at every pair of rows."""
     deepest = max(len(path) for path in labels)
     answer = torch.zeros_like(reward)
@@ -75,7 +77,15 @@ def k3(logp: Tensor, frozen: Tensor) -> Tensor:
     return d.exp() - d - 1
 
 
-def aggregate(loss: Tensor, mask: Tensor, how: str, group: Tensor, length: int = 0, questions: int = 0, row_weight: Tensor | None = None) -> Tensor:
+def aggregate(
+    loss: Tensor,
+    mask: Tensor,
+    how: str,
+    group: Tensor,
+    length: int = 0,
+    questions: int = 0,
+    row_weight: Tensor | None = None,
+) -> Tensor:
     """[B, L] losses per token -> scalar: token_mean, sequence_mean, constant (over one length) or question_mean."""
     weight = torch.ones(len(loss), dtype=loss.dtype) if row_weight is None else row_weight
     summed = (loss * mask).sum(1)

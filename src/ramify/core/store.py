@@ -205,7 +205,7 @@ def _parsed(path: Path, strict: bool) -> Iterator[tuple[int, bytes, dict[str, An
         except StoreError as error:
             if whole or strict:
                 raise StoreError(f"{path} line {number}: {error}") from error
-            text = f"{path} line {number}: the last tree is cut off (a killed write?) and is skipped"
+            text = f"{path} line {number}: the file is cut off here (a killed write?), its torn end is skipped"
             warnings.warn(text, TornLine, stacklevel=3)
             return
         yield number, line if whole else line + b"\n", content

@@ -18,7 +18,9 @@ Over = Literal["policy", "all"]
 
 def graded(tree: Tree, over: Over = "policy") -> list[Node]:
     """The leaves that carry a reward: those the policy wrote, or all of them with the demonstrations."""
-    return [leaf for leaf in tree.leaves() if leaf.reward is not None and (over == "all" or leaf.author is Author.POLICY)]
+    return [
+        leaf for leaf in tree.leaves() if leaf.reward is not None and (over == "all" or leaf.author is Author.POLICY)
+    ]
 
 
 def rewards_of(leaves: Sequence[Node]) -> list[float]:

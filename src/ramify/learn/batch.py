@@ -28,7 +28,9 @@ class TreeBatch:
 
     token: Tensor  # [T] long
     position: Tensor  # [T] long, depth in the tree: rotary embeddings are those of the separate sequences
-    parent: Tensor  # [T] long, the row index whose logits predict this token; its own index for the first token of a prompt
+    parent: (
+        Tensor  # [T] long, the row index whose logits predict this token; its own index for the first token of a prompt
+    )
     end: Tensor  # [T] long, one past the last token below this token's node: k is visible to q iff k <= q < end[k]
     author: Tensor  # [T] long
     node: Tensor  # [T] long, serial of the node in this row

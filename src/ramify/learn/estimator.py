@@ -41,4 +41,6 @@ class Estimator:
     def coefficient(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs [T], entropy [T], a term's batch -> the factor of grad log pi at each token [T]; nothing is differentiated."""
         ratio = (logp - self.reference(logp, batch)).clamp(-20, 20).exp()
-        return ratio * (self.mask(+1, logp, entropy, batch) * batch.gain + self.mask(-1, logp, entropy, batch) * batch.pain)
+        return ratio * (
+            self.mask(+1, logp, entropy, batch) * batch.gain + self.mask(-1, logp, entropy, batch) * batch.pain
+        )

@@ -49,7 +49,11 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
         weight, apart = leaves[sampled], (tempered - batch.behavior)[sampled].clamp(-20, 20)
         add(sums, "kl_sampler", float((weight * (apart.exp() - apart - 1)).sum()), float(weight.sum()))
         ratio = apart.exp()
-        sums |= {"ratio_max": float(ratio.max()), "ratio_min": float(ratio.min()), "mismatch_max": float(apart.abs().max())}
+        sums |= {
+            "ratio_max": float(ratio.max()),
+            "ratio_min": float(ratio.min()),
+            "mismatch_max": float(apart.abs().max()),
+        }
     return sums
 
 
@@ -68,5 +72,9 @@ def merge(rows: Iterable[dict[str, float]]) -> dict[str, float]:
                 total[name] = EXTREMES[name](total[name], value) if name in total else value
             else:
                 total[name] = total.get(name, 0.0) + value
-    means = {name[:-4]: total[name] / total[f"{name[:-4]}/count"] if total[f"{name[:-4]}/count"] else 0.0 for name in total if name.endswith("/sum")}
+    means = {
+        name[:-4]: total[name] / total[f"{name[:-4]}/count"] if total[f"{name[:-4]}/count"] else 0.0
+        for name in total
+        if name.endswith("/sum")
+    }
     return means | {name: total[name] for name in EXTREMES if name in total}

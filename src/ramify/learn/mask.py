@@ -55,7 +55,11 @@ class Clip:
     def clamp(self, sign: int, logp: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
         old = read(batch, self.column)
-        return torch.minimum(logp, old + math.log1p(self.high)) if sign > 0 else torch.maximum(logp, old + math.log1p(-self.low))
+        return (
+            torch.minimum(logp, old + math.log1p(self.high))
+            if sign > 0
+            else torch.maximum(logp, old + math.log1p(-self.low))
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from ramify.core.tree import Author, Tree
 from ramify.learn.batch import Credits, TreeBatch
 from ramify.learn.estimator import Estimator
 
-Leaves = Sequence[Sequence[tuple[int, float]]]  # per tree and trained leaf: (learned tokens, share); shares of a tree sum to its leaves
+Leaves = Sequence[
+    Sequence[tuple[int, float]]
+]  # per tree and trained leaf: (learned tokens, share); shares of a tree sum to its leaves
 Normaliser = Callable[[Leaves], list[list[float]]]
 """The trained leaves of a whole optimizer step -> what each token of each leaf weighs."""
 
@@ -120,7 +122,9 @@ class Mix:
         weight = batch.weight.sum(0)
         if self.leash:
             if batch.frozen is None:
-                raise ValueError("the leash needs the frozen model's log-probs: score the forest for 'frozen' before packing")
+                raise ValueError(
+                    "the leash needs the frozen model's log-probs: score the forest for 'frozen' before packing"
+                )
             apart = (batch.frozen - plain).clamp(-20, 20)
             total = total + self.leash * (weight * (apart.exp() - apart - 1)).sum()
         if self.entropy_bonus:

@@ -15,7 +15,12 @@ from ramify.learn.batch import Credits, TreeBatch
 if TYPE_CHECKING:
     from ramify.learn.mix import Mix, Term
 
-SAMPLED = {"behavior": 0.0, "kept": 0.0, "temperature": 1.0, "entropy": 0.0}  # columns and what stands where nothing was sampled
+SAMPLED = {
+    "behavior": 0.0,
+    "kept": 0.0,
+    "temperature": 1.0,
+    "entropy": 0.0,
+}  # columns and what stands where nothing was sampled
 
 
 @dataclass
@@ -27,7 +32,9 @@ class Layout:
     parent: list[int] = field(default_factory=list)
     nodes: list[tuple[int, Node, int, int]] = field(default_factory=list)  # (tree, node, start, stop)
     ends: list[int] = field(default_factory=list)  # one past the last token below each of `nodes`
-    leaves: list[tuple[int, Node, int]] = field(default_factory=list)  # (tree, leaf, row index of its path's last token)
+    leaves: list[tuple[int, Node, int]] = field(
+        default_factory=list
+    )  # (tree, leaf, row index of its path's last token)
 
     def __len__(self) -> int:
         return len(self.token)
@@ -54,7 +61,9 @@ class Layout:
 
     def _last(self, open_nodes: Sequence[int]) -> int:
         """Row index of the last token on the open path, -1 if it holds none."""
-        return next((stop - 1 for _, _, start, stop in (self.nodes[i] for i in reversed(open_nodes)) if stop > start), -1)
+        return next(
+            (stop - 1 for _, _, start, stop in (self.nodes[i] for i in reversed(open_nodes)) if stop > start), -1
+        )
 
     def _append(self, tree: int, node: Node, open_nodes: Sequence[int]) -> None:
         before, start, count = self._last(open_nodes[:-1]), len(self.token), len(node.tokens)
@@ -85,7 +94,9 @@ class Layout:
         for _, node, start, stop in self.nodes:
             if node.author in (Author.POLICY, Author.EXPERT) and stop > start:
                 if name not in node.signals:
-                    raise ValueError(f"node {node.id} has no {name!r} log-probs: call policy.score(forest, {{{name!r}}}) before pack")
+                    raise ValueError(
+                        f"node {node.id} has no {name!r} log-probs: call policy.score(forest, {{{name!r}}}) before pack"
+                    )
                 column[start:stop] = node.signals[name]
         return column
 
@@ -116,7 +127,9 @@ def pieces(leaves: Sequence[Node], budget: int) -> list[tuple[list[Node], int]]:
         line = leaf.line()
         path = sum(len(node.tokens) for node in line)
         if budget and path > budget:
-            raise ValueError(f"a path of {path} tokens does not fit in tokens_per_batch={budget}: raise it to at least {path}")
+            raise ValueError(
+                f"a path of {path} tokens does not fit in tokens_per_batch={budget}: raise it to at least {path}"
+            )
         shared = 0
         for ours, theirs in zip(line, before, strict=False):
             if ours is not theirs:
@@ -146,10 +159,19 @@ def shares(trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share:
     counts: list[dict[int, int]] = []
     for tree, credit in zip(trees, credits, strict=True):
         values = credit.token if credit.token is not None else credit.leaf
-        learned = {leaf.id: sum(len(n.tokens) for n in leaf.line() if n.author in term.authors) for leaf in tree.leaves() if values.get(leaf.id) is not None}
+        learned = {
+            leaf.id: sum(len(n.tokens) for n in leaf.line() if n.author in term.authors)
+            for leaf in tree.leaves()
+            if values.get(leaf.id) is not None
+        }
         counts.append({leaf: n for leaf, n in learned.items() if n})
-    parts = [fork_shares(tree, count) if share == "each_fork" else dict.fromkeys(count, 1.0) for tree, count in zip(trees, counts, strict=True)]
-    weights = term.normaliser([[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)])
+    parts = [
+        fork_shares(tree, count) if share == "each_fork" else dict.fromkeys(count, 1.0)
+        for tree, count in zip(trees, counts, strict=True)
+    ]
+    weights = term.normaliser(
+        [[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)]
+    )
     answer = []
     for credit, count, weight in zip(credits, counts, weights, strict=True):
         of_tree = {}
@@ -157,7 +179,9 @@ def shares(trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share:
             tokens = None if credit.token is None else np.asarray(credit.token[leaf], dtype=np.float64)
             if tokens is not None and len(tokens) != learned:
                 raise ValueError(f"leaf {leaf} has {learned} learned tokens but its credit holds {len(tokens)} values")
-            of_tree[leaf] = Share(w, learned, None if tokens is not None or credit.node is not None else credit.leaf[leaf], tokens)
+            of_tree[leaf] = Share(
+                w, learned, None if tokens is not None or credit.node is not None else credit.leaf[leaf], tokens
+            )
         answer.append(of_tree)
     return answer
 
@@ -178,7 +202,13 @@ def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
     return answer
 
 
-def pack(trees: Sequence[Tree], credits: Sequence[Sequence[Credits]], mix: Mix, tokens_per_batch: int = 0, dtype: torch.dtype = torch.float32) -> list[TreeBatch]:
+def pack(
+    trees: Sequence[Tree],
+    credits: Sequence[Sequence[Credits]],
+    mix: Mix,
+    tokens_per_batch: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> list[TreeBatch]:
     """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
 
     `credits` holds one Credits per term and tree. Denominators are those of all `trees`, so results do not depend on the cutting.
@@ -188,12 +218,22 @@ def pack(trees: Sequence[Tree], credits: Sequence[Sequence[Credits]], mix: Mix, 
     return [columns(row, terms, credits, mix, dtype) for row in lay_out(trees, keep, tokens_per_batch)]
 
 
-def columns(row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[Sequence[Credits]], mix: Mix, dtype: torch.dtype) -> TreeBatch:
+def columns(
+    row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[Sequence[Credits]], mix: Mix, dtype: torch.dtype
+) -> TreeBatch:
     """One row's TreeBatch: its layout, and every term's weights and credits folded down the paths of the row's own leaves."""
-    folded = [fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)]
-    token_columns = {name: torch.from_numpy(np.stack([f[name] for f in folded])) for name in ("weight", "leaves", "gain", "pain")}
-    leaf_columns = {name: torch.tensor(np.array([f[name] for f in folded]), dtype=dtype) for name in ("leaf_credit", "leaf_weight")}
-    signals = {name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns}
+    folded = [
+        fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)
+    ]
+    token_columns = {
+        name: torch.from_numpy(np.stack([f[name] for f in folded])) for name in ("weight", "leaves", "gain", "pain")
+    }
+    leaf_columns = {
+        name: torch.tensor(np.array([f[name] for f in folded]), dtype=dtype) for name in ("leaf_credit", "leaf_weight")
+    }
+    signals = {
+        name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
+    }
     return TreeBatch(
         token=torch.tensor(row.token, dtype=torch.long),
         position=torch.tensor(row.position, dtype=torch.long),
@@ -202,7 +242,7 @@ def columns(row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[
         author=torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64)),
         node=torch.from_numpy(row.spread(range(len(row.nodes)), np.int64)),
         leaf_token=torch.tensor([last for _, _, last in row.leaves], dtype=torch.long),
-        leaf_length=torch.tensor([len(leaf.response()) for _, leaf, _ in row.leaves], dtype=torch.long),
+        leaf_length=torch.tensor([response_length(leaf) for _, leaf, _ in row.leaves], dtype=torch.long),
         **{name: torch.from_numpy(row.sampled(name)).to(dtype) for name in SAMPLED},
         **{name: column.to(dtype) for name, column in token_columns.items()},
         **leaf_columns,
@@ -210,7 +250,14 @@ def columns(row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[
     )
 
 
-def fold_down(row: Layout, term: list[dict[int, Share]], credits: Sequence[Credits], authors: Sequence[Author]) -> dict[str, np.ndarray]:
+def response_length(leaf: Node) -> int:
+    """Response tokens on the path of a leaf."""
+    return sum(len(node.tokens) for node in leaf.line() if node.author is not Author.PROMPT)
+
+
+def fold_down(
+    row: Layout, term: list[dict[int, Share]], credits: Sequence[Credits], authors: Sequence[Author]
+) -> dict[str, np.ndarray]:
     """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
     where = {(tree, id(node)): index for index, (tree, node, _, _) in enumerate(row.nodes)}
     sums = {name: np.zeros(len(row.nodes)) for name in ("weight", "leaves", "gain", "pain")}

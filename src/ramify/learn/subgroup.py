@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,10 @@ class SubgroupMean:
     def of_tree(self, tree: Tree, leaves: Sequence[Node], deepest: int) -> list[float]:
         """The raw credit of each leaf."""
         below = members(leaves)
-        stats = {node: (len(group), math.fsum(rewards_of(group)) / len(group), self.flat(group)) for node, group in below.items()}
+        stats = {
+            node: (len(group), math.fsum(rewards_of(group)) / len(group), self.flat(group))
+            for node, group in below.items()
+        }
         answer = []
         for leaf in leaves:
             above = [stats[node.id] for node in levels(leaf, self.depth)[: max(deepest - 1, 0)]]
@@ -90,7 +94,11 @@ class SubgroupMean:
                 parts.insert(0, (size, mean if size > 1 else 0.0))
             weights = [float(size) if self.weighting == "group_size" else 1.0 for size, _ in parts]
             reward = leaf.reward or 0.0
-            answer.append(sum(w * (reward - mean) for w, (_, mean) in zip(weights, parts, strict=True)) / sum(weights) if parts else 0.0)
+            answer.append(
+                sum(w * (reward - mean) for w, (_, mean) in zip(weights, parts, strict=True)) / sum(weights)
+                if parts
+                else 0.0
+            )
         return answer
 
     @staticmethod
@@ -197,7 +205,7 @@ class SegmentZScore:
             token: dict[int, list[float] | None] = {}
             for leaf in leaves:
                 path = paths[leaf.id]
-                steps = [value[id(below)] - value[id(above)] for above, below in zip(path, path[1:], strict=False)]
+                steps = [value[id(below)] - value[id(above)] for above, below in itertools.pairwise(path)]
                 token[leaf.id] = on_grid(steps, self.segment, learned(leaf)).tolist()
             credits.append(Credits(token=token))
         return credits
@@ -226,5 +234,7 @@ def scored_among_siblings(top: Label, value: dict[int, float]) -> dict[int, floa
         deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in siblings) / len(siblings)) if siblings else 0.0
         for child in label.children:
             alone = len(siblings) == 1
-            answer[id(child)] = value[id(child)] if alone else (value[id(child)] - mean) / deviation if deviation > 1e-8 else 0.0
+            answer[id(child)] = (
+                value[id(child)] if alone else (value[id(child)] - mean) / deviation if deviation > 1e-8 else 0.0
+            )
     return answer

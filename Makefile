@@ -1,0 +1,58 @@
+# Set-up and daily work. Variables that you may set on the command line, as in `make install TORCH_INDEX=...`:
+#   PYTHON       the Python that makes .venv (3.11 or newer)
+#   INDEX        the package index; empty is pip's own default
+#   TORCH_INDEX  one more index for torch's build, such as https://download.pytorch.org/whl/cpu for the CPU build
+#   TORCH        the torch to install
+#   ARGS         more arguments for `quickstart` (field=value ...) and for the tests (pytest's)
+PYTHON ?= python3
+INDEX ?=
+TORCH_INDEX ?=
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+OUT ?= runs/quickstart
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--index-url $(INDEX))
+# With two threads that spin while they wait, a contended step is thirty times slower.
+THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-all lint bench clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@echo "Variables: PYTHON INDEX TORCH_INDEX TORCH OUT ARGS (see the head of the Makefile)"
+
+install: $(STAMP)  ## make .venv here and install everything into it, if anything changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ramify needs Python 3.11 or newer and '$(PYTHON)' is not: install one, or name it: make install PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu its package is separate: sudo apt-get install python3-venv" >&2; exit 1; }
+	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > .venv/constraints.txt
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) -c .venv/constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: install  ## teach a small model from scratch, then improve it by TreePO; at most 6 minutes on two cores
+	$(THREADS) $(BIN)/ramify train quickstart out=$(OUT) $(ARGS) --fresh
+
+test: install  ## the tests without the slow ones
+	$(THREADS) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: install  ## all tests
+	$(THREADS) $(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
+	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+clean:  ## remove .venv and what tools left; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

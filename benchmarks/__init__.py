@@ -1,0 +1,1 @@
+"""Benchmarks: one command a question; figures are recorded in RESULTS.md."""

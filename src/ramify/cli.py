@@ -1,0 +1,206 @@
+"""The command line: `ramify train`, eval, rollout, recipes, export, doctor. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
+Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
+ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
+RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
+OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
+Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain ...")]
+
+
+def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh: bool = False) -> int:
+    """Train by a recipe: a shipped one by name (see `ramify recipes`) or a Python file of your own.
+
+    Examples: `ramify train grpo model=Qwen/Qwen2.5-0.5B tasks.path=problems.jsonl steps=100 out=runs/mine`,
+    `ramify train quickstart branching.width=16 --fresh`. In a recipe of several stages a field is set in every stage that has it;
+    `sft.steps=300` sets it in the stage named sft.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a .py file with a function recipe().
+        overrides: any field of the recipe by its dotted path, for example branching.width=16.
+        resume: go on with the run in the out folder from its last checkpoint, bit for bit; begin it where there is none.
+        fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
+    """
+    from ramify.run.launch import launch
+
+    return launch(recipe, list(overrides), resume, fresh, Console())
+
+
+def eval_(
+    model: ModelPath,
+    tasks: Tasks,
+    samples: int = 4,
+    k: tuple[int, ...] = (),
+    temperature: float = 1.0,
+    greedy: bool = True,
+    limit: int | None = None,
+    max_tokens: int = 1024,
+    prompt_limit: int = 2048,
+    template: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    device: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Evaluate a model on problems: mean@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
+
+    Args:
+        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, or chain.
+        samples: attempts at each problem; 0 for greedy alone.
+        k: which pass@k are said, each at most samples; by default the powers of two up to samples.
+        temperature: of the attempts.
+        greedy: leave out the one greedy answer to each problem, with --no-greedy.
+        limit: problems of each task set; all by default.
+        max_tokens: the longest response.
+        prompt_limit: the longest prompt; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template.
+        system: system message of the chat template.
+        seed: the same seed gives the same answers on the same machine.
+        slots: rows decoded together.
+        device: cpu, cuda, cuda:1, or auto.
+        threads: of torch; all cores by default.
+        out: a JSON file for the result with every answer.
+    """
+    from ramify.run.bench import evaluate_model, open_bench
+
+    bench = open_bench(model, device, threads, slots, max_tokens)
+    prompts = {"template": template, "system": system, "limit": prompt_limit}
+    return evaluate_model(bench, tasks, prompts, samples, k, temperature, greedy, limit, seed, out, Console())
+
+
+def rollout(
+    model: ModelPath,
+    tasks: Tasks,
+    width: int = 8,
+    branching: int = 2,
+    depth: int = 8,
+    segment: int = 64,
+    star: bool = False,
+    temperature: float = 1.0,
+    limit: int = 1,
+    prompt_limit: int = 2048,
+    template: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    device: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Grow trees with a model, show or save them, and say what they cost.
+
+    Args:
+        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, or chain.
+        width: paths of a tree.
+        branching: branches of a path in each round.
+        depth: segments of a path, at most.
+        segment: tokens of a segment.
+        star: independent paths that share the prompt alone, in place of a tree.
+        temperature: of the sampling.
+        limit: problems of each task set.
+        prompt_limit: the longest prompt; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template.
+        system: system message of the chat template.
+        seed: the same seed gives the same trees on the same machine.
+        slots: rows decoded together.
+        device: cpu, cuda, cuda:1, or auto.
+        threads: of torch; all cores by default.
+        out: a file for the trees, one JSON line each; they are not shown then.
+    """
+    from ramify.grow.branching import Star
+    from ramify.grow.segments import Segments
+    from ramify.run.bench import grow_trees, open_bench
+
+    rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
+    bench = open_bench(model, device, threads, slots, depth * segment)
+    prompts = {"template": template, "system": system, "limit": prompt_limit}
+    return grow_trees(bench, tasks, prompts, rule, temperature, limit, seed, out, Console())
+
+
+def recipes() -> int:
+    """List the shipped recipes."""
+    from rich.table import Table
+
+    from ramify.run.find import shipped
+
+    table = Table(box=None, show_header=False)
+    for name, about in shipped().items():
+        table.add_row(f"[bold]{name}[/bold]", about)
+    console = Console()
+    console.print(table)
+    console.print("\nramify train NAME, or the path of a Python file with a function recipe(); any field can be set, steps=10 for example.")
+    return 0
+
+
+def export(run: RunFolder, out: OutFolder, which: Literal["last", "best"] = "last") -> int:
+    """Write the model of a run as a plain Hugging Face folder that AutoModelForCausalLM.from_pretrained loads.
+
+    Args:
+        run: the folder of a run; of a run of several stages, its last finished stage is taken.
+        out: the new folder.
+        which: the last checkpoint, or the one with the best evaluation.
+    """
+    from ramify.run.bench import export_model
+
+    step = export_model(run, out, which)
+    Console().print(f"step {step} of {run} is now in {out}", markup=False, highlight=False)
+    return 0
+
+
+def doctor() -> int:
+    """Say what is installed, which device there is, what is missing and how to get it."""
+    from rich.table import Table
+
+    from ramify.run.doctor import machine, packages
+
+    console, table = Console(), Table(box=None, show_header=False)
+    for name, found, remedy in packages():
+        color = "red" if found == "missing" else "yellow" if found == "not installed" else "green"
+        table.add_row(name, f"[{color}]{found}[/{color}]", remedy.replace("[", "\\["))
+    for name, found in machine():
+        table.add_row(name, found, "")
+    console.print(table)
+    return int(any(found == "missing" for _, found, _ in packages()))
+
+
+COMMANDS: dict[str, Any] = {"train": train, "eval": eval_, "rollout": rollout, "recipes": recipes, "export": export, "doctor": doctor}
+ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; an error of the user's is one sentence and exit status 2."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it starts; busy waiting slows shared cores down tenfold
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        status: Any = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ramify", description=ABOUT, args=argv, config=(FlagCreatePairsOff,))
+        sys.exit(int(status or 0))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        print(f"ramify: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where tokens come from: prefixes in, tokens out, never trees."""

@@ -1,0 +1,135 @@
+"""Keys and values of the active rows, and what attention needs to know of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROUND = 32  # lengths are rounded up to a multiple of this, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What one token costs to remember."""
+
+    layers: int
+    heads: int  # key and value heads
+    dim: int  # of one head
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of one token over all layers."""
+        return self.layers * 2 * self.heads * self.dim * self.dtype.itemsize
+
+
+def rounded(length: int) -> int:
+    """`length` rounded up to a multiple of ROUND."""
+    return -(-length // ROUND) * ROUND
+
+
+class Slots:
+    """KV of `rows` sequences of up to `capacity` tokens: store [layers, 2, rows, heads, capacity, dim]."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._adopt(self._empty(0, 0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.rows * self.capacity * self.geometry.token_bytes
+
+    def resize(self, rows: int, capacity: int, keep: int) -> None:
+        """Make room for `rows` sequences of `capacity` tokens; the first `keep` rows survive."""
+        if (rows, capacity) == (self.rows, self.capacity):
+            return
+        old, held = self.store, self.capacity
+        if not keep:
+            self.drop()
+            del old  # before the new one is made: both at once may not fit
+        store = self._empty(rows, capacity)
+        if keep:
+            store[:, :, :keep, :, :held] = old[:, :, :keep]
+        self._adopt(store)
+
+    def _empty(self, rows: int, capacity: int) -> Tensor:
+        g = self.geometry  # zeros, not empty: masked positions are multiplied by 0, and 0 x NaN is NaN
+        return torch.zeros(g.layers, 2, rows, g.heads, capacity, g.dim, dtype=g.dtype, device=g.device)
+
+    def _adopt(self, store: Tensor) -> None:
+        self.store = store
+        self.rows, self.capacity = store.shape[2], store.shape[4]
+        self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
+
+    def put(self, row: int, at: int, chunk: Tensor, n: int) -> None:
+        """Write the first `n` tokens of a chunk [layers, 2, heads, >= n, dim] to positions [at, at + n) of a row."""
+        self.store[:, :, row, :, at : at + n] = chunk[:, :, :, :n]
+
+    def get(self, row: int, start: int, stop: int) -> Tensor:
+        """A copy of positions [start, stop) of a row: [layers, 2, heads, stop - start, dim]."""
+        return self.store[:, :, row, :, start:stop].clone()
+
+    def move(self, source: int, target: int, n: int) -> None:
+        """Copy the first `n` positions of one row over another."""
+        self.store[:, :, target, :, :n] = self.store[:, :, source, :, :n]
+
+
+class Reach:
+    """One forward pass over the slots: where its tokens are written, and what each may look at.
+
+    positions [B, n] long on the device, 0-based, with n tokens a row; `rows` [B] the slots they belong to, None for slots 0..B-1;
+    `length` >= the highest position + 1; `valid` [B, n] bool marks real tokens, None when all are.
+    """
+
+    def __init__(
+        self, slots: Slots, positions: Tensor, length: int, rows: Tensor | None = None, valid: Tensor | None = None
+    ) -> None:
+        g, (b, n) = slots.geometry, positions.shape
+        self.slots, self.rows, self.n = slots, rows, n
+        self.sliding: int | None = None
+        owner = torch.arange(b, device=positions.device) if rows is None else rows
+        heads = torch.arange(g.heads, device=positions.device)
+        index = ((owner[:, None] * g.heads + heads)[:, None] * slots.capacity) + positions[:, :, None]  # [B, n, heads]
+        self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
+        if self.chosen is not None:
+            index = index.flatten(0, 1)[self.chosen]
+        self.index = index.flatten()
+        visible = torch.arange(length, device=positions.device) <= positions[:, :, None]  # [B, n, length]
+        bias = torch.zeros((), dtype=g.dtype, device=positions.device).where(visible, float("-inf"))
+        self.bias = bias[:, None]  # [B, 1, n, length], added to the scores
+        if rows is None:
+            self.views = slots.store[:, :, :b, :, :length].flatten(0, 1).unbind(0)
+        else:
+            self.views = slots.store[:, :, :, :, :length].flatten(0, 1).unbind(0)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Remember key and value [B, heads, n, dim] of one layer."""
+        for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
+            source = part.transpose(1, 2).flatten(0, 1)  # [B x n, heads, dim]
+            if self.chosen is not None:
+                source = source[self.chosen]
+            flat.index_copy_(0, self.index, source.reshape(-1, source.shape[-1]))
+
+    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """query [B, query heads, n, dim] over all that is written and visible -> [B, query heads, n, dim].
+
+        With one token a row, the query heads of a group are folded into the query dimension: keys and values are read once.
+        """
+        key, value = self.views[2 * layer], self.views[2 * layer + 1]
+        if self.rows is not None:
+            key, value = key[self.rows], value[self.rows]
+        if self.n > 1:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias, scale=scale, enable_gqa=True)
+        b, heads, _, dim = query.shape
+        folded = query.reshape(b, key.shape[1], -1, dim)
+        mask = self.bias.expand(b, 1, folded.shape[2], self.bias.shape[3])
+        return F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale).view(b, heads, 1, dim)

@@ -1,0 +1,196 @@
+"""The local engine: torch on CPU or one GPU, reading the trainer's own weights."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ramify.engine.decode import Decoder, Ticket
+from ramify.engine.engine import Request, Segment
+from ramify.engine.forward import Forward, ModelForward, verify
+from ramify.engine.fused import recognise
+
+QUIET = 8  # turns of the event loop without a new request before the next step
+
+
+class LocalEngine:
+    """Samples from a Hugging Face causal LM by continuous batching, with KV shared along prefixes.
+
+    `model`: on one device; its parameters are read in place, so an optimizer step is seen at once: call `load` after it, since
+    the KV of the old weights must go. `slots`: rows that decode together. `memory`: bytes of KV, for the active rows and for what is
+    remembered of finished ones; the least recently used goes first and is prefilled again when needed. `copy_dtype`: sample from a
+    copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
+    the weights of Llama-like models without transformers' per-module overhead where that passes the self-check.
+
+    Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
+    and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
+    adapters are in place.
+
+    Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread
+    count and memory, run after run, counted from a `load` or `release`: nothing depends on the clock. (2) A request's random numbers are a function of its
+    seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only within float
+    tolerance. (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: int = 64,
+        memory: int = 2**30,
+        copy_dtype: torch.dtype | None = None,
+        fast: bool = True,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        self.model, self.copy_dtype = model, copy_dtype
+        self._copy: nn.Module | None = None
+        if copy_dtype is not None:
+            self._copy = _narrow(model, copy_dtype)
+        reference = ModelForward(self._copy or model)
+        verify(reference, reference)
+        self.forward: Forward = (_fast(reference) if fast else None) or reference
+        vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
+        self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._driver: asyncio.Task[None] | None = None
+        self._gate: asyncio.Future[None] | None = None  # held while `load` waits
+        self._arrivals = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+        return self._decoder.version
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Since construction: tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the
+        former that had been dropped; decode `steps`, `row_steps` the rows in them. Every prefix runs at least its last token."""
+        return self._decoder.counters
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of prefix and continuation together."""
+        return self._decoder.limit
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of the low-precision copy of the weights; 0 when the trainer's own are read."""
+        return sum(p.nbytes for p in self._copy.parameters()) if self._copy is not None else 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
+        return self._decoder.slots.nbytes + self._decoder.trie.used
+
+    async def sample(self, request: Request) -> Segment:
+        """Sample one continuation; many at once share each decode step.
+
+        Raises ValueError for an empty prefix, an unknown token, a text beyond the model's positions, or a text that `memory` cannot hold.
+        """
+        self._decoder.check(request)
+        loop = self._attach()
+        while self._gate is not None:
+            await self._gate
+        future: asyncio.Future[Segment] = loop.create_future()
+        self._decoder.waiting.append(Ticket(request, future))
+        self._arrivals += 1
+        if self._driver is None or self._driver.done():
+            self._driver = loop.create_task(self._drive())
+        return await future
+
+    async def load(self, weights: Any, version: int) -> None:
+        """Take new weights once requests in flight have finished; requests made meanwhile wait for them.
+
+        `weights`: None when the trainer changed the model in place, else a state dict for it. All KV is dropped and the low-precision
+        copy renewed.
+        """
+        if weights is not None and not isinstance(weights, Mapping):
+            raise TypeError(f"weights must be None (shared with the trainer) or a state dict, got {type(weights).__name__}")
+        loop = self._attach()
+        while self._gate is not None:
+            await self._gate
+        self._gate = loop.create_future()
+        try:
+            while self._driver is not None and not self._driver.done():
+                await asyncio.wait({self._driver})
+            self._take(weights)
+            self._decoder.version = version
+        finally:
+            gate, self._gate = self._gate, None
+            gate.set_result(None)
+
+    def release(self) -> None:
+        """Drop all KV and give its memory back, say before a training step on a GPU; raises RuntimeError while requests are in flight."""
+        if self._decoder.rows or self._decoder.waiting:
+            raise RuntimeError("requests are in flight: await them before releasing the KV memory")
+        self._decoder.release()
+
+    def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        if self._copy is not None:
+            with torch.no_grad():
+                for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
+                    mine.copy_(theirs)
+        self.forward.refresh()
+        self._decoder.forget()
+
+    def _attach(self) -> asyncio.AbstractEventLoop:
+        """The running loop; whatever an earlier, closed one left behind is dropped."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._decoder.waiting.clear()
+            self._decoder.rows.clear()
+            self._loop, self._driver, self._gate = loop, None, None
+        return loop
+
+    async def _drive(self) -> None:
+        """Steps until there is nothing to do; a failure reaches all who wait."""
+        decoder = self._decoder
+        try:
+            finished = 1
+            while True:
+                await self._settle(finished)
+                decoder.admit()
+                if not decoder.rows:
+                    return
+                finished = decoder.step()
+        except Exception as error:
+            decoder.fail(error)
+        except BaseException:
+            decoder.fail(None)
+            raise
+
+    async def _settle(self, finished: int) -> None:
+        """Let coroutines that a finished segment woke make their next requests: counted in turns of the loop, not in time."""
+        quiet = 0 if finished else QUIET - 1
+        while quiet < QUIET:
+            before = self._arrivals
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._arrivals == before else 0
+
+
+def _fast(reference: ModelForward) -> Forward | None:
+    """The fused forward where the architecture is known and the self-check agrees."""
+    fused = recognise(reference)
+    if fused is None:
+        return None
+    try:
+        verify(fused, reference)
+    except ValueError:  # same names, other arithmetic: the model's own forward is right
+        return None
+    return fused
+
+
+def _narrow(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model with its parameters in `dtype`; buffers (rotary frequencies) keep their precision."""
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return twin

@@ -1,0 +1,217 @@
+"""Growing trees: rounds of buds, requests, new nodes; then grading. Every tree goes at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from ramify.core.task import Path, Reward, Task
+from ramify.core.tree import Author, Node, Tree
+from ramify.engine.engine import Engine, Request, Sampling
+from ramify.grow.branching import Branching, Bud, depth, paths
+from ramify.grow.pruning import Pruning
+from ramify.grow.stop import Decode, Stop
+
+OnTree = Callable[[Tree], Awaitable[None] | None]
+Rewards = Sequence[tuple[Reward, float, str]]
+"""(reward, weight in the total, name of its part in the verdict) of each."""
+
+
+class RewardError(ValueError):
+    """A reward raised, or returned what is no reward; names the reward, the task and the remedy."""
+
+
+async def grow_forest(
+    trees: Sequence[Tree],
+    engine: Engine,
+    branching: Branching,
+    sampling: Sampling,
+    stop: Stop,
+    pruning: Sequence[Pruning] = (),
+    on_tree: OnTree | None = None,
+) -> list[Tree]:
+    """Grow trees concurrently, none waiting for another; `on_tree` (grading, say) is awaited as each of them is done."""
+
+    async def one(tree: Tree) -> Tree:
+        await grow_tree(tree, engine, branching, sampling, stop, pruning)
+        answer = on_tree(tree) if on_tree is not None else None
+        if answer is not None:
+            await answer
+        return tree
+
+    return await together(one(tree) for tree in trees)
+
+
+async def grow_tree(
+    tree: Tree, engine: Engine, branching: Branching, sampling: Sampling, stop: Stop, pruning: Sequence[Pruning] = ()
+) -> Tree:
+    """Grow a tree until `branching` has no more buds; paths that still live then end by length."""
+    while await grow_round(tree, engine, branching, sampling, stop, pruning):
+        pass
+    for leaf in paths(tree):
+        leaf.finish = leaf.finish or "length"
+    return tree
+
+
+async def grow_round(
+    tree: Tree, engine: Engine, branching: Branching, sampling: Sampling, stop: Stop, pruning: Sequence[Pruning] = ()
+) -> bool:
+    """One round: buds, their segments sampled concurrently, new nodes filled, then pruned; False when there is no bud."""
+    buds = branching(tree)
+    if not buds:
+        return False
+    tree.fresh = tree.serial
+    nodes = [graft(tree, bud) for bud in buds]
+    tree.rounds += 1
+    await together(fill(tree, node, bud, engine, sampling, stop) for node, bud in zip(nodes, buds, strict=True))
+    for rule in pruning:
+        for node in rule(tree):
+            for leaf in node.leaves():
+                if leaf.author is Author.POLICY:
+                    leaf.finish = "pruned"
+    return True
+
+
+def graft(tree: Tree, bud: Bud) -> Node:
+    """The empty living node of a bud, the path above it brought to the bud's count of levels.
+
+    TreePO counts ceil(cut / segment) levels above a fallback cut. A cut in a segment that itself began off the grid can
+    have one more by Tree.cut; it goes to the rest of that segment, so existing paths keep theirs.
+    """
+    node = tree.graft(bud.node, bud.drop, bud.why)
+    above = node.parent
+    if bud.levels is None or above is None:
+        return node
+    surplus = depth(above) - bud.levels
+    rest = [child for child in above.children if child is not node]
+    if 0 < surplus <= above.levels and len(rest) == 1:
+        above.levels -= surplus
+        rest[0].levels += surplus
+        surplus = 0
+    if surplus:
+        raise ValueError(
+            f"a bud asks for {bud.levels} levels above it where its path has {depth(above)}: leave levels out"
+        )
+    return node
+
+
+async def fill(tree: Tree, node: Node, bud: Bud, engine: Engine, sampling: Sampling, stop: Stop) -> None:
+    """Sample the segment of an empty node and write it down; a path without room left ends by length."""
+    response = node.response()
+    most = min(bud.max_tokens or sampling.max_tokens, stop.max_tokens - len(response))
+    if most < 1:
+        node.finish = "length"
+        return
+    until = partial(stop, response, most=most)
+    request = Request(tuple(node.prefix()), replace(sampling, max_tokens=most), until, seed_of(tree, node))
+    segment = await engine.sample(request)
+    node.tokens, node.logprobs, node.kept = segment.tokens, segment.logprobs, segment.kept
+    node.entropy, node.temperature, node.version = segment.entropy, segment.temperature, segment.version
+    node.finish = segment.finish
+    if node.finish is None and len(node.tokens) < most:  # the engine ran out of context
+        node.finish = "length"
+
+
+def seed_of(tree: Tree, node: Node) -> int:
+    """63 bits from the run's seed, the task, its visit and the bud: never from the order of arrival."""
+    name = f"{tree.seed}/{tree.task.id}/{tree.visit}/{node.id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def demonstrate(tree: Tree, n: int, limit: int | None = None) -> list[Node]:
+    """Graft the first `n` demonstrations of the task as expert leaves with reward 1; fewer where the task has fewer.
+
+    One above `limit` tokens is cut there and ends by length. Raises ValueError for a demonstration without tokens.
+    """
+    if n < 0 or (limit is not None and limit < 1):
+        raise ValueError(f"demonstrate wants n >= 0 and a limit of at least 1 token, got n={n} and limit={limit}")
+    leaves = []
+    for tokens in tree.task.demonstrations[:n]:
+        if not tokens:
+            raise ValueError(f"task {tree.task.id!r} has an empty demonstration: give it text, or leave it out")
+        finish = "eos" if limit is None or len(tokens) <= limit else "length"
+        fields = {"finish": finish, "reward": 1.0, "why": "demonstration"}
+        leaves.append(tree.add(tree.root, list(tokens[:limit]), Author.EXPERT, **fields))
+    return leaves
+
+
+async def grade(tree: Tree, rewards: Rewards, decode: Decode, filter_overlong: bool = False) -> Tree:
+    """Give every ended policy path that was not pruned its reward (the weighted total) and its verdict.
+
+    The verdict holds each reward's value by name, `correct` and `answer` from the first reward that tells them, and any
+    other part as NAME/PART. Rewards run concurrently, plain functions in threads. With `filter_overlong` a path that ended
+    by length has a verdict but no reward: it is in no mean and no gradient. Raises RewardError.
+    """
+    leaves = [leaf for leaf in paths(tree) if leaf.finish is not None and leaf.finish != "pruned"]
+    if leaves and not rewards:
+        raise ValueError("sampled paths cannot be graded without a reward: give at least one")
+    given = [(tuple(leaf.response()), leaf) for leaf in leaves]
+    ways = [Path(decode(list(tokens)), tokens, leaf.finish) for tokens, leaf in given]
+    answers = await together(judge(tree, way, reward, name) for way in ways for reward, _, name in rewards)
+    for i, leaf in enumerate(leaves):
+        total = 0.0
+        leaf.verdict = {}
+        for (_, weight, name), parts in zip(rewards, answers[i * len(rewards) : (i + 1) * len(rewards)], strict=True):
+            total += weight * parts["reward"]
+            leaf.verdict[name] = parts["reward"]
+            for key, value in parts.items():
+                if key != "reward":
+                    leaf.verdict.setdefault(key if key in ("correct", "answer") else f"{name}/{key}", value)
+        leaf.reward = None if filter_overlong and leaf.finish == "length" else total
+    return tree
+
+
+async def judge(tree: Tree, path: Path, reward: Reward, name: str) -> dict[str, Any]:
+    """What one reward says of one path: plain numbers and strings by part, `reward` a finite float."""
+    where = f"reward {name!r} on task {tree.task.id!r}"
+    try:
+        said = await ask(reward, tree.task, path)
+    except Exception as error:
+        remedy = "let it return a number for any text a model may write"
+        raise RewardError(f"{where} raised {type(error).__name__}: {error}; {remedy}") from error
+    parts = said if isinstance(said, dict) else {"reward": said}
+    if not isinstance(parts.get("reward"), Real) or not math.isfinite(float(parts["reward"])):
+        raise RewardError(f"{where} returned {said!r}: it must return a finite number, or a dict with one as 'reward'")
+    for key, value in parts.items():
+        if not isinstance(key, str) or not isinstance(value, Real | str):
+            raise RewardError(
+                f"{where} returned {value!r} as {key!r}: the parts of a reward are numbers or strings by name"
+            )
+    return {key: value if isinstance(value, str) else float(value) for key, value in parts.items()}
+
+
+async def ask(reward: Reward, task: Task, path: Path) -> Any:
+    """Call a reward: coroutines in this loop, plain functions in a thread so that they never hold up the sampling."""
+    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+        said: Any = reward(task, path)
+    else:
+        said, error = await asyncio.to_thread(caught, reward, task, path)
+        if error is not None:
+            raise error
+    return await said if inspect.isawaitable(said) else said
+
+
+def caught(reward: Reward, task: Task, path: Path) -> tuple[Any, Exception | None]:
+    """The answer or the error of a call: a StopIteration must not reach a future, it would hang there."""
+    try:
+        return reward(task, path), None
+    except Exception as error:
+        return None, error
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """All results in order; the first failure stops the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

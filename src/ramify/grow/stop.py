@@ -1,0 +1,176 @@
+"""When a text ends: EOS, a complete boxed answer, the length limit, repetition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+BOX = "\\boxed"
+BOX_REACH = 16  # characters before its brace in which the command and some spaces fit
+
+Decode = Callable[[list[int]], str]
+"""Token ids -> text."""
+
+Answer = Callable[[list[int], list[int], Decode, bool], bool]
+"""(response before this segment, its tokens so far, decode, whether EOS just came) -> whether the answer is complete."""
+
+
+@dataclass(frozen=True)
+class BoxedAnswer:
+    """A complete `\\boxed{...}`, with any nesting of braces; escaped braces do not count.
+
+    Seen at the token that closes it, also where it began in an earlier segment; a box of more than `window` tokens is not.
+    With `and_eos` the text goes on to EOS, and ends as an answer where there is a box anywhere in it.
+    """
+
+    and_eos: bool = False
+    window: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"BoxedAnswer's window must be at least 1 token, got {self.window}")
+
+    def __call__(self, response: list[int], new: list[int], decode: Decode, ended: bool) -> bool:
+        if self.and_eos:
+            return ended and has_box(decode(response + new))
+        closing = braces_in(decode, new[-1])
+        return closing > 0 and self.closes(response, new, decode, closing)
+
+    def closes(self, response: list[int], new: list[int], decode: Decode, closing: int) -> bool:
+        """Whether one of the last `closing` braces completes a box; decodes no further back than it must."""
+        size = 32
+        while True:
+            take = min(size, self.window)
+            tail = new[-take:] if len(new) >= take else response[max(len(response) - take + len(new), 0) :] + new
+            boxed, whole = closed_box(decode(tail), closing)
+            if boxed or whole or take == self.window or len(tail) == len(response) + len(new):
+                return boxed
+            size *= 2
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Some substring of `width` characters occurs at least `times` times in a segment's text, overlaps counted.
+
+    Tested at the end of a segment, as TreePO does, and with `every` > 0 each `every` tokens, on the segment's last `window`
+    tokens. `first`: it goes before an answer, EOS or length that comes at the same token.
+    """
+
+    width: int = 32
+    times: int = 8
+    every: int = 0
+    window: int = 512
+    first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.times < 2 or self.every < 0 or self.window < 1:
+            raise ValueError(f"{self}: width and window must be at least 1, times at least 2, every at least 0")
+
+    def __call__(self, new: list[int], decode: Decode) -> bool:
+        return repeats(decode(new[-self.window :]), self.width, self.times)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Says after every token why the text ends there, or None: an answer, EOS, the length, repetition, in this order.
+
+    `max_tokens` is the longest response over all its segments; an empty `eos` never ends a text. `decode` is wanted by
+    `answer` and `repetition` alone.
+    """
+
+    eos: tuple[int, ...]
+    max_tokens: int
+    decode: Decode | None = None
+    answer: Answer | None = None
+    repetition: Repeats | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"a response has at least 1 token, got max_tokens={self.max_tokens}")
+        if any(not isinstance(token, int) for token in self.eos):
+            raise ValueError(f"eos is a tuple of token ids, got {self.eos!r}")
+        if self.decode is None and (self.answer is not None or self.repetition is not None):
+            raise ValueError("stopping at answers or repetition reads text: pass decode=tokenizer.decode to Stop")
+
+    def __call__(self, response: list[int], new: list[int], most: int | None = None) -> str | None:
+        """Why the text ends after `new`, or None; `response` came before this segment, which may have `most` tokens."""
+        why = self.plain(response, new)
+        rule = self.repetition
+        if rule is None or self.decode is None or (why is not None and not rule.first):
+            return why
+        due = why is not None or len(new) == most or (rule.every > 0 and len(new) % rule.every == 0)
+        return "repetition" if due and rule(new, self.decode) else why
+
+    def plain(self, response: list[int], new: list[int]) -> str | None:
+        """Answer, EOS or length."""
+        ended = new[-1] in self.eos
+        if self.answer is not None and self.decode is not None and self.answer(response, new, self.decode, ended):
+            return "answer"
+        if ended:
+            return "eos"
+        return "length" if len(response) + len(new) >= self.max_tokens else None
+
+
+@lru_cache(maxsize=1 << 18)
+def braces_in(decode: Decode, token: int) -> int:
+    """Closing braces in the text of one token; remembered, since it is asked at every token."""
+    return decode([token]).count("}")
+
+
+def closed_box(text: str, closing: int) -> tuple[bool, bool]:
+    """(whether one of the last `closing` braces completes a box, whether the text reaches back far enough to tell)."""
+    marks = braces(text)
+    ends = [i for i, at in enumerate(marks) if text[at] == "}"][-closing:] if closing else []
+    whole = True
+    for end in ends:
+        start = opening(text, marks, end)
+        if start is None or start < BOX_REACH:
+            whole = False
+        if start is not None and boxed_at(text, start):
+            return True, True
+    return False, whole
+
+
+def boxed_at(text: str, brace: int) -> bool:
+    """Whether the brace at a place opens a box."""
+    return text[max(brace - BOX_REACH, 0) : brace].rstrip().endswith(BOX)
+
+
+def braces(text: str) -> list[int]:
+    """Places of the braces that are not escaped by an odd number of backslashes."""
+    found, slashes = [], 0
+    for place, letter in enumerate(text):
+        if letter in "{}" and slashes % 2 == 0:
+            found.append(place)
+        slashes = slashes + 1 if letter == "\\" else 0
+    return found
+
+
+def opening(text: str, marks: Sequence[int], end: int) -> int | None:
+    """Place of the brace that the closing brace number `end` closes; None where it is not in this text."""
+    open_braces = 0
+    for i in range(end, -1, -1):
+        open_braces += 1 if text[marks[i]] == "}" else -1
+        if open_braces == 0:
+            return marks[i]
+    return None
+
+
+def has_box(text: str) -> bool:
+    """Whether there is a complete box anywhere in a text."""
+    stack: list[int] = []
+    for place in braces(text):
+        if text[place] == "{":
+            stack.append(place)
+        elif stack and boxed_at(text, stack.pop()):
+            return True
+    return False
+
+
+def repeats(items: str | tuple[int, ...], width: int, times: int) -> bool:
+    """Whether some run of `width` items (characters, tokens) occurs at least `times` times, overlaps counted."""
+    if len(items) < width + times - 1:
+        return False
+    return max(Counter(items[i : i + width] for i in range(len(items) - width + 1)).values()) >= times

@@ -1,0 +1,70 @@
+"""From hidden states to log-probs, a chunk of targets at a time, so that no T x V logits ever exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+SMALL = 2**23  # logits that may be kept for the backward pass; above it each chunk is computed again there
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer of a causal LM and what its model does to the logits."""
+
+    linear: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+    chunk: int = 1024  # targets whose logits exist at once
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, d] -> [N, V], float32 or float64."""
+        logits = self.linear(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def __call__(self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden [N, d] that predict token [N] -> tempered, plain, entropy [N]; tempered is plain where `temperature` is None."""
+        parts = []
+        for at in range(0, len(token), self.chunk):
+            part = slice(at, at + self.chunk)
+            arguments = (hidden[part], token[part], None if temperature is None else temperature[part], entropy_grad)
+            if torch.is_grad_enabled() and len(token) * self._width() > SMALL:
+                parts.append(checkpoint(self._some, *arguments, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(self._some(*arguments))
+        tempered, plain, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        return plain if temperature is None else tempered, plain, entropy
+
+    def _width(self) -> int:
+        return int(getattr(self.linear, "out_features", 0) or next(self.linear.parameters()).shape[0])
+
+    def _some(self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.logits(hidden)
+        every = logits.log_softmax(-1)
+        plain = every.gather(1, token[:, None])[:, 0]
+        tempered = plain
+        if temperature is not None:
+            heat = temperature[:, None].to(logits.dtype)
+            tempered = (logits / heat).log_softmax(-1).gather(1, token[:, None])[:, 0]
+        known = every if entropy_grad else every.detach()
+        return tempered, plain, -(known.exp() * known).sum(-1)
+
+
+def head_of(model: Any, chunk: int) -> Head:
+    """The head of a transformers causal LM, with the scaling and capping that its config names.
+
+    Raises ValueError for a model without an output layer.
+    """
+    linear = model.get_output_embeddings()
+    if linear is None:
+        raise ValueError(f"{type(model).__name__} has no output layer to read log-probs from: load it with AutoModelForCausalLM")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return Head(linear, scale, getattr(config, "final_logit_softcapping", None), chunk)

@@ -1,0 +1,146 @@
+"""Where a model and its tokenizer come from: a folder, the hub, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A causal LM from a local folder or by its name on the hub.
+
+    Raises FileNotFoundError or ValueError, naming the file and the remedy, where something is missing.
+    """
+
+    path: str
+    dtype: Dtype = "float32"  # of the weights that are trained; "auto" keeps that of the files
+    revision: str | None = None  # of the hub
+    trust_remote_code: bool = False  # run Python code that comes with the model: only for authors you trust
+
+    def __call__(self) -> tuple[Any, Any]:
+        """(model, tokenizer); the tokenizer pads with EOS where it has no padding token."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        name = str(Path(self.path).expanduser()) if looks_local(self.path) else self.path
+        if looks_local(self.path) or Path(name).is_dir():
+            examine(Path(name))
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        quiet = logging.get_verbosity()
+        try:
+            logging.set_verbosity_error()
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"cannot load the model {self.path!r}: {sentence(error)}") from error
+        finally:
+            logging.set_verbosity(quiet)
+        return model.eval(), with_ends(tokenizer, self.path)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a name is meant as a folder: hub names have one slash at most and begin with a letter."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/") or "\\" in path
+
+
+def examine(folder: Path) -> None:
+    """Raise FileNotFoundError where a model folder lacks what it needs."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder}: check the path, or give the name of a model on the hub (Qwen/Qwen3-0.6B)")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: give the folder that save_pretrained wrote")
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        raise FileNotFoundError(f"the model folder {folder} holds no weights (*.safetensors): download or copy them too")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise FileNotFoundError(f"the model folder {folder} holds no tokenizer (tokenizer.json): save it there with tokenizer.save_pretrained")
+
+
+def sentence(error: Exception) -> str:
+    """The first line of a library's error, without its traceback."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def with_ends(tokenizer: Any, path: str) -> Any:
+    """The tokenizer with a padding token; ValueError where it has no EOS token, without which no answer ever ends."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {path!r} has no EOS token, so no answer would ever end: set one and save it, "
+            'tokenizer.add_special_tokens({"eos_token": "<eos>"}); tokenizer.save_pretrained(...)'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A small Qwen2 with seeded random weights, and a tokenizer that has one token for every character of `alphabet`.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+
+    alphabet: str
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int | None = None  # width of the feed-forward layers; None takes 4 x hidden
+    max_positions: int = 1024
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.alphabet:
+            raise ValueError("Scratch needs an alphabet: the characters that problems and answers are written in")
+        if min(self.hidden, self.layers, self.heads, self.kv_heads, self.max_positions) < 1:
+            raise ValueError(f"the sizes of {self} must be at least 1")
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(f"hidden={self.hidden} must be an even multiple of heads={self.heads}, for rotary positions")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+
+    def __call__(self) -> tuple[Any, Any]:
+        """(model, tokenizer), the same ones for the same fields."""
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        tokenizer = characters(self.alphabet)
+        config = Qwen2Config(
+            vocab_size=len(tokenizer), hidden_size=self.hidden, intermediate_size=self.intermediate or 4 * self.hidden,
+            num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
+            max_position_embeddings=self.max_positions, tie_word_embeddings=False, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = Qwen2ForCausalLM(config)
+        return model.to(getattr(torch, self.dtype)).eval(), tokenizer
+
+
+def characters(alphabet: str) -> Any:
+    """A fast tokenizer with <pad>, <eos>, <unk> and one token a character; decoding gives back every text over the alphabet.
+
+    It spells characters by their bytes, as Qwen2's own does: AutoTokenizer reads the tokenizer of any Qwen2 folder as Qwen2Tokenizer,
+    whatever class the folder names, and would drop the spaces and newlines of another kind. Beyond ASCII a character is several bytes,
+    merged to one token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelled = [split.pre_tokenize_str(character)[0][0] for character in sorted(set(alphabet))]
+    merges = [(word[:n], word[n]) for word in spelled for n in range(1, len(word))]
+    tokens = ["<pad>", "<eos>", "<unk>", *spelled, *(part for merge in merges for part in merge)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges)), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )

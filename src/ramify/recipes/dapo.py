@@ -1,0 +1,36 @@
+"""DAPO (arXiv 2503.14476): GRPO with clip-higher, token-level loss, dynamic sampling and a soft over-long penalty."""
+
+from ramify.learn.model import Pretrained
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
+
+from ramify.grow.branching import Star
+from ramify.grow.schedule import Dynamic
+from ramify.learn.advantage import GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import DualClip
+from ramify.learn.mix import Mix, Term, TokenMean
+from ramify.learn.reference import Behavior
+from ramify.run.recipe import AdamW, Run, Weighted
+from ramify.tasks.rewards import Overlong
+
+
+def recipe() -> Run:
+    """Published: 512 prompts x 16 paths, 16 updates a step, clip 0.2/0.28, response 16384 + 4096 buffer; here for Qwen2.5-Math's context."""
+    return Run(
+        name="dapo",
+        model=Pretrained("Qwen/Qwen2.5-Math-7B"),
+        tasks=File("problems.jsonl"),
+        rewards=(Weighted(Boxed(correct=1.0, wrong=-1.0)), Weighted(Overlong(limit=3072, buffer=512))),
+        prompt_limit=1024,
+        response_limit=3072,
+        branching=Star(16),
+        schedule=Dynamic(512, draws=3),
+        mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 10.0), Behavior(), GroupMean(std=True)), normaliser=TokenMean()),)),
+        steps=500,
+        minibatches=16,
+        tokens_per_batch=16384,
+        optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
+        autocast=True,
+        activation_checkpointing=True,
+    )

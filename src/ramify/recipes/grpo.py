@@ -1,0 +1,38 @@
+"""GRPO (arXiv 2402.03300): a star of independent paths, credit against the group's mean and deviation, a clipped ratio."""
+
+from ramify.learn.model import Pretrained
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
+
+from ramify.grow.branching import Star
+from ramify.grow.schedule import Fixed
+from ramify.learn.advantage import GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import Clip
+from ramify.learn.mix import Mix, SequenceMean, Term
+from ramify.learn.reference import Behavior
+from ramify.run.recipe import AdamW, Run
+
+
+def recipe() -> Run:
+    """Qwen2.5-Math on boxed mathematics, the usual settings: 128 prompts x 8 paths, learning rate 1e-6, no KL.
+
+    The paper leashes the policy to its start with a coefficient of 0.04: `mix.leash=0.04`.
+    """
+    return Run(
+        name="grpo",
+        model=Pretrained("Qwen/Qwen2.5-Math-1.5B"),
+        tasks=File("problems.jsonl"),
+        rewards=Boxed(),
+        prompt_limit=1024,
+        response_limit=3072,
+        branching=Star(8),
+        schedule=Fixed(128),
+        mix=Mix((Term(Estimator(Clip(0.2, 0.2), Behavior(), GroupMean(std=True)), normaliser=SequenceMean()),)),
+        steps=500,
+        minibatches=2,
+        tokens_per_batch=16384,
+        optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
+        autocast=True,
+        activation_checkpointing=True,
+    )

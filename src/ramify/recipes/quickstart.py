@@ -1,0 +1,37 @@
+"""From nothing to a model that overtakes its teacher, on a laptop: SFT on a bad teacher, then TreePO against a verifier alone."""
+
+from ramify.core.tree import Author
+from ramify.grow.branching import Star
+from ramify.grow.schedule import Fixed
+from ramify.grow.segments import Segments
+from ramify.learn.advantage import Constant
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import DualClip, Everything
+from ramify.learn.mix import Mix, Term, TokenMean
+from ramify.learn.model import Scratch
+from ramify.learn.reference import Behavior, Itself
+from ramify.learn.subgroup import SubgroupMean
+from ramify.run.recipe import AdamW, Exam, Local, Run
+from ramify.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry
+
+TEACHER = ForgetsCarry(0.6)  # forgets the carry in 60 % of the steps that cross a ten
+TRAIN = ChainSum(30_000, "train", teacher=TEACHER)  # such as 4+7-9+2?, three to six terms
+TEST = ChainSum(250, "test")  # problems that are never in TRAIN
+SIZES = {"prompt_limit": 16, "response_limit": 64, "tokens_per_batch": 4096, "engine": Local(slots=256)}
+
+
+def recipe() -> tuple[Run, Run]:
+    """Two stages: imitate the teacher, then learn from the verifier what the teacher never knew."""
+    model = Scratch(TRAIN.alphabet, hidden=128, layers=2, heads=4, kv_heads=2)
+    imitate = Mix((Term(Estimator(Everything(), Itself(), Constant(1.0)), authors=(Author.EXPERT,)),))
+    improve = Mix((Term(Estimator(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()), normaliser=TokenMean()),))
+    sft = Run(
+        name="sft", model=model, tasks=TRAIN, branching=Star(0), demonstrations=1, schedule=Fixed(48), mix=imitate,
+        steps=700, optimizer=AdamW(lr=2e-3, warmup=50, decay="cosine", floor=0.05), save_every=350, trees_every=100, **SIZES,
+    )
+    treepo = Run(
+        name="treepo", model=model, tasks=TRAIN, evals=TEST, rewards=ChainAnswer(), exam=Exam(samples=8),
+        branching=Segments(width=8, depth=8, length=8, branching=2), schedule=Fixed(64), mix=improve,
+        steps=60, optimizer=AdamW(lr=1e-4, warmup=5), eval_every=20, eval_limit=100, save_every=20, trees_every=10, **SIZES,
+    )
+    return sft, treepo

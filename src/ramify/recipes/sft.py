@@ -1,0 +1,34 @@
+"""Supervised fine-tuning on demonstrations: a tree with one branch, written by an expert."""
+
+from ramify.learn.model import Pretrained
+from ramify.tasks.files import File
+
+from ramify.core.tree import Author
+from ramify.grow.branching import Star
+from ramify.grow.schedule import Fixed
+from ramify.learn.advantage import Constant
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import Everything
+from ramify.learn.mix import Mix, Term
+from ramify.learn.reference import Itself
+from ramify.run.recipe import AdamW, Run
+
+
+def recipe() -> Run:
+    """Settings of the SFT baseline of LUFFY (arXiv 2504.14945): 3 epochs, batch 64, learning rate 5e-5, warm-up 0.1."""
+    return Run(
+        name="sft",
+        model=Pretrained("Qwen/Qwen2.5-Math-1.5B"),
+        tasks=File("problems.jsonl", demonstration="solution"),
+        prompt_limit=1024,
+        response_limit=8192,
+        branching=Star(0),
+        demonstrations=1,
+        schedule=Fixed(64),
+        mix=Mix((Term(Estimator(Everything(), Itself(), Constant(1.0)), authors=(Author.EXPERT,)),)),
+        steps=2000,
+        tokens_per_batch=16384,
+        optimizer=AdamW(lr=5e-5, warmup=200, decay="cosine", weight_decay=0.01),
+        autocast=True,
+        activation_checkpointing=True,
+    )

@@ -1,0 +1,36 @@
+"""TreePO (arXiv 2508.17445): rollouts grown as trees of fixed-length segments, credit against every sub-group of shared prefixes."""
+
+from ramify.learn.model import Pretrained
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
+
+from ramify.grow.schedule import Dynamic
+from ramify.grow.segments import Segments
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import DualClip
+from ramify.learn.mix import Mix, Term, TokenMean
+from ramify.learn.reference import Behavior
+from ramify.learn.subgroup import SubgroupMean
+from ramify.run.recipe import AdamW, Run, Weighted
+from ramify.tasks.rewards import Overlong
+
+
+def recipe() -> Run:
+    """Published settings (Qwen2.5-7B, depth 14 x 512 tokens, width 16), shortened to Qwen2.5-Math's context of 4096 tokens."""
+    return Run(
+        name="treepo",
+        model=Pretrained("Qwen/Qwen2.5-Math-7B"),
+        tasks=File("problems.jsonl"),
+        rewards=(Weighted(Boxed(correct=1.0, wrong=-1.0)), Weighted(Overlong(limit=3072, buffer=512))),
+        prompt_limit=1024,
+        response_limit=3072,
+        branching=Segments(width=16, depth=6, length=512, branching=2),
+        schedule=Dynamic(512, draws=3),
+        mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()), normaliser=TokenMean()),)),
+        steps=400,
+        minibatches=16,
+        tokens_per_batch=16384,
+        optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
+        autocast=True,
+        activation_checkpointing=True,
+    )

@@ -1,0 +1,60 @@
+"""What is installed, on which device, and how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+
+NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "tyro", "rich", "jinja2")
+EXTRAS = {  # extra -> (module, distribution, what it is for)
+    "math": ("math_verify", "math-verify", "grading of boxed mathematics"),
+    "gym": ("reasoning_gym", "reasoning-gym", "reasoning-gym tasks"),
+    "data": ("datasets", "datasets", "Hugging Face datasets, parquet"),
+    "lora": ("peft", "peft", "LoRA"),
+    "tensorboard": ("tensorboard", "tensorboard", "TensorBoard"),
+    "wandb": ("wandb", "wandb", "Weights & Biases"),
+    "trackio": ("trackio", "trackio", "trackio"),
+}
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """(name, version or "missing", what to do) of what is needed and what is optional."""
+    rows = []
+    for name in NEEDED:
+        found = version(name)
+        rows.append((name, found or "missing", "" if found else "pip install ramify"))
+    for extra, (module, distribution, purpose) in EXTRAS.items():
+        found = version(distribution) if importlib.util.find_spec(module) else None
+        rows.append((distribution, found or "not installed", purpose if found else f'for {purpose}: pip install "ramify[{extra}]"'))
+    return rows
+
+
+def machine() -> list[tuple[str, str]]:
+    """The machine as torch sees it; imports torch."""
+    rows = [("python", platform.python_version()), ("system", platform.platform()), ("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        rows.append(("torch threads", str(torch.get_num_threads())))
+        if torch.cuda.is_available():
+            for i in range(torch.cuda.device_count()):
+                card = torch.cuda.get_device_properties(i)
+                rows.append((f"cuda:{i}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
+        else:
+            built = f"torch is built for CUDA {torch.version.cuda} but sees no device" if torch.version.cuda else "none; this torch is a CPU build"
+            rows.append(("cuda", built))
+    rows.append(("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "not set: ramify sets PASSIVE; busy waiting can slow two threads down tenfold")))
+    rows.append(("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"))
+    return rows

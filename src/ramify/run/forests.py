@@ -1,0 +1,109 @@
+"""Where a step's trees come from: tasks drawn in a seeded order, planted, shown demonstrations, grown, graded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ramify.core.task import Task
+from ramify.core.tree import Author, Node, Tree
+from ramify.engine.engine import Engine, Sampling
+from ramify.grow.growth import demonstrate, grade, grow_forest
+from ramify.grow.stop import Stop
+from ramify.look.evaluate import correct
+from ramify.look.ledger import cost
+from ramify.look.statistics import mean
+from ramify.run.recipe import Run
+
+Cursor = dict[str, Any]
+"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state."""
+
+START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}}
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """The trees of one step: all that were grown, and those that are learned from."""
+
+    grown: list[Tree]
+    kept: list[Tree]
+    draws: int
+
+    def metrics(self) -> dict[str, float]:
+        """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter."""
+        spent = cost(self.grown)
+        paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
+        counts: dict[str, float] = {"trees": len(self.grown), "dropped": len(self.grown) - len(self.kept), "draws": self.draws, "paths": len(paths)}
+        counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
+        return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
+
+
+def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
+    """Means over the policy's paths; those without a reward count in lengths only."""
+    graded = [leaf for leaf in paths if leaf.reward is not None]
+    lengths = [len(leaf.response()) for leaf in paths]
+    means = {"length": mean(lengths), "length_max": float(max(lengths)), "truncated": mean([float(leaf.finish == "length") for leaf in paths])}
+    if graded:
+        means |= {"reward": mean([leaf.reward or 0.0 for leaf in graded]), "pass_rate": mean([correct(leaf) for leaf in graded])}
+    return {"reward": 0.0, "pass_rate": 0.0} | means
+
+
+@dataclass
+class Forests:
+    """Grows the trees of each step; everything that lasts from step to step is in the cursor, handed in and back."""
+
+    run: Run
+    tasks: Sequence[Task]
+    engine: Engine
+    stop: Stop
+    decode: Callable[[Sequence[int]], str]
+
+    async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
+        """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
+        cursor = cursor | {"visits": dict(cursor["visits"])}
+        schedule = self.run.schedule
+        kept: list[Tree] = []
+        grown: list[Tree] = []
+        draws = 0
+        while True:
+            wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
+            if wanted < 1:
+                return Harvest(grown, kept[: schedule.prompts], draws), cursor
+            trees = await self.grow([self.plant(task, step, cursor) for task in self.draw(wanted, cursor)])
+            grown += trees
+            kept += [tree for tree in trees if schedule.keep(tree)]
+            draws += 1
+
+    def draw(self, n: int, cursor: Cursor) -> list[Task]:
+        """The next n tasks; every epoch has an order of its own, and the last tasks of one are followed by the first of the next."""
+        drawn: list[Task] = []
+        while len(drawn) < n:
+            order = list(range(len(self.tasks)))
+            random.Random(f"{self.run.seed}/order/{cursor['epoch']}").shuffle(order)
+            take = order[cursor["place"] : cursor["place"] + n - len(drawn)]
+            drawn += [self.tasks[i] for i in take]
+            cursor["place"] += len(take)
+            if cursor["place"] == len(order):
+                cursor["epoch"], cursor["place"] = cursor["epoch"] + 1, 0
+        return drawn
+
+    def plant(self, task: Task, step: int, cursor: Cursor) -> Tree:
+        """A tree for this visit of the task, with its demonstrations."""
+        visit = cursor["visits"].get(task.id, 0)
+        cursor["visits"][task.id] = visit + 1
+        tree = Tree.plant(task, seed=self.run.seed, step=step, visit=visit)
+        demonstrate(tree, self.run.demonstrations, self.run.response_limit)
+        return tree
+
+    async def grow(self, trees: list[Tree]) -> list[Tree]:
+        """Grow the trees, grading each as it is done."""
+        run = self.run
+        sampling = Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)
+        rewards = run.weighted()
+
+        async def judge(tree: Tree) -> None:
+            await grade(tree, rewards, self.decode, run.filter_overlong)
+
+        return await grow_forest(trees, self.engine, run.branching, sampling, self.stop, run.pruning, judge)

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: finish what must be whole, abandon what can be done again, save, and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; what was asked for was abandoned."""
+
+
+class Interrupt:
+    """While entered, the first signal asks to stop, and the second one stops at once, as signals usually do.
+
+    Work that changes nothing lasting (growing, evaluating) runs inside `abandonable` and is cancelled; all else is finished first.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self.running: asyncio.Task[Any] | None = None
+
+    def __enter__(self) -> Interrupt:
+        self.old = {number: signal.signal(number, self.hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal and cancel what may be abandoned."""
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
+        if self.running is not None:
+            self.running.get_loop().call_soon_threadsafe(self.running.cancel)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.asked is not None:
+            raise Stopped(self.asked)
+
+    async def abandonable(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that a signal may cancel; raises Stopped then."""
+        if self.asked is not None:
+            work.close()
+            raise Stopped(self.asked)
+        self.running = asyncio.ensure_future(work)
+        try:
+            return await self.running
+        except asyncio.CancelledError:
+            raise Stopped(self.asked or "cancelled") from None
+        finally:
+            self.running = None

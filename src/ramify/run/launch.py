@@ -1,0 +1,101 @@
+"""`ramify train`: stage after stage, stopped cleanly by a signal, and the summary at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ramify.run import checkpoint
+from ramify.run.exam import scores, table
+from ramify.run.interrupt import Interrupt, Stopped
+from ramify.run.recipe import Run
+from ramify.run.resume import Plan, prepare, replace_text
+from ramify.run.stage import finished, train_stage
+
+
+def launch(recipe: str, overrides: list[str], resume: bool, fresh: bool, console: Console) -> int:
+    """Run every stage that is not finished; returns the exit status: 0, or 128 + the signal that stopped the run."""
+    plan = prepare(recipe, overrides, resume, fresh)
+    for note in plan.notes:
+        console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
+    refuse_rework(plan)
+    with Interrupt() as interrupt:
+        try:
+            run_stages(plan, interrupt, console)
+        except Stopped as stopped:
+            again = f"ramify train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
+            console.print(f"\nstopped by {stopped}, everything done so far is saved in {plan.folder}; go on with\n  {again}", markup=False, highlight=False)
+            return 128 + signal.Signals[str(stopped)].value
+    conclude(plan, console)
+    return 0
+
+
+def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
+    """Each stage in a loop of its own; a later one starts from the weights of the one before."""
+    start: Path | None = None
+    for i, run in enumerate(plan.stages, 1):
+        if finished(run):
+            console.print(f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False)
+        else:
+            if len(plan.stages) > 1:
+                console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
+            asyncio.run(train_stage(run, start, interrupt, console))
+        start = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+
+
+def refuse_rework(plan: Plan) -> None:
+    """ValueError where a stage is not finished although a later one has begun from its weights (its steps were raised)."""
+    for run, later in zip(plan.stages, plan.stages[1:]):
+        if checkpoint.steps(later.folder) and not finished(run):
+            raise ValueError(
+                f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: set {run.name}.steps back, or begin anew with --fresh"
+            )
+
+
+def conclude(plan: Plan, console: Console) -> None:
+    """Write summary.json, show before and after, and say what to type next."""
+    last = plan.stages[-1]
+    seconds = {run.name: worked(run) for run in plan.stages}
+    summary: dict[str, Any] = {"seconds": sum(seconds.values()), "stages": seconds, "steps": {run.name: run.steps for run in plan.stages}}
+    before, after = (read(last.folder / f"exam-{when}.json") for when in ("before", "after"))
+    if last.exam is not None and after is not None:
+        told = {"before": scores(before, last.exam.samples) if before else None, "after": scores(after, last.exam.samples)}
+        summary = told | {"problems": after["problems"]} | summary
+        if before is not None:
+            start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
+            console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
+    replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
+    folder = shlex.quote(str(plan.folder))
+    console.print(f"\ndone in {summary['seconds'] / 60:.1f} minutes; everything is in {plan.folder}. What you can do with it:", markup=False, highlight=False)
+    for command, purpose in (
+        (f"ramify rollout {folder} --tasks {task_word(last)}", "watch the model solve problems, as trees"),
+        (f"ramify eval {folder} --tasks {task_word(last)}", "measure it"),
+        (f"ramify export {folder} my-model", "a plain Hugging Face folder"),
+    ):
+        console.print(f"  {command:<60} {purpose}", markup=False, highlight=False, soft_wrap=True)
+
+
+def worked(run: Run) -> float:
+    """Seconds of training, evaluation and examination in a stage, over all resumptions."""
+    found = checkpoint.steps(run.folder)
+    state = read(checkpoint.path_of(run.folder, found[-1]) / "state.json") if found else None
+    exams = [read(run.folder / f"exam-{when}.json") for when in ("before", "after")]
+    return (state["seconds"] if state else 0.0) + sum(exam["seconds"] for exam in exams if exam)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON file, or None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def task_word(run: Run) -> str:
+    """How the command line names the kind of problems a run was trained on."""
+    source = run.evals or run.tasks
+    kind = type(source).__name__
+    return "chain" if kind == "ChainSum" else f"gym:{source.name}" if kind == "Gym" else getattr(source, "path", "FILE")

@@ -1,0 +1,151 @@
+"""What a run says while it works: a progress display or plain lines, metrics.jsonl, TensorBoard, wandb, trackio."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ramify.run.describe import to_json
+from ramify.run.recipe import Run
+
+SPOKEN = 2.0  # seconds between plain lines where no terminal shows a bar
+
+
+class Board(Protocol):
+    """Somewhere numbers are drawn."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; what lies after `step` is purged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError('TensorBoard is not installed: pip install "ramify[tensorboard]", or tensorboard=false') from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Hosted:
+    """wandb, or trackio, which has the same calls; a resumed run goes on under the same id."""
+
+    def __init__(self, module: str, run: Run) -> None:
+        try:
+            self.module = importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f'{module} is not installed: pip install "ramify[{module}]", or {module}=false') from error
+        resume = {"id": run.folder.name, "resume": "allow"} if module == "wandb" else {"resume": "allow"}
+        self.module.init(project="ramify", name=run.name, config=to_json(run), **resume)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.module.log(metrics, step=step)
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+def boards(run: Run, step: int) -> list[Board]:
+    """What the run asked for; TensorBoard also where nobody decided and it is installed."""
+    wanted: list[Board] = []
+    if run.tensorboard or (run.tensorboard is None and importlib.util.find_spec("tensorboard")):
+        wanted.append(TensorBoard(run.folder, step))
+    return wanted + [Hosted(name, run) for name in ("wandb", "trackio") if getattr(run, name)]
+
+
+class Logbook:
+    """Writes a run's metrics; `size` bytes of metrics.jsonl are kept and the rest, of steps to be done again, is cut off."""
+
+    def __init__(self, run: Run, console: Console, step: int = 0, size: int = 0) -> None:
+        self.run, self.console, self.last = run, console, 0.0
+        self.path = run.folder / "metrics.jsonl"
+        self.file = open(self.path, "ab")
+        self.file.truncate(size)
+        self.boards = boards(run, step)
+        self.progress: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"))
+            self.progress = Progress(*columns, console=console, transient=False)
+            self.bar = self.progress.add_task(run.name, total=run.steps, completed=step, line="")
+            self.progress.start()
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """One step: a line of JSON for programs, numbers for the boards, a line for people."""
+        try:
+            self.file.write(json.dumps({"step": step} | metrics).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume") from error
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        numbers |= {f"seconds/{name}": value for name, value in metrics["seconds"].items()}
+        for board in self.boards:
+            board.write(step, numbers)
+        self.show(step, metrics)
+
+    def show(self, step: int, metrics: dict[str, Any]) -> None:
+        """The progress bar, or now and then a plain line."""
+        line = spoken(metrics, self.run.steps - step)
+        if self.progress is not None:
+            self.progress.update(self.bar, completed=step, line=escape(line))
+        elif step in (1, self.run.steps) or "eval/mean" in metrics or time.monotonic() - self.last > SPOKEN:
+            self.last = time.monotonic()
+            self.say(f"{self.run.name} {step}/{self.run.steps}  {line}")
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar where there is one; markup in it is shown as it is."""
+        (self.progress.console if self.progress else self.console).print(escape(text), highlight=False, soft_wrap=True)
+
+    def size(self) -> int:
+        """Bytes of metrics.jsonl, all of them on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Stop the display and close every file."""
+        if self.progress is not None:
+            self.progress.stop()
+        self.file.close()
+        for board in self.boards:
+            board.close()
+
+
+def spoken(metrics: dict[str, Any], left: int) -> str:
+    """The step in one line: reward or loss, speed, reuse, evaluation, time left."""
+    seconds = metrics["seconds"]
+    parts = []
+    if metrics.get("paths"):
+        parts += [f"reward {metrics['reward']:.3f}", f"passed {metrics['pass_rate']:.0%}", f"length {metrics['length']:.0f}"]
+        parts.append(f"{metrics['sampled'] / max(seconds['grow'], 1e-9):.0f} tok/s  reuse {metrics['reuse_ratio']:.2f}x")
+    elif "loss" in metrics:
+        parts += [f"loss {metrics['loss']:.3f}", f"{metrics['trained'] / max(seconds['step'], 1e-9):.0f} tok/s"]
+    if "eval/greedy" in metrics:
+        parts.append(f"held out: mean {metrics['eval/mean']:.3f}, greedy {metrics['eval/greedy']:.3f}")
+    if metrics.get("skipped"):
+        parts.append("no signal, weights unchanged")
+    return "  ".join([*parts, f"left {clock(left * seconds['mean'])}"])
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 4:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

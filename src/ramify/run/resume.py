@@ -1,0 +1,147 @@
+"""Decide whether its run begins or goes on, and say what changed since it was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ramify.run import checkpoint
+from ramify.run.describe import CLASS, changes, recipe_text, to_json
+from ramify.run.find import stages_of
+from ramify.run.override import override, split
+from ramify.run.recipe import Run, writable
+
+FORMAT = 1
+FIXED = ("name", "model", "lora", "seed", "tasks", "template", "system", "prompt_limit", "on_long")  # a change would make it another run
+SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and the number of terms may not
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `train` will do: the stages in their folders, under one top folder."""
+
+    stages: tuple[Run, ...]
+    folder: Path
+    resumed: bool
+    notes: tuple[str, ...] = ()  # what changed since the run was saved
+
+
+def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
+    """The stages with their overrides, each with its folder, and the top folder."""
+    stages = override(stages_of(recipe), overrides)
+    if len(stages) == 1:
+        return stages, stages[0].folder
+    top = Path(stages[-1].out or f"runs/{Path(recipe).stem}")
+    return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
+
+
+def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool = False) -> Plan:
+    """Build the run and make its folder ready; an existing run is resumed, moved aside, or refused.
+
+    Raises ValueError where the folder holds a run and neither was asked for, or where a change cannot be made in a running run.
+    """
+    if resume and fresh:
+        raise ValueError("--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one")
+    recipe = str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe
+    stages, top = build(recipe, overrides)
+    saved_at = top / "run.json"
+    notes: list[str] = []
+    resumed = False
+    if saved_at.exists() and fresh:
+        move_aside(top)
+    elif saved_at.exists():
+        if not resume:
+            raise ValueError(f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew (the old one is kept beside it), or choose another out=FOLDER")
+        saved = read_saved(saved_at)
+        if saved["recipe"] != recipe:
+            raise ValueError(f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER")
+        overrides = merge(saved["overrides"], overrides)
+        stages, top = build(recipe, overrides)
+        notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+        resumed = True
+    for stage in stages:
+        writable(stage.folder)
+    save(top, recipe, overrides, stages)
+    return Plan(stages, top, resumed, tuple(notes))
+
+
+def merge(saved: list[str], new: list[str]) -> list[str]:
+    """Saved overrides, then new ones; of two for one path the later stays."""
+    last = {split(assignment)[0]: assignment for assignment in [*saved, *new]}
+    return list(last.values())
+
+
+def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str]:
+    """One sentence for every change; ValueError for those that cannot be made."""
+    if len(old) != len(new):
+        raise ValueError(f"the saved run has {len(old)} stages and the recipe now {len(new)}: begin a new run with --fresh or another out=FOLDER")
+    notes: list[str] = []
+    refused: list[str] = []
+    for stage, before, after in zip(stages, old, new):
+        for path, was, now in changes(before, after):
+            head = path.split(".")[0]
+            if head == "out":
+                continue
+            where = f"{stage.name}: {path}" if len(stages) > 1 else path
+            text = f"{where} was {brief(was)}, is now {brief(now)}"
+            shape = head in SHAPED and not isinstance(now, int | float)
+            (refused if head in FIXED or shape else notes).append(text)
+    if refused:
+        raise ValueError(f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER")
+    return notes
+
+
+def brief(value: Any) -> str:
+    """A JSON value in a few words."""
+    if isinstance(value, dict) and CLASS in value:
+        return f"{value[CLASS].rpartition('.')[2]}(...)"
+    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """run.json of a run folder."""
+    try:
+        saved = json.loads(path.read_text())
+        if saved["format"] > FORMAT:
+            raise ValueError(f"{path} was written by a newer ramify: upgrade ramify to resume it")
+        return saved
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no saved run ({error}): begin a new one with --fresh or another out=FOLDER") from error
+
+
+def save(top: Path, recipe: str, overrides: list[str], stages: tuple[Run, ...]) -> None:
+    """Write run.json for programs and recipe.py for people, atomically."""
+    top.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "recipe": recipe, "overrides": overrides, "stages": [to_json(stage) for stage in stages]}
+    for stage in stages:
+        replace_text(stage.folder / "recipe.py", recipe_text(stage))
+    replace_text(top / "run.json", json.dumps(content, indent=1))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old one or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free NAME.1, NAME.2 ..."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def progress(top: Path) -> str:
+    """How far the run in a folder has come, in words."""
+    found = [(path.parent, checkpoint.steps(path.parent)) for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))]
+    done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in found if steps]
+    return f"saved at {done[-1]}" if done else "nothing saved yet"

@@ -1,0 +1,195 @@
+"""The loop: grow, score, credit, pack, accumulate, update, write, load. The trainer owns no transformation of data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ramify.core import store
+from ramify.core.task import Task
+from ramify.core.tree import Tree
+from ramify.engine.engine import Engine, Sampling
+from ramify.learn.batch import TreeBatch
+from ramify.learn.gauges import gauges, merge, surrogate
+from ramify.learn.mix import Mix
+from ramify.learn.pack import pack
+from ramify.learn.policy import TorchPolicy
+from ramify.look.evaluate import evaluate
+from ramify.run import checkpoint
+from ramify.run.forests import START, Cursor, Forests, Harvest
+from ramify.run.interrupt import Interrupt
+from ramify.run.logbook import Logbook
+from ramify.run.recipe import Run
+
+
+@dataclass
+class State:
+    """What lasts from step to step beside the weights; plain JSON, in every checkpoint."""
+
+    step: int = 0  # steps done
+    cursor: Cursor = field(default_factory=lambda: dict(START))
+    best: dict[str, float] | None = None  # step and score of the best evaluation
+    pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
+    seconds: float = 0.0  # of work so far, over all resumptions
+    metrics_bytes: int = 0
+    tasks: str = ""  # digest of the tasks
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.start = time.monotonic()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
+
+
+@dataclass
+class Trainer:
+    """One stage of training: the parts are built by `stage.py`."""
+
+    run: Run
+    policy: TorchPolicy
+    engine: Engine
+    forests: Forests
+    evals: Sequence[Task]
+    logbook: Logbook
+    interrupt: Interrupt
+    state: State
+    whole: bool = True  # weights and state belong together: not in the middle of an update
+
+    async def train(self) -> None:
+        """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
+        try:
+            if self.state.pending is not None:
+                await self.close_step()
+            while self.state.step < self.run.steps:
+                self.state.pending = await self.step()
+                await self.close_step()
+                self.interrupt.check()
+            self.save()
+        except (Exception, KeyboardInterrupt):
+            if self.whole and self.state.step > 0:
+                self.save()
+            raise
+
+    async def step(self) -> dict[str, Any]:
+        """One step, from drawn tasks to new weights in the engine; returns its metrics."""
+        run, clock, number = self.run, Clock(), self.state.step + 1
+        with clock("grow"):
+            harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
+        self.whole = False
+        with clock("score"):
+            self.policy.score(harvest.kept, run.mix.columns)
+        with clock("update"):
+            learned = self.learn(harvest.kept, number)
+        with clock("write"):
+            self.write_trees(harvest, number)
+        with clock("load"):
+            await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
+        self.state.step, self.state.cursor, self.whole = number, cursor, True
+        return harvest.metrics() | learned | {"seconds": clock.seconds | {"step": time.monotonic() - clock.start}}
+
+    def learn(self, forest: list[Tree], number: int) -> dict[str, float]:
+        """Credit the whole forest, then one optimizer step for each part of it; parts without signal change nothing."""
+        run, rows, trained, skipped, empty = self.run, [], 0, 0, 0
+        rate = run.optimizer.rate(number, run.steps)
+        norms: list[float] = []
+        losses: list[float] = []
+        credits = run.mix.credit(forest) if forest else []
+        for part in parts(len(forest), run.minibatches):
+            batches = pack(forest[part], [term[part] for term in credits], run.mix, run.tokens_per_batch)
+            if not any(has_signal(run.mix, batch) for batch in batches):
+                empty += 1
+                continue
+            for batch in batches:
+                tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
+                batch = batch.to(tempered.device)
+                rows.append(gauges(run.mix, tempered, plain, entropy, batch))
+                losses += loss(run.mix, tempered, plain, entropy, batch)
+                trained += int((batch.leaves.amax(0) > 0).sum())
+            updated = self.policy.update(rate)
+            skipped += int(updated["skipped"])
+            norms += [updated["grad_norm"]] if not updated["skipped"] else []
+        numbers = merge(rows)
+        if norms:
+            numbers["grad_norm"] = max(norms)
+        if losses:
+            numbers["loss"] = sum(losses) / max(run.minibatches - empty, 1)
+        return numbers | {"trained": trained, "skipped": skipped + empty, "lr": rate}
+
+    def write_trees(self, harvest: Harvest, number: int) -> None:
+        """The step's trees, with their rewards and verdicts, in a file of its own."""
+        if self.run.trees_every and number % self.run.trees_every == 0:
+            store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
+
+    async def close_step(self) -> None:
+        """Evaluate if it is time, write the metrics, save if it is time."""
+        run, step, metrics = self.run, self.state.step, dict(self.state.pending or {})
+        improved = False
+        if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
+            start = time.monotonic()
+            found = await self.interrupt.abandonable(self.evaluate(step))
+            metrics |= found
+            metrics["seconds"] = metrics["seconds"] | {"eval": time.monotonic() - start}
+            improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
+            if improved:
+                self.state.best = {"step": step, "score": found["eval/mean"]}
+        self.state.seconds += sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
+        metrics["seconds"] = metrics["seconds"] | {"mean": self.state.seconds / step}
+        self.logbook.write(step, metrics)
+        self.state.pending = None
+        if improved or step % run.save_every == 0:
+            self.save()
+
+    async def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
+        run, sampling = self.run, Sampling(self.run.response_limit)
+        found = await evaluate(
+            self.engine, self.evals, run.weighted(), self.forests.decode, self.forests.stop, sampling, run.eval_samples, True, run.seed
+        )
+        await self.engine.load(None, self.policy.version)  # a resumed run does not repeat this evaluation: leave no trace of it
+        path = run.folder / "evals" / f"{step:06d}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found))
+        return {"eval/mean": found[f"mean@{run.eval_samples}"], "eval/greedy": found["greedy"], "eval/length": found["length"]}
+
+    def save(self) -> None:
+        """A checkpoint of the last whole step."""
+        self.state.metrics_bytes = self.logbook.size()
+        state = asdict(self.state) | {"policy": self.policy.state()}
+        checkpoint.save(self.run.folder, self.state.step, self.policy.write, self.policy.tensors(), state)
+        checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
+
+
+def loss(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch) -> list[float]:
+    """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
+    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
+    return [surrogate(mix, tempered, plain, entropy, batch)] if known else []
+
+
+def parts(n: int, wanted: int) -> list[slice]:
+    """n trees in at most `wanted` runs of whole trees, as even as can be."""
+    count = min(n, wanted)
+    edges = [i * n // count for i in range(count + 1)] if count else []
+    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+
+def has_signal(mix: Mix, batch: TreeBatch) -> bool:
+    """Whether anything in a row pulls at the weights."""
+    pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
+    return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0) and bool((batch.weight != 0).any()))
+

@@ -1,0 +1,1 @@
+"""What to solve: problems, where they come from, and what a solution is worth."""

@@ -1,0 +1,86 @@
+"""What the columns of one row mean: prompts, answers and demonstrations in the shapes that data sets write them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def is_verl(row: dict[str, Any]) -> bool:
+    graded = row.get("reward_model")
+    return "prompt" in row and isinstance(graded, dict) and "ground_truth" in graded
+
+
+def field_of(row: dict[str, Any], column: str, where: str) -> Any:
+    """A column by its name, or by a dotted path into nested fields and lists."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise ValueError(f"{where}: no column {column!r}; the columns are {', '.join(_paths(row))}")
+    return value
+
+
+def _paths(row: dict[str, Any]) -> list[str]:
+    """Names of the columns, with those one level inside."""
+    found: list[str] = []
+    for name, value in row.items():
+        found.extend([f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name])
+    return found
+
+
+def is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and "role" in m and "content" in m for m in value)
+    )
+
+
+def read_prompt(value: Any, where: str, column: str) -> tuple[tuple[dict[str, str], ...] | None, str]:
+    """The chat, if it is one, and the text of its user."""
+    messages = tuple({"role": m["role"], "content": m["content"] or ""} for m in value) if is_chat(value) else None
+    if messages is None and not isinstance(value, str) and value not in (None, []):
+        raise ValueError(
+            f"{where}: column {column!r} holds a {type(value).__name__}, a prompt is text or a list of role and content"
+        )
+    text = value or "" if messages is None else "\n\n".join(m["content"] for m in messages if m["role"] == "user")
+    if not text or not text.strip():
+        raise ValueError(f"{where}: column {column!r} is an empty prompt: remove the row, or name another column")
+    return messages, text
+
+
+def read_answers(value: Any, where: str, column: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values or any(v is None or isinstance(v, dict | list) for v in values):
+        raise ValueError(
+            f"{where}: column {column!r} holds {str(value)[:60]!r}, an answer is text, a number or a list of them"
+        )
+    answers = tuple(json.dumps(v) if isinstance(v, bool) else str(v) for v in values)
+    return tuple(answer for answer in answers if answer.strip())
+
+
+def read_demonstrations(value: Any, where: str, column: str) -> tuple[str, ...]:
+    if is_chat(value):
+        value = [m["content"] for m in value if m["role"] == "assistant"]
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, str) and v.strip() for v in values):
+        raise ValueError(
+            f"{where}: column {column!r} holds {str(value)[:60]!r}, a demonstration is text, a list of texts or a chat"
+        )
+    return tuple(values)
+
+
+def plain(value: Any, where: str, column: str) -> Any:
+    """The value as plain JSON, which the store keeps."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{where}: column {column!r} holds a {type(value).__name__}, only plain JSON can be kept with a task"
+        ) from None

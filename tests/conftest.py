@@ -1,0 +1,79 @@
+"""Options and settings of the whole suite."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+SKIPS = TESTS / "skips.txt"
+
+# Before torch is first imported, here and in the processes that tests start: sums must not depend on the machine's load.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+settings.register_profile(
+    "ramify", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ramify")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--golden` reads other vectors of the same layout; `--strict-skips` (on in CI) fails on an unlisted skip."""
+    parser.addoption("--golden", default=str(TESTS / "golden"), metavar="DIR", help="folder of golden *.json files")
+    parser.addoption("--strict-skips", action="store_true", help="fail on a skip that tests/skips.txt does not list")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch the skips where that is asked for."""
+    if config.getoption("--strict-skips") or os.environ.get("CI"):
+        config.pluginmanager.register(StrictSkips(listed(SKIPS.read_text())), "strict-skips")
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Path:
+    """The folder given by `--golden`."""
+    return Path(request.config.getoption("--golden"))
+
+
+def listed(text: str) -> list[tuple[str, str]]:
+    """(test id pattern, reason pattern) of every line `pattern | reason` of a skip list; `#` starts a comment line."""
+    rows = [line.split("|", 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for row in rows:
+        if len(row) != 2:
+            raise ValueError(f"a skip list line is `test id pattern | reason pattern`, got {row[0]!r}")
+    return [(pattern.strip(), reason.strip()) for pattern, reason in rows]
+
+
+class StrictSkips:
+    """Fails the run where a test was skipped for a reason that the list does not give for it."""
+
+    def __init__(self, allowed: list[tuple[str, str]]) -> None:
+        self.allowed = allowed
+        self.unlisted: list[str] = []
+
+    def check(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        """Note a skip that is not listed; an expected failure is not a skip."""
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not any(fnmatch.fnmatch(report.nodeid, p) and fnmatch.fnmatch(reason, r) for p, r in self.allowed):
+            self.unlisted.append(f"{report.nodeid} | {reason}")
+
+    pytest_runtest_logreport = check
+    pytest_collectreport = check
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn a passing run into a failing one."""
+        if self.unlisted and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name the skips and the remedy."""
+        for row in self.unlisted:
+            terminalreporter.write_line(f"UNLISTED SKIP {row} (mend it, or add it with its reason to tests/skips.txt)")

@@ -1,0 +1,239 @@
+"""Tree attention: every way of computing it answers what a softmax over each token's ancestors answers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from forests import forest
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+
+from ramify.core.task import Task
+from ramify.core.tree import Author, Tree
+from ramify.learn.attention import TreePlan, attending, block_mask, plan, tree_attention, visible
+from ramify.learn.gather import CHUNK, cut, runs, sizes
+from ramify.learn.pack import Layout, lay_out
+
+HEADS, KV_HEADS, SIZE = 4, 2, 8
+
+
+def columns(row: Layout) -> tuple[Tensor, Tensor]:
+    """parent and end [T] of a row."""
+    return torch.tensor(row.parent), torch.from_numpy(row.spread(row.ends, np.int64))
+
+
+def branched(*levels: tuple[int, int], prompt: int = 3) -> Layout:
+    """A row of one regular tree: (children, tokens) of each level."""
+    tree = Tree.plant(Task("regular", tuple(range(prompt)), ""))
+    nodes = [tree.root]
+    for children, tokens in levels:
+        nodes = [tree.add(node, [1] * tokens, Author.POLICY) for node in nodes for _ in range(children)]
+    return lay_out([tree])[0]
+
+
+def rows() -> list[tuple[str, Layout]]:
+    """Rows of many shapes: random forests, regular trees, chains, stars, long runs that are cut into chunks."""
+    made = [(f"random {seed}", lay_out(forest(seed, trees=1 + seed % 4))[0]) for seed in range(12)]
+    made += [("star", branched((16, 5))), ("binary", branched((2, 3), (2, 2), (2, 7), (2, 1))), ("one path", branched((1, 40)))]
+    made += [("long runs", branched((2, CHUNK + 30), (1, 4), (2, CHUNK + 1), prompt=200)), ("forest of paths", lay_out(paths(7))[0])]
+    return made
+
+
+def paths(count: int) -> list[Tree]:
+    """Trees without a branch, of many lengths: ordinary packing."""
+    rng, trees = random.Random(count), []
+    for index in range(count):
+        trees.append(Tree.plant(Task(f"p{index}", tuple(range(1 + rng.randrange(5))), "")))
+        trees[-1].add(trees[-1].root, [1] * rng.randrange(1, 60), Author.EXPERT)
+    return trees
+
+
+ROWS = rows()
+
+
+def ancestors(parent: Tensor) -> Tensor:
+    """[T, T] bool, by walking up: an independent statement of who sees whom."""
+    seen = torch.zeros(len(parent), len(parent), dtype=torch.bool)
+    for token in range(len(parent)):
+        at = token
+        seen[token, at] = True
+        while int(parent[at]) != at:
+            at = int(parent[at])
+            seen[token, at] = True
+    return seen
+
+
+def inputs(tokens: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Random queries, keys and values [1, H, T, D]."""
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(1, h, tokens, SIZE) for h in (HEADS, KV_HEADS, KV_HEADS)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def softmax(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+    """Attention spelled out, [1, T, H, D]."""
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3) / SIZE**0.5).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def answer(way: TreePlan, tensors: list[Tensor], wanted: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output and gradients of one way."""
+    out, _ = tree_attention(nn.Identity(), *tensors, tree=way)
+    return out, list(torch.autograd.grad(out, tensors, wanted))
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS[:15], ids=[name for name, _ in ROWS[:15]])
+def test_ends_say_who_sees_whom(name: str, row: Layout) -> None:
+    parent, end = columns(row)
+    assert torch.equal(visible(end), ancestors(parent))
+
+
+@pytest.mark.parametrize("way", ["dense", "gather"])
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
+def test_ways_agree(name: str, row: Layout, way: str) -> None:
+    parent, end = columns(row)
+    tensors, wanted = inputs(len(parent)), torch.randn(1, len(parent), HEADS, SIZE, dtype=torch.float64)
+    expected = softmax(*tensors, visible(end))
+    gradients = torch.autograd.grad(expected, tensors, wanted)
+    out, got = answer(plan(parent, end, torch.float64, way), tensors, wanted)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    for ours, theirs in zip(got, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_causal_mask_would_be_noticed() -> None:
+    parent, end = columns(ROWS[13][1])
+    tensors = inputs(len(parent))
+    causal = torch.ones(len(parent), len(parent), dtype=torch.bool).tril()
+    out, _ = tree_attention(nn.Identity(), *tensors, tree=plan(parent, end, torch.float64))
+    assert (out - softmax(*tensors, causal)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
+def test_flex_agrees_forward(name: str, row: Layout) -> None:
+    parent, end = columns(row)
+    way = plan(parent, end, torch.float32, "flex")
+    tensors = [x.detach() for x in inputs(way.length, torch.float32)]
+    with torch.no_grad():
+        out, _ = tree_attention(nn.Identity(), *tensors, tree=way)
+        expected = softmax(*(x[:, :, : len(parent)] for x in tensors), visible(end))
+    torch.testing.assert_close(out[:, : len(parent)], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [[(3, 200), (2, 150)], [(16, 40)], [(1, 500)], [(2, 64), (2, 64), (2, 64), (2, 128)]])
+def test_block_mask_is_torch_s_own(levels: list[tuple[int, int]]) -> None:
+    _, end = columns(branched(*levels))
+    length, ours = block_mask(end)
+    padded = torch.cat([end, torch.arange(len(end), length) + 1])
+    theirs = create_block_mask(lambda b, h, q, k: (k <= q) & (q < padded[k]), None, None, length, length, device="cpu")
+    for count, index in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices"), ("q_num_blocks", "q_indices")):
+        n = getattr(theirs, count)[0, 0]
+        assert torch.equal(getattr(ours, count)[0, 0], n)
+        for tile, many in enumerate(n.tolist()):
+            assert torch.equal(getattr(ours, index)[0, 0, tile, :many], getattr(theirs, index)[0, 0, tile, :many])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("levels", [[(3, 200), (2, 150)], [(16, 40)]])
+def test_flex_forward_and_backward_on_cuda(levels: list[tuple[int, int]]) -> None:
+    parent, end = columns(branched(*levels))
+    way = plan(parent.cuda(), end.cuda(), torch.float32)
+    assert way.blocks is not None
+    tensors = [torch.randn(1, h, way.length, 64, device="cuda", requires_grad=True) for h in (HEADS, KV_HEADS, KV_HEADS)]
+    wanted = torch.randn(1, way.length, HEADS, 64, device="cuda")
+    wanted[:, len(parent) :] = 0
+    out, got = answer(way, tensors, wanted)
+    padded = torch.cat([end, torch.arange(len(end), way.length) + 1]).cuda()
+    dense, expected = answer(TreePlan(way.length, way.depth, mask=plan(padded * 0, padded, way="dense").mask), tensors, wanted)
+    torch.testing.assert_close(out[:, : len(parent)], dense[:, : len(parent)], rtol=1e-3, atol=2e-3)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-3)
+
+
+def test_many_small_nodes_share_few_calls() -> None:
+    row = branched((2, 3), (2, 4), (2, 5), (2, 3), (2, 4), (2, 3), (2, 5), (2, 4), (2, 3))
+    assert len(row.nodes) > 1000
+    parent, end = columns(row)
+    way = plan(parent, end, way="gather")
+    assert way.paths is not None
+    assert len(way.paths.groups) <= 12
+    rows = sum(len(group.queries) for group in way.paths.groups if group.queries is not None)
+    assert rows <= 2 * len(parent)
+
+
+def test_cost_grows_with_paths_not_with_the_square_of_the_tree() -> None:
+    cost = {}
+    for children in (8, 64):
+        parent, end = columns(branched((children, 50)))
+        row = runs(parent.numpy(), end.numpy())
+        cost[children] = sizes(cut(row), 256)[1]
+    assert cost[64] < 10 * cost[8]
+
+
+@pytest.mark.parametrize("tokens", [10, 5000])
+def test_one_path_is_one_causal_call(tokens: int) -> None:
+    parent, end = columns(branched((1, tokens)))
+    way = plan(parent, end)
+    assert way.paths is not None
+    assert [group.mask for group in way.paths.groups] == [None]
+    assert way.paths.inverse is None
+
+
+def test_auto_takes_the_cheaper_way() -> None:
+    assert plan(*columns(branched((2, 3), (2, 2), (2, 2)))).mask is not None
+    assert plan(*columns(branched((2, 300), (2, 300), (2, 300)))).paths is not None
+
+
+class Odd(nn.Identity):
+    """A module that wants something of its attention."""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sliding_window": 4}, "window of 4"),
+        ({"softcap": 30.0}, "softcap"),
+        ({"s_aux": torch.zeros(1)}, "s_aux"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"attention_mask": torch.ones(1, 1, 1, 1)}, "attention mask"),
+        ({"tree": None}, "without a plan"),
+    ],
+)
+def test_what_the_tree_cannot_give_is_refused(options: dict, words: str) -> None:
+    parent, end = columns(branched((2, 3)))
+    call = {"tree": plan(parent, end), **options}
+    with pytest.raises(ValueError, match=words):
+        tree_attention(Odd(), *inputs(len(parent)), **call)
+
+
+def test_a_window_longer_than_every_path_is_no_window() -> None:
+    parent, end = columns(branched((2, 3)))
+    out, _ = tree_attention(Odd(), *inputs(len(parent)), tree=plan(parent, end, torch.float64), sliding_window=6)
+    assert out.shape == (1, len(parent), HEADS, SIZE)
+
+
+def test_wrong_row_and_way_are_refused() -> None:
+    parent, end = columns(branched((2, 3)))
+    with pytest.raises(ValueError, match="the plan is for one of 9"):
+        tree_attention(Odd(), *inputs(5), tree=plan(parent, end))
+    with pytest.raises(ValueError, match="'sparse'"):
+        plan(parent, end, way="sparse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="without tokens"):
+        plan(parent[:0], end[:0])
+
+
+def test_attending_gives_the_old_attention_back() -> None:
+    class Config:
+        _attn_implementation = "sdpa"
+
+    model = nn.Identity()
+    model.config = Config()
+    with pytest.raises(RuntimeError), attending(model):
+        assert model.config._attn_implementation == "ramify_tree"
+        raise RuntimeError
+    assert model.config._attn_implementation == "sdpa"

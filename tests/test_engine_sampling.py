@@ -1,0 +1,131 @@
+"""The sampler: frequencies, truncation, edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ramify.engine.engine import Sampling
+from ramify.engine.sampling import Drawn, Knobs, draw, inverse_cdf
+
+CPU = torch.device("cpu")
+
+
+def sample(logits: torch.Tensor, u: torch.Tensor, **sampling) -> Drawn:
+    knobs = Knobs([Sampling(8, **sampling)] * len(logits), CPU, logits.dtype)
+    return draw(logits, knobs, u.double())
+
+
+def grid(n: int) -> torch.Tensor:
+    """n evenly spread uniforms: frequencies must match probabilities up to 1/n a token."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+@pytest.mark.parametrize("size", [7, 2048, 2049, 151936 // 8 + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverse_cdf_gives_each_index_its_share(size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(size, generator=generator, dtype=dtype) ** 8
+    weights[torch.rand(size, generator=generator) < 0.3] = 0
+    n = 400
+    index = inverse_cdf(weights.expand(n, size), grid(n))
+    edges = weights.double().cumsum(0) / weights.double().sum()
+    expected = torch.searchsorted(edges, grid(n), right=True)
+    assert (index != expected).sum() <= 2  # a float32 chunk sum may move an edge by one part in 1e7
+    assert (weights[index] > 0).all()
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_never_a_token_of_probability_zero(size: int) -> None:
+    weights = torch.zeros(4, size, dtype=torch.float32)
+    weights[:, 3] = 0.3
+    weights[:, size - 2] = 0.7
+    u = torch.tensor([0.0, 0.3, 1 - 2**-53, 0.9999999], dtype=torch.float64)
+    assert set(inverse_cdf(weights, u).tolist()) <= {3, size - 2}
+    assert int(inverse_cdf(weights, u)[0]) == 3 and int(inverse_cdf(weights, u)[2]) == size - 2
+    logits = torch.full((1, size), -math.inf)
+    logits[0, 4], logits[0, 7] = 0.0, -60.0
+    out = sample(logits, torch.tensor([1 - 2**-53]))
+    assert out.tokens[0] in (4, 7) and math.isfinite(out.logprobs[0]) and out.entropy[0] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8, "temperature": 1.4, "min_p": 0.02}])
+def test_frequencies_records_and_mass(sampling: dict) -> None:
+    """Over a fine grid of uniforms, a token's frequency is exp(its recorded log-prob), and log-prob + kept the tempered one."""
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    n = 20000
+    out = sample(logits.expand(n, 40), grid(n), **sampling)
+    tempered = (logits / sampling.get("temperature", 1.0)).log_softmax(-1)
+    seen: dict[int, tuple[int, float, float]] = {}
+    for token, logprob, kept in zip(out.tokens, out.logprobs, out.kept):
+        seen[token] = (seen.get(token, (0, 0.0, 0.0))[0] + 1, logprob, kept)
+    for token, (count, logprob, kept) in seen.items():
+        assert count / n == pytest.approx(math.exp(logprob), abs=2 / n)
+        assert logprob + kept == pytest.approx(float(tempered[token]), abs=1e-9)
+    cut = bool(set(sampling) - {"temperature"})
+    kept = out.kept[0]
+    assert all(k == pytest.approx(kept, abs=1e-12) for k in out.kept) and (kept < 0) == cut
+    if cut:  # every token that is left was seen, and their tempered mass is what was recorded
+        assert math.log(sum(math.exp(float(tempered[token])) for token in seen)) == pytest.approx(kept, abs=1e-3)
+    assert sum(math.exp(logprob) for _, logprob, _ in seen.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_large_vocabulary_nucleus_beyond_the_first_candidates() -> None:
+    """Flat logits: top-p 0.9 leaves nine tenths of 5,000 tokens, more than the first guess."""
+    logits = torch.linspace(0, 0.1, 5000)[None].expand(8, 5000)
+    out = sample(logits, grid(8), top_p=0.9)
+    assert all(math.exp(k) == pytest.approx(0.9, abs=1e-3) for k in out.kept)
+    peaked = torch.zeros(8, 5000)
+    peaked[:, 17] = 20
+    out = sample(peaked, grid(8), top_p=0.9)
+    assert out.tokens == [17] * 8 and all(lp == pytest.approx(0, abs=1e-6) for lp in out.logprobs)
+
+
+def test_greedy_and_mixed_rows() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    knobs = Knobs([Sampling(8, temperature=0.0), Sampling(8), Sampling(8, temperature=0.0, top_p=0.5)], CPU, torch.float32)
+    out = draw(logits, knobs, torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64))
+    best = logits.argmax(-1).tolist()
+    assert (out.tokens[0], out.tokens[2]) == (best[0], best[2])
+    assert (out.logprobs[0], out.kept[0], out.logprobs[2], out.kept[2]) == (0, 0, 0, 0)
+    assert out.temperature == [0, 1, 0] and out.logprobs[1] < 0 and out.entropy[0] > 0
+    all_cold = sample(logits, torch.zeros(3), temperature=0.0)
+    assert all_cold.tokens == best and all_cold.logprobs == [0.0] * 3
+
+
+def test_rules_touch_only_their_rows_and_are_recorded() -> None:
+    def rule(logits: torch.Tensor) -> torch.Tensor:
+        return 0.5 + logits.amax(-1) * 0
+
+    def cold(logits: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(logits))
+
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(3))
+    u = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+    mixed = draw(logits, Knobs([Sampling(8, temperature=t) for t in (rule, 1.0, rule, cold)], CPU, torch.float32), u)
+    fixed = draw(logits, Knobs([Sampling(8, temperature=t) for t in (0.5, 1.0, 0.5, 0.0)], CPU, torch.float32), u)
+    assert mixed == fixed
+    assert mixed.temperature == [0.5, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.5, float("inf")])
+def test_a_rule_that_gives_nonsense_is_named(value: float) -> None:
+    with pytest.raises(ValueError, match="temperature rule"):
+        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: torch.full((len(logits),), value))
+    with pytest.raises(ValueError, match="shape"):
+        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: logits)
+
+
+def test_nan_logits_are_named() -> None:
+    logits = torch.randn(2, 9)
+    logits[1, 4] = float("nan")
+    with pytest.raises(ValueError, match="logits are NaN"):
+        sample(logits, grid(2))
+
+
+def test_tiny_temperature_does_not_overflow() -> None:
+    logits = torch.tensor([[1000.0, 999.0, -1000.0]])
+    out = sample(logits, torch.tensor([0.999]), temperature=1e-30)
+    assert out.tokens == [0] and out.logprobs[0] == 0

@@ -1,0 +1,156 @@
+"""The central test through a real transformers model: gradients of its parameters, packed against one trajectory at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from ramify.learn.policy import TorchPolicy
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from forests import VOCABULARY, Trajectory, flatten, forest
+from ramify.core.tree import Author, Tree
+from ramify.learn import gauges
+from ramify.learn.batch import TreeBatch
+from ramify.learn.pack import pack
+from test_equivalence import METHODS, TOLERANCE, apart, budget_for, gradients
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.3,
+}
+FAMILIES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+class DoubleNorm(nn.Module):
+    """RMSNorm that stays in float64; transformers' own goes through float32."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+def build(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    config, kind = FAMILIES[family]
+    model = kind(config(**SIZES)).double().eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(parent, name, DoubleNorm(child))
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.double()
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return build(request.param)
+
+
+def one_by_one(model: nn.Module) -> Callable[[list[Trajectory]], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Log-probs and entropy of each trajectory by a forward pass of its own."""
+
+    def evaluate(rows: list[Trajectory]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        hot, plain, entropy = [], [], []
+        for row in rows:
+            tokens = torch.tensor(row.tokens, dtype=torch.long)
+            logits = model(input_ids=torch.tensor([row.prompt + row.tokens]), use_cache=False).logits[
+                0, len(row.prompt) - 1 : -1
+            ]
+            logp = logits.log_softmax(-1)
+            heat = torch.tensor(row.temperature, dtype=torch.float64)[:, None]
+            plain.append(logp.gather(1, tokens[:, None])[:, 0])
+            hot.append((logits / heat).log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+            entropy.append(-(logp.exp() * logp).sum(-1))
+        return hot, plain, entropy
+
+    return evaluate
+
+
+def record(model: nn.Module, trees: list[Tree], seed: int) -> None:
+    """Write log-probs near the model's own into the trees, as an older policy would have left them."""
+    rng = random.Random(seed)
+    nodes = [{node.id: node for node in tree.walk()} for tree in trees]
+    with torch.no_grad():
+        rows = flatten(trees)
+        hot, plain, _ = one_by_one(model)(rows)
+    done = set()
+    for row, h, p in zip(rows, hot, plain, strict=True):
+        for spot, a, b in zip(row.spots, h.tolist(), p.tolist(), strict=True):
+            if spot in done:
+                continue
+            done.add(spot)
+            node, k = nodes[spot[0]][spot[1]], spot[2]
+            if node.logprobs:
+                node.logprobs[k] = a + rng.gauss(0, 0.4) - node.kept[k]
+            node.signals["recomputed"][k] = b + rng.gauss(0, 0.4)
+            node.signals["frozen"][k] = b + rng.gauss(0, 0.4)
+
+
+def through(
+    model: nn.Module, trees: list[Tree], name: str, budget: int, spoil: Callable[[TreeBatch], TreeBatch] = lambda b: b
+) -> tuple[list[Tensor], float]:
+    """Parameter gradients and textbook value by way of the packed rows."""
+    mix = METHODS[name].mix
+    policy = TorchPolicy(model)
+    total, value = torch.zeros((), dtype=torch.float64), 0.0
+    for batch in pack(trees, mix.credit(trees), mix, budget, dtype=torch.float64):
+        hot, plain, entropy = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus))
+        total = total + mix.loss(hot, plain, entropy, batch)
+        value += gauges.surrogate(mix, hot, plain, entropy, batch)
+    return gradients(total, list(model.parameters())), value
+
+
+@pytest.mark.parametrize("size", ["one row", "cut"])
+@pytest.mark.parametrize("name", METHODS)
+def test_through_a_model(model: nn.Module, name: str, size: str) -> None:
+    trees = forest(5, tempered=True)
+    record(model, trees, 5)
+    want = METHODS[name].loss(trees, one_by_one(model))
+    ours, value = through(model, trees, name, budget_for(trees, size))
+    assert any(row.leaf.author is Author.EXPERT for row in flatten(trees))
+    assert apart(ours, gradients(want, list(model.parameters()))) < TOLERANCE
+    assert value == pytest.approx(float(want.detach()), abs=TOLERANCE)
+    assert max(float(g.abs().max()) for g in ours) > 1e-4
+
+
+def causal(batch: TreeBatch) -> TreeBatch:
+    return replace(batch, end=torch.full_like(batch.end, len(batch)))
+
+
+def packed_positions(batch: TreeBatch) -> TreeBatch:
+    return replace(batch, position=torch.arange(len(batch)))
+
+
+def shifted_parents(batch: TreeBatch) -> TreeBatch:
+    return replace(batch, parent=(torch.arange(len(batch)) - 1).clamp(min=0))
+
+
+@pytest.mark.parametrize("spoil", [causal, packed_positions, shifted_parents])
+def test_through_a_model_can_fail(spoil: Callable[[TreeBatch], TreeBatch]) -> None:
+    model = build("qwen2")
+    trees = forest(5, tempered=True)
+    record(model, trees, 5)
+    want = gradients(METHODS["grpo"].loss(trees, one_by_one(model)), list(model.parameters()))
+    ours, _ = through(model, trees, "grpo", 0, spoil)
+    assert apart(ours, want) > 1e-5

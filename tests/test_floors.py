@@ -1,0 +1,196 @@
+"""The rooms and floors: who may import whom, where torch stays out, and one file for every optional library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "ramify"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS: dict[str, set[str]] = {
+    "core": set(),
+    "engine": set(),
+    "tasks": {"core"},
+    "grow": {"core", "engine"},
+    "learn": {"core"},
+    "look": {"core", "engine", "tasks", "grow"},
+    "run": {"core", "engine", "tasks", "grow", "learn", "look"},
+    "adapters": {"core", "grow", "learn"},
+    "recipes": {"core", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
+}
+FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
+FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
+
+WITHOUT_TORCH = ("core/", "tasks/", "grow/", "engine/engine.py", "engine/toy.py", "recipes/", "__init__.py")
+"""Torch may be imported inside their functions at most, and in core and in tasks not even there."""
+
+OPTIONAL = {
+    "math_verify": "tasks/math.py",
+    "reasoning_gym": "tasks/gym.py",
+    "datasets": "tasks/rows.py",
+    "pyarrow": "tasks/rows.py",
+    "peft": "learn/lora.py",
+    "tensorboard": "run/logbook.py",
+    "wandb": "run/logbook.py",
+    "trackio": "run/logbook.py",
+    "ray": "run/cluster.py",
+    "vllm": "engine/vllm.py",
+}
+"""Libraries that only some users install, and the one file that imports each, inside a function."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: of what, on which line, and whether it runs when the module is imported."""
+
+    module: str  # with its dots
+    line: int
+    eager: bool
+
+
+def imports(source: str, room: str = "") -> Iterator[Import]:
+    """Every import of a module's source: at the top, inside functions, under TYPE_CHECKING, or by import_module("...")."""
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(source), True)]
+    while pending:
+        node, eager = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            eager = False
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += [(child, eager) for child in node.orelse]
+            pending += [(child, False) for child in node.body]
+            continue
+        pending += [(child, eager) for child in ast.iter_child_nodes(node)]
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, eager) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ["ramify", room][: 2 - (node.level - 1)] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            if module in ("ramify", "torch.utils"):  # what is taken from there is the module
+                yield from (Import(f"{module}.{alias.name}", node.lineno, eager) for alias in node.names)
+            else:
+                yield Import(module, node.lineno, eager)
+        elif (name := imported_by_call(node)) is not None:
+            yield Import(name, getattr(node, "lineno", 0), eager)
+
+
+def imported_by_call(node: ast.AST) -> str | None:
+    """The module that `import_module("...")` names."""
+    match node:
+        case ast.Call(func=func, args=[ast.Constant(value=str(name)), *_]):
+            return name if ast.unparse(func).split(".")[-1] in ("import_module", "__import__") else None
+    return None
+
+
+def library(module: str) -> str:
+    """The library that a module belongs to."""
+    return "tensorboard" if module.startswith("torch.utils.tensorboard") else module.split(".")[0]
+
+
+def breaches(place: str, source: str) -> list[str]:
+    """What is wrong with the imports of the file at `place` (relative to the package)."""
+    room = place.split("/")[0].removesuffix(".py")
+    found = []
+    for imported in imports(source, room):
+        name, where = library(imported.module), f"{place}:{imported.line} imports {imported.module}"
+        if name == "ramify":
+            target = [*imported.module.split("."), "__init__"][1]
+            target = target if target in FLOORS else "__init__"  # a public name
+            if target != room and target not in FLOORS.get(room, set()):
+                found.append(f"{where}: {room} stands on {sorted(FLOORS.get(room, set()))} only")
+        elif room == "core" and name not in sys.stdlib_module_names:
+            found.append(f"{where}: core needs the standard library only")
+        elif name == "torch" and place.startswith(WITHOUT_TORCH) and (imported.eager or place.startswith("tasks/")):
+            found.append(f"{where}: no torch here")
+        elif name in OPTIONAL and (place != OPTIONAL[name] or imported.eager):
+            found.append(f"{where}: only {OPTIONAL[name]} imports it, inside a function")
+    return found
+
+
+def place_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("file", FILES, ids=place_of)
+def test_imports_go_downward_only(file: Path) -> None:
+    assert breaches(place_of(file), file.read_text()) == []
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {place_of(file).split("/")[0].removesuffix(".py") for file in FILES}
+    assert rooms <= FLOORS.keys()
+    assert not [file for file in FILES if len(file.relative_to(PACKAGE).parts) > 2], "rooms are flat"
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("core/tree.py", "import numpy"),
+        ("core/tree.py", "from ramify.engine import engine"),
+        ("core/tree.py", "def f():\n    import torch"),
+        ("core/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ramify.run.recipe import Run"),
+        ("core/tree.py", "from ..grow import growth"),
+        ("engine/local.py", "from ramify.core.tree import Tree"),
+        ("engine/toy.py", "import torch"),
+        ("engine/toy.py", "try:\n    import torch\nexcept ImportError:\n    pass"),
+        ("engine/toy.py", "from torch import nn"),
+        ("grow/growth.py", "from ramify.learn.batch import Credits"),
+        ("grow/growth.py", "class A:\n    from torch import Tensor"),
+        ("learn/pack.py", "def f():\n    from ramify.grow.stop import Stop"),
+        ("learn/pack.py", "import importlib\nimportlib.import_module('ramify.grow.stop')"),
+        ("learn/pack.py", "from ramify import Stop"),
+        ("look/ledger.py", "import ramify.learn.batch"),
+        ("run/trainer.py", "from ramify import cli"),
+        ("run/trainer.py", "from ramify.cli import main"),
+        ("tasks/math.py", "import math_verify"),
+        ("tasks/gym.py", "def f():\n    import math_verify"),
+        ("tasks/chain.py", "def f():\n    import torch"),
+        ("run/trainer.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
+        ("run/trainer.py", "def f():\n    from torch.utils import tensorboard"),
+        ("recipes/grpo.py", "from ramify.cli import main"),
+        ("attic/old.py", "from ramify.core import tree"),
+    ],
+)
+def test_a_breach_is_seen(place: str, source: str) -> None:
+    assert breaches(place, source)
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("core/store.py", "import json\nfrom ramify.core.tree import Tree\nfrom .task import Task"),
+        ("engine/local.py", "import torch\nfrom ramify.engine.engine import Segment"),
+        ("tasks/math.py", "def f():\n    import math_verify"),
+        ("run/logbook.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
+        ("recipes/grpo.py", "from ramify import Star\nfrom ramify.run.recipe import Run"),
+        ("cli.py", "from ramify.recipes import grpo\nfrom ramify import __version__"),
+    ],
+)
+def test_what_is_allowed_passes(place: str, source: str) -> None:
+    assert breaches(place, source) == []
+
+
+def loaded(code: str) -> set[str]:
+    """The top modules that are loaded after this code ran in a fresh interpreter."""
+    script = f"import sys\n{code}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_ramify_loads_no_library() -> None:
+    names = loaded("import ramify; ramify.__version__; ramify.__all__; from ramify import Tree, Author")
+    assert names.isdisjoint({"torch", "numpy", "transformers", "tyro", "rich", *OPTIONAL})
+    assert "torch" in loaded("import torch"), "the check could not fail"
+
+
+def test_rooms_without_torch_load_without_it() -> None:
+    parts = [place_of(file) for file in FILES if place_of(file).startswith(WITHOUT_TORCH[:5])]
+    modules = [f"ramify.{part.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for part in parts]
+    names = loaded("\n".join(f"import {module}" for module in modules if not module.endswith("_main")))
+    assert names.isdisjoint({"torch", "transformers", *OPTIONAL})

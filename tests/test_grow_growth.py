@@ -1,0 +1,292 @@
+"""Growth: rounds, rooms, concurrency on a counted clock, demonstrations, grading."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from dataclasses import dataclass, replace
+
+import pytest
+
+from growing import EOS, Clock, Recorder, chain, decode, plant
+from ramify.core.store import dump, load
+from ramify.core.task import Path, Task
+from ramify.core.tree import Author, Tree
+from ramify.engine.engine import Request, Sampling, Segment
+from ramify.engine.toy import ToyEngine
+from ramify.grow.branching import Bud, Star, length, paths
+from ramify.grow.growth import RewardError, demonstrate, grade, grow_forest, grow_round, grow_tree, seed_of
+from ramify.grow.segments import Segments
+from ramify.grow.stop import Stop
+
+STOP = Stop((EOS,), 20)
+NO_EOS = ToyEngine(vocab=8, table={(): [-50.0] + [0.0] * 7})
+
+
+def test_star_grows_a_group_in_one_round() -> None:
+    engine = Recorder(vocab=8, seed=3)
+    engine.version = 7
+    tree = asyncio.run(grow_tree(plant(), engine, Star(5), Sampling(12, temperature=0.7, top_p=0.8), STOP))
+    assert (tree.rounds, len(tree.leaves()), len(engine.seen)) == (1, 5, 5)
+    assert len({request.seed for request, _ in engine.seen}) == 5
+    for leaf in tree.leaves():
+        assert leaf.parent is tree.root
+        assert (leaf.version, leaf.levels, leaf.why) == (7, 1, "star")
+        assert leaf.temperature == [0.7] * len(leaf.tokens)
+        assert any(leaf.kept)
+        assert leaf.finish == ("eos" if leaf.tokens[-1] == EOS else "length")
+        assert EOS not in leaf.tokens[:-1]
+    assert dump(load(dump(tree))) == dump(tree)
+    assert asyncio.run(grow_tree(plant(), engine, Star(0), Sampling(12), STOP)).leaves() == []
+
+
+def test_a_segment_has_no_more_room_than_the_response() -> None:
+    engine = Recorder(vocab=8, table={(): [-50.0] + [0.0] * 7})
+    tree = asyncio.run(grow_tree(plant(), engine, Segments(4, 9, 8), Sampling(99), STOP))
+    assert [request.sampling.max_tokens for request, _ in engine.seen] == [8, 8, 8, 8, 8, 8, 4, 4, 4, 4]
+    assert all(length(leaf) == 20 and leaf.finish == "length" for leaf in tree.leaves())
+    full = plant()
+    leaf = chain(full, [20], None)
+
+    @dataclass(frozen=True)
+    class Once:
+        needs = ()
+
+        def __call__(self, tree: Tree) -> list[Bud]:
+            return [Bud(leaf)] if tree.rounds == 0 else []
+
+    grown = asyncio.run(grow_tree(full, engine, Once(), Sampling(99), STOP))
+    assert [(node.tokens, node.finish) for node in grown.leaves()] == [([], "length")], (
+        "nothing to sample, nothing sent"
+    )
+    assert len(engine.seen) == 10
+
+
+def test_an_engine_that_runs_out_of_context_ends_the_path() -> None:
+    class Short(ToyEngine):
+        async def sample(self, request: Request) -> Segment:
+            return self.continuation(replace(request, sampling=replace(request.sampling, max_tokens=3)))
+
+    tree = asyncio.run(grow_tree(plant(), Short(table=NO_EOS.table), Segments(2, 9, 8), Sampling(99), STOP))
+    assert [(len(leaf.tokens), leaf.finish) for leaf in tree.leaves()] == [(3, "length")] * 2
+
+
+def test_seeds_come_from_names_not_from_arrival() -> None:
+    tree = plant("x", 5, 2)
+    node = tree.graft(tree.root)
+    assert seed_of(tree, node) == seed_of(plant("x", 5, 2), node)
+    others = [plant("y", 5, 2), plant("x", 6, 2), plant("x", 5, 3)]
+    assert len({seed_of(t, node) for t in [tree, *others]}) == 4
+    assert 0 <= seed_of(tree, node) < 2**63
+
+
+def test_one_round_at_a_time() -> None:
+    tree, rule = plant(), Segments(4, 3, 4)
+
+    async def rounds() -> list[int]:
+        sizes = []
+        while await grow_round(tree, NO_EOS, rule, Sampling(9), STOP):
+            sizes.append(len(tree.leaves()))
+            assert all(leaf.id >= tree.fresh for leaf in tree.leaves())
+        return sizes
+
+    assert asyncio.run(rounds()) == [2, 4, 4]
+    assert tree.rounds == 3
+    assert asyncio.run(grow_round(tree, NO_EOS, rule, Sampling(9), STOP)) is False
+
+
+def test_a_bud_whose_levels_cannot_be_had_is_an_error() -> None:
+    tree = plant()
+    leaf = chain(tree, [4, 4])
+
+    @dataclass(frozen=True)
+    class Wrong:
+        needs = ()
+
+        def __call__(self, tree: Tree) -> list[Bud]:
+            return [Bud(leaf, 4, levels=2)]
+
+    with pytest.raises(ValueError, match="asks for 2 levels above it where its path has 1"):
+        asyncio.run(grow_tree(tree, NO_EOS, Wrong(), Sampling(9), STOP))
+
+
+def ticks(names: list[str], slow: int = -1) -> dict[str, int]:
+    """The engine's clock when each tree was done; the tree `snail` has a prompt that is decoded ten times slower."""
+    engine, done = Clock(slow=slow, vocab=8, spread=1.0), {}
+    forest = [plant(name, prompt=(slow if name == "snail" else 1, 2)) for name in names]
+
+    def note(tree: Tree) -> None:
+        done[tree.task.id] = engine.now
+
+    asyncio.run(grow_forest(forest, engine, Segments(4, 4, 4, 1), Sampling(9), STOP, on_tree=note))
+    return done
+
+
+def test_a_slow_tree_holds_up_nobody() -> None:
+    names = ["a", "b", "snail", "c", "d"]
+    together = ticks(names, slow=7)
+    alone = {name: ticks([name], slow=7)[name] for name in names}
+    assert together == alone
+    assert len(set(together.values())) >= 4, "each at its own pace"
+    assert together["snail"] > 3 * max(together[name] for name in "abcd")
+
+
+def test_grading_never_delays_sampling() -> None:
+    async def run() -> list[Tree]:
+        grown: list[str] = []
+        everyone, in_thread = asyncio.Event(), threading.Event()
+
+        async def patient(task: Task, path: Path) -> float:
+            await everyone.wait()  # a reward that ends only when all trees have grown
+            return 1.0
+
+        def blocking(task: Task, path: Path) -> float:
+            assert in_thread.wait(20)  # the same for a plain function: it must not sit in the event loop
+            return 1.0
+
+        async def on_tree(tree: Tree) -> None:
+            grown.append(tree.task.id)
+            if len(grown) == 4:
+                everyone.set()
+                in_thread.set()
+            await grade(tree, ((patient, 1.0, "patient"), (blocking, 1.0, "blocking")), decode)
+
+        trees = [plant(f"t{i}") for i in range(4)]
+        return await grow_forest(trees, ToyEngine(), Star(1), Sampling(9), STOP, on_tree=on_tree)
+
+    forest = asyncio.run(asyncio.wait_for(run(), 30))
+    assert [tree.task.id for tree in forest] == ["t0", "t1", "t2", "t3"]
+    assert all(leaf.reward == 2.0 for tree in forest for leaf in tree.leaves())
+
+
+def test_an_engine_that_fails_stops_everything_and_says_why() -> None:
+    class Broken(Clock):
+        async def sample(self, request: Request) -> Segment:
+            if request.prefix[0] == 3:
+                raise RuntimeError("out of memory")
+            return await super().sample(request)
+
+    async def run() -> int:
+        with pytest.raises(RuntimeError, match=r"^out of memory$"):
+            await grow_forest([plant(), plant("b", prompt=(3,))], Broken(vocab=8), Star(2), Sampling(9), STOP)
+        return len(asyncio.all_tasks()) - 1
+
+    assert asyncio.run(run()) <= 1, "only the clock of the engine is left"
+
+
+def demonstrated(*demonstrations: tuple[int, ...]) -> Tree:
+    return Tree.plant(Task("d", (1, 2), "d", demonstrations=demonstrations))
+
+
+def test_demonstrations() -> None:
+    tree = demonstrated((3, 4, EOS), (5, EOS), (6, EOS))
+    assert demonstrate(tree, 0) == []
+    leaves = demonstrate(tree, 2)
+    assert [leaf.tokens for leaf in tree.leaves()] == [[3, 4, EOS], [5, EOS]]
+    for leaf in leaves:
+        assert (leaf.author, leaf.finish, leaf.reward, leaf.levels, leaf.logprobs) == (Author.EXPERT, "eos", 1.0, 1, [])
+    assert len(demonstrate(demonstrated((3, EOS)), 5)) == 1
+    (cut,) = demonstrate(demonstrated((3, 4, 5, EOS)), 1, limit=2)
+    assert (cut.tokens, cut.finish) == ([3, 4], "length")
+    with pytest.raises(ValueError, match="'d' has an empty demonstration"):
+        demonstrate(demonstrated(()), 1)
+    with pytest.raises(ValueError, match="got n=-1"):
+        demonstrate(tree, -1)
+
+
+@pytest.mark.parametrize("rule", [Star(3), Segments(3, 4, 4)])
+def test_demonstrations_stand_beside_growth_untouched(rule: object) -> None:
+    tree = demonstrated((3, 4, EOS))
+    demonstrate(tree, 1)
+    asyncio.run(grow_tree(tree, ToyEngine(), rule, Sampling(20), STOP))  # type: ignore[arg-type]
+    asyncio.run(grade(tree, ((lambda task, path: 0.5, 1.0, "half"),), decode))
+    expert, *policy = sorted(tree.leaves(), key=lambda leaf: -leaf.author)
+    assert (expert.tokens, expert.reward, expert.verdict, expert.finish) == ([3, 4, EOS], 1.0, {}, "eos")
+    assert len(policy) == len(paths(tree)) == 3
+    assert all(leaf.reward == 0.5 for leaf in policy)
+
+
+def graded(rewards: tuple, filter_overlong: bool = False) -> Tree:
+    tree = plant("job")
+    for finish in ("eos", "length", "pruned"):
+        chain(tree, [1, 2], finish)
+    return asyncio.run(grade(tree, rewards, decode, filter_overlong))
+
+
+@dataclass(frozen=True)
+class Later:
+    """An asynchronous reward object."""
+
+    async def __call__(self, task: Task, path: Path) -> dict[str, object]:
+        await asyncio.sleep(0)
+        return {"reward": path.length, "correct": True, "answer": path.text, "steps": 2}
+
+
+def test_grading_weighs_parts_and_leaves_pruned_paths_alone() -> None:
+    seen = []
+
+    def first(task: Task, path: Path) -> dict[str, object]:
+        seen.append((task.id, path))
+        return {"reward": 1, "correct": 0, "steps": 9}
+
+    tree = graded(((first, 0.5, "first"), (Later(), 2.0, "later"), (lambda task, path: 1.0, -1.0, "penalty")))
+    eos, long, pruned = tree.leaves()
+    assert eos.reward == long.reward == 0.5 * 1 + 2.0 * 3 - 1.0
+    assert eos.verdict == {
+        "first": 1.0,
+        "correct": 0.0,
+        "first/steps": 9.0,
+        "later": 3.0,
+        "answer": "aaa",
+        "later/steps": 2.0,
+        "penalty": 1.0,
+    }
+    assert list(eos.verdict) == ["first", "correct", "first/steps", "later", "answer", "later/steps", "penalty"]
+    assert (pruned.reward, pruned.verdict) == (None, {})
+    assert {(name, path.finish) for name, path in seen} == {("job", "eos"), ("job", "length")}
+    assert seen[0][1] == Path("aaa", (1, 1, 1), seen[0][1].finish)
+    assert dump(load(dump(tree))) == dump(tree)
+
+
+def test_overlong_paths_can_be_left_out() -> None:
+    eos, long, _ = graded(((Later(), 1.0, "later"),), filter_overlong=True).leaves()
+    assert eos.reward == 3.0
+    assert (long.reward, long.verdict["correct"]) == (None, 1.0)
+
+
+def raising(task: Task, path: Path) -> float:
+    raise KeyError("gold")
+
+
+def stopping(task: Task, path: Path) -> float:
+    return next(iter([]))
+
+
+async def failing(task: Task, path: Path) -> float:
+    raise TimeoutError("no answer in 5 s")
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (raising, "reward 'r' on task 'job' raised KeyError: 'gold'; let it return a number"),
+        (stopping, "raised StopIteration"),
+        (failing, "raised TimeoutError: no answer in 5 s"),
+        (lambda task, path: math.nan, "reward 'r' on task 'job' returned nan: it must return a finite number"),
+        (lambda task, path: math.inf, "returned inf"),
+        (lambda task, path: None, "returned None"),
+        (lambda task, path: "1", "returned '1'"),
+        (lambda task, path: {"correct": 1.0}, "or a dict with one as 'reward'"),
+        (lambda task, path: {"reward": 1.0, "why": ["x"]}, r"returned \['x'\] as 'why'"),
+    ],
+)
+def test_a_bad_reward_is_named(reward: object, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        graded(((lambda task, path: 1.0, 1.0, "fine"), (reward, 1.0, "r")))
+
+
+def test_no_reward_at_all() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        graded(())
+    assert asyncio.run(grade(plant(), (), decode)).leaves() == [], "supervised: nothing sampled, nothing to grade"

@@ -1,0 +1,342 @@
+"""Trees to JSON lines and back: nothing lost, one tree in memory at a time, damage named."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramify.core import store
+from ramify.core.store import StoreError, TornLine, dump, load, read, truncate_after, write
+from ramify.core.task import Task
+from ramify.core.tree import Author, Node, Tree
+
+SUFFIX = pytest.mark.parametrize("name", ["trees.jsonl", "trees.jsonl.gz"])
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True, width=64)
+TEXTS = st.text(st.characters(), max_size=8) | st.sampled_from(["\ud83d\ude00", "\udc00", "$", "$float", 'a"$tuple":'])
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | NUMBERS | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(TEXTS | st.integers() | st.tuples(st.integers(), TEXTS), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+TOKENS = st.lists(st.integers(0, 200_000), max_size=5)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Tree:
+    """Any tree: empty nodes, odd text, NaN, every author, finished or alive."""
+    task = Task(
+        id=draw(TEXTS),
+        prompt=tuple(draw(TOKENS)),
+        text=draw(TEXTS),
+        answer=draw(TEXTS),
+        demonstrations=tuple(tuple(row) for row in draw(st.lists(TOKENS, max_size=2))),
+        extra=draw(st.dictionaries(TEXTS, PLAIN, max_size=3)),
+    )
+    tree = Tree.plant(task, draw(st.integers(0, 2**63)), step=draw(st.integers(0, 99)), visit=draw(st.integers(0, 3)))
+    nodes = [tree.root]
+    for _ in range(draw(st.integers(0, 6))):
+        tokens = draw(TOKENS)
+        node = tree.add(draw(st.sampled_from(nodes)), tokens, draw(st.sampled_from(Author)))
+        node.version = draw(st.integers(0, 9))
+        for name in draw(st.sets(st.sampled_from(["logprobs", "kept", "entropy", "temperature"]))):
+            setattr(node, name, [draw(NUMBERS) for _ in tokens])
+        node.levels, node.why = draw(st.integers(0, 3)), draw(TEXTS)
+        node.reward, node.finish = draw(st.none() | NUMBERS), draw(st.none() | st.sampled_from(["eos", "length"]))
+        node.verdict = draw(st.dictionaries(TEXTS, PLAIN, max_size=2))
+        node.signals = {name: [draw(NUMBERS) for _ in tokens] for name in draw(st.lists(TEXTS, max_size=1))}
+        nodes.append(node)
+    tree.rounds = draw(st.integers(0, 4))
+    return tree
+
+
+def exact(value: Any) -> Any:
+    """A value in a form whose equality is identity of type and bits: NaN equals NaN, 0.0 is not -0.0, 1 is not 1.0."""
+    if isinstance(value, list | tuple):
+        return type(value), [exact(item) for item in value]
+    if isinstance(value, dict):
+        return dict, [(exact(key), exact(item)) for key, item in value.items()]
+    return type(value), repr(value)
+
+
+def description(tree: Tree) -> list[Any]:
+    """Everything in a tree, by field."""
+    serial = {node: place for place, node in enumerate(tree.walk())}
+    rows: list[Any] = [{f.name: getattr(tree, f.name) for f in fields(Tree) if f.name not in ("task", "root")}]
+    rows.append({f.name: getattr(tree.task, f.name) for f in fields(Task)})
+    for node in serial:
+        plain = {f.name: getattr(node, f.name) for f in fields(Node) if f.name not in ("parent", "children")}
+        rows.append(plain | {"up": serial.get(node.parent), "down": [serial[child] for child in node.children]})
+    return [exact(row) for row in rows]
+
+
+def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
+    """A tree of some paths with `tokens` sampled tokens each, as a run writes them."""
+    rng = random.Random(step)
+    tree = Tree.plant(Task(task, (1, 2, 3), "1 + 2"), step=step)
+    for _ in range(paths):
+        leaf = tree.add(tree.root, [rng.randrange(150_000) for _ in range(tokens)], Author.POLICY)
+        leaf.finish, leaf.reward = "eos", 1.0
+        leaf.logprobs = [-rng.expovariate(1) for _ in range(tokens)]
+        leaf.entropy = [rng.expovariate(1) for _ in range(tokens)]
+        leaf.temperature, leaf.kept = [1.0] * tokens, [0.0] * tokens
+    return tree
+
+
+@settings(max_examples=400)
+@given(trees())
+def test_a_line_is_lossless(tree: Tree) -> None:
+    line = dump(tree)
+    assert line.isascii()
+    assert line.count(b"\n") == 1
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert description(load(line)) == description(tree)
+
+
+def test_the_description_sees_small_differences() -> None:
+    one, other = bush(1), bush(1)
+    assert description(one) == description(other)
+    other.root.children[0].kept[0] = -0.0
+    assert description(one) != description(other)
+
+
+@SUFFIX
+def test_files_are_lossless_and_append(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "deep" / "folder" / name
+    assert write(path, [bush(1), bush(2)]) == 2
+    assert write(path, (bush(step) for step in (3,)), append=True) == 1
+    assert [description(tree) for tree in read(path)] == [description(bush(step)) for step in (1, 2, 3)]
+    assert write(path, [bush(9)]) == 1
+    assert [tree.step for tree in read(path)] == [9]
+
+
+def test_a_field_that_comes_later_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store names no field of Node, so a new plain one needs no change here."""
+    assert {"signals", "why", "entropy"} <= {f.name for f in fields(Node)}
+    source = Path(store.__file__).read_text()
+    assert not any(f'"{name}"' in source for name in ("signals", "why", "entropy", "logprobs", "verdict", "finish"))
+
+
+def test_a_deep_chain_needs_no_recursion(tmp_path: Path) -> None:
+    tree = Tree.plant(Task("deep", (1,), ""))
+    node = tree.root
+    for token in range(10_000):
+        node = tree.add(node, [token], Author.POLICY)
+    assert description(load(dump(tree))) == description(tree)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most bytes of Python objects that this needed beyond what was there."""
+    gc.collect()
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@SUFFIX
+def test_memory_is_that_of_a_few_trees(tmp_path: Path, name: str) -> None:
+    path, count = tmp_path / name, 80
+    one = peak_of(lambda: load(dump(bush(0, 15, 40))))
+    writing = peak_of(lambda: write(path, (bush(step, 15, 40) for step in range(count))))
+    reading = peak_of(lambda: sum(1 for _ in read(path)))
+    cutting = peak_of(lambda: truncate_after(path, count - 2))
+    holding = peak_of(lambda: list(read(path)))
+    most = max(writing, reading, cutting)
+    assert most < 12 * one, "a few trees wait for the garbage collector; more than that are held"
+    assert holding > 20 * one, "the bound could not fail"
+
+
+def test_older_formats_are_upgraded_and_newer_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trees.jsonl"
+    write(path, [bush(1)])
+    old = path.read_bytes().replace(b'"step":1', b'"iteration":1')
+    monkeypatch.setattr(store, "FORMAT", 2)
+    monkeypatch.setitem(store.UPGRADES, 1, lambda line: line | {"step": line.pop("iteration")})
+    path.write_bytes(old)
+    write(path, [bush(2)], append=True)
+    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [1, 2]
+    assert [description(tree) for tree in read(path)] == [description(bush(1)), description(bush(2))]
+    monkeypatch.setattr(store, "FORMAT", 1)
+    path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":1', b'"format":3'))
+    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 3 .* newer ramify.* up to 1: upgrade"):
+        list(read(path))
+
+
+def torn(path: Path, cut: int) -> None:
+    """Take the last `cut` bytes away."""
+    path.write_bytes(path.read_bytes()[:-cut])
+
+
+@SUFFIX
+@pytest.mark.parametrize("cut", [2, 30, 400])
+def test_a_torn_last_line_is_reported_and_skipped(tmp_path: Path, name: str, cut: int) -> None:
+    path = tmp_path / name
+    write(path, [bush(1), bush(2)])
+    write(path, [bush(3)], append=True)
+    torn(path, cut + 16 * name.endswith("gz"))  # a gzip stream ends with some bytes that hold no data
+    with pytest.warns(TornLine, match=f"{name} line 3: the file is cut off"):
+        assert [tree.step for tree in read(path)] == [1, 2]
+    with pytest.raises(StoreError, match=f"{name} line 3"):
+        list(read(path, strict=True))
+    with pytest.warns(TornLine):
+        write(path, [bush(4)], append=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [description(tree) for tree in read(path)] == [description(bush(step)) for step in (1, 2, 4)]
+
+
+def test_every_cut_of_a_file_leaves_the_trees_before_it(tmp_path: Path) -> None:
+    path, lines = tmp_path / "trees.jsonl", [dump(bush(1, 3)), dump(bush(2, 3))]
+    ends = {len(lines[0]) + n for n in (-2, -1, 0, 1, 2)} | {len(lines[0]) + len(lines[1]) + n for n in (-2, -1)}
+    for size in sorted({*range(0, len(lines[0]) + len(lines[1]), 23), *ends}):
+        path.write_bytes(b"".join(lines)[:size])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TornLine)
+            steps = [tree.step for tree in read(path)]
+            write(path, [bush(3, 3)], append=True)
+        assert steps == [1, 2][: (size >= len(lines[0]) - 1) + (size >= len(lines[0]) + len(lines[1]) - 1)]
+        assert [tree.step for tree in read(path, strict=True)] == [*steps, 3]
+
+
+BROKEN = [
+    (b"not json\n", "not JSON"),
+    (b"[1, 2]\n", "not a tree"),
+    (b'{"step": 1}\n', "`format`"),
+    (b'{"format": true}\n', "`format`"),
+    (b'{"format": 1}\n', "KeyError 'task'"),
+    (b'{"format": 1, "task": {"id": "x", "prompt": [], "text": ""}, "nodes": []}\n', "not a tree"),
+    (dump(bush(1)).replace(b'"up":0', b'"up":7', 1), "node 1 hangs under 7"),
+    (dump(bush(1)).replace(b'"finish":"eos"', b'"colour":"red"', 1), r"unknown Node fields \['colour'\]"),
+    (dump(bush(1)).replace(b'"author":1', b'"author":9', 1), "9 is not a valid Author"),
+    (b'\x00\xff\xfe{"format"\n', "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BROKEN)
+def test_a_bad_line_names_the_file_and_the_line(tmp_path: Path, line: bytes, words: str) -> None:
+    path = tmp_path / "trees.jsonl"
+    path.write_bytes(dump(bush(1)) + line + dump(bush(2)))
+    good: Iterator[Tree] = read(path)
+    assert next(good).step == 1
+    with pytest.raises(StoreError, match=rf"trees.jsonl line 2: .*{words}"):
+        next(good)
+
+
+def test_damaged_gzip_and_missing_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "trees.jsonl.gz"
+    path.write_bytes(b"plain text")
+    with pytest.raises(StoreError, match="damaged gzip"):
+        list(read(path))
+    for call in (lambda: list(read(tmp_path / "none.jsonl")), lambda: truncate_after(tmp_path / "none.jsonl", 1)):
+        with pytest.raises(FileNotFoundError, match=r"none\.jsonl: there is no such file"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("verdict", {"answer": {1, 2}}, r"Node\.verdict: \{1, 2\} is a set"),
+        ("tokens", [1, object()], r"Node\.tokens: <object .* is a object"),
+        ("reward", 1j, r"Node\.reward: 1j is a complex"),
+    ],
+)
+def test_a_value_that_cannot_be_stored_is_named(field: str, value: Any, words: str) -> None:
+    tree = bush(1, task="p7")
+    setattr(tree.root.children[0], field, value)
+    with pytest.raises(StoreError, match=rf"task 'p7': {words}.*use plain"):
+        dump(tree)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match=r"cannot write trees to /dev/full: No space left.*another output folder"):
+        write("/dev/full", map(bush, range(100)))
+
+
+@SUFFIX
+def test_truncate_after(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write(path, [bush(step) for step in (1, 1, 2, 3, 2, 4)])
+    torn(path, 40)
+    with pytest.warns(TornLine):
+        assert truncate_after(path, 2) == 1
+    assert [tree.step for tree in read(path, strict=True)] == [1, 1, 2, 2]
+    assert truncate_after(path, 2) == 0
+    assert [description(tree) for tree in read(path)][2] == description(bush(2))
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_truncating_a_damaged_file_leaves_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "trees.jsonl"
+    content = dump(bush(1)) + b"oops\n" + dump(bush(2))
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="line 2"):
+        truncate_after(path, 1)
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@SUFFIX
+def test_a_killed_writer_loses_nothing_it_flushed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    code = (
+        "import itertools, sys; from ramify.core.store import Writer; from ramify.core.task import Task\n"
+        "from ramify.core.tree import Tree\n"
+        "writer = Writer(sys.argv[1])\n"
+        "for step in itertools.count():\n"
+        "    writer.write(Tree.plant(Task('t', tuple(range(500)), ''), step=step))\n"
+        "    if step == 20: writer.flush(); print('flushed', flush=True)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"flushed\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TornLine)
+        steps = [tree.step for tree in read(path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 20
+
+
+def test_speed_is_that_of_json(tmp_path: Path) -> None:
+    """A tree costs at most twice what its JSON alone costs to write and read: the store adds no loop over tokens."""
+    import timeit
+
+    tree = bush(1, 2000)
+    line, content = dump(tree), json.loads(dump(tree))
+    plain = min(timeit.repeat(lambda: json.loads(json.dumps(content)), number=2, repeat=5))
+    ours = min(timeit.repeat(lambda: load(dump(tree)), number=2, repeat=5))
+    assert math.isfinite(plain)
+    assert ours < 2 * plain + 0.005, f"{len(line) * 2 / ours / 1e6:.0f} MB/s against {len(line) * 2 / plain / 1e6:.0f}"
+
+
+def test_gzip_is_smaller(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl.gz", [bush(1)])
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert gzip.decompress(packed) == dump(bush(1))
+    assert len(packed) < 0.7 * len(dump(bush(1)))

@@ -1,0 +1,101 @@
+"""Rewards without a library, and where in a response the answer is found."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ramify.core.task import Path, Task
+from ramify.tasks.answers import LastBox, LastLine, Tagged, Whole, last_box
+from ramify.tasks.rewards import ExactAnswer, Format, Overlong
+
+TASK = Task("t", (), "?", "7", extra={})
+
+
+def path(text: str, length: int = 1) -> Path:
+    return Path(text, tuple(range(length)), "eos")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"so \boxed{3}", "3"),
+        (r"\boxed{1} then \boxed{2}.", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{1 \boxed{2}", "2"),
+        (r"\boxed{\boxed{2}}", r"\boxed{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{a\\}", "a\\\\"),
+        (r"\fbox{4}", "4"),
+        (r"\boxed {5}", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5", None),
+        (r"}} \boxed{6}", "6"),
+        (r"{ \boxed{6}", "6"),
+        ("\\boxed{two\nlines}", "two\nlines"),
+        ("", None),
+        ("no box", None),
+    ],
+)
+def test_last_box(text: str, found: str | None) -> None:
+    assert last_box(text) == found
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 50_000, "{" * 200_000 + "}" * 200_000, "\\boxed " * 50_000, "\\" * 300_001])
+def test_last_box_is_linear_on_hostile_text(text: str) -> None:
+    began = time.process_time()
+    last_box(text)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("extract", "text", "found"),
+    [
+        (Whole(), " a \n", "a"),
+        (Whole(), " \n", None),
+        (LastLine(), "one\ntwo\n\n", "two"),
+        (LastLine("Answer:"), "x\nAnswer: 4", "4"),
+        (LastLine("Answer:"), "Answer: 4\nx", None),
+        (LastBox(), r"\boxed{ 4 }", "4"),
+        (LastBox(), r"\boxed{ }", None),
+        (Tagged(), "<answer>1</answer> <answer> 2 </answer>", "2"),
+        (Tagged(), "<answer>1</answer> <answer>2", "1"),
+        (Tagged(), "1</answer>", None),
+        (Tagged("final"), "<final>x</final>", "x"),
+    ],
+)
+def test_extracts(extract: object, text: str, found: str | None) -> None:
+    assert extract(text) == found  # type: ignore[operator]
+
+
+def test_exact_answer() -> None:
+    assert ExactAnswer()(TASK, path(" 7\n")) == {"reward": 1.0, "correct": 1.0, "answer": "7"}
+    assert ExactAnswer(correct=2, wrong=-1)(TASK, path("8")) == {"reward": -1, "correct": 0.0, "answer": "8"}
+    several = Task("t", (), "?", "Yes", extra={"answers": ["Yes", "true"]})
+    assert ExactAnswer(LastLine())(several, path("hm\ntrue"))["correct"] == 1
+    assert ExactAnswer()(several, path("yes"))["correct"] == 0
+    assert ExactAnswer(ignore_case=True)(several, path("yes"))["correct"] == 1
+    assert ExactAnswer(Tagged())(TASK, path("7"))["correct"] == 0
+
+
+def test_format() -> None:
+    reward = Format(r"<think>.*</think>\s*<answer>.*</answer>", wrong=-0.5)
+    assert reward(TASK, path("<think>a\nb</think>\n<answer>c</answer>")) == 1
+    assert reward(TASK, path("<answer>c</answer>")) == -0.5
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
+        Format("(")
+
+
+def test_overlong_is_dapos_formula() -> None:
+    reward = Overlong(limit=7168, buffer=512)
+    for length in (0, 6655, 6656, 6657, 6912, 7168):
+        assert reward(TASK, path("", length)) == pytest.approx(min(0.0, -(length - (7168 - 512)) / 512))
+    assert reward(TASK, path("", 9000)) == -1
+    assert Overlong(10, 10, 0.5)(TASK, path("", 5)) == pytest.approx(-0.25)
+    for limit, buffer in ((10, 0), (10, 11)):
+        with pytest.raises(ValueError, match=f"between 1 and the limit of 10 tokens, got {buffer}"):
+            Overlong(limit, buffer)
+    with pytest.raises(ValueError, match="must be >= 0, got -1"):
+        Overlong(10, 5, -1)

@@ -1,0 +1,257 @@
+"""Worker processes: what they survive, that nothing hangs, that no process is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path as File
+
+import guarded_rewards as rewards
+import pytest
+
+from ramify.core.task import Path, Task
+from ramify.tasks.guard import Guarded
+from ramify.tasks.workers import Crew, Outcome, crew
+
+TASK = Task("t", (), "?", "yes")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def path(text: str) -> Path:
+    return Path(text, (1,), "eos")
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Crew]:
+    made = Crew(2, gigabytes=2.0)
+    yield made
+    made.close()
+
+
+def ask(workers: Crew, reward: Callable[..., object], text: str, seconds: float = 0.4, wall: float | None = None) -> Outcome:
+    return workers.submit(reward, TASK, path(text), seconds=seconds, wall=wall).result(timeout=60)
+
+
+def test_a_value_and_lean_start_up(two: Crew) -> None:
+    assert ask(two, rewards.length, "abc") == Outcome(3.0)
+    heavy = {"torch", "numpy", "transformers", "sympy", "math_verify", "reasoning_gym", "datasets"}
+    fresh = Crew(1)
+    names = fresh.submit(rewards.loaded, seconds=5).result(timeout=60).value
+    fresh.close()
+    assert "ramify.core.task" in names
+    assert not heavy & set(names)
+
+
+@pytest.mark.parametrize(
+    ("reward", "text", "cause", "failure"),
+    [
+        (rewards.spin, "spin", "timeout", "no result within 0.4 seconds of computing"),
+        (rewards.power, "9", "timeout", "no result within 0.4 seconds of computing"),
+        (rewards.sleep, "50", "timeout", "no result within 0.8 seconds"),
+        (rewards.stubborn, "", "timeout", "no result within 0.8 seconds"),
+        (rewards.leave, "", "died", "the worker died: exit code 3"),
+        (rewards.crash, "", "died", "the worker died: SIGSEGV"),
+        (rewards.hoard, "", "memory", "MemoryError: "),
+        (rewards.wrong_type, "a", "raised", "TypeError: unsupported operand type(s) for +: 'float' and 'str'"),
+        (rewards.quit, "", "raised", "SystemExit: 1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_call_that_goes_wrong_is_bounded_and_the_next_one_works(
+    two: Crew, reward: Callable[..., object], text: str, cause: str, failure: str
+) -> None:
+    ask(two, rewards.length, "warm")
+    began = time.monotonic()
+    outcome = ask(two, reward, text, wall=0.8)
+    assert (outcome.cause, outcome.failure) == (cause, failure)
+    assert outcome.cut == (cause != "raised")
+    assert time.monotonic() - began < 10
+    assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
+
+
+def test_an_answer_that_cannot_be_pickled(two: Crew) -> None:
+    outcome = ask(two, rewards.unpicklable, "")
+    assert outcome.cause == "raised"
+    assert "pickle" in str(outcome.failure)
+
+
+def test_many_at_once_from_several_event_loops(two: Crew) -> None:
+    async def main() -> list[Outcome]:
+        hanging = two.run(rewards.spin, TASK, path("spin"), seconds=0.4)
+        return await asyncio.gather(hanging, *(two.run(rewards.square, n, seconds=5) for n in range(200)))
+
+    for _ in range(2):
+        first, *rest = asyncio.run(main())
+        assert first.cause == "timeout"
+        assert [outcome.value for outcome in rest] == [n * n for n in range(200)]
+
+
+def test_two_workers_work_side_by_side(two: Crew) -> None:
+    ask(two, rewards.length, "warm")
+
+    async def main() -> float:
+        began = time.monotonic()
+        await asyncio.gather(*(two.run(rewards.sleep, TASK, path("0.5"), seconds=5) for _ in range(2)))
+        return time.monotonic() - began
+
+    asyncio.run(main())  # both have started now
+    assert asyncio.run(main()) < 0.95
+
+
+def test_a_cancelled_call_leaves_the_crew_in_order(two: Crew) -> None:
+    async def main() -> Outcome:
+        calls = [asyncio.ensure_future(two.run(rewards.sleep, TASK, path("0.3"), seconds=5)) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return await two.run(rewards.square, 3, seconds=5)
+
+    assert asyncio.run(main()) == Outcome(9)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_killed_between_calls_are_replaced(number: signal.Signals) -> None:
+    made = Crew(1)
+    first = int(ask(made, rewards.process, "").value)
+    os.kill(first, number)
+    second = int(ask(made, rewards.process, "").value)
+    assert first != second
+    made.close()
+    assert gone(second)
+
+
+def test_ctrl_c_does_not_reach_the_workers(two: Crew) -> None:
+    worker = int(ask(two, rewards.process, "").value)
+    assert os.getpgid(worker) != os.getpgid(0)
+    busy = two.submit(rewards.sleep, TASK, path("0.6"), seconds=5), two.submit(rewards.sleep, TASK, path("0.6"), seconds=5)
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGINT)
+    assert [call.result(timeout=60) for call in busy] == [Outcome(1.0)] * 2
+
+
+def test_what_a_killed_call_started_dies_with_it(two: Crew, tmp_path: File) -> None:
+    note = tmp_path / "child"
+    assert ask(two, rewards.spawn_and_spin, str(note), seconds=0.5).cause == "timeout"
+    assert gone(int(note.read_text()))
+
+
+def test_close_ends_what_is_under_way() -> None:
+    made = Crew(1)
+    worker = int(ask(made, rewards.process, "").value)
+    calls = [made.submit(rewards.spin, TASK, path("spin"), seconds=30) for _ in range(3)]
+    time.sleep(0.2)
+    made.close()
+    assert all(call.result(timeout=10).failure for call in calls)
+    assert gone(worker)
+    with pytest.raises(RuntimeError, match="closed"):
+        made.submit(rewards.square, 2, seconds=1)
+
+
+def test_the_shared_crew_is_shared_and_replaced_when_closed() -> None:
+    first = crew(1, 3.0)
+    assert first is crew(1, 3.0)
+    first.close()
+    assert crew(1, 3.0) is not first
+    assert crew(1, 3.0).submit(rewards.square, 5, seconds=5).result(timeout=60) == Outcome(25)
+    crew(1, 3.0).close()
+    with pytest.raises(ValueError, match="at least one worker, got 0"):
+        Crew(0)
+
+
+def gone(process: int, within: float = 5.0) -> bool:
+    """Whether the process has ended (a zombie has)."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            os.kill(process, 0)
+            with open(f"/proc/{process}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+PARENT = """
+import sys, time, os, signal
+sys.path.insert(0, {tests!r})
+import guarded_rewards as rewards
+from ramify.core.task import Path, Task
+from ramify.tasks.workers import Crew
+crew = Crew(2)
+first = crew.submit(rewards.process, Task("t", (), "?"), Path("", (), "eos"), seconds=60).result()
+crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+time.sleep(1.0)
+print(*(worker.process.pid for worker in crew.workers), flush=True)
+{end}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: elsewhere a worker outlives a killed parent by its time limit")
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(0)", "raise KeyboardInterrupt", "os._exit(1)"])
+def test_busy_workers_die_with_their_parent(end: str) -> None:
+    code = PARENT.format(tests=str(File(__file__).parent), end=end)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    workers = [int(word) for word in done.stdout.split()]
+    assert len(workers) == 2, done.stderr
+    assert all(gone(worker) for worker in workers)
+
+
+def test_rewards_of_a_script_and_of_a_file_that_is_no_module(tmp_path: File) -> None:
+    """A recipe is often a plain file: its rewards are found by the file, and its main part does not run again."""
+    (tmp_path / "mine.py").write_text("def twice(task, path):\n    return 2 * len(path.text)\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import asyncio, importlib.util, sys
+        from dataclasses import dataclass
+        from ramify.core.task import Path, Task
+        from ramify.tasks.guard import Guarded
+
+        @dataclass(frozen=True)
+        class Mine:
+            scale: int = 3
+            def __call__(self, task, path):
+                return self.scale * len(path.text)
+
+        spec = importlib.util.spec_from_file_location("a_recipe", {str(tmp_path / "mine.py")!r})
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["a_recipe"] = module
+        spec.loader.exec_module(module)
+
+        if __name__ == "__main__":
+            task, path = Task("t", (), "?"), Path("ab", (), "eos")
+            for reward in (Mine(), module.twice):
+                print(asyncio.run(Guarded(reward, workers=1)(task, path)))
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert done.stdout.split() == ["6", "4"], done.stderr
+
+
+def test_guarded_rewards() -> None:
+    def judged(reward: Callable[..., object], text: str, **options: float) -> object:
+        return asyncio.run(Guarded(reward, **{"seconds": 0.4, "wall": 2.0, **options})(TASK, path(text)))  # type: ignore[arg-type]
+
+    assert judged(rewards.length, "abc") == 3.0
+    assert judged(rewards.slow_length, "abc") == 3.0
+    assert judged(rewards.Parts(2.0), "yes") == {"reward": 2.0, "correct": 1.0}
+    assert judged(rewards.spin, "spin", wrong=-1.0) == {
+        "reward": -1.0,
+        "correct": 0.0,
+        "reason": "timeout: no result within 0.4 seconds of computing",
+    }
+    with pytest.raises(RuntimeError, match=r"failed on task 't': TypeError"):
+        judged(rewards.wrong_type, "a")
+    with pytest.raises(ValueError, match="cannot be sent to a worker process.*top level of a module"):
+        judged(lambda task, path: 1.0, "a")
