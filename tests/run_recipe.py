@@ -20,7 +20,14 @@ from ramify.tasks.chain import ChainSum
 
 TRAIN, TEST = ChainSum(40, "train", terms=(2, 3)), ChainSum(4, "test", terms=(2, 3))
 MODEL = Scratch(TRAIN.alphabet, hidden=16, layers=1, heads=2, kv_heads=1)
-SMALL = {"prompt_limit": 16, "response_limit": 12, "tokens_per_batch": 256, "engine": Local(slots=8), "threads": 1, "tensorboard": False}
+SMALL = {
+    "prompt_limit": 16,
+    "response_limit": 12,
+    "tokens_per_batch": 256,
+    "engine": Local(slots=8),
+    "threads": 1,
+    "tensorboard": False,
+}
 
 
 @dataclass(frozen=True)

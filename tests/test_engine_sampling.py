@@ -44,14 +44,20 @@ def test_never_a_token_of_probability_zero(size: int) -> None:
     weights[:, size - 2] = 0.7
     u = torch.tensor([0.0, 0.3, 1 - 2**-53, 0.9999999], dtype=torch.float64)
     assert set(inverse_cdf(weights, u).tolist()) <= {3, size - 2}
-    assert int(inverse_cdf(weights, u)[0]) == 3 and int(inverse_cdf(weights, u)[2]) == size - 2
+    assert int(inverse_cdf(weights, u)[0]) == 3
+    assert int(inverse_cdf(weights, u)[2]) == size - 2
     logits = torch.full((1, size), -math.inf)
     logits[0, 4], logits[0, 7] = 0.0, -60.0
     out = sample(logits, torch.tensor([1 - 2**-53]))
-    assert out.tokens[0] in (4, 7) and math.isfinite(out.logprobs[0]) and out.entropy[0] == pytest.approx(0.0, abs=1e-6)
+    assert out.tokens[0] in (4, 7)
+    assert math.isfinite(out.logprobs[0])
+    assert out.entropy[0] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8, "temperature": 1.4, "min_p": 0.02}])
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8, "temperature": 1.4, "min_p": 0.02}],
+)
 def test_frequencies_records_and_mass(sampling: dict) -> None:
     """Over a fine grid of uniforms, a token's frequency is exp(its recorded log-prob), and log-prob + kept the tempered one."""
     logits = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
@@ -66,7 +72,8 @@ def test_frequencies_records_and_mass(sampling: dict) -> None:
         assert logprob + kept == pytest.approx(float(tempered[token]), abs=1e-9)
     cut = bool(set(sampling) - {"temperature"})
     kept = out.kept[0]
-    assert all(k == pytest.approx(kept, abs=1e-12) for k in out.kept) and (kept < 0) == cut
+    assert all(k == pytest.approx(kept, abs=1e-12) for k in out.kept)
+    assert (kept < 0) == cut
     if cut:  # every token that is left was seen, and their tempered mass is what was recorded
         assert math.log(sum(math.exp(float(tempered[token])) for token in seen)) == pytest.approx(kept, abs=1e-3)
     assert sum(math.exp(logprob) for _, logprob, _ in seen.values()) == pytest.approx(1, abs=1e-3)
@@ -80,7 +87,8 @@ def test_large_vocabulary_nucleus_beyond_the_first_candidates() -> None:
     peaked = torch.zeros(8, 5000)
     peaked[:, 17] = 20
     out = sample(peaked, grid(8), top_p=0.9)
-    assert out.tokens == [17] * 8 and all(lp == pytest.approx(0, abs=1e-6) for lp in out.logprobs)
+    assert out.tokens == [17] * 8
+    assert all(lp == pytest.approx(0, abs=1e-6) for lp in out.logprobs)
 
 
 def test_greedy_and_mixed_rows() -> None:
@@ -90,9 +98,12 @@ def test_greedy_and_mixed_rows() -> None:
     best = logits.argmax(-1).tolist()
     assert (out.tokens[0], out.tokens[2]) == (best[0], best[2])
     assert (out.logprobs[0], out.kept[0], out.logprobs[2], out.kept[2]) == (0, 0, 0, 0)
-    assert out.temperature == [0, 1, 0] and out.logprobs[1] < 0 and out.entropy[0] > 0
+    assert out.temperature == [0, 1, 0]
+    assert out.logprobs[1] < 0
+    assert out.entropy[0] > 0
     all_cold = sample(logits, torch.zeros(3), temperature=0.0)
-    assert all_cold.tokens == best and all_cold.logprobs == [0.0] * 3
+    assert all_cold.tokens == best
+    assert all_cold.logprobs == [0.0] * 3
 
 
 def test_rules_touch_only_their_rows_and_are_recorded() -> None:
@@ -128,4 +139,5 @@ def test_nan_logits_are_named() -> None:
 def test_tiny_temperature_does_not_overflow() -> None:
     logits = torch.tensor([[1000.0, 999.0, -1000.0]])
     out = sample(logits, torch.tensor([0.999]), temperature=1e-30)
-    assert out.tokens == [0] and out.logprobs[0] == 0
+    assert out.tokens == [0]
+    assert out.logprobs[0] == 0

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,8 @@ def test_records_are_those_of_the_distribution_sampled_from() -> None:
     for token, logprob, kept, entropy in zip(segment.tokens, segment.logprobs, segment.kept, segment.entropy):
         tempered = toy.probabilities(context, 0.7)
         assert logprob + kept == pytest.approx(math.log(tempered[token]), abs=1e-12)
-        assert logprob <= 0 and kept < 0
+        assert logprob <= 0
+        assert kept < 0
         plain = toy.probabilities(context)
         assert entropy == pytest.approx(-sum(p * math.log(p) for p in plain))
         context.append(token)
@@ -74,7 +76,7 @@ def test_temperature_rule_with_and_without_torch() -> None:
     with_torch = ToyEngine(as_array=torch.tensor).continuation(ask(temperature=lambda logits: torch.full(logits.shape[:1], 0.5)))
     assert plain.temperature == with_torch.temperature == [0.5] * 12
     assert plain.tokens == with_torch.tokens == ToyEngine().continuation(ask(temperature=0.5)).tokens
-    with pytest.raises(ValueError, match="temperature rule .* gave -1"):
+    with pytest.raises(ValueError, match=r"temperature rule .* gave -1"):
         ToyEngine().continuation(ask(temperature=lambda rows: [-1.0]))
 
 
@@ -94,13 +96,12 @@ def test_errors(make, message: str) -> None:
 
 def test_vectorised_numbers_are_the_scalar_ones_and_uniform() -> None:
     seeds = [0, 1, 2**63 - 1, 12345678901234567]
-    import numpy as np
-
     for index in (0, 1, 1000):
         column = uniforms(streams(seeds), np.full(4, index, dtype=np.uint64))
         assert column.tolist() == [uniform(seed, index) for seed in seeds]
     many = np.array([uniform(seed, i) for seed in range(50) for i in range(100)])
-    assert abs(many.mean() - 0.5) < 0.02 and abs(many.std() - 12**-0.5) < 0.01
+    assert abs(many.mean() - 0.5) < 0.02
+    assert abs(many.std() - 12**-0.5) < 0.01
     assert abs(np.corrcoef(many[:-1], many[1:])[0, 1]) < 0.05
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ramify.learn.policy import TorchPolicy
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -17,6 +16,7 @@ from ramify.core.tree import Author, Tree
 from ramify.learn import gauges
 from ramify.learn.batch import TreeBatch
 from ramify.learn.pack import pack
+from ramify.learn.policy import TorchPolicy
 from test_equivalence import METHODS, TOLERANCE, apart, budget_for, gradients
 
 SIZES = {

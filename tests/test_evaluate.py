@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import math
@@ -42,7 +43,8 @@ def test_majority_counts_answers_and_breaks_ties_by_the_first():
 def test_interval_covers_the_mean_and_shrinks_with_problems():
     few, many = [0.0, 1.0] * 10, [0.0, 1.0] * 1000
     low, high = interval(few)
-    assert low < mean(few) < high and interval(few) == (low, high)
+    assert low < mean(few) < high
+    assert interval(few) == (low, high)
     narrow = interval(many)
     assert narrow[1] - narrow[0] < (high - low) / 3
     assert high - low == pytest.approx(4 * math.sqrt(0.25 / 20), rel=0.25)
@@ -65,7 +67,9 @@ def say(tokens) -> str:
 def run(samples: int, greedy: bool = True, seed: int = 0, n: int = 200, **kwargs):
     tasks = [Task(f"task {i}", (0,), f"say 1, number {i}", "1") for i in range(n)]
     engine, stop = ToyEngine(vocab=3, table=TABLE), Stop(eos=(2,), max_tokens=1)
-    return asyncio.run(evaluate(engine, tasks, [(Right(), 1.0, "right")], say, stop, Sampling(1), samples, greedy, seed, **kwargs))
+    return asyncio.run(
+        evaluate(engine, tasks, [(Right(), 1.0, "right")], say, stop, Sampling(1), samples, greedy, seed, **kwargs)
+    )
 
 
 def test_a_model_of_known_accuracy():
@@ -73,7 +77,9 @@ def test_a_model_of_known_accuracy():
     assert found["mean@8"] == pytest.approx(P, abs=4 * math.sqrt(P * (1 - P) / 1600))
     assert found["pass@2"] == pytest.approx(1 - (1 - P) ** 2, abs=0.03)
     assert found["pass@8"] == pytest.approx(1.0, abs=0.01)
-    assert found["greedy"] == 1.0 and found["length"] == 1.0 and found["truncated"] == 1.0
+    assert found["greedy"] == 1.0
+    assert found["length"] == 1.0
+    assert found["truncated"] == 1.0
     assert found["maj@8"] > found["mean@8"]
     assert found["reward"] == pytest.approx(2 * found["mean@8"] - 1)
     low, high = found["intervals"]["mean@8"]
@@ -84,7 +90,8 @@ def test_every_answer_is_kept_and_the_result_is_json():
     found = json.loads(json.dumps(run(4, n=5)))
     assert [row["id"] for row in found["answers"]] == [f"task {i}" for i in range(5)]
     marks = [attempt["correct"] for row in found["answers"] for attempt in row["sampled"]]
-    assert len(marks) == 20 and sum(marks) / 20 == pytest.approx(found["mean@4"])
+    assert len(marks) == 20
+    assert sum(marks) / 20 == pytest.approx(found["mean@4"])
     assert all(row["greedy"][0]["text"] == "1" for row in found["answers"])
 
 
@@ -95,7 +102,8 @@ def test_the_same_seed_gives_the_same_answers():
 
 def test_greedy_alone_and_refusals():
     found = run(0, n=3)
-    assert found["greedy"] == 1.0 and "mean@0" not in found
+    assert found["greedy"] == 1.0
+    assert "mean@0" not in found
     with pytest.raises(ValueError, match="samples >= 1"):
         run(0, greedy=False)
     with pytest.raises(ValueError, match="nothing to evaluate"):
@@ -113,7 +121,8 @@ def test_the_ledger_counts_shared_tokens_once():
     tree.add(lost, [9, 9], Author.POLICY, finish="pruned")
     tree.add(tree.root, [1, 1, 1, 1], Author.EXPERT, finish="eos", reward=1.0)
     assert cost([tree]) == Cost(trees=1, paths=3, sampled=8, trajectory=10, pruned=5, expert=4)
-    assert cost([tree]).reused == 2 and cost([tree]).reuse_ratio == 10 / 8
+    assert cost([tree]).reused == 2
+    assert cost([tree]).reuse_ratio == 10 / 8
     assert cost([tree, tree]) == cost([tree]) + cost([tree])
     assert cost([]).reuse_ratio == 0.0
 
@@ -124,7 +133,10 @@ def test_texts_of_a_model_are_harmless_on_a_terminal():
 
     tree = Tree.plant(Task("t", (1,), "[bold]x[/bold] \x1b[2J"))
     tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=1.0)
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     console.print(draw(tree, lambda tokens: "[red]\x1b]0;title\x07[/nope]"))
     text = console.export_text()
-    assert "\x1b" not in text and "\x07" not in text and "[red]" in text and "[bold]x[/bold]" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[red]" in text
+    assert "[bold]x[/bold]" in text

@@ -11,10 +11,12 @@ import random
 import signal
 import subprocess
 import sys
+import time
+import timeit
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
     return tree
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(trees())
 def test_a_line_is_lossless(tree: Tree) -> None:
     line = dump(tree)
@@ -131,17 +133,28 @@ def test_files_are_lossless_and_append(tmp_path: Path, name: str) -> None:
     assert [tree.step for tree in read(path)] == [9]
 
 
+@dataclass(eq=False, slots=True)
+class Later(Node):
+    """A node of a later version, with one more plain field."""
+
+    shade: list[float] = field(default_factory=list)
+
+
 def test_a_field_that_comes_later_travels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store names no field of Node, so a new plain one needs no change here."""
-    assert {"signals", "why", "entropy"} <= {f.name for f in fields(Node)}
-    source = Path(store.__file__).read_text()
-    assert not any(f'"{name}"' in source for name in ("signals", "why", "entropy", "logprobs", "verdict", "finish"))
+    tree = Tree(bush(1).task, Later(0, [1, 2], Author.PROMPT, shade=[0.5, math.inf]))
+    line = dump(tree)
+    with pytest.raises(StoreError, match=r"unknown Node fields \['shade'\]: of a newer ramify"):
+        load(line)
+    monkeypatch.setattr(store, "Node", Later)
+    root = load(line).root
+    assert isinstance(root, Later)
+    assert root.shade == [0.5, math.inf]
 
 
 def test_a_deep_chain_needs_no_recursion(tmp_path: Path) -> None:
     tree = Tree.plant(Task("deep", (1,), ""))
     node = tree.root
-    for token in range(10_000):
+    for token in range(4_000):
         node = tree.add(node, [token], Author.POLICY)
     assert description(load(dump(tree))) == description(tree)
 
@@ -159,8 +172,8 @@ def peak_of(work: Callable[[], object]) -> int:
 @SUFFIX
 def test_memory_is_that_of_a_few_trees(tmp_path: Path, name: str) -> None:
     path, count = tmp_path / name, 80
-    one = peak_of(lambda: load(dump(bush(0, 15, 40))))
-    writing = peak_of(lambda: write(path, (bush(step, 15, 40) for step in range(count))))
+    one = peak_of(lambda: load(dump(bush(0, 5, 40))))
+    writing = peak_of(lambda: write(path, (bush(step, 5, 40) for step in range(count))))
     reading = peak_of(lambda: sum(1 for _ in read(path)))
     cutting = peak_of(lambda: truncate_after(path, count - 2))
     holding = peak_of(lambda: list(read(path)))
@@ -323,15 +336,12 @@ def test_a_killed_writer_loses_nothing_it_flushed(tmp_path: Path, name: str) -> 
     assert len(steps) > 20
 
 
-def test_speed_is_that_of_json(tmp_path: Path) -> None:
+def test_speed_is_that_of_json() -> None:
     """A tree costs at most twice what its JSON alone costs to write and read: the store adds no loop over tokens."""
-    import timeit
-
     tree = bush(1, 2000)
     line, content = dump(tree), json.loads(dump(tree))
-    plain = min(timeit.repeat(lambda: json.loads(json.dumps(content)), number=2, repeat=5))
-    ours = min(timeit.repeat(lambda: load(dump(tree)), number=2, repeat=5))
-    assert math.isfinite(plain)
+    plain = min(timeit.repeat(lambda: json.loads(json.dumps(content)), timer=time.process_time, number=2, repeat=5))
+    ours = min(timeit.repeat(lambda: load(dump(tree)), timer=time.process_time, number=2, repeat=5))
     assert ours < 2 * plain + 0.005, f"{len(line) * 2 / ours / 1e6:.0f} MB/s against {len(line) * 2 / plain / 1e6:.0f}"
 
 

@@ -46,7 +46,9 @@ def test_a_small_space_is_used_up_and_no_further() -> None:
     everything = 9 * 18  # of two terms
     sizes = {}
     for split in ("train", "test"):
-        with pytest.raises(ValueError, match=f"only (\\d+) {split} problems of 2 to 2 terms exist, 1000 were asked") as error:
+        with pytest.raises(
+            ValueError, match=f"only (\\d+) {split} problems of 2 to 2 terms exist, 1000 were asked"
+        ) as error:
             ChainSum(1000, split, (2, 2))()
         sizes[split] = int(re.search(r"only (\d+)", str(error.value))[1])  # type: ignore[index]
         assert len(ChainSum(sizes[split], split, (2, 2))()) == sizes[split]

@@ -16,9 +16,7 @@ from ramify.tasks.chain import ChainSum
 from ramify.tasks.problem import Problem, references, render
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=?{}\\ .:\n"
-CHAT = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
+CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 
 def characters(eos: bool = True, chat: bool = False, alphabet: str = CHARACTERS) -> Any:

@@ -43,7 +43,9 @@ def test_last_box(text: str, found: str | None) -> None:
     assert last_box(text) == found
 
 
-@pytest.mark.parametrize("text", [r"\boxed{" * 50_000, "{" * 200_000 + "}" * 200_000, "\\boxed " * 50_000, "\\" * 300_001])
+@pytest.mark.parametrize(
+    "text", [r"\boxed{" * 50_000, "{" * 200_000 + "}" * 200_000, "\\boxed " * 50_000, "\\" * 300_001]
+)
 def test_last_box_is_linear_on_hostile_text(text: str) -> None:
     began = time.process_time()
     last_box(text)

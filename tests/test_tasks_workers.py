@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path as File
 
-import guarded_rewards as rewards
 import pytest
 
+import guarded_rewards as rewards
 from ramify.core.task import Path, Task
 from ramify.tasks.guard import Guarded
 from ramify.tasks.workers import Crew, Outcome, crew
@@ -34,7 +34,9 @@ def two() -> Iterator[Crew]:
     made.close()
 
 
-def ask(workers: Crew, reward: Callable[..., object], text: str, seconds: float = 0.4, wall: float | None = None) -> Outcome:
+def ask(
+    workers: Crew, reward: Callable[..., object], text: str, seconds: float = 0.4, wall: float | None = None
+) -> Outcome:
     return workers.submit(reward, TASK, path(text), seconds=seconds, wall=wall).result(timeout=60)
 
 
@@ -68,10 +70,10 @@ def test_a_call_that_goes_wrong_is_bounded_and_the_next_one_works(
 ) -> None:
     ask(two, rewards.length, "warm")
     began = time.monotonic()
-    outcome = ask(two, reward, text, wall=0.8)
+    outcome = ask(two, reward, text, wall=0.8 if "0.8" in failure else 30)
     assert (outcome.cause, outcome.failure) == (cause, failure)
     assert outcome.cut == (cause != "raised")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
 
 
@@ -97,11 +99,11 @@ def test_two_workers_work_side_by_side(two: Crew) -> None:
 
     async def main() -> float:
         began = time.monotonic()
-        await asyncio.gather(*(two.run(rewards.sleep, TASK, path("0.5"), seconds=5) for _ in range(2)))
+        await asyncio.gather(*(two.run(rewards.sleep, TASK, path("0.8"), seconds=5) for _ in range(2)))
         return time.monotonic() - began
 
     asyncio.run(main())  # both have started now
-    assert asyncio.run(main()) < 0.95
+    assert asyncio.run(main()) < 1.55
 
 
 def test_a_cancelled_call_leaves_the_crew_in_order(two: Crew) -> None:
@@ -130,7 +132,10 @@ def test_workers_killed_between_calls_are_replaced(number: signal.Signals) -> No
 def test_ctrl_c_does_not_reach_the_workers(two: Crew) -> None:
     worker = int(ask(two, rewards.process, "").value)
     assert os.getpgid(worker) != os.getpgid(0)
-    busy = two.submit(rewards.sleep, TASK, path("0.6"), seconds=5), two.submit(rewards.sleep, TASK, path("0.6"), seconds=5)
+    busy = (
+        two.submit(rewards.sleep, TASK, path("0.6"), seconds=5),
+        two.submit(rewards.sleep, TASK, path("0.6"), seconds=5),
+    )
     time.sleep(0.2)
     os.kill(worker, signal.SIGINT)
     assert [call.result(timeout=60) for call in busy] == [Outcome(1.0)] * 2
@@ -197,8 +202,12 @@ print(*(worker.process.pid for worker in crew.workers), flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: elsewhere a worker outlives a killed parent by its time limit")
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(0)", "raise KeyboardInterrupt", "os._exit(1)"])
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: elsewhere a worker outlives a killed parent by its time limit"
+)
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(0)", "raise KeyboardInterrupt", "os._exit(1)"]
+)
 def test_busy_workers_die_with_their_parent(end: str) -> None:
     code = PARENT.format(tests=str(File(__file__).parent), end=end)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
@@ -241,7 +250,7 @@ def test_rewards_of_a_script_and_of_a_file_that_is_no_module(tmp_path: File) -> 
 
 def test_guarded_rewards() -> None:
     def judged(reward: Callable[..., object], text: str, **options: float) -> object:
-        return asyncio.run(Guarded(reward, **{"seconds": 0.4, "wall": 2.0, **options})(TASK, path(text)))  # type: ignore[arg-type]
+        return asyncio.run(Guarded(reward, **{"seconds": 0.4, "wall": 30, **options})(TASK, path(text)))  # type: ignore[arg-type]
 
     assert judged(rewards.length, "abc") == 3.0
     assert judged(rewards.slow_length, "abc") == 3.0
@@ -253,5 +262,5 @@ def test_guarded_rewards() -> None:
     }
     with pytest.raises(RuntimeError, match=r"failed on task 't': TypeError"):
         judged(rewards.wrong_type, "a")
-    with pytest.raises(ValueError, match="cannot be sent to a worker process.*top level of a module"):
+    with pytest.raises(ValueError, match=r"cannot be sent to a worker process.*top level of a module"):
         judged(lambda task, path: 1.0, "a")

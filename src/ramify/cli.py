@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -144,22 +145,24 @@ def recipes() -> int:
         table.add_row(f"[bold]{name}[/bold]", about)
     console = Console()
     console.print(table)
-    console.print("\nramify train NAME, or the path of a Python file with a function recipe(); any field can be set, steps=10 for example.")
+    console.print(
+        "\nramify train NAME, or the path of a Python file with a function recipe(); any field can be set, steps=10 for example."
+    )
     return 0
 
 
-def export(run: RunFolder, out: OutFolder, which: Literal["last", "best"] = "last") -> int:
+def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "last") -> int:
     """Write the model of a run as a plain Hugging Face folder that AutoModelForCausalLM.from_pretrained loads.
 
     Args:
-        run: the folder of a run; of a run of several stages, its last finished stage is taken.
+        folder: the folder of a run; of a run of several stages, its last finished stage is taken.
         out: the new folder.
         which: the last checkpoint, or the one with the best evaluation.
     """
     from ramify.run.bench import export_model
 
-    step = export_model(run, out, which)
-    Console().print(f"step {step} of {run} is now in {out}", markup=False, highlight=False)
+    step = export_model(folder, out, which)
+    Console().print(f"step {step} of {folder} is now in {out}", markup=False, highlight=False)
     return 0
 
 
@@ -179,27 +182,47 @@ def doctor() -> int:
     return int(any(found == "missing" for _, found, _ in packages()))
 
 
-COMMANDS: dict[str, Any] = {"train": train, "eval": eval_, "rollout": rollout, "recipes": recipes, "export": export, "doctor": doctor}
+COMMANDS: dict[str, Any] = {
+    "train": train,
+    "eval": eval_,
+    "rollout": rollout,
+    "recipes": recipes,
+    "export": export,
+    "doctor": doctor,
+}
 ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error of the user's is one sentence and exit status 2."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it starts; busy waiting slows shared cores down tenfold
+    # torch reads it when it starts: threads that wait busily slow shared cores down tenfold
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    argv = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    words = sys.argv[1:] if argv is None else argv
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"ramify: {message}\n"
     try:
-        status: Any = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="ramify", description=ABOUT, args=argv, config=(FlagCreatePairsOff,))
-        sys.exit(int(status or 0))
+        sys.exit(run([word for word in words if word != "--debug"]))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError, ImportError) as error:
-        if debug:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        memory = "out of memory" in str(error).lower()
+        if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
             raise
-        print(f"ramify: {error}", file=sys.stderr)
+        remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
+        print("ramify:", " ".join(str(error).split()) + remedy, file=sys.stderr)
         sys.exit(2)
+    finally:
+        warnings.formatwarning = usual
+
+
+def run(words: list[str]) -> int:
+    """The exit status of a command line."""
+    if words[:1] == ["train"]:  # its flags take no values and may stand anywhere
+        words = sorted(words, key=lambda word: word.startswith("-") and "=" not in word)
+    status: Any = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="ramify", description=ABOUT, args=words, config=(FlagCreatePairsOff,)
+    )
+    return int(status or 0)
 
 
 if __name__ == "__main__":

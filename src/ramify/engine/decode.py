@@ -1,49 +1,24 @@
-"""The crowd of active rows: who sits in which slot, what is prefilled, and one decode step for all."""
+"""The crowd of active rows: who sits in which slot, and one decode step for all."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward
 from ramify.engine.kv import ROUND, Reach, Slots, rounded
-from ramify.engine.radix import Trie, common
-from ramify.engine.rng import streams, uniforms
+from ramify.engine.prefill import Prefill
+from ramify.engine.radix import Trie
+from ramify.engine.rng import uniforms
+from ramify.engine.rows import Row, Ticket
 from ramify.engine.sampling import Drawn, Knobs, draw
 
-PIECE = 2048  # padded tokens of one prefill pass
-SHARED = 32  # tokens that two waiting prefixes must share before one of them waits for the other's prefill
 FOR_SLOTS = 0.75  # share of the memory that several slots may take; the rest remembers finished rows
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """A request and who waits for it."""
-
-    request: Request
-    future: asyncio.Future[Segment]
-
-
-@dataclass(eq=False, slots=True)
-class Row:
-    """One active request; its KV lies in the slot of its index in the crowd."""
-
-    ticket: Ticket
-    prefix: tuple[int, ...]
-    slot: int
-    length: int = 0  # tokens whose KV the slot holds; the next one to run sits at this position
-    known: int = 0  # tokens at the start of the prefix that were in KV at some time
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    temperature: list[float] = field(default_factory=list)
+SPARE = 8  # slots in which prefixes of waiting requests are prefilled beside those of newcomers, where the memory has room for them
 
 
 class Decoder:
@@ -60,10 +35,18 @@ class Decoder:
         self.trie = Trie(self.geometry.token_bytes)
         self.waiting: deque[Ticket] = deque()
         self.rows: list[Row | None] = []  # None is a hole left by a finished row
-        self.capacity = 0  # tokens a slot must hold
+        self.capacity = 0  # tokens a slot holds, since the last `forget`
+        self.wanted = 0  # tokens the longest request since then needs
         self.version = 0
-        self.counters = dict.fromkeys(("sampled", "prefilled", "reused", "prefilled_again", "steps", "row_steps"), 0)
-        self._stale = True  # the columns below do not belong to the rows
+        self.counters = dict.fromkeys(("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0)
+        self.prefill = Prefill(forward, self.slots, self.trie, self.counters)
+        self._stale = True  # the sampling columns do not belong to the rows
+        self._settings: list[tuple[object, ...]] = []  # of the rows that the knobs were made for
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for tokens."""
+        return bool(self.waiting) or any(row is not None for row in self.rows)
 
     def check(self, request: Request) -> None:
         """Raise ValueError for a request that can never be served."""
@@ -85,31 +68,37 @@ class Decoder:
                 f"raise memory to at least {size}, or lower max_tokens ({most}) or the prefix ({n})"
             )
 
+    def enqueue(self, ticket: Ticket) -> None:
+        """Put a checked request at the end of the line."""
+        self.waiting.append(ticket)
+        self.wanted = max(self.wanted, self._need(ticket.request))
+
+    def _need(self, request: Request) -> int:
+        return rounded(len(request.prefix) + request.sampling.max_tokens)
+
     def forget(self) -> None:
         """Drop all KV: the weights have changed. Slots keep their memory for the next requests."""
         assert not self.rows
         self.trie.clear()
-        self.capacity = 0
+        self.capacity = self.wanted = 0
 
     def release(self) -> None:
         """Drop all KV and give its memory back."""
         self.forget()
         self.slots.drop()
 
-    def fail(self, error: BaseException | None) -> None:
-        """End everything: hand `error` to all who wait (None cancels them), and forget the KV."""
+    def abandon(self, error: BaseException | None) -> None:
+        """End every request: hand `error` to all who wait, or cancel them."""
         tickets = [row.ticket for row in self.rows if row is not None] + list(self.waiting)
         self.rows, self._stale = [], True
         self.waiting.clear()
-        self.release()
         for ticket in tickets:
-            if not ticket.future.done():
-                if error is None:
-                    ticket.future.cancel()
-                else:
-                    ticket.future.set_exception(error)
-
-    # ---- who sits where
+            if ticket.future.done() or ticket.future.get_loop().is_closed():
+                continue
+            if error is None:
+                ticket.future.cancel()
+            else:
+                ticket.future.set_exception(error)
 
     def admit(self) -> None:
         """Seat waiting requests in holes and free slots, first come first served, and close the holes that remain."""
@@ -120,26 +109,44 @@ class Decoder:
             if self.waiting[0].future.cancelled():
                 self.waiting.popleft()
                 continue
-            capacity = max(self.capacity, rounded(len(request.prefix) + request.sampling.max_tokens))
+            capacity = max(self.capacity, self._need(request))
+            if self._room(self.wanted) == self._room(capacity):
+                capacity = self.wanted  # grow once rather than request by request
             if active + len(seated) + 1 > self._room(capacity):
                 break
             self.capacity = capacity
-            seated.append(Row(self.waiting.popleft(), request.prefix, -1))
+            seated.append(Row.of(self.waiting.popleft()))
         self._seat(seated)
         if seated:
-            self._start(seated)
+            self.prefill.start(seated, self._next)
+
+    def _next(self) -> list[Row]:
+        """Rows in the spare slots for the next distinct prefixes in the line, so that short prompts are prefilled several at a time."""
+        spare = range(self._room(self.capacity), self.slots.rows)
+        rows: dict[tuple[int, ...], Row] = {}
+        for ticket in islice(self.waiting, 8 * len(spare)):
+            if len(rows) < len(spare) and self._need(ticket.request) <= self.capacity:
+                rows.setdefault(tuple(ticket.request.prefix), Row.of(ticket))
+        for row, slot in zip(rows.values(), spare):
+            row.slot = slot
+        return list(rows.values())
 
     def _room(self, capacity: int) -> int:
         """Slots of that capacity that the budget allows, at least one."""
         return min(self.most, max(1, int(self.memory * FOR_SLOTS) // (capacity * self.geometry.token_bytes)))
 
+    def _with_spare(self) -> int:
+        """Slots to make: those for active rows, and the spare ones if both fit."""
+        room, size = self._room(self.capacity), self.capacity * self.geometry.token_bytes
+        return room + SPARE if room == self.most and (room + SPARE) * size <= self.memory * FOR_SLOTS else room
+
     def _seat(self, seated: list[Row]) -> None:
         """Give each newcomer a slot: holes first, then the end."""
-        room = self._room(self.capacity) if self.capacity else 0
-        if seated and (room, self.capacity) != (self.slots.rows, self.slots.capacity):
+        rows = self._with_spare() if seated else 0
+        if seated and (rows, self.capacity) != (self.slots.rows, self.slots.capacity):
             self._close()
-            self.trie.shrink(max(0, self.memory - room * self.capacity * self.geometry.token_bytes))
-            self.slots.resize(room, self.capacity, len(self.rows))
+            self.trie.shrink(max(0, self.memory - rows * self.capacity * self.geometry.token_bytes))
+            self.slots.resize(rows, self.capacity, len(self.rows))
         holes = deque(i for i, row in enumerate(self.rows) if row is None)
         for row in seated:
             row.slot = holes.popleft() if holes else len(self.rows)
@@ -157,76 +164,6 @@ class Decoder:
                 assert row is not None
                 self.slots.move(row.slot, i, row.length)
                 self.rows[i], row.slot = row, i
-
-    # ---- prefixes into KV
-
-    def _start(self, seated: list[Row]) -> None:
-        """Bring the prefix of each newcomer, but for its last token, into its slot: copied where remembered, else prefilled."""
-        for row in seated:
-            found, row.length, row.known = self.trie.match(row.prefix[:-1])
-            at = 0
-            for chunk, n in found:
-                self.slots.put(row.slot, at, chunk, n)
-                at += n
-            self.counters["reused"] += row.length
-            self.counters["prefilled"] += 1  # the last token, by the next step
-        pending = [row for row in seated if row.length < len(row.prefix) - 1]
-        while pending:
-            pending = self._wave(pending)
-
-    def _wave(self, pending: list[Row]) -> list[Row]:
-        """Prefill each distinct prefix once; those that share a good part copy it afterwards. Returns who is not done yet."""
-        leaders: dict[tuple[int, ...], Row] = {}
-        followers: list[tuple[Row, Row]] = []
-        for row in pending:
-            leader = leaders.setdefault(row.prefix[:-1][: row.length + SHARED], row)
-            if leader is not row:
-                followers.append((row, leader))
-        self._prefill(list(leaders.values()))
-        for row in leaders.values():
-            self._remember(row, row.prefix[:-1])
-        for row, leader in followers:
-            n = common(row.prefix[:-1], leader.prefix[:-1])
-            self.slots.move(leader.slot, row.slot, n)
-            self.counters["reused"] += n - row.length
-            row.length = n
-        return [row for row, _ in followers if row.length < len(row.prefix) - 1]
-
-    def _prefill(self, rows: list[Row]) -> None:
-        """Run what is missing of the prefixes, rows of like length together, in passes of at most PIECE padded tokens."""
-        todo = sorted(rows, key=lambda row: len(row.prefix) - row.length)
-        for row in rows:
-            missing = len(row.prefix) - 1 - row.length
-            self.counters["prefilled"] += missing
-            self.counters["prefilled_again"] += max(0, min(row.known - row.length, missing))
-        while todo:
-            count = 1
-            while count < len(todo) and (count + 1) * (len(todo[count].prefix) - 1 - todo[count].length) <= PIECE:
-                count += 1
-            self._pass(todo[:count])
-            todo = [row for row in todo if row.length < len(row.prefix) - 1]
-
-    def _pass(self, rows: list[Row]) -> None:
-        sizes = [min(len(row.prefix) - 1 - row.length, PIECE) for row in rows]
-        n, device = max(sizes), self.geometry.device
-        tokens = np.zeros((len(rows), n), dtype=np.int64)
-        for line, row, size in zip(tokens, rows, sizes):
-            line[:size] = row.prefix[row.length : row.length + size]
-        starts = torch.tensor([row.length for row in rows], device=device)[:, None]
-        offset = torch.arange(n, device=device)[None]
-        length = torch.tensor(sizes, device=device)[:, None]
-        positions = starts + torch.minimum(offset, length - 1)
-        valid = None if min(sizes) == n else offset < length
-        reach = min(self.slots.capacity, rounded(max(row.length + size for row, size in zip(rows, sizes))))
-        seats = torch.tensor([row.slot for row in rows], device=device)
-        self.forward(torch.from_numpy(tokens).to(device), positions, Reach(self.slots, positions, reach, seats, valid), False)
-        for row, size in zip(rows, sizes):
-            row.length += size
-
-    def _remember(self, row: Row, sequence: tuple[int, ...]) -> None:
-        self.trie.insert(sequence, lambda start, stop: self.slots.get(row.slot, start, stop))
-
-    # ---- tokens out
 
     def step(self) -> int:
         """Run one token of every row and sample the next; returns how many rows finished."""
@@ -249,31 +186,34 @@ class Decoder:
         return self._record(rows, draw(logits, self._knobs, uniform))
 
     def _columns(self, rows: list[Row]) -> None:
-        requests = [row.ticket.request for row in rows]
-        dtype = torch.float64 if self.geometry.dtype == torch.float64 else torch.float32
-        self._knobs = Knobs([request.sampling for request in requests], self.geometry.device, dtype)
-        self._streams = streams([request.seed for request in requests])
+        settings = [row.setting for row in rows]
+        if settings != self._settings:
+            dtype = torch.float64 if self.geometry.dtype == torch.float64 else torch.float32
+            self._knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, dtype)
+            self._settings = settings
+        self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
         self._counts = np.array([len(row.tokens) for row in rows], dtype=np.uint64)
         self._stale = False
 
     def _record(self, rows: list[Row], drawn: Drawn) -> int:
         finished = 0
-        for i, row in enumerate(rows):
+        columns = zip(rows, drawn.tokens, drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature)
+        for row, token, logprob, kept, entropy, temperature in columns:
+            tokens = row.tokens
+            tokens.append(token)
+            row.logprobs.append(logprob)
+            row.kept.append(kept)
+            row.entropy.append(entropy)
+            row.temperature.append(temperature)
             row.length += 1
-            row.tokens.append(drawn.tokens[i])
-            row.logprobs.append(drawn.logprobs[i])
-            row.kept.append(drawn.kept[i])
-            row.entropy.append(drawn.entropy[i])
-            row.temperature.append(drawn.temperature[i])
-            request, future = row.ticket.request, row.ticket.future
-            finish = request.until(row.tokens)
-            if finish is not None or len(row.tokens) >= request.sampling.max_tokens or future.done():
+            finish = row.until(tokens)
+            if finish is not None or len(tokens) >= row.most or row.ticket.future.done():
                 self._finish(row, finish)
                 finished += 1
         return finished
 
     def _finish(self, row: Row, finish: str | None) -> None:
-        self._remember(row, row.prefix + tuple(row.tokens[:-1]))
+        self.prefill.remember(row, row.prefix + tuple(row.tokens[:-1]))
         self.rows[row.slot], self._stale = None, True
         if not row.ticket.future.done():
             row.ticket.future.set_result(

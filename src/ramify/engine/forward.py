@@ -39,24 +39,24 @@ class Forward(Protocol):
 class Survey:
     """Stands in for a Reach in one plain causal pass and writes down what attention was asked to do."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self) -> None:
         self.layers: list[int] = []
         self.shapes: set[tuple[int, int, int, torch.dtype, torch.device]] = set()
         self.window: int | None = None
         self.foreign: set[str] = set()
         self.scales: set[float] = set()
-        self.tokens = tokens
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Note the shapes; keep both for `attend`."""
         self.layers.append(layer)
-        self.shapes.add((key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device))
+        self.shapes.add((key.shape[1], key.shape[2], value.shape[2], key.dtype, key.device))
         self.key, self.value = key, value
 
     def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """Plain causal attention."""
+        """Plain causal attention over one row: [n, query heads, dim] -> [n, query heads x dim of values]."""
         self.scales.add(scale)
-        return F.scaled_dot_product_attention(query, self.key, self.value, is_causal=True, scale=scale, enable_gqa=True)
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, self.key, self.value))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1).flatten(1)
 
     def note(self, arguments: dict[str, Any]) -> None:
         """Remember arguments that would change the result."""
@@ -76,9 +76,11 @@ def attention(
     if isinstance(ramify_reach, Survey):
         ramify_reach.note(arguments)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    b, _, n, _ = query.shape
+    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B x n, heads, D]
     ramify_reach.write(layer, key, value)
     out = ramify_reach.attend(layer, query, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return out.transpose(1, 2), None
+    return out.view(b, n, query.shape[1], -1), None
 
 
 # No mask function is registered under this name, on purpose: transformers then builds no mask and hands down None.
@@ -148,7 +150,7 @@ class ModelForward:
     def _survey(self) -> Survey:
         n = 4
         device = next(self.model.parameters()).device
-        survey = Survey(n)
+        survey = Survey()
         line = torch.arange(n, device=device)[None]
         try:
             self(line % int(self.model.get_input_embeddings().num_embeddings), line, survey, logits=False)  # type: ignore[arg-type]
@@ -167,7 +169,8 @@ class ModelForward:
             )
         if survey.foreign:
             raise ValueError(
-                f"{self.title} cannot be sampled by the local engine: its attention uses {', '.join(sorted(survey.foreign))}, which is not implemented"
+                f"{self.title} cannot be sampled by the local engine: its attention uses "
+                f"{', '.join(sorted(survey.foreign))}, which is not implemented"
             )
         if len(survey.shapes) != 1 or any(shape[1] != shape[2] for shape in survey.shapes):
             raise ValueError(
@@ -178,7 +181,7 @@ class ModelForward:
         return Geometry(layers, heads, dim, dtype, device)
 
     def _limit(self) -> int:
-        """Most tokens of prefix and continuation together. Inside a sliding window attention is full attention."""
+        """Most tokens of prefix and continuation together. Inside a sliding window or chunk attention is full attention."""
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
@@ -187,7 +190,7 @@ class ModelForward:
                 f"{self.title} cannot be sampled by the local engine: its rotary embedding ({', '.join(sorted(kinds & set(SHIFTING)))}) changes "
                 "with the length of the sequence, so remembered keys would be stale; set rope_type to 'default', 'linear', 'yarn' or 'llama3'"
             )
-        limits = [getattr(config, "max_position_embeddings", None), self.survey.window]
+        limits = [getattr(config, "max_position_embeddings", None), getattr(config, "attention_chunk_size", None), self.survey.window]
         return min([int(limit) for limit in limits if limit] or [2**31])
 
 

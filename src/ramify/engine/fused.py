@@ -114,7 +114,7 @@ class FusedForward:
         self.cosine = cosine[0][:, None].contiguous()
         self.sine = torch.cat((-sine[0, :, :half], sine[0, :, half:]), -1)[:, None].contiguous()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
         """tokens, positions [B, n] -> logits [B, V] after the last token of each row."""
         if reach.slots.capacity > len(self.cosine):
@@ -132,9 +132,8 @@ class FusedForward:
                 k = self._normed(k.view(-1, h, dim), layer.key_norm).flatten(1)
             both = torch.cat((q, k), -1).view(-1, heads + h, dim)
             turned = torch.addcmul(both * cosine, both.roll(dim // 2, -1), sine)
-            reach.write(i, turned[:, heads:].view(b, n, h, dim).transpose(1, 2), v.view(b, n, h, dim).transpose(1, 2))
-            seen = reach.attend(i, turned[:, :heads].view(b, n, heads, dim).transpose(1, 2), self.scale)
-            x = _added(x, seen.transpose(1, 2).reshape(b * n, heads * dim), *layer.out)
+            reach.write(i, turned[:, heads:], v.view(-1, h, dim))
+            x = _added(x, reach.attend(i, turned[:, :heads], self.scale), *layer.out)
             y = self._normed(x, layer.after)
             x = _added(x, F.silu(F.linear(y, *layer.gate)).mul_(F.linear(y, *layer.up)), *layer.down)
         if not logits:

@@ -69,6 +69,10 @@ class Slots:
         self.store = store
         self.rows, self.capacity = store.shape[2], store.shape[4]
         self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
+        g, device = self.geometry, store.device
+        self.base = torch.arange(self.rows * g.heads, device=device).view(self.rows, 1, g.heads) * self.capacity  # of each row and head in flat
+        self.line = torch.arange(self.capacity, device=device)
+        self.zero, self.never = (torch.tensor(x, dtype=g.dtype, device=device) for x in (0.0, float("-inf")))
 
     def put(self, row: int, at: int, chunk: Tensor, n: int) -> None:
         """Write the first `n` tokens of a chunk [layers, 2, heads, >= n, dim] to positions [at, at + n) of a row."""
@@ -93,43 +97,39 @@ class Reach:
     def __init__(
         self, slots: Slots, positions: Tensor, length: int, rows: Tensor | None = None, valid: Tensor | None = None
     ) -> None:
-        g, (b, n) = slots.geometry, positions.shape
-        self.slots, self.rows, self.n = slots, rows, n
-        self.sliding: int | None = None
-        owner = torch.arange(b, device=positions.device) if rows is None else rows
-        heads = torch.arange(g.heads, device=positions.device)
-        index = ((owner[:, None] * g.heads + heads)[:, None] * slots.capacity) + positions[:, :, None]  # [B, n, heads]
+        b, self.n = positions.shape
+        self.slots, self.rows = slots, rows
+        index = (slots.base[:b] if rows is None else slots.base[rows]) + positions[:, :, None]  # [B, n, heads]
         self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
         if self.chosen is not None:
             index = index.flatten(0, 1)[self.chosen]
         self.index = index.flatten()
-        visible = torch.arange(length, device=positions.device) <= positions[:, :, None]  # [B, n, length]
-        bias = torch.zeros((), dtype=g.dtype, device=positions.device).where(visible, float("-inf"))
-        self.bias = bias[:, None]  # [B, 1, n, length], added to the scores
-        if rows is None:
-            self.views = slots.store[:, :, :b, :, :length].flatten(0, 1).unbind(0)
-        else:
-            self.views = slots.store[:, :, :, :, :length].flatten(0, 1).unbind(0)
+        visible = slots.line[:length] <= positions[:, :, None]
+        self.bias = torch.where(visible, slots.zero, slots.never)[:, None]  # [B, 1, n, length], added to the scores
+        dense = slots.store[:, :, :b, :, :length] if rows is None else slots.store[:, :, :, :, :length]
+        self.views = dense.flatten(0, 1).unbind(0)  # 2 x layers of [rows, heads, length, dim]
+        self.folded: Tensor | None = None
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Remember key and value [B, heads, n, dim] of one layer."""
+        """Remember key and value [B x n, heads, dim] of one layer."""
         for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
-            source = part.transpose(1, 2).flatten(0, 1)  # [B x n, heads, dim]
-            if self.chosen is not None:
-                source = source[self.chosen]
-            flat.index_copy_(0, self.index, source.reshape(-1, source.shape[-1]))
+            source = part if self.chosen is None else part[self.chosen]
+            flat.index_copy_(0, self.index, source.reshape(-1, source.shape[2]))
 
     def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """query [B, query heads, n, dim] over all that is written and visible -> [B, query heads, n, dim].
+        """query [B x n, query heads, dim] over all that is written and visible -> [B x n, query heads x dim].
 
         With one token a row, the query heads of a group are folded into the query dimension: keys and values are read once.
         """
         key, value = self.views[2 * layer], self.views[2 * layer + 1]
         if self.rows is not None:
             key, value = key[self.rows], value[self.rows]
+        tokens, many, dim = query.shape
         if self.n > 1:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias, scale=scale, enable_gqa=True)
-        b, heads, _, dim = query.shape
-        folded = query.reshape(b, key.shape[1], -1, dim)
-        mask = self.bias.expand(b, 1, folded.shape[2], self.bias.shape[3])
-        return F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale).view(b, heads, 1, dim)
+            spread = query.view(-1, self.n, many, dim).transpose(1, 2)
+            out = F.scaled_dot_product_attention(spread, key, value, attn_mask=self.bias, scale=scale, enable_gqa=True)
+            return out.transpose(1, 2).reshape(tokens, many * dim)
+        folded = query.view(tokens, key.shape[1], -1, dim)
+        if self.folded is None:
+            self.folded = self.bias.expand(-1, 1, folded.shape[2], -1)
+        return F.scaled_dot_product_attention(folded, key, value, attn_mask=self.folded, scale=scale).reshape(tokens, many * dim)

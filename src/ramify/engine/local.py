@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ramify.engine.decode import Decoder, Ticket
+from ramify.engine.decode import Decoder
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward, ModelForward, verify
 from ramify.engine.fused import recognise
+from ramify.engine.rows import Ticket
 
 QUIET = 8  # turns of the event loop without a new request before the next step
 
@@ -29,12 +30,13 @@ class LocalEngine:
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
     and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
-    adapters are in place.
+    adapters are in place, and keep the parameters the same objects (optimizer steps and `load_state_dict` do).
 
-    Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread
-    count and memory, run after run, counted from a `load` or `release`: nothing depends on the clock. (2) A request's random numbers are a function of its
-    seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only within float
-    tolerance. (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
+    Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count
+    and memory, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's random
+    numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
+    within float tolerance (which can flip a token whose draw lies that near an edge). (3) Tokens are scored by the distribution they
+    were drawn from; a token of probability 0 is never drawn.
     """
 
     def __init__(
@@ -48,10 +50,8 @@ class LocalEngine:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         self.model, self.copy_dtype = model, copy_dtype
-        self._copy: nn.Module | None = None
-        if copy_dtype is not None:
-            self._copy = _narrow(model, copy_dtype)
-        reference = ModelForward(self._copy or model)
+        self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
+        reference = ModelForward(model if self._copy is None else self._copy)
         verify(reference, reference)
         self.forward: Forward = (_fast(reference) if fast else None) or reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
@@ -69,7 +69,7 @@ class LocalEngine:
     @property
     def counters(self) -> dict[str, int]:
         """Since construction: tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the
-        former that had been dropped; decode `steps`, `row_steps` the rows in them. Every prefix runs at least its last token."""
+        former that had been dropped; prefill `passes`; decode `steps`, `row_steps` the rows in them. Every prefix runs at least its last token."""
         return self._decoder.counters
 
     @property
@@ -97,7 +97,7 @@ class LocalEngine:
         while self._gate is not None:
             await self._gate
         future: asyncio.Future[Segment] = loop.create_future()
-        self._decoder.waiting.append(Ticket(request, future))
+        self._decoder.enqueue(Ticket(request, future))
         self._arrivals += 1
         if self._driver is None or self._driver.done():
             self._driver = loop.create_task(self._drive())
@@ -126,8 +126,9 @@ class LocalEngine:
 
     def release(self) -> None:
         """Drop all KV and give its memory back, say before a training step on a GPU; raises RuntimeError while requests are in flight."""
-        if self._decoder.rows or self._decoder.waiting:
+        if self._decoder.busy:
             raise RuntimeError("requests are in flight: await them before releasing the KV memory")
+        self._decoder.abandon(None)  # nobody; it closes the holes of the last step
         self._decoder.release()
 
     def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
@@ -144,8 +145,7 @@ class LocalEngine:
         """The running loop; whatever an earlier, closed one left behind is dropped."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._decoder.waiting.clear()
-            self._decoder.rows.clear()
+            self._decoder.abandon(None)
             self._loop, self._driver, self._gate = loop, None, None
         return loop
 
@@ -160,10 +160,15 @@ class LocalEngine:
                 if not decoder.rows:
                     return
                 finished = decoder.step()
+        except asyncio.CancelledError:  # between two steps, so what is remembered is whole
+            decoder.abandon(None)
+            raise
         except Exception as error:
-            decoder.fail(error)
+            decoder.abandon(error)
+            decoder.release()
         except BaseException:
-            decoder.fail(None)
+            decoder.abandon(None)
+            decoder.release()
             raise
 
     async def _settle(self, finished: int) -> None:

@@ -64,7 +64,7 @@ class Knobs:
         return out
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def draw(logits: Tensor, knobs: Knobs, uniform: Tensor) -> Drawn:
     """Draw one token a row: logits [B, V] in float32 or float64, uniform [B] float64 in [0, 1).
 

@@ -14,7 +14,7 @@ from ramify.engine.rng import mix, uniform
 Table = Mapping[tuple[int, ...], Sequence[float]]
 """Context (the last few tokens) -> logits of the next token, [V]."""
 
-COUNTERS = ("sampled", "prefilled", "reused", "prefilled_again", "steps", "row_steps")
+COUNTERS = ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ def truncate(p: list[float], order: list[int], sampling: Sampling) -> list[int]:
     if 0 < sampling.top_k < len(p):
         order = order[: sampling.top_k]
     if sampling.top_p < 1:
-        goal, before, left = sampling.top_p * math.fsum(p[i] for i in order), 0.0, []
+        goal, before = sampling.top_p * math.fsum(p[i] for i in order), 0.0
+        left: list[int] = []
         for i in order:
             if left and before >= goal:
                 break

@@ -42,15 +42,19 @@ class TreePlan:
             return self.paths.attend(query, key, value, scale)
         grouped = query.shape[1] != key.shape[1]
         if self.blocks is not None:
-            flex = compiled() if query.is_cuda else flex_attention
+            flex: Any = compiled() if query.is_cuda else flex_attention
             out = flex(query, key, value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
             return out.transpose(1, 2)
         assert self.mask is not None
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=fit(self.mask, query), scale=scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=fit(self.mask, query), scale=scale, enable_gqa=grouped
+        )
         return out.transpose(1, 2)
 
 
-def plan(parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto", width: int = 256) -> TreePlan:
+def plan(
+    parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto", width: int = 256
+) -> TreePlan:
     """Plan one row of T tokens.
 
     `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `width` is heads x head
@@ -79,7 +83,9 @@ def visible(end: Tensor) -> Tensor:
 
 def dense_mask(end: Tensor, dtype: torch.dtype) -> Tensor:
     """end [T] -> [1, 1, T, T], 0 where visible and -inf elsewhere; additive, because every attention takes it alike."""
-    return torch.zeros(len(end), len(end), dtype=dtype, device=end.device).masked_fill_(~visible(end), -torch.inf)[None, None]
+    return torch.zeros(len(end), len(end), dtype=dtype, device=end.device).masked_fill_(~visible(end), -torch.inf)[
+        None, None
+    ]
 
 
 def block_mask(end: Tensor) -> tuple[int, BlockMask]:
@@ -100,7 +106,9 @@ def block_mask(end: Tensor) -> tuple[int, BlockMask]:
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end[key])
 
-    mask = BlockMask.from_kv_blocks(*listed(somewhere), *listed(everywhere), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(length, length))
+    mask = BlockMask.from_kv_blocks(
+        *listed(somewhere), *listed(everywhere), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(length, length)
+    )
     return length, mask
 
 
@@ -133,42 +141,53 @@ def tree_attention(
     Raises ValueError for a call without a plan, or with what the tree's attention does not provide.
     """
     if tree is None:
-        raise ValueError(f"{NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)")
+        raise ValueError(
+            f"{NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
+        )
     refuse(module, tree, query, attention_mask, dropout, kwargs)
     return tree.attend(query, key, value, scaling), None
 
 
-def refuse(module: nn.Module, tree: TreePlan, query: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]) -> None:
+def refuse(
+    module: nn.Module, tree: TreePlan, query: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]
+) -> None:
     """Raise ValueError for an attention that would silently be another one."""
     name = type(module).__name__
     if tuple(query.shape[::2]) != (1, tree.length):
         got = f"{query.shape[0]} rows of {query.shape[2]} tokens"
         raise ValueError(f"{name} got {got}, the plan is for one of {tree.length}: pack and plan one row at a time")
     if mask is not None:
-        raise ValueError(f"{name} was given an attention mask beside the tree's: call the model with attention_mask=None")
+        raise ValueError(
+            f"{name} was given an attention mask beside the tree's: call the model with attention_mask=None"
+        )
     if dropout:
-        raise ValueError(f"{name} wants attention dropout {dropout}, which tree attention lacks: set attention_dropout=0 or call model.eval()")
+        raise ValueError(
+            f"{name} wants attention dropout {dropout}, which tree attention lacks: set attention_dropout=0 or call model.eval()"
+        )
     window = options.get("sliding_window")
     if window is not None and window < tree.depth:
         remedy = f"shorten paths to {window}, or use a model with full attention"
         raise ValueError(f"{name} sees a window of {window} tokens but a path holds {tree.depth}: {remedy}")
     for option in ("softcap", "s_aux", "position_bias"):
         if options.get(option) is not None:
-            raise ValueError(f"{name} needs attention with {option}, which tree attention lacks: use a model without it (Qwen2, Qwen3, Llama)")
+            raise ValueError(
+                f"{name} needs attention with {option}, which tree attention lacks: use a model without it (Qwen2, Qwen3, Llama)"
+            )
 
 
 @contextmanager
 def attending(model: nn.Module, name: str = NAME) -> Iterator[None]:
     """Let `model` attend by the implementation `name`, and as before afterwards."""
-    configs = list({id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")}.values())
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
+    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
         config._attn_implementation = name
     try:
         yield
     finally:
-        for config, old in zip(configs, before, strict=True):
-            config._attn_implementation = old
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -6,7 +6,6 @@ attention. Everything here is planned once per row with numpy; a layer only gath
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +62,9 @@ class Chunks:
     run: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    queries: np.ndarray  # rows in the call: the tokens, and for a causal chunk those above them, whose answers are dropped
+    queries: (
+        np.ndarray
+    )  # rows in the call: the tokens, and for a causal chunk those above them, whose answers are dropped
     keys: np.ndarray  # tokens on the path up to `stop`
     causal: np.ndarray  # query i sees keys 0..i: no mask
 
@@ -104,24 +105,17 @@ class Group:
     """Chunks padded to Q queries and K keys and answered by one call."""
 
     size: int  # B chunks
-    queries: Tensor | None  # [B * Q] long; None where the group is the tokens `span`, queries and keys
-    keys: Tensor | None  # [B * K] long
+    queries: int  # Q
+    keys: int  # K
     mask: Tensor | None  # [1 or B, 1, Q, K], 0 or -inf; None for causal groups
-    span: tuple[int, int] = (0, 0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[T, H, D] each -> [B * Q, H, D]."""
-        q, k, v = self._take(query, self.queries), self._take(key, self.keys), self._take(value, self.keys)
+        """[B * Q, H, D], [B * K, H or fewer, D] twice -> [B * Q, H, D]."""
+        q, k, v = (x.unflatten(0, (self.size, -1)).transpose(1, 2) for x in (query, key, value))
         mask = None if self.mask is None else fit(self.mask, q)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(0, 1)
-
-    def _take(self, x: Tensor, index: Tensor | None) -> Tensor:
-        """[T, H, D] -> [B, H, rows, D]."""
-        rows = x[slice(*self.span)] if index is None else x.index_select(0, index)
-        return rows.unflatten(0, (self.size, -1)).transpose(1, 2)
 
 
 def fit(mask: Tensor, query: Tensor) -> Tensor:
@@ -132,17 +126,29 @@ def fit(mask: Tensor, query: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gather:
-    """The plan of one row."""
+    """The plan of one row.
+
+    All groups are gathered at once and split: a gather for each would give each a gradient of the whole row's size.
+    """
 
     groups: list[Group]
-    inverse: Tensor | None  # [T] long: where each token's answer stands in the concatenated groups; None for the identity
+    queries: (
+        Tensor | None
+    )  # [sum of B * Q] long, group after group; None where one path is the whole row and nothing is gathered
+    keys: Tensor | None  # [sum of B * K] long
+    inverse: Tensor | None  # [T] long: where each token's answer stands in the concatenated groups
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[1, H, T, D] each, keys and values with fewer heads or as many -> [1, T, H, D]."""
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        parts = [group.attend(q, k, v, scale) for group in self.groups]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return (out if self.inverse is None else out.index_select(0, self.inverse))[None]
+        """[1, H, T, D] each, keys and values with as many heads or fewer -> [1, T, H, D]."""
+        kind = query.device.type  # under autocast SDPA would cast every group's copies
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        q, k, v = (x[0].transpose(0, 1).to(cast) for x in (query, key, value))
+        if self.queries is None or self.keys is None or self.inverse is None:
+            return self.groups[0].attend(q, k, v, scale)[None]
+        asked = q.index_select(0, self.queries).split([g.size * g.queries for g in self.groups])
+        known = (x.index_select(0, self.keys).split([g.size * g.keys for g in self.groups]) for x in (k, v))
+        parts = [g.attend(*some, scale) for g, *some in zip(self.groups, asked, *known, strict=True)]
+        return torch.cat(parts).index_select(0, self.inverse)[None]
 
 
 def sizes(chunks: Chunks, width: int) -> tuple[list[np.ndarray], float]:
@@ -173,21 +179,20 @@ def gather(row: Runs, chunks: Chunks, groups: list[np.ndarray], dtype: torch.dty
             path[row.before[run] : row.before[run] + row.length[run]] = np.arange(row.start[run], row.stop[run])
             last = run
         g, i = seat[chunk]
-        n, q, answered = int(chunks.keys[chunk]), int(chunks.queries[chunk]), int(chunks.stop[chunk] - chunks.start[chunk])
+        n, q = int(chunks.keys[chunk]), int(chunks.queries[chunk])
+        answered = int(chunks.stop[chunk] - chunks.start[chunk])
         keys[g][i, :n] = path[:n]
         queries[g][i, :q] = path[n - q : n]
         slot = base[g] + i * shape[g][1] + q - answered
         inverse[chunks.start[chunk] : chunks.stop[chunk]] = np.arange(slot, slot + answered)
-    put: Callable[[np.ndarray], Tensor] = lambda x: torch.from_numpy(x.reshape(-1)).to(device)  # noqa: E731
-    made = []
-    for g, group in enumerate(groups):
-        span = int(chunks.start[group[0]]), int(chunks.stop[group[0]])
-        if len(group) == 1 and chunks.causal[group[0]] and chunks.keys[group[0]] == span[1] - span[0]:
-            made.append(Group(1, None, None, None, span))
-        else:
-            mask = None if chunks.causal[group[0]] else masked(chunks, group, dtype).to(device)
-            made.append(Group(len(group), put(queries[g]), put(keys[g]), mask))
-    return Gather(made, None if np.array_equal(inverse, np.arange(int(base[-1]))) else put(inverse))
+    made = [
+        Group(b, q, k, None if chunks.causal[group[0]] else masked(chunks, group, dtype).to(device))
+        for (b, q, k), group in zip(shape, groups, strict=True)
+    ]
+    if len(row) == 1:
+        return Gather(made, None, None, None)
+    flat = [np.concatenate([x.reshape(-1) for x in index]) for index in (queries, keys)]
+    return Gather(made, *(torch.from_numpy(x).to(device) for x in (*flat, inverse)))
 
 
 def masked(chunks: Chunks, group: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,9 @@ class Head:
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def __call__(self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """hidden [N, d] that predict token [N] -> tempered, plain, entropy [N]; tempered is plain where `temperature` is None."""
         parts = []
         for at in range(0, len(token), self.chunk):
@@ -44,7 +46,9 @@ class Head:
     def _width(self) -> int:
         return int(getattr(self.linear, "out_features", 0) or next(self.linear.parameters()).shape[0])
 
-    def _some(self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _some(
+        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(hidden)
         every = logits.log_softmax(-1)
         plain = every.gather(1, token[:, None])[:, 0]
@@ -63,7 +67,9 @@ def head_of(model: Any, chunk: int) -> Head:
     """
     linear = model.get_output_embeddings()
     if linear is None:
-        raise ValueError(f"{type(model).__name__} has no output layer to read log-probs from: load it with AutoModelForCausalLM")
+        raise ValueError(
+            f"{type(model).__name__} has no output layer to read log-probs from: load it with AutoModelForCausalLM"
+        )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0

@@ -17,7 +17,9 @@ class Lora:
 
     rank: int = 16
     alpha: int = 32  # the adapters' output is scaled by alpha / rank
-    targets: tuple[str, ...] | str = "all-linear"  # names of the layers to adapt; "all-linear" takes all but the output layer
+    targets: tuple[str, ...] | str = (
+        "all-linear"  # names of the layers to adapt; "all-linear" takes all but the output layer
+    )
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
@@ -34,7 +36,9 @@ def attach(model: Any, lora: Lora) -> Any:
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "ramify[lora]"') from error
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config)
 
 
@@ -58,7 +62,11 @@ def merged(model: Any) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         owner, _, rest = name.partition(".base_layer.")
         if rest:
-            delta = sum(layers[owner].get_delta_weight(a) for a in layers[owner].active_adapters) if rest == "weight" else None
+            delta = (
+                sum(layers[owner].get_delta_weight(a) for a in layers[owner].active_adapters)
+                if rest == "weight"
+                else None
+            )
             answer[f"{owner}.{rest}"] = tensor if delta is None else (tensor + delta).to(tensor.dtype)
         elif ".lora_" not in name:
             answer[name] = tensor

@@ -52,13 +52,21 @@ def looks_local(path: str) -> bool:
 def examine(folder: Path) -> None:
     """Raise FileNotFoundError where a model folder lacks what it needs."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}: check the path, or give the name of a model on the hub (Qwen/Qwen3-0.6B)")
+        raise FileNotFoundError(
+            f"there is no model folder {folder}: check the path, or give the name of a model on the hub (Qwen/Qwen3-0.6B)"
+        )
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder, it has no config.json: give the folder that save_pretrained wrote")
+        raise FileNotFoundError(
+            f"{folder} is no model folder, it has no config.json: give the folder that save_pretrained wrote"
+        )
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-        raise FileNotFoundError(f"the model folder {folder} holds no weights (*.safetensors): download or copy them too")
+        raise FileNotFoundError(
+            f"the model folder {folder} holds no weights (*.safetensors): download or copy them too"
+        )
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise FileNotFoundError(f"the model folder {folder} holds no tokenizer (tokenizer.json): save it there with tokenizer.save_pretrained")
+        raise FileNotFoundError(
+            f"the model folder {folder} holds no tokenizer (tokenizer.json): save it there with tokenizer.save_pretrained"
+        )
 
 
 def sentence(error: Exception) -> str:
@@ -92,6 +100,7 @@ class Scratch:
     kv_heads: int = 2
     intermediate: int | None = None  # width of the feed-forward layers; None takes 4 x hidden
     max_positions: int = 1024
+    init_std: float = 0.02  # standard deviation of the random weights
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
@@ -101,7 +110,9 @@ class Scratch:
         if min(self.hidden, self.layers, self.heads, self.kv_heads, self.max_positions) < 1:
             raise ValueError(f"the sizes of {self} must be at least 1")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden={self.hidden} must be an even multiple of heads={self.heads}, for rotary positions")
+            raise ValueError(
+                f"hidden={self.hidden} must be an even multiple of heads={self.heads}, for rotary positions"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
 
@@ -115,6 +126,7 @@ class Scratch:
             vocab_size=len(tokenizer), hidden_size=self.hidden, intermediate_size=self.intermediate or 4 * self.hidden,
             num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
             max_position_embeddings=self.max_positions, tie_word_embeddings=False, bos_token_id=None,
+            initializer_range=self.init_std,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
@@ -142,5 +154,9 @@ def characters(alphabet: str) -> Any:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -122,7 +122,8 @@ def pieces(leaves: Sequence[Node], budget: int) -> list[tuple[list[Node], int]]:
     """Cut leaves in preorder into runs whose unique tokens fit the budget: (leaves, unique tokens) each."""
     cut: list[tuple[list[Node], int]] = []
     piece: list[Node] = []
-    size, before = 0, []
+    size = 0
+    before: list[Node] = []
     for leaf in leaves:
         line = leaf.line()
         path = sum(len(node.tokens) for node in line)
@@ -172,18 +173,20 @@ def shares(trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share:
     weights = term.normaliser(
         [[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)]
     )
-    answer = []
-    for credit, count, weight in zip(credits, counts, weights, strict=True):
-        of_tree = {}
-        for (leaf, learned), w in zip(count.items(), weight, strict=True):
-            tokens = None if credit.token is None else np.asarray(credit.token[leaf], dtype=np.float64)
-            if tokens is not None and len(tokens) != learned:
-                raise ValueError(f"leaf {leaf} has {learned} learned tokens but its credit holds {len(tokens)} values")
-            of_tree[leaf] = Share(
-                w, learned, None if tokens is not None or credit.node is not None else credit.leaf[leaf], tokens
-            )
-        answer.append(of_tree)
-    return answer
+    return [
+        {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True)}
+        for credit, count, weight in zip(credits, counts, weights, strict=True)
+    ]
+
+
+def share_of(credit: Credits, leaf: int, learned: int, weight: float) -> Share:
+    """A leaf's share; raises ValueError where its credit does not have one value a learned token."""
+    if credit.token is None:
+        return Share(weight, learned, credit.leaf[leaf] if credit.node is None else None, None)
+    tokens = np.asarray(credit.token[leaf], dtype=np.float64)
+    if len(tokens) != learned:
+        raise ValueError(f"leaf {leaf} has {learned} learned tokens but its credit holds {len(tokens)} values")
+    return Share(weight, learned, None, tokens)
 
 
 def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
@@ -225,13 +228,12 @@ def columns(
     folded = [
         fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)
     ]
-    token_columns = {
-        name: torch.from_numpy(np.stack([f[name] for f in folded])) for name in ("weight", "leaves", "gain", "pain")
+    parts: dict[str, Any] = {
+        name: torch.from_numpy(np.stack([f[name] for f in folded])).to(dtype)
+        for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
     }
-    leaf_columns = {
-        name: torch.tensor(np.array([f[name] for f in folded]), dtype=dtype) for name in ("leaf_credit", "leaf_weight")
-    }
-    signals = {
+    parts |= {name: torch.from_numpy(row.sampled(name)).to(dtype) for name in SAMPLED}
+    parts |= {
         name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
     }
     return TreeBatch(
@@ -243,10 +245,7 @@ def columns(
         node=torch.from_numpy(row.spread(range(len(row.nodes)), np.int64)),
         leaf_token=torch.tensor([last for _, _, last in row.leaves], dtype=torch.long),
         leaf_length=torch.tensor([response_length(leaf) for _, leaf, _ in row.leaves], dtype=torch.long),
-        **{name: torch.from_numpy(row.sampled(name)).to(dtype) for name in SAMPLED},
-        **{name: column.to(dtype) for name, column in token_columns.items()},
-        **leaf_columns,
-        **signals,
+        **parts,
     )
 
 

@@ -94,7 +94,9 @@ class TorchPolicy:
             lr=0.0, betas=betas, eps=eps, fused=self.device.type in ("cpu", "cuda"),
         )  # fmt: skip
 
-    def evaluate(self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True) -> Columns:
+    def evaluate(
+        self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True
+    ) -> Columns:
         """Tempered log-probs, plain log-probs and entropy [T] of the tokens that some term weighs; 0 elsewhere.
 
         Tempered is plain, the same tensor, where every temperature is 1. Raises ValueError for a greedy token whose tempered log-prob is asked for.
@@ -102,8 +104,10 @@ class TorchPolicy:
         batch = batch.to(self.device)
         target = learned(batch.author) & (batch.weight != 0).any(0)
         heat = temperatures(batch.temperature, target, tempered)
-        with torch.set_grad_enabled(grad):
-            return self._logprobs(self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            return self._logprobs(
+                self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad
+            )
 
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Columns:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
@@ -138,7 +142,9 @@ class TorchPolicy:
         """
         wanted = [name for name in ("recomputed", "frozen") if name in columns]
         if "frozen" in wanted and self.reference is None and self.wrapped is None:
-            raise ValueError("the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)")
+            raise ValueError(
+                "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
+            )
         if not wanted:
             return
         longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
@@ -158,20 +164,31 @@ class TorchPolicy:
         author = torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
         tensors = [torch.tensor(c, dtype=torch.long) for c in (row.token, row.position, row.parent)]
         token, position, parent, end = (t.to(self.device) for t in (*tensors, ends))
-        _, plain, _ = self._logprobs(model, (token, position, parent, end), learned(author.to(self.device)), None, False)
+        _, plain, _ = self._logprobs(
+            model, (token, position, parent, end), learned(author.to(self.device)), None, False
+        )
         return plain.double().tolist()
 
     def _logprobs(
-        self, model: Any, row: tuple[Tensor, Tensor, Tensor, Tensor], target: Tensor, heat: Tensor | None, entropy_grad: bool
+        self,
+        model: Any,
+        row: tuple[Tensor, Tensor, Tensor, Tensor],
+        target: Tensor,
+        heat: Tensor | None,
+        entropy_grad: bool,
     ) -> Columns:
         """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T]."""
         token, _, parent, _ = row
         index = target.nonzero()[:, 0]
-        zeros = torch.zeros(len(token), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32, device=self.device)
+        zeros = torch.zeros(
+            len(token), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32, device=self.device
+        )
         if not len(index):
             return zeros, zeros, zeros
         if bool((parent[index] == index).any()):
-            raise ValueError("a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt")
+            raise ValueError(
+                "a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt"
+            )
         with self._casting():
             hidden = self._hidden(model, *row)
             head = self.head if model is self.model else head_of(model, self.head.chunk)
@@ -232,12 +249,18 @@ class TorchPolicy:
         for name, parameter in self.trainable.items():
             found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
             if found:
-                self.optimizer.state[parameter] = {part: value.to(self.device, copy=True) for part, value in found.items()}
+                self.optimizer.state[parameter] = {
+                    part: value.to(self.device, copy=True) for part, value in found.items()
+                }
         self.version, self.skipped = int(state["version"]), int(state["skipped"])
 
     def _kept(self) -> dict[str, Tensor]:
         """What training changes: trained parameters, and the buffers that a checkpoint holds."""
-        buffers = {name: t for name, t in self.model.named_buffers() if self.wrapped is None and name in self.model.state_dict()}
+        buffers = {
+            name: t
+            for name, t in self.model.named_buffers()
+            if self.wrapped is None and name in self.model.state_dict()
+        }
         return {**self.trainable, **buffers}
 
 
@@ -271,7 +294,9 @@ def fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> No
         found = tensors.get(prefix + name)
         if found is None or found.shape != tensor.shape:
             held = "no" if found is None else f"{tuple(found.shape)} as"
-            raise ValueError(f"the checkpoint has {held} {prefix}{name}, the model wants {tuple(tensor.shape)}: resume with the model it is of")
+            raise ValueError(
+                f"the checkpoint has {held} {prefix}{name}, the model wants {tuple(tensor.shape)}: resume with the model it is of"
+            )
         tensor.copy_(found)
 
 
@@ -279,7 +304,9 @@ def checkpointed(model: nn.Module) -> list[Any]:
     """The layers whose activations can be computed again; ValueError where the architecture has none."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no layers that support activation checkpointing: set activation_checkpointing=False")
+        raise ValueError(
+            f"{type(model).__name__} has no layers that support activation checkpointing: set activation_checkpointing=False"
+        )
     return layers
 
 
@@ -318,7 +345,13 @@ def verify(policy: TorchPolicy) -> None:
     token = (token * 7 + 1) % size
     way = plan(parent, end, policy.dtype, "gather")
     usual = model.config._attn_implementation
-    row = {"input_ids": token[None], "position_ids": position[None], "attention_mask": None, "use_cache": False, "tree": way}
+    row = {
+        "input_ids": token[None],
+        "position_ids": position[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "tree": way,
+    }
     with attending(model):
         packed = policy.head.logits(model.base_model(**row).last_hidden_state[0])
     for path in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):

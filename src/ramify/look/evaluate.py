@@ -17,7 +17,14 @@ Decode = Callable[[Sequence[int]], str]
 
 
 async def attempts(
-    engine: Engine, tasks: Sequence[Task], rewards: Rewards, decode: Decode, stop: Any, sampling: Sampling, n: int, seed: int
+    engine: Engine,
+    tasks: Sequence[Task],
+    rewards: Rewards,
+    decode: Decode,
+    stop: Any,
+    sampling: Sampling,
+    n: int,
+    seed: int,
 ) -> list[Tree]:
     """A graded star of n independent attempts at each task."""
 
@@ -94,12 +101,20 @@ def answers_of(sampled: Sequence[Tree], greedy: Sequence[Tree], decode: Decode) 
 
     def attempt(leaf: Node) -> dict[str, Any]:
         tokens = leaf.response()
-        text = {"text": decode(tokens), "tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": correct(leaf)}
+        text = {
+            "text": decode(tokens),
+            "tokens": len(tokens),
+            "finish": leaf.finish,
+            "reward": leaf.reward,
+            "correct": correct(leaf),
+        }
         return text | {"verdict": leaf.verdict}
 
     rows: dict[str, dict[str, Any]] = {}
     for name, trees in (("sampled", sampled), ("greedy", greedy)):
         for tree in trees:
-            row = rows.setdefault(tree.task.id, {"id": tree.task.id, "problem": tree.task.text, "answer": tree.task.answer})
+            row = rows.setdefault(
+                tree.task.id, {"id": tree.task.id, "problem": tree.task.text, "answer": tree.task.answer}
+            )
             row[name] = [attempt(leaf) for leaf in tree.leaves()]
     return list(rows.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from ramify.core.tree import Author, Tree
@@ -58,3 +58,15 @@ def tree_cost(tree: Tree) -> Cost:
         elif node.author is Author.EXPERT:
             expert += len(node.tokens)
     return Cost(1, paths[tree.root.id], sampled, trajectory, pruned, expert)
+
+
+def decoding(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
+    """What an engine did between two readings of its counters: prompt and prefix tokens computed and reused, rows a decode step."""
+    done = {name: after[name] - before[name] for name in after}
+    rows = done["row_steps"] / done["steps"] if done["steps"] else 0.0
+    return {
+        "prefilled": done["prefilled"],
+        "prefix_reused": done["reused"],
+        "prefilled_again": done["prefilled_again"],
+        "rows": rows,
+    }

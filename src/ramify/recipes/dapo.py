@@ -1,8 +1,6 @@
 """DAPO (arXiv 2503.14476): GRPO with clip-higher, token-level loss, dynamic sampling and a soft over-long penalty."""
 
-from ramify.learn.model import Pretrained
-from ramify.tasks.files import File
-from ramify.tasks.math import Boxed
+from dataclasses import replace
 
 from ramify.grow.branching import Star
 from ramify.grow.schedule import Dynamic
@@ -10,8 +8,13 @@ from ramify.learn.advantage import GroupMean
 from ramify.learn.estimator import Estimator
 from ramify.learn.mask import DualClip
 from ramify.learn.mix import Mix, Term, TokenMean
+from ramify.learn.model import Pretrained
 from ramify.learn.reference import Behavior
+from ramify.recipes.quickstart import SMALL
 from ramify.run.recipe import AdamW, Run, Weighted
+from ramify.tasks.chain import ChainAnswer
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
 from ramify.tasks.rewards import Overlong
 
 
@@ -34,3 +37,10 @@ def recipe() -> Run:
         autocast=True,
         activation_checkpointing=True,
     )
+
+
+def small() -> Run:
+    """DAPO on the quickstart's task, from its supervised model, on a CPU."""
+    rewards = (Weighted(ChainAnswer()), Weighted(Overlong(limit=64, buffer=16)))
+    changes = SMALL | {"schedule": Dynamic(64, draws=3), "rewards": rewards}
+    return replace(recipe(), model=Pretrained("runs/quickstart/1-sft"), branching=Star(8), **changes)

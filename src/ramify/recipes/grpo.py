@@ -1,8 +1,6 @@
 """GRPO (arXiv 2402.03300): a star of independent paths, credit against the group's mean and deviation, a clipped ratio."""
 
-from ramify.learn.model import Pretrained
-from ramify.tasks.files import File
-from ramify.tasks.math import Boxed
+from dataclasses import replace
 
 from ramify.grow.branching import Star
 from ramify.grow.schedule import Fixed
@@ -10,8 +8,12 @@ from ramify.learn.advantage import GroupMean
 from ramify.learn.estimator import Estimator
 from ramify.learn.mask import Clip
 from ramify.learn.mix import Mix, SequenceMean, Term
+from ramify.learn.model import Pretrained
 from ramify.learn.reference import Behavior
+from ramify.recipes.quickstart import SMALL
 from ramify.run.recipe import AdamW, Run
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
 
 
 def recipe() -> Run:
@@ -36,3 +38,8 @@ def recipe() -> Run:
         autocast=True,
         activation_checkpointing=True,
     )
+
+
+def small() -> Run:
+    """GRPO on the quickstart's task, from its supervised model, on a CPU."""
+    return replace(recipe(), model=Pretrained("runs/quickstart/1-sft"), branching=Star(8), **SMALL)

@@ -1,8 +1,5 @@
 """Supervised fine-tuning on demonstrations: a tree with one branch, written by an expert."""
 
-from ramify.learn.model import Pretrained
-from ramify.tasks.files import File
-
 from ramify.core.tree import Author
 from ramify.grow.branching import Star
 from ramify.grow.schedule import Fixed
@@ -10,8 +7,10 @@ from ramify.learn.advantage import Constant
 from ramify.learn.estimator import Estimator
 from ramify.learn.mask import Everything
 from ramify.learn.mix import Mix, Term
+from ramify.learn.model import Pretrained
 from ramify.learn.reference import Itself
 from ramify.run.recipe import AdamW, Run
+from ramify.tasks.files import File
 
 
 def recipe() -> Run:

@@ -1,17 +1,20 @@
 """TreePO (arXiv 2508.17445): rollouts grown as trees of fixed-length segments, credit against every sub-group of shared prefixes."""
 
-from ramify.learn.model import Pretrained
-from ramify.tasks.files import File
-from ramify.tasks.math import Boxed
+from dataclasses import replace
 
 from ramify.grow.schedule import Dynamic
 from ramify.grow.segments import Segments
+from ramify.grow.stop import BoxedAnswer, Repeats
 from ramify.learn.estimator import Estimator
 from ramify.learn.mask import DualClip
 from ramify.learn.mix import Mix, Term, TokenMean
+from ramify.learn.model import Pretrained
 from ramify.learn.reference import Behavior
 from ramify.learn.subgroup import SubgroupMean
+from ramify.recipes.quickstart import SMALL
 from ramify.run.recipe import AdamW, Run, Weighted
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
 from ramify.tasks.rewards import Overlong
 
 
@@ -24,7 +27,9 @@ def recipe() -> Run:
         rewards=(Weighted(Boxed(correct=1.0, wrong=-1.0)), Weighted(Overlong(limit=3072, buffer=512))),
         prompt_limit=1024,
         response_limit=3072,
-        branching=Segments(width=16, depth=6, length=512, branching=2),
+        branching=Segments(width=16, depth=6, length=512, branching=2),  # "more init": first=MoreFirst(8)
+        answer=BoxedAnswer(and_eos=True),
+        repetition=Repeats(first=True),
         schedule=Dynamic(512, draws=3),
         mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()), normaliser=TokenMean()),)),
         steps=400,
@@ -33,4 +38,11 @@ def recipe() -> Run:
         optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
         autocast=True,
         activation_checkpointing=True,
+    )
+
+
+def small() -> Run:
+    """TreePO on the quickstart's task, from its supervised model, on a CPU."""
+    return replace(
+        recipe(), model=Pretrained("runs/quickstart/1-sft"), branching=Segments(width=8, depth=8, length=8), **SMALL
     )

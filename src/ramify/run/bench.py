@@ -73,7 +73,9 @@ def tasks_of(bench: Bench, spec: str, prompts: dict[str, Any], limit: int | None
     source, reward = source_of(spec, limit)
     tasks = render(source(), bench.tokenizer, on_long="drop", **prompts)
     if not tasks:
-        raise ValueError(f"no problem of {spec} has a prompt of at most {prompts['limit']} tokens: raise --prompt-limit")
+        raise ValueError(
+            f"no problem of {spec} has a prompt of at most {prompts['limit']} tokens: raise --prompt-limit"
+        )
     return tasks, reward
 
 
@@ -96,18 +98,28 @@ def evaluate_model(
     results = {}
     for spec, tasks, reward in sets:
         rewards = [(reward, 1.0, "correct answer")]
-        results[spec] = asyncio.run(evaluate(bench.engine, tasks, rewards, bench.decode, bench.stop, sampling, samples, greedy, seed, k))
+        results[spec] = asyncio.run(
+            evaluate(bench.engine, tasks, rewards, bench.decode, bench.stop, sampling, samples, greedy, seed, k)
+        )
         console.print(table(spec, results[spec]))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"model": bench.name, "seed": seed, "max_tokens": bench.stop.max_tokens, "tasks": results}, indent=1))
+        out.write_text(
+            json.dumps(
+                {"model": bench.name, "seed": seed, "max_tokens": bench.stop.max_tokens, "tasks": results}, indent=1
+            )
+        )
         console.print(f"every answer is in {out}", markup=False, highlight=False)
     return 0
 
 
 def table(spec: str, found: dict[str, Any]) -> Table:
     """The numbers of one task set."""
-    made = Table(title=f"{spec}: {found['problems']} problems, temperature {found['temperature']}", title_justify="left", title_style="bold")
+    made = Table(
+        title=f"{spec}: {found['problems']} problems, temperature {found['temperature']}",
+        title_justify="left",
+        title_style="bold",
+    )
     made.add_column("")
     made.add_column("", justify="right")
     made.add_column("95 % interval", justify="right")
@@ -119,7 +131,15 @@ def table(spec: str, found: dict[str, Any]) -> Table:
 
 
 def grow_trees(
-    bench: Bench, specs: Sequence[str], prompts: dict[str, Any], branching: Any, temperature: float, limit: int, seed: int, out: Path | None, console: Console
+    bench: Bench,
+    specs: Sequence[str],
+    prompts: dict[str, Any],
+    branching: Any,
+    temperature: float,
+    limit: int,
+    seed: int,
+    out: Path | None,
+    console: Console,
 ) -> int:
     """Grow a tree for each problem; print them, or save them as JSON lines; say what they cost."""
     sets = [tasks_of(bench, spec, prompts, limit) for spec in specs]
@@ -129,7 +149,9 @@ def grow_trees(
             await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
 
         trees = [Tree.plant(task, seed=seed) for task in tasks]
-        return await grow_forest(trees, bench.engine, branching, Sampling(bench.stop.max_tokens, temperature), bench.stop, on_tree=judge)
+        return await grow_forest(
+            trees, bench.engine, branching, Sampling(bench.stop.max_tokens, temperature), bench.stop, on_tree=judge
+        )
 
     forest = [tree for tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
     if out is None:
@@ -150,17 +172,24 @@ def model_folder(run: Path, which: str) -> tuple[Path, int]:
     """The model folder of a checkpoint and its step; of the last stage that has one."""
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramify train` wrote")
-    stages = sorted((path for path in run.glob("*-*") if (path / "checkpoints").is_dir()), key=lambda path: int(path.name.split("-")[0]))
+    stages = sorted(
+        (path for path in run.glob("*-*") if (path / "checkpoints").is_dir()),
+        key=lambda path: int(path.name.split("-")[0]),
+    )
     saved = [(stage, checkpoint.steps(stage)) for stage in [run, *stages]]
     found = [(stage, steps) for stage, steps in saved if steps]
     if not found:
-        raise ValueError(f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves")
+        raise ValueError(
+            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
+        )
     stage, steps = found[-1]
     step = steps[-1]
     if which == "best":
         best = json.loads((checkpoint.path_of(stage, step) / "state.json").read_text())["best"]
         if best is None:
-            raise ValueError(f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals")
+            raise ValueError(
+                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
+            )
         step = int(best["step"])
     return checkpoint.path_of(stage, step) / "model", step
 

@@ -34,7 +34,13 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}"
 
 
-def save(folder: Path, step: int, write_model: Callable[[Path], None], tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    write_model: Callable[[Path], None],
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, Any],
+) -> Path:
     """Write the checkpoint of `step`, whole or not at all.
 
     A checkpoint of that step that is there already is kept, unless its step was still to be evaluated and no longer is.
@@ -43,7 +49,9 @@ def save(folder: Path, step: int, write_model: Callable[[Path], None], tensors: 
     """
     final = path_of(folder, step)
     there = step in steps(folder)
-    if there and (state.get("pending") is not None or json.loads((final / "state.json").read_text()).get("pending") is None):
+    if there and (
+        state.get("pending") is not None or json.loads((final / "state.json").read_text()).get("pending") is None
+    ):
         return final
     part = final.with_name(f".{final.name}.part")
     with failing_clearly(folder, part, step):
@@ -52,7 +60,9 @@ def save(folder: Path, step: int, write_model: Callable[[Path], None], tensors: 
         write_model(part / "model")
         flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in (tensors | random_tensors()).items()}
         save_file(flat, part / "tensors.safetensors")
-        (part / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, "random": python_random()} | state))
+        (part / "state.json").write_text(
+            json.dumps({"format": FORMAT, "step": step, "random": python_random()} | state)
+        )
         for file in sorted(part.rglob("*")):
             sync(file)
         sync(part)
@@ -73,7 +83,9 @@ def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         whole = steps(folder)
         kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier checkpoint"
-        raise OSError(f"cannot save step {step} in {part.parent}: {reason}; {kept}. Free space, then go on with --resume") from error
+        raise OSError(
+            f"cannot save step {step} in {part.parent}: {reason}; {kept}. Free space, then go on with --resume"
+        ) from error
 
 
 def sync(path: Path) -> None:
@@ -100,7 +112,9 @@ def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, An
     path = path_of(folder, step)
     state = json.loads((path / "state.json").read_text())
     if state["format"] > FORMAT:
-        raise ValueError(f"{path} was written by a newer ramify (format {state['format']}, this one reads {FORMAT}): upgrade ramify to resume it")
+        raise ValueError(
+            f"{path} was written by a newer ramify (format {state['format']}, this one reads {FORMAT}): upgrade ramify to resume it"
+        )
     return load_file(path / "tensors.safetensors"), state
 
 

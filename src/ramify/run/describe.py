@@ -36,10 +36,17 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
-        return {CLASS: "functools.partial", "func": to_json(value.func), "args": to_json(value.args), "keywords": to_json(value.keywords)}
+        return {
+            CLASS: "functools.partial",
+            "func": to_json(value.func),
+            "args": to_json(value.args),
+            "keywords": to_json(value.keywords),
+        }
     if hasattr(value, "__qualname__"):
         return qualified(value)
-    raise TypeError(f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared")
+    raise ValueError(
+        f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared"
+    )
 
 
 def is_default(field: Field[Any], value: Any) -> bool:

@@ -21,6 +21,11 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
 }
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def version(distribution: str) -> str | None:
     """The installed version of a distribution."""
     try:
@@ -37,13 +42,19 @@ def packages() -> list[tuple[str, str, str]]:
         rows.append((name, found or "missing", "" if found else "pip install ramify"))
     for extra, (module, distribution, purpose) in EXTRAS.items():
         found = version(distribution) if importlib.util.find_spec(module) else None
-        rows.append((distribution, found or "not installed", purpose if found else f'for {purpose}: pip install "ramify[{extra}]"'))
+        rows.append(
+            (
+                distribution,
+                found or "not installed",
+                purpose if found else f'for {purpose}: pip install "ramify[{extra}]"',
+            )
+        )
     return rows
 
 
 def machine() -> list[tuple[str, str]]:
     """The machine as torch sees it; imports torch."""
-    rows = [("python", platform.python_version()), ("system", platform.platform()), ("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))]
+    rows = [("python", platform.python_version()), ("system", platform.platform()), ("cores", str(cores()))]
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -53,8 +64,13 @@ def machine() -> list[tuple[str, str]]:
                 card = torch.cuda.get_device_properties(i)
                 rows.append((f"cuda:{i}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
         else:
-            built = f"torch is built for CUDA {torch.version.cuda} but sees no device" if torch.version.cuda else "none; this torch is a CPU build"
+            built = (
+                f"torch is built for CUDA {torch.version.cuda} but sees no device"
+                if torch.version.cuda
+                else "none; this torch is a CPU build"
+            )
             rows.append(("cuda", built))
-    rows.append(("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "not set: ramify sets PASSIVE; busy waiting can slow two threads down tenfold")))
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set: busy waiting can slow shared cores down tenfold, use PASSIVE")
+    rows.append(("OMP_WAIT_POLICY", policy))
     rows.append(("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"))
     return rows

@@ -14,10 +14,12 @@ from ramify.look.evaluate import Decode, evaluate
 from ramify.run.recipe import Exam, Run
 
 Scores = dict[str, Any]
-LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature")
+LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
 
 
-async def examine(run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool) -> Scores:
+async def examine(
+    run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool
+) -> Scores:
     """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers."""
     sampling = Sampling(run.response_limit)
     rewards = run.weighted()
@@ -32,22 +34,24 @@ async def examine(run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], d
 
 def scores(found: Scores, samples: int) -> Scores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
-    plain = {name: value for name, value in found.items() if name not in (*LEFT_OUT, "cooler")}
+    plain = {name: value for name, value in found.items() if name not in LEFT_OUT}
     cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in found["cooler"].items()}
     return plain | cooler | {"intervals": found["intervals"]}
 
 
 def table(before: Scores, after: Scores, exam: Exam, problems: int, start: str, end: str) -> Table:
     """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
-    made = Table(title=f"{problems} problems that training never saw", title_justify="left")
-    made.add_column("accuracy")
+    made = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
+    made.add_column("")
     for name in (f"before ({start})", f"after ({end})", "gain"):
         made.add_column(name, justify="right")
     k = exam.samples
     rows = {f"mean@{k} at temperature 1": f"mean@{k}", "greedy": "greedy", f"pass@{k}": f"pass@{k}"}
     for label, name in rows.items():
         if name in before:
-            made.add_row(label, percent(before, name), percent(after, name), f"{100 * (after[name] - before[name]):+.1f}")
+            made.add_row(
+                label, percent(before, name), percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
+            )
     made.add_section()
     for heat in exam.temperatures:
         name = f"mean@{k} at temperature {heat}"

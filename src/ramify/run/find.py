@@ -28,9 +28,12 @@ def find(recipe: str) -> ModuleType:
     if recipe.endswith(".py"):
         path = Path(recipe)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no recipe at {recipe}: give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}")
+            raise FileNotFoundError(
+                f"there is no recipe at {recipe}: give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}"
+            )
         spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their annotations up here
         spec.loader.exec_module(module)
@@ -38,7 +41,9 @@ def find(recipe: str) -> ModuleType:
     if recipe not in shipped():
         close = difflib.get_close_matches(recipe, shipped(), n=1)
         guess = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"there is no recipe {recipe!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py file")
+        raise ValueError(
+            f"there is no recipe {recipe!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py file"
+        )
     return importlib.import_module(f"ramify.recipes.{recipe}")
 
 
@@ -48,7 +53,9 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
 
     build: Callable[[], Any] | None = getattr(find(recipe), "recipe", None)
     if build is None:
-        raise ValueError(f"the recipe {recipe} has no function recipe(): define one that returns a Run, or a tuple of Runs for stages")
+        raise ValueError(
+            f"the recipe {recipe} has no function recipe(): define one that returns a Run, or a tuple of Runs for stages"
+        )
     made = build()
     stages = made if isinstance(made, tuple) else (made,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]

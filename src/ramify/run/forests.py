@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ramify.core.task import Task
@@ -35,7 +36,12 @@ class Harvest:
         """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter."""
         spent = cost(self.grown)
         paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
-        counts: dict[str, float] = {"trees": len(self.grown), "dropped": len(self.grown) - len(self.kept), "draws": self.draws, "paths": len(paths)}
+        counts: dict[str, float] = {
+            "trees": len(self.grown),
+            "dropped": len(self.grown) - len(self.kept),
+            "draws": self.draws,
+            "paths": len(paths),
+        }
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
         return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
@@ -44,10 +50,23 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     """Means over the policy's paths; those without a reward count in lengths only."""
     graded = [leaf for leaf in paths if leaf.reward is not None]
     lengths = [len(leaf.response()) for leaf in paths]
-    means = {"length": mean(lengths), "length_max": float(max(lengths)), "truncated": mean([float(leaf.finish == "length") for leaf in paths])}
+    means = {
+        "length": mean(lengths),
+        "length_max": float(max(lengths)),
+        "truncated": mean([float(leaf.finish == "length") for leaf in paths]),
+    }
     if graded:
-        means |= {"reward": mean([leaf.reward or 0.0 for leaf in graded]), "pass_rate": mean([correct(leaf) for leaf in graded])}
+        means |= {
+            "reward": mean([leaf.reward or 0.0 for leaf in graded]),
+            "pass_rate": mean([correct(leaf) for leaf in graded]),
+        }
     return {"reward": 0.0, "pass_rate": 0.0} | means
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n: int) -> tuple[int, ...]:
+    """The numbers 0 to n - 1 in the order of one epoch."""
+    return tuple(random.Random(f"{seed}/order/{epoch}").sample(range(n), n))
 
 
 @dataclass
@@ -80,8 +99,7 @@ class Forests:
         """The next n tasks; every epoch has an order of its own, and the last tasks of one are followed by the first of the next."""
         drawn: list[Task] = []
         while len(drawn) < n:
-            order = list(range(len(self.tasks)))
-            random.Random(f"{self.run.seed}/order/{cursor['epoch']}").shuffle(order)
+            order = epoch_order(self.run.seed, cursor["epoch"], len(self.tasks))
             take = order[cursor["place"] : cursor["place"] + n - len(drawn)]
             drawn += [self.tasks[i] for i in take]
             cursor["place"] += len(take)

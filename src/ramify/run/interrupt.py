@@ -56,6 +56,8 @@ class Interrupt:
         try:
             return await self.running
         except asyncio.CancelledError:
-            raise Stopped(self.asked or "cancelled") from None
+            if self.asked is None:
+                raise
+            raise Stopped(self.asked) from None
         finally:
             self.running = None

@@ -14,6 +14,7 @@ from rich.console import Console
 from ramify.run import checkpoint
 from ramify.run.exam import scores, table
 from ramify.run.interrupt import Interrupt, Stopped
+from ramify.run.logbook import clock
 from ramify.run.recipe import Run
 from ramify.run.resume import Plan, prepare, replace_text
 from ramify.run.stage import finished, train_stage
@@ -30,7 +31,12 @@ def launch(recipe: str, overrides: list[str], resume: bool, fresh: bool, console
             run_stages(plan, interrupt, console)
         except Stopped as stopped:
             again = f"ramify train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
-            console.print(f"\nstopped by {stopped}, everything done so far is saved in {plan.folder}; go on with\n  {again}", markup=False, highlight=False)
+            console.print(
+                f"\nstopped by {stopped}, everything done so far is saved in {plan.folder}; go on with\n  {again}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
             return 128 + signal.Signals[str(stopped)].value
     conclude(plan, console)
     return 0
@@ -41,11 +47,13 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
     start: Path | None = None
     for i, run in enumerate(plan.stages, 1):
         if finished(run):
-            console.print(f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False)
+            console.print(
+                f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
+            )
         else:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
-            asyncio.run(train_stage(run, start, interrupt, console))
+            asyncio.run(train_stage(run, start, plan.save, interrupt, console))
         start = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
 
 
@@ -54,7 +62,8 @@ def refuse_rework(plan: Plan) -> None:
     for run, later in zip(plan.stages, plan.stages[1:]):
         if checkpoint.steps(later.folder) and not finished(run):
             raise ValueError(
-                f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: set {run.name}.steps back, or begin anew with --fresh"
+                f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: "
+                f"set {run.name}.steps back, or begin anew with --fresh"
             )
 
 
@@ -62,23 +71,31 @@ def conclude(plan: Plan, console: Console) -> None:
     """Write summary.json, show before and after, and say what to type next."""
     last = plan.stages[-1]
     seconds = {run.name: worked(run) for run in plan.stages}
-    summary: dict[str, Any] = {"seconds": sum(seconds.values()), "stages": seconds, "steps": {run.name: run.steps for run in plan.stages}}
+    summary: dict[str, Any] = {
+        "seconds": sum(seconds.values()),
+        "stages": seconds,
+        "steps": {run.name: run.steps for run in plan.stages},
+    }
     before, after = (read(last.folder / f"exam-{when}.json") for when in ("before", "after"))
     if last.exam is not None and after is not None:
-        told = {"before": scores(before, last.exam.samples) if before else None, "after": scores(after, last.exam.samples)}
+        told = {
+            "before": scores(before, last.exam.samples) if before else None,
+            "after": scores(after, last.exam.samples),
+        }
         summary = told | {"problems": after["problems"]} | summary
         if before is not None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
             console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
     folder = shlex.quote(str(plan.folder))
-    console.print(f"\ndone in {summary['seconds'] / 60:.1f} minutes; everything is in {plan.folder}. What you can do with it:", markup=False, highlight=False)
+    said = f"\ndone in {clock(summary['seconds'])}; everything is in {plan.folder}. What you can do with it:"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
         (f"ramify rollout {folder} --tasks {task_word(last)}", "watch the model solve problems, as trees"),
         (f"ramify eval {folder} --tasks {task_word(last)}", "measure it"),
         (f"ramify export {folder} my-model", "a plain Hugging Face folder"),
     ):
-        console.print(f"  {command:<60} {purpose}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
 
 
 def worked(run: Run) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import importlib.util
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -34,7 +37,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError('TensorBoard is not installed: pip install "ramify[tensorboard]", or tensorboard=false') from error
+            raise ImportError(
+                'TensorBoard is not installed: pip install "ramify[tensorboard]", or tensorboard=false'
+            ) from error
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -52,8 +57,11 @@ class Hosted:
         try:
             self.module = importlib.import_module(module)
         except ImportError as error:
-            raise ImportError(f'{module} is not installed: pip install "ramify[{module}]", or {module}=false') from error
-        resume = {"id": run.folder.name, "resume": "allow"} if module == "wandb" else {"resume": "allow"}
+            raise ImportError(
+                f'{module} is not installed: pip install "ramify[{module}]", or {module}=false'
+            ) from error
+        place = hashlib.blake2b(str(run.folder.resolve()).encode(), digest_size=6).hexdigest()
+        resume = {"id": f"{run.name}-{place}", "resume": "allow"} if module == "wandb" else {"resume": "allow"}
         self.module.init(project="ramify", name=run.name, config=to_json(run), **resume)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -77,12 +85,17 @@ class Logbook:
     def __init__(self, run: Run, console: Console, step: int = 0, size: int = 0) -> None:
         self.run, self.console, self.last = run, console, 0.0
         self.path = run.folder / "metrics.jsonl"
-        self.file = open(self.path, "ab")
+        self.file = open(self.path, "ab")  # noqa: SIM115
         self.file.truncate(size)
         self.boards = boards(run, step)
         self.progress: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"))
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+            )
             self.progress = Progress(*columns, console=console, transient=False)
             self.bar = self.progress.add_task(run.name, total=run.steps, completed=step, line="")
             self.progress.start()
@@ -90,10 +103,12 @@ class Logbook:
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One step: a line of JSON for programs, numbers for the boards, a line for people."""
         try:
-            self.file.write(json.dumps({"step": step} | metrics).encode() + b"\n")
+            self.file.write(json.dumps({"step": step} | finite(metrics), allow_nan=False).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            raise OSError(f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume") from error
+            raise OSError(
+                f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume"
+            ) from error
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         numbers |= {f"seconds/{name}": value for name, value in metrics["seconds"].items()}
         for board in self.boards:
@@ -105,6 +120,8 @@ class Logbook:
         line = spoken(metrics, self.run.steps - step)
         if self.progress is not None:
             self.progress.update(self.bar, completed=step, line=escape(line))
+            if "eval/mean" in metrics:
+                self.say(f"step {step}  {held_out(metrics)}")
         elif step in (1, self.run.steps) or "eval/mean" in metrics or time.monotonic() - self.last > SPOKEN:
             self.last = time.monotonic()
             self.say(f"{self.run.name} {step}/{self.run.steps}  {line}")
@@ -128,20 +145,43 @@ class Logbook:
             board.close()
 
 
+def finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics with None in place of what JSON has no number for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+
+
 def spoken(metrics: dict[str, Any], left: int) -> str:
     """The step in one line: reward or loss, speed, reuse, evaluation, time left."""
     seconds = metrics["seconds"]
     parts = []
     if metrics.get("paths"):
-        parts += [f"reward {metrics['reward']:.3f}", f"passed {metrics['pass_rate']:.0%}", f"length {metrics['length']:.0f}"]
-        parts.append(f"{metrics['sampled'] / max(seconds['grow'], 1e-9):.0f} tok/s  reuse {metrics['reuse_ratio']:.2f}x")
+        parts += [
+            f"reward {metrics['reward']:.3f}",
+            f"passed {metrics['pass_rate']:.0%}",
+            f"length {metrics['length']:.0f}",
+        ]
+        parts.append(
+            f"{metrics['sampled'] / max(seconds['grow'], 1e-9):.0f} tok/s  reuse {metrics['reuse_ratio']:.2f}x"
+        )
     elif "loss" in metrics:
         parts += [f"loss {metrics['loss']:.3f}", f"{metrics['trained'] / max(seconds['step'], 1e-9):.0f} tok/s"]
-    if "eval/greedy" in metrics:
-        parts.append(f"held out: mean {metrics['eval/mean']:.3f}, greedy {metrics['eval/greedy']:.3f}")
-    if metrics.get("skipped"):
+    if "eval/mean" in metrics:
+        parts.append(held_out(metrics))
+    if metrics["dropped"]:
+        parts.append(f"learned from {metrics['trees'] - metrics['dropped']} of {metrics['trees']} trees")
+    if metrics["not_finite"]:
+        parts.append("the gradient was not finite, its update was left out")
+    elif metrics["skipped"] and not metrics["updates"]:
         parts.append("no signal, weights unchanged")
     return "  ".join([*parts, f"left {clock(left * seconds['mean'])}"])
+
+
+def held_out(metrics: dict[str, Any]) -> str:
+    """The evaluation of a step in words."""
+    return f"held out: mean {metrics['eval/mean']:.3f}, greedy {metrics['eval/greedy']:.3f}"
 
 
 def clock(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 import types
 import typing
@@ -52,7 +51,9 @@ def split(assignment: str) -> tuple[str, str]:
     path, equals, value = assignment.partition("=")
     path = path.lstrip("-").strip()
     if not equals or not path:
-        raise ValueError(f"{assignment!r} is no override: write field=value, for example steps=100 or branching.width=16")
+        raise ValueError(
+            f"{assignment!r} is no override: write field=value, for example steps=100 or branching.width=16"
+        )
     return path, value.strip()
 
 
@@ -87,7 +88,9 @@ def set_fields(thing: Any, updates: Updates, path: str = "", probe: bool = False
     try:
         return replace(thing, **new)
     except ValueError as error:
-        text = " ".join(f"{path}.{name}={shown(update)}" if path else f"{name}={shown(update)}" for name, update in updates.items())
+        text = " ".join(
+            f"{path}.{name}={shown(update)}" if path else f"{name}={shown(update)}" for name, update in updates.items()
+        )
         raise ValueError(f"{text}: {error}") from error
 
 
@@ -102,7 +105,9 @@ def set_value(current: Any, hint: Any, update: str | Updates, where: str, probe:
             return set_fields(current, update, where, probe)
         if isinstance(current, tuple):
             return set_items(current, hint, update, where, probe)
-        raise UnknownName(f"{where} is {current!r}, which has no field {next(iter(update))!r}: set {where}=value, or change it in the recipe file")
+        raise UnknownName(
+            f"{where} is {current!r}, which has no field {next(iter(update))!r}: set {where}=value, or change it in the recipe file"
+        )
     return parse(update, hint, current, where)
 
 
@@ -111,7 +116,9 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
     items = list(current)
     for name, update in updates.items():
         if not name.isdigit() or int(name) >= len(items):
-            raise UnknownName(f"{where}.{name}: {where} has {len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them")
+            raise UnknownName(
+                f"{where}.{name}: {where} has {len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
+            )
         i = int(name)
         args = get_args(hint) if get_origin(hint) is tuple else ()
         item = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
@@ -132,7 +139,9 @@ def field_types(kind: type) -> dict[str, Any]:
         space = vars(sys.modules.get(owner.__module__, typing))
         for name, hint in vars(owner).get("__annotations__", {}).items():
             try:
-                hints[name] = eval(hint, dict(vars(typing)) | dict(space)) if isinstance(hint, str) else hint  # our own source, not input
+                hints[name] = (
+                    eval(hint, dict(vars(typing)) | dict(space)) if isinstance(hint, str) else hint
+                )  # our own source, not input
             except (NameError, AttributeError, TypeError):
                 hints[name] = Any
     return hints
@@ -150,7 +159,10 @@ def parse(text: str, hint: Any, current: Any, where: str) -> Any:
             continue
     if is_dataclass(current) and not isinstance(current, type):
         names = ", ".join(f"{where}.{f.name}" for f in fields(current) if f.init)
-        raise ValueError(f"{where}={text}: {where} is an object, {type(current).__name__}; set one of its fields ({names or 'it has none'}) or change it in the recipe file")
+        raise ValueError(
+            f"{where}={text}: {where} is an object, {type(current).__name__}; set one of its fields ({names or 'it has none'}) "
+            "or change it in the recipe file"
+        )
     raise ValueError(f"{where}={text}: {text!r} is not {describe(options)}; it is {current!r} in the recipe")
 
 
@@ -207,7 +219,14 @@ def parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def describe(options: list[Any]) -> str:
     """The wanted types in words."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "None", Path: "a path"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        type(None): "None",
+        Path: "a path",
+    }
 
     def one(option: Any) -> str:
         origin = get_origin(option) or option

@@ -66,11 +66,15 @@ class Local:
 
     slots: int = 64  # rows decoded together
     memory_mb: int = 1024  # of kept KV; the oldest is dropped beyond it and prefilled again
-    copy: Literal["float32", "bfloat16"] | None = None  # dtype of a second copy of the weights; None reads the trainer's
+    copy: Literal["float32", "bfloat16"] | None = (
+        None  # dtype of a second copy of the weights; None reads the trainer's
+    )
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.memory_mb < 1:
-            raise ValueError(f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}")
+            raise ValueError(
+                f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ class Run:
     """
 
     name: str
-    model: Model | str  # Pretrained(...), Scratch(...), or a folder or hub name; later stages of a recipe continue from the one before
+    model: (
+        Model | str
+    )  # Pretrained(...), Scratch(...), or a folder or hub name; later stages of a recipe continue from the one before
     tasks: Any  # Source: what to train on
     evals: Any = None  # Source: held-out problems; None evaluates nothing
 
@@ -155,7 +161,16 @@ class Run:
     trackio: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples"):
+        for name in (
+            "steps",
+            "minibatches",
+            "tokens_per_batch",
+            "prompt_limit",
+            "response_limit",
+            "save_every",
+            "keep",
+            "eval_samples",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("demonstrations", "eval_every", "trees_every"):
@@ -167,7 +182,8 @@ class Run:
             )
         if self.tokens_per_batch < self.prompt_limit + self.response_limit:
             raise ValueError(
-                f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = {self.prompt_limit} + {self.response_limit} "
+                f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
+                f"{self.prompt_limit} + {self.response_limit} "
                 f"tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
         if self.threads is not None and self.threads < 1:
@@ -182,7 +198,10 @@ class Run:
         """(reward, weight, name) of each reward, as `grow.grade` takes them."""
         rewards = self.rewards if isinstance(self.rewards, tuple) else (Weighted(self.rewards),)
         parts = [r if isinstance(r, Weighted) else Weighted(r) for r in rewards]
-        named = tuple((r.reward, r.weight, r.name or getattr(r.reward, "__name__", type(r.reward).__name__).lower()) for r in parts)
+        named = tuple(
+            (r.reward, r.weight, r.name or getattr(r.reward, "__name__", type(r.reward).__name__).lower())
+            for r in parts
+        )
         names = [name for _, _, name in named]
         if len(set(names)) < len(names):
             raise ValueError(f"two rewards have the same name in {names}: name them, Weighted(reward, weight, name)")
@@ -197,4 +216,6 @@ def writable(folder: Path) -> None:
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write in the run folder {folder}: {error.strerror or error}; choose another with out=FOLDER") from error
+        raise OSError(
+            f"cannot write in the run folder {folder}: {error.strerror or error}; choose another with out=FOLDER"
+        ) from error

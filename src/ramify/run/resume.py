@@ -15,7 +15,17 @@ from ramify.run.override import override, split
 from ramify.run.recipe import Run, writable
 
 FORMAT = 1
-FIXED = ("name", "model", "lora", "seed", "tasks", "template", "system", "prompt_limit", "on_long")  # a change would make it another run
+FIXED = (
+    "name",
+    "model",
+    "lora",
+    "seed",
+    "tasks",
+    "template",
+    "system",
+    "prompt_limit",
+    "on_long",
+)  # a change would make it another run
 SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and the number of terms may not
 
 
@@ -23,10 +33,19 @@ SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and th
 class Plan:
     """What `train` will do: the stages in their folders, under one top folder."""
 
+    recipe: str
+    overrides: tuple[str, ...]
     stages: tuple[Run, ...]
     folder: Path
-    resumed: bool
     notes: tuple[str, ...] = ()  # what changed since the run was saved
+
+    def save(self) -> None:
+        """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
+        content = {"format": FORMAT, "recipe": self.recipe, "overrides": list(self.overrides)}
+        for stage in self.stages:
+            replace_text(stage.folder / "recipe.py", recipe_text(stage))
+        content["stages"] = [to_json(stage) for stage in self.stages]
+        replace_text(self.folder / "run.json", json.dumps(content, indent=1))
 
 
 def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
@@ -44,28 +63,33 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
     Raises ValueError where the folder holds a run and neither was asked for, or where a change cannot be made in a running run.
     """
     if resume and fresh:
-        raise ValueError("--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one")
+        raise ValueError(
+            "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
+        )
     recipe = str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe
     stages, top = build(recipe, overrides)
     saved_at = top / "run.json"
     notes: list[str] = []
-    resumed = False
-    if saved_at.exists() and fresh:
+    there = saved_at.exists() or any(checkpoint.steps(folder) for folder in {top, *(stage.folder for stage in stages)})
+    if there and fresh:
         move_aside(top)
-    elif saved_at.exists():
+    elif there:
         if not resume:
-            raise ValueError(f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew (the old one is kept beside it), or choose another out=FOLDER")
+            raise ValueError(
+                f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew "
+                "(the old one is kept beside it), or choose another out=FOLDER"
+            )
         saved = read_saved(saved_at)
         if saved["recipe"] != recipe:
-            raise ValueError(f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER")
+            raise ValueError(
+                f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
+            )
         overrides = merge(saved["overrides"], overrides)
         stages, top = build(recipe, overrides)
         notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
-        resumed = True
     for stage in stages:
         writable(stage.folder)
-    save(top, recipe, overrides, stages)
-    return Plan(stages, top, resumed, tuple(notes))
+    return Plan(recipe, tuple(overrides), stages, top, tuple(notes))
 
 
 def merge(saved: list[str], new: list[str]) -> list[str]:
@@ -77,7 +101,9 @@ def merge(saved: list[str], new: list[str]) -> list[str]:
 def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str]:
     """One sentence for every change; ValueError for those that cannot be made."""
     if len(old) != len(new):
-        raise ValueError(f"the saved run has {len(old)} stages and the recipe now {len(new)}: begin a new run with --fresh or another out=FOLDER")
+        raise ValueError(
+            f"the saved run has {len(old)} stages and the recipe now {len(new)}: begin a new run with --fresh or another out=FOLDER"
+        )
     notes: list[str] = []
     refused: list[str] = []
     for stage, before, after in zip(stages, old, new):
@@ -90,7 +116,9 @@ def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str
             shape = head in SHAPED and not isinstance(now, int | float)
             (refused if head in FIXED or shape else notes).append(text)
     if refused:
-        raise ValueError(f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER")
+        raise ValueError(
+            f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER"
+        )
     return notes
 
 
@@ -108,17 +136,10 @@ def read_saved(path: Path) -> dict[str, Any]:
         if saved["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer ramify: upgrade ramify to resume it")
         return saved
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no saved run ({error}): begin a new one with --fresh or another out=FOLDER") from error
-
-
-def save(top: Path, recipe: str, overrides: list[str], stages: tuple[Run, ...]) -> None:
-    """Write run.json for programs and recipe.py for people, atomically."""
-    top.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "recipe": recipe, "overrides": overrides, "stages": [to_json(stage) for stage in stages]}
-    for stage in stages:
-        replace_text(stage.folder / "recipe.py", recipe_text(stage))
-    replace_text(top / "run.json", json.dumps(content, indent=1))
+    except (KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is no saved run ({error}): begin a new one with --fresh or another out=FOLDER"
+        ) from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -142,6 +163,9 @@ def move_aside(folder: Path) -> Path:
 
 def progress(top: Path) -> str:
     """How far the run in a folder has come, in words."""
-    found = [(path.parent, checkpoint.steps(path.parent)) for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))]
+    found = [
+        (path.parent, checkpoint.steps(path.parent))
+        for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))
+    ]
     done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in found if steps]
     return f"saved at {done[-1]}" if done else "nothing saved yet"

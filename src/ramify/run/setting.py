@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ramify.run.doctor import cores
 
 
 def quiet() -> None:
@@ -19,8 +20,7 @@ def quiet() -> None:
 
 def set_threads(threads: int | None) -> int:
     """Give torch its threads (None: the cores this process may use); returns the number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or cores
+    count = threads or cores()
     torch.set_num_threads(count)
     return count
 
@@ -39,14 +39,24 @@ def device_of(name: str) -> torch.device:
 
 
 def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation settings."""
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation settings.
+
+    Raises ValueError for a tokenizer without EOS, or with one that the model does not know.
+    """
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    remedy = "set eos_token in its tokenizer_config.json to a token of the model"
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer {name!r} has no EOS token, so no response could end: {remedy}")
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = found if isinstance(found, list | tuple) else [found]
-    ends = [tokenizer.eos_token_id, *listed]
-    if tokenizer.eos_token_id is None:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise ValueError(f"the tokenizer {name!r} has no EOS token, so no response could end: set eos_token in its tokenizer_config.json")
-    return tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+    ends = tuple(dict.fromkeys(int(end) for end in [tokenizer.eos_token_id, *listed] if end is not None))
+    known = int(model.get_input_embeddings().weight.shape[0])
+    if ends[0] >= known:
+        raise ValueError(
+            f"the tokenizer {name!r} has the EOS token {tokenizer.eos_token!r} with id {ends[0]}, but the model has {known} tokens, "
+            f"so no response could end: {remedy}"
+        )
+    return ends
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,15 @@ def build(run: Run, start: Path | None) -> Parts:
     set_threads(run.threads)
     torch.use_deterministic_algorithms(device_of(run.device).type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    sources = [source() if source is not None else [] for source in (run.tasks, run.evals, run.exam.tasks if run.exam else None)]
+    sources = [
+        source() if source is not None else []
+        for source in (run.tasks, run.evals, run.exam.tasks if run.exam else None)
+    ]
     checkpoint.seed_all(run.seed)
     model, tokenizer = model_of(run, start)
-    tasks, evals, exam = (render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources)
+    tasks, evals, exam = (
+        render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
+    )
     decode = Decoder(tokenizer)
     stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
@@ -84,14 +90,22 @@ def check(run: Run, parts: Parts) -> None:
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
     if needs := getattr(run.branching, "needs", ()):
-        raise ValueError(f"{type(run.branching).__name__} reads the signals {', '.join(needs)}, which this version does not compute: choose another branching")
+        raise ValueError(
+            f"{type(run.branching).__name__} reads the signals {', '.join(needs)}, which this version does not compute: choose another branching"
+        )
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
-        raise ValueError(f"{run.name} samples paths but has no reward to grade them: give rewards=..., or branching=Star(0) to learn from demonstrations alone")
+        raise ValueError(
+            f"{run.name} samples paths but has no reward to grade them: give rewards=..., or branching=Star(0) to learn from demonstrations alone"
+        )
     if not samples and not run.demonstrations:
-        raise ValueError(f"{run.name} samples nothing and shows no demonstrations: set demonstrations=1, or give a branching that samples")
+        raise ValueError(
+            f"{run.name} samples nothing and shows no demonstrations: set demonstrations=1, or give a branching that samples"
+        )
     if run.demonstrations and not any(task.demonstrations for task in parts.tasks):
-        raise ValueError(f"demonstrations={run.demonstrations}, but no task has one: set tasks.demonstration to the column that holds them, or demonstrations=0")
+        raise ValueError(
+            f"demonstrations={run.demonstrations}, but no task has one: set tasks.demonstration to the column that holds them, or demonstrations=0"
+        )
     if run.exam is not None and not parts.exam:
         raise ValueError("an exam needs problems: set evals or exam.tasks")
     if (run.exam is not None or parts.evals) and not run.weighted():
@@ -99,7 +113,16 @@ def check(run: Run, parts: Parts) -> None:
     longest = max((len(task.prompt) for task in [*parts.tasks, *parts.evals, *parts.exam]), default=0)
     if (samples or parts.evals or parts.exam) and longest + run.response_limit > parts.engine.limit:
         raise ValueError(
-            f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit"
+            f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
+            f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit"
+        )
+
+    seen = {task.text for task in parts.tasks}
+    known = {task.text for task in [*parts.evals, *parts.exam] if task.text in seen}
+    if known:
+        warnings.warn(
+            f"{len(known)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
+            stacklevel=2,
         )
 
 
@@ -128,7 +151,9 @@ def restore(run: Run, parts: Parts, console: Console) -> State:
     names = asdict(State())
     state = State(**{name: saved[name] for name in names})
     if state.tasks != digest(parts.tasks):
-        raise ValueError(f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh")
+        raise ValueError(
+            f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
+        )
     parts.policy.restore(tensors, saved["policy"])
     checkpoint.restore_random(tensors, saved)
     for path in (run.folder / "trees").glob("*.jsonl"):
@@ -138,11 +163,17 @@ def restore(run: Run, parts: Parts, console: Console) -> State:
     return state
 
 
-async def train_stage(run: Run, start: Path | None, interrupt: Interrupt, console: Console) -> None:
-    """Examine if asked, train what is left of the stage, examine again; all of it picks up where it was stopped."""
+async def train_stage(
+    run: Run, start: Path | None, ready: Callable[[], None], interrupt: Interrupt, console: Console
+) -> None:
+    """Examine if asked, train what is left of the stage, examine again; all of it picks up where it was stopped.
+
+    `ready` is called once every input has been found good, before any work.
+    """
     parts = build(run, start)
     state = restore(run, parts, console)
     await interrupt.abandonable(probe(run, parts))
+    ready()
     await parts.engine.load(None, parts.policy.version)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
@@ -161,12 +192,20 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
     path = run.folder / f"exam-{when}.json"
     if path.exists() and (when == "before" or json.loads(path.read_text())["step"] == run.steps):
         return
-    console.print(f"examining the model {when} training, on {len(parts.exam)} problems it is not trained on ...", markup=False, highlight=False)
+    console.print(
+        f"examining the model {when} training, on {len(parts.exam)} problems it is not trained on ...",
+        markup=False,
+        highlight=False,
+    )
     began = time.monotonic()
     work = examine(run, exam, parts.engine, parts.exam, parts.decode, parts.stop, when == "before")
     found: Scores = await interrupt.abandonable(work)
-    await parts.engine.load(None, parts.policy.version)  # what the exam left in the engine's memory must not touch training
-    replace_text(path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps}))
+    await parts.engine.load(
+        None, parts.policy.version
+    )  # what the exam left in the engine's memory must not touch training
+    replace_text(
+        path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
+    )
 
 
 def finished(run: Run) -> bool:

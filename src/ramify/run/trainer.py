@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +15,15 @@ from torch import Tensor
 from ramify.core import store
 from ramify.core.task import Task
 from ramify.core.tree import Tree
-from ramify.engine.engine import Engine, Sampling
+from ramify.engine.engine import Sampling
+from ramify.engine.local import LocalEngine
 from ramify.learn.batch import TreeBatch
 from ramify.learn.gauges import gauges, merge, surrogate
 from ramify.learn.mix import Mix
 from ramify.learn.pack import pack
 from ramify.learn.policy import TorchPolicy
 from ramify.look.evaluate import evaluate
+from ramify.look.ledger import decoding
 from ramify.run import checkpoint
 from ramify.run.forests import START, Cursor, Forests, Harvest
 from ramify.run.interrupt import Interrupt
@@ -63,7 +66,7 @@ class Trainer:
 
     run: Run
     policy: TorchPolicy
-    engine: Engine
+    engine: LocalEngine
     forests: Forests
     evals: Sequence[Task]
     logbook: Logbook
@@ -89,8 +92,10 @@ class Trainer:
     async def step(self) -> dict[str, Any]:
         """One step, from drawn tasks to new weights in the engine; returns its metrics."""
         run, clock, number = self.run, Clock(), self.state.step + 1
+        counters = dict(self.engine.counters)
         with clock("grow"):
             harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
+        spent = decoding(counters, self.engine.counters)
         self.whole = False
         with clock("score"):
             self.policy.score(harvest.kept, run.mix.columns)
@@ -101,13 +106,16 @@ class Trainer:
         with clock("load"):
             await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
         self.state.step, self.state.cursor, self.whole = number, cursor, True
-        return harvest.metrics() | learned | {"seconds": clock.seconds | {"step": time.monotonic() - clock.start}}
+        return (
+            harvest.metrics() | spent | learned | {"seconds": clock.seconds | {"step": time.monotonic() - clock.start}}
+        )
 
     def learn(self, forest: list[Tree], number: int) -> dict[str, float]:
         """Credit the whole forest, then one optimizer step for each part of it; parts without signal change nothing."""
-        run, rows, trained, skipped, empty = self.run, [], 0, 0, 0
+        run, rows, trained, empty, bad = self.run, [], 0, 0, 0
         rate = run.optimizer.rate(number, run.steps)
         norms: list[float] = []
+        mismatch: list[float] = []  # of the rows before the first update, whose tokens these weights sampled
         losses: list[float] = []
         credits = run.mix.credit(forest) if forest else []
         for part in parts(len(forest), run.minibatches):
@@ -119,17 +127,24 @@ class Trainer:
                 tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
                 batch = batch.to(tempered.device)
                 rows.append(gauges(run.mix, tempered, plain, entropy, batch))
+                mismatch += [rows[-1].pop("mismatch_max", 0.0)] if not norms else []
                 losses += loss(run.mix, tempered, plain, entropy, batch)
                 trained += int((batch.leaves.amax(0) > 0).sum())
             updated = self.policy.update(rate)
-            skipped += int(updated["skipped"])
+            bad += int(updated["skipped"])
             norms += [updated["grad_norm"]] if not updated["skipped"] else []
-        numbers = merge(rows)
+        numbers = merge(rows) | {"mismatch_max": max(mismatch, default=0.0)}
         if norms:
             numbers["grad_norm"] = max(norms)
         if losses:
             numbers["loss"] = sum(losses) / max(run.minibatches - empty, 1)
-        return numbers | {"trained": trained, "skipped": skipped + empty, "lr": rate}
+        return numbers | {
+            "trained": trained,
+            "updates": len(norms),
+            "skipped": empty + bad,
+            "not_finite": bad,
+            "lr": rate,
+        }
 
     def write_trees(self, harvest: Harvest, number: int) -> None:
         """The step's trees, with their rewards and verdicts, in a file of its own."""
@@ -159,13 +174,27 @@ class Trainer:
         """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
         run, sampling = self.run, Sampling(self.run.response_limit)
         found = await evaluate(
-            self.engine, self.evals, run.weighted(), self.forests.decode, self.forests.stop, sampling, run.eval_samples, True, run.seed
+            self.engine,
+            self.evals,
+            run.weighted(),
+            self.forests.decode,
+            self.forests.stop,
+            sampling,
+            run.eval_samples,
+            True,
+            run.seed,
         )
-        await self.engine.load(None, self.policy.version)  # a resumed run does not repeat this evaluation: leave no trace of it
+        await self.engine.load(
+            None, self.policy.version
+        )  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found))
-        return {"eval/mean": found[f"mean@{run.eval_samples}"], "eval/greedy": found["greedy"], "eval/length": found["length"]}
+        return {
+            "eval/mean": found[f"mean@{run.eval_samples}"],
+            "eval/greedy": found["greedy"],
+            "eval/length": found["length"],
+        }
 
     def save(self) -> None:
         """A checkpoint of the last whole step."""
@@ -177,7 +206,9 @@ class Trainer:
 
 def loss(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch) -> list[float]:
     """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
-    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
+    known = all(
+        hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms
+    )
     return [surrogate(mix, tempered, plain, entropy, batch)] if known else []
 
 
@@ -185,11 +216,10 @@ def parts(n: int, wanted: int) -> list[slice]:
     """n trees in at most `wanted` runs of whole trees, as even as can be."""
     count = min(n, wanted)
     edges = [i * n // count for i in range(count + 1)] if count else []
-    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def has_signal(mix: Mix, batch: TreeBatch) -> bool:
     """Whether anything in a row pulls at the weights."""
     pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
     return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0) and bool((batch.weight != 0).any()))
-

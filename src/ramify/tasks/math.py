@@ -24,6 +24,7 @@ class Boxed:
     correct: float = 1.0
     wrong: float = 0.0
     window: int | None = None
+    longest: int = 2000  # characters of an answer; a longer one is wrong and not tried
     extract: Extract = field(default_factory=LastBox)
     seconds: float = 5.0
     workers: int = 2
@@ -48,6 +49,8 @@ class Boxed:
     async def _grade(self, right: tuple[str, ...], answer: str) -> tuple[bool, str]:
         if any(answer == reference.strip() for reference in right):
             return True, ""
+        if len(answer) > self.longest:
+            return False, f"the answer has {len(answer)} characters, more than {self.longest}"
         outcome = await crew(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds)
         if outcome.cause == "broken":
             raise RuntimeError(f"the grader of mathematics cannot run: {outcome.failure}")
@@ -63,15 +66,20 @@ class Equal:
     """Whether an answer equals one of the references. Runs in a worker: it may hang, fill the memory or raise."""
 
     def prepare(self) -> None:
-        """Import math-verify; takes about a second, once per worker."""
+        """Import math-verify and grade once, which builds its tables: about a second, once per worker, on nobody's clock."""
         import logging
 
         import math_verify  # noqa: F401
 
         logging.getLogger("math_verify").setLevel(logging.ERROR)
+        if not _warm:
+            _warm.append(algebra(r"\frac{1}{2}", "x+1"))
 
     def __call__(self, right: tuple[str, ...], answer: str) -> bool:
         return any(_equal(reference, answer) for reference in right)
+
+
+_warm: list[bool] = []  # not empty once this worker has graded
 
 
 def _equal(reference: str, answer: str) -> bool:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from ramify.tasks.answers import last_box
 
 _SPACING = re.compile(
-    r"(\\\\)|\\[!,;: ()\[\]]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b"
+    r"(\\\\)(?:\[[\d.]{1,5}[a-z]{2}\])?|\\[!,;: ()\[\]]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b"
 )  # group 1, a new row, stays
 _WORDS = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
 _UNIT = re.compile(r"(?<=[\d})])\s*(?:\\(?:text|mathrm|mbox|operatorname)\s?\{[^{}]*\}(?:\^\{?-?\d\}?)?)+$")

@@ -83,7 +83,7 @@ def _csv(file: Path) -> Rows:
                     )
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num} is not CSV: {error}") from None
+            raise ValueError(f"{file}, line {reader.reader.line_num} is not CSV: {error}") from None
 
 
 def _parquet(file: Path) -> Rows:

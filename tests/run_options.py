@@ -1,0 +1,21 @@
+"""The tiny run for tests with every option of the learner on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ramify.learn.lora import Lora
+from ramify.run.find import find
+from ramify.run.recipe import Local, Run
+
+
+def recipe() -> Run:
+    tiny = find(str(Path(__file__).with_name("run_recipe.py")))
+    options = {
+        "lora": Lora(rank=4),
+        "autocast": True,
+        "activation_checkpointing": True,
+        "engine": Local(8, 64, "bfloat16"),
+    }
+    return replace(tiny.rl(), temperature=0.8, top_p=0.95, demonstrations=1, steps=4, **options)

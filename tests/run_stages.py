@@ -1,0 +1,11 @@
+"""The tiny run for tests in two stages, with an exam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ramify.run.find import find
+
+
+def recipe():
+    return find(str(Path(__file__).with_name("run_recipe.py"))).stages()

@@ -1,0 +1,362 @@
+"""The command line: help, errors in one sentence before any work, real files end to end, evaluation, rollouts, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ramify.cli import main
+
+HERE = Path(__file__).parent
+RECIPE = str(HERE / "run_recipe.py")
+DATA = HERE.parent.parent / "shared" / "data"
+ENV = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+
+
+def run(*words: object) -> int:
+    """The exit status of a command, run in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return int(stopped.value.code or 0)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence that a command refuses with."""
+    assert run(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ramify: ")
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model folder that knows every printable character."""
+    from ramify.learn.model import Scratch
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    net, tokenizer = Scratch(string.printable, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=4096)()
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    path.write_text(
+        "".join(json.dumps({"problem": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(6))
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert run("train", RECIPE, f"out={out}", "steps=1") == 0
+    return out
+
+
+def test_help_and_the_list_of_recipes_need_no_torch():
+    script = "import sys\nfrom ramify.cli import main\ntry: main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    for words in (
+        ["--help"],
+        ["train", "--help"],
+        ["eval", "--help"],
+        ["rollout", "--help"],
+        ["export", "--help"],
+        ["recipes"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], env=ENV, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 200
+    assert "quickstart" in done.stdout
+
+
+def test_every_shipped_recipe_is_listed_and_builds(capsys: pytest.CaptureFixture[str]):
+    from ramify.run.find import shipped
+    from ramify.run.resume import build
+
+    assert run("recipes") == 0
+    said = capsys.readouterr().out
+    assert {"quickstart", "sft", "grpo", "dapo", "treepo"} <= shipped().keys()
+    for name, about in shipped().items():
+        assert name in said
+        assert about.endswith(".")
+        stages, folder = build(name, ["steps=3"])
+        assert all(stage.steps == 3 for stage in stages)
+        assert folder == Path("runs") / name
+
+
+def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
+    assert run("doctor") == 0
+    said = capsys.readouterr().out
+    assert torch.__version__.split("+")[0] in said
+    assert "cores" in said
+
+
+# bad input: each is refused with one sentence, before any work
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["stepz=3"], ["no field 'stepz'", "Did you mean steps?"]),
+        (["branching.widht=3"], ["no field 'widht'", "Did you mean branching.width?"]),
+        (["steps=three"], ["steps=three", "'three' is not a whole number"]),
+        (["top_p=high"], ["'high' is not a number"]),
+        (["tensorboard=perhaps"], ["true or false"]),
+        (["branching.width=1"], ["branching.width=1", "width 1", "branching factor 2"]),
+        (["steps=0"], ["steps must be at least 1, got 0"]),
+        (["temperature=0"], ["temperature must be above 0 while training, got 0"]),
+        (["tokens_per_batch=20"], ["tokens_per_batch=20 cannot hold one path", "16 + 12"]),
+        (["optimizer.lr=-1"], ["optimizer.lr must be above 0, got -1"]),
+        (["prompt_limit=4"], ["tokens, the limit is 4"]),
+        (["device=tpu9"], ["device=tpu9"]),
+        (["response_limit=1020", "tokens_per_batch=2000"], ["response_limit is 1020, but the model ends at 1024"]),
+        (["demonstrations=1", "tasks.per_problem=0"], ["no task has one"]),
+        (["model=nowhere/at/all/model"], ["there is no model folder nowhere/at/all/model"]),
+        (["steps"], ["'steps' is no override"]),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]):
+    said = fails(capsys, "train", RECIPE, f"out={tmp_path / 'run'}", *words)
+    for part in parts:
+        assert part in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "Did you mean quickstart?" in fails(capsys, "train", "quickstrat")
+    assert "there is no recipe at" in fails(capsys, "train", tmp_path / "mine.py")
+    (tmp_path / "empty.py").write_text("x = 1")
+    assert "has no function recipe()" in fails(capsys, "train", tmp_path / "empty.py")
+    (tmp_path / "odd.py").write_text("def recipe():\n    return 3")
+    assert "must return a Run or a tuple of Runs, got 3" in fails(capsys, "train", tmp_path / "odd.py")
+
+
+def grpo(out: Path, model: Path, problems: Path, *words: str) -> list[str]:
+    """The shipped recipe, made small."""
+    small = [
+        "prompt_limit=64",
+        "response_limit=8",
+        "tokens_per_batch=512",
+        "schedule.prompts=2",
+        "branching.n=2",
+        "steps=2",
+        "threads=1",
+    ]
+    small += ["autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false"]
+    return ["train", "grpo", f"out={out}", f"model={model}", f"tasks.path={problems}", *small, *words]
+
+
+def test_bad_problem_files(tmp_path: Path, model: Path, problems: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "run"
+    assert "nosuch.jsonl" in fails(capsys, *grpo(out, model, tmp_path / "nosuch.jsonl"))
+    said = fails(capsys, *grpo(out, model, problems, "tasks.prompt=question"))
+    assert "no column 'question'" in said
+    assert "problem, answer" in said
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"problem": " ", "answer": "1"}\n')
+    assert "empty prompt" in fails(capsys, *grpo(out, model, empty))
+
+
+def test_bad_models(tmp_path: Path, model: Path, problems: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "run"
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "model.safetensors").unlink()
+    assert "holds no weights" in fails(capsys, *grpo(out, bare, problems))
+    endless = tmp_path / "endless"
+    shutil.copytree(model, endless)
+    config = endless / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"eos_token": None}))
+    assert "has no EOS token" in fails(capsys, *grpo(out, endless, problems))
+    assert "has no EOS token" in fails(capsys, "eval", endless, "--tasks", problems)
+    config.write_text(
+        json.dumps({k: v for k, v in settings.items() if k != "eos_token"})
+    )  # transformers then fills one in
+    said = fails(capsys, *grpo(out, endless, problems))
+    assert "'<|endoftext|>' with id 103, but the model has 103 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("return float('nan')", ["'broken'", "nan", "finite number"]),
+        ("raise RuntimeError('no scorer')", ["'broken'", "RuntimeError: no scorer"]),
+        ("return 'good'", ["'broken'", "'good'"]),
+    ],
+)
+def test_a_broken_reward_is_found_before_anything_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, parts: list[str]
+):
+    recipe = f"from dataclasses import replace\nfrom ramify.run.find import find\n\n\ndef broken(task, path):\n    {body}\n\n\n"
+    recipe += f"def recipe():\n    return replace(find({RECIPE!r}).rl(), rewards=broken)\n"
+    (tmp_path / "broken.py").write_text(recipe)
+    said = fails(capsys, "train", tmp_path / "broken.py", f"out={tmp_path / 'run'}")
+    for part in parts:
+        assert part in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("no folder")
+    said = fails(capsys, "train", RECIPE, f"out={tmp_path / 'file' / 'run'}")
+    assert "cannot write in the run folder" in said
+    assert "out=FOLDER" in said
+
+
+def test_debug_shows_where(tmp_path: Path):
+    with pytest.raises(ValueError, match="no field 'stepz'"):
+        main(["train", RECIPE, "stepz=1", f"out={tmp_path}", "--debug"])
+
+
+# what works
+
+
+def test_shipped_grpo_on_a_file_of_problems(
+    tmp_path: Path, model: Path, problems: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    assert run(*grpo(out, model, problems)) == 0
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert f"ramify eval {out} --tasks {problems}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_eval_writes_every_answer(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "result.json"
+    command = (
+        "eval",
+        trained,
+        "--tasks",
+        "chain",
+        "--limit",
+        "3",
+        "--samples",
+        "4",
+        "--k",
+        "3",
+        "--max-tokens",
+        "8",
+        "--out",
+        out,
+        "--slots",
+        "8",
+    )
+    assert run(*command) == 0
+    said = capsys.readouterr().out
+    assert "chain: 3 problems" in said
+    found = json.loads(out.read_text())["tasks"]["chain"]
+    assert {"mean@4", "pass@3", "greedy", "length", "truncated"} <= found.keys()
+    assert [len(row["sampled"]) for row in found["answers"]] == [4, 4, 4]
+    assert run(*command[:-3], tmp_path / "again.json", "--slots", "8") == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(out.read_text())
+
+
+def test_eval_of_what_is_not_there(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
+    assert "nosuch.jsonl" in fails(capsys, "eval", model, "--tasks", tmp_path / "nosuch.jsonl")
+    assert "there is no model folder" in fails(capsys, "eval", tmp_path / "nosuch" / "model", "--tasks", "chain")
+    assert "pass@9" in fails(capsys, "eval", model, "--tasks", "chain", "--limit", "2", "--samples", "4", "--k", "9")
+
+
+def test_rollout_shows_and_saves_trees(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("rollout", trained, "--tasks", "chain", "--width", "4", "--depth", "2", "--segment", "6", "--slots", "8")
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "1 trees" in said
+    assert "tokens sampled" in said
+    assert "reward 0" in said
+    assert run(*words, "--out", tmp_path / "trees.jsonl", "--limit", "2", "--star") == 0
+    from ramify.core import store
+
+    trees = list(store.read(tmp_path / "trees.jsonl"))
+    assert len(trees) == 2
+    assert all(len(tree.leaves()) == 4 for tree in trees)
+
+
+def test_export_is_a_plain_model_folder(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert run("export", trained, tmp_path / "model") == 0
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("4+7=11").input_ids) == "4+7=11"
+    assert net.config.hidden_size == 16
+    assert "already and not empty" in fails(capsys, "export", trained, tmp_path / "model")
+    assert "there is no run at" in fails(capsys, "export", tmp_path / "nosuch", tmp_path / "other")
+    assert run("export", trained, tmp_path / "best", "--which", "best") == 0
+
+
+VERL = '''"""Shipped GRPO with a reward of one's own beside the verifier."""
+
+from dataclasses import replace
+
+from ramify.recipes import grpo
+from ramify.run.recipe import Weighted
+from ramify.tasks.math import Boxed
+
+
+def letters(task, path):
+    return sum(c.isalpha() for c in path.text) / 16
+
+
+def recipe():
+    return replace(grpo.recipe(), name="verl", rewards=(Weighted(Boxed()), Weighted(letters, 0.5)))
+'''
+
+
+@pytest.mark.skipif(not (DATA / "verl").is_dir(), reason="needs the benchmarks in ../shared/data")
+@pytest.mark.filterwarnings("ignore:left out")
+def test_two_steps_on_verl_columns_then_math_500(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.py").write_text(VERL)
+    words = grpo(tmp_path / "run", model, DATA / "verl" / "dapo_math_train.parquet", "tasks.limit=12", "on_long=drop")
+    words[1] = str(tmp_path / "mine.py")
+    assert run(*words, "prompt_limit=400", "response_limit=16", "branching.n=4", "optimizer.lr=0.01") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["trained"] > 0 and line["mismatch_max"] < 1e-4 for line in lines)
+    result = tmp_path / "math500.json"
+    assert (
+        run(
+            "eval",
+            tmp_path / "run",
+            "--tasks",
+            DATA / "math" / "math500.jsonl",
+            "--samples",
+            "2",
+            "--limit",
+            "4",
+            "--max-tokens",
+            "16",
+            "--out",
+            result,
+        )
+        == 0
+    )
+    (found,) = json.loads(result.read_text())["tasks"].values()
+    assert found["problems"] == 4
+    assert found["mean@2"] == 0.0
+    assert "math500" in capsys.readouterr().out

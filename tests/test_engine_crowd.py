@@ -1,0 +1,278 @@
+"""Scheduling: unequal requests through few slots, stop rules, wake-ups, failures, loops, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
+
+from engines import ask, line, mixed, run, small, worst
+from ramify.engine.engine import Segment
+from ramify.engine.local import LocalEngine
+
+MANY = 2**26
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_many_unequal_requests(slots: int) -> None:
+    model = small()
+    engine = LocalEngine(model, slots=slots, memory=MANY)
+    requests = mixed(50 if slots > 1 else 12)
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    total = sum(r.sampling.max_tokens for r in requests)
+    assert engine.counters["sampled"] == engine.counters["row_steps"] == total
+    longest = max(r.sampling.max_tokens for r in requests)
+    assert engine.counters["steps"] <= total / slots + longest  # a freed slot is taken at once
+    assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
+
+
+def test_until_sees_every_token_and_ends_the_row() -> None:
+    seen: list[int] = []
+
+    def watch(tokens: list[int]) -> str | None:
+        seen.append(len(tokens))
+        return "enough" if len(tokens) == 4 else None
+
+    engine = LocalEngine(small(), slots=2, memory=MANY)
+    segment = run(engine, [ask(line(5, 1), until=watch, max_tokens=10)])[0]
+    assert (len(segment.tokens), segment.finish, seen) == (4, "enough", [1, 2, 3, 4])
+    assert len(segment.logprobs) == len(segment.kept) == len(segment.entropy) == len(segment.temperature) == 4
+    last = run(engine, [ask(line(5, 1), until=lambda t: "eos" if len(t) == 6 else None, max_tokens=6)])[0]
+    assert (len(last.tokens), last.finish) == (6, "eos")
+    assert run(engine, [ask(line(5, 1), max_tokens=6)])[0].finish is None
+
+
+def test_woken_coroutines_join_the_next_step() -> None:
+    """Chains of five segments side by side, each link behind a gather and a task, must keep all slots busy."""
+    engine = LocalEngine(small(), slots=8, memory=MANY)
+
+    async def link(prefix: tuple[int, ...], seed: int) -> Segment:
+        return (await asyncio.gather(engine.sample(ask(prefix, seed=seed, max_tokens=6))))[0]
+
+    async def chain(i: int) -> None:
+        prefix = line(10, i)
+        for k in range(5):
+            task = asyncio.create_task(link(prefix, 10 * i + k))
+            prefix += tuple((await asyncio.gather(task))[0].tokens)
+
+    async def all_chains() -> None:
+        await asyncio.gather(*[chain(i) for i in range(8)])
+
+    asyncio.run(all_chains())
+    assert engine.counters["steps"] == 30
+    assert engine.counters["prefilled"] == 8 * 9 + 8 * 5  # every link continues from remembered KV
+
+
+def test_requests_that_arrive_late_and_at_random_points_are_right() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=5, memory=2**21)
+    rng = random.Random(0)
+    done: list[tuple[Any, Segment]] = []
+
+    async def grow(prefix: tuple[int, ...], depth: int, seed: int) -> None:
+        request = ask(prefix, seed=seed, max_tokens=rng.randint(1, 12))
+        segment = await engine.sample(request)
+        done.append((request, segment))
+        if depth:
+            text = prefix + tuple(segment.tokens)
+            cuts = [rng.randint(1, len(text)) for _ in range(3)]
+            await asyncio.gather(*[grow(text[:cut], depth - 1, seed * 7 + i) for i, cut in enumerate(cuts)])
+
+    async def forest() -> None:
+        await asyncio.gather(*[grow(line(8 + i, i), 2, i + 1) for i in range(4)])
+
+    asyncio.run(forest())
+    assert len(done) == 4 * (1 + 3 + 9)
+    assert worst(model, [r for r, _ in done], [s for _, s in done]) < 1e-5
+
+
+def test_a_failure_reaches_everyone_and_the_engine_survives() -> None:
+    engine = LocalEngine(small(), slots=2, memory=MANY)
+
+    def broken(tokens: list[int]) -> str | None:
+        raise RuntimeError("no such rule")
+
+    async def crowd() -> list[Any]:
+        requests = [ask(line(4, i), seed=i, until=broken if i == 1 else (lambda t: None)) for i in range(5)]
+        return await asyncio.gather(*[engine.sample(r) for r in requests], return_exceptions=True)
+
+    assert [str(e) for e in asyncio.run(crowd())] == ["no such rule"] * 5
+    requests = mixed(5)
+    assert worst(engine.model, requests, run(engine, requests)) < 1e-5
+
+
+def test_cancelled_requests_leave_the_others_alone() -> None:
+    engine = LocalEngine(small(), slots=2, memory=MANY)
+    asked = ask(line(4, 1), seed=3, max_tokens=20)
+
+    async def one_gives_up() -> Segment:
+        doomed = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=200))) for i in range(3)]
+        kept = asyncio.create_task(engine.sample(asked))
+        for _ in range(30):
+            await asyncio.sleep(0)
+        for task in doomed:
+            task.cancel()
+        return await kept
+
+    segment = asyncio.run(one_gives_up())
+    assert len(segment.tokens) == 20
+    assert worst(engine.model, [asked], [segment]) < 1e-5
+    assert engine.counters["sampled"] < 100
+
+    async def leave_in_the_middle() -> None:
+        task = asyncio.create_task(engine.sample(asked))
+        for _ in range(15):
+            await asyncio.sleep(0)
+        del task
+
+    asyncio.run(leave_in_the_middle())  # asyncio.run cancels what is left
+    assert run(engine, [asked])[0].tokens == segment.tokens
+
+
+def test_load_waits_for_requests_in_flight_and_later_ones_wait_for_it() -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY)
+
+    async def story() -> list[int]:
+        early = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
+        await asyncio.sleep(0)
+        loading = asyncio.create_task(engine.load(None, 1))
+        await asyncio.sleep(0)
+        late = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
+        again = asyncio.create_task(engine.load(None, 2))
+        segments = await asyncio.gather(*early, *late)
+        await asyncio.gather(loading, again)
+        return [s.version for s in segments]
+
+    versions = asyncio.run(story())
+    assert versions[:6] == [0] * 6
+    assert set(versions[6:]) <= {1, 2}
+    assert engine.version == 2
+
+
+def test_release_gives_memory_back() -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY)
+    run(engine, mixed(5))
+    assert engine.kv_bytes > 0
+    engine.release()
+    assert engine.kv_bytes == 0
+
+    async def too_early() -> None:
+        task = asyncio.create_task(engine.sample(ask(line(4, 1))))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="in flight"):
+            engine.release()
+        await task
+        engine.release()  # at once, while the driver still looks around for more
+        assert engine.kv_bytes == 0
+        assert len((await engine.sample(ask(line(4, 1)))).tokens) == 8
+
+    asyncio.run(too_early())
+
+
+def test_a_budget_for_few_slots_still_serves_all() -> None:
+    model = small()
+    token = 3 * 2 * 2 * 16 * 4
+    requests = [*mixed(10), ask(line(150, 1), max_tokens=100), *mixed(9)]
+    engine = LocalEngine(model, slots=32, memory=256 * token)  # one slot of the longest
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+    assert engine.kv_bytes <= 256 * token
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (ask(()), "prefix of a request is empty"),
+        (ask((1, 2, 99)), "token 99 .* vocabulary of 48"),
+        (ask((1, -1)), "token -1"),
+        (ask(line(200, 1), max_tokens=57), "make 257, the model takes 256"),
+        (ask(line(100, 1), max_tokens=100), "one slot of 224 tokens needs 172032 bytes of KV, the budget is memory=100000: it fits 128 tokens"),
+    ],
+)
+def test_requests_that_cannot_be_served(request_: Any, message: str) -> None:
+    engine = LocalEngine(small(), slots=2, memory=100000)
+    with pytest.raises(ValueError, match=message):
+        run(engine, [request_])
+    assert len(run(engine, [ask((1, 2))])[0].tokens) == 8
+
+
+TINY = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**TINY)), "Gemma2ForCausalLM .*softcap"),
+        (lambda: Qwen3_5ForCausalLM(Qwen3_5TextConfig(**TINY)), r"Qwen3_5ForCausalLM .*of its 4 layers \[3\]"),
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2)), "MambaForCausalLM"),
+        (lambda: small(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}), "Qwen2ForCausalLM .*dynamic"),
+    ],
+)
+def test_architectures_that_cannot_be_sampled_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocalEngine(make())
+
+
+def test_the_self_check_finds_state_outside_keys_and_values() -> None:
+    """A model that mixes in the previous token's embedding by itself: decode cannot know it."""
+    model = small()
+
+    def mix_in(module: Any, arguments: Any, out: torch.Tensor) -> torch.Tensor:
+        return out + 0.3 * torch.nn.functional.pad(out[:, :-1], (0, 0, 1, 0))
+
+    model.model.embed_tokens.register_forward_hook(mix_in)
+    with pytest.raises(ValueError, match=r"Qwen2ForCausalLM .*relative error"):
+        LocalEngine(model)
+
+
+def test_other_families_and_sliding_windows() -> None:
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**TINY, sliding_window=64))
+    engine = LocalEngine(model, slots=3, memory=MANY)
+    assert engine.limit == 64  # inside the window attention is full attention
+    requests = mixed(8, longest=40, most=20)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_same_names_other_arithmetic_falls_back_to_the_model_itself() -> None:
+    model = small()
+    hook = lambda module, arguments, out: out * 0.5  # noqa: E731
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(hook)
+    engine = LocalEngine(model, slots=3, memory=MANY)
+    assert engine.forward.name == "transformers"
+    requests = mixed(5)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_peft_adapters_are_sampled_from() -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    base = small()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    requests = mixed(6)
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    with model.disable_adapter():
+        assert worst(model, requests, segments) > 1e-3
+
+
+def test_slots_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="slots"):
+        LocalEngine(small(), slots=0)

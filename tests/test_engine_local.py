@@ -1,0 +1,255 @@
+"""The local engine against the model's plain forward: log-probs, forks, eviction, dtypes, weights."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from engines import KINDS, VOCABULARY, ask, line, mixed, run, scored, small, worst
+from ramify.engine.local import LocalEngine
+from ramify.engine.radix import common
+
+MANY = 2**26
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_logprobs_are_those_of_the_plain_forward(kind: str, fast: bool) -> None:
+    model = small(kind)
+    engine = LocalEngine(model, slots=6, memory=MANY, fast=fast)
+    assert engine.forward.name == ("fused" if fast else "transformers")
+    requests = mixed(24)
+    segments = run(engine, requests)
+    assert [len(s.tokens) for s in segments] == [r.sampling.max_tokens for r in requests]
+    assert worst(model, requests, segments) < 1e-5
+    with torch.no_grad():
+        text = torch.tensor([list(requests[3].prefix) + segments[3].tokens])
+        p = model(text).logits[0, len(requests[3].prefix) - 1 : -1].double().softmax(-1)
+    entropy = -(p * p.log()).sum(-1)
+    assert torch.allclose(entropy, torch.tensor(segments[3].entropy, dtype=torch.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.25)])
+@pytest.mark.parametrize("fast", [True, False])
+def test_other_dtypes(dtype: torch.dtype, tolerance: float, fast: bool) -> None:
+    """float64 agrees to transformers' float32 norms; bf16 to bf16's rounding of logits of this size."""
+    model = small("qwen2", dtype)
+    requests = mixed(12)
+    engine = LocalEngine(model, slots=4, memory=MANY, fast=fast)
+    segments = run(engine, requests)
+    differences = torch.cat(
+        [(torch.tensor(s.logprobs, dtype=torch.float64) - scored(model, r, s)).abs() for r, s in zip(requests, segments)]
+    )
+    assert float(differences.max()) < tolerance
+    assert float(differences.mean()) < tolerance / 5
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = small().train()
+    model.config._attn_implementation = "eager"
+    model.model.layers[1].eval()
+    for fast in (True, False):
+        run(LocalEngine(model, slots=2, memory=MANY, fast=fast), mixed(3))
+    text = torch.tensor([line(12, 1)])
+    model(text, labels=text).loss.backward()  # nothing that sampling made is in the way of training
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.config._attn_implementation == "eager"
+    assert model.training
+    assert model.model.layers[0].training
+    assert not model.model.layers[1].training
+    assert not any(p.is_inference() for p in model.parameters())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_fork_reuses_kv_at_every_offset(fast: bool) -> None:
+    model = small()
+    engine = LocalEngine(model, slots=4, memory=MANY, fast=fast)
+    prompt = line(9, 1)
+    parent = run(engine, [ask(prompt, seed=5, max_tokens=21)])[0]
+    text = prompt + tuple(parent.tokens)
+    requests = [ask(text[:n], seed=n) for n in range(1, len(text) + 1)]
+    before = dict(engine.counters)
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    reused = engine.counters["reused"] - before["reused"]
+    assert reused == sum(len(r.prefix) - 1 for r in requests)  # all but the token whose logits are wanted
+    assert engine.counters["prefilled"] - before["prefilled"] == len(requests)
+
+
+def test_siblings_prefill_their_prompt_once() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=5, memory=MANY)
+    prompt = line(40, 1)
+    requests = [ask(prompt, seed=i, max_tokens=3 + i) for i in range(12)]  # three waves through five slots
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    assert engine.counters["prefilled"] == 39 + 12
+    assert engine.counters["reused"] == 39 * 11
+    assert len({tuple(s.tokens[:3]) for s in segments}) > 6
+
+
+def test_long_shared_openings_are_prefilled_once() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=16, memory=MANY)
+    opening = line(50, 1)
+    requests = [ask(opening + line(5 + i, 20 + i), seed=i) for i in range(8)]
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    assert engine.counters["prefilled"] < 120  # 492 tokens in all
+    assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
+
+
+def test_short_prompts_of_waiting_requests_are_prefilled_several_at_a_time() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    requests = [ask((p, *line(5 + p % 5, 100 + p)), seed=8 * p + i, max_tokens=3 + (p + i) % 7) for p in range(30) for i in range(4)]
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    assert engine.counters["passes"] <= 10  # 30 distinct prompts through four slots
+    assert engine.counters["prefilled"] == 120 + sum(len(r.prefix) - 1 for r in requests[::4])
+    assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
+
+
+def test_eviction_changes_costs_and_not_logprobs() -> None:
+    model = small()
+    needed = 96 * 3 * 2 * 2 * 16 * 4  # one slot of 96 tokens
+    roomy, tight = LocalEngine(model, slots=2, memory=MANY), LocalEngine(model, slots=2, memory=int(needed * 2.9))
+    prompts = [line(30 + i, i) for i in range(6)]
+    first = [ask(p, seed=i, max_tokens=20) for i, p in enumerate(prompts)]
+    for engine in (roomy, tight):
+        parents = run(engine, first)
+        forks = [ask(p + tuple(s.tokens[:7]), seed=i, max_tokens=20) for i, (p, s) in enumerate(zip(prompts, parents))]
+        children = run(engine, forks)
+        assert worst(model, first, parents) < 1e-5
+        assert worst(model, forks, children) < 1e-5
+        assert engine.kv_bytes <= engine._decoder.memory
+    assert roomy.counters["prefilled_again"] == 0
+    assert tight.counters["prefilled_again"] > 60
+    assert tight.counters["prefilled"] > roomy.counters["prefilled"]
+    assert tight.counters["prefilled"] + tight.counters["reused"] == roomy.counters["prefilled"] + roomy.counters["reused"]
+
+
+def test_long_prompts_are_prefilled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramify.engine.prefill.PIECE", 16)
+    model = small()
+    for fast in (True, False):
+        engine = LocalEngine(model, slots=4, memory=MANY, fast=fast)
+        requests = [ask(line(n, n), seed=n) for n in (70, 3, 16, 17, 33, 150)]
+        assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_same_seed_same_tokens_run_after_run() -> None:
+    requests = mixed(40)
+    runs = []
+    for _ in range(2):
+        engine = LocalEngine(small(), slots=8, memory=2**20)
+        segments = run(engine, requests)
+        forks = [ask(r.prefix + tuple(s.tokens[:4]), seed=7 + i) for i, (r, s) in enumerate(zip(requests, segments))]
+        runs.append(segments + run(engine, forks))
+    assert runs[0] == runs[1]
+    asyncio.run(engine.load(None, 0))  # counted from a load, the same engine repeats itself as well
+    assert run(engine, requests) == runs[0][: len(requests)]
+
+
+def test_neighbours_change_logprobs_only_within_tolerance() -> None:
+    """The same request alone, in a crowd, and in a crowd with other sampling settings."""
+    model = small()
+    asked = ask(line(20, 3), seed=11, max_tokens=25)
+    alone = run(LocalEngine(model, slots=1, memory=MANY), [asked])[0]
+    for extra in ({}, {"temperature": 0.5, "top_p": 0.8, "min_p": 0.05}):
+        crowd = [ask(line(5 + 3 * i, 50 + i), seed=100 + i, max_tokens=4 + i, **extra) for i in range(14)]
+        together = run(LocalEngine(model, slots=9, memory=MANY), [*crowd[:7], asked, *crowd[7:]])[7]
+        n = common(tuple(together.tokens), tuple(alone.tokens))
+        assert n >= 8  # a draw within rounding of an edge may part them later, not at once
+        assert torch.allclose(torch.tensor(together.logprobs[:n]), torch.tensor(alone.logprobs[:n]), atol=1e-5)
+
+
+def test_frequencies_match_the_model() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=64, memory=MANY)
+    prompt = line(6, 2)
+    n = 3000
+    segments = run(engine, [ask(prompt, seed=1000 + i, max_tokens=1, temperature=1.3) for i in range(n)])
+    counts = torch.bincount(torch.tensor([s.tokens[0] for s in segments]), minlength=VOCABULARY).double()
+    with torch.no_grad():
+        p = (model(torch.tensor([prompt])).logits[0, -1].double() / 1.3).softmax(-1)
+    common = p * n >= 5
+    chi = ((counts - p * n) ** 2 / (p * n))[common].sum()
+    freedom = int(common.sum()) - 1
+    assert float(chi) < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_truncation_greedy_and_rules_end_to_end() -> None:
+    def hot(logits: torch.Tensor) -> torch.Tensor:
+        return 0.4 + 0.1 * logits.softmax(-1).amax(-1)
+
+    model = small()
+    engine = LocalEngine(model, slots=3, memory=MANY)
+    prompt = line(12, 4)
+    cut, cold, ruled = run(
+        engine,
+        [
+            ask(prompt, seed=1, max_tokens=15, temperature=0.8, top_p=0.7, top_k=10, min_p=0.02),
+            ask(prompt, seed=2, max_tokens=15, temperature=0.0),
+            ask(prompt, seed=3, max_tokens=15, temperature=hot),
+        ],
+    )
+    tempered = scored(model, ask(prompt), cut, 0.8)
+    assert torch.allclose(torch.tensor(cut.logprobs, dtype=torch.float64) + torch.tensor(cut.kept, dtype=torch.float64), tempered, atol=1e-5)
+    assert all(k < 0 for k in cut.kept)
+    assert all(k > -1 for k in cut.kept)
+    with torch.no_grad():
+        best = model(torch.tensor([list(prompt) + cold.tokens])).logits[0, len(prompt) - 1 : -1].argmax(-1)
+    assert cold.tokens == best.tolist()
+    assert cold.logprobs == cold.kept == cold.temperature == [0.0] * 15
+    assert len(set(ruled.temperature)) > 1
+    assert all(0.4 < t <= 0.5 for t in ruled.temperature)
+    with torch.no_grad():
+        logits = model(torch.tensor([list(prompt) + ruled.tokens])).logits[0, len(prompt) - 1 : -1]
+    recorded = torch.tensor(ruled.temperature)
+    assert torch.allclose(hot(logits), recorded, atol=1e-5)
+    redone = (logits / recorded[:, None]).log_softmax(-1).gather(1, torch.tensor(ruled.tokens)[:, None])[:, 0]
+    assert torch.allclose(redone, torch.tensor(ruled.logprobs), atol=1e-5)
+
+
+def test_load_drops_kv_and_takes_the_new_weights() -> None:
+    model, other = small(seed=0), small(seed=1)
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    requests = [ask(line(20, 9), seed=i) for i in range(3)]
+    old = run(engine, requests)
+    assert engine.kv_bytes > 0
+    assert old[0].version == 0
+    asyncio.run(engine.load(other.state_dict(), 3))
+    assert engine._decoder.trie.used == 0
+    before = dict(engine.counters)
+    new = run(engine, requests)
+    assert engine.counters["reused"] - before["reused"] == 19 * 2  # siblings only: nothing older
+    assert new[0].version == engine.version == 3
+    assert worst(other, requests, new) < 1e-5
+    assert worst(model, requests, new) < 1e-5
+    assert max(abs(a - b) for a, b in zip(old[0].logprobs, new[0].logprobs)) > 0.01
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1.1)  # the trainer steps in place
+    asyncio.run(engine.load(None, 4))
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+    with pytest.raises(TypeError, match="state dict, got list"):
+        asyncio.run(engine.load([1], 5))
+
+
+def test_a_low_precision_copy_is_stated_and_renewed() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=4, memory=MANY, copy_dtype=torch.bfloat16)
+    assert engine.copy_bytes == 2 * sum(p.numel() for p in model.parameters())
+    assert LocalEngine(model, slots=1, memory=MANY).copy_bytes == 0
+    requests = mixed(6)
+    assert worst(model, requests, run(engine, requests)) < 0.5
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    stale = run(engine, requests)
+    asyncio.run(engine.load(None, 1))
+    fresh = run(engine, requests)
+    assert worst(model, requests, fresh) < 0.1 < worst(model, requests, stale)
+    assert model.dtype == torch.float32

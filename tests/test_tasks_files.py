@@ -1,0 +1,204 @@
+"""Problems from files: every format, verl's layout, Hugging Face datasets, mapped columns, and every input that must be refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ramify.tasks.files import File
+from ramify.tasks.problem import Problem, references
+
+VERL = Path(__file__).parents[2] / "shared" / "data" / "verl"
+needs_data = pytest.mark.skipif(not VERL.is_dir(), reason="needs the benchmarks in ../shared/data/verl")
+ROWS = [
+    {"problem": "1+1?", "answer": "2"},
+    {"problem": "2+2?", "answer": "4"},
+    {"problem": "größer\n3?", "answer": "ja"},
+]
+CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1?"}]
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    """A file of these rows in the format its name says."""
+    file = folder / name
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    elif file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        with file.open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.DictWriter(lines, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_every_format_reads_alike(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, ROWS)
+    problems = File(path)()
+    assert problems == [Problem(f"a-{i}", row["problem"], row["answer"]) for i, row in enumerate(ROWS)]
+    assert File(path, limit=2)() == problems[:2]
+    with pytest.raises(ValueError, match=r"(line 1|line 2|row 1): no column 'question'"):
+        File(path, prompt="question")()
+
+
+def test_mapped_columns(tmp_path: Path) -> None:
+    rows = [{"q": {"text": "x?", "parts": ["y?"]}, "a": 7, "key": 31, "a.b": "dotted", "level": 3, "sol": ["s1", "s2"]}]
+    path = write(tmp_path, "m.jsonl", rows)
+    source = File(path, prompt="q.text", answer="a", id="key", demonstration="sol", keep=("level", "q.parts"))
+    assert source() == [Problem("31", "x?", "7", ("s1", "s2"), {"level": 3, "q.parts": ["y?"]})]
+    assert File(path, prompt="q.parts.0", answer="a.b")()[0] == Problem("m-0", "y?", "dotted")
+    assert File(path, prompt="q.text", answer=None)()[0].answer == ""
+
+
+def test_answers_of_every_kind(tmp_path: Path) -> None:
+    rows = [{"problem": "?", "answer": value} for value in ("a", 1, 2.5, True, ["b"], ["c", "d"], [1, 2])]
+    problems = File(write(tmp_path, "a.jsonl", rows))()
+    assert [p.answer for p in problems] == ["a", "1", "2.5", "true", "b", "c", "1"]
+    assert [references(p) for p in problems[4:]] == [("b",), ("c", "d"), ("1", "2")]
+
+
+def test_chats_as_prompts_and_demonstrations(tmp_path: Path) -> None:
+    rows = [{"messages": CHAT, "answer": "2", "shown": [*CHAT, {"role": "assistant", "content": "it is 2"}]}]
+    (problem,) = File(write(tmp_path, "c.jsonl", rows), prompt="messages", demonstration="shown")()
+    assert problem == Problem("c-0", "1+1?", "2", ("it is 2",), {}, tuple(CHAT))
+
+
+@pytest.mark.parametrize("name", ["v.jsonl", "v.parquet"])
+def test_verl_layout(tmp_path: Path, name: str) -> None:
+    row = {
+        "data_source": "mine",
+        "prompt": CHAT,
+        "ability": "math",
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+        "extra_info": {"index": 5, "split": "train"},
+    }
+    path = write(tmp_path, name, [row])
+    expected = Problem(
+        "v-0", "1+1?", "2", (), {"data_source": "mine", "extra_info": {"index": 5, "split": "train"}}, tuple(CHAT)
+    )
+    assert File(path)() == File(path, layout="verl")() == [expected]
+    assert File(path, prompt="prompt", answer="reward_model.ground_truth", id="extra_info.index")()[0].id == "5"
+    with pytest.raises(ValueError, match=r"no column 'problem'; the columns are .*reward_model.ground_truth"):
+        File(path, layout="columns")()
+    several = write(tmp_path, "s.parquet", [{**row, "reward_model": {"ground_truth": ["2", "two"], "style": "rule"}}])
+    assert references(File(several)()[0]) == ("2", "two")
+
+
+@needs_data
+def test_the_real_verl_files() -> None:
+    (first, *_) = problems = File(str(VERL / "aime24.parquet"))()
+    assert len(problems) == 30
+    assert first.answer == "204"
+    assert first.messages is not None
+    assert first.messages[0]["role"] == "user"
+    with pytest.warns(UserWarning, match="left out 2 of 24898 rows whose answer is empty, first row 22740"):
+        assert len(File(str(VERL / "dapo_math_train.parquet"))()) == 24_896
+    assert len(File(str(VERL / "dapo_math_train.parquet"), limit=100)()) == 100
+
+
+def test_hugging_face_datasets_from_disk(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_list(ROWS)
+    one.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": one, "test": one.select([0])}).save_to_disk(str(tmp_path / "two"))
+    assert [p.text for p in File(str(tmp_path / "one"))()] == [row["problem"] for row in ROWS]
+    assert len(File(str(tmp_path / "two"), split="test")()) == 1
+    assert File(str(tmp_path / "two"), split="train", limit=2)()[1].id == "two-1"
+    with pytest.raises(ValueError, match="no split None: choose split= one of train, test"):
+        File(str(tmp_path / "two"))()
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        File(str(tmp_path / "two"), split="dev")()
+
+
+def test_a_folder_of_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder", "train.jsonl", ROWS)
+    assert [p.answer for p in File(str(tmp_path / "folder"))()] == ["2", "4", "ja"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"the folder .*empty.* could not be loaded"):
+        File(str(tmp_path / "empty"))()
+
+
+def bad(tmp_path: Path, name: str, content: str | bytes) -> str:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"problem": "x", "answer": "1"}\n\n{oops\n', "a.jsonl, line 3 is not JSON .*: '{oops"),
+        ("a.jsonl", '{"problem": "x", "answer": "1"}\n[1]\n', "line 2 is a list, an object with named fields"),
+        ("a.jsonl", b'{"problem": "\xff\xfe"}', "not UTF-8"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.jsonl", "\n\n", "has no rows"),
+        ("a.jsonl", '{"problem": "x", "answer": " "}', "has no rows with an answer"),
+        ("a.json", "[{]", "line 1 is not JSON"),
+        ("a.json", '{"problem": 1}', "holds a JSON dict, a list of objects"),
+        ("a.json", "[]", "has no rows"),
+        ("a.csv", "problem,answer\nx,1\ny\n", "line 3 has more or fewer fields than the 2 of the header"),
+        ("a.csv", "problem,answer\nx,1,2\n", "line 2 has more or fewer fields"),
+        ("a.csv", 'problem,answer\n"x,1\n', "line 2 is not CSV"),
+        ("a.csv", "problem,answer\n", "has no rows"),
+        ("a.parquet", "no parquet", "not a readable parquet file"),
+        ("a.txt", "x", "is no .jsonl, .json, .csv, .parquet file"),
+        (
+            "a.jsonl",
+            '{"problem": "x", "answer": "1"}\n{"problem": " ", "answer": "1"}',
+            "line 2: column 'problem' is an empty prompt",
+        ),
+        ("a.jsonl", '{"problem": null, "answer": "1"}', "line 1: column 'problem' is an empty prompt"),
+        ("a.jsonl", '{"problem": 5, "answer": "1"}', "holds a int, a prompt is text or a list"),
+        ("a.jsonl", '{"problem": "x", "answer": null}', "column 'answer' holds 'None'"),
+        ("a.jsonl", '{"problem": "x", "answer": []}', r"column 'answer' holds '\[\]'"),
+        ("a.jsonl", '{"problem": "x", "answer": {"a": 1}}', "an answer is text, a number or a list"),
+        (
+            "a.jsonl",
+            '{"question": "x", "answer": {"a": 1}}',
+            "line 1: no column 'problem'; the columns are question, answer.a",
+        ),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        File(bad(tmp_path, name, content))()
+
+
+def test_other_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file or folder '.*absent.jsonl' .*check the path"):
+        File(str(tmp_path / "absent.jsonl"))()
+    with pytest.raises(FileNotFoundError, match=r"no file or folder 'problems\.parquet'"):
+        File("problems.parquet")()
+    path = write(tmp_path, "a.jsonl", [{**ROWS[0], "sol": ""}])
+    with pytest.raises(ValueError, match="column 'sol' holds '', a demonstration is"):
+        File(path, demonstration="sol")()
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        File(path, limit=0)()
+    with pytest.raises(ValueError, match="got 'vrl'"):
+        File(path, layout="vrl")  # type: ignore[arg-type]
+
+
+def test_a_limit_leaves_the_rest_unread(tmp_path: Path) -> None:
+    path = bad(tmp_path, "a.jsonl", '{"problem": "x", "answer": "1"}\n{oops')
+    assert len(File(path, limit=1)()) == 1
+
+
+def test_rows_with_an_empty_answer_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", [*ROWS, {"problem": "z", "answer": ""}])
+    with pytest.warns(UserWarning, match="left out 1 of 4 rows whose answer is empty, first line 4"):
+        assert len(File(path)()) == 3
