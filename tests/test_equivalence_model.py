@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from forests import VOCABULARY, Trajectory, flatten, forest
+from methods import METHODS
 from ramify.core.tree import Author, Tree
 from ramify.learn import gauges
 from ramify.learn.batch import TreeBatch
 from ramify.learn.pack import pack
 from ramify.learn.policy import TorchPolicy
-from test_equivalence import METHODS, TOLERANCE, apart, budget_for, gradients
+from test_equivalence import TOLERANCE, apart, budget_for, gradients
 
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -114,10 +115,15 @@ def through(
     mix = METHODS[name].mix
     policy = TorchPolicy(model)
     total, value = torch.zeros((), dtype=torch.float64), 0.0
+    seen = []
     for batch in pack(trees, mix.credit(trees), mix, budget, dtype=torch.float64):
         hot, plain, entropy = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus))
         total = total + mix.loss(hot, plain, entropy, batch)
         value += gauges.surrogate(mix, hot, plain, entropy, batch)
+        seen.append(gauges.gauges(mix, hot, plain, entropy, batch))
+    if METHODS[name].clips:
+        rates = gauges.merge(seen)
+        assert max(rates["clip_high"], rates["clip_low"]) >= 0.05
     return gradients(total, list(model.parameters())), value
 
 

@@ -5,6 +5,8 @@ Shapes: rows i of a batch, L columns. `logp`, `old`, `mask` are [B, L], `reward`
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,75 @@ def treepo_advantage(
             total += weight * (float(reward[i]) - baseline)
             weights += weight
         answer[i] = total / weights if weights else 0.0
+    return answer
+
+
+def level_tree(group: Tensor, labels: list[tuple]) -> tuple[dict[tuple, list], list[list[tuple]]]:
+    """Prefix -> what hangs below it (longer prefixes, and row numbers that end there), and each row's prefixes, its question's first."""
+    below: dict[tuple, list] = {}
+    paths = []
+    for i, path in enumerate(labels):
+        prefixes = [(int(group[i]), *path[:j]) for j in range(len(path) + 1)]
+        for above, here in itertools.pairwise(prefixes):
+            if here not in below.setdefault(above, []):
+                below[above].append(here)
+        below.setdefault(prefixes[-1], []).append(i)
+        paths.append(prefixes)
+    return below, paths
+
+
+def level_value(below: dict[tuple, list], score: Tensor, key: tuple | int) -> float:
+    """A row's score, or the plain mean of what hangs below a prefix."""
+    if isinstance(key, int):
+        return float(score[key])
+    parts = [level_value(below, score, part) for part in below[key]]
+    return sum(parts) / len(parts)
+
+
+def grid(steps: list[float], size: int, length: int) -> Tensor:
+    """Token t takes the value of level t // size, 0 beyond the last."""
+    return torch.tensor(
+        [steps[t // size] if t // size < len(steps) else 0.0 for t in range(length)], dtype=torch.float64
+    )
+
+
+def segment_advantage(
+    reward: Tensor, group: Tensor, labels: list[tuple], lengths: list[int], size: int, eta: float
+) -> list[Tensor]:
+    """TreePO's code-only segment estimator before whitening: value of a level minus the discounted value of the one above it."""
+    score = torch.zeros_like(reward)
+    for i, path in enumerate(labels):
+        groups = [
+            [k for k in range(len(labels)) if group[k] == group[i] and labels[k][:j] == path[:j]]
+            for j in range(len(path) + 1)
+        ]
+        total = sum(len(g) * float(reward[i] - reward[g].mean()) for g in groups)
+        score[i] = total / sum(len(g) for g in groups)
+    below, paths = level_tree(group, labels)
+    answer = []
+    for i, prefixes in enumerate(paths):
+        k = len(prefixes) - 1
+        value = [0.0] + [level_value(below, score, p) for p in prefixes[1:]]
+        answer.append(grid([value[j] - eta ** (k - j + 1) * value[j - 1] for j in range(1, k + 1)], size, lengths[i]))
+    return answer
+
+
+def spo_advantage(reward: Tensor, group: Tensor, labels: list[tuple], lengths: list[int], size: int) -> list[Tensor]:
+    """The code-only variant with values z-scored among the levels that hang from the same one; only children keep theirs."""
+    below, paths = level_tree(group, labels)
+    scored: dict[tuple, float] = {}
+    for parts in below.values():
+        siblings = [part for part in parts if isinstance(part, tuple)]
+        values = torch.tensor([level_value(below, reward, p) for p in siblings], dtype=torch.float64)
+        for here, value in zip(siblings, values, strict=True):
+            spread = float(values.std(correction=0))
+            scored[here] = (
+                float(value) if len(values) == 1 else float((value - values.mean()) / spread) if spread > 1e-8 else 0.0
+            )
+    answer = []
+    for i, prefixes in enumerate(paths):
+        value = [0.0] + [scored[p] for p in prefixes[1:]]
+        answer.append(grid([b - a for a, b in itertools.pairwise(value)], size, lengths[i]))
     return answer
 
 

@@ -21,9 +21,9 @@ TRAIN = ChainSum(30_000, "train", teacher=TEACHER)  # such as 4+7-9+2?, three to
 TEST = ChainSum(250, "test")  # problems whose texts are never in TRAIN
 SCALE: dict[str, Any] = {"prompt_limit": 16, "response_limit": 64, "tokens_per_batch": 4096, "engine": Local(slots=256)}
 SMALL: dict[str, Any] = SCALE | {  # RL on the quickstart's task, shared with the small variants of the other recipes
-    "tasks": TRAIN, "evals": TEST, "rewards": ChainAnswer(), "answer": None, "repetition": None, "schedule": Fixed(64), "minibatches": 1, "steps": 50,
+    "tasks": TRAIN, "evals": TEST, "rewards": ChainAnswer(), "answer": None, "repetition": None, "schedule": Fixed(64), "minibatches": 1, "steps": 75,
     "optimizer": AdamW(lr=3e-4, warmup=5, decay="linear", floor=0.1), "autocast": False, "activation_checkpointing": False,
-    "eval_every": 10, "eval_limit": 60, "save_every": 10, "trees_every": 5,
+    "eval_every": 15, "eval_limit": 60, "save_every": 15, "trees_every": 5,
 }  # fmt: skip
 
 
