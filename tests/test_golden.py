@@ -24,7 +24,9 @@ def load(folder: Path, name: str) -> list[dict]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "treepo_case" in metafunc.fixturenames:
-        folder = Path(metafunc.config.getoption("--golden") or DEFAULT)
+        folder = Path(metafunc.config.getoption("--golden"))
+        if not any(folder.glob("*.json")):
+            raise pytest.UsageError(f"--golden {folder} holds no *.json: give a folder of golden vectors")
         cases = load(folder, "treepo")
         metafunc.parametrize("treepo_case", cases, ids=[case["id"] for case in cases])
 
@@ -46,7 +48,8 @@ def forest_of(case: dict) -> tuple[list[Tree], list[tuple[Tree, Node]]]:
         ends.append((tree, path, node, trajectory["reward"]))
     answer = []
     for tree, _path, node, reward in ends:  # an end inside another path is a leaf of its own, without tokens or level
-        leaf = tree.add(node, [], Author.POLICY, levels=0) if node.children else node
+        inside = node.children or node.reward is not None  # the second of two equal paths ends inside the first
+        leaf = tree.add(node, [], Author.POLICY, levels=0) if inside else node
         leaf.reward = reward
         answer.append((tree, leaf))
     return list(trees.values()), answer

@@ -88,7 +88,7 @@ def test_verl_layout(tmp_path: Path, name: str) -> None:
     )
     assert File(path)() == File(path, layout="verl")() == [expected]
     assert File(path, prompt="prompt", answer="reward_model.ground_truth", id="extra_info.index")()[0].id == "5"
-    with pytest.raises(ValueError, match=r"no column 'problem'; the columns are .*reward_model.ground_truth"):
+    with pytest.raises(ValueError, match=r"no column 'problem': name one of .*reward_model.ground_truth"):
         File(path, layout="columns")()
     several = write(tmp_path, "s.parquet", [{**row, "reward_model": {"ground_truth": ["2", "two"], "style": "rule"}}])
     assert references(File(several)()[0]) == ("2", "two")
@@ -170,7 +170,7 @@ def bad(tmp_path: Path, name: str, content: str | bytes) -> str:
         (
             "a.jsonl",
             '{"question": "x", "answer": {"a": 1}}',
-            "line 1: no column 'problem'; the columns are question, answer.a",
+            "line 1: no column 'problem': name one of question, answer.a",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,17 +27,18 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
 
     Examples: `ramify train grpo model=Qwen/Qwen2.5-0.5B tasks.path=problems.jsonl steps=100 out=runs/mine`,
     `ramify train quickstart branching.width=16 --fresh`. In a recipe of several stages a field is set in every stage that has it;
-    `sft.steps=300` sets it in the stage named sft.
+    `sft.steps=300` sets it in the stage named sft. The model is a Hugging Face folder or name, or the folder of a run.
 
     Args:
-        recipe: name of a shipped recipe, or path of a .py file with a function recipe().
+        recipe: name of a shipped recipe, or path of a .py file with a function recipe(); NAME:small and FILE.py:small are variants.
         overrides: any field of the recipe by its dotted path, for example branching.width=16.
         resume: go on with the run in the out folder from its last checkpoint, bit for bit; begin it where there is none.
         fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
     """
+    began = time.monotonic()
     from ramify.run.launch import launch
 
-    return launch(recipe, list(overrides), resume, fresh, Console())
+    return launch(recipe, list(overrides), resume, fresh, Console(), began)
 
 
 def eval_(
@@ -47,7 +49,10 @@ def eval_(
     temperature: float = 1.0,
     greedy: bool = True,
     limit: int | None = None,
-    max_tokens: int = 1024,
+    max_tokens: int | None = None,
+    prompt: str = "problem",
+    answer: str = "answer",
+    split: str | None = None,
     prompt_limit: int = 2048,
     template: str | None = None,
     system: str | None = None,
@@ -67,7 +72,10 @@ def eval_(
         temperature: of the attempts.
         greedy: leave out the one greedy answer to each problem, with --no-greedy.
         limit: problems of each task set; all by default.
-        max_tokens: the longest response.
+        max_tokens: the longest response; by default 1024, or what the model has room for.
+        prompt: column of a file that holds the problems; verl's columns are known.
+        answer: column of a file that holds the answers.
+        split: of a Hugging Face dataset.
         prompt_limit: the longest prompt; longer ones are left out, and counted.
         template: prompt with {problem} in it, in place of the chat template.
         system: system message of the chat template.
@@ -77,11 +85,12 @@ def eval_(
         threads: of torch; all cores by default.
         out: a JSON file for the result with every answer.
     """
-    from ramify.run.bench import evaluate_model, open_bench
+    from ramify.run.bench import TaskSets, evaluate_model, open_bench
 
-    bench = open_bench(model, device, threads, slots, max_tokens)
-    prompts = {"template": template, "system": system, "limit": prompt_limit}
-    return evaluate_model(bench, tasks, prompts, samples, k, temperature, greedy, limit, seed, out, Console())
+    columns = {"prompt": prompt, "answer": answer, "split": split}
+    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
+    bench = open_bench(model, device, threads, slots)
+    return evaluate_model(bench, asked, samples, k, temperature, greedy, max_tokens, seed, out, Console())
 
 
 def rollout(
@@ -94,6 +103,9 @@ def rollout(
     star: bool = False,
     temperature: float = 1.0,
     limit: int = 1,
+    prompt: str = "problem",
+    answer: str = "answer",
+    split: str | None = None,
     prompt_limit: int = 2048,
     template: str | None = None,
     system: str | None = None,
@@ -115,6 +127,9 @@ def rollout(
         star: independent paths that share the prompt alone, in place of a tree.
         temperature: of the sampling.
         limit: problems of each task set.
+        prompt: column of a file that holds the problems; verl's columns are known.
+        answer: column of a file that holds the answers.
+        split: of a Hugging Face dataset.
         prompt_limit: the longest prompt; longer ones are left out, and counted.
         template: prompt with {problem} in it, in place of the chat template.
         system: system message of the chat template.
@@ -126,27 +141,33 @@ def rollout(
     """
     from ramify.grow.branching import Star
     from ramify.grow.segments import Segments
-    from ramify.run.bench import grow_trees, open_bench
+    from ramify.run.bench import TaskSets, grow_trees, open_bench
 
+    columns = {"prompt": prompt, "answer": answer, "split": split}
+    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
-    bench = open_bench(model, device, threads, slots, depth * segment)
-    prompts = {"template": template, "system": system, "limit": prompt_limit}
-    return grow_trees(bench, tasks, prompts, rule, temperature, limit, seed, out, Console())
+    bench = open_bench(model, device, threads, slots)
+    return grow_trees(bench, asked, rule, temperature, depth * segment, seed, out, Console())
 
 
 def recipes() -> int:
-    """List the shipped recipes."""
+    """List the shipped recipes and their variants."""
     from rich.table import Table
 
-    from ramify.run.find import shipped
+    from ramify.run.find import FOLDER, USUAL, shipped, variants
 
     table = Table(box=None, show_header=False)
     for name, about in shipped().items():
         table.add_row(f"[bold]{name}[/bold]", about)
+        for function, purpose in variants(FOLDER / f"{name}.py").items():
+            if function != USUAL:
+                table.add_row(f"{name}:{function}", purpose)
     console = Console()
     console.print(table)
     console.print(
-        "\nramify train NAME, or the path of a Python file with a function recipe(); any field can be set, steps=10 for example."
+        "\nramify train NAME, or the path of a Python file with a function recipe() (mine.py:small calls another function of it); "
+        "any field can be set, steps=10 for example.",
+        highlight=False,
     )
     return 0
 

@@ -24,7 +24,8 @@ class LocalEngine:
 
     `model`: on one device; its parameters are read in place, so an optimizer step is seen at once: call `load` after it, since
     the KV of the old weights must go. `slots`: rows that decode together. `memory`: bytes of KV, for the active rows and for what is
-    remembered of finished ones; the least recently used goes first and is prefilled again when needed. `copy_dtype`: sample from a
+    remembered of finished ones; the least recently used goes first and is prefilled again when needed. Slots that grow while rows are
+    active exist twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
     copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
     the weights of Llama-like models without transformers' per-module overhead where that passes the self-check.
 

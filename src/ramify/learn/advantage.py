@@ -28,6 +28,11 @@ def rewards_of(leaves: Sequence[Node]) -> list[float]:
     return [leaf.reward for leaf in leaves if leaf.reward is not None]
 
 
+def mean_of(rewards: Sequence[float]) -> float:
+    """Their mean; exactly the one value where all are alike, so that rounding leaves no credit behind."""
+    return rewards[0] if len(set(rewards)) == 1 else math.fsum(rewards) / len(rewards)
+
+
 @dataclass(frozen=True)
 class Constant:
     """The same credit for every graded leaf (SFT with 1)."""
@@ -64,7 +69,7 @@ class GroupMean:
         rewards = rewards_of(leaves)
         if len(rewards) < 2:
             return Credits({leaf.id: leaf.reward for leaf in leaves})
-        mean = math.fsum(rewards) / len(rewards)
+        mean = mean_of(rewards)
         apart = [reward - mean for reward in rewards]
         scale = len(rewards) / (len(rewards) - 1) if self.leave_one_out else 1.0
         if self.std:

@@ -44,7 +44,8 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
             add(sums, name, float(cut.sum()), float(credit.sum()))
     leaves = batch.leaves.amax(0)
     add(sums, "entropy", float((leaves * entropy).sum()), float(leaves.sum()))
-    sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.behavior != 0)
+    sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
+    sampled &= (batch.behavior != 0) | (batch.entropy > 0)  # a sure token has log-prob 0, one that was not sampled neither
     if bool(sampled.any()):
         weight, apart = leaves[sampled], (tempered - batch.behavior)[sampled].clamp(-20, 20)
         add(sums, "kl_sampler", float((weight * (apart.exp() - apart - 1)).sum()), float(weight.sum()))

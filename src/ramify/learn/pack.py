@@ -228,6 +228,9 @@ def columns(
     folded = [
         fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)
     ]
+    for part, one in zip(mix.terms, folded, strict=True):
+        if "behavior" in part.estimator.columns:
+            check_sampled(row, one["leaves"])
     parts: dict[str, Any] = {
         name: torch.from_numpy(np.stack([f[name] for f in folded])).to(dtype)
         for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
@@ -247,6 +250,16 @@ def columns(
         leaf_length=torch.tensor([response_length(leaf) for _, leaf, _ in row.leaves], dtype=torch.long),
         **parts,
     )
+
+
+def check_sampled(row: Layout, leaves: np.ndarray) -> None:
+    """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
+    for _, node, start, stop in row.nodes:
+        if stop > start and leaves[start] > 0 and not node.logprobs:
+            raise ValueError(
+                f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
+                "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"
+            )
 
 
 def response_length(leaf: Node) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ramify.core.tree import Author, Node, Tree
-from ramify.learn.advantage import graded, rewards_of
+from ramify.learn.advantage import graded, mean_of, rewards_of
 from ramify.learn.batch import Credits
 
 
@@ -82,8 +82,7 @@ class SubgroupMean:
         """The raw credit of each leaf."""
         below = members(leaves)
         stats = {
-            node: (len(group), math.fsum(rewards_of(group)) / len(group), self.flat(group))
-            for node, group in below.items()
+            node: (len(group), mean_of(rewards_of(group)), self.flat(group)) for node, group in below.items()
         }
         answer = []
         for leaf in leaves:
@@ -181,7 +180,7 @@ class SegmentValue:
         below = members(leaves)
         for leaf in leaves:
             groups = [leaves, *(below[node.id] for node in levels(leaf))]
-            total = math.fsum(len(g) * ((leaf.reward or 0.0) - math.fsum(rewards_of(g)) / len(g)) for g in groups)
+            total = math.fsum(len(g) * ((leaf.reward or 0.0) - mean_of(rewards_of(g))) for g in groups)
             answer[leaf.id] = total / sum(len(g) for g in groups)
         return answer
 

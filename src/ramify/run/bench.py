@@ -16,7 +16,7 @@ from rich.table import Table
 from ramify.core import store
 from ramify.core.task import Reward, Task
 from ramify.core.tree import Tree
-from ramify.engine.engine import Engine, Sampling
+from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
 from ramify.grow.growth import grade, grow_forest
 from ramify.grow.stop import Stop
@@ -24,9 +24,9 @@ from ramify.learn.model import Pretrained
 from ramify.look.evaluate import evaluate
 from ramify.look.ledger import cost
 from ramify.look.show import bill, draw
-from ramify.run import checkpoint
+from ramify.run.checkpoint import model_folder
 from ramify.run.recipe import Local
-from ramify.run.setting import Decoder, device_of, eos_of, quiet, set_threads
+from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
 from ramify.tasks.chain import ChainAnswer, ChainSum
 from ramify.tasks.files import File
 from ramify.tasks.problem import Source, render
@@ -38,24 +38,63 @@ class Bench:
 
     name: str
     tokenizer: Any
-    engine: Engine
+    engine: LocalEngine
     decode: Decoder
-    stop: Stop
+    ends: tuple[int, ...]
+
+    def stop(self, tasks: Sequence[Task], wanted: int | None, usual: int) -> Stop:
+        """Ends of responses of at most `wanted` tokens, or of the `usual` number where the model has room for them."""
+        longest = max(len(task.prompt) for task in tasks)
+        room = self.engine.limit - longest
+        if wanted is not None and wanted > room:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens and {wanted} are wanted for a response, but the model ends at {self.engine.limit}: "
+                f"ask for at most {room} tokens, or leave out long prompts with --prompt-limit"
+            )
+        if room < 1:
+            raise ValueError(f"a prompt has {longest} tokens and the model ends at {self.engine.limit}: lower --prompt-limit")
+        return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
 
 
-def open_bench(model: str, device: str, threads: int | None, slots: int, max_tokens: int) -> Bench:
+@dataclass(frozen=True)
+class TaskSets:
+    """The problems asked for on the command line, and how they become prompts."""
+
+    specs: tuple[str, ...]
+    limit: int | None
+    columns: dict[str, Any]  # of File: prompt, answer, split
+    prompts: dict[str, Any]  # of render: template, system, limit
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
+
+    def read(self, tokenizer: Any) -> list[tuple[str, list[Task], Reward]]:
+        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning."""
+        sets = []
+        for spec in self.specs:
+            source, reward = source_of(spec, self.limit, self.columns)
+            tasks = render(source(), tokenizer, on_long="drop", **self.prompts)
+            if not tasks:
+                raise ValueError(
+                    f"no problem of {spec} has a prompt of at most {self.prompts['limit']} tokens: raise --prompt-limit"
+                )
+            sets.append((spec, tasks, reward))
+        return sets
+
+
+def open_bench(model: str, device: str, threads: int | None, slots: int) -> Bench:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
     set_threads(threads)
-    folder = str(model_folder(Path(model), "last")[0]) if is_run(Path(model)) else model
-    net, tokenizer = Pretrained(folder)()
+    net, tokenizer = Pretrained(model_path(model))()
     net.to(device_of(device)).eval().requires_grad_(False)
     settings = Local(slots)
     engine = LocalEngine(net, settings.slots, settings.memory_mb * 2**20)
-    return Bench(model, tokenizer, engine, Decoder(tokenizer), Stop(eos_of(net, tokenizer), max_tokens))
+    return Bench(model, tokenizer, engine, Decoder(tokenizer), eos_of(net, tokenizer))
 
 
-def source_of(spec: str, limit: int | None) -> tuple[Source, Reward]:
+def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
     """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
@@ -65,48 +104,37 @@ def source_of(spec: str, limit: int | None) -> tuple[Source, Reward]:
         return Gym(spec[4:], size=limit or 100), GymScore()
     from ramify.tasks.math import Boxed
 
-    return File(spec, limit=limit), Boxed()
-
-
-def tasks_of(bench: Bench, spec: str, prompts: dict[str, Any], limit: int | None) -> tuple[list[Task], Reward]:
-    """The rendered tasks of one task set; prompts that are too long are left out with a warning."""
-    source, reward = source_of(spec, limit)
-    tasks = render(source(), bench.tokenizer, on_long="drop", **prompts)
-    if not tasks:
-        raise ValueError(
-            f"no problem of {spec} has a prompt of at most {prompts['limit']} tokens: raise --prompt-limit"
-        )
-    return tasks, reward
+    return File(spec, limit=limit, **columns), Boxed()
 
 
 def evaluate_model(
     bench: Bench,
-    specs: Sequence[str],
-    prompts: dict[str, Any],
+    asked: TaskSets,
     samples: int,
     k: Sequence[int],
     temperature: float,
     greedy: bool,
-    limit: int | None,
+    max_tokens: int | None,
     seed: int,
     out: Path | None,
     console: Console,
 ) -> int:
     """Evaluate on every task set, print a table, write the JSON."""
-    sets = [(spec, *tasks_of(bench, spec, prompts, limit)) for spec in specs]  # all inputs are read before any work
-    sampling = Sampling(bench.stop.max_tokens, temperature)
+    sets = asked.read(bench.tokenizer)  # all inputs are read before any work
+    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], max_tokens, 1024)
+    sampling = Sampling(stop.max_tokens, temperature)
     results = {}
     for spec, tasks, reward in sets:
         rewards = [(reward, 1.0, "correct answer")]
         results[spec] = asyncio.run(
-            evaluate(bench.engine, tasks, rewards, bench.decode, bench.stop, sampling, samples, greedy, seed, k)
+            evaluate(bench.engine, tasks, rewards, bench.decode, stop, sampling, samples, greedy, seed, k)
         )
         console.print(table(spec, results[spec]))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(
             json.dumps(
-                {"model": bench.name, "seed": seed, "max_tokens": bench.stop.max_tokens, "tasks": results}, indent=1
+                {"model": bench.name, "seed": seed, "max_tokens": stop.max_tokens, "tasks": results}, indent=1
             )
         )
         console.print(f"every answer is in {out}", markup=False, highlight=False)
@@ -132,28 +160,27 @@ def table(spec: str, found: dict[str, Any]) -> Table:
 
 def grow_trees(
     bench: Bench,
-    specs: Sequence[str],
-    prompts: dict[str, Any],
+    asked: TaskSets,
     branching: Any,
     temperature: float,
-    limit: int,
+    max_tokens: int,
     seed: int,
     out: Path | None,
     console: Console,
 ) -> int:
     """Grow a tree for each problem; print them, or save them as JSON lines; say what they cost."""
-    sets = [tasks_of(bench, spec, prompts, limit) for spec in specs]
+    sets = asked.read(bench.tokenizer)
+    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
+    sampling = Sampling(stop.max_tokens, temperature)
 
     async def grow(tasks: list[Task], reward: Reward) -> list[Tree]:
         async def judge(tree: Tree) -> None:
             await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
 
         trees = [Tree.plant(task, seed=seed) for task in tasks]
-        return await grow_forest(
-            trees, bench.engine, branching, Sampling(bench.stop.max_tokens, temperature), bench.stop, on_tree=judge
-        )
+        return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
 
-    forest = [tree for tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
+    forest = [tree for _, tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
     if out is None:
         for tree in forest:
             console.print(draw(tree, bench.decode, max(console.width - 30, 40)))
@@ -161,37 +188,6 @@ def grow_trees(
         store.write(out, forest)
     console.print(bill(cost(forest)) + (f"; saved in {out}" if out else ""), markup=False, highlight=False)
     return 0
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
-    return (folder / "run.json").is_file() or (folder / "checkpoints").is_dir()
-
-
-def model_folder(run: Path, which: str) -> tuple[Path, int]:
-    """The model folder of a checkpoint and its step; of the last stage that has one."""
-    if not run.is_dir():
-        raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramify train` wrote")
-    stages = sorted(
-        (path for path in run.glob("*-*") if (path / "checkpoints").is_dir()),
-        key=lambda path: int(path.name.split("-")[0]),
-    )
-    saved = [(stage, checkpoint.steps(stage)) for stage in [run, *stages]]
-    found = [(stage, steps) for stage, steps in saved if steps]
-    if not found:
-        raise ValueError(
-            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
-        )
-    stage, steps = found[-1]
-    step = steps[-1]
-    if which == "best":
-        best = json.loads((checkpoint.path_of(stage, step) / "state.json").read_text())["best"]
-        if best is None:
-            raise ValueError(
-                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
-            )
-        step = int(best["step"])
-    return checkpoint.path_of(stage, step) / "model", step
 
 
 def export_model(run: Path, out: Path, which: str) -> int:

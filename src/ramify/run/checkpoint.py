@@ -118,6 +118,35 @@ def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, An
     return load_file(path / "tensors.safetensors"), state
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "run.json").is_file() or (folder / "checkpoints").is_dir()
+
+
+def model_folder(run: Path, which: str) -> tuple[Path, int]:
+    """The model folder of a checkpoint and its step; of the last stage that has one."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramify train` wrote")
+    stages = sorted(
+        (path for path in run.glob("*-*") if path.name.split("-")[0].isdigit() and (path / "checkpoints").is_dir()),
+        key=lambda path: int(path.name.split("-")[0]),
+    )
+    found = [(stage, steps(stage)) for stage in [run, *stages] if steps(stage)]
+    if not found:
+        raise ValueError(
+            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
+        )
+    stage, step = found[-1][0], found[-1][1][-1]
+    if which == "best":
+        best = json.loads((path_of(stage, step) / "state.json").read_text())["best"]
+        if best is None:
+            raise ValueError(
+                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
+            )
+        step = int(best["step"])
+    return path_of(stage, step) / "model", step
+
+
 def python_random() -> dict[str, Any]:
     """The states of Python's and numpy's global generators, for rewards and rules that draw from them."""
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)

@@ -1,4 +1,4 @@
-"""Find a recipe, shipped or your own, and read the stages it describes."""
+"""Find a recipe, shipped or your own, and read the stages it describes: `grpo`, `grpo:small`, `mine.py`, `mine.py:small`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ramify.run.recipe import Run
 
+FOLDER = Path(__file__).parent.parent / "recipes"
+USUAL = "recipe"  # the function that is meant where none is named
+
 
 def shipped() -> dict[str, str]:
     """The shipped recipes and the first sentence of each; reads their text and imports none."""
-    folder = Path(__file__).parent.parent / "recipes"
-    files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
-    return {path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0] for path in files}
+    files = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
+    return {path.stem: first_line(ast.parse(path.read_text())) for path in files}
+
+
+def variants(file: Path) -> dict[str, str]:
+    """The functions of a recipe file that can build a run (public, without arguments) and the first line of each; imports nothing."""
+    made = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: first_line(node) for node in made if not node.name.startswith("_") and not wanted(node.args)}
+
+
+def first_line(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def wanted(args: ast.arguments) -> int:
+    """How many arguments have no default."""
+    return len(args.posonlyargs + args.args) - len(args.defaults) + sum(default is None for default in args.kw_defaults)
+
+
+def split_name(recipe: str) -> tuple[str, str]:
+    """`grpo:small` and `mine.py:small` as (recipe, function); without a colon the function is `recipe`."""
+    name, colon, function = recipe.rpartition(":")
+    return (name, function) if colon and function.isidentifier() else (recipe, USUAL)
+
+
+def absolute(recipe: str) -> str:
+    """The one way to write a recipe, the same from any folder: the full path where it is a file, no `:recipe` at the end."""
+    name, function = split_name(recipe)
+    name = str(Path(name).resolve()) if name.endswith(".py") else name
+    return name if function == USUAL else f"{name}:{function}"
 
 
 def find(recipe: str) -> ModuleType:
@@ -48,19 +78,22 @@ def find(recipe: str) -> ModuleType:
 
 
 def stages_of(recipe: str) -> tuple[Run, ...]:
-    """What the recipe's `recipe()` returns, always as a tuple of stages."""
+    """What the named function of a recipe returns, `recipe()` where none is named; always as a tuple of stages."""
     from ramify.run.recipe import Run
 
-    build: Callable[[], Any] | None = getattr(find(recipe), "recipe", None)
-    if build is None:
-        raise ValueError(
-            f"the recipe {recipe} has no function recipe(): define one that returns a Run, or a tuple of Runs for stages"
-        )
+    name, function = split_name(recipe)
+    module = find(name)
+    build: Callable[[], Any] | None = getattr(module, function, None)
+    there = variants(Path(str(module.__file__)))
+    if not callable(build) or function not in {USUAL, *there}:
+        named = ", ".join(name if other == USUAL else f"{name}:{other}" for other in there)
+        known = f"there is {named}" if there else "define one that returns a Run, or a tuple of Runs for stages"
+        raise ValueError(f"the recipe {name} has no function {function}() that can be called without arguments: {known}")
     made = build()
     stages = made if isinstance(made, tuple) else (made,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]
     if wrong or not stages:
-        raise ValueError(f"recipe() in {recipe} must return a Run or a tuple of Runs, got {made!r:.80}")
+        raise ValueError(f"{function}() in {name} must return a Run or a tuple of Runs, got {made!r:.80}")
     if len({stage.name for stage in stages}) < len(stages):
         raise ValueError(f"two stages of {recipe} have the same name: {', '.join(stage.name for stage in stages)}")
     return stages

@@ -47,7 +47,7 @@ class Harvest:
 
 
 def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
-    """Means over the policy's paths; those without a reward count in lengths only."""
+    """Means over the policy's paths; pruned ones count in lengths only, and in no reward those that an over-long filter took out."""
     graded = [leaf for leaf in paths if leaf.reward is not None]
     lengths = [len(leaf.response()) for leaf in paths]
     means = {
@@ -56,10 +56,9 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
         "truncated": mean([float(leaf.finish == "length") for leaf in paths]),
     }
     if graded:
-        means |= {
-            "reward": mean([leaf.reward or 0.0 for leaf in graded]),
-            "pass_rate": mean([correct(leaf) for leaf in graded]),
-        }
+        means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
+    if judged := [leaf for leaf in paths if leaf.verdict]:
+        means["pass_rate"] = mean([correct(leaf) for leaf in judged])
     return {"reward": 0.0, "pass_rate": 0.0} | means
 
 

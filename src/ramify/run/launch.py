@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ from ramify.run.resume import Plan, prepare, replace_text
 from ramify.run.stage import finished, train_stage
 
 
-def launch(recipe: str, overrides: list[str], resume: bool, fresh: bool, console: Console) -> int:
-    """Run every stage that is not finished; returns the exit status: 0, or 128 + the signal that stopped the run."""
+def launch(
+    recipe: str, overrides: list[str], resume: bool, fresh: bool, console: Console, began: float | None = None
+) -> int:
+    """Run every stage that is not finished; returns the exit status: 0, or 128 + the signal that stopped the run.
+
+    `began` is when the command was given, by time.monotonic(): what start-up took counts among the seconds of the summary.
+    """
+    began = time.monotonic() if began is None else began
     plan = prepare(recipe, overrides, resume, fresh)
+    earlier = sum(worked(run) for run in plan.stages)
     for note in plan.notes:
         console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
     refuse_rework(plan)
@@ -38,7 +46,7 @@ def launch(recipe: str, overrides: list[str], resume: bool, fresh: bool, console
                 soft_wrap=True,
             )
             return 128 + signal.Signals[str(stopped)].value
-    conclude(plan, console)
+    conclude(plan, console, earlier + time.monotonic() - began)
     return 0
 
 
@@ -67,13 +75,12 @@ def refuse_rework(plan: Plan) -> None:
             )
 
 
-def conclude(plan: Plan, console: Console) -> None:
-    """Write summary.json, show before and after, and say what to type next."""
+def conclude(plan: Plan, console: Console, seconds: float) -> None:
+    """Write summary.json, show before and after, and say what to type next; `seconds` is what it all took."""
     last = plan.stages[-1]
-    seconds = {run.name: worked(run) for run in plan.stages}
     summary: dict[str, Any] = {
-        "seconds": sum(seconds.values()),
-        "stages": seconds,
+        "seconds": seconds,
+        "stages": {run.name: worked(run) for run in plan.stages},
         "steps": {run.name: run.steps for run in plan.stages},
     }
     before, after = (read(last.folder / f"exam-{when}.json") for when in ("before", "after"))
@@ -88,10 +95,10 @@ def conclude(plan: Plan, console: Console) -> None:
             console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
     folder = shlex.quote(str(plan.folder))
-    said = f"\ndone in {clock(summary['seconds'])}; everything is in {plan.folder}. What you can do with it:"
+    said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
-        (f"ramify rollout {folder} --tasks {task_word(last)}", "watch the model solve problems, as trees"),
+        (f"ramify rollout {folder} --tasks {task_word(last)}{segment_word(last)}", "watch the model solve problems, as trees"),
         (f"ramify eval {folder} --tasks {task_word(last)}", "measure it"),
         (f"ramify export {folder} my-model", "a plain Hugging Face folder"),
     ):
@@ -109,6 +116,12 @@ def worked(run: Run) -> float:
 def read(path: Path) -> dict[str, Any] | None:
     """A JSON file, or None where there is none."""
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def segment_word(run: Run) -> str:
+    """How the command line asks for segments as long as those of a run."""
+    length = getattr(run.branching, "length", None)
+    return f" --segment {length}" if isinstance(length, int) else ""
 
 
 def task_word(run: Run) -> str:

@@ -9,12 +9,15 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from ramify.run.describe import to_json
 from ramify.run.recipe import Run
@@ -79,6 +82,17 @@ def boards(run: Run, step: int) -> list[Board]:
     return wanted + [Hosted(name, run) for name in ("wandb", "trackio") if getattr(run, name)]
 
 
+class Display(Progress):
+    """The bar of a run, and below it the numbers of the last step, on as many lines as the terminal needs."""
+
+    line, details = "", ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Padding(Text(self.line), (0, 0, 0, 2))
+        yield Padding(Text(self.details, style="dim"), (0, 0, 0, 2))
+
+
 class Logbook:
     """Writes a run's metrics; `size` bytes of metrics.jsonl are kept and the rest, of steps to be done again, is cut off."""
 
@@ -88,16 +102,16 @@ class Logbook:
         self.file = open(self.path, "ab")  # noqa: SIM115
         self.file.truncate(size)
         self.boards = boards(run, step)
-        self.progress: Progress | None = None
+        self.progress: Display | None = None
         if console.is_terminal:
             columns = (
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[line]}"),
+                TextColumn("{task.fields[left]}"),
             )
-            self.progress = Progress(*columns, console=console, transient=False)
-            self.bar = self.progress.add_task(run.name, total=run.steps, completed=step, line="")
+            self.progress = Display(*columns, console=console, transient=False)
+            self.bar = self.progress.add_task(run.name, total=run.steps, completed=step, left="")
             self.progress.start()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
@@ -116,15 +130,16 @@ class Logbook:
         self.show(step, metrics)
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
-        """The progress bar, or now and then a plain line."""
-        line = spoken(metrics, self.run.steps - step)
+        """The progress bar, or now and then plain lines."""
+        line, left = spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if self.progress is not None:
-            self.progress.update(self.bar, completed=step, line=escape(line))
+            self.progress.line, self.progress.details = line, details(metrics)
+            self.progress.update(self.bar, completed=step, left=left)
             if "eval/mean" in metrics:
                 self.say(f"step {step}  {held_out(metrics)}")
         elif step in (1, self.run.steps) or "eval/mean" in metrics or time.monotonic() - self.last > SPOKEN:
             self.last = time.monotonic()
-            self.say(f"{self.run.name} {step}/{self.run.steps}  {line}")
+            self.say(f"{self.run.name} {step}/{self.run.steps}  {line}  {left}\n    {details(metrics)}")
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
@@ -153,8 +168,8 @@ def finite(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def spoken(metrics: dict[str, Any], left: int) -> str:
-    """The step in one line: reward or loss, speed, reuse, evaluation, time left."""
+def spoken(metrics: dict[str, Any]) -> str:
+    """The step in one line: reward or loss, speed, reuse, evaluation."""
     seconds = metrics["seconds"]
     parts = []
     if metrics.get("paths"):
@@ -176,7 +191,23 @@ def spoken(metrics: dict[str, Any], left: int) -> str:
         parts.append("the gradient was not finite, its update was left out")
     elif metrics["skipped"] and not metrics["updates"]:
         parts.append("no signal, weights unchanged")
-    return "  ".join([*parts, f"left {clock(left * seconds['mean'])}"])
+    return "  ".join(parts)
+
+
+def details(metrics: dict[str, Any]) -> str:
+    """The other numbers of a step: entropy, shares of credit clipped high and low, KL and ratios to the sampler, gradient, tokens, seconds."""
+    parts = [f"entropy {metrics['entropy']:.3f}"] if "entropy" in metrics else []
+    if "kl_sampler" in metrics:
+        parts += [
+            f"clipped {metrics['clip_high']:.1%} high, {metrics['clip_low']:.1%} low",
+            f"KL {max(metrics['kl_sampler'], 0.0):.1e}",
+            f"ratio {metrics['ratio_min']:.2f} to {metrics['ratio_max']:.2f}",
+        ]
+    parts += [f"gradient {metrics['grad_norm']:.2f}"] if "grad_norm" in metrics else []
+    tokens = ", ".join(f"{metrics[name]} {name}" for name in ("sampled", "reused", "trained") if metrics[name])
+    phases = metrics["seconds"].items()
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in phases if name not in ("step", "mean") and s >= 0.05)
+    return "  ".join([*parts, f"tokens: {tokens or 'none'}", f"seconds: {spent or 'under 0.1'}"])
 
 
 def held_out(metrics: dict[str, Any]) -> str:

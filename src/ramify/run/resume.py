@@ -10,7 +10,7 @@ from typing import Any
 
 from ramify.run import checkpoint
 from ramify.run.describe import CLASS, changes, recipe_text, to_json
-from ramify.run.find import stages_of
+from ramify.run.find import absolute, split_name, stages_of
 from ramify.run.override import override, split
 from ramify.run.recipe import Run, writable
 
@@ -53,7 +53,7 @@ def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
     stages = override(stages_of(recipe), overrides)
     if len(stages) == 1:
         return stages, stages[0].folder
-    top = Path(stages[-1].out or f"runs/{Path(recipe).stem}")
+    top = Path(stages[-1].out or f"runs/{Path(split_name(recipe)[0]).stem}")
     return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
 
 
@@ -66,7 +66,7 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
         raise ValueError(
             "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
         )
-    recipe = str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe
+    recipe = absolute(recipe)
     stages, top = build(recipe, overrides)
     saved_at = top / "run.json"
     notes: list[str] = []
@@ -143,13 +143,16 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a kill leaves the old one or the new one."""
+    """Write a small file so that a kill leaves the old one or the new one; OSError names it and the remedy."""
     part = path.with_name(f".{path.name}.part")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; free space, then go on with --resume") from error
 
 
 def move_aside(folder: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ramify.run.checkpoint import is_run, model_folder
 from ramify.run.doctor import cores
 
 
@@ -20,6 +22,8 @@ def quiet() -> None:
 
 def set_threads(threads: int | None) -> int:
     """Give torch its threads (None: the cores this process may use); returns the number."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}: leave it out for all cores")
     count = threads or cores()
     torch.set_num_threads(count)
     return count
@@ -57,6 +61,22 @@ def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
             f"so no response could end: {remedy}"
         )
     return ends
+
+
+def model_path(name: str) -> str:
+    """A model folder or hub name as it is; of the folder of a run, or of a stage of one, the model of its last checkpoint.
+
+    Raises FileNotFoundError for a path in `runs` where there is nothing.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise NotADirectoryError(f"{name} is a file: name the folder of a model or of a run")
+    if is_run(path):
+        return str(model_folder(path, "last")[0])
+    if "runs" in path.parts[:-1] and not path.exists():
+        remedy = "run `make quickstart` first" if "quickstart" in path.parts else "train it first"
+        raise FileNotFoundError(f"there is no run at {name} to take the model from: {remedy}, or name another model")
+    return name
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from ramify.run.interrupt import Interrupt
 from ramify.run.logbook import Logbook
 from ramify.run.recipe import Exam, Run
 from ramify.run.resume import replace_text
-from ramify.run.setting import Decoder, device_of, eos_of, quiet, set_threads
+from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
 from ramify.run.trainer import State, Trainer
 from ramify.tasks.problem import render
 
@@ -80,9 +80,10 @@ def build(run: Run, start: Path | None) -> Parts:
 
 def model_of(run: Run, start: Path | None) -> tuple[Any, Any]:
     """The model and its tokenizer: from the stage before, or as the recipe says."""
+    named = Pretrained(run.model) if isinstance(run.model, str) else run.model
     if start is not None:
-        return (replace(run.model, path=str(start)) if isinstance(run.model, Pretrained) else Pretrained(str(start)))()
-    return (Pretrained(run.model) if isinstance(run.model, str) else run.model)()
+        return (replace(named, path=str(start)) if isinstance(named, Pretrained) else Pretrained(str(start)))()
+    return (replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named)()
 
 
 def check(run: Run, parts: Parts) -> None:

@@ -17,6 +17,7 @@ from ramify.core.task import Task
 from ramify.core.tree import Tree
 from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
+from ramify.learn.annotate import annotate
 from ramify.learn.batch import TreeBatch
 from ramify.learn.gauges import gauges, merge, surrogate
 from ramify.learn.mix import Mix
@@ -29,6 +30,7 @@ from ramify.run.forests import START, Cursor, Forests, Harvest
 from ramify.run.interrupt import Interrupt
 from ramify.run.logbook import Logbook
 from ramify.run.recipe import Run
+from ramify.run.resume import replace_text
 
 
 @dataclass
@@ -147,8 +149,9 @@ class Trainer:
         }
 
     def write_trees(self, harvest: Harvest, number: int) -> None:
-        """The step's trees, with their rewards and verdicts, in a file of its own."""
+        """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
         if self.run.trees_every and number % self.run.trees_every == 0:
+            annotate(harvest.kept, self.run.mix, self.run.mix.credit(harvest.kept))
             store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
 
     async def close_step(self) -> None:
@@ -189,7 +192,7 @@ class Trainer:
         )  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found))
+        replace_text(path, json.dumps(found))
         return {
             "eval/mean": found[f"mean@{run.eval_samples}"],
             "eval/greedy": found["greedy"],

@@ -22,7 +22,7 @@ def field_of(row: dict[str, Any], column: str, where: str) -> Any:
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise ValueError(f"{where}: no column {column!r}; the columns are {', '.join(_paths(row))}")
+            raise ValueError(f"{where}: no column {column!r}: name one of {', '.join(_paths(row))}")
     return value
 
 

@@ -1,0 +1,102 @@
+"""A policy that learns: GRPO, DAPO, RLOO and TreePO raise the reward of a model with random weights, from sampler to optimizer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+
+from ramify.core.task import Path, Task
+from ramify.core.tree import Author, Tree
+from ramify.engine.engine import Sampling
+from ramify.engine.local import LocalEngine
+from ramify.grow.branching import Star
+from ramify.grow.growth import grade, grow_forest
+from ramify.grow.segments import Segments
+from ramify.grow.stop import Stop
+from ramify.learn.advantage import GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import Clip, DualClip, Everything
+from ramify.learn.mix import Mix, SequenceMean, Term
+from ramify.learn.model import Scratch
+from ramify.learn.pack import pack
+from ramify.learn.policy import TorchPolicy
+from ramify.learn.reference import Behavior, Itself, Recomputed
+from ramify.learn.subgroup import SubgroupMean
+
+LETTERS = "abcd"
+MODEL = Scratch(LETTERS + "?", hidden=32, layers=1, heads=2, kv_heads=1, max_positions=32, init_std=0.1)
+
+
+def echo(task: Task, path: Path) -> float:
+    """How much of a full-length text is the letter that was asked for."""
+    return path.text.count(task.answer) / 8
+
+
+@dataclass(frozen=True)
+class Way:
+    """A sampler and what is learned from its trees."""
+
+    branching: Any
+    mix: Mix
+
+
+def way(branching: Any, mask: Any, reference: Any, advantage: Any, **options: Any) -> Way:
+    return Way(branching, Mix((Term(Estimator(mask, reference, advantage), **options),)))
+
+
+TREE = Segments(width=8, depth=4, length=2, branching=2)
+WAYS = {
+    "grpo": way(Star(8), Clip(), Behavior(), GroupMean(), normaliser=SequenceMean()),
+    "grpo, recomputed": way(Star(8), Clip(column="recomputed"), Recomputed(), GroupMean(), normaliser=SequenceMean()),
+    "dapo": way(Star(8), DualClip(0.2, 0.28), Behavior(), GroupMean()),
+    "rloo": way(Star(8), Everything(), Itself(), GroupMean(std=False, leave_one_out=True)),
+    "treepo": way(TREE, DualClip(0.2, 0.28, 10.0), Behavior(), SubgroupMean()),
+}
+
+
+async def train(how: Way, steps: int, worst: bool = False) -> list[float]:
+    """Mean reward of each step's policy paths; with `worst` the reward learned from is turned around."""
+    model, tokenizer = MODEL()
+    engine, policy = LocalEngine(model, slots=32, memory=2**24), TorchPolicy(model)
+    stop = Stop((tokenizer.eos_token_id,), 8)
+    rewards = []
+    tasks = [
+        Task(f"{i}", tuple(tokenizer.encode(f"{a}{b}{c}?")), f"{a}{b}{c}?", answer=c)
+        for i, (a, b, c) in enumerate(product(LETTERS, repeat=3))
+    ]
+    for step in range(steps):
+        forest = [Tree.plant(task, seed=3, step=step, visit=step) for task in tasks[step % 4 * 16 :][:16]]
+        await grow_forest(forest, engine, how.branching, Sampling(8), stop)
+        for tree in forest:
+            await grade(tree, ((echo, 1.0, "echo"),), tokenizer.decode)
+        leaves = [leaf for tree in forest for leaf in tree.leaves() if leaf.author is Author.POLICY]
+        rewards.append(sum(leaf.reward or 0.0 for leaf in leaves) / len(leaves))
+        for leaf in leaves if worst else ():
+            leaf.reward = -(leaf.reward or 0.0)
+        policy.score(forest, how.mix.columns)
+        for batch in pack(forest, how.mix.credit(forest), how.mix, tokens_per_batch=1024):
+            policy.accumulate(how.mix, batch)
+        policy.update(6e-3)
+        await engine.load(None, policy.version)
+    return rewards
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_reward_rises(name: str) -> None:
+    rewards = asyncio.run(train(WAYS[name], 24))
+    first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
+    assert first < 0.25
+    assert last > 0.4, "one letter for every question would earn 0.25"
+
+
+def test_the_sign_matters() -> None:
+    rewards = asyncio.run(train(WAYS["treepo"], 12, worst=True))
+    assert sum(rewards[-3:]) / 3 < 0.05
+
+
+def test_training_repeats_bit_for_bit() -> None:
+    assert asyncio.run(train(WAYS["treepo"], 4)) == asyncio.run(train(WAYS["treepo"], 4))
