@@ -78,14 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_and_the_list_of_recipes_need_no_torch():
     script = "import sys\nfrom ramify.cli import main\ntry: main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
-    for words in (
-        ["--help"],
-        ["train", "--help"],
-        ["eval", "--help"],
-        ["rollout", "--help"],
-        ["export", "--help"],
-        ["recipes"],
-    ):
+    for words in (["--help"], *([command, "--help"] for command in ("train", "eval", "rollout", "export")), ["recipes"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *words], env=ENV, capture_output=True, text=True, timeout=60
         )
@@ -138,6 +131,13 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
         (["demonstrations=1", "tasks.per_problem=0"], ["no task has one"]),
         (["model=nowhere/at/all/model"], ["there is no model folder nowhere/at/all/model"]),
         (["steps"], ["'steps' is no override"]),
+        (["model=runs/quickstart/1-sft"], ["there is no run at runs/quickstart/1-sft", "run `make quickstart` first"]),
+        (["model=runs/mine"], ["there is no run at runs/mine", "train it first"]),
+        (["branching=none"], ["branching cannot be None"]),
+        (["answer=5"], ["answer is an object that only a recipe file can make", "got 5"]),
+        (["top_p=2"], ["top_p must be in (0, 1], got 2.0"]),
+        (["optimizer.betas=2,3"], ["optimizer.betas must be in [0, 1)", "(2.0, 3.0)"]),
+        (["threads=0"], ["threads must be at least 1"]),
     ],
 )
 def test_bad_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]):
@@ -152,22 +152,56 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "there is no recipe at" in fails(capsys, "train", tmp_path / "mine.py")
     (tmp_path / "empty.py").write_text("x = 1")
     assert "has no function recipe()" in fails(capsys, "train", tmp_path / "empty.py")
+    for name in ("smal", "SMALL", "replace"):  # not there, no function, a function of somebody else's
+        said = fails(capsys, "train", f"grpo:{name}")
+        assert f"grpo has no function {name}()" in said
+        assert "there is grpo, grpo:small" in said
+    (tmp_path / "several.py").write_text("def one(): ...\ndef two(n=1): ...\ndef three(n): ...\ndef _four(): ...\n")
+    said = fails(capsys, "train", f"{tmp_path / 'several.py'}:three")
+    assert said.endswith("several.py:one, " + str(tmp_path / "several.py") + ":two\n")
     (tmp_path / "odd.py").write_text("def recipe():\n    return 3")
     assert "must return a Run or a tuple of Runs, got 3" in fails(capsys, "train", tmp_path / "odd.py")
 
 
+def test_variants_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from ramify.run.resume import build
+
+    assert run("recipes") == 0
+    said = capsys.readouterr().out
+    for name in ("grpo", "dapo", "treepo"):
+        assert f"{name}:small" in said
+        stages, folder = build(f"{name}:small", [])
+        assert stages[0].model.path == "runs/quickstart/1-sft"
+        assert folder == Path("runs") / name
+    assert "quickstart:" not in said
+    monkeypatch.chdir(HERE)
+    (out,) = words = [f"out={tmp_path / 'run'}"]
+    assert run("train", "run_recipe.py:stages", out, "sft.steps=2", "rl.steps=1") == 0
+    assert (tmp_path / "run" / "2-rl" / "exam-after.json").is_file()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == f"{RECIPE}:stages"
+    monkeypatch.chdir(tmp_path)
+    assert "not of" in fails(capsys, "train", RECIPE, *words, "--resume")
+    assert run("train", f"{RECIPE}:stages", *words, "rl.steps=2", "--resume") == 0
+    assert "rl: going on after step 1 of 2" in capsys.readouterr().out
+
+
+def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    from safetensors.torch import load_file
+
+    out = tmp_path / "next"
+    assert run("train", RECIPE, f"model={trained}", f"out={out}", "steps=1", "optimizer.lr=1e-30") == 0
+    first, second = (load_file(run / "checkpoints" / "step-000001" / "model" / "model.safetensors") for run in (trained, out))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    said = fails(capsys, "train", RECIPE, f"model={tmp_path / 'empty'}", f"out={out}", "--fresh")
+    assert "has no checkpoint yet" in said
+    assert "is a file" in fails(capsys, "eval", trained / "run.json", "--tasks", "chain")
+
+
 def grpo(out: Path, model: Path, problems: Path, *words: str) -> list[str]:
     """The shipped recipe, made small."""
-    small = [
-        "prompt_limit=64",
-        "response_limit=8",
-        "tokens_per_batch=512",
-        "schedule.prompts=2",
-        "branching.n=2",
-        "steps=2",
-        "threads=1",
-    ]
-    small += ["autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false"]
+    small = ["prompt_limit=64", "response_limit=8", "tokens_per_batch=512", "schedule.prompts=2", "branching.n=2", "steps=2"]
+    small += ["threads=1", "autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false"]
     return ["train", "grpo", f"out={out}", f"model={model}", f"tasks.path={problems}", *small, *words]
 
 
@@ -248,24 +282,8 @@ def test_shipped_grpo_on_a_file_of_problems(
 
 def test_eval_writes_every_answer(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "result.json"
-    command = (
-        "eval",
-        trained,
-        "--tasks",
-        "chain",
-        "--limit",
-        "3",
-        "--samples",
-        "4",
-        "--k",
-        "3",
-        "--max-tokens",
-        "8",
-        "--out",
-        out,
-        "--slots",
-        "8",
-    )
+    words = ["--tasks", "chain", "--limit", "3", "--samples", "4", "--k", "3", "--max-tokens", "8"]
+    command = ("eval", trained, *words, "--out", out, "--slots", "8")
     assert run(*command) == 0
     said = capsys.readouterr().out
     assert "chain: 3 problems" in said
@@ -279,14 +297,42 @@ def test_eval_writes_every_answer(tmp_path: Path, trained: Path, capsys: pytest.
 def test_eval_of_what_is_not_there(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
     assert "nosuch.jsonl" in fails(capsys, "eval", model, "--tasks", tmp_path / "nosuch.jsonl")
     assert "there is no model folder" in fails(capsys, "eval", tmp_path / "nosuch" / "model", "--tasks", "chain")
+    assert "--limit" in fails(capsys, "eval", model, "--tasks", "chain", "--limit", "0")
+    said = fails(capsys, "eval", model, "--tasks", "chain", "--max-tokens", "5000")
+    assert "5000 are wanted for a response, but the model ends at 4096" in said
     assert "pass@9" in fails(capsys, "eval", model, "--tasks", "chain", "--limit", "2", "--samples", "4", "--k", "9")
+
+
+def test_what_a_run_says_to_type_next_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A short context: the longest response is what the model has room for, not the usual 1024."""
+    out = tmp_path / "run"
+    capsys.readouterr()
+    assert run("train", RECIPE, f"out={out}", "steps=1", "model.max_positions=48", "evals=none") == 0
+    said = capsys.readouterr().out
+    commands = [line.split("#")[0].split()[1:] for line in said.splitlines() if line.startswith("  ramify ")]
+    assert [words[0] for words in commands] == ["rollout", "eval", "export"]
+    assert commands[0][-2:] == ["--segment", "4"]
+    assert run(*commands[0]) == 0
+    assert run(*commands[1], "--limit", "2") == 0
+    assert run(*commands[2][:-1], tmp_path / "model") == 0
+
+
+def test_columns_of_files_are_named_and_told(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "other.csv"
+    path.write_text("question,solution\nWhat is 1 + 1?,2\n")
+    assert "no column 'problem': name one of question, solution" in fails(capsys, "eval", model, "--tasks", path)
+    columns = ("--prompt", "question", "--answer", "solution")
+    assert run("eval", model, "--tasks", path, *columns, "--max-tokens", "4", "--samples", "1") == 0
+    assert run("rollout", model, "--tasks", path, *columns, "--segment", "2", "--depth", "2") == 0
+    assert run(*grpo(tmp_path / "run", model, path, "tasks.prompt=question", "tasks.answer=solution", "steps=1")) == 0
+    assert f"--tasks {path} --prompt question --answer solution" in capsys.readouterr().out
 
 
 def test_rollout_shows_and_saves_trees(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
     words = ("rollout", trained, "--tasks", "chain", "--width", "4", "--depth", "2", "--segment", "6", "--slots", "8")
     assert run(*words) == 0
     said = capsys.readouterr().out
-    assert "1 trees" in said
+    assert "1 tree, 4 paths" in said
     assert "tokens sampled" in said
     assert "reward 0" in said
     assert run(*words, "--out", tmp_path / "trees.jsonl", "--limit", "2", "--star") == 0
@@ -339,23 +385,8 @@ def test_two_steps_on_verl_columns_then_math_500(tmp_path: Path, model: Path, ca
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["trained"] > 0 and line["mismatch_max"] < 1e-4 for line in lines)
     result = tmp_path / "math500.json"
-    assert (
-        run(
-            "eval",
-            tmp_path / "run",
-            "--tasks",
-            DATA / "math" / "math500.jsonl",
-            "--samples",
-            "2",
-            "--limit",
-            "4",
-            "--max-tokens",
-            "16",
-            "--out",
-            result,
-        )
-        == 0
-    )
+    words = ("--tasks", DATA / "math" / "math500.jsonl", "--samples", "2", "--limit", "4", "--max-tokens", "16")
+    assert run("eval", tmp_path / "run", *words, "--out", result) == 0
     (found,) = json.loads(result.read_text())["tasks"].values()
     assert found["problems"] == 4
     assert found["mean@2"] == 0.0

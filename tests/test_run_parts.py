@@ -18,15 +18,16 @@ import torch
 from rich.console import Console
 
 from ramify.core.task import Task
-from ramify.core.tree import Author
+from ramify.core.tree import Author, Tree
 from ramify.engine.toy import ToyEngine
 from ramify.grow.branching import Star
+from ramify.grow.growth import grade
 from ramify.grow.schedule import Dynamic, Fixed
 from ramify.grow.stop import Stop
 from ramify.run import checkpoint
 from ramify.run.describe import changes, recipe_text, to_json
 from ramify.run.find import find
-from ramify.run.forests import START, Forests
+from ramify.run.forests import START, Forests, Harvest
 from ramify.run.launch import launch
 from ramify.run.recipe import AdamW, Exam, Local, Run, Weighted
 from ramify.run.trainer import parts
@@ -286,6 +287,31 @@ def test_metrics_say_everything_the_issue_asks_for(tmp_path: Path):
     assert "eval/mean" not in lines[1]
     answers = json.loads((tmp_path / "run" / "evals" / "000003.json").read_text())["answers"]
     assert [len(row["sampled"]) for row in answers] == [2] * 4
+
+
+def test_the_console_tells_them_too(tmp_path: Path):
+    plain = Console(record=True, width=60, file=io.StringIO())
+    live = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
+    for name, console in (("plain", plain), ("live", live)):
+        words = [f"out={tmp_path / name}", "steps=2", "eval_every=1"]
+        assert launch(RECIPE, words, False, False, console) == 0
+        said = " ".join(console.export_text().split())
+        for word in ("2/2", "reward", "passed", "length", "tok/s", "reuse", "left", "held out"):
+            assert word in said
+        for word in ("entropy", "clipped", "KL", "ratio", "gradient", "sampled", "trained", "seconds: ", "grow"):
+            assert word in said
+    seconds = json.loads((tmp_path / "plain" / "summary.json").read_text())
+    assert seconds["seconds"] > seconds["stages"]["rl"] > 0  # what start-up took counts too
+
+
+def test_paths_that_a_filter_took_out_count_as_failed():
+    tree = Tree.plant(Task("t", (1,), "?", ""), seed=0)
+    rewards = [(lambda task, path: {"reward": 1.0, "correct": float(path.finish == "eos")}, 1.0, "it")]
+    for finish in ("eos", "length"):
+        tree.add(tree.root, [2, 3], Author.POLICY, finish=finish)
+    asyncio.run(grade(tree, rewards, lambda tokens: "text", filter_overlong=True))
+    told = Harvest([tree], [tree], 1).metrics()
+    assert (told["reward"], told["pass_rate"], told["truncated"]) == (1.0, 0.5, 0.5)
 
 
 def test_a_run_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path):

@@ -115,7 +115,7 @@ def test_hugging_face_datasets_from_disk(tmp_path: Path) -> None:
     assert [p.text for p in File(str(tmp_path / "one"))()] == [row["problem"] for row in ROWS]
     assert len(File(str(tmp_path / "two"), split="test")()) == 1
     assert File(str(tmp_path / "two"), split="train", limit=2)()[1].id == "two-1"
-    with pytest.raises(ValueError, match="no split None: choose split= one of train, test"):
+    with pytest.raises(ValueError, match="several splits: choose one of train, test as split"):
         File(str(tmp_path / "two"))()
     with pytest.raises(ValueError, match="no split 'dev'"):
         File(str(tmp_path / "two"), split="dev")()

@@ -230,7 +230,8 @@ def main(argv: list[str] | None = None) -> None:
         if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
             raise
         remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
-        print("ramify:", " ".join(str(error).split()) + remedy, file=sys.stderr)
+        said = " ".join(str(error).split()) + remedy  # it may quote a model: nothing of that reaches the terminal unescaped
+        print("ramify:", "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said), file=sys.stderr)
         sys.exit(2)
     finally:
         warnings.formatwarning = usual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -91,6 +92,10 @@ class Mix:
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("a Mix needs at least one term")
+        if not (math.isfinite(self.leash) and self.leash >= 0 and math.isfinite(self.entropy_bonus)):
+            raise ValueError(
+                f"leash must be a finite number of at least 0 and entropy_bonus finite, got {self.leash} and {self.entropy_bonus}"
+            )
         if self.share not in ("each_leaf", "each_fork"):
             raise ValueError(f"share is 'each_leaf' or 'each_fork', got {self.share!r}")
 

@@ -89,7 +89,7 @@ class Layout:
         return column
 
     def signal(self, name: str) -> np.ndarray:
-        """A signal [T], 0 where the tokens are not learned from; raises KeyError's clear cousin where a node lacks it."""
+        """A signal [T], 0 where the tokens are not learned from; ValueError where a node lacks it."""
         column = np.zeros(len(self))
         for _, node, start, stop in self.nodes:
             if node.author in (Author.POLICY, Author.EXPERT) and stop > start:

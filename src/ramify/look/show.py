@@ -47,6 +47,6 @@ def label(node: Node, decode: Decode, width: int) -> str:
 def bill(spent: Cost) -> str:
     """What some trees cost, in one sentence."""
     return (
-        f"{spent.trees} trees, {spent.paths} paths: {spent.sampled} tokens sampled, {spent.reused} reused "
+        f"{spent.trees} {'tree' if spent.trees == 1 else 'trees'}, {spent.paths} paths: {spent.sampled} tokens sampled, {spent.reused} reused "
         f"({spent.reuse_ratio:.2f} trajectory tokens for each sampled), {spent.pruned} pruned"
     )

@@ -23,7 +23,7 @@ from ramify.grow.stop import Stop
 from ramify.learn.model import Pretrained
 from ramify.look.evaluate import evaluate
 from ramify.look.ledger import cost
-from ramify.look.show import bill, draw
+from ramify.look.show import bill, draw, safe
 from ramify.run.checkpoint import model_folder
 from ramify.run.recipe import Local
 from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
@@ -144,7 +144,7 @@ def evaluate_model(
 def table(spec: str, found: dict[str, Any]) -> Table:
     """The numbers of one task set."""
     made = Table(
-        title=f"{spec}: {found['problems']} problems, temperature {found['temperature']}",
+        title=f"{safe(spec)}: {found['problems']} problems, temperature {found['temperature']}",
         title_justify="left",
         title_style="bold",
     )

@@ -36,7 +36,7 @@ def version(distribution: str) -> str | None:
 
 def packages() -> list[tuple[str, str, str]]:
     """(name, version or "missing", what to do) of what is needed and what is optional."""
-    rows = []
+    rows = [("ramify", version("ramify") or "not installed, run from its sources", "")]
     for name in NEEDED:
         found = version(name)
         rows.append((name, found or "missing", "" if found else "pip install ramify"))

@@ -31,6 +31,7 @@ class Harvest:
     grown: list[Tree]
     kept: list[Tree]
     draws: int
+    wanted: int = 0  # trees that the schedule asked for
 
     def metrics(self) -> dict[str, float]:
         """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter."""
@@ -40,6 +41,7 @@ class Harvest:
             "trees": len(self.grown),
             "dropped": len(self.grown) - len(self.kept),
             "draws": self.draws,
+            "wanted": self.wanted,
             "paths": len(paths),
         }
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
@@ -88,7 +90,7 @@ class Forests:
         while True:
             wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
             if wanted < 1:
-                return Harvest(grown, kept[: schedule.prompts], draws), cursor
+                return Harvest(grown, kept[: schedule.prompts], draws, schedule.prompts), cursor
             trees = await self.grow([self.plant(task, step, cursor) for task in self.draw(wanted, cursor)])
             grown += trees
             kept += [tree for tree in trees if schedule.keep(tree)]

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import AutoTokenizer
 
+from ramify.core import store
+from ramify.look.show import draw
 from ramify.run import checkpoint
 from ramify.run.exam import scores, table
 from ramify.run.interrupt import Interrupt, Stopped
 from ramify.run.logbook import clock
 from ramify.run.recipe import Run
 from ramify.run.resume import Plan, prepare, replace_text
+from ramify.run.setting import Decoder
 from ramify.run.stage import finished, train_stage
 
 
@@ -94,15 +98,30 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
             console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
-    folder = shlex.quote(str(plan.folder))
+    if last.exam is not None:
+        show_tree(last, console)
+    folder, words = shlex.quote(str(plan.folder)), task_words(last)
     said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
-        (f"ramify rollout {folder} --tasks {task_word(last)}{segment_word(last)}", "watch the model solve problems, as trees"),
-        (f"ramify eval {folder} --tasks {task_word(last)}", "measure it"),
+        (f"ramify rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
+        (f"ramify eval {folder} --tasks {words}", "measure it"),
         (f"ramify export {folder} my-model", "a plain Hugging Face folder"),
     ):
         console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_tree(run: Run, console: Console, most: int = 10) -> None:
+    """Draw a tree of the last forest that was written: one with right and wrong paths, and no more than `most` of them."""
+    written = sorted((run.folder / "trees").glob("*.jsonl"))
+    for tree in store.read(written[-1]) if written else ():
+        rewards = [leaf.reward for leaf in tree.leaves()]
+        if len(set(rewards)) > 1 and len(rewards) <= most:
+            folder = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+            decode = Decoder(AutoTokenizer.from_pretrained(folder))
+            console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
+            console.print(draw(tree, decode))
+            return
 
 
 def worked(run: Run) -> float:
@@ -124,8 +143,13 @@ def segment_word(run: Run) -> str:
     return f" --segment {length}" if isinstance(length, int) else ""
 
 
-def task_word(run: Run) -> str:
-    """How the command line names the kind of problems a run was trained on."""
+def task_words(run: Run) -> str:
+    """How the command line names the problems a run was trained on, and how they become prompts."""
     source = run.evals or run.tasks
     kind = type(source).__name__
-    return "chain" if kind == "ChainSum" else f"gym:{source.name}" if kind == "Gym" else getattr(source, "path", "FILE")
+    path = getattr(source, "path", "FILE")
+    name = "chain" if kind == "ChainSum" else f"gym:{source.name}" if kind == "Gym" else path
+    said = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
+    options = [(word, getattr(source, word)) for word, usual in said if getattr(source, word) not in (usual, None)]
+    options += [(word, value) for word, value in (("template", run.template), ("system", run.system)) if value]
+    return " ".join([shlex.quote(name), *(f"--{word} {shlex.quote(value)}" for word, value in options)])

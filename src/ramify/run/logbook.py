@@ -22,7 +22,7 @@ from rich.text import Text
 from ramify.run.describe import to_json
 from ramify.run.recipe import Run
 
-SPOKEN = 2.0  # seconds between plain lines where no terminal shows a bar
+SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
 
 
 class Board(Protocol):
@@ -130,16 +130,18 @@ class Logbook:
         self.show(step, metrics)
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
-        """The progress bar, or now and then plain lines."""
+        """The progress bar, or a plain line; its details every few seconds."""
         line, left = spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if self.progress is not None:
             self.progress.line, self.progress.details = line, details(metrics)
             self.progress.update(self.bar, completed=step, left=left)
             if "eval/mean" in metrics:
                 self.say(f"step {step}  {held_out(metrics)}")
-        elif step in (1, self.run.steps) or "eval/mean" in metrics or time.monotonic() - self.last > SPOKEN:
+            return
+        self.say(f"{self.run.name} {step}/{self.run.steps}  {line}  {left}")
+        if step in (1, self.run.steps) or time.monotonic() - self.last > SPOKEN:
             self.last = time.monotonic()
-            self.say(f"{self.run.name} {step}/{self.run.steps}  {line}  {left}\n    {details(metrics)}")
+            self.say(f"    {details(metrics)}")
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
@@ -186,7 +188,9 @@ def spoken(metrics: dict[str, Any]) -> str:
     if "eval/mean" in metrics:
         parts.append(held_out(metrics))
     if metrics["dropped"]:
-        parts.append(f"learned from {metrics['trees'] - metrics['dropped']} of {metrics['trees']} trees")
+        kept = metrics["trees"] - metrics["dropped"]
+        short = f", {metrics['wanted']} were wanted: no more draws" if kept < metrics.get("wanted", 0) else ""
+        parts.append(f"learned from {kept} of {metrics['trees']} trees in {metrics.get('draws', 1)} draws{short}")
     if metrics["not_finite"]:
         parts.append("the gradient was not finite, its update was left out")
     elif metrics["skipped"] and not metrics["updates"]:
@@ -205,9 +209,9 @@ def details(metrics: dict[str, Any]) -> str:
         ]
     parts += [f"gradient {metrics['grad_norm']:.2f}"] if "grad_norm" in metrics else []
     tokens = ", ".join(f"{metrics[name]} {name}" for name in ("sampled", "reused", "trained") if metrics[name])
-    phases = metrics["seconds"].items()
-    spent = ", ".join(f"{name} {s:.1f}" for name, s in phases if name not in ("step", "mean") and s >= 0.05)
-    return "  ".join([*parts, f"tokens: {tokens or 'none'}", f"seconds: {spent or 'under 0.1'}"])
+    phases = {name: s for name, s in metrics["seconds"].items() if name not in ("step", "mean")}
+    spent = ", ".join(f"{name} {s:.2f}" for name, s in phases.items() if s >= 0.005 or name in ("grow", "update"))
+    return "  ".join([*parts, f"tokens: {tokens or 'none'}", f"seconds: {spent}"])
 
 
 def held_out(metrics: dict[str, Any]) -> str:

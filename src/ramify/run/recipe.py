@@ -46,6 +46,10 @@ class AdamW:
             raise ValueError(f"optimizer.lr must be above 0, got {self.lr}")
         if not self.clip > 0:
             raise ValueError(f"optimizer.clip must be above 0 (inf clips nothing), got {self.clip}")
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"optimizer.betas must be in [0, 1), eps above 0 and weight_decay at least 0, got {self.betas}, {self.eps} and {self.weight_decay}"
+            )
         if self.warmup < 0 or not 0 <= self.floor <= 1:
             raise ValueError(f"warmup must be >= 0 and floor in [0, 1], got {self.warmup} and {self.floor}")
 
@@ -161,6 +165,12 @@ class Run:
     trackio: bool = False
 
     def __post_init__(self) -> None:
+        missing = [name for name in ("name", "model", "tasks", "branching", "schedule", "mix") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there")
+        for name in ("evals", "answer", "repetition", "lora"):
+            if isinstance(getattr(self, name), bool | int | float | str):
+                raise ValueError(f"{name} is an object that only a recipe file can make, or None; got {getattr(self, name)!r}")
         for name in (
             "steps",
             "minibatches",

@@ -17,6 +17,7 @@ from rich.console import Console
 from ramify.core.task import Path as Response
 from ramify.core.task import Task
 from ramify.core.tree import Tree
+from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
 from ramify.grow.growth import judge
 from ramify.grow.stop import Stop
@@ -88,6 +89,7 @@ def model_of(run: Run, start: Path | None) -> tuple[Any, Any]:
 
 def check(run: Run, parts: Parts) -> None:
     """Raise ValueError for settings that only show with the tasks and the model at hand."""
+    Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
     if needs := getattr(run.branching, "needs", ()):

@@ -132,7 +132,8 @@ def _dataset(path: str, folder: Path, split: str | None, config: str | None, lim
         if split is None and len(splits) == 1:
             split = splits[0]
         if split not in splits:
-            raise ValueError(f"the dataset {path!r} has no split {split!r}: choose split= one of {', '.join(splits)}")
+            what = "several splits" if split is None else f"no split {split!r}"
+            raise ValueError(f"the dataset {path!r} has {what}: choose one of {', '.join(splits)} as split")
         found = found[split]
     size = len(found) if limit is None else min(limit, len(found))
     yield from ((f"row {index + 1}", found[index]) for index in range(size))
