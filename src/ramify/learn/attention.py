@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,13 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from ramify.learn.gather import CALL, Gather, cut, fit, gather, runs, sizes
+from ramify.learn.trunk import MARGIN, Trunk, trunks
 
 NAME = "ramify_tree"
 BLOCK = 128  # FlexAttention's tile
-Way = Literal["auto", "dense", "gather", "flex"]
-"""dense: a T x T mask. gather: each run against its own path. flex: FlexAttention's block mask, for CUDA. auto: the cheapest."""
+Way = Literal["auto", "dense", "gather", "trunk", "flex"]
+"""dense: a T x T mask. gather: each run against its own path. trunk: gather, but a path that many tokens
+share is met in one call, on CPU and where some call pays. flex: FlexAttention's block mask, for CUDA. auto: the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TreePlan:
     length: int  # T tokens the model must be given: those of the row, and the padding that flex wants
     depth: int  # tokens on the longest path
     mask: Tensor | None = None  # [1, 1, T, T], 0 or -inf
-    paths: Gather | None = None
+    paths: Gather | Trunk | None = None
     blocks: BlockMask | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -60,18 +62,26 @@ def plan(
     `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `width` is heads x head
     size, which weighs arithmetic against calls. Raises ValueError for an unknown way or an empty row.
     """
-    if way not in ("auto", "dense", "gather", "flex"):
-        raise ValueError(f"tree attention is 'auto', 'dense', 'gather' or 'flex', got {way!r}")
+    if way not in get_args(Way):
+        raise ValueError(f"tree attention is one of {', '.join(map(repr, get_args(Way)))}, got {way!r}")
     if not len(parent):
         raise ValueError("a row without tokens has nothing to attend to: pack at least one path")
-    row = runs(parent.cpu().numpy(), end.cpu().numpy())
+    columns = parent.cpu().numpy(), end.cpu().numpy()
+    row = runs(*columns)
     if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
         length, blocks = block_mask(end)
         return TreePlan(length, row.depth, blocks=blocks)
     chunks = cut(row)
     groups, cost = sizes(chunks, width)
+    felling = trunks(row, *columns, width) if way in ("auto", "trunk") and not parent.is_cuda else None
+    if felling is not None and way == "auto" and cost <= MARGIN * felling.cost:
+        felling = None
+    if felling is not None:
+        cost = felling.cost
     if way == "dense" or (way == "auto" and len(row) > 1 and len(parent) ** 2 + CALL / width < cost):
         return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
+    if felling is not None:
+        return TreePlan(len(parent), row.depth, paths=felling.plan(dtype, parent.device))
     return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, dtype, parent.device))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 CHUNK = 256  # most queries of one chunk: its last keys are masked, so a longer one wastes more
 CALL = 2**20  # what one more call costs, in query-key pairs x heads x head size (measured on CPU, forward and backward)
-ROW = 2**10  # what gathering one row of keys or queries costs, in the same unit
+ROW = 2**13  # what gathering one row of keys or queries costs, in the same unit; copies are slow beside arithmetic
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Runs:
     start: np.ndarray  # [R] first token
     stop: np.ndarray  # [R] one past the last
     before: np.ndarray  # [R] tokens above it on its path
+    near: np.ndarray  # [R] the last of them, those that are gathered: all, unless trunks are met apart
 
     def __len__(self) -> int:
         return len(self.start)
@@ -52,7 +53,7 @@ def runs(parent: np.ndarray, end: np.ndarray) -> Runs:
     before = np.zeros(len(start), dtype=np.int64)
     for r in np.flatnonzero(above >= 0):
         before[r] = before[above[r]] + stop[above[r]] - start[above[r]]
-    return Runs(start, stop, before)
+    return Runs(start, stop, before, before)
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,23 @@ class Chunks:
     queries: (
         np.ndarray
     )  # rows in the call: the tokens, and for a causal chunk those above them, whose answers are dropped
-    keys: np.ndarray  # tokens on the path up to `stop`
+    keys: np.ndarray  # tokens gathered: the path up to `stop`
     causal: np.ndarray  # query i sees keys 0..i: no mask
 
 
 def cut(row: Runs, most: int = CHUNK) -> Chunks:
     """Cut long runs into even chunks; where the path above is short, its queries are repeated instead and no mask is needed."""
-    length, path = row.length, row.before + row.length
-    count = np.where(row.before == 0, 1, -(-length // most))
+    length, path = row.length, row.near + row.length
+    count = np.where(row.near == 0, 1, -(-length // most))
     size = -(-length // count)
-    masked = length * (row.before + (length + size) / 2)
-    causal = (row.before == 0) | (path * path / 2 < masked)
+    masked = length * (row.near + (length + size) / 2)
+    causal = (row.near == 0) | (path * path / 2 < masked)
     count = np.where(causal, 1, count)
     run = np.repeat(np.arange(len(row)), count)
     nth = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
     start = row.start[run] + length[run] * nth // count[run]
     stop = row.start[run] + length[run] * (nth + 1) // count[run]
-    keys = row.before[run] + stop - row.start[run]
+    keys = row.near[run] + stop - row.start[run]
     return Chunks(run, start, stop, np.where(causal[run], keys, stop - start), keys, causal[run])
 
 
@@ -181,8 +182,9 @@ def gather(row: Runs, chunks: Chunks, groups: list[np.ndarray], dtype: torch.dty
         g, i = seat[chunk]
         n, q = int(chunks.keys[chunk]), int(chunks.queries[chunk])
         answered = int(chunks.stop[chunk] - chunks.start[chunk])
-        keys[g][i, :n] = path[:n]
-        queries[g][i, :q] = path[n - q : n]
+        deep = int(row.before[run] + chunks.stop[chunk] - row.start[run])
+        keys[g][i, :n] = path[deep - n : deep]
+        queries[g][i, :q] = path[deep - q : deep]
         slot = base[g] + i * shape[g][1] + q - answered
         inverse[chunks.start[chunk] : chunks.stop[chunk]] = np.arange(slot, slot + answered)
     made = [
