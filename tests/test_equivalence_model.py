@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from forests import VOCABULARY, Trajectory, flatten, forest
+from forests import Trajectory, flatten, forest
 from methods import METHODS
 from ramify.core.tree import Author, Tree
 from ramify.learn import gauges
@@ -19,53 +18,12 @@ from ramify.learn.batch import TreeBatch
 from ramify.learn.pack import pack
 from ramify.learn.policy import TorchPolicy
 from test_equivalence import TOLERANCE, apart, budget_for, gradients
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.3,
-}
-FAMILIES = {
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-}
-
-
-class DoubleNorm(nn.Module):
-    """RMSNorm that stays in float64; transformers' own goes through float32."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-
-
-def build(family: str) -> nn.Module:
-    torch.manual_seed(0)
-    config, kind = FAMILIES[family]
-    model = kind(config(**SIZES)).double().eval()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(parent, name, DoubleNorm(child))
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = rotary.inv_freq.double()
-    return model
+from tiny import FAMILIES, build
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    return build(request.param)
+    return build(request.param, double=True)
 
 
 def one_by_one(model: nn.Module) -> Callable[[list[Trajectory]], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
@@ -154,7 +112,7 @@ def shifted_parents(batch: TreeBatch) -> TreeBatch:
 
 @pytest.mark.parametrize("spoil", [causal, packed_positions, shifted_parents])
 def test_through_a_model_can_fail(spoil: Callable[[TreeBatch], TreeBatch]) -> None:
-    model = build("qwen2")
+    model = build("qwen2", double=True)
     trees = forest(5, tempered=True)
     record(model, trees, 5)
     want = gradients(METHODS["grpo"].loss(trees, one_by_one(model)), list(model.parameters()))
