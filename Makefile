@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c .venv/constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: install  ## teach a small model from scratch, then improve it by TreePO; at most 6 minutes on two cores
+quickstart: install  ## teach a small model from scratch, then improve it by TreePO; minutes on two cores
 	$(THREADS) $(BIN)/ramify train quickstart out=$(OUT) $(ARGS) --fresh
 
 test: install  ## the tests without the slow ones
