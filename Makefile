@@ -3,12 +3,14 @@
 #   INDEX        the package index; empty is pip's own default
 #   TORCH_INDEX  one more index for torch's build, such as https://download.pytorch.org/whl/cpu for the CPU build
 #   TORCH        the torch to install
+#   WORKERS      processes that share the tests
 #   ARGS         more arguments for `quickstart` (field=value ...) and for the tests (pytest's)
 PYTHON ?= python3
 INDEX ?=
 TORCH_INDEX ?=
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 OUT ?= runs/quickstart
+WORKERS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
@@ -16,13 +18,15 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--index-url $(INDEX))
 # With two threads that spin while they wait, a contended step is thirty times slower.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=PASSIVE
+# The tests: one thread in each of $(WORKERS) processes.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all lint bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
-	@echo "Variables: PYTHON INDEX TORCH_INDEX TORCH OUT ARGS (see the head of the Makefile)"
+	@echo "Variables: PYTHON INDEX TORCH_INDEX TORCH OUT WORKERS ARGS (see the head of the Makefile)"
 
 install: $(STAMP)  ## make .venv here and install everything into it, if anything changed
 
@@ -39,18 +43,18 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install  ## teach a small model from scratch, then improve it by TreePO; minutes on two cores
 	$(THREADS) $(BIN)/ramify train quickstart out=$(OUT) $(ARGS) --fresh
 
-test: install  ## the tests without the slow ones
-	$(THREADS) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: install  ## the tests without the slow ones; minutes on two cores
+	$(TESTS) -m "not slow" $(ARGS)
 
 test-all: install  ## all tests
-	$(THREADS) $(BIN)/python -m pytest $(ARGS)
+	$(TESTS) $(ARGS)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
-	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/pairing.py,$(wildcard benchmarks/*.py))); do \
 	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 clean:  ## remove .venv and what tools left; runs/ stays

@@ -30,7 +30,9 @@ def run(folder: Path, *options: str, skips: str = "", suite: str = SUITE, ci: st
     (folder / "skips.txt").write_text(skips)
     (folder / "test_it.py").write_text(suite)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options, "test_it.py"]
-    environment = {k: v for k, v in os.environ.items() if k != "CI"} | ({"CI": ci} if ci else {})
+    mine = ("CI", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
+    environment = {k: v for k, v in os.environ.items() if k not in mine} | ({"CI": ci} if ci else {})
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other packages' plugins take seconds to import
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

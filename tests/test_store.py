@@ -106,7 +106,7 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
     return tree
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(trees())
 def test_a_line_is_lossless(tree: Tree) -> None:
     line = dump(tree)
