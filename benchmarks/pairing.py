@@ -29,7 +29,9 @@ class Shape:
     vocabulary: int
     tied: bool = False
 
-    def __call__(self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, positions: int = 32768) -> Any:
+    def __call__(
+        self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, positions: int = 32768
+    ) -> Any:
         """The model in eval mode, the same one for the same arguments."""
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -103,7 +105,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         name = torch.cuda.get_device_name()
     else:
         name = _processor()
-    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(), **versions()}
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions(),
+    }
 
 
 def _processor() -> str:
