@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def golden(request: pytest.FixtureRequest) -> Path:
     """The folder given by `--golden`."""
     return Path(request.config.getoption("--golden"))
+
+
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    """Undo what a run in this process sets for all of torch: its threads and whether it must be deterministic."""
+    import torch
+
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
 
 
 def listed(text: str) -> list[tuple[str, str]]:

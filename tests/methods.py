@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 import textbook
+import textbook_trees
 from forests import Trajectory, flatten
 from ramify.core.tree import Author, Tree
 from ramify.learn.advantage import Constant, GroupMean
 from ramify.learn.batch import Credits
 from ramify.learn.estimator import Estimator
+from ramify.learn.global_local import GlobalLocal
 from ramify.learn.mask import Clip, DualClip, Everything
 from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
 from ramify.learn.reference import Behavior, Itself, Recomputed
@@ -196,6 +198,21 @@ def node_value(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     return close(rows.only(ended), loss[ended], "token_mean", len(trees))
 
 
+def on_nodes(form: str, unbranched: bool, how: str, tempered: bool, token_loss: Callable[[Rows, Tensor], Tensor]) -> Callable:
+    """A textbook loss on advantages of nodes, over the rows that something branches from."""
+
+    def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
+        rows = rows_of(trees, evaluate, (Author.POLICY,), tempered, policy_only=True)
+        paths = [[(row.tree, node) for node in row.forks] for row in rows.rows]
+        owner = [[spot[:2] for spot in row.spots] for row in rows.rows]
+        trained = [unbranched or len(path) > 2 for path in paths]
+        advantage = textbook_trees.node_advantages(rows.reward, paths, owner, rows.logp.shape[1], trained, form)
+        keep = torch.tensor(trained)
+        return close(rows.only(keep), token_loss(rows, advantage)[keep], how, len(trees))
+
+    return loss
+
+
 def sft(trees: list[Tree], evaluate: Evaluate, how: str = "token_mean") -> Tensor:
     rows = rows_of(trees, evaluate, (Author.EXPERT,), True, policy_only=False)
     if not bool((rows.mask.sum() > 0).item()):
@@ -213,6 +230,14 @@ def dapo_loss(rows: Rows, advantage: Tensor) -> Tensor:
 
 def leashed_loss(rows: Rows, advantage: Tensor) -> Tensor:
     return grpo_loss(rows, advantage) + 0.05 * textbook.k3(rows.logp, rows.frozen) - 0.01 * rows.entropy
+
+
+def treerl_loss(rows: Rows, advantage: Tensor) -> Tensor:
+    return textbook.ppo(rows.logp, rows.old, advantage, 0.2, 0.26)
+
+
+def attnrl_loss(rows: Rows, advantage: Tensor) -> Tensor:
+    return dapo_loss(rows, advantage) + 0.001 * textbook.k3(rows.logp, rows.frozen)
 
 
 def reinforce_loss(rows: Rows, advantage: Tensor) -> Tensor:
@@ -275,6 +300,21 @@ METHODS = {
         Mix((term(Clip(0.2, 0.28), Behavior(), SegmentZScore(2)),)), per_token(segment_zscore), clips=True
     ),
     "node_values_some_leaves": Method(Mix((term(Clip(0.2, 0.28), Behavior(), NodeValue()),)), node_value, clips=True),
+    "attnrl": Method(
+        Mix((term(DualClip(0.2, 0.28, 3.0, "recomputed"), Recomputed(), GlobalLocal()),), leash=0.001),
+        on_nodes("paper", False, "token_mean", False, attnrl_loss),
+        clips=True,
+    ),
+    "treerl": Method(
+        Mix((term(Clip(0.2, 0.26), Behavior(), GlobalLocal(unbranched=True), SequenceMean()),)),
+        on_nodes("paper", True, "sequence_mean", True, treerl_loss),
+        clips=True,
+    ),
+    "treerl_released": Method(
+        Mix((term(Clip(0.2, 0.26), Behavior(), GlobalLocal("released"), SequenceMean()),)),
+        on_nodes("released", False, "sequence_mean", True, treerl_loss),
+        clips=True,
+    ),
     "rl_and_sft_per_question": Method(
         Mix((term(Clip(), Behavior(), GroupMean(std=False), QuestionMean()), EVERY_QUESTION)),
         lambda trees, evaluate: (
@@ -284,3 +324,6 @@ METHODS = {
         clips=True,
     ),
 }
+
+import methods_hapo  # noqa: E402, F401  it adds its rows to METHODS
+import methods_hpt  # noqa: E402, F401  it adds its rows to METHODS

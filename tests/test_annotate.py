@@ -51,8 +51,11 @@ def test_credit_survives_the_store_and_changes_no_row(name: str) -> None:
                 for key in names(mix):
                     column.pop(key, None)
         assert dump(tree) == dump(old), "nothing else was touched"
-    annotate(trees, mix, mix.credit(trees))
-    assert same(pack(trees, mix.credit(trees), mix, 40), pack(before, mix.credit(before), mix, 40))
+    gates, _ = mix.gates(trees, {})
+    annotate(trees, mix, mix.credit(trees), gates)
+    assert same(
+        pack(trees, mix.credit(trees), mix, 40, gates=gates), pack(before, mix.credit(before), mix, 40, gates=gates)
+    )
 
 
 def test_a_leaf_s_credit_stands_in_its_verdict() -> None:

@@ -8,7 +8,6 @@ import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,7 @@ RECIPE = str(HERE / "run_recipe.py")
 DATA = HERE.parent.parent / "shared" / "data"
 ENV = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
 
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(strict)
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
 def run(*words: object) -> int:

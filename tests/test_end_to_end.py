@@ -21,6 +21,7 @@ from ramify.grow.fallback import Anyone, RandomCut
 from ramify.grow.growth import grow_forest, seed_of
 from ramify.grow.segments import Segments
 from ramify.grow.stop import Stop
+from ramify.grow.temperature import ByEntropy
 from ramify.learn.advantage import GroupMean
 from ramify.learn.estimator import Estimator
 from ramify.learn.mask import Clip
@@ -36,6 +37,7 @@ MIX = Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
 SAMPLINGS = {
     "plain": Sampling(99),
     "cold": Sampling(99, temperature=0.7),
+    "by entropy": Sampling(99, temperature=ByEntropy(tau=0.3, limit=3, stats={"pivot": 0.0, "rms": 0.5})),
     "top-p": Sampling(99, temperature=0.7, top_p=0.8),
     "top-k": Sampling(99, temperature=1.3, top_k=5),
     "min-p": Sampling(99, temperature=0.7, min_p=0.05),
@@ -110,7 +112,7 @@ def test_what_is_recorded_is_what_the_learner_computes(kind: str, name: str) -> 
         if SAMPLINGS[name].temperature != 1:
             assert float((plain - batch.behavior)[sampled].abs().max()) > 0.01, "the temperature matters"
     assert count > 150
-    assert (cut > 0) == (name not in ("plain", "cold"))
+    assert (cut > 0) == (name not in ("plain", "cold", "by entropy"))
 
 
 @pytest.mark.parametrize("fast", [True, False])

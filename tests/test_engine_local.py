@@ -19,7 +19,7 @@ MANY = 2**26
 def test_logprobs_are_those_of_the_plain_forward(kind: str, fast: bool) -> None:
     model = small(kind)
     engine = LocalEngine(model, slots=6, memory=MANY, fast=fast)
-    assert engine.forward.name == ("fused" if fast else "transformers")
+    assert engine.forward.name == ("packed" if fast else "transformers")
     requests = mixed(24)
     segments = run(engine, requests)
     assert [len(s.tokens) for s in segments] == [r.sampling.max_tokens for r in requests]
@@ -29,6 +29,53 @@ def test_logprobs_are_those_of_the_plain_forward(kind: str, fast: bool) -> None:
         p = model(text).logits[0, len(requests[3].prefix) - 1 : -1].double().softmax(-1)
     entropy = -(p * p.log()).sum(-1)
     assert torch.allclose(entropy, torch.tensor(segments[3].entropy, dtype=torch.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_packed_copy_is_stated_bounded_and_renewed(kind: str) -> None:
+    """The packed copy gives the fused forward's tokens, and those of new weights only after `load`."""
+    model = small(kind)
+    packed, fused = LocalEngine(model, slots=6, memory=MANY), LocalEngine(model, slots=6, memory=MANY, packed=0)
+    assert (packed.forward.name, fused.forward.name) == ("packed", "fused")
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    tied = model.config.tie_word_embeddings  # the head is packed all the same
+    assert packed.packed_bytes == sum(p.nbytes for p in matrices) + tied * model.lm_head.weight.nbytes
+    assert fused.packed_bytes == 0
+    bound = packed.packed_bytes
+    assert LocalEngine(model, slots=1, memory=MANY, packed=bound).packed_bytes == bound
+    assert LocalEngine(model, slots=1, memory=MANY, packed=bound - 1).packed_bytes == 0
+    requests = mixed(10)
+    before = run(packed, requests)
+    assert [s.tokens for s in before] == [s.tokens for s in run(fused, requests)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    asyncio.run(packed.load(None, 1))
+    assert worst(model, requests, run(packed, requests)) < 1e-5 < worst(model, requests, before)
+
+
+def test_threads_are_set_for_the_engine_alone() -> None:
+    """Torch's own number is back whenever other code runs, after a failure too."""
+    seen: list[int] = []
+
+    def until(tokens: list[int]) -> str | None:
+        seen.append(torch.get_num_threads())
+        return None
+
+    def broken(tokens: list[int]) -> str | None:
+        raise RuntimeError("broken")
+
+    before = torch.get_num_threads()
+    other = before + 1
+    engine = LocalEngine(small(), slots=2, memory=MANY, threads=other)
+    run(engine, [ask(line(5, 1), until=until)])
+    assert seen == [other] * 8
+    assert torch.get_num_threads() == before
+    with pytest.raises(RuntimeError, match="broken"):
+        run(engine, [ask(line(5, 1), until=broken)])
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        LocalEngine(small(), threads=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.25)])

@@ -14,6 +14,7 @@ from methods import METHODS
 from ramify.core.tree import Tree
 from ramify.learn import gauges
 from ramify.learn.batch import TreeBatch
+from ramify.learn.gate import weigh
 from ramify.learn.mix import Mix
 from ramify.learn.pack import lay_out, pack
 
@@ -62,13 +63,15 @@ class Free:
 
 
 def kept_leaves(trees: list[Tree], mix: Mix, credits: list) -> list[set[int]]:
-    """The ids of the leaves that some term trains."""
+    """The ids of the leaves that some term trains, where a gate does not close them."""
+    gates = mix.gates(trees, {})[0] or [None] * len(trees)
     keep: list[set[int]] = [set() for _ in trees]
     for part, credit in zip(mix.terms, credits, strict=True):
         for t, tree in enumerate(trees):
             values = credit[t].token if credit[t].token is not None else credit[t].leaf
             for leaf in tree.leaves():
-                if values.get(leaf.id) is not None and any(n.author in part.authors and n.tokens for n in leaf.line()):
+                open_ = gates[t] is None or weigh(leaf, part.side, gates[t])
+                if open_ and values.get(leaf.id) is not None and any(n.author in part.authors and n.tokens for n in leaf.line()):
                     keep[t].add(leaf.id)
     return keep
 
@@ -83,7 +86,8 @@ def packed_result(
 ) -> tuple[list[Tensor], float]:
     """Gradients and textbook value by way of the packed rows."""
     credits = mix.credit(trees)
-    batches = [spoil(batch) for batch in pack(trees, credits, mix, budget, dtype=torch.float64)]
+    gates, _ = mix.gates(trees, {})
+    batches = [spoil(batch) for batch in pack(trees, credits, mix, budget, dtype=torch.float64, gates=gates)]
     total, value = torch.zeros((), dtype=torch.float64), 0.0
     for batch, (hot, plain, entropy) in zip(batches, free.packed(trees, mix, credits, budget), strict=True):
         total = total + mix.loss(hot, plain, entropy, batch)
@@ -127,7 +131,7 @@ def clipped_tokens(trees: list[Tree], mix: Mix, free: Free) -> tuple[float, floa
     part = mix.terms[0]
     cut = total = 0.0
     for batch, (hot, plain, entropy) in zip(
-        pack(trees, credits, mix, 0, torch.float64), free.packed(trees, mix, credits, 0), strict=True
+        pack(trees, credits, mix, 0, torch.float64, gates=mix.gates(trees, {})[0]), free.packed(trees, mix, credits, 0), strict=True
     ):
         seen = batch.term(0)
         logp = (hot if part.estimator.tempered else plain).detach()

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import random
 
 import pytest
 
@@ -38,6 +39,14 @@ def test_majority_counts_answers_and_breaks_ties_by_the_first():
     assert majority(["4", "3", "3", "4"], [0.0, 1.0, 1.0, 0.0]) == 0.0
     assert majority(["", "", "3"], [0.0, 0.0, 1.0]) == 1.0
     assert majority(["", ""], [0.0, 0.0]) == 0.0
+
+
+def test_interval_is_that_of_resampled_means():
+    for n in (1, 2, 7):
+        values = [i * i / 3 for i in range(n)]
+        drawn = random.Random(f"5/interval/{n}")
+        means = sorted(math.fsum(drawn.choices(values, k=n)) / n for _ in range(1000))
+        assert interval(values, seed=5) == (means[25], means[974])
 
 
 def test_interval_covers_the_mean_and_shrinks_with_problems():

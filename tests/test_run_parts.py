@@ -136,8 +136,8 @@ def test_every_task_is_visited_once_an_epoch_in_a_seeded_order():
     assert all(len(set(epoch)) == 7 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     assert [tree.visit for tree in found[-1].grown] == [3] * 4
-    assert cursor == {"epoch": 4, "place": 0, "visits": {f"t{i}": 4 for i in range(7)}, "schedule": {}}
-    assert START == {"epoch": 0, "place": 0, "visits": {}, "schedule": {}}
+    assert cursor == START | {"epoch": 4, "visits": {f"t{i}": 4 for i in range(7)}}
+    assert START == {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
 
 
 def test_the_cursor_is_all_there_is_to_remember():
@@ -281,7 +281,12 @@ def test_metrics_say_everything_the_issue_asks_for(tmp_path: Path):
         "dropped",
     }
     assert all(wanted <= line.keys() for line in lines)
-    assert all({"grow", "score", "update", "write", "load", "step"} <= line["seconds"].keys() for line in lines)
+    phases = {"grow", "score", "credit", "pack", "update", "gauges", "write", "load", "ledger"}
+    assert all(phases < line["seconds"].keys() for line in lines)
+    for before, line in zip([None, *lines], lines):
+        parts = {name: seconds for name, seconds in line["seconds"].items() if name not in ("step", "mean", "eval")}
+        assert sum(parts.values()) <= line["seconds"]["step"]  # they do not overlap
+        assert ("log" in parts) == (before is not None)  # what came after the line of the step before
     assert all(line["mismatch_max"] < 1e-4 for line in lines)
     assert "eval/mean" in lines[2]
     assert "eval/mean" not in lines[1]

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from ramify.tasks.chain import ChainSum
-from ramify.tasks.problem import Problem, references, render
+from ramify.tasks.problem import PORTION, Problem, references, render
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=?{}\\ .:\n"
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -115,3 +115,17 @@ def test_chain_sums_round_trip_through_their_alphabet() -> None:
         assert shown(tokenizer, task.prompt) == problem.text
         assert shown(tokenizer, task.demonstrations[0]) == problem.demonstrations[0] + "<eos>"
         assert tokenizer.unk_token_id not in task.prompt + task.demonstrations[0]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_many_problems_become_what_each_becomes_alone(chat: bool) -> None:
+    tokenizer = characters(chat=chat)
+    problems = [
+        Problem(str(i), "x" * (i % 9 + 1), str(i), tuple("y" * n for n in range(1, i % 4 + 1))) for i in range(2 * PORTION + 3)
+    ]
+    alone = [task for problem in problems for task in render([problem], tokenizer)]
+    assert render(problems, tokenizer) == alone
+    limit = max(len(task.prompt) for task in alone) - 1
+    with pytest.warns(UserWarning, match=r"left out \d+ of"):
+        kept = render(problems, tokenizer, limit=limit, on_long="drop")
+    assert kept == [task for task in alone if len(task.prompt) <= limit], "demonstrations stay with their problems"

@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from ramify.grow.schedule import Fixed as Fixed
     from ramify.grow.segments import Segments as Segments
     from ramify.grow.stop import Stop as Stop
+    from ramify.grow.temperature import ByEntropy as ByEntropy
     from ramify.learn.advantage import Constant as Constant
     from ramify.learn.advantage import GroupMean as GroupMean
     from ramify.learn.batch import Credits as Credits
     from ramify.learn.batch import TreeBatch as TreeBatch
     from ramify.learn.estimator import Estimator as Estimator
+    from ramify.learn.factor import HighEntropy as HighEntropy
+    from ramify.learn.factor import ImportanceWeight as ImportanceWeight
+    from ramify.learn.factor import Product as Product
     from ramify.learn.mask import Clip as Clip
     from ramify.learn.mask import DualClip as DualClip
     from ramify.learn.mask import Everything as Everything
@@ -45,7 +49,11 @@ if TYPE_CHECKING:
     from ramify.learn.reference import Behavior as Behavior
     from ramify.learn.reference import Itself as Itself
     from ramify.learn.reference import Recomputed as Recomputed
+    from ramify.learn.signal import AdaptiveClip as AdaptiveClip
+    from ramify.learn.signal import EntropySignal as EntropySignal
+    from ramify.learn.signal import Redistribution as Redistribution
     from ramify.learn.subgroup import SubgroupMean as SubgroupMean
+    from ramify.learn.token_group import TokenGroupMean as TokenGroupMean
     from ramify.look.evaluate import evaluate as evaluate
     from ramify.run.recipe import AdamW as AdamW
     from ramify.run.recipe import Exam as Exam
@@ -72,16 +80,20 @@ HOMES = {
     "grow.schedule": ("Dynamic", "Fixed"),
     "grow.segments": ("Segments",),
     "grow.stop": ("Stop",),
+    "grow.temperature": ("ByEntropy",),
     "learn.advantage": ("Constant", "GroupMean"),
     "learn.batch": ("Credits", "TreeBatch"),
     "learn.estimator": ("Estimator",),
+    "learn.factor": ("HighEntropy", "ImportanceWeight", "Product"),
     "learn.mask": ("Clip", "DualClip", "Everything"),
     "learn.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
     "learn.model": ("Pretrained", "Scratch"),
     "learn.pack": ("pack",),
     "learn.policy": ("TorchPolicy",),
     "learn.reference": ("Behavior", "Itself", "Recomputed"),
+    "learn.signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),
     "learn.subgroup": ("SubgroupMean",),
+    "learn.token_group": ("TokenGroupMean",),
     "look.evaluate": ("evaluate",),
     "run.recipe": ("AdamW", "Exam", "Run", "Weighted"),
     "tasks.chain": ("ChainSum",),

@@ -197,14 +197,10 @@ class Decoder:
 
     def _record(self, rows: list[Row], drawn: Drawn) -> int:
         finished = 0
-        columns = zip(rows, drawn.tokens, drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature)
-        for row, token, logprob, kept, entropy, temperature in columns:
+        for row, token, *recorded in zip(rows, drawn.tokens, drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature):
             tokens = row.tokens
             tokens.append(token)
-            row.logprobs.append(logprob)
-            row.kept.append(kept)
-            row.entropy.append(entropy)
-            row.temperature.append(temperature)
+            row.recorded.append(recorded)
             row.length += 1
             finish = row.until(tokens)
             if finish is not None or len(tokens) >= row.most or row.ticket.future.done():
@@ -216,6 +212,5 @@ class Decoder:
         self.prefill.remember(row, row.prefix + tuple(row.tokens[:-1]))
         self.rows[row.slot], self._stale = None, True
         if not row.ticket.future.done():
-            row.ticket.future.set_result(
-                Segment(row.tokens, row.logprobs, row.kept, row.entropy, row.temperature, finish, self.version)
-            )
+            logprobs, kept, entropy, temperature = (list(column) for column in zip(*row.recorded))
+            row.ticket.future.set_result(Segment(row.tokens, logprobs, kept, entropy, temperature, finish, self.version))

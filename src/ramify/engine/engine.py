@@ -10,7 +10,11 @@ Until = Callable[[list[int]], str | None]
 """Given the tokens sampled so far in this request, says why the text ends here, or None; called after every token."""
 
 Temperature = Callable[[Any], Any]
-"""A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token."""
+"""A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token.
+
+With a method `of_entropy` it is given the entropies [B], which the engine has already; an attribute `positive` that is true says that it never
+answers 0, which is greedy.
+"""
 
 
 @dataclass(frozen=True)

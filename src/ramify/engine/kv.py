@@ -69,6 +69,7 @@ class Slots:
         self.store = store
         self.rows, self.capacity = store.shape[2], store.shape[4]
         self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
+        self.pairs = store.flatten(1, 4).unbind(0)  # layers of [2 x rows x heads x capacity, dim]
         g, device = self.geometry, store.device
         self.base = torch.arange(self.rows * g.heads, device=device).view(self.rows, 1, g.heads) * self.capacity  # of each row and head in flat
         self.line = torch.arange(self.capacity, device=device)
@@ -104,6 +105,7 @@ class Reach:
         if self.chosen is not None:
             index = index.flatten(0, 1)[self.chosen]
         self.index = index.flatten()
+        self.both: Tensor | None = None  # where keys and values go in slots.pairs, made when asked for
         visible = slots.line[:length] <= positions[:, :, None]
         self.bias = torch.where(visible, slots.zero, slots.never)[:, None]  # [B, 1, n, length], added to the scores
         dense = slots.store[:, :, :b, :, :length] if rows is None else slots.store[:, :, :, :, :length]
@@ -115,6 +117,14 @@ class Reach:
         for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
             source = part if self.chosen is None else part[self.chosen]
             flat.index_copy_(0, self.index, source.reshape(-1, source.shape[2]))
+
+    def write_both(self, layer: int, pair: Tensor) -> None:
+        """Remember keys, then values, [B x n, 2 x heads, dim] of one layer."""
+        if self.both is None:
+            at = self.index.view(-1, pair.shape[1] // 2)
+            self.both = torch.cat((at, at + len(self.slots.pairs[0]) // 2), 1).flatten()
+        source = pair if self.chosen is None else pair[self.chosen]
+        self.slots.pairs[layer].index_copy_(0, self.both, source.reshape(-1, source.shape[2]))
 
     def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """query [B x n, query heads, dim] over all that is written and visible -> [B x n, query heads x dim].

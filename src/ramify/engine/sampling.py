@@ -44,7 +44,7 @@ class Knobs:
         self.fixed = fixed
         self.plain = not groups and all(t == 1 for t in fixed)
         self.greedy = not groups and all(t == 0 for t in fixed)
-        self.some_greedy = bool(groups) or any(t == 0 for t in fixed)
+        self.some_greedy = any(not getattr(rule, "positive", False) for rule, _ in self.rules) or any(t == 0 for t in fixed)
         cut = [i for i, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
         self.cut = torch.tensor(cut, device=device) if cut else None  # [R] rows that are truncated
         chosen = [samplings[i] for i in cut]
@@ -52,12 +52,17 @@ class Knobs:
         self.top_p = torch.tensor([s.top_p for s in chosen], device=device, dtype=torch.float64)  # [R]
         self.min_p = torch.tensor([s.min_p for s in chosen], device=device, dtype=dtype)  # [R]
 
-    def temperatures(self, logits: Tensor) -> Tensor:
-        """logits [B, V] -> [B]; raises ValueError where a rule answers with the wrong shape."""
+    def temperatures(self, logits: Tensor, entropy: Tensor) -> Tensor:
+        """logits [B, V] and their entropy [B] -> [B]; raises ValueError where a rule answers with the wrong shape."""
         out = self.temperature
+        known = bool((entropy == entropy).all())  # NaN where some logits are -inf
         for rule, rows in self.rules:
             mine = logits if rows is None else logits[rows]
-            value = torch.as_tensor(rule(mine), device=logits.device).to(out.dtype)
+            if known and hasattr(rule, "of_entropy"):
+                found = rule.of_entropy(entropy if rows is None else entropy[rows])
+            else:
+                found = rule(mine)
+            value = torch.as_tensor(found, device=logits.device).to(out.dtype)
             if value.shape != mine.shape[:1]:
                 raise ValueError(f"temperature rule {rule} gave shape {tuple(value.shape)}, it must map logits [B, V] to [{len(mine)}]")
             out = value if rows is None else out.index_copy(0, rows, value)
@@ -77,7 +82,7 @@ def draw(logits: Tensor, knobs: Knobs, uniform: Tensor) -> Drawn:
     entropy = -(p * plain).sum(-1)
     temperature, logp = knobs.temperature, plain
     if not knobs.plain and not knobs.greedy:
-        temperature = knobs.temperatures(logits)
+        temperature = knobs.temperatures(logits, entropy)
         divisor = torch.where(temperature == 0, 1.0, temperature) if knobs.some_greedy else temperature
         logp = ((logits - logits.amax(-1, keepdim=True)) / divisor[:, None]).log_softmax(-1)  # the difference first: no overflow
         p = logp.exp()

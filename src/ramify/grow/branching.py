@@ -30,9 +30,15 @@ class Bud:
 
 
 class Branching(Protocol):
-    """One round of growth, a pure function of the tree; [] means that the tree is finished."""
+    """One round of growth, a pure function of the tree; [] means that the tree is finished.
 
-    needs: ClassVar[tuple[str, ...]]  # names of the node signals it reads; `run` supplies them
+    Where it has a number `rounds`, signals are supplied for so many rounds of branching and no more.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the node signals it reads; `run` supplies them between rounds. Their options are fields of the rule."""
+        ...
 
     def __call__(self, tree: Tree) -> list[Bud]: ...
 

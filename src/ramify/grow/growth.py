@@ -142,14 +142,18 @@ def demonstrate(tree: Tree, n: int, limit: int | None = None) -> list[Node]:
     return leaves
 
 
-async def grade(tree: Tree, rewards: Rewards, decode: Decode, filter_overlong: bool = False) -> Tree:
-    """Give every ended policy path that was not pruned its reward (the weighted total) and its verdict.
+async def grade(
+    tree: Tree, rewards: Rewards, decode: Decode, filter_overlong: bool = False, leaves: Sequence[Node] | None = None
+) -> Tree:
+    """Give every ended policy path that was not pruned its reward (the weighted total) and its verdict; once, not again.
 
     The verdict holds each reward's value by name, `correct` and `answer` from the first reward that tells them, and any
     other part as NAME/PART. Rewards run concurrently, plain functions in threads. With `filter_overlong` a path that ended
-    by length has a verdict but no reward: it is in no mean and no gradient. Raises RewardError.
+    by length has a verdict but no reward: it is in no mean and no gradient. `leaves` are graded in place of the policy's
+    where given. Raises RewardError.
     """
-    leaves = [leaf for leaf in paths(tree) if leaf.finish is not None and leaf.finish != "pruned"]
+    leaves = paths(tree) if leaves is None else leaves
+    leaves = [leaf for leaf in leaves if leaf.finish not in (None, "pruned") and not leaf.verdict]
     if leaves and not rewards:
         raise ValueError("sampled paths cannot be graded without a reward: give at least one")
     given = [(tuple(leaf.response()), leaf) for leaf in leaves]

@@ -14,11 +14,19 @@ State = dict[str, Any]
 
 
 class Schedule(Protocol):
-    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept."""
+    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept.
+
+    One that also has `expand(trees, state) -> (ids of the leaves to grow from, of each tree; state)` is asked once for each draw,
+    after the first round of growth, when every path is graded; `needs` names the signals that it reads. See grow/adaptive.py.
+    """
 
     @property
     def prompts(self) -> int:
         """Trees wanted for one training step."""
+        ...
+
+    def asked(self, state: State) -> int:
+        """Trees wanted for the step that the state leads to; an adaptive schedule changes its mind from step to step."""
         ...
 
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
@@ -39,6 +47,9 @@ class Fixed:
     def __post_init__(self) -> None:
         if self.prompts < 1:
             raise ValueError(f"a step needs at least 1 prompt, got prompts={self.prompts}")
+
+    def asked(self, state: State) -> int:
+        return self.prompts
 
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
         return (self.prompts if draws == 0 else 0), state
@@ -66,6 +77,9 @@ class Dynamic:
             raise ValueError(f"Dynamic needs prompts and draws of at least 1, got {self.prompts} and {self.draws}")
         if not 1 <= self.oversample < math.inf:
             raise ValueError(f"Dynamic's oversample must be at least 1, got {self.oversample}")
+
+    def asked(self, state: State) -> int:
+        return self.prompts
 
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
         missing = max(self.prompts - len(kept), 0)

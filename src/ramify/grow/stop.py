@@ -96,8 +96,11 @@ class Stop:
 
     def __call__(self, response: list[int], new: list[int], most: int | None = None) -> str | None:
         """Why the text ends after `new`, or None; `response` came before this segment, which may have `most` tokens."""
-        why = self.plain(response, new)
         rule = self.repetition
+        if rule is None and self.answer is None:  # asked at every token, so without a call more
+            ended = "eos" if new[-1] in self.eos else None
+            return ended or ("length" if len(response) + len(new) >= self.max_tokens else None)
+        why = self.plain(response, new)
         if rule is None or self.decode is None or (why is not None and not rule.first):
             return why
         due = why is not None or len(new) == most or (rule.every > 0 and len(new) % rule.every == 0)

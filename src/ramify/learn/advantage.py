@@ -13,14 +13,13 @@ from ramify.learn.batch import Credits
 Advantage = Callable[[Sequence[Tree]], list[Credits]]
 """A forest -> the credits of each of its trees."""
 
-Over = Literal["policy", "all"]
+Over = Literal["policy", "all", "expert"]
 
 
 def graded(tree: Tree, over: Over = "policy") -> list[Node]:
-    """The leaves that carry a reward: those the policy wrote, or all of them with the demonstrations."""
-    return [
-        leaf for leaf in tree.leaves() if leaf.reward is not None and (over == "all" or leaf.author is Author.POLICY)
-    ]
+    """The leaves that carry a reward: those the policy wrote, the demonstrations, or all of them."""
+    authors = {"policy": {Author.POLICY}, "expert": {Author.EXPERT}, "all": set(Author)}[over]
+    return [leaf for leaf in tree.leaves() if leaf.reward is not None and leaf.author in authors]
 
 
 def rewards_of(leaves: Sequence[Node]) -> list[float]:
@@ -35,12 +34,16 @@ def mean_of(rewards: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same credit for every graded leaf (SFT with 1)."""
+    """The same credit for every graded leaf (SFT with 1).
+
+    With over="expert" a path that the policy wrote on from a part of a demonstration is left out.
+    """
 
     value: float = 1.0
+    over: Over = "all"
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        return [Credits({leaf.id: self.value for leaf in graded(tree, "all")}) for tree in forest]
+        return [Credits({leaf.id: self.value for leaf in graded(tree, self.over)}) for tree in forest]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ramify.core.tree import Node, Tree
 from ramify.learn.batch import Credits
+from ramify.learn.gate import Weights
 from ramify.learn.mix import Mix, Term
 from ramify.learn.pack import Share, shares
 
@@ -19,14 +20,16 @@ def names(mix: Mix) -> list[str]:
     return [f"credit/{kind}" if nth == 1 else f"credit/{kind}/{nth}" for kind, nth in zip(kinds, again, strict=True)]
 
 
-def annotate(forest: Sequence[Tree], mix: Mix, credits: Sequence[Sequence[Credits]]) -> None:
+def annotate(
+    forest: Sequence[Tree], mix: Mix, credits: Sequence[Sequence[Credits]], gates: Sequence[Weights] | None = None
+) -> None:
     """Write each term's credit into `verdict` of the leaves it trains: the mean over their learned tokens, as a float.
 
     Where credit differs along a path, `signals` of its nodes hold it too: [L], the mean over the trained leaves below; nodes with
-    no learned token have none. `credits` is what `mix.credit(forest)` answered. No reward, token or log-prob is touched.
+    no learned token have none. `credits` and `gates` are what `mix.credit` and `mix.gates` answered. No reward, token or log-prob is touched.
     """
     for name, term, answers in zip(names(mix), mix.terms, credits, strict=True):
-        for tree, answer, trained in zip(forest, answers, shares(forest, answers, term, mix.share), strict=True):
+        for tree, answer, trained in zip(forest, answers, shares(forest, answers, term, mix.share, gates), strict=True):
             annotate_tree(tree, answer, trained, term, name)
 
 

@@ -21,6 +21,12 @@ class Credits:
     leaf: dict[int, float | None] = field(default_factory=dict)
     node: dict[int, float] | None = None
     token: dict[int, list[float] | None] | None = None
+    target: dict[int, list[float]] | None = None  # beside `token`: what a value head should have said of each
+
+    def trained(self) -> set[int]:
+        """The ids of the leaves that are trained."""
+        values = self.token if self.token is not None else self.leaf
+        return {leaf for leaf, value in values.items() if value is not None}
 
 
 @dataclass
@@ -49,7 +55,10 @@ class TreeBatch:
     leaf_weight: Tensor  # [M, K] weight of each of its tokens, 0 where the term does not train it
     recomputed: Tensor | None = None  # [T] log-prob of the policy at the start of the step, untempered
     frozen: Tensor | None = None  # [T] log-prob of the leash model, untempered
-    stats: dict[str, float] = field(default_factory=dict)  # of the whole step
+    target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
+    target_spread: Tensor | None = None  # [T] their variance around it
+    target_weight: Tensor | None = None  # [T] the sum of their weights
+    stats: dict[str, float] = field(default_factory=dict)  # of the whole step, from `Mix.measure`: TERM/NAME
 
     def __len__(self) -> int:
         return int(self.token.shape[0])
@@ -63,4 +72,5 @@ class TreeBatch:
     def term(self, m: int) -> TreeBatch:
         """What the estimator of term m sees: the [M, ...] columns reduced to theirs."""
         names = ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
-        return replace(self, **{name: getattr(self, name)[m] for name in names})
+        stats = {name.removeprefix(f"{m}/"): v for name, v in self.stats.items() if name.startswith(f"{m}/")}
+        return replace(self, stats=stats, **{name: getattr(self, name)[m] for name in names})

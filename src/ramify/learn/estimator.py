@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ramify.core.tree import Author
 from ramify.learn.batch import TreeBatch
+from ramify.learn.leaf import fold
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,25 @@ class Estimator:
     mask: Any  # Mask
     reference: Any  # Reference
     advantage: Any  # Advantage; pack folds its answer into gain and pain
+    leaf: Any = None  # Leaf or None; weighs each path's credit before it is folded
 
     def __post_init__(self) -> None:
         if {"behavior", "recomputed"} <= self.columns:
             raise ValueError(
-                f"a term is tempered or untempered as a whole, but {self.mask} and {self.reference} name one column of each: "
+                f"a term is tempered or untempered as a whole, but {self.mask}, {self.reference} and {self.leaf} name one column of each: "
                 "use Behavior with column='behavior', or Recomputed with column='recomputed'"
             )
 
     @property
     def columns(self) -> set[str]:
-        """The log-prob columns that mask and reference read."""
-        return {part.column for part in (self.mask, self.reference) if getattr(part, "column", None)}
+        """The log-prob columns that mask, reference and leaf weight read."""
+        return {part.column for part in (self.mask, self.reference, self.leaf) if getattr(part, "column", None)}
+
+    def reads(self, author: Author) -> set[str]:
+        """The columns that are read at the tokens of one author."""
+        parts = (self.mask, self.reference, self.leaf)
+        found = [p.column_of(author) if hasattr(p, "column_of") else getattr(p, "column", None) for p in parts]
+        return {column for column in found if column is not None}
 
     @property
     def tempered(self) -> bool:
@@ -41,6 +50,13 @@ class Estimator:
     def coefficient(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs [T], entropy [T], a term's batch -> the factor of grad log pi at each token [T]; nothing is differentiated."""
         ratio = (logp - self.reference(logp, batch)).clamp(-20, 20).exp()
-        return ratio * (
-            self.mask(+1, logp, entropy, batch) * batch.gain + self.mask(-1, logp, entropy, batch) * batch.pain
-        )
+        gain, pain = self.pulls(logp, entropy, batch)
+        return ratio * (self.mask(+1, logp, entropy, batch) * gain + self.mask(-1, logp, entropy, batch) * pain)
+
+    def pulls(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Gain and pain [T]: as packed, or folded anew with the leaf weights that the log-probs give."""
+        if self.leaf is None:
+            return batch.gain, batch.pain
+        credit = batch.leaf_weight * batch.leaf_credit
+        up, down = (self.leaf(sign, logp, entropy, batch) for sign in (1, -1))
+        return fold(up * credit.clamp(min=0), batch), fold(down * credit.clamp(max=0), batch)

@@ -9,24 +9,46 @@ from torch import Tensor
 
 from ramify.core.tree import Author
 from ramify.learn.batch import TreeBatch
+from ramify.learn.estimator import Estimator
+from ramify.learn.leaf import along, fold
 from ramify.learn.mix import Mix
 
 EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
 
 
 @torch.no_grad()
-def surrogate(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch) -> float:
+def surrogate(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
+) -> float:
     """The textbook loss of this row, for example PPO's -sum min(r A, clip(r) A); rows add up.
 
-    A mask with `clamp` and a reference with `potential` have one; others raise AttributeError.
+    A mask with `clamp` and a reference with `potential` have one; others raise AttributeError. The regression of a value head counts where its
+    `values` [T] are given.
     """
-    total = mix.extras(plain, entropy, batch)
+    total = mix.extras(plain, entropy, batch, values)
     for m, term in enumerate(mix.terms):
         part, rule = batch.term(m), term.estimator
         logp = tempered if rule.tempered else plain
-        up, down = (rule.reference.potential(rule.mask.clamp(sign, logp, part), part) for sign in (1, -1))
-        total = total - term.coefficient * (part.gain * up + part.pain * down).sum()
+        if hasattr(rule.leaf, "potential"):
+            total = total - term.coefficient * path_value(rule, logp, entropy, part)
+            continue
+        gain, pain = rule.pulls(logp, entropy, part)
+        up, down = (value(rule, sign, logp, entropy, part) for sign in (1, -1))
+        total = total - term.coefficient * (gain * up + pain * down).sum()
     return float(total)
+
+
+def value(rule: Estimator, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+    """What the textbook loss multiplies credit of one sign by, [T]."""
+    moved = rule.reference.potential(rule.mask.clamp(sign, logp, entropy, batch), batch)
+    return moved * rule.mask.factor(sign, logp, entropy, batch) if hasattr(rule.mask, "factor") else moved
+
+
+def path_value(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+    """The sum over leaves of weight x tokens x credit x potential, where the textbook loss has one ratio a path."""
+    credit = batch.leaf_weight * along(torch.ones_like(logp), batch) * batch.leaf_credit
+    up, down = (rule.leaf.potential(sign, logp, entropy, batch) for sign in (1, -1))
+    return (credit.clamp(min=0) * up + credit.clamp(max=0) * down).sum()
 
 
 @torch.no_grad()
@@ -34,6 +56,7 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
     """Sums over this row for `merge`; a shared token counts once per trained leaf below it.
 
     Clip fractions are shares of credit: of the positive credit how much lies above the clip, of the negative how much below it.
+    Leaves without credit may not be packed: `entropy` takes them as they were sampled, `kl_sampler`, the ratios and `mismatch_max` leave them out.
     """
     sums: dict[str, float] = {}
     for m, term in enumerate(mix.terms):
@@ -41,9 +64,16 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
         logp = tempered if rule.tempered else plain
         for name, sign, credit in (("clip_high", 1, part.gain), ("clip_low", -1, -part.pain)):
             cut = credit * (rule.mask(sign, logp, entropy, part) == 0)
+            if hasattr(rule.mask, "factor"):  # what a factor takes away is not clipped
+                cut = cut * (rule.mask.factor(sign, logp, entropy, part) != 0)
+            if rule.leaf is not None:
+                outside = rule.leaf(sign, logp, entropy, part) == 0
+                below = part.leaf_weight * (sign * part.leaf_credit).clamp(min=0) * outside
+                cut = torch.maximum(cut, fold(below, part))
             add(sums, name, float(cut.sum()), float(credit.sum()))
     leaves = batch.leaves.amax(0)
-    add(sums, "entropy", float((leaves * entropy).sum()), float(leaves.sum()))
+    idle, count = (batch.stats.get(f"idle/{name}", 0.0) for name in ("entropy", "tokens"))
+    add(sums, "entropy", float((leaves * entropy).sum()) + idle, float(leaves.sum()) + count)
     sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
     sampled &= (batch.behavior != 0) | (batch.entropy > 0)  # a sure token has log-prob 0, one that was not sampled neither
     if bool(sampled.any()):

@@ -14,7 +14,11 @@ from ramify.learn.batch import TreeBatch
 from ramify.learn.reference import read
 
 Mask = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
-"""(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0."""
+"""(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
+
+Optional methods, with the same arguments: `clamp`, log-probs at which the textbook loss is evaluated; `factor`, what that loss is multiplied by
+where the mask is more than a clip. `measure(forest, keep)` answers numbers of the whole step, which the mask finds in `batch.stats`.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Everything:
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         return torch.ones_like(logp)
 
-    def clamp(self, sign: int, logp: Tensor, batch: TreeBatch) -> Tensor:
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs at which the textbook loss is evaluated: unchanged."""
         return logp
 
@@ -52,7 +56,7 @@ class Clip:
         ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
         return (ratio <= 1 + self.high if sign > 0 else ratio >= 1 - self.low).to(logp.dtype)
 
-    def clamp(self, sign: int, logp: Tensor, batch: TreeBatch) -> Tensor:
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
         old = read(batch, self.column)
         return (
@@ -83,7 +87,7 @@ class DualClip:
         ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
         return inside * (ratio <= self.ceiling).to(logp.dtype)
 
-    def clamp(self, sign: int, logp: Tensor, batch: TreeBatch) -> Tensor:
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
-        moved = Clip(self.low, self.high, self.column).clamp(sign, logp, batch)
+        moved = Clip(self.low, self.high, self.column).clamp(sign, logp, entropy, batch)
         return moved if sign > 0 else torch.minimum(moved, read(batch, self.column) + math.log(self.ceiling))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 
 from ramify.core.tree import Author, Node, Tree
 from ramify.learn.batch import Credits, TreeBatch
+from ramify.learn.gate import Weights, weigh
+from ramify.learn.idle import entropy_of, idle
+from ramify.learn.targets import targets
 
 if TYPE_CHECKING:
     from ramify.learn.mix import Mix, Term
@@ -155,8 +158,11 @@ class Share:
     token: np.ndarray | None  # [learned] credit of each learned token, root to leaf
 
 
-def shares(trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str) -> list[dict[int, Share]]:
+def shares(
+    trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str, gates: Sequence[Weights] | None = None
+) -> list[dict[int, Share]]:
     """The trained leaves of one term, per tree by leaf id, with weights that are final for the whole optimizer step."""
+    assert term.normaliser is not None  # Mix has seen to it
     counts: list[dict[int, int]] = []
     for tree, credit in zip(trees, credits, strict=True):
         values = credit.token if credit.token is not None else credit.leaf
@@ -173,10 +179,18 @@ def shares(trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share:
     weights = term.normaliser(
         [[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)]
     )
+    if gates is not None:
+        weights = [gated(*each, term) for each in zip(trees, counts, weights, gates, strict=True)]
     return [
-        {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True)}
+        {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
         for credit, count, weight in zip(credits, counts, weights, strict=True)
     ]
+
+
+def gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: Weights, term: Term) -> list[float]:
+    """The weights of a tree's trained leaves, in the order of `count`, each times what the gate says of it."""
+    by_id = {leaf.id: weigh(leaf, term.side, gate) for leaf in tree.leaves() if leaf.id in count}
+    return [weight * by_id[leaf] for leaf, weight in zip(count, weights, strict=True)]
 
 
 def share_of(credit: Credits, leaf: int, learned: int, weight: float) -> Share:
@@ -211,14 +225,31 @@ def pack(
     mix: Mix,
     tokens_per_batch: int = 0,
     dtype: torch.dtype = torch.float32,
+    stats: dict[str, float] | None = None,
+    gates: Sequence[Weights] | None = None,
+    drop_idle: bool = False,
 ) -> list[TreeBatch]:
     """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
 
+    With `drop_idle` so are leaves without any credit, unless a leash or an entropy bonus pulls at them: gradients stay the same.
+
     `credits` holds one Credits per term and tree. Denominators are those of all `trees`, so results do not depend on the cutting.
+    `stats` is what `mix.measure` answered for the whole forest where `trees` are a part of it; None measures `trees`.
+    `gates` holds what `mix.gates` answered for each tree; leaves that the gate closes are left out as well. Raises ValueError where a mix with
+    a gate is packed without.
     """
-    terms = [shares(trees, credit, term, mix.share) for term, credit in zip(mix.terms, credits, strict=True)]
+    if mix.gate is not None and gates is None:
+        raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
+    terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
     keep = [{leaf for term in terms for leaf in term[index]} for index in range(len(trees))]
-    return [columns(row, terms, credits, mix, dtype) for row in lay_out(trees, keep, tokens_per_batch)]
+    still: list[set[int]] = idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees]
+    stats = mix.measure(trees, credits, gates) if stats is None else stats
+    rows = lay_out(trees, [some - out for some, out in zip(keep, still, strict=True)], tokens_per_batch)
+    seen = entropy_of(trees, still, terms, mix)  # it is counted once, on the first row
+    return [
+        replace(columns(row, terms, credits, mix, dtype), stats=stats | seen if row is rows[0] else stats)
+        for row in rows
+    ]
 
 
 def columns(
@@ -230,7 +261,7 @@ def columns(
     ]
     for part, one in zip(mix.terms, folded, strict=True):
         if "behavior" in part.estimator.columns:
-            check_sampled(row, one["leaves"])
+            check_sampled(row, one["leaves"], part)
     parts: dict[str, Any] = {
         name: torch.from_numpy(np.stack([f[name] for f in folded])).to(dtype)
         for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
@@ -239,6 +270,10 @@ def columns(
     parts |= {
         name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
     }
+    if mix.value:
+        parts |= {
+            name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()
+        }
     return TreeBatch(
         token=torch.tensor(row.token, dtype=torch.long),
         position=torch.tensor(row.position, dtype=torch.long),
@@ -252,10 +287,10 @@ def columns(
     )
 
 
-def check_sampled(row: Layout, leaves: np.ndarray) -> None:
+def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
     """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
     for _, node, start, stop in row.nodes:
-        if stop > start and leaves[start] > 0 and not node.logprobs:
+        if stop > start and leaves[start] > 0 and not node.logprobs and "behavior" in term.estimator.reads(node.author):
             raise ValueError(
                 f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
                 "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"

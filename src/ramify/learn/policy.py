@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ramify.core.tree import Author, Tree
 from ramify.learn.attention import Way, attending, plan
 from ramify.learn.batch import TreeBatch
+from ramify.learn.fused import fused, patches
 from ramify.learn.head import head_of
 from ramify.learn.lora import Lora, attach, merged, without
 from ramify.learn.pack import Layout, lay_out
+from ramify.learn.recompute import checkpointed, recomputing
 
 if TYPE_CHECKING:
+    from ramify.learn.influence import Influence, Watch
     from ramify.learn.mix import Mix
 
 LEARNED = (Author.POLICY, Author.EXPERT)
@@ -83,9 +83,13 @@ class TorchPolicy:
         self.autocast = autocast
         self.width = attention_width(model.config.get_text_config())
         self.head = head_of(model, chunk)
+        self.patches = [] if autocast else patches(model)
         verify(self)
         self.reference = copy.deepcopy(model).requires_grad_(False) if frozen and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
+        if lora is not None:
+            self.patches = [] if autocast else patches(model)  # adapters stay as they are
+        self.reference_patches = patches(self.reference) if self.patches and self.reference is not None else []
         self.layers = checkpointed(model) if activation_checkpointing else []
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         groups = [[p for p in self.trainable.values() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
@@ -114,11 +118,15 @@ class TorchPolicy:
         batch = batch.to(self.device)
         tempered = any(term.estimator.tempered for term in mix.terms)
         columns = self.evaluate(batch, entropy_grad=mix.entropy_bonus != 0, tempered=tempered)
-        loss = mix.loss(*columns, batch)
+        loss = mix.loss(*columns, batch, self.value(batch))
         if loss.requires_grad:
             loss.backward()
         hot, plain, entropy = (column.detach() for column in columns)
         return plain if columns[0] is columns[1] else hot, plain, entropy
+
+    def value(self, batch: TreeBatch) -> Tensor | None:
+        """What a value head says of the row that was just evaluated; this policy has none."""
+        return None
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, step and clear the gradients; where there are none, or the norm is not finite, only the latter (`skipped` is 1)."""
@@ -127,7 +135,7 @@ class TorchPolicy:
         step = bool(held) and math.isfinite(norm)
         if step:
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("speed", 1.0)
             self.optimizer.step()
             self.version += 1
         self.skipped += not step
@@ -135,37 +143,50 @@ class TorchPolicy:
         return {"grad_norm": norm, "skipped": float(not step)}
 
     @torch.no_grad()
-    def score(self, forest: Sequence[Tree], columns: Collection[str]) -> None:
+    def score(self, forest: Sequence[Tree], columns: Collection[str], influence: Influence | None = None) -> None:
         """Write plain log-probs into the signals of POLICY and EXPERT nodes: "recomputed" by these weights, "frozen" by the first ones.
 
-        Other names in `columns` are left alone, as engines record them. Raises ValueError for "frozen" in a policy made without it.
+        Other names in `columns` are left alone, as engines record them. `influence` is read and recorded in the forward pass of
+        "recomputed", or in one of its own. Raises ValueError for "frozen" in a policy made without it.
         """
         wanted = [name for name in ("recomputed", "frozen") if name in columns]
         if "frozen" in wanted and self.reference is None and self.wrapped is None:
             raise ValueError(
                 "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
             )
-        if not wanted:
+        if not wanted and influence is None:
             return
+        alone = influence is not None and "recomputed" not in wanted
         longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
         for row in lay_out(forest, None, max(self.score_tokens, longest)):
-            for name in wanted:
+            watch = influence.watch(row) if influence is not None else None
+            for name in [*wanted, "influence"] if alone else wanted:
                 other = without(self.wrapped) if name == "frozen" and self.wrapped is not None else nullcontext()
                 model = self.reference if name == "frozen" and self.reference is not None else self.model
                 with other:
-                    values = self._score_row(model, row)
+                    values = self._score_row(
+                        model, row, None if name == "frozen" else watch, name == "influence"
+                    )
                 for _, node, start, stop in row.nodes:
-                    if node.author in LEARNED:
+                    if node.author in LEARNED and values:
                         node.signals[name] = values[start:stop]
+            if influence is not None and watch is not None:
+                influence.take(watch)
+        if influence is not None:
+            influence.record()
 
-    def _score_row(self, model: Any, row: Layout) -> list[float]:
-        """Plain log-probs [T] of every learned token of a row."""
+    def _score_row(self, model: Any, row: Layout, watch: Watch | None = None, headless: bool = False) -> list[float]:
+        """Plain log-probs [T] of every learned token of a row; without the head none: [], the pass is for the watch."""
         ends = torch.from_numpy(row.spread(row.ends, np.int64))
         author = torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
         tensors = [torch.tensor(c, dtype=torch.long) for c in (row.token, row.position, row.parent)]
         token, position, parent, end = (t.to(self.device) for t in (*tensors, ends))
+        if headless:
+            with self._casting():
+                self._hidden(model, token, position, parent, end, watch)
+            return []
         _, plain, _ = self._logprobs(
-            model, (token, position, parent, end), learned(author.to(self.device)), None, False
+            model, (token, position, parent, end), learned(author.to(self.device)), None, False, watch
         )
         return plain.double().tolist()
 
@@ -176,6 +197,7 @@ class TorchPolicy:
         target: Tensor,
         heat: Tensor | None,
         entropy_grad: bool,
+        watch: Watch | None = None,
     ) -> Columns:
         """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T]."""
         token, _, parent, _ = row
@@ -190,21 +212,25 @@ class TorchPolicy:
                 "a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt"
             )
         with self._casting():
-            hidden = self._hidden(model, *row)
+            hidden = self._hidden(model, *row, watch)
             head = self.head if model is self.model else head_of(model, self.head.chunk)
             found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad)
         plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
         return plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy
 
-    def _hidden(self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor) -> Tensor:
-        """[T] each -> hidden states [T, d] of the last layer."""
+    def _hidden(
+        self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: Watch | None = None
+    ) -> Tensor:
+        """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
         count = len(token)
         way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention, self.width)
         if way.length > count:
             token, position = (nn.functional.pad(x, (0, way.length - count)) for x in (token, position))
         rows = {"input_ids": token[None], "position_ids": position[None]}
-        with attending(model), recomputing(self.layers if model is self.model else [], model):
-            out = model.base_model(**rows, attention_mask=None, use_cache=False, tree=way)
+        mine = model is self.model
+        quick = self.patches if mine else self.reference_patches
+        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick):
+            out = model.base_model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
         return out.last_hidden_state[0, :count]
 
     def _casting(self) -> AbstractContextManager[Any]:
@@ -300,39 +326,6 @@ def fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> No
         tensor.copy_(found)
 
 
-def checkpointed(model: nn.Module) -> list[Any]:
-    """The layers whose activations can be computed again; ValueError where the architecture has none."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no layers that support activation checkpointing: set activation_checkpointing=False"
-        )
-    return layers
-
-
-@contextmanager
-def recomputing(layers: Sequence[Any], model: nn.Module) -> Iterator[None]:
-    """Inside, each layer keeps only its input for the backward pass.
-
-    A layer checkpoints in training mode only; its own flag is set and its children's are not, so no dropout wakes up. The backward pass may
-    run outside of `attending`, so the recomputation attends by itself.
-    """
-    for layer in layers:
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = partial(again, model)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = layer.training = False
-
-
-def again(model: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
-    """Run `forward`, and once more in the backward pass."""
-    contexts = lambda: (nullcontext(), attending(model))  # noqa: E731
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-
 @torch.no_grad()
 def verify(policy: TorchPolicy) -> None:
     """Hold the packed logits of a tiny tree against those of its two paths; ValueError where they differ or the model takes no tree."""
@@ -352,7 +345,7 @@ def verify(policy: TorchPolicy) -> None:
         "use_cache": False,
         "tree": way,
     }
-    with attending(model):
+    with attending(model), fused(policy.patches):
         packed = policy.head.logits(model.base_model(**row).last_hidden_state[0])
     for path in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
         with attending(model, "sdpa" if usual is None or usual.startswith("ramify") else usual):

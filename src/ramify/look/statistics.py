@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
 
 RESAMPLES = 1000
 
@@ -32,10 +34,18 @@ def interval(values: Sequence[float], seed: int = 0, share: float = 0.95) -> tup
     """Bootstrap interval of the mean of one value a problem: percentiles of the means of resampled problems."""
     if not values:
         raise ValueError("an interval needs at least one problem")
-    drawn = random.Random(f"{seed}/interval/{len(values)}")
-    means = sorted(math.fsum(drawn.choices(values, k=len(values))) / len(values) for _ in range(RESAMPLES))
+    if len(values) == 1:
+        return values[0], values[0]
+    means = sorted(math.fsum(chosen(values)) / len(values) for chosen in resamples(seed, len(values)))
     low = int((1 - share) / 2 * RESAMPLES)
     return means[low], means[RESAMPLES - 1 - low]
+
+
+@lru_cache(maxsize=1)
+def resamples(seed: int, n: int) -> list[Callable[[Sequence[float]], tuple[float, ...]]]:
+    """What picks n of n >= 2 values, with replacement, for each resampled mean; the columns of one evaluation share it."""
+    drawn = random.Random(f"{seed}/interval/{n}")
+    return [itemgetter(*drawn.choices(range(n), k=n)) for _ in range(RESAMPLES)]
 
 
 def mean(values: Sequence[float]) -> float:

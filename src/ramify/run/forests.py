@@ -11,17 +11,22 @@ from typing import Any
 from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree
 from ramify.engine.engine import Engine, Sampling
-from ramify.grow.growth import demonstrate, grade, grow_forest
+from ramify.grow.branching import length, paths
+from ramify.grow.demonstration import verify
+from ramify.grow.forks import EXPANDED
+from ramify.grow.growth import demonstrate, grade, grow_forest, together
+from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
 from ramify.look.evaluate import correct
 from ramify.look.ledger import cost
 from ramify.look.statistics import mean
 from ramify.run.recipe import Run
+from ramify.run.signals import needed
 
 Cursor = dict[str, Any]
-"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state."""
+"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before."""
 
-START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}}
+START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Harvest:
 def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     """Means over the policy's paths; pruned ones count in lengths only, and in no reward those that an over-long filter took out."""
     graded = [leaf for leaf in paths if leaf.reward is not None]
-    lengths = [len(leaf.response()) for leaf in paths]
+    lengths = [length(leaf) for leaf in paths]
     means = {
         "length": mean(lengths),
         "length_max": float(max(lengths)),
@@ -79,19 +84,24 @@ class Forests:
     engine: Engine
     stop: Stop
     decode: Callable[[Sequence[int]], str]
+    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None = None  # only rules that read signals need it
 
     async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
         """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
-        schedule = self.run.schedule
+        schedule, rule = self.run.schedule, self.run.temperature
+        heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
         kept: list[Tree] = []
         grown: list[Tree] = []
         draws = 0
+        asked = schedule.asked(cursor["schedule"])
         while True:
             wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
             if wanted < 1:
-                return Harvest(grown, kept[: schedule.prompts], draws, schedule.prompts), cursor
-            trees = await self.grow([self.plant(task, step, cursor) for task in self.draw(wanted, cursor)])
+                if hasattr(rule, "measure"):
+                    cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
+                return Harvest(grown, kept[:asked], draws, asked), cursor
+            trees = await self.grow([self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor)
             grown += trees
             kept += [tree for tree in trees if schedule.keep(tree)]
             draws += 1
@@ -116,13 +126,38 @@ class Forests:
         demonstrate(tree, self.run.demonstrations, self.run.response_limit)
         return tree
 
-    async def grow(self, trees: list[Tree]) -> list[Tree]:
-        """Grow the trees, grading each as it is done."""
+    async def grow(self, trees: list[Tree], temperature: Any, cursor: Cursor) -> list[Tree]:
+        """Grow the trees, grading each as it is done; in rounds, for a rule or a schedule that looks at all of them in between."""
         run = self.run
-        sampling = Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)
+        sampling = Sampling(run.response_limit, temperature, run.top_p, run.top_k, run.min_p)
         rewards = run.weighted()
 
         async def judge(tree: Tree) -> None:
             await grade(tree, rewards, self.decode, run.filter_overlong)
 
-        return await grow_forest(trees, self.engine, run.branching, sampling, self.stop, run.pruning, judge)
+        if run.check_demonstrations:
+            await together(verify(tree, rewards, self.decode) for tree in trees)
+        names, expands = needed(run.branching, run.schedule), hasattr(run.schedule, "expand")
+        if not names and not expands:
+            return await grow_forest(trees, self.engine, run.branching, sampling, self.stop, run.pruning, judge)
+
+        async def between(grown: list[Tree]) -> None:
+            young = [tree for tree in grown if tree.rounds == 1 and expands]
+            await together(judge(tree) for tree in young)
+            last = getattr(run.branching, "rounds", None)
+            asking = [tree for tree in grown if last is None or tree.rounds <= last]
+            if self.signals is not None and names and asking:
+                self.signals(asking, names, run.branching)
+            if young:
+                chosen, cursor["schedule"] = run.schedule.expand(young, cursor["schedule"])
+                choose(young, chosen)
+
+        return await grow_rounds(trees, self.engine, run.branching, sampling, self.stop, run.pruning, between, judge)
+
+
+def choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:
+    """Write into the verdict of every graded path whether the schedule wants anything to grow from it."""
+    for tree, ids in zip(trees, chosen, strict=True):
+        for leaf in paths(tree):
+            if leaf.verdict:
+                leaf.verdict[EXPANDED] = float(leaf.id in ids)

@@ -73,12 +73,15 @@ class Local:
     copy: Literal["float32", "bfloat16"] | None = (
         None  # dtype of a second copy of the weights; None reads the trainer's
     )
+    threads: int | None = None  # of torch while it decodes; None leaves all. Models of some hundred dimensions are faster with 1
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.memory_mb < 1:
             raise ValueError(
                 f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}"
             )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"engine.threads must be at least 1, got {self.threads}: leave it out for all")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Run:
     pruning: tuple[Any, ...] = ()  # rules that end paths after a round
     schedule: Any  # Fixed(prompts), Dynamic(prompts): prompts per step
     demonstrations: int = 0  # of each task, grafted on its tree as expert leaves
+    check_demonstrations: bool = False  # by the rewards, as if the policy had written them; what fails is not learned from
 
     # judging
     rewards: Reward | tuple[Weighted, ...] = ()  # () only where nothing is sampled

@@ -23,6 +23,7 @@ from ramify.grow.growth import judge
 from ramify.grow.stop import Stop
 from ramify.learn.model import Pretrained
 from ramify.learn.policy import TorchPolicy
+from ramify.learn.value import ActorCritic
 from ramify.run import checkpoint
 from ramify.run.exam import Scores, examine
 from ramify.run.forests import Forests
@@ -31,6 +32,7 @@ from ramify.run.logbook import Logbook
 from ramify.run.recipe import Exam, Run
 from ramify.run.resume import replace_text
 from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
+from ramify.run.signals import KNOWN, Signals, needed
 from ramify.run.trainer import State, Trainer
 from ramify.tasks.problem import render
 
@@ -67,12 +69,12 @@ def build(run: Run, start: Path | None) -> Parts:
     stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
     how = run.optimizer
-    policy = TorchPolicy(
+    policy = (ActorCritic if run.mix.value else TorchPolicy)(
         model, tokenizer, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, clip=how.clip, autocast=run.autocast,
         activation_checkpointing=run.activation_checkpointing, lora=run.lora, frozen="frozen" in run.mix.columns,
     )  # fmt: skip
     copy = getattr(torch, run.engine.copy) if run.engine.copy else None
-    engine = LocalEngine(policy.model, run.engine.slots, run.engine.memory_mb * 2**20, copy)
+    engine = LocalEngine(policy.model, run.engine.slots, run.engine.memory_mb * 2**20, copy, threads=run.engine.threads)
     limits = (run.eval_limit, run.exam.limit if run.exam else None)
     parts = Parts(policy, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
     check(run, parts)
@@ -92,9 +94,10 @@ def check(run: Run, parts: Parts) -> None:
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
-    if needs := getattr(run.branching, "needs", ()):
+    if unknown := [name for name in needed(run.branching, run.schedule) if name not in KNOWN]:
         raise ValueError(
-            f"{type(run.branching).__name__} reads the signals {', '.join(needs)}, which this version does not compute: choose another branching"
+            f"{type(run.branching).__name__} with {type(run.schedule).__name__} reads the signals {', '.join(unknown)}, "
+            f"which this version does not compute: it knows {', '.join(KNOWN)}"
         )
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
@@ -109,6 +112,8 @@ def check(run: Run, parts: Parts) -> None:
         raise ValueError(
             f"demonstrations={run.demonstrations}, but no task has one: set tasks.demonstration to the column that holds them, or demonstrations=0"
         )
+    if run.check_demonstrations and not run.weighted():
+        raise ValueError("check_demonstrations asks the rewards about each demonstration: give rewards=..., or leave it off")
     if run.exam is not None and not parts.exam:
         raise ValueError("an exam needs problems: set evals or exam.tasks")
     if (run.exam is not None or parts.evals) and not run.weighted():
@@ -180,7 +185,8 @@ async def train_stage(
     await parts.engine.load(None, parts.policy.version)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
-    forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode)
+    signals = Signals(parts.policy, parts.decode.tokenizer)
+    forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.step, state.metrics_bytes)
     try:
         await Trainer(run, parts.policy, parts.engine, forests, parts.evals, logbook, interrupt, state).train()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ramify.core import store
@@ -18,7 +19,8 @@ from ramify.core.tree import Tree
 from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
 from ramify.learn.annotate import annotate
-from ramify.learn.batch import TreeBatch
+from ramify.learn.batch import Credits, TreeBatch
+from ramify.learn.gate import Weights, openness
 from ramify.learn.gauges import gauges, merge, surrogate
 from ramify.learn.mix import Mix
 from ramify.learn.pack import pack
@@ -40,6 +42,7 @@ class State:
     step: int = 0  # steps done
     cursor: Cursor = field(default_factory=lambda: dict(START))
     best: dict[str, float] | None = None  # step and score of the best evaluation
+    mix: dict[str, Any] = field(default_factory=dict)  # of the gate
     pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
     seconds: float = 0.0  # of work so far, over all resumptions
     metrics_bytes: int = 0
@@ -47,11 +50,11 @@ class State:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase, and since it was made; `earlier` phases count in both. Phases must not overlap."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.start = time.monotonic()
+    def __init__(self, earlier: Mapping[str, float] | None = None) -> None:
+        self.seconds = dict(earlier or {})
+        self.start = time.monotonic() - sum(self.seconds.values())
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -60,6 +63,10 @@ class Clock:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
+
+    def total(self) -> float:
+        """Seconds since it was made, those of earlier phases included."""
+        return time.monotonic() - self.start
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Trainer:
     interrupt: Interrupt
     state: State
     whole: bool = True  # weights and state belong together: not in the middle of an update
+    late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -92,47 +100,62 @@ class Trainer:
             raise
 
     async def step(self) -> dict[str, Any]:
-        """One step, from drawn tasks to new weights in the engine; returns its metrics."""
-        run, clock, number = self.run, Clock(), self.state.step + 1
+        """One step, from drawn tasks to new weights in the engine; returns its metrics.
+
+        Its `seconds` are those of `step` and of its phases, which do not overlap; `log` and `save` are those of the step before.
+        """
+        run, clock, number = self.run, Clock(self.late), self.state.step + 1
         counters = dict(self.engine.counters)
         with clock("grow"):
             harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
-        spent = decoding(counters, self.engine.counters)
         self.whole = False
         with clock("score"):
             self.policy.score(harvest.kept, run.mix.columns)
-        with clock("update"):
-            learned = self.learn(harvest.kept, number)
+        with clock("credit"):
+            credits = run.mix.credit(harvest.kept) if harvest.kept else []
+            gates, self.state.mix = run.mix.gates(harvest.kept, self.state.mix)
+        learned = self.learn(harvest.kept, credits, gates, number, clock)
         with clock("write"):
-            self.write_trees(harvest, number)
+            self.write_trees(harvest, credits, gates, number)
         with clock("load"):
             await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
-        self.state.step, self.state.cursor, self.whole = number, cursor, True
-        return (
-            harvest.metrics() | spent | learned | {"seconds": clock.seconds | {"step": time.monotonic() - clock.start}}
-        )
+        with clock("ledger"):
+            found = harvest.metrics() | decoding(counters, self.engine.counters) | learned | openness(gates)
+        self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
+        return found | {"seconds": clock.seconds | {"step": clock.total()}}
 
-    def learn(self, forest: list[Tree], number: int) -> dict[str, float]:
-        """Credit the whole forest, then one optimizer step for each part of it; parts without signal change nothing."""
-        run, rows, trained, empty, bad = self.run, [], 0, 0, 0
+    def learn(
+        self, forest: list[Tree], credits: Sequence[Sequence[Credits]], gates: list[Weights] | None, number: int, clock: Clock
+    ) -> dict[str, float]:
+        """One optimizer step for each part of a credited forest; parts without signal change nothing."""
+        run, trained, empty, bad = self.run, 0, 0, 0
         rate = run.optimizer.rate(number, run.steps)
+        rows: list[dict[str, float]] = []
         norms: list[float] = []
         mismatch: list[float] = []  # of the rows before the first update, whose tokens these weights sampled
         losses: list[float] = []
-        credits = run.mix.credit(forest) if forest else []
+        with clock("pack"):
+            stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
         for part in parts(len(forest), run.minibatches):
-            batches = pack(forest[part], [term[part] for term in credits], run.mix, run.tokens_per_batch)
+            with clock("pack"):
+                cut = [term[part] for term in credits]
+                opened = gates[part] if gates is not None else None
+                batches = pack(forest[part], cut, run.mix, run.tokens_per_batch, stats=stats, gates=opened, drop_idle=True)
             if not any(has_signal(run.mix, batch) for batch in batches):
                 empty += 1
                 continue
             for batch in batches:
-                tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
-                batch = batch.to(tempered.device)
-                rows.append(gauges(run.mix, tempered, plain, entropy, batch))
-                mismatch += [rows[-1].pop("mismatch_max", 0.0)] if not norms else []
-                losses += loss(run.mix, tempered, plain, entropy, batch)
-                trained += int((batch.leaves.amax(0) > 0).sum())
-            updated = self.policy.update(rate)
+                with clock("update"):
+                    tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
+                    settle(tempered.device)
+                with clock("gauges"):
+                    batch = batch.to(tempered.device)
+                    rows.append(gauges(run.mix, tempered, plain, entropy, batch))
+                    mismatch += [rows[-1].pop("mismatch_max", 0.0)] if not norms else []
+                    losses += loss(run.mix, tempered, plain, entropy, batch)
+                    trained += int((batch.leaves.amax(0) > 0).sum())
+            with clock("update"):
+                updated = self.policy.update(rate)
             bad += int(updated["skipped"])
             norms += [updated["grad_norm"]] if not updated["skipped"] else []
         numbers = merge(rows) | {"mismatch_max": max(mismatch, default=0.0)}
@@ -140,38 +163,38 @@ class Trainer:
             numbers["grad_norm"] = max(norms)
         if losses:
             numbers["loss"] = sum(losses) / max(run.minibatches - empty, 1)
-        return numbers | {
-            "trained": trained,
-            "updates": len(norms),
-            "skipped": empty + bad,
-            "not_finite": bad,
-            "lr": rate,
-        }
+        skipped = {"skipped": empty + bad, "not_finite": bad}
+        return numbers | {"trained": trained, "updates": len(norms), "lr": rate} | skipped
 
-    def write_trees(self, harvest: Harvest, number: int) -> None:
+    def write_trees(
+        self, harvest: Harvest, credits: Sequence[Sequence[Credits]], gates: list[Weights] | None, number: int
+    ) -> None:
         """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
         if self.run.trees_every and number % self.run.trees_every == 0:
-            annotate(harvest.kept, self.run.mix, self.run.mix.credit(harvest.kept))
+            annotate(harvest.kept, self.run.mix, credits, gates)
             store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
 
     async def close_step(self) -> None:
         """Evaluate if it is time, write the metrics, save if it is time."""
-        run, step, metrics = self.run, self.state.step, dict(self.state.pending or {})
+        run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
         improved = False
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
-            start = time.monotonic()
-            found = await self.interrupt.abandonable(self.evaluate(step))
+            with clock("eval"):
+                found = await self.interrupt.abandonable(self.evaluate(step))
             metrics |= found
-            metrics["seconds"] = metrics["seconds"] | {"eval": time.monotonic() - start}
             improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
             if improved:
                 self.state.best = {"step": step, "score": found["eval/mean"]}
+        metrics["seconds"] = metrics["seconds"] | clock.seconds
         self.state.seconds += sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
         metrics["seconds"] = metrics["seconds"] | {"mean": self.state.seconds / step}
-        self.logbook.write(step, metrics)
+        with clock("log"):
+            self.logbook.write(step, metrics)
         self.state.pending = None
         if improved or step % run.save_every == 0:
-            self.save()
+            with clock("save"):
+                self.save()
+        self.late = {name: clock.seconds[name] for name in ("log", "save") if name in clock.seconds}
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
@@ -215,6 +238,12 @@ def loss(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tree
     return [surrogate(mix, tempered, plain, entropy, batch)] if known else []
 
 
+def settle(device: torch.device) -> None:
+    """Wait for a GPU, so that its work is counted in the phase that asked for it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def parts(n: int, wanted: int) -> list[slice]:
     """n trees in at most `wanted` runs of whole trees, as even as can be."""
     count = min(n, wanted)
@@ -225,4 +254,4 @@ def parts(n: int, wanted: int) -> list[slice]:
 def has_signal(mix: Mix, batch: TreeBatch) -> bool:
     """Whether anything in a row pulls at the weights."""
     pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
-    return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0) and bool((batch.weight != 0).any()))
+    return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ramify.core.task import Task
+
+PORTION = 64  # texts in one call of a tokenizer: more only takes more memory
+CHAT: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
 
 
 @dataclass(frozen=True)
@@ -52,32 +55,41 @@ def render(
     if on_long not in ("error", "drop"):
         raise ValueError(f'on_long must be "error" or "drop", got {on_long!r}')
     _check(tokenizer, template, system)
-    tasks: list[Task] = []
-    dropped: list[str] = []
-    seen: set[str] = set()
+    problems, seen = list(problems), set[str]()
     for problem in problems:
         _check_problem(problem, seen)
-        prompt = _prompt(problem, tokenizer, template, system)
+    prompts = _prompts(problems, tokenizer, template, system)
+    fitting = list(_fitting(zip(problems, prompts, strict=True), limit, on_long))
+    shown = iter(_demonstrations([problem for problem, _ in fitting], tokenizer))
+    tasks = [
+        Task(p.id, tuple(prompt), p.text, p.answer, tuple(next(shown) for _ in p.demonstrations), p.extra)
+        for p, prompt in fitting
+    ]
+    if dropped := seen - {task.id for task in tasks}:
+        first = next(problem.id for problem in problems if problem.id in dropped)
+        warnings.warn(
+            f"left out {len(dropped)} of {len(problems)} problems with prompts above {limit} tokens, the first is {first!r}",
+            stacklevel=2,
+        )
+    return tasks
+
+
+def _fitting(
+    prompted: Iterable[tuple[Problem, list[int]]], limit: int | None, on_long: str
+) -> Iterator[tuple[Problem, list[int]]]:
+    """The problems whose prompts (token ids) are within `limit`; ValueError for an empty prompt, or one above it unless those are dropped."""
+    for problem, prompt in prompted:
         if not prompt:
             raise ValueError(
                 f"problem {problem.id!r} has no prompt tokens: the tokenizer knows none of {problem.text[:60]!r}"
             )
-        if limit is not None and len(prompt) > limit:
-            if on_long == "error":
-                raise ValueError(
-                    f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, the limit is {limit}: "
-                    'raise the limit, shorten the problem, or pass on_long="drop" to leave such problems out'
-                )
-            dropped.append(problem.id)
-            continue
-        shown = tuple(_demonstration(problem, text, tokenizer) for text in problem.demonstrations)
-        tasks.append(Task(problem.id, tuple(prompt), problem.text, problem.answer, shown, problem.extra))
-    if dropped:
-        warnings.warn(
-            f"left out {len(dropped)} of {len(seen)} problems with prompts above {limit} tokens, the first is {dropped[0]!r}",
-            stacklevel=2,
-        )
-    return tasks
+        if limit is None or len(prompt) <= limit:
+            yield problem, prompt
+        elif on_long == "error":
+            raise ValueError(
+                f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, the limit is {limit}: "
+                'raise the limit, shorten the problem, or pass on_long="drop" to leave such problems out'
+            )
 
 
 def _check(tokenizer: Any, template: str | None, system: str | None) -> None:
@@ -112,30 +124,51 @@ def _content(message: dict[str, str]) -> str:
     return message.get("content") or ""
 
 
-def _prompt(problem: Problem, tokenizer: Any, template: str | None, system: str | None) -> Sequence[int]:
-    """Token ids of the prompt, generation prompt included."""
+def _prompts(problems: Sequence[Problem], tokenizer: Any, template: str | None, system: str | None) -> list[list[int]]:
+    """Token ids of the prompts, generation prompt included."""
     if template is None and getattr(tokenizer, "chat_template", None):
-        messages = list(problem.messages or ({"role": "user", "content": problem.text},))
-        if system is not None and all(message["role"] != "system" for message in messages):
-            messages.insert(0, {"role": "system", "content": system})
-        return list(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        )
+        chats = [_chat(problem, system) for problem in problems]
+        return [ids for some in _portions(chats) for ids in tokenizer.apply_chat_template(some, **CHAT)]
     # str.replace, not str.format: templates and problems are full of LaTeX braces
-    text = problem.text if template is None else template.replace("{problem}", problem.text)
-    ids = list(tokenizer(text).input_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        ids.pop()  # some tokenizers end every text with EOS; a prompt must stay open
-    return ids
+    texts = [problem.text if template is None else template.replace("{problem}", problem.text) for problem in problems]
+    prompts = _encode(texts, tokenizer)
+    for text, ids in zip(texts, prompts, strict=True):
+        if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+            ids.pop()  # some tokenizers end every text with EOS; a prompt must stay open
+    return prompts
 
 
-def _demonstration(problem: Problem, text: str, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a worked solution, with one EOS at the end."""
-    if not text.strip():
-        raise ValueError(
-            f"problem {problem.id!r} has an empty demonstration: remove it, or check the column it is read from"
-        )
-    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    if ids[-1:] != [tokenizer.eos_token_id]:
-        ids.append(tokenizer.eos_token_id)
-    return tuple(ids)
+def _chat(problem: Problem, system: str | None) -> list[dict[str, str]]:
+    """The messages of a problem, with the system message where it has none."""
+    messages = list(problem.messages or ({"role": "user", "content": problem.text},))
+    if system is not None and all(message["role"] != "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _demonstrations(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[int, ...]]:
+    """Token ids of all worked solutions, problem by problem, with one EOS at the end of each."""
+    for problem in problems:
+        if not all(text.strip() for text in problem.demonstrations):
+            raise ValueError(
+                f"problem {problem.id!r} has an empty demonstration: remove it, or check the column it is read from"
+            )
+    solutions = _encode(
+        [text for problem in problems for text in problem.demonstrations], tokenizer, add_special_tokens=False
+    )
+    end = tokenizer.eos_token_id
+    return [tuple(ids if ids[-1:] == [end] else [*ids, end]) for ids in solutions]
+
+
+def _encode(texts: Sequence[str], tokenizer: Any, **options: Any) -> list[list[int]]:
+    """Token ids of each text; many at a call, since a call costs far more than a short text."""
+    return [
+        list(ids)
+        for some in _portions(texts)
+        for ids in tokenizer(some, return_attention_mask=False, **options).input_ids
+    ]
+
+
+def _portions(items: Sequence[Any]) -> Iterator[list[Any]]:
+    """The items in order, some at a time, so that the memory of a call stays small."""
+    return (list(items[start : start + PORTION]) for start in range(0, len(items), PORTION))

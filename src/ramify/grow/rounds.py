@@ -1,0 +1,47 @@
+"""Growing a forest round by round, all trees together: for rules that ask for something between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from ramify.core.tree import Tree
+from ramify.engine.engine import Engine, Sampling
+from ramify.grow.branching import Branching, paths
+from ramify.grow.growth import OnTree, grow_round, together
+from ramify.grow.pruning import Pruning
+from ramify.grow.stop import Stop
+
+Between = Callable[[list[Tree]], Awaitable[None]]
+"""Called after every round of a forest with the trees that grew in it, in the order they were given."""
+
+
+async def grow_rounds(
+    trees: Sequence[Tree],
+    engine: Engine,
+    branching: Branching,
+    sampling: Sampling,
+    stop: Stop,
+    pruning: Sequence[Pruning] = (),
+    between: Between | None = None,
+    on_tree: OnTree | None = None,
+) -> list[Tree]:
+    """Grow trees, all of them waiting for the last one after each round; `on_tree` is awaited for each once all are done.
+
+    What `between` sees depends on no clock: whole rounds, in the order of `trees`.
+    """
+    living = list(trees)
+    while living:
+        grew = await together(grow_round(tree, engine, branching, sampling, stop, pruning) for tree in living)
+        living = [tree for tree, more in zip(living, grew, strict=True) if more]
+        if living and between is not None:
+            await between(living)
+
+    async def close(tree: Tree) -> None:
+        for leaf in paths(tree):
+            leaf.finish = leaf.finish or "length"
+        answer = on_tree(tree) if on_tree is not None else None
+        if answer is not None:
+            await answer
+
+    await together(close(tree) for tree in trees)
+    return list(trees)

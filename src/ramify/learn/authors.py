@@ -1,0 +1,57 @@
+"""One part for what the policy wrote and another for demonstrations, inside one term: a mask or a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramify.core.tree import Author
+from ramify.learn.batch import TreeBatch
+
+
+@dataclass(frozen=True)
+class PerAuthor:
+    """`expert` on the tokens of demonstrations, `policy` on all others: both masks, or both references.
+
+    A term for rollouts and demonstrations together has one normaliser over both, as the mixed loss of LUFFY has (arXiv 2504.14945, eq. 5).
+    """
+
+    policy: Any
+    expert: Any
+
+    def __post_init__(self) -> None:
+        found = {self.policy.column, self.expert.column} - {None}
+        if len(found) > 1:
+            raise ValueError(
+                f"the two parts of PerAuthor read {sorted(found)}: a term reads one column, so let both name it, or one none"
+            )
+
+    @property
+    def column(self) -> str | None:
+        """What either part reads."""
+        return self.policy.column or self.expert.column
+
+    def column_of(self, author: Author) -> str | None:
+        """What the part for the tokens of one author reads."""
+        part = self.expert if author is Author.EXPERT else self.policy
+        column: str | None = part.column
+        return column
+
+    def choose(self, batch: TreeBatch, policy: Tensor, expert: Tensor) -> Tensor:
+        """[T] of each -> [T]."""
+        return torch.where(batch.author == int(Author.EXPERT), expert, policy)
+
+    def __call__(self, *given: Any) -> Tensor:
+        return self.choose(given[-1], self.policy(*given), self.expert(*given))
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """As the masks do."""
+        given = (sign, logp, entropy, batch)
+        return self.choose(batch, self.policy.clamp(*given), self.expert.clamp(*given))
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """As the references do."""
+        return self.choose(batch, self.policy.potential(logp, batch), self.expert.potential(logp, batch))

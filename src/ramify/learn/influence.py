@@ -1,0 +1,335 @@
+"""Forward context influence: how much the later steps of a response attend to each of its steps (arXiv 2509.26628, eqs. 4-6).
+
+With a the attention of a path's queries to its keys in one head, and steps j and k: M[j, k] is the mean of a over the queries of j
+of its sum over them / |k|, y[k] the sum of M[j, k] over j >= k + delta, and FCI the largest y over all layers and heads.
+
+It is read where the model attends, block by block of queries: y[k] is linear in a, so a block is folded over its queries at once and
+only a number per head and key of each path stays. Queries that paths share are met once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.core.tree import Author, Node
+from ramify.learn.gather import runs
+from ramify.learn.steps import LEVELS, Separators, Steps, segment
+
+if TYPE_CHECKING:
+    from ramify.learn.attention import TreePlan
+    from ramify.learn.pack import Layout
+
+BLOCK = 128  # queries met at once
+HELD = 2**20  # attention weights computed at once, where a single key head needs no more
+
+
+@dataclass(frozen=True)
+class Trail:
+    """One path of a row: its steps, and what each token of it, as a query, adds to the keys before `limit`."""
+
+    leaf: Node
+    steps: Steps
+    prompt: int  # tokens before the response
+    level: int  # of the separators
+    limit: (
+        np.ndarray
+    )  # [L] path positions below it are of steps at least delta before the query's, 0 where there are none
+    weight: np.ndarray  # [L] one over the size of the query's step, 0 where limit is
+
+
+def trail(leaf: Node, separators: Separators, delta: int) -> Trail:
+    """Cut a path into steps."""
+    response = leaf.response()
+    steps = segment(response, separators)
+    prompt = sum(len(node.tokens) for node in leaf.line() if node.author is Author.PROMPT)
+    starts = np.array([*steps.starts, steps.length])
+    number = np.searchsorted(starts, np.arange(len(response)), side="right") - 1
+    early = number - delta + 1  # the first step that is too near
+    limit = np.where(early >= 2, prompt + starts[np.maximum(early, 0)], 0)  # the first step never counts
+    weight = np.where(limit > 0, 1 / np.diff(starts)[number], 0.0)
+    nothing = np.zeros(prompt)
+    level = separators.level(response)
+    return Trail(leaf, steps, prompt, level, np.append(nothing.astype(int), limit), np.append(nothing, weight))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a block of B queries adds to some paths that are cut by the same separators."""
+
+    weight: Tensor  # [m, B]
+    limit: Tensor  # [B]
+    low: int  # every query with a weight sees the keys before this one
+    high: int  # and none those from this one on
+    paths: list[tuple[int, int]]  # (path, row of weight)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries of one run: tokens [first, last) of the row, the last of them with `keys` tokens on its path."""
+
+    first: int
+    last: int
+    keys: int
+    shares: list[Share]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """An unbranched run of a row: where the tokens of its path stand, and its blocks."""
+
+    path: list[tuple[int, int]]
+    blocks: list[Block]
+
+
+@dataclass
+class Watch:
+    """Adds up one row's influence while a model attends to it, layer by layer."""
+
+    trails: list[Trail]
+    stretches: list[Stretch]
+    base: list[int]  # where each path begins in the columns of `sums`
+    step: Tensor  # [F] the column of `best` of each token of each path; the last column is for prompts
+    size: Tensor  # [C] tokens of each step
+    best: Tensor | None = None  # [C] so far
+
+    def over(self, way: TreePlan) -> Watched:
+        """What to give the model instead of its plan."""
+        return Watched(way, self)
+
+    @torch.no_grad()
+    def add(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+        """One layer: [1, H, T, D] and [1, H or fewer, T, D]; in float32 or more, whatever autocast is on."""
+        with torch.autocast(query.device.type, enabled=False):
+            sums = self.sums(query.shape[1], query)
+            query = query[0].to(sums.dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
+            query = query.unflatten(0, (key.shape[1], -1))
+            room = self.room(query)
+            for part in self.stretches:
+                known = torch.cat([key[0, :, a:b] for a, b in part.path], 1).to(sums.dtype)
+                for block in part.blocks:
+                    self.meet(block, query, known, room, sums)
+            self.close(sums)
+
+    def room(self, query: Tensor) -> Tensor:
+        """Where attention weights are computed, twice: new memory for every block would cost more than the arithmetic."""
+        needed = max(
+            (query.shape[1] * (b.last - b.first) * b.keys for s in self.stretches for b in s.blocks), default=0
+        )
+        return query.new_empty(2, max(HELD, needed))
+
+    def meet(self, block: Block, query: Tensor, known: Tensor, room: Tensor, sums: Tensor) -> None:
+        """Queries [Hk, G, T, D], already scaled, of a block with the keys [Hk, K, D] of its path, some key heads at a time."""
+        shared, count = query.shape[1], block.last - block.first
+        some = max(1, HELD // (shared * count * block.keys))
+        for h in range(0, len(known), some):
+            keys = known[h : h + some, : block.keys]
+            asked = query[h : h + some, :, block.first : block.last]
+            scores, rows = (x[: asked.shape[0] * shared * count * block.keys] for x in room)
+            rows = attention(asked, keys, scores.view(len(keys), -1, block.keys), rows.view(-1, count, block.keys))
+            self.count(block, rows, sums[h * shared : h * shared + len(rows)])
+
+    def sums(self, heads: int, like: Tensor) -> Tensor:
+        """Room for one layer, [H, F]."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return torch.zeros(heads, len(self.step), dtype=wide, device=like.device)
+
+    def count(self, block: Block, rows: Tensor, sums: Tensor) -> None:
+        """Fold attention weights [H, B, keys] over their queries into sums [H, F]."""
+        for share in block.shares:
+            weight = share.weight.to(rows)
+            found = folded(rows, weight, share)
+            for path, row in share.paths:
+                at = self.base[path]
+                sums[:, at : at + share.high] += found[:, row]
+
+    def close(self, sums: Tensor) -> None:
+        """End a layer: the mean over the keys of each step, the largest over heads and layers."""
+        step, size = self.step.to(sums.device), self.size.to(sums)
+        means = sums.new_zeros(len(sums), len(size)).index_add_(1, step, sums) / size
+        best = means.amax(0)
+        self.best = best if self.best is None else torch.maximum(self.best, best)
+
+    def scores(self) -> Iterator[tuple[Trail, np.ndarray]]:
+        """Each path with the FCI [S] of its steps; 0 for the first one and from the end of the thinking on."""
+        if self.best is None:
+            raise ValueError(
+                "no layer attended to this row: the model must attend through ramify's registered attention"
+            )
+        every, at = self.best.double().cpu().numpy(), 0
+        for path in self.trails:
+            score = every[at : at + len(path.steps.starts)].copy()
+            at += len(score)
+            score[:1] = 0
+            if path.steps.think_end is not None:
+                score[path.steps.think_end :] = 0
+            yield path, score
+
+
+def attention(query: Tensor, key: Tensor, scores: Tensor, rows: Tensor) -> Tensor:
+    """Causal attention weights [Hk x G, B, K] of the last B tokens, in `rows`: [Hk, G, B, D], [Hk, K, D]; `scores` is scratch."""
+    count = query.shape[2]
+    torch.bmm(query.flatten(1, 2), key.transpose(1, 2), out=scores)
+    by_head = scores.view(rows.shape)
+    later = torch.ones(count, count, dtype=torch.bool, device=query.device).triu_(1)
+    by_head[:, :, -count:].masked_fill_(later, -torch.inf)
+    return torch.softmax(by_head, -1, out=rows)
+
+
+def folded(rows: Tensor, weight: Tensor, share: Share) -> Tensor:
+    """Attention weights [H, B, K] and weights of the queries [m, B] -> [H, m, high]; keys from a query's limit on do not count."""
+    found = rows.new_empty(len(rows), len(weight), share.high)
+    near = rows[:, :, share.low : share.high]
+    if share.low < share.high:
+        index = torch.arange(share.low, share.high, device=rows.device)
+        near = near * (index < share.limit.to(rows.device)[:, None])
+    for i in range(len(weight)):  # one at a time: a thin matrix product is far slower than so many of one row
+        one = weight[i].expand(len(rows), 1, -1)
+        found[:, i, : share.low] = torch.bmm(one, rows[:, :, : share.low])[:, 0]
+        found[:, i, share.low :] = torch.bmm(one, near)[:, 0]
+    return found
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A plan of tree attention that lets a Watch see queries and keys."""
+
+    way: TreePlan
+    watch: Watch
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model must be given."""
+        return self.way.length
+
+    @property
+    def depth(self) -> int:
+        """Tokens on the longest path."""
+        return self.way.depth
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+        self.watch.add(query, key, scale)
+        return self.way.attend(query, key, value, scale)
+
+
+@dataclass
+class Influence:
+    """FCI of a forest, row by row, written down as signals once every path has been seen."""
+
+    separators: Separators
+    delta: int = 4
+    found: list[tuple[Trail, np.ndarray]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.delta < 1:
+            raise ValueError(f"delta is a number of steps, at least 1, got {self.delta}")
+
+    def watch(self, row: Layout) -> Watch:
+        """The watch of one row, for all paths on it that the policy ended."""
+        ended = [(leaf, last) for _, leaf, last in row.leaves if leaf.author is Author.POLICY]
+        trails = [trail(leaf, self.separators, self.delta) for leaf, _ in ended]
+        sizes = [np.diff([*path.steps.starts, path.steps.length]) for path in trails]
+        first = np.cumsum([0, *map(len, sizes)])
+        step = [
+            np.append(np.full(path.prompt, first[-1]), at + np.repeat(np.arange(len(size)), size))
+            for path, size, at in zip(trails, sizes, first, strict=False)
+        ]
+        base = np.cumsum([0, *map(len, step)]).tolist()
+        columns = torch.from_numpy(np.concatenate([np.zeros(0, dtype=int), *step]))
+        counts = torch.from_numpy(np.concatenate([*sizes, np.ones(1)]))
+        return Watch(trails, stretches(row, trails, [last for _, last in ended]), base, columns, counts)
+
+    def take(self, watch: Watch) -> None:
+        """Keep what a watch found."""
+        self.found += watch.scores()
+
+    def record(self) -> None:
+        """Write the signal "influence" of every node on the paths seen: the FCI of each token's step, its mean over those paths."""
+        nodes: dict[int, tuple[Node, np.ndarray, int]] = {}
+        for path, score in self.found:
+            value, at = np.repeat(score, np.diff([*path.steps.starts, path.steps.length])), 0
+            for node in path.leaf.line():
+                if node.author is Author.PROMPT:
+                    continue
+                here = slice(at, at := at + len(node.tokens))
+                _, total, seen = nodes.get(id(node), (node, 0.0, 0))
+                nodes[id(node)] = (node, total + value[here], seen + 1)
+        for node, total, seen in nodes.values():
+            node.signals["influence"] = (total / seen).tolist()
+
+
+def stretches(row: Layout, trails: Sequence[Trail], last: Sequence[int]) -> list[Stretch]:
+    """The runs of a row with something to add, `last` [K] being the row index of each path's last token."""
+    if not len(row):
+        return []
+    parent = np.array(row.parent)
+    line = runs(parent, row.spread(row.ends, np.int64))
+    above = np.where(parent[line.start] == line.start, -1, np.searchsorted(line.stop, parent[line.start], side="right"))
+    paths: list[list[int]] = [[] for _ in range(len(line))]
+    for path, token in enumerate(last):
+        run = int(np.searchsorted(line.stop, token, side="right")) if token >= 0 else -1
+        while run >= 0:
+            paths[run].append(path)
+            run = int(above[run])
+    made = []
+    for run in range(len(line)):
+        blocks = list(blocks_of(line, run, trails, paths[run]))
+        if blocks:
+            made.append(Stretch(path_of(line, run, above), blocks))
+    return made
+
+
+def path_of(line: Any, run: int, above: np.ndarray) -> list[tuple[int, int]]:
+    """Token ranges from the root to the end of a run."""
+    found = []
+    while run >= 0:
+        found.append((int(line.start[run]), int(line.stop[run])))
+        run = int(above[run])
+    return found[::-1]
+
+
+def blocks_of(line: Any, run: int, trails: Sequence[Trail], paths: Sequence[int]) -> Iterator[Block]:
+    """The blocks of a run that add anything to a path."""
+    start, stop, before = int(line.start[run]), int(line.stop[run]), int(line.before[run])
+    for first in range(start, stop, BLOCK):
+        end = min(first + BLOCK, stop)
+        place = slice(before + first - start, before + end - start)
+        shares = []
+        for level in range(LEVELS):
+            some = [(path, trails[path]) for path in paths if trails[path].level == level]
+            share = share_of(some, place)
+            if share is not None:
+                shares.append(share)
+        if shares:
+            yield Block(first, end, place.stop, shares)
+
+
+def share_of(paths: Sequence[tuple[int, Trail]], place: slice) -> Share | None:
+    """What the queries at some path positions add to paths cut by the same separators; None for nothing.
+
+    Such paths agree on the steps before a token they share, but not on the size of a step that they leave together.
+    """
+    limit = np.zeros(place.stop - place.start, dtype=np.int64)
+    rows: dict[bytes, int] = {}
+    weights: list[np.ndarray] = []
+    where = []
+    for path, one in paths:
+        there = one.weight[place]
+        if not there.any():
+            continue
+        weight = np.append(there, np.zeros(len(limit) - len(there)))  # a path may end here
+        limit[: len(there)] = np.maximum(limit[: len(there)], one.limit[place])
+        row = rows.setdefault(weight.tobytes(), len(rows))
+        if row == len(weights):
+            weights.append(weight)
+        where.append((path, row))
+    if not where:
+        return None
+    used = limit[np.any(weights, axis=0)]
+    return Share(torch.from_numpy(np.stack(weights)), torch.from_numpy(limit), int(used.min()), int(used.max()), where)

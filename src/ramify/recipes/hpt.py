@@ -1,0 +1,43 @@
+"""HPT (arXiv 2509.04419): each question is learned from its rollouts or, where all of them fail, from its demonstration."""
+
+from dataclasses import replace
+from typing import Any
+
+from ramify.core.tree import Author
+from ramify.grow.branching import Star
+from ramify.grow.schedule import Fixed
+from ramify.learn.advantage import Constant, GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.gate import Switch
+from ramify.learn.mask import Everything
+from ramify.learn.mix import Mix, QuestionMean, Term
+from ramify.learn.model import Pretrained
+from ramify.learn.reference import Behavior, Itself
+from ramify.recipes import quickstart
+from ramify.run.recipe import AdamW, Run
+from ramify.tasks.chain import ChainSum
+from ramify.tasks.files import File
+from ramify.tasks.math import Boxed
+
+PUBLISHED: dict[str, Any] = {  # shared with LUFFY and SRFT; responses of 8192 tokens shortened to Qwen2.5-Math's context
+    "model": Pretrained("Qwen/Qwen2.5-Math-7B"), "tasks": File("problems.jsonl", demonstration="solution"), "rewards": Boxed(),
+    "demonstrations": 1, "prompt_limit": 1024, "response_limit": 3072, "schedule": Fixed(128), "steps": 500, "minibatches": 2,
+    "tokens_per_batch": 32768, "autocast": True, "activation_checkpointing": True,
+}  # fmt: skip
+SMALL = quickstart.SMALL | {"model": Pretrained("runs/quickstart/1-sft"), "tasks": ChainSum(30_000, "train")}
+
+
+def recipe() -> Run:
+    """Published settings: Dr.GRPO without a clip, threshold 0, learning rate 5e-6.
+
+    Qwen2.5-Math-1.5B: `mix.terms.1.coefficient=0.3`. LLaMA-3.1-8B: `mix.gate.threshold=0.25`.
+    """
+    rl = Term(Estimator(Everything(), Behavior(), GroupMean(std=False)), normaliser=QuestionMean())
+    sft = Term(Estimator(Everything(), Itself(), Constant(over="expert")), (Author.EXPERT,), QuestionMean())
+    mix = Mix((rl, sft), entropy_bonus=0.001, gate=Switch(0.0))
+    return Run(name="hpt", branching=Star(8), mix=mix, optimizer=AdamW(lr=5e-6, weight_decay=0.01), **PUBLISHED)
+
+
+def small() -> Run:
+    """HPT on the quickstart's task, from its supervised model, with a teacher that is right, on a CPU."""
+    return replace(recipe(), **SMALL)

@@ -1,0 +1,34 @@
+"""Tiny runs that branch by attention and by surprise, with adaptive sampling, as a user's recipe file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ramify.grow.adaptive import Adaptive
+from ramify.grow.forks import AttentionForks, EarlyForks, EntropyForks
+from ramify.grow.prompts import PromptBatch
+from ramify.grow.schedule import Fixed
+from ramify.learn.estimator import Estimator
+from ramify.learn.global_local import GlobalLocal
+from ramify.learn.mask import DualClip
+from ramify.learn.mix import Mix, Term
+from ramify.learn.reference import Behavior
+from ramify.run.recipe import Run
+from run_recipe import rl
+
+FORKS = AttentionForks(roots=4, points=2, branches=1, distance=2, delta=1)
+
+
+def recipe() -> Run:
+    """AttnRL in small: prompts, roots and branches all depend on what was seen before."""
+    mix = Mix((Term(Estimator(DualClip(0.2, 0.28), Behavior(), GlobalLocal())),))
+    schedule = Adaptive(PromptBatch(4, target=60, rounding="none", most=9))
+    return replace(rl(), name="attnrl", branching=FORKS, schedule=schedule, mix=mix, evals=None, eval_every=0)
+
+
+def early() -> Run:
+    return replace(recipe(), branching=EarlyForks(4, 2, 1, distance=2), schedule=Fixed(4))
+
+
+def entropy() -> Run:
+    return replace(recipe(), branching=EntropyForks(4, 2, 2, 1, words=("=",)), schedule=Fixed(4))

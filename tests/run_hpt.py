@@ -1,0 +1,65 @@
+"""The shipped recipes that learn from demonstrations, on a tiny random model; as a user's recipe file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ramify.grow.branching import Star
+from ramify.grow.demonstration import Hinted
+from ramify.grow.schedule import Fixed
+from ramify.learn.estimator import Estimator
+from ramify.learn.gae import GAE
+from ramify.learn.gate import Smooth
+from ramify.learn.mask import Clip
+from ramify.learn.mix import Mix, Term
+from ramify.learn.reference import Behavior
+from ramify.recipes import hpt as shipped_hpt
+from ramify.recipes import luffy as shipped_luffy
+from ramify.recipes import sft_then_grpo as shipped_stages
+from ramify.recipes import srft as shipped_srft
+from ramify.run.recipe import AdamW, Run
+from ramify.tasks.chain import ChainAnswer, ForgetsCarry
+from run_recipe import MODEL, SMALL, TEST, TRAIN, Digits
+
+TINY = SMALL | {
+    "model": MODEL, "tasks": TRAIN, "evals": TEST, "rewards": Digits(), "schedule": Fixed(3), "steps": 3, "save_every": 2, "eval_every": 3,
+    "eval_samples": 2, "eval_limit": 2, "optimizer": AdamW(lr=1e-2), "trees_every": 1,
+}  # fmt: skip
+
+
+def hpt() -> Run:
+    return replace(shipped_hpt.small(), branching=Star(3), **TINY)
+
+
+def smooth() -> Run:
+    """HPT with the smooth gate, on so few problems that they come again."""
+    run = hpt()
+    return replace(run, name="smooth", tasks=replace(TRAIN, count=4), mix=replace(run.mix, gate=Smooth(0.3)), steps=4)
+
+
+def luffy() -> Run:
+    return replace(shipped_luffy.small(), branching=Star(3), **TINY)
+
+
+def srft() -> Run:
+    return replace(shipped_srft.small(), branching=Star(3), **TINY)
+
+
+def careful() -> Run:
+    """A teacher that is often wrong, checked first; one path goes on from a part of what is right."""
+    tasks = replace(TRAIN, teacher=ForgetsCarry(1.0))
+    return replace(
+        hpt(), name="careful", tasks=tasks, rewards=ChainAnswer(), check_demonstrations=True, branching=Hinted(Star(2))
+    )
+
+
+def ppo() -> Run:
+    """PPO with a value head."""
+    mix = Mix((Term(Estimator(Clip(), Behavior(), GAE())),), value=0.5)
+    return replace(hpt(), name="ppo", demonstrations=0, mix=mix)
+
+
+def sft_then_grpo() -> tuple[Run, Run]:
+    first, second = shipped_stages.small()
+    quiet = {"rewards": (), "evals": None}  # nothing is sampled there
+    return replace(first, **TINY | quiet), replace(second, branching=Star(3), **TINY)

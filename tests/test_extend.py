@@ -1,0 +1,104 @@
+"""The blocks of docs/extend.md are run as they stand: each part is short, does what it says, and trains with the others."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from rich.console import Console
+
+from ramify.core.task import Path as Answer
+from ramify.core.task import Task
+from ramify.core.tree import Author, Tree
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+PARTS = ("SecondThoughts", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """All blocks as one recipe file, imported."""
+    code = "from __future__ import annotations\n" + "\n".join(
+        re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    )
+    file = tmp_path_factory.mktemp("extend") / "extend_page.py"
+    file.write_text(code)
+    module = ModuleType("extend_page")
+    module.__file__ = str(file)
+    sys.modules["extend_page"] = module
+    exec(compile(code, str(file), "exec"), module.__dict__)
+    return module
+
+
+def test_every_part_is_under_twenty_lines(page: ModuleType) -> None:
+    classes = {
+        node.name: node
+        for node in ast.parse(Path(page.__file__ or "").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert set(classes) == set(PARTS)
+    assert all((node.end_lineno or 0) - node.lineno + 2 < 20 for node in classes.values()), "the decorator counts too"
+
+
+def grown() -> Tree:
+    tree = Tree.plant(Task("t", (1,), "t"))
+    for reward in (0.0, 1.0, 1.0):
+        tree.add(tree.root, [1] * 6, Author.POLICY, finish="eos", reward=reward)
+    return tree
+
+
+def test_the_branching_rule_grows_again_from_the_middle(page: ModuleType) -> None:
+    rule, tree = page.SecondThoughts(3), Tree.plant(Task("t", (1,), "t"))
+    assert len(rule(tree)) == 3
+    tree = grown()
+    tree.rounds = 1
+    assert [(bud.node, bud.drop) for bud in rule(tree)] == [(leaf, 3) for leaf in tree.leaves()]
+    tree.rounds = 2
+    assert rule(tree) == []
+
+
+def test_the_advantage_is_over_the_middle_reward(page: ModuleType) -> None:
+    (credit,) = page.MedianBaseline()([grown()])
+    assert list(credit.leaf.values()) == [-1.0, 0.0, 0.0]
+
+
+def test_the_clip_rule_fades_out_on_its_side_only(page: ModuleType) -> None:
+    class Row:
+        behavior = torch.zeros(3)
+
+    logp = torch.tensor([-0.1, 0.1, 0.3])
+    torch.testing.assert_close(page.FadeOut()(1, logp, logp, Row()), torch.tensor([1.0, 0.5, 0.0]))
+    torch.testing.assert_close(page.FadeOut()(-1, logp, logp, Row()), torch.tensor([0.5, 1.0, 1.0]))
+
+
+def test_the_reward_falls_with_length(page: ModuleType) -> None:
+    task = Task("t", (1,), "t")
+
+    def of(n: int, finish: str) -> float:
+        return page.Brief(10)(task, Answer(text="", tokens=(1,) * n, finish=finish))
+
+    assert (of(5, "eos"), of(20, "eos"), of(5, "length")) == (1.0, 0.5, 0.0)
+
+
+def test_the_gate_shows_once(page: ModuleType) -> None:
+    first, state = page.FirstTimeShown()(grown(), {})
+    again, _ = page.FirstTimeShown()(grown(), state)
+    assert (first[Author.EXPERT], first[Author.POLICY]) == (1.0, 0.0)
+    assert (again[Author.EXPERT], again[Author.POLICY]) == (0.0, 1.0)
+
+
+def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
+    from ramify.run.launch import launch
+
+    small = ["tasks.count=60", "evals.count=4", "schedule.prompts=3", "model.hidden=32", "steps=2"]
+    out = tmp_path / "run"
+    assert launch(str(page.__file__), [*small, f"out={out}"], False, True, Console(quiet=True)) == 0
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 2
+    assert all(step["trained"] > 0 and step["updates"] == 1 for step in steps)

@@ -1,0 +1,129 @@
+"""Sums along paths and folds down the tree against walks of the tree itself; what path weights cannot go with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from forests import forest
+from ramify.core.tree import Author, Tree
+from ramify.learn.advantage import Constant, GroupMean
+from ramify.learn.authors import PerAuthor
+from ramify.learn.baselines import Whitened
+from ramify.learn.batch import TreeBatch
+from ramify.learn.estimator import Estimator
+from ramify.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio, along, fold
+from ramify.learn.mask import Clip, Everything
+from ramify.learn.mix import Mix, Term
+from ramify.learn.pack import lay_out, pack
+from ramify.learn.reference import Behavior, Itself, Recomputed
+from ramify.learn.shaped import Blend, Capped, Power, Probable, Shaped
+
+
+def rows(seed: int, authors: tuple[Author, ...], budget: int) -> list[tuple[TreeBatch, list[list[int]]]]:
+    """Packed rows of a random forest, and for each trained leaf of a row the learned tokens on its path."""
+    trees: list[Tree] = forest(seed)
+    mix = Mix((Term(Estimator(Everything(), Itself(), Constant()), authors),))
+    credits = mix.credit(trees)
+    kept = [
+        {
+            leaf.id
+            for leaf in tree.leaves()
+            if leaf.reward is not None and any(n.author in authors and n.tokens for n in leaf.line())
+        }
+        for tree in trees
+    ]
+    answer = []
+    for batch, row in zip(pack(trees, credits, mix, budget, torch.float64), lay_out(trees, kept, budget), strict=True):
+        where = {(tree, node.id): (start, stop) for tree, node, start, stop in row.nodes}
+        paths = [
+            [t for n in leaf.line() if n.author in authors for t in range(*where[tree, n.id])]
+            for tree, leaf, _ in row.leaves
+        ]
+        answer.append((batch.term(0), paths))
+    return answer
+
+
+@pytest.mark.parametrize("authors", [(Author.POLICY,), (Author.EXPERT,), (Author.POLICY, Author.EXPERT)])
+@pytest.mark.parametrize("budget", [0, 40])
+def test_along_and_fold(authors: tuple[Author, ...], budget: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    seen = 0
+    for seed in range(10):
+        for batch, paths in rows(seed, authors, budget):
+            x = torch.randn(len(batch), generator=generator, dtype=torch.float64)
+            v = torch.randn(len(paths), generator=generator, dtype=torch.float64)
+            want = torch.tensor([float(x[path].sum()) for path in paths], dtype=torch.float64)
+            torch.testing.assert_close(along(x, batch), want, rtol=0, atol=1e-12)
+            down = torch.zeros(len(batch), dtype=torch.float64)
+            for k, path in enumerate(paths):
+                down[path] += v[k]
+            torch.testing.assert_close(fold(v, batch), down, rtol=0, atol=1e-12)
+            seen += len(paths)
+    assert seen > 5
+
+
+def test_a_path_is_weighed_as_one() -> None:
+    trees = forest(0)
+    mix = Mix((Term(Estimator(Everything(), Itself(), Whitened(0.9), SequenceRatio())),))
+    with pytest.raises(ValueError, match="weighs each path as one"):
+        mix.credit(trees)
+
+
+def test_columns_go_together() -> None:
+    assert Estimator(Everything(), Itself(), GroupMean(), SequenceRatio(column="recomputed")).columns == {"recomputed"}
+    assert Estimator(Everything(), Itself(), GroupMean(), EntropyWeight(0.5, -1.0)).tempered
+    with pytest.raises(ValueError, match="tempered or untempered"):
+        Estimator(Clip(), Itself(), GroupMean(), GeometricMean(Clip(column="recomputed")))
+    with pytest.raises(ValueError, match="a term reads one column"):
+        PerAuthor(Behavior(), Recomputed())
+    mixed = Estimator(PerAuthor(Clip(), Everything()), PerAuthor(Behavior(), Shaped()), GroupMean())
+    assert (mixed.reads(Author.POLICY), mixed.reads(Author.EXPERT)) == ({"behavior"}, set())
+
+
+def test_a_demonstration_without_a_sampler_is_refused_where_one_is_read() -> None:
+    trees = forest(0)
+    both = (Author.POLICY, Author.EXPERT)
+    for reference, fine in ((Behavior(), False), (PerAuthor(Behavior(), Shaped()), True)):
+        mix = Mix((Term(Estimator(Everything(), reference, GroupMean(over="all")), both),))
+        if fine:
+            assert pack(trees, mix.credit(trees), mix)
+        else:
+            with pytest.raises(ValueError, match="has no log-probs of a sampler"):
+                pack(trees, mix.credit(trees), mix)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        Shaped(0.1),
+        Shaped(0.3, "behavior"),
+        Power(0.5),
+        Power(0.3, "recomputed"),
+        Blend(0.1, 1.0),
+        Blend(0.7, 0.0, "behavior"),
+    ],
+)
+def test_a_reference_is_the_slope_of_its_potential(reference) -> None:
+    batch = rows(2, (Author.POLICY,), 0)[0][0]
+    batch.recomputed = batch.behavior - 0.2
+    logp = (batch.behavior - 0.3).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(reference.potential(logp, batch).sum(), logp)
+    torch.testing.assert_close((logp - reference(logp, batch)).exp(), slope, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Shaped(0.0), "gamma"),
+        (lambda: Shaped(0.1, "frozen"), "column"),
+        (lambda: Power(0.0), "exponent"),
+        (lambda: Blend(0.0, 0.0), "weights"),
+        (lambda: Capped(high=-0.1), "Capped"),
+        (lambda: Probable(0.5, 0.2), "Probable"),
+        (lambda: SequenceRatio(low=1.0), "low"),
+    ],
+)
+def test_values_are_checked(make, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -1,0 +1,77 @@
+"""Whole runs that branch between rounds: signals supplied, state kept, a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ramify.core import store
+from ramify.core.tree import Author, Tree
+from ramify.run import checkpoint
+from ramify.run.launch import launch
+from test_resume import metrics, same
+
+HERE = Path(__file__).parent
+RECIPE = str(HERE / "run_forks.py")
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+
+def train(out: Path, *overrides: str, variant: str = "", resume: bool = True) -> int:
+    return launch(RECIPE + variant, [f"out={out}", *overrides], resume, False, Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train(out) == 0
+    return out
+
+
+def trees(folder: Path) -> list[Tree]:
+    return [tree for file in sorted((folder / "trees").iterdir()) for tree in store.read(file)]
+
+
+def test_paths_grow_from_attended_steps_and_the_batch_adapts(whole: Path) -> None:
+    grown = trees(whole)
+    assert all({"steps", "influence"} <= leaf.signals.keys() for tree in grown for leaf in tree.leaves() if leaf.why == "root")
+    later = [leaf for tree in grown for leaf in tree.leaves() if leaf.why == "influence"]
+    assert len(later) > 50
+    assert not any("influence" in leaf.signals for leaf in later), "nobody would read it"
+    assert len({line["wanted"] for line in metrics(whole)}) > 1
+    state = json.loads((checkpoint.path_of(whole, 6) / "state.json").read_text())["cursor"]["schedule"]
+    assert state["batch"]["seen"] == 6
+    assert all(line["grad_norm"] > 0 for line in metrics(whole))
+    for tree in grown:
+        for leaf in tree.leaves():
+            if leaf.verdict.get("expanded") == 0:
+                assert leaf.parent is tree.root
+                assert "credit/GlobalLocal" not in leaf.verdict
+
+
+def test_a_run_that_stopped_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "steps=2", "optimizer.decay=constant") == 0
+    assert train(tmp_path / "one", "steps=6", "optimizer.decay=constant") == 0
+    assert train(tmp_path / "run", "steps=6", "optimizer.decay=constant") == 0
+    same(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("variant", "why"), [(":early", "early"), (":entropy", "nats")])
+def test_the_other_rules_run(tmp_path: Path, variant: str, why: str) -> None:
+    assert train(tmp_path / "run", "steps=2", variant=variant) == 0
+    grown = trees(tmp_path / "run")
+    assert sum(leaf.why.endswith(why) for tree in grown for leaf in tree.leaves()) > 20
+    assert not any("influence" in node.signals for tree in grown for node in tree.walk())
+    if why == "nats":
+        assert {tree.rounds for tree in grown} == {3}
+        assert all("concluded" in node.signals for tree in grown for leaf in tree.leaves() for node in leaf.line()[1:-1])
+    assert all(node.author is not Author.EXPERT for tree in grown for node in tree.walk())
+
+
+def test_a_signal_that_nobody_computes_is_refused_before_any_work(tmp_path: Path) -> None:
+    from ramify.run.signals import Signals
+
+    with pytest.raises(ValueError, match="unknown signals value: this version computes steps, influence, concluded"):
+        Signals(None, None)([], ("value",), None)

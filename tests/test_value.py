@@ -1,0 +1,161 @@
+"""The value head: GAE by hand, the packed regression against flattened paths, a policy that carries it, and PPO as a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from forests import Trajectory, flatten, forest
+from methods import METHODS, rows_of
+from methods_hpt import returns
+from ramify.core.task import Task
+from ramify.core.tree import Author, Tree
+from ramify.learn import gauges
+from ramify.learn.advantage import GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.gae import GAE
+from ramify.learn.leaf import EntropyWeight
+from ramify.learn.mask import Clip, Everything
+from ramify.learn.mix import Mix, Term
+from ramify.learn.pack import lay_out, pack
+from ramify.learn.reference import Behavior, Itself
+from ramify.learn.value import ActorCritic
+from ramify.run import checkpoint
+from ramify.run.launch import launch
+from test_equivalence import budget_for
+from tiny import build
+
+RECIPES = Path(__file__).with_name("run_hpt.py")
+PPO = Mix((Term(Estimator(Clip(), Behavior(), GAE())),), value=0.5)
+
+
+def test_gae_by_hand() -> None:
+    tree = Tree.plant(Task("q", (1,), ""))
+    leaf = tree.add(tree.root, [2, 3, 4], Author.POLICY, finish="eos", reward=1.0, signals={"value": [0.5, 0.2, 0.4]})
+    (credit,) = GAE(0.9, 0.5, whiten=False)([tree])
+    third = 1.0 - 0.4
+    second = 0.9 * 0.4 - 0.2 + 0.45 * third
+    first = 0.9 * 0.2 - 0.5 + 0.45 * second
+    assert credit.token is not None
+    assert credit.token[leaf.id] == pytest.approx([first, second, third])
+    assert credit.target is not None
+    assert credit.target[leaf.id] == pytest.approx([first + 0.5, second + 0.2, 1.0])
+    del leaf.signals["value"]
+    with pytest.raises(ValueError, match="has no values: score the forest with an ActorCritic"):
+        GAE()([tree])
+
+
+@pytest.mark.parametrize("size", ["one row", "cut", "shared"])
+def test_the_packed_regression_is_that_of_the_paths(size: str) -> None:
+    """Gradient and value of 0.5 x the mean over flattened tokens of (V - target)^2 / 2, with V a free parameter of every token."""
+    mix = METHODS["ppo"].mix
+    for seed in range(6):
+        trees = forest(seed, tempered=True)
+        credits = mix.credit(trees)
+        index: dict[tuple[int, int, int], int] = {}
+        for row in flatten(trees):
+            for spot in row.spots:
+                index.setdefault(spot, len(index))
+        free = torch.randn(
+            len(index), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        ).requires_grad_()
+        total, value = torch.zeros((), dtype=torch.float64), 0.0
+        keep = [answer.trained() for answer in credits[0]]
+        learned = [
+            {x.id for x in t.leaves() if x.id in k and any(n.author is Author.POLICY and n.tokens for n in x.line())}
+            for t, k in zip(trees, keep, strict=True)
+        ]
+        budget = budget_for(trees, size)
+        for batch, row in zip(
+            pack(trees, credits, mix, budget, torch.float64), lay_out(trees, learned, budget), strict=True
+        ):
+            picks = [index.get((t, n.id, k), 0) for t, n, a, b in row.nodes for k in range(b - a)]
+            none = torch.zeros(len(batch), dtype=torch.float64)
+            values = free[picks]
+            total = total + mix.loss(none, none, none, batch, values) - mix.loss(none, none, none, batch)
+            value += gauges.surrogate(mix, none, none, none, batch, values.detach())
+            value -= gauges.surrogate(mix, none, none, none, batch)
+        want = flattened(trees, index, free)
+        (ours,) = torch.autograd.grad(total, free)
+        (theirs,) = torch.autograd.grad(want, free)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        assert value == pytest.approx(float(want.detach()), abs=1e-12)
+
+
+def flattened(trees: list[Tree], index: dict, free: Tensor) -> Tensor:
+    def zeros(rows: list[Trajectory]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        empty = [torch.zeros(len(row.spots), dtype=torch.float64) for row in rows]
+        return empty, empty, empty
+
+    rows = rows_of(trees, zeros, (Author.POLICY,), True, policy_only=True)
+    _, target = returns(rows, 1.0, 0.95)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(rows.rows):
+        said = free[[index[spot] for spot in row.spots]]
+        total = total + (rows.mask[i, : len(said)] * (said - target[i, : len(said)]) ** 2).sum()
+    return 0.5 * 0.5 * total / rows.mask.sum()
+
+
+def test_values_are_those_of_separate_paths_and_learn() -> None:
+    model = build("qwen2", double=True)
+    policy = ActorCritic(model, clip=float("inf"))
+    with torch.no_grad():
+        policy.critic.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    trees = forest(5)
+    policy.score(trees, {"value"})
+    nodes = [{node.id: node for node in tree.walk()} for tree in trees]
+    for row in flatten(trees):
+        ids = torch.tensor([row.prompt + row.tokens])
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        alone = policy.critic(hidden)[len(row.prompt) - 1 : -1, 0].tolist()
+        for spot, author, value in zip(row.spots, row.authors, alone, strict=True):
+            if author in (Author.POLICY, Author.EXPERT):
+                assert nodes[spot[0]][spot[1]].signals["value"][spot[2]] == pytest.approx(value, abs=1e-12)
+    errors = []
+    for _ in range(12):
+        credits = PPO.credit(trees)
+        error = 0.0
+        for batch in pack(trees, credits, PPO, 0, torch.float64):
+            policy.accumulate(PPO, batch)
+            with torch.no_grad():
+                error += float((batch.target_weight * (policy.value(batch) - batch.target) ** 2).sum())
+        policy.update(3e-3)
+        policy.score(trees, {"value"})
+        errors.append(error)
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_ppo_runs_and_resumes(tmp_path: Path) -> None:
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    quiet = Console(quiet=True)
+    try:
+        launch(f"{RECIPES}:ppo", [f"out={tmp_path / 'whole'}"], False, False, quiet)
+        launch(f"{RECIPES}:ppo", [f"out={tmp_path / 'parts'}", "steps=2"], False, False, quiet)
+        launch(f"{RECIPES}:ppo", [f"out={tmp_path / 'parts'}", "steps=3"], True, False, quiet)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+    whole, parts = (checkpoint.load(tmp_path / name, 3)[0] for name in ("whole", "parts"))
+    assert float(whole["weights/critic/weight"].abs().max()) > 0
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_head_and_its_advantage_go_together() -> None:
+    with pytest.raises(ValueError, match="value is the coefficient of a value head"):
+        Mix((Term(Estimator(Clip(), Behavior(), GAE())),))
+    with pytest.raises(ValueError, match="value is the coefficient of a value head"):
+        Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),), value=0.5)
+    with pytest.raises(ValueError, match="lam are in"):
+        GAE(lam=1.5)
+    trees = forest(0)
+    for tree in trees:
+        for node in tree.walk():
+            node.signals["value"] = [0.0] * len(node.tokens)
+    mix = Mix((Term(Estimator(Everything(), Itself(), GAE(), EntropyWeight(1.0, 0.0))),), value=0.5)
+    with pytest.raises(ValueError, match="weighs each path as one"):
+        mix.credit(trees)
