@@ -73,7 +73,7 @@ def deep(kind: str, tokens: int, vocabulary: int) -> Tree:
     """About a thousand nodes: nine binary levels, or a chain of 500 joints."""
     if kind == "chain":
         return caterpillar(500, max(tokens // 1000, 1), vocabulary, 0)
-    return regular([2] * 9, max(tokens // 1023, 1), max(tokens // 1023, 1), vocabulary, 0)
+    return regular([2] * 9, max(round(tokens / 1023), 1), max(round(tokens / 1023), 1), vocabulary, 0)
 
 
 def words(rng: random.Random, count: int, vocabulary: int) -> tuple[int, ...]:

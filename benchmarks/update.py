@@ -8,6 +8,7 @@ stock transformers with SDPA on the flat side, where one by one and batches of l
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import subprocess
 import sys
@@ -243,9 +244,8 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
             sample(policy, tree)
             (batch,) = pack([tree], GRPO.credit([tree]), GRPO)
             batch = batch.to(args.device)
-            seconds = interleave({"tree": lambda: policy.accumulate(GRPO, batch)}, args.repeats, device=args.device)[
-                "tree"
-            ]  # noqa: B023
+            work = functools.partial(policy.accumulate, GRPO, batch)
+            seconds = interleave({"tree": work}, args.repeats, device=args.device)["tree"]
             seen, took = float((batch.position + 1).sum()), spread(seconds)
             rows.append(
                 {

@@ -198,7 +198,9 @@ def node_value(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     return close(rows.only(ended), loss[ended], "token_mean", len(trees))
 
 
-def on_nodes(form: str, unbranched: bool, how: str, tempered: bool, token_loss: Callable[[Rows, Tensor], Tensor]) -> Callable:
+def on_nodes(
+    form: str, unbranched: bool, how: str, tempered: bool, token_loss: Callable[[Rows, Tensor], Tensor]
+) -> Callable:
     """A textbook loss on advantages of nodes, over the rows that something branches from."""
 
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:

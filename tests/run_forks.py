@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from ramify.core.task import Path, Task
 from ramify.grow.adaptive import Adaptive
 from ramify.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramify.grow.prompts import PromptBatch
@@ -28,6 +29,18 @@ def recipe() -> Run:
 
 def early() -> Run:
     return replace(recipe(), branching=EarlyForks(4, 2, 1, distance=2), schedule=Fixed(4))
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No answer is right."""
+
+    def __call__(self, task: Task, path: Path) -> dict[str, float]:
+        return {"reward": 0.0, "correct": 0.0}
+
+
+def hopeless() -> Run:
+    return replace(recipe(), rewards=Nothing())
 
 
 def entropy() -> Run:

@@ -49,7 +49,13 @@ def careful() -> Run:
     """A teacher that is often wrong, checked first; one path goes on from a part of what is right."""
     tasks = replace(TRAIN, teacher=ForgetsCarry(1.0))
     return replace(
-        hpt(), name="careful", tasks=tasks, rewards=ChainAnswer(), check_demonstrations=True, branching=Hinted(Star(2))
+        hpt(),
+        name="careful",
+        tasks=tasks,
+        rewards=ChainAnswer(),
+        check_demonstrations=True,
+        branching=Hinted(Star(2)),
+        response_limit=24,
     )
 
 

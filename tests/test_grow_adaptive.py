@@ -124,7 +124,12 @@ def test_bounds_and_a_step_that_left_nothing() -> None:
     assert rule.size(state) == 20
     assert rule.update(0, state) == state
     assert rule.size(rule.update(10**6, state)) == 18
-    assert rule.size(rule.update(10**6, rule.update(10**6, rule.update(10**6, rule.update(10**6, rule.update(10**6, state)))))) == 12
+    assert (
+        rule.size(
+            rule.update(10**6, rule.update(10**6, rule.update(10**6, rule.update(10**6, rule.update(10**6, state)))))
+        )
+        == 12
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_question_whose_demonstrations_all_fail_stays_with_its_rollouts() -> N
 def hinted(rule: Hinted, visit: int = 0) -> Tree:
     tree = Tree.plant(TASK, seed=3, visit=visit)
     demonstrate(tree, 2)
-    engine = ToyEngine(16, eos=(0,))
+    engine = ToyEngine(16)
     stop = Stop((0,), 14, text)
     asyncio.run(grow_forest([tree], engine, rule, Sampling(14), stop))
     return tree

@@ -58,7 +58,9 @@ def test_attention_takes_early_high_steps_at_a_distance() -> None:
     leaf = tree.leaves()[0].id
     assert places(tree, AttentionForks(1, 2, 1, distance=0)) == [(leaf, 6), (leaf, 12)]
     assert places(tree, AttentionForks(1, 2, 3, distance=3)) == [(leaf, 6)] * 3 + [(leaf, 12)] * 3
-    assert places(tree, AttentionForks(1, 2, 1, distance=4)) == [(leaf, 3), (leaf, 6)], "12 - 9 is too near: the earliest"
+    assert places(tree, AttentionForks(1, 2, 1, distance=4)) == [(leaf, 3), (leaf, 6)], (
+        "12 - 9 is too near: the earliest"
+    )
     assert places(tree, AttentionForks(1, 2, 1, quantile=0.7, distance=4)) == [(leaf, 6), (leaf, 18)]
     assert places(tree, AttentionForks(1, 1, 1, distance=12)) == [(leaf, 12)], "the prompt's 3 tokens count"
     assert places(tree, AttentionForks(1, 2, 1, distance=512)) == [(leaf, 3), (leaf, 6)]
@@ -114,7 +116,12 @@ def test_early_steps_are_early_and_drawn_by_the_tree() -> None:
 def test_entropy_takes_the_least_expected_tokens_of_each_root() -> None:
     tree = star([[9, 3, 7, 2, 5], [1, 1, 6]])
     first, second = tree.leaves()
-    assert places(tree, EntropyForks(1, 2, 1, 1, words=())) == [(first.id, 2), (first.id, 4), (second.id, 2), (second.id, 1)]
+    assert places(tree, EntropyForks(1, 2, 1, 1, words=())) == [
+        (first.id, 2),
+        (first.id, 4),
+        (second.id, 2),
+        (second.id, 1),
+    ]
     first.kept = [0.0, 0.0, 3.5, 0.0, 0.0]  # what truncation took off is not surprise
     assert places(tree, EntropyForks(1, 1, 1, 1, words=()))[0] == (first.id, 4)
     assert places(tree, EntropyForks(1, 1, 1, 2, by="entropy", words=())) == [(first.id, 3)] * 2 + [(second.id, 1)] * 2
@@ -152,7 +159,9 @@ def test_between_sees_whole_rounds_in_order_whatever_arrives_first() -> None:
                 mark_steps(tree, LINES)
 
         trees = [plant(f"t{i}", prompt=(1, i % 4)) for i in range(6)]
-        asyncio.run(grow_rounds(trees, engine, EarlyForks(3, 2, 1, distance=1), Sampling(9), Stop((EOS,), 9), (), between))
+        asyncio.run(
+            grow_rounds(trees, engine, EarlyForks(3, 2, 1, distance=1), Sampling(9), Stop((EOS,), 9), (), between)
+        )
         return seen, [[leaf.tokens for leaf in tree.leaves()] for tree in trees]
 
     one, other = grown(Recorder(vocab=6)), grown(Shuffled(vocab=6))

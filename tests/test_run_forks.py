@@ -36,7 +36,9 @@ def trees(folder: Path) -> list[Tree]:
 
 def test_paths_grow_from_attended_steps_and_the_batch_adapts(whole: Path) -> None:
     grown = trees(whole)
-    assert all({"steps", "influence"} <= leaf.signals.keys() for tree in grown for leaf in tree.leaves() if leaf.why == "root")
+    assert all(
+        {"steps", "influence"} <= leaf.signals.keys() for tree in grown for leaf in tree.leaves() if leaf.why == "root"
+    )
     later = [leaf for tree in grown for leaf in tree.leaves() if leaf.why == "influence"]
     assert len(later) > 50
     assert not any("influence" in leaf.signals for leaf in later), "nobody would read it"
@@ -66,8 +68,16 @@ def test_the_other_rules_run(tmp_path: Path, variant: str, why: str) -> None:
     assert not any("influence" in node.signals for tree in grown for node in tree.walk())
     if why == "nats":
         assert {tree.rounds for tree in grown} == {3}
-        assert all("concluded" in node.signals for tree in grown for leaf in tree.leaves() for node in leaf.line()[1:-1])
+        assert all(
+            "concluded" in node.signals for tree in grown for leaf in tree.leaves() for node in leaf.line()[1:-1]
+        )
     assert all(node.author is not Author.EXPERT for tree in grown for node in tree.walk())
+
+
+def test_steps_in_which_every_tree_is_dropped_are_written_and_change_nothing(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "steps=2", variant=":hopeless") == 0
+    assert [(line["trees"], line["dropped"], line["updates"]) for line in metrics(tmp_path / "run")] == [(4, 4, 0)] * 2
+    assert len(trees(tmp_path / "run")) == 8
 
 
 def test_a_signal_that_nobody_computes_is_refused_before_any_work(tmp_path: Path) -> None:

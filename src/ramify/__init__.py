@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from ramify.engine.engine import Segment as Segment
     from ramify.engine.local import LocalEngine as LocalEngine
     from ramify.engine.toy import ToyEngine as ToyEngine
+    from ramify.grow.adaptive import Adaptive as Adaptive
     from ramify.grow.branching import Bud as Bud
     from ramify.grow.branching import Star as Star
+    from ramify.grow.forks import AttentionForks as AttentionForks
+    from ramify.grow.forks import EarlyForks as EarlyForks
+    from ramify.grow.forks import EntropyForks as EntropyForks
     from ramify.grow.growth import grow_forest as grow_forest
+    from ramify.grow.prompts import PromptBatch as PromptBatch
     from ramify.grow.schedule import Dynamic as Dynamic
     from ramify.grow.schedule import Fixed as Fixed
     from ramify.grow.segments import Segments as Segments
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from ramify.learn.factor import HighEntropy as HighEntropy
     from ramify.learn.factor import ImportanceWeight as ImportanceWeight
     from ramify.learn.factor import Product as Product
+    from ramify.learn.global_local import GlobalLocal as GlobalLocal
     from ramify.learn.mask import Clip as Clip
     from ramify.learn.mask import DualClip as DualClip
     from ramify.learn.mask import Everything as Everything
@@ -75,8 +81,11 @@ HOMES = {
     "engine.engine": ("Request", "Sampling", "Segment"),
     "engine.local": ("LocalEngine",),
     "engine.toy": ("ToyEngine",),
+    "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),
+    "grow.forks": ("AttentionForks", "EarlyForks", "EntropyForks"),
     "grow.growth": ("grow_forest",),
+    "grow.prompts": ("PromptBatch",),
     "grow.schedule": ("Dynamic", "Fixed"),
     "grow.segments": ("Segments",),
     "grow.stop": ("Stop",),
@@ -85,6 +94,7 @@ HOMES = {
     "learn.batch": ("Credits", "TreeBatch"),
     "learn.estimator": ("Estimator",),
     "learn.factor": ("HighEntropy", "ImportanceWeight", "Product"),
+    "learn.global_local": ("GlobalLocal",),
     "learn.mask": ("Clip", "DualClip", "Everything"),
     "learn.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
     "learn.model": ("Pretrained", "Scratch"),

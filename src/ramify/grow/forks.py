@@ -131,7 +131,9 @@ class EntropyForks:
         found = [(score, node, at) for node in top.walk() for at, score in self.scores(node)]
         found.sort(key=lambda one: -one[0])
         return [
-            bud for score, node, at in found[: self.points] for bud in buds(node, [at], self.branches, f"{score:.2f} nats")
+            bud
+            for score, node, at in found[: self.points]
+            for bud in buds(node, [at], self.branches, f"{score:.2f} nats")
         ]
 
     def scores(self, node: Node) -> list[tuple[int, float]]:

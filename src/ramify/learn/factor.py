@@ -64,7 +64,7 @@ class Product:
 
 @dataclass(frozen=True)
 class HighEntropy:
-    """Only the forking tokens: the `share` of the step's trained tokens that were sampled at the highest entropy (arXiv 2506.01939, eq. 5).
+    """Only the forking tokens: the `share` of the step's trained tokens that were sampled at the highest entropy (arXiv 2506.01939).
 
     The threshold is a quantile over the whole step, each token counted as often as trained leaves lie below it; ties at the
     threshold are in. Denominators stay those of all tokens, unless `rescale`: then the loss is the mean over the chosen ones.
@@ -106,7 +106,7 @@ class HighEntropy:
 class ImportanceWeight:
     """The untempered policy over the distribution that really sampled the token, both at the start of the step, at most `cap`.
 
-    Truncated importance sampling (arXiv 1802.01561, eq. 2): it makes `Recomputed`, which pretends that the untempered policy sampled, right in
+    Truncated importance sampling (arXiv 1802.01561): it makes `Recomputed`, which pretends that the untempered policy sampled, right in
     expectation per token as far as the cap lets it. 1 on tokens that the policy did not write. Truncation by top-p and the like is not undone.
     """
 

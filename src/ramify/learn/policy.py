@@ -164,9 +164,7 @@ class TorchPolicy:
                 other = without(self.wrapped) if name == "frozen" and self.wrapped is not None else nullcontext()
                 model = self.reference if name == "frozen" and self.reference is not None else self.model
                 with other:
-                    values = self._score_row(
-                        model, row, None if name == "frozen" else watch, name == "influence"
-                    )
+                    values = self._score_row(model, row, None if name == "frozen" else watch, name == "influence")
                 for _, node, start, stop in row.nodes:
                     if node.author in LEARNED and values:
                         node.signals[name] = values[start:stop]

@@ -3,7 +3,7 @@
 What is nonlinear in an advantage beyond its sign must act on each path's own value, as the paths that share a token may disagree. Both use
 what was recorded when the tokens were sampled, once for the whole step; their papers recompute it at every update.
 
-KL-Cov (arXiv 2505.22617, eq. 12) does not fit the formula and is left out: its loss adds |log r| on the chosen tokens, whose gradient,
+KL-Cov (arXiv 2505.22617) does not fit the formula and is left out: its loss adds |log r| on the chosen tokens, whose gradient,
 sign(log r) grad log pi, is proportional to no advantage, so no mask, reference or advantage gives it.
 """
 
@@ -56,7 +56,7 @@ def recorded(path: Path, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EntropyAdvantage:
-    """Another advantage plus a bonus for uncertain tokens: A + min(alpha H, |A| / kappa) (arXiv 2506.14758, eq. 4).
+    """Another advantage plus a bonus for uncertain tokens: A + min(alpha H, |A| / kappa) (arXiv 2506.14758).
 
     H is the entropy as sampled, in nats. With kappa above 1 no credit changes its sign, and what has none gets none.
     """
@@ -82,7 +82,7 @@ class EntropyAdvantage:
 
 @dataclass(frozen=True)
 class ClipCov:
-    """Another advantage, 0 on a few tokens whose advantage and log-prob vary together the most (arXiv 2505.22617, eq. 11).
+    """Another advantage, 0 on a few tokens whose advantage and log-prob vary together the most (arXiv 2505.22617).
 
     Of the tokens with `low` < (A - mean A) (log p - mean log p) < `high`, as many as `share` of all, at least one, are drawn with a seed of the
     step's. Means, share and draw are over flattened tokens of the whole step; the tokens stay in every denominator.

@@ -31,4 +31,12 @@ def small() -> Run:
     """TreeRL on the quickstart's task, from its supervised model, on a CPU."""
     forks = EntropyForks(roots=4, points=2, branches=1, words=())
     mix = Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal()), normaliser=SequenceMean()),))
-    return replace(recipe(), model=Pretrained("runs/quickstart/1-sft"), branching=forks, mix=mix, temperature=1.0, top_p=1.0, **SMALL)
+    return replace(
+        recipe(),
+        model=Pretrained("runs/quickstart/1-sft"),
+        branching=forks,
+        mix=mix,
+        temperature=1.0,
+        top_p=1.0,
+        **SMALL,
+    )

@@ -101,7 +101,9 @@ class Forests:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
                 return Harvest(grown, kept[:asked], draws, asked), cursor
-            trees = await self.grow([self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor)
+            trees = await self.grow(
+                [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor
+            )
             grown += trees
             kept += [tree for tree in trees if schedule.keep(tree)]
             draws += 1

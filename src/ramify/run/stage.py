@@ -124,13 +124,17 @@ def check(run: Run, parts: Parts) -> None:
             f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
             f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit"
         )
+    warn_of_leaks(run, parts)
 
+
+def warn_of_leaks(run: Run, parts: Parts) -> None:
+    """Warn where held-out problems are trained on."""
     seen = {task.text for task in parts.tasks}
     known = {task.text for task in [*parts.evals, *parts.exam] if task.text in seen}
     if known:
         warnings.warn(
             f"{len(known)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

@@ -171,7 +171,8 @@ class Trainer:
     ) -> None:
         """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
         if self.run.trees_every and number % self.run.trees_every == 0:
-            annotate(harvest.kept, self.run.mix, credits, gates)
+            if harvest.kept:  # without trees there is no credit, not even an empty one for each term
+                annotate(harvest.kept, self.run.mix, credits, gates)
             store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
 
     async def close_step(self) -> None:
