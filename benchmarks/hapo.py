@@ -64,7 +64,9 @@ def forest(shape: Shape, model: Any, size: tuple[int, int, int, int], slots: int
     engine = LocalEngine(model, slots)
     grown = [Tree.plant(Task(str(i), p, "")) for i, p in enumerate(prompts(shape, trees, prompt))]
     requests = [
-        Request(tree.task.prompt, Sampling(response), never, 1000 * i + k) for i, tree in enumerate(grown) for k in range(paths)
+        Request(tree.task.prompt, Sampling(response), never, 1000 * i + k)
+        for i, tree in enumerate(grown)
+        for k in range(paths)
     ]
     for i, segment in enumerate(decoded(engine, requests)):
         tree = grown[i // paths]
@@ -74,7 +76,9 @@ def forest(shape: Shape, model: Any, size: tuple[int, int, int, int], slots: int
     return grown
 
 
-def temperature(shape: Shape, model: Any, size: tuple[int, int, int, int], args: argparse.Namespace) -> dict[str, list[float]]:
+def temperature(
+    shape: Shape, model: Any, size: tuple[int, int, int, int], args: argparse.Namespace
+) -> dict[str, list[float]]:
     """Seconds of decoding with each rule."""
     prompt, response, trees, paths = size
     rule = RULE.given(RULE.measure(forest(shape, model, size, args.slots)))
@@ -106,7 +110,9 @@ def gradient(policy: TorchPolicy, trees: list[Tree], mix: Mix, budget: int) -> d
     return {name: p.grad.clone() for name, p in policy.trainable.items() if p.grad is not None}
 
 
-def update(shape: Shape, model: Any, size: tuple[int, int, int, int], args: argparse.Namespace) -> dict[str, list[float]]:
+def update(
+    shape: Shape, model: Any, size: tuple[int, int, int, int], args: argparse.Namespace
+) -> dict[str, list[float]]:
     """Seconds of an update with each mask."""
     trees, policy = forest(shape, model, size, args.slots), TorchPolicy(model)
     policy.score(trees, {"recomputed"})
@@ -152,7 +158,13 @@ def main() -> None:
     seconds = run(shape, model, SIZES[args.shape], args)
     without = next(iter(seconds))
     rows = [
-        {"part": args.part, "shape": args.shape, "with": name, "seconds": str(spread(times)), "overhead %": str(overhead(seconds, name, without))}
+        {
+            "part": args.part,
+            "shape": args.shape,
+            "with": name,
+            "seconds": str(spread(times)),
+            "overhead %": str(overhead(seconds, name, without)),
+        }
         for name, times in seconds.items()
     ]
     print(table(rows))

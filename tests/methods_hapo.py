@@ -108,7 +108,9 @@ METHODS |= {
         Mix((term(hapo(SIGNED), *UNTEMPERED, SequenceMean()),)), Published(how="sequence_mean"), clips=True
     ),
     "hapo_behavior": Method(
-        Mix((term(hapo(SIGNED, column="behavior"), Behavior(), TokenGroupMean()),)), Published(tempered=True), clips=True
+        Mix((term(hapo(SIGNED, column="behavior"), Behavior(), TokenGroupMean()),)),
+        Published(tempered=True),
+        clips=True,
     ),
     "hapo_weighted": Method(
         Mix((term(hapo(SIGNED, 0.2, 0.28, 1.0, 0.0, "recomputed", ImportanceWeight(1.5)), *UNTEMPERED),)),

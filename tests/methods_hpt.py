@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -122,10 +123,11 @@ class Valued:
     needs: ClassVar[tuple[str, ...]] = ("value",)
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        for t, tree in enumerate(forest):
+        scored = copy.deepcopy(list(forest))
+        for t, tree in enumerate(scored):
             for node in tree.walk():
                 node.signals["value"] = [state_value(t, node.id, k) for k in range(len(node.tokens))]
-        return self.rule(forest)
+        return self.rule(scored)
 
 
 def returns(rows: Rows, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -45,3 +45,13 @@ def hopeless() -> Run:
 
 def entropy() -> Run:
     return replace(recipe(), branching=EntropyForks(4, 2, 2, 1, words=("=",)), schedule=Fixed(4))
+
+
+def ahead() -> Run:
+    """One step off-policy."""
+    return replace(recipe(), ahead=1)
+
+
+def segments() -> Run:
+    """TreePO's sampler, one step off-policy, with dynamic sampling."""
+    return replace(rl(), ahead=1)

@@ -71,7 +71,11 @@ def kept_leaves(trees: list[Tree], mix: Mix, credits: list) -> list[set[int]]:
             values = credit[t].token if credit[t].token is not None else credit[t].leaf
             for leaf in tree.leaves():
                 open_ = gates[t] is None or weigh(leaf, part.side, gates[t])
-                if open_ and values.get(leaf.id) is not None and any(n.author in part.authors and n.tokens for n in leaf.line()):
+                if (
+                    open_
+                    and values.get(leaf.id) is not None
+                    and any(n.author in part.authors and n.tokens for n in leaf.line())
+                ):
                     keep[t].add(leaf.id)
     return keep
 
@@ -131,7 +135,9 @@ def clipped_tokens(trees: list[Tree], mix: Mix, free: Free) -> tuple[float, floa
     part = mix.terms[0]
     cut = total = 0.0
     for batch, (hot, plain, entropy) in zip(
-        pack(trees, credits, mix, 0, torch.float64, gates=mix.gates(trees, {})[0]), free.packed(trees, mix, credits, 0), strict=True
+        pack(trees, credits, mix, 0, torch.float64, gates=mix.gates(trees, {})[0]),
+        free.packed(trees, mix, credits, 0),
+        strict=True,
     ):
         seen = batch.term(0)
         logp = (hot if part.estimator.tempered else plain).detach()

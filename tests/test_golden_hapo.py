@@ -158,7 +158,9 @@ def loss_answer(inputs: dict) -> dict:
     h = share.signal(entropy, stats)
     left, right = widths(h, clip.low, clip.high, share.alpha)
     moved = advantage * share(1, logp.detach(), entropy, batch.term(0))
-    answer = {name: ragged(value, rows) for name, value in {"h": h, "lower_bound": 1 - left, "upper_bound": 1 + right}.items()}
+    answer = {
+        name: ragged(value, rows) for name, value in {"h": h, "lower_bound": 1 - left, "upper_bound": 1 + right}.items()
+    }
     answer |= {"redistributed_advantage": ragged(moved, rows), "grad_logp": ragged(grad, rows)}
     answer |= {"loss": gauges.surrogate(mix, logp, logp, entropy, batch)}
     return answer | fractions(clip, logp.detach(), entropy, moved, batch.term(0))
@@ -166,7 +168,9 @@ def loss_answer(inputs: dict) -> dict:
 
 def fractions(clip: object, logp: Tensor, entropy: Tensor, advantage: Tensor, batch: TreeBatch) -> dict:
     """Shares of tokens that the clip and the dual clip hold."""
-    single = AdaptiveClip(clip.low, clip.high, clip.alpha, None, clip.signal) if isinstance(clip, AdaptiveClip) else None
+    single = (
+        AdaptiveClip(clip.low, clip.high, clip.alpha, None, clip.signal) if isinstance(clip, AdaptiveClip) else None
+    )
     single = single or DualClip(clip.low, clip.high, math.inf, "recomputed")  # type: ignore[attr-defined]
     cut = torch.where(advantage > 0, single(1, logp, entropy, batch), single(-1, logp, entropy, batch)) == 0
     dual = (clip(-1, logp, entropy, batch) == 0) & (single(-1, logp, entropy, batch) > 0) & (advantage < 0)  # type: ignore[operator]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree

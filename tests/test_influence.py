@@ -204,3 +204,12 @@ def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
 def test_a_distance_of_no_step_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Influence(SEPARATORS, 0)
+
+
+def test_autocast_narrows_the_model_and_not_the_attention_weights() -> None:
+    plain, narrow = star(4), star(4)
+    TorchPolicy(build("qwen2")).score([plain], (), Influence(SEPARATORS))
+    TorchPolicy(build("qwen2"), autocast=True).score([narrow], (), Influence(SEPARATORS))
+    for one, other in zip(plain.leaves(), narrow.leaves(), strict=True):
+        assert one.signals["influence"] == pytest.approx(other.signals["influence"], rel=0.05, abs=0.02)
+        assert one.signals["influence"] != other.signals["influence"]

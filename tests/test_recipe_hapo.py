@@ -35,7 +35,14 @@ def tiny(run: Run) -> Run:
     """The same method on a model and problems that take no time."""
     tasks = ChainSum(40, "train", terms=(2, 3))
     model = Scratch(tasks.alphabet, hidden=16, layers=1, heads=2, kv_heads=1)
-    changes = {"response_limit": 12, "threads": 1, "tensorboard": False, "trees_every": 1, "eval_limit": 4, "eval_every": 0}
+    changes = {
+        "response_limit": 12,
+        "threads": 1,
+        "tensorboard": False,
+        "trees_every": 1,
+        "eval_limit": 4,
+        "eval_every": 0,
+    }
     return replace(run, model=model, tasks=tasks, schedule=Fixed(8), rewards=Digits(), steps=4, **changes)
 
 

@@ -43,7 +43,9 @@ def h_of(signal: EntropySignal, step: list[float], now: list[float] | None = Non
 
 @pytest.mark.parametrize("signal", SIGNALS, ids=str)
 @given(step=st.lists(ENTROPY, min_size=1, max_size=30), now=st.lists(ENTROPY, min_size=1, max_size=30))
-def test_a_signal_rises_with_entropy_within_its_bounds(signal: EntropySignal, step: list[float], now: list[float]) -> None:
+def test_a_signal_rises_with_entropy_within_its_bounds(
+    signal: EntropySignal, step: list[float], now: list[float]
+) -> None:
     h = h_of(signal, step, sorted(now))
     assert bool((h >= (-1 if signal.signed else 0)).all())
     assert bool((h <= 1).all())
@@ -73,7 +75,10 @@ def test_tied_ranks_lie_in_the_middle() -> None:
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1e6), st.integers(50, 400), st.floats(0.1, 3))
 def test_no_single_token_rescales_the_ranks(seed: int, outlier: float, size: int, spread: float) -> None:
     """Whatever one token does, the signal of each of the others moves by less than two tokens and one quantile."""
-    signal, step = EntropySignal(scale="rank"), np.exp(spread * np.random.default_rng(seed).standard_normal(size)).tolist()
+    signal, step = (
+        EntropySignal(scale="rank"),
+        np.exp(spread * np.random.default_rng(seed).standard_normal(size)).tolist(),
+    )
     apart = (h_of(signal, step, step[1:]) - h_of(signal, [outlier, *step[1:]], step[1:])).abs().max()
     assert float(apart) <= (2 / size + 1 / RANKS) / 0.2
 

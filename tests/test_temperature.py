@@ -52,7 +52,9 @@ def test_wavering_tokens_are_hotter(kind: str) -> None:
 
 
 def test_the_released_sign_heats_the_surest_tokens_too() -> None:
-    released, signed = (ByEntropy(tau=0.1, kind=kind, stats=STATS).of_entropy(ENTROPIES) for kind in ("released", "signed"))
+    released, signed = (
+        ByEntropy(tau=0.1, kind=kind, stats=STATS).of_entropy(ENTROPIES) for kind in ("released", "signed")
+    )
     assert float(released[0]) > 1 > float(signed[0])
     assert torch.allclose(released, 1 + (signed - 1).abs(), rtol=1e-12)
 
@@ -69,7 +71,11 @@ def test_impossible_tokens_do_not_spoil_it() -> None:
     rule = ByEntropy(stats=STATS)
     logits = torch.tensor([[1.0, 0.0, -1.0, -math.inf]], dtype=torch.float64)
     assert float(rule(logits)) == pytest.approx(float(rule(logits[:, :3])))
-    drawn = draw(logits, Knobs([Sampling(4, temperature=rule)], logits.device, logits.dtype), torch.tensor([0.5], dtype=torch.float64))
+    drawn = draw(
+        logits,
+        Knobs([Sampling(4, temperature=rule)], logits.device, logits.dtype),
+        torch.tensor([0.5], dtype=torch.float64),
+    )
     assert drawn.temperature == pytest.approx(rule(logits).tolist())
 
 
@@ -117,7 +123,11 @@ def test_the_engine_samples_each_token_at_the_temperature_of_its_entropy() -> No
 def test_the_toy_engine_takes_the_rule_as_well() -> None:
     tree = Tree.plant(Task("a", (1, 2), ""), seed=1)
     rule = ByEntropy(stats=STATS)
-    asyncio.run(grow_forest([tree], ToyEngine(9, seed=0, as_array=torch.tensor), Star(2), Sampling(6, temperature=rule), Stop((0,), 6)))
+    asyncio.run(
+        grow_forest(
+            [tree], ToyEngine(9, seed=0, as_array=torch.tensor), Star(2), Sampling(6, temperature=rule), Stop((0,), 6)
+        )
+    )
     for leaf in tree.leaves():
         assert leaf.temperature == pytest.approx(rule.of_entropy(torch.tensor(leaf.entropy)).tolist(), abs=1e-4)
 

@@ -25,7 +25,9 @@ def token_group_advantage(reward: Tensor, group: Tensor, mask: Tensor, eps: floa
     return answer
 
 
-def grpo_fallback(reward: Tensor, group: Tensor, mask: Tensor, advantage: Tensor, reach: float, eps: float = 1e-6) -> Tensor:
+def grpo_fallback(
+    reward: Tensor, group: Tensor, mask: Tensor, advantage: Tensor, reach: float, eps: float = 1e-6
+) -> Tensor:
     """[B, L] advantages: groups with one that reaches the threshold take the sequence-level ones."""
     answer = advantage.clone()
     for g in group.unique():
@@ -55,7 +57,16 @@ def rank_signal(entropy: Tensor, sampled: Tensor, mask: Tensor, pivot: float, st
 
 
 def hapo(
-    logp: Tensor, old: Tensor, advantage: Tensor, h: Tensor, low: float, high: float, alpha: float, beta: float, dual: float, adapted_zone: bool
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    h: Tensor,
+    low: float,
+    high: float,
+    alpha: float,
+    beta: float,
+    dual: float,
+    adapted_zone: bool,
 ) -> Tensor:
     """[B, L] losses per token: bounds by h, then advantages by h and ratio, then the clipped surrogate with dual clip."""
     ratio = torch.exp(logp - old)
@@ -84,7 +95,9 @@ def clip_cov(advantage: Tensor, old: Tensor, mask: Tensor, share: float, low: fl
     """[B, L] advantages, 0 on a few tokens drawn among those of high covariance, row by row."""
     valid = mask > 0
     cov = (advantage - advantage[valid].mean()) * (old - old[valid].mean())
-    near = [(i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if valid[i, t] and low < float(cov[i, t]) < high]
+    near = [
+        (i, t) for i in range(len(mask)) for t in range(mask.shape[1]) if valid[i, t] and low < float(cov[i, t]) < high
+    ]
     answer = advantage.clone()
     for i, t in random.Random(seed).sample(near, min(len(near), max(1, int(share * int(valid.sum()))))):
         answer[i, t] = 0.0

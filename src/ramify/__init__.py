@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ramify.learn.factor import HighEntropy as HighEntropy
     from ramify.learn.factor import ImportanceWeight as ImportanceWeight
     from ramify.learn.factor import Product as Product
+    from ramify.learn.gate import Smooth as Smooth
+    from ramify.learn.gate import Switch as Switch
     from ramify.learn.global_local import GlobalLocal as GlobalLocal
     from ramify.learn.mask import Clip as Clip
     from ramify.learn.mask import DualClip as DualClip
@@ -93,6 +95,7 @@ HOMES = {
     "learn.advantage": ("Constant", "GroupMean"),
     "learn.batch": ("Credits", "TreeBatch"),
     "learn.estimator": ("Estimator",),
+    "learn.gate": ("Smooth", "Switch"),
     "learn.factor": ("HighEntropy", "ImportanceWeight", "Product"),
     "learn.global_local": ("GlobalLocal",),
     "learn.mask": ("Clip", "DualClip", "Everything"),

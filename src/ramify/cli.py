@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; an error of the user's is one sentence and exit status 2."""
     # torch reads it when it starts: threads that wait busily slow shared cores down tenfold
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a third of a millisecond: to sleep between any two operations costs more
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     words = sys.argv[1:] if argv is None else argv
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"ramify: {message}\n"

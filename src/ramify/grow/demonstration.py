@@ -23,7 +23,7 @@ async def verify(tree: Tree, rewards: Rewards, decode: Decode) -> Tree:
     leaves = trusted(tree)
     await grade(tree, rewards, decode, leaves=leaves)
     for leaf in leaves:
-        right = leaf.verdict["correct"] if "correct" in leaf.verdict else (leaf.reward or 0.0) > 0
+        right = leaf.verdict.get("correct", (leaf.reward or 0.0) > 0)
         leaf.reward = leaf.reward if right else None
     return tree
 

@@ -40,7 +40,9 @@ class ByEntropy:
             raise ValueError(f"ByEntropy's kind is 'zscore', 'signed' or 'released', got {self.kind!r}")
         most = self.limit if self.kind == "zscore" else 1.0
         if not (most > 0 and 0 <= self.tau * most < 1):
-            raise ValueError(f"ByEntropy's temperature must stay above 0: tau * {most:g} must be in [0, 1), got tau={self.tau}")
+            raise ValueError(
+                f"ByEntropy's temperature must stay above 0: tau * {most:g} must be in [0, 1), got tau={self.tau}"
+            )
 
     def measure(self, forest: Sequence[Tree]) -> dict[str, float] | None:
         """Plain JSON for the next step's `stats`: pivot and scales of the policy's tokens; None where nothing was sampled."""

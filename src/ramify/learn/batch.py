@@ -53,6 +53,7 @@ class TreeBatch:
     leaf_length: Tensor  # [K] long, response tokens on its path
     leaf_credit: Tensor  # [M, K] mean advantage over its learned tokens
     leaf_weight: Tensor  # [M, K] weight of each of its tokens, 0 where the term does not train it
+    version: Tensor | None = None  # [T] long, of the policy that sampled each token; 0 where not sampled
     recomputed: Tensor | None = None  # [T] log-prob of the policy at the start of the step, untempered
     frozen: Tensor | None = None  # [T] log-prob of the leash model, untempered
     target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below

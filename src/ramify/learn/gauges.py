@@ -52,8 +52,12 @@ def path_value(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch)
 
 
 @torch.no_grad()
-def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch) -> dict[str, float]:
+def gauges(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, version: int | None = None
+) -> dict[str, float]:
     """Sums over this row for `merge`; a shared token counts once per trained leaf below it.
+
+    `mismatch_max` is over the tokens that `version` of the policy sampled; None takes all.
 
     Clip fractions are shares of credit: of the positive credit how much lies above the clip, of the negative how much below it.
     Leaves without credit may not be packed: `entropy` takes them as they were sampled, `kl_sampler`, the ratios and `mismatch_max` leave them out.
@@ -75,7 +79,9 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
     idle, count = (batch.stats.get(f"idle/{name}", 0.0) for name in ("entropy", "tokens"))
     add(sums, "entropy", float((leaves * entropy).sum()) + idle, float(leaves.sum()) + count)
     sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
-    sampled &= (batch.behavior != 0) | (batch.entropy > 0)  # a sure token has log-prob 0, one that was not sampled neither
+    sampled &= (batch.behavior != 0) | (
+        batch.entropy > 0
+    )  # a sure token has log-prob 0, one that was not sampled neither
     if bool(sampled.any()):
         weight, apart = leaves[sampled], (tempered - batch.behavior)[sampled].clamp(-20, 20)
         add(sums, "kl_sampler", float((weight * (apart.exp() - apart - 1)).sum()), float(weight.sum()))
@@ -83,8 +89,9 @@ def gauges(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: Tr
         sums |= {
             "ratio_max": float(ratio.max()),
             "ratio_min": float(ratio.min()),
-            "mismatch_max": float(apart.abs().max()),
         }
+        same = apart if version is None or batch.version is None else apart[batch.version[sampled] == version]
+        sums["mismatch_max"] = float(same.abs().max()) if len(same) else 0.0
     return sums
 
 

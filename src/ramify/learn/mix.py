@@ -106,10 +106,14 @@ class Mix:
         terms = (t if t.normaliser is not None else replace(t, normaliser=usual) for t in self.terms)
         object.__setattr__(self, "terms", tuple(terms))
         if self.gate is None and any(term.side is not None for term in self.terms):
-            raise ValueError("a term's side is a weight of the Mix's gate, but the Mix has none: give it gate=Switch(), say, or leave side out")
+            raise ValueError(
+                "a term's side is a weight of the Mix's gate, but the Mix has none: give it gate=Switch(), say, or leave side out"
+            )
         reads = any("value" in getattr(term.estimator.advantage, "needs", ()) for term in self.terms)
         if not (math.isfinite(self.value) and (self.value > 0 if reads else self.value == 0)):
-            raise ValueError(f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}")
+            raise ValueError(
+                f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}"
+            )
         if not (math.isfinite(self.leash) and self.leash >= 0 and math.isfinite(self.entropy_bonus)):
             raise ValueError(
                 f"leash must be a finite number of at least 0 and entropy_bonus finite, got {self.leash} and {self.entropy_bonus}"

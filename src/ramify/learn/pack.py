@@ -281,6 +281,7 @@ def columns(
         end=torch.from_numpy(row.spread(row.ends, np.int64)),
         author=torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64)),
         node=torch.from_numpy(row.spread(range(len(row.nodes)), np.int64)),
+        version=torch.from_numpy(row.spread([node.version for _, node, _, _ in row.nodes], np.int64)),
         leaf_token=torch.tensor([last for _, _, last in row.leaves], dtype=torch.long),
         leaf_length=torch.tensor([response_length(leaf) for _, leaf, _ in row.leaves], dtype=torch.long),
         **parts,

@@ -49,7 +49,9 @@ def recorded(path: Path, name: str) -> np.ndarray:
     """`entropy`, or `behavior`, the log-probs before truncation, of each token of a path [L]; ValueError where a node has none."""
     for node in path:
         if len(node.logprobs) != len(node.tokens) or len(node.entropy) != len(node.tokens):
-            raise ValueError(f"node {node.id} has no recorded log-probs or entropies to read: sample with an engine that records them")
+            raise ValueError(
+                f"node {node.id} has no recorded log-probs or entropies to read: sample with an engine that records them"
+            )
     columns = [np.add(node.logprobs, node.kept) if name == "behavior" else np.asarray(node.entropy) for node in path]
     return np.concatenate(columns) if columns else np.zeros(0)
 
@@ -95,7 +97,9 @@ class ClipCov:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or not self.low < self.high:
-            raise ValueError(f"ClipCov needs a share in (0, 1] and low < high, got {self.share}, {self.low} and {self.high}")
+            raise ValueError(
+                f"ClipCov needs a share in (0, 1] and low < high, got {self.share}, {self.low} and {self.high}"
+            )
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         trees = along(forest, self.advantage(forest))

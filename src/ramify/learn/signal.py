@@ -34,12 +34,16 @@ def flattened(forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> tuple[
         for node in tree.walk():
             if node.id in below and node.author is Author.POLICY and node.tokens:
                 if len(node.entropy) != len(node.tokens):
-                    raise ValueError(f"node {node.id} has no recorded entropies to take quantiles of: sample with an engine that records them")
+                    raise ValueError(
+                        f"node {node.id} has no recorded entropies to take quantiles of: sample with an engine that records them"
+                    )
                 values.append(node.entropy)
                 counts.append(below[node.id])
     if not values:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
-    return np.concatenate([np.asarray(v, dtype=np.float64) for v in values]), np.repeat(counts, [len(v) for v in values])
+    return np.concatenate([np.asarray(v, dtype=np.float64) for v in values]), np.repeat(
+        counts, [len(v) for v in values]
+    )
 
 
 def quantiles(values: np.ndarray, counts: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -152,7 +156,9 @@ class AdaptiveClip:
     def __post_init__(self) -> None:
         Clip(self.low, self.high, self.column)
         if not (self.alpha >= 0 and self.low * (1 + self.alpha) < 1):
-            raise ValueError(f"AdaptiveClip needs alpha >= 0 and low * (1 + alpha) < 1, got alpha={self.alpha}, low={self.low}")
+            raise ValueError(
+                f"AdaptiveClip needs alpha >= 0 and low * (1 + alpha) < 1, got alpha={self.alpha}, low={self.low}"
+            )
         if self.ceiling is not None and self.ceiling <= 1:
             raise ValueError(f"AdaptiveClip's ceiling must be above 1, or None, got {self.ceiling}")
 
@@ -196,7 +202,9 @@ class Redistribution:
     def __post_init__(self) -> None:
         AdaptiveClip(self.low, self.high, self.alpha, None, self.signal, self.column)
         if not 0 <= self.beta <= 1:
-            raise ValueError(f"Redistribution's beta must be in [0, 1], got {self.beta}: above 1 credit would change its sign")
+            raise ValueError(
+                f"Redistribution's beta must be in [0, 1], got {self.beta}: above 1 credit would change its sign"
+            )
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the signal needs of the step."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ramify.core import store
 from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree
 from ramify.engine.engine import Engine, Sampling
 from ramify.grow.branching import length, paths
 from ramify.grow.demonstration import verify
 from ramify.grow.forks import EXPANDED
-from ramify.grow.growth import demonstrate, grade, grow_forest, together
+from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, together
 from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
 from ramify.look.evaluate import correct
@@ -24,7 +25,9 @@ from ramify.run.recipe import Run
 from ramify.run.signals import needed
 
 Cursor = dict[str, Any]
-"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before."""
+"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
+with `ahead` also `young`, the next step's trees, a line of JSON each, and `asked`, how many of them the schedule wants to train."""
+
 
 START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
 
@@ -89,21 +92,24 @@ class Forests:
     async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
         """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
-        schedule, rule = self.run.schedule, self.run.temperature
+        run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
         kept: list[Tree] = []
         grown: list[Tree] = []
         draws = 0
-        asked = schedule.asked(cursor["schedule"])
+        asked = cursor.pop("asked", 0) or schedule.asked(cursor["schedule"])
         while True:
             wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
             if wanted < 1:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
                 return Harvest(grown, kept[:asked], draws, asked), cursor
-            trees = await self.grow(
-                [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor
-            )
+            if run.ahead and draws == 0:
+                trees = await self.overlap(wanted, step, heat, cursor)
+            else:
+                trees = await self.grow(
+                    [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor
+                )
             grown += trees
             kept += [tree for tree in trees if schedule.keep(tree)]
             draws += 1
@@ -128,33 +134,99 @@ class Forests:
         demonstrate(tree, self.run.demonstrations, self.run.response_limit)
         return tree
 
-    async def grow(self, trees: list[Tree], temperature: Any, cursor: Cursor) -> list[Tree]:
+    async def overlap(self, wanted: int, step: int, heat: Any, cursor: Cursor) -> list[Tree]:
+        """The trees of `step`, the first round of which grew a step ago, finished in one crowd with the first round of the next step's.
+
+        AttnRL's pipeline (arXiv 2509.26628, section 3.3). The first step, and one after a last step, grow both by themselves; the last
+        step begins nothing. The young trees are in the cursor as lines of JSON, so that what stops half-way leaves them as they were.
+        """
+        young = [store.load(line.encode()) for line in cursor.pop("young", ())]
+        if not young:
+            young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
+            await self.growth(heat, cursor).begin(young)
+        coming: list[Tree] = []
+        if step < self.run.steps:
+            cursor["asked"] = self.run.schedule.asked(cursor["schedule"])
+            count, cursor["schedule"] = self.run.schedule([], 0, cursor["schedule"])
+            coming = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
+        growth = self.growth(heat, cursor)
+        await together([growth.finish(young), growth.begin(coming)])
+        if coming:
+            cursor["young"] = [store.dump(tree).decode() for tree in coming]
+        return young
+
+    async def grow(self, trees: list[Tree], heat: Any, cursor: Cursor) -> list[Tree]:
         """Grow the trees, grading each as it is done; in rounds, for a rule or a schedule that looks at all of them in between."""
+        growth = self.growth(heat, cursor)
+        await growth.check(trees)
+        return await growth.finish(trees)
+
+    def growth(self, heat: Any, cursor: Cursor) -> Growth:
+        """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
+        return Growth(self.run, self.engine, self.stop, self.decode, self.signals, heat, cursor)
+
+
+@dataclass
+class Growth:
+    """One recipe's growth, from the first round to the grades."""
+
+    run: Run
+    engine: Engine
+    stop: Stop
+    decode: Callable[[Sequence[int]], str]
+    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None
+    heat: Any
+    cursor: Cursor
+
+    def __post_init__(self) -> None:
         run = self.run
-        sampling = Sampling(run.response_limit, temperature, run.top_p, run.top_k, run.min_p)
-        rewards = run.weighted()
+        self.sampling = Sampling(run.response_limit, self.heat, run.top_p, run.top_k, run.min_p)
+        self.rewards = run.weighted()
+        self.names = needed(run.branching, run.schedule)
+        self.expands = hasattr(run.schedule, "expand")
 
-        async def judge(tree: Tree) -> None:
-            await grade(tree, rewards, self.decode, run.filter_overlong)
+    async def check(self, trees: list[Tree]) -> None:
+        """Let the verifier look at demonstrations, where that is asked for."""
+        if self.run.check_demonstrations:
+            await together(verify(tree, self.rewards, self.decode) for tree in trees)
 
-        if run.check_demonstrations:
-            await together(verify(tree, rewards, self.decode) for tree in trees)
-        names, expands = needed(run.branching, run.schedule), hasattr(run.schedule, "expand")
-        if not names and not expands:
-            return await grow_forest(trees, self.engine, run.branching, sampling, self.stop, run.pruning, judge)
+    async def begin(self, trees: list[Tree]) -> None:
+        """The first round of young trees, and what rules and schedules want to know of it, by the weights that sampled it."""
+        run = self.run
+        await self.check(trees)
+        await together(
+            grow_round(tree, self.engine, run.branching, self.sampling, self.stop, run.pruning) for tree in trees
+        )
+        if trees and (self.names or self.expands):
+            await self.between(trees)
 
-        async def between(grown: list[Tree]) -> None:
-            young = [tree for tree in grown if tree.rounds == 1 and expands]
-            await together(judge(tree) for tree in young)
-            last = getattr(run.branching, "rounds", None)
-            asking = [tree for tree in grown if last is None or tree.rounds <= last]
-            if self.signals is not None and names and asking:
-                self.signals(asking, names, run.branching)
-            if young:
-                chosen, cursor["schedule"] = run.schedule.expand(young, cursor["schedule"])
-                choose(young, chosen)
+    async def finish(self, trees: list[Tree]) -> list[Tree]:
+        """Grow until the trees are done, from wherever they are."""
+        run = self.run
+        if not self.names and not self.expands:
+            return await grow_forest(
+                trees, self.engine, run.branching, self.sampling, self.stop, run.pruning, self.judge
+            )
+        return await grow_rounds(
+            trees, self.engine, run.branching, self.sampling, self.stop, run.pruning, self.between, self.judge
+        )
 
-        return await grow_rounds(trees, self.engine, run.branching, sampling, self.stop, run.pruning, between, judge)
+    async def judge(self, tree: Tree) -> None:
+        """Grade what has ended."""
+        await grade(tree, self.rewards, self.decode, self.run.filter_overlong)
+
+    async def between(self, grown: list[Tree]) -> None:
+        """After a round: supply signals, and let the schedule choose what to grow from."""
+        run = self.run
+        young = [tree for tree in grown if tree.rounds == 1 and self.expands]
+        await together(self.judge(tree) for tree in young)
+        last = getattr(run.branching, "rounds", None)
+        asking = [tree for tree in grown if last is None or tree.rounds <= last]
+        if self.signals is not None and self.names and asking:
+            self.signals(asking, self.names, run.branching)
+        if young:
+            chosen, self.cursor["schedule"] = run.schedule.expand(young, self.cursor["schedule"])
+            choose(young, chosen)
 
 
 def choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:

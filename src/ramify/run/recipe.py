@@ -143,6 +143,7 @@ class Run:
     mix: Any  # Mix: the terms, the leash, the entropy bonus
     steps: int
     minibatches: int = 1  # optimizer steps per forest
+    ahead: int = 0  # 1: the first round of the next step's trees grows beside the later rounds of this one's, a version older
     tokens_per_batch: int = 8192  # unique tokens in one forward and backward pass
     optimizer: AdamW = field(default_factory=AdamW)
     autocast: bool = False  # bfloat16 matrix products
@@ -200,6 +201,8 @@ class Run:
                 f"{self.prompt_limit} + {self.response_limit} "
                 f"tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
+        if self.ahead not in (0, 1):
+            raise ValueError(f"ahead is 0 (on-policy) or 1 (one step off-policy), got {self.ahead}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1 (None takes the number of cores), got {self.threads}")
 

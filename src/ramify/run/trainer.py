@@ -34,6 +34,9 @@ from ramify.run.logbook import Logbook
 from ramify.run.recipe import Run
 from ramify.run.resume import replace_text
 
+Answers = Sequence[Sequence[Credits]]
+"""What `Mix.credit` answered: of each term, of each tree."""
+
 
 @dataclass
 class State:
@@ -125,7 +128,7 @@ class Trainer:
         return found | {"seconds": clock.seconds | {"step": clock.total()}}
 
     def learn(
-        self, forest: list[Tree], credits: Sequence[Sequence[Credits]], gates: list[Weights] | None, number: int, clock: Clock
+        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, number: int, clock: Clock
     ) -> dict[str, float]:
         """One optimizer step for each part of a credited forest; parts without signal change nothing."""
         run, trained, empty, bad = self.run, 0, 0, 0
@@ -134,13 +137,12 @@ class Trainer:
         norms: list[float] = []
         mismatch: list[float] = []  # of the rows before the first update, whose tokens these weights sampled
         losses: list[float] = []
+        version = self.policy.version  # whose tokens these weights should give the recorded log-probs
         with clock("pack"):
             stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
         for part in parts(len(forest), run.minibatches):
             with clock("pack"):
-                cut = [term[part] for term in credits]
-                opened = gates[part] if gates is not None else None
-                batches = pack(forest[part], cut, run.mix, run.tokens_per_batch, stats=stats, gates=opened, drop_idle=True)
+                batches = self.pack(forest, credits, gates, part, stats)
             if not any(has_signal(run.mix, batch) for batch in batches):
                 empty += 1
                 continue
@@ -150,7 +152,7 @@ class Trainer:
                     settle(tempered.device)
                 with clock("gauges"):
                     batch = batch.to(tempered.device)
-                    rows.append(gauges(run.mix, tempered, plain, entropy, batch))
+                    rows.append(gauges(run.mix, tempered, plain, entropy, batch, version))
                     mismatch += [rows[-1].pop("mismatch_max", 0.0)] if not norms else []
                     losses += loss(run.mix, tempered, plain, entropy, batch)
                     trained += int((batch.leaves.amax(0) > 0).sum())
@@ -166,9 +168,15 @@ class Trainer:
         skipped = {"skipped": empty + bad, "not_finite": bad}
         return numbers | {"trained": trained, "updates": len(norms), "lr": rate} | skipped
 
-    def write_trees(
-        self, harvest: Harvest, credits: Sequence[Sequence[Credits]], gates: list[Weights] | None, number: int
-    ) -> None:
+    def pack(
+        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, part: slice, stats: dict[str, float]
+    ) -> list[TreeBatch]:
+        """The rows of one optimizer step: a part of the forest, with what was found out about all of it."""
+        cut, opened = [term[part] for term in credits], None if gates is None else gates[part]
+        options: dict[str, Any] = {"stats": stats, "gates": opened, "drop_idle": True}
+        return pack(forest[part], cut, self.run.mix, self.run.tokens_per_batch, **options)
+
+    def write_trees(self, harvest: Harvest, credits: Answers, gates: list[Weights] | None, number: int) -> None:
         """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
         if self.run.trees_every and number % self.run.trees_every == 0:
             if harvest.kept:  # without trees there is no credit, not even an empty one for each term
