@@ -1,0 +1,40 @@
+"""Every recipe takes ten steps on the quickstart's model, and one that is cut off after five goes on bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ramify.run import checkpoint
+from ramify.run.launch import launch
+from test_resume import metrics, same
+
+RECIPE = str(Path(__file__).parent / "run_small.py")
+ONE_STAGE = ("sft", "grpo", "dapo", "treepo", "treerl", "attnrl", "early", "hapo", "hpt", "luffy", "srft", "ramify")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_as_it_was")]
+
+
+def train(variant: str, out: Path) -> None:
+    assert launch(f"{RECIPE}:{variant}", [f"out={out}"], True, False, Console(quiet=True)) == 0
+
+
+@pytest.mark.parametrize("variant", ONE_STAGE)
+def test_ten_steps_and_on_after_five(tmp_path: Path, variant: str) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(variant, whole)
+    steps = metrics(whole)
+    assert len(steps) == 10
+    assert sum(step["updates"] > 0 for step in steps) >= 8
+    assert all(step["grad_norm"] > 0 for step in steps if step["updates"])
+    shutil.copytree(whole, cut)
+    shutil.rmtree(checkpoint.path_of(cut, 10))
+    train(variant, cut)
+    same(whole, cut)
+
+
+def test_two_stages(tmp_path: Path) -> None:
+    train("sft_then_grpo", tmp_path)
+    assert [len(metrics(stage)) for stage in sorted(tmp_path.glob("*-*"))] == [10, 10]
