@@ -15,7 +15,6 @@ from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree
 from ramify.engine.engine import Request, Segment
 from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Star
 from ramify.grow.schedule import Fixed
 from ramify.grow.segments import Segments
 from ramify.grow.stop import Stop
@@ -138,5 +137,5 @@ def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, 
 
 
 def test_only_one_step_ahead() -> None:
-    with pytest.raises(ValueError, match="ahead is 0 .* or 1 .* got 2"):
+    with pytest.raises(ValueError, match=r"ahead is 0 .* or 1 .* got 2"):
         replace(rl(), ahead=2)
