@@ -63,7 +63,7 @@ def setting_of(seed: int, model: str, steps: int, threads: int) -> Setting:
     problems = tuple(ChainSum(SMALL["schedule"].prompts * steps, "train", seed=seed)())
     return Setting(
         model, problems, ChainAnswer(), SMALL["schedule"].prompts, 8, SMALL["prompt_limit"], SMALL["response_limit"], False, 8, steps,
-        SMALL["tokens_per_batch"], threads=threads, optimizer=SMALL["optimizer"], seed=seed,
+        SMALL["tokens_per_batch"], threads=threads, optimizer=SMALL["optimizer"], seed=seed, engine_threads=SMALL["engine"].threads,
     )  # fmt: skip
 
 

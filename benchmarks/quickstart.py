@@ -22,7 +22,16 @@ def one(seed: int, out: Path, overrides: list[str]) -> dict:
     folder = out / f"seed-{seed}"
     summary = folder / "summary.json"
     if not summary.exists():
-        command = [sys.executable, "-m", "ramify.cli", "train", "quickstart", f"seed={seed}", f"out={folder}", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "ramify.cli",
+            "train",
+            "quickstart",
+            f"seed={seed}",
+            f"out={folder}",
+            *overrides,
+        ]
         with (out / f"seed-{seed}.log").open("w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
     return json.loads(summary.read_text())
@@ -46,10 +55,14 @@ def main() -> None:
     print(f"| seed | {' | '.join(NAMES)} | seconds |\n|{'---|' * (len(NAMES) + 2)}")
     for seed, summary in found.items():
         print(row(str(seed), summary["before"], summary["after"], summary["seconds"]))
-    middle = {when: {n: statistics.median(s[when][n] for s in found.values()) for n in NAMES} for when in ("before", "after")}
+    middle = {
+        when: {n: statistics.median(s[when][n] for s in found.values()) for n in NAMES} for when in ("before", "after")
+    }
     print(row("median", middle["before"], middle["after"], statistics.median(s["seconds"] for s in found.values())))
     gains = {n: [round(s["after"][n] - s["before"][n], 4) for s in found.values()] for n in NAMES}
-    print(json.dumps({"benchmark": "quickstart", "machine": platform.processor() or platform.machine(), "gains": gains}))
+    print(
+        json.dumps({"benchmark": "quickstart", "machine": platform.processor() or platform.machine(), "gains": gains})
+    )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class Setting:
     threads: int = 2
     optimizer: AdamW = GENTLE
     seed: int = 0
+    engine_threads: int | None = None  # of torch while ramify samples
 
     def run(self, name: str, out: Path) -> Run:
         """The ramify run of this name, grpo or treepo."""
@@ -102,7 +103,8 @@ class Setting:
             name=name, model=Pretrained(self.model, dtype=self.dtype), tasks=Listed(self.problems), rewards=self.reward, template="{problem}",
             prompt_limit=self.prompt, response_limit=self.response, branching=Star(self.width) if name == "grpo" else tree,
             schedule=Fixed(self.prompts), mix=GRPO if name == "grpo" else TREEPO, steps=self.steps, optimizer=self.optimizer,
-            tokens_per_batch=self.tokens, engine=Local(slots=256), seed=self.seed, threads=self.threads, device=self.device,
+            tokens_per_batch=self.tokens, engine=Local(slots=256, threads=self.engine_threads), seed=self.seed, threads=self.threads,
+            device=self.device,
             save_every=10**6, trees_every=5, tensorboard=False, out=str(out / name),
         )  # fmt: skip
 
@@ -163,22 +165,26 @@ def random_model(shape: str, dtype: torch.dtype, folder: Path) -> str:
 def setting_of(args: argparse.Namespace, folder: Path) -> Setting:
     """The setting of a shape."""
     steps = args.repeats + 2
-    common = {
+    common: dict[str, Any] = {
         "steps": steps,
         "tokens": args.tokens,
         "dtype": args.dtype,
         "device": args.device,
         "threads": torch.get_num_threads(),
     }
-    if args.shape == "quickstart":
+    small = args.shape == "quickstart"
+    prompts, width = args.prompts or (64 if small else 4), args.width or 8
+    threads = args.engine_threads or (1 if small else None)
+    common |= {"segment": args.segment or (8 if small else 32), "engine_threads": threads}
+    if small:
         model = args.model or str(SFT)
-        problems = tuple(ChainSum(64 * steps, "train")())
-        return Setting(model_path(model), problems, ChainAnswer(), 64, 8, 16, 64, False, args.segment or 8, **common)
+        problems = tuple(ChainSum(prompts * steps, "train")())
+        return Setting(model_path(model), problems, ChainAnswer(), prompts, width, 16, 64, False, **common)
     drawn = random.Random(0)
-    texts = ["".join(drawn.choices(LETTERS, k=64)) for _ in range(4 * steps)]
+    texts = ["".join(drawn.choices(LETTERS, k=64)) for _ in range(prompts * steps)]
     problems = tuple(Problem(text, text) for text in texts)
     model = random_model(args.shape, getattr(torch, args.dtype), folder / "model")
-    return Setting(model, problems, Digits(), 4, 8, 64, 128, True, args.segment or 32, **common)
+    return Setting(model, problems, Digits(), prompts, width, 64, 128, True, **common)
 
 
 def check_counts(setting: Setting, told: dict[str, list[dict[str, Any]]], mine: dict[str, Mine]) -> None:
@@ -267,6 +273,9 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=4096, help="tokens in one packed row of ramify")
     parser.add_argument("--segment", type=int, default=0, help="tokens of a TreePO segment")
+    parser.add_argument("--prompts", type=int, default=0, help="of a step; 0: 4, of the quickstart's model 64")
+    parser.add_argument("--width", type=int, default=0, help="trajectories of a prompt; 0: 8")
+    parser.add_argument("--engine-threads", type=int, help="of torch while ramify samples; of the quickstart's model 1")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(args, Path(folder))
