@@ -18,6 +18,11 @@ from ramify.engine.toy import ToyEngine
 from ramify.grow.schedule import Fixed
 from ramify.grow.segments import Segments
 from ramify.grow.stop import Stop
+from ramify.learn.advantage import GroupMean
+from ramify.learn.estimator import Estimator
+from ramify.learn.mask import Clip
+from ramify.learn.mix import Mix, Term
+from ramify.learn.reference import Recomputed
 from ramify.run import checkpoint
 from ramify.run.forests import START, Forests
 from ramify.run.launch import launch
@@ -48,8 +53,9 @@ class Crowd(ToyEngine):
 
 
 def run_of(**changes: object) -> Run:
+    changes = {"ahead": 1} | changes
     sampler = Segments(4, 3, 4, 2)
-    return replace(rl(), branching=sampler, schedule=Fixed(2), steps=STEPS, ahead=1, rewards=Digits(), **changes)  # type: ignore[arg-type]
+    return replace(rl(), branching=sampler, schedule=Fixed(2), steps=STEPS, rewards=Digits(), **changes)  # type: ignore[arg-type]
 
 
 def harvest(run: Run) -> tuple[list[list[Tree]], Crowd, list[dict]]:
@@ -134,6 +140,25 @@ def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, 
     steps = metrics(tmp_path / "run")
     assert all(line["mismatch_max"] < 1e-4 for line in steps), "at equal versions sampler and learner agree"
     assert any(line["ratio_max"] > 1.0001 for line in steps[1:]), "older tokens keep the log-prob of what sampled them"
+
+
+def test_young_trees_are_finished_where_a_run_no_longer_looks_ahead() -> None:
+    grown, engine, cursors = harvest(run_of())
+    run = run_of(ahead=0)
+    tasks = [Task(f"t{i}", (i, 2), "t") for i in range(2 * STEPS)]
+    forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
+    second, cursor = asyncio.run(forests.get(2, cursors[0]))
+    assert {tree.task.id for tree in second.grown} == {tree.task.id for tree in grown[1]}
+    assert "young" not in cursor
+    assert "asked" not in cursor
+    third, _ = asyncio.run(forests.get(3, cursor))
+    assert {tree.task.id for tree in third.grown} == {tree.task.id for tree in grown[2]}
+
+
+def test_recomputed_is_refused_ahead() -> None:
+    mix = Mix((Term(Estimator(Clip(column="recomputed"), Recomputed(), GroupMean())),))
+    with pytest.raises(ValueError, match=r"ahead=1 .* Recomputed"):
+        replace(rl(), mix=mix, ahead=1)
 
 
 def test_only_one_step_ahead() -> None:

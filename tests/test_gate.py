@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from ramify.core.task import Task
 from ramify.core.tree import Author, Tree
 from ramify.learn.advantage import Constant, GroupMean
+from ramify.learn.authors import PerAuthor
 from ramify.learn.baselines import Right
 from ramify.learn.estimator import Estimator
-from ramify.learn.gate import Even, Smooth, Switch, beta_cdf
+from ramify.learn.factor import Product
+from ramify.learn.gate import Even, Smooth, Switch, beta_cdf, draws
 from ramify.learn.mask import Everything
 from ramify.learn.mix import Mix, QuestionMean, Term, TokenMean
 from ramify.learn.pack import pack
-from ramify.learn.reference import Itself
+from ramify.learn.reference import Behavior, Itself
+from ramify.learn.signal import AdaptiveClip, Redistribution
 from textbook_hpt import beta_below
 
 POLICY, EXPERT = Author.POLICY, Author.EXPERT
@@ -171,3 +174,32 @@ def test_what_cannot_work_is_said() -> None:
         Switch(0.5, off=0.25)
     with pytest.raises(ValueError, match="Smooth needs"):
         Smooth(0.0)
+
+
+def test_paths_that_share_a_beginning_are_one_draw() -> None:
+    tree = Tree.plant(Task("q", (1,), ""))
+    tree.add(tree.root, [2], Author.EXPERT, finish="eos", reward=1.0)
+    for _ in range(2):
+        top = tree.add(tree.root, [3], Author.POLICY)
+        for reward in (0.0, 0.0, 0.0, 1.0):
+            tree.add(top, [4], Author.POLICY, finish="eos", reward=reward)
+    assert draws(tree) == [0.25, 0.25]
+    _, state = Smooth()(tree, {})
+    assert state == {"q": [0.5, 1.5]}
+
+
+def test_parts_by_author_keep_their_measures_and_factors() -> None:
+    tree = Tree.plant(Task("q", (1,), ""))
+    for entropy in (0.1, 1.0):
+        columns = {"logprobs": [-1.0], "kept": [0.0], "entropy": [entropy], "temperature": [1.0]}
+        tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=entropy, **columns)
+    policy = Product((AdaptiveClip(column="behavior"), Redistribution(column="behavior")))
+    mask = PerAuthor(policy, Everything())
+    keep = [{leaf.id for leaf in tree.leaves()}]
+    assert mask.measure([tree], keep) == policy.measure([tree], keep) != {}
+    mix = Mix((Term(Estimator(mask, PerAuthor(Behavior(), Itself()), GroupMean())),))
+    (row,) = pack([tree], mix.credit([tree]), mix)
+    logp = torch.full((len(row),), -1.0)  # a ratio of 1, where sure tokens lose credit
+    one, other = (rule.factor(1, logp, row.entropy, row.term(0)) for rule in (mask, policy))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, torch.ones_like(one))

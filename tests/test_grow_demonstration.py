@@ -20,6 +20,7 @@ from ramify.engine.engine import Sampling
 from ramify.engine.toy import ToyEngine
 from ramify.grow.branching import Star
 from ramify.grow.demonstration import Hinted, trusted, verify
+from ramify.grow.forks import AttentionForks
 from ramify.grow.growth import demonstrate, grow_forest
 from ramify.grow.stop import Stop
 from ramify.learn.advantage import Constant, GroupMean
@@ -138,3 +139,10 @@ def test_a_run_with_both(tmp_path: Path) -> None:
     assert all((leaf.reward is not None) == bool(leaf.verdict["correct"]) for leaf in shown)
     whys = {leaf.why for tree in trees for leaf in tree.leaves() if leaf.author is Author.POLICY}
     assert "hint" in whys
+
+
+def test_a_hinted_rule_shows_the_options_of_the_rule_inside() -> None:
+    rule = Hinted(AttentionForks(delta=1, rounds=2))
+    assert (rule.delta, rule.rounds, rule.needs) == (1, 2, ("steps", "influence"))
+    assert not hasattr(Hinted(Star(2)), "words")
+    assert replace(rule, n=2).delta == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ramify.core.tree import Author, Node, Tree
 from ramify.grow.branching import Branching, Bud, dice
@@ -51,6 +52,12 @@ class Hinted:
     def needs(self) -> tuple[str, ...]:
         """The signals that the rule inside reads."""
         return self.branching.needs
+
+    def __getattr__(self, name: str) -> Any:
+        """Options of those signals (`delta`, `words`, `rounds`) are fields of the rule inside."""
+        if name.startswith("_") or name == "branching":
+            raise AttributeError(name)
+        return getattr(self.branching, name)
 
     def __call__(self, tree: Tree) -> list[Bud]:
         buds = list(self.branching(tree))

@@ -62,6 +62,11 @@ class Estimated:
 
     signal: str = "value"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signal, for who supplies it."""
+        return (self.signal,)
+
     def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
         return [self.last(leaf) for leaf in living]
 
@@ -98,6 +103,11 @@ class LowValue:
             )
         if self.margin < 0 or not math.isfinite(self.margin):
             raise ValueError(f"LowValue's margin must be a number of at least 0, got {self.margin}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that the estimate reads."""
+        return tuple(getattr(self.worth, "needs", ()))
 
     def __call__(self, tree: Tree) -> list[Node]:
         known = paths(tree)

@@ -41,6 +41,9 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
         part = trained.get(leaf.id)
         if part is None:
             continue
+        if part.leaf is not None:  # one value for the whole path
+            leaf.verdict[name] = float(part.leaf)
+            continue
         along = [node for node in leaf.line() if node.author in term.authors and node.tokens]
         values = along_path(along, part, answer)
         leaf.verdict[name] = float(np.concatenate(values).mean())
@@ -53,8 +56,8 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:
-    """The credit of each token of the learned nodes of a path, [L] each."""
+    """The credit of each token of the learned nodes of a path where it is not one value a leaf, [L] each."""
     if part.token is not None:
         return np.split(part.token, np.cumsum([len(node.tokens) for node in along])[:-1])
-    each = [(answer.node or {}).get(node.id, 0.0) if part.leaf is None else part.leaf for node in along]
-    return [np.full(len(node.tokens), value) for node, value in zip(along, each, strict=True)]
+    nodes = answer.node or {}
+    return [np.full(len(node.tokens), nodes.get(node.id, 0.0)) for node in along]

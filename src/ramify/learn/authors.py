@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ramify.core.tree import Author
+from ramify.core.tree import Author, Tree
 from ramify.learn.batch import TreeBatch
 
 
@@ -46,6 +47,20 @@ class PerAuthor:
 
     def __call__(self, *given: Any) -> Tensor:
         return self.choose(given[-1], self.policy(*given), self.expert(*given))
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        """What the parts need of the step."""
+        parts = [part for part in (self.policy, self.expert) if hasattr(part, "measure")]
+        return {name: value for part in parts for name, value in part.measure(forest, keep).items()}
+
+    def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """What the textbook loss is multiplied by; 1 for a part that only clips."""
+        given = (sign, logp, entropy, batch)
+        factors = [
+            part.factor(*given) if hasattr(part, "factor") else torch.ones_like(logp)
+            for part in (self.policy, self.expert)
+        ]
+        return self.choose(batch, *factors)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """As the masks do."""

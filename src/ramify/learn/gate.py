@@ -23,11 +23,18 @@ MOST = 300  # terms of a continued fraction
 
 def marks(tree: Tree) -> list[float]:
     """1 for each graded path that the policy solved alone, else 0; one that began from a demonstration says nothing of the policy."""
-    return [
-        right(leaf)
-        for leaf in tree.leaves()
-        if leaf.author is Author.POLICY and leaf.reward is not None and not helped(leaf)
-    ]
+    return [right(leaf) for leaf in tree.leaves() if alone(leaf)]
+
+
+def draws(tree: Tree) -> list[float]:
+    """The share of solved paths below each node that grew from the prompt: paths that share a beginning are one draw, not several."""
+    tops = [[leaf for leaf in top.leaves() if alone(leaf)] for top in tree.root.children]
+    return [math.fsum(right(leaf) for leaf in leaves) / len(leaves) for leaves in tops if leaves]
+
+
+def alone(leaf: Node) -> bool:
+    """Whether the policy wrote a graded path without help."""
+    return leaf.author is Author.POLICY and leaf.reward is not None and not helped(leaf)
 
 
 def right(leaf: Node) -> float:
@@ -101,9 +108,9 @@ class Switch:
 class Smooth:
     """Weighs rollouts by the probability that the policy's solve rate lies above `threshold`, demonstrations by the rest.
 
-    The solve rate of a question has a Beta posterior, kept across visits by task id, so that one unlucky draw flips nothing; at each visit
-    its earlier counts are multiplied by `memory`, because the policy has moved on since. `prior` holds the counts before any visit
-    (Jeffreys' by default). A question without a demonstration stays with its rollouts.
+    The solve rate of a question has a Beta posterior, kept across visits by task id, so that one unlucky draw flips nothing. Paths that
+    share a beginning count as one draw. At each visit the earlier counts are multiplied by `memory`, because the policy has moved on
+    since. `prior` holds the counts before any visit (Jeffreys' by default). A question without a demonstration stays with its rollouts.
     """
 
     threshold: float = 0.1
@@ -117,7 +124,7 @@ class Smooth:
             )
 
     def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
-        solved = marks(tree)
+        solved = draws(tree)
         good, bad = (self.memory * count for count in state.get(tree.task.id, (0.0, 0.0)))
         good, bad = good + math.fsum(solved), bad + len(solved) - math.fsum(solved)
         state = state | {tree.task.id: [good, bad]} if solved else state

@@ -1,4 +1,4 @@
-"""Tree to columns: lay a forest out in preorder on rows within a token budget, then fold each leaf's credit down its path."""
+"""Tree to columns: lay a forest out in preorder on rows within a token budget, with what each leaf weighs and earns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from ramify.core.tree import Author, Node, Tree
 from ramify.learn.batch import Credits, TreeBatch
+from ramify.learn.fold import fold_down
 from ramify.learn.gate import Weights, weigh
 from ramify.learn.idle import entropy_of, idle
 from ramify.learn.targets import targets
@@ -38,58 +39,68 @@ class Layout:
     leaves: list[tuple[int, Node, int]] = field(
         default_factory=list
     )  # (tree, leaf, row index of its path's last token)
+    paths: list[list[int]] = field(default_factory=list)  # of each leaf, root to leaf, as indices into `nodes`
 
     def __len__(self) -> int:
         return len(self.token)
 
-    def place(self, tree: int, leaves: Sequence[Node]) -> None:
-        """Append the paths of `leaves` (in preorder, of one tree), every shared node once."""
-        open_nodes: list[int] = []  # indices into self.nodes, root to the current leaf
-        for leaf in leaves:
-            line = leaf.line()
+    def place(self, tree: int, lines: Sequence[Sequence[Node]]) -> None:
+        """Append paths (root to leaf each; in preorder, of one tree), every shared node once."""
+        path: list[int] = []  # indices into self.nodes, root to the current leaf
+        lasts = [-1]  # row index of the last token on the open path: above the root, and after each of its nodes
+        for line in lines:
             shared = 0
-            while shared < len(open_nodes) and shared < len(line) and self.nodes[open_nodes[shared]][1] is line[shared]:
+            while shared < len(path) and shared < len(line) and self.nodes[path[shared]][1] is line[shared]:
                 shared += 1
-            self._close(open_nodes, shared)
+            self._close(path, shared)
+            del lasts[shared + 1 :]
             for node in line[shared:]:
-                open_nodes.append(len(self.nodes))
-                self._append(tree, node, open_nodes)
-            self.leaves.append((tree, leaf, self._last(open_nodes)))
-        self._close(open_nodes, 0)
+                path.append(len(self.nodes))
+                lasts.append(self._append(tree, node, lasts[-1]))
+            self.leaves.append((tree, line[-1], lasts[-1]))
+            self.paths.append(path.copy())
+        self._close(path, 0)
 
-    def _close(self, open_nodes: list[int], keep: int) -> None:
-        for index in open_nodes[keep:]:
+    def _close(self, path: list[int], keep: int) -> None:
+        for index in path[keep:]:
             self.ends[index] = len(self.token)
-        del open_nodes[keep:]
+        del path[keep:]
 
-    def _last(self, open_nodes: Sequence[int]) -> int:
-        """Row index of the last token on the open path, -1 if it holds none."""
-        return next(
-            (stop - 1 for _, _, start, stop in (self.nodes[i] for i in reversed(open_nodes)) if stop > start), -1
-        )
-
-    def _append(self, tree: int, node: Node, open_nodes: Sequence[int]) -> None:
-        before, start, count = self._last(open_nodes[:-1]), len(self.token), len(node.tokens)
-        depth = self.position[before] + 1 if before >= 0 else 0
-        self.token.extend(node.tokens)
-        self.position.extend(range(depth, depth + count))
+    def _append(self, tree: int, node: Node, before: int) -> int:
+        """Add a node below the token `before`; returns the last token on the path that now ends in it."""
+        start, count = len(self.token), len(node.tokens)
+        stop = start + count
         if count:
+            depth = self.position[before] + 1 if before >= 0 else 0
+            self.token += node.tokens
+            self.position += range(depth, depth + count)
             self.parent.append(before if before >= 0 else start)
-            self.parent.extend(range(start, start + count - 1))
-        self.nodes.append((tree, node, start, start + count))
-        self.ends.append(start + count)
+            self.parent += range(start, stop - 1)
+        self.nodes.append((tree, node, start, stop))
+        self.ends.append(stop)
+        return stop - 1 if count else before
+
+    def sizes(self) -> np.ndarray:
+        """[N] tokens of each node."""
+        return np.array([stop - start for _, _, start, stop in self.nodes], dtype=np.int64)
 
     def spread(self, values: Sequence[float] | np.ndarray, dtype: type = np.float64) -> np.ndarray:
-        """A value per node -> a value per token [T]."""
-        return np.repeat(np.asarray(values, dtype=dtype), [stop - start for _, _, start, stop in self.nodes])
+        """A value per node -> a value per token [T]; columns of them [..., N] -> [..., T]."""
+        return np.repeat(np.asarray(values, dtype=dtype), self.sizes(), axis=-1)
 
     def sampled(self, name: str) -> np.ndarray:
-        """A sampled column [T], with its neutral value where nothing was sampled."""
-        column = np.full(len(self), SAMPLED[name])
+        """A sampled column [T], with its neutral value where nothing was sampled; ValueError where a node's is not one value a token."""
+        if name == "behavior":
+            return self._recorded("logprobs") + self._recorded("kept")
+        return self._recorded(name, SAMPLED[name])
+
+    def _recorded(self, name: str, neutral: float = 0.0) -> np.ndarray:
+        column: list[float] = []
         for _, node, start, stop in self.nodes:
-            if node.logprobs:
-                column[start:stop] = np.add(node.logprobs, node.kept) if name == "behavior" else getattr(node, name)
-        return column
+            column += getattr(node, name) if node.logprobs else [neutral] * (stop - start)
+            if len(column) != stop:
+                raise ValueError(f"node {node.id} has {stop - start} tokens but {len(column) - start} values of {name}")
+        return np.array(column, dtype=np.float64)
 
     def signal(self, name: str) -> np.ndarray:
         """A signal [T], 0 where the tokens are not learned from; ValueError where a node lacks it."""
@@ -112,8 +123,8 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     """
     rows: list[Layout] = []
     for index, tree in enumerate(trees):
-        leaves = [leaf for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
-        for piece, size in pieces(leaves, tokens_per_batch):
+        lines = [leaf.line() for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
+        for piece, size in pieces(lines, tokens_per_batch):
             row = next((row for row in rows if not tokens_per_batch or len(row) + size <= tokens_per_batch), None)
             if row is None:
                 rows.append(row := Layout())
@@ -121,15 +132,14 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     return rows
 
 
-def pieces(leaves: Sequence[Node], budget: int) -> list[tuple[list[Node], int]]:
-    """Cut leaves in preorder into runs whose unique tokens fit the budget: (leaves, unique tokens) each."""
-    cut: list[tuple[list[Node], int]] = []
-    piece: list[Node] = []
+def pieces(lines: Sequence[list[Node]], budget: int) -> list[tuple[list[list[Node]], int]]:
+    """Cut the paths of leaves in preorder into runs whose unique tokens fit the budget: (paths, unique tokens) each."""
+    cut: list[tuple[list[list[Node]], int]] = []
+    piece: list[list[Node]] = []
     size = 0
     before: list[Node] = []
-    for leaf in leaves:
-        line = leaf.line()
-        path = sum(len(node.tokens) for node in line)
+    for line in lines:
+        path = sum([len(node.tokens) for node in line])
         if budget and path > budget:
             raise ValueError(
                 f"a path of {path} tokens does not fit in tokens_per_batch={budget}: raise it to at least {path}"
@@ -142,7 +152,7 @@ def pieces(leaves: Sequence[Node], budget: int) -> list[tuple[list[Node], int]]:
         if piece and budget and size + path - shared > budget:
             cut.append((piece, size))
             piece, size, shared = [], 0, 0
-        piece.append(leaf)
+        piece.append(line)
         size += path - shared
         before = line
     return [*cut, (piece, size)] if piece else cut
@@ -166,12 +176,8 @@ def shares(
     counts: list[dict[int, int]] = []
     for tree, credit in zip(trees, credits, strict=True):
         values = credit.token if credit.token is not None else credit.leaf
-        learned = {
-            leaf.id: sum(len(n.tokens) for n in leaf.line() if n.author in term.authors)
-            for leaf in tree.leaves()
-            if values.get(leaf.id) is not None
-        }
-        counts.append({leaf: n for leaf, n in learned.items() if n})
+        learned = learned_tokens(tree, term.authors)
+        counts.append({leaf: n for leaf, n in learned.items() if n and values.get(leaf) is not None})
     parts = [
         fork_shares(tree, count) if share == "each_fork" else dict.fromkeys(count, 1.0)
         for tree, count in zip(trees, counts, strict=True)
@@ -185,6 +191,20 @@ def shares(
         {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
         for credit, count, weight in zip(credits, counts, weights, strict=True)
     ]
+
+
+def learned_tokens(tree: Tree, authors: Sequence[Author]) -> dict[int, int]:
+    """How many tokens of these authors are on the path of each leaf, by leaf id, in preorder."""
+    found: dict[int, int] = {}
+    stack = [(tree.root, 0)]
+    while stack:
+        node, above = stack.pop()
+        count = above + len(node.tokens) if node.author in authors else above
+        if node.children:
+            stack += [(child, count) for child in reversed(node.children)]
+        elif node.parent is not None:
+            found[node.id] = count
+    return found
 
 
 def gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: Weights, term: Term) -> list[float]:
@@ -274,18 +294,19 @@ def columns(
         parts |= {
             name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()
         }
-    return TreeBatch(
-        token=torch.tensor(row.token, dtype=torch.long),
-        position=torch.tensor(row.position, dtype=torch.long),
-        parent=torch.tensor(row.parent, dtype=torch.long),
-        end=torch.from_numpy(row.spread(row.ends, np.int64)),
-        author=torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64)),
-        node=torch.from_numpy(row.spread(range(len(row.nodes)), np.int64)),
-        version=torch.from_numpy(row.spread([node.version for _, node, _, _ in row.nodes], np.int64)),
-        leaf_token=torch.tensor([last for _, _, last in row.leaves], dtype=torch.long),
-        leaf_length=torch.tensor([response_length(leaf) for _, leaf, _ in row.leaves], dtype=torch.long),
-        **parts,
-    )
+    whole = {name: np.array(getattr(row, name), dtype=np.int64) for name in ("token", "position", "parent")}
+    each = [
+        (end, node.author, i, node.version)
+        for i, ((_, node, _, _), end) in enumerate(zip(row.nodes, row.ends, strict=True))
+    ]
+    spread = row.spread(np.array(each, dtype=np.int64).reshape(-1, 4).T, np.int64)
+    whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
+    whole |= {
+        "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
+        "leaf_length": response_lengths(row),
+    }
+    parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
+    return TreeBatch(**parts)
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
@@ -298,42 +319,7 @@ def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
             )
 
 
-def response_length(leaf: Node) -> int:
-    """Response tokens on the path of a leaf."""
-    return sum(len(node.tokens) for node in leaf.line() if node.author is not Author.PROMPT)
-
-
-def fold_down(
-    row: Layout, term: list[dict[int, Share]], credits: Sequence[Credits], authors: Sequence[Author]
-) -> dict[str, np.ndarray]:
-    """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
-    where = {(tree, id(node)): index for index, (tree, node, _, _) in enumerate(row.nodes)}
-    sums = {name: np.zeros(len(row.nodes)) for name in ("weight", "leaves", "gain", "pain")}
-    loose = {"gain": np.zeros(len(row)), "pain": np.zeros(len(row))}  # credits that differ from token to token
-    leaf_credit, leaf_weight = [], []
-    for tree, leaf, _ in row.leaves:
-        part = term[tree].get(leaf.id)
-        leaf_weight.append(part.weight if part else 0.0)
-        earned, seen = 0.0, 0
-        for node in leaf.line() if part else ():
-            if part is None or node.author not in authors:
-                continue
-            index = where[tree, id(node)]
-            sums["weight"][index] += part.weight
-            sums["leaves"][index] += 1
-            if part.token is not None:
-                here = part.token[seen : seen + len(node.tokens)]
-                start, stop = row.nodes[index][2:]
-                loose["gain"][start:stop] += part.weight * np.maximum(here, 0)
-                loose["pain"][start:stop] += part.weight * np.minimum(here, 0)
-                earned += float(here.sum())
-            else:
-                value = part.leaf if part.leaf is not None else (credits[tree].node or {}).get(node.id, 0.0)
-                sums["gain" if value > 0 else "pain"][index] += part.weight * value
-                earned += value * len(node.tokens)
-            seen += len(node.tokens)
-        leaf_credit.append(earned / seen if seen else 0.0)
-    spread = {name: row.spread(column) for name, column in sums.items()}
-    spread["gain"] += loose["gain"]
-    spread["pain"] += loose["pain"]
-    return spread | {"leaf_credit": np.array(leaf_credit), "leaf_weight": np.array(leaf_weight)}
+def response_lengths(row: Layout) -> np.ndarray:
+    """[K] response tokens on the path of each leaf."""
+    size = [0 if node.author is Author.PROMPT else stop - start for _, node, start, stop in row.nodes]
+    return np.array([sum([size[i] for i in path]) for path in row.paths], dtype=np.int64)

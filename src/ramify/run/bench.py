@@ -52,7 +52,9 @@ class Bench:
                 f"ask for at most {room} tokens, or leave out long prompts with --prompt-limit"
             )
         if room < 1:
-            raise ValueError(f"a prompt has {longest} tokens and the model ends at {self.engine.limit}: lower --prompt-limit")
+            raise ValueError(
+                f"a prompt has {longest} tokens and the model ends at {self.engine.limit}: lower --prompt-limit"
+            )
         return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
 
 
@@ -133,9 +135,7 @@ def evaluate_model(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(
-            json.dumps(
-                {"model": bench.name, "seed": seed, "max_tokens": stop.max_tokens, "tasks": results}, indent=1
-            )
+            json.dumps({"model": bench.name, "seed": seed, "max_tokens": stop.max_tokens, "tasks": results}, indent=1)
         )
         console.print(f"every answer is in {out}", markup=False, highlight=False)
     return 0

@@ -88,7 +88,9 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
     if not callable(build) or function not in {USUAL, *there}:
         named = ", ".join(name if other == USUAL else f"{name}:{other}" for other in there)
         known = f"there is {named}" if there else "define one that returns a Run, or a tuple of Runs for stages"
-        raise ValueError(f"the recipe {name} has no function {function}() that can be called without arguments: {known}")
+        raise ValueError(
+            f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
+        )
     made = build()
     stages = made if isinstance(made, tuple) else (made,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]

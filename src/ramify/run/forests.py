@@ -18,6 +18,7 @@ from ramify.grow.forks import EXPANDED
 from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, together
 from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
+from ramify.learn.gate import demonstrated
 from ramify.look.evaluate import correct
 from ramify.look.ledger import cost
 from ramify.look.statistics import mean
@@ -104,14 +105,16 @@ class Forests:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
                 return Harvest(grown, kept[:asked], draws, asked), cursor
-            if run.ahead and draws == 0:
+            if draws == 0 and (
+                run.ahead or cursor.get("young")
+            ):  # young trees of a run that looked ahead are finished first
                 trees = await self.overlap(wanted, step, heat, cursor)
             else:
                 trees = await self.grow(
                     [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor
                 )
             grown += trees
-            kept += [tree for tree in trees if schedule.keep(tree)]
+            kept += [tree for tree in trees if schedule.keep(tree) or (run.mix.gate is not None and demonstrated(tree))]
             draws += 1
 
     def draw(self, n: int, cursor: Cursor) -> list[Task]:
@@ -143,13 +146,18 @@ class Forests:
         young = [store.load(line.encode()) for line in cursor.pop("young", ())]
         if not young:
             young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
-            await self.growth(heat, cursor).begin(young)
+            growth = self.growth(heat, cursor)
+            await growth.check(young)
+            await growth.begin(young)
         coming: list[Tree] = []
-        if step < self.run.steps:
+        if self.run.ahead and step < self.run.steps:
             cursor["asked"] = self.run.schedule.asked(cursor["schedule"])
             count, cursor["schedule"] = self.run.schedule([], 0, cursor["schedule"])
             coming = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
         growth = self.growth(heat, cursor)
+        await growth.check(
+            coming
+        )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
         await together([growth.finish(young), growth.begin(coming)])
         if coming:
             cursor["young"] = [store.dump(tree).decode() for tree in coming]
@@ -193,7 +201,6 @@ class Growth:
     async def begin(self, trees: list[Tree]) -> None:
         """The first round of young trees, and what rules and schedules want to know of it, by the weights that sampled it."""
         run = self.run
-        await self.check(trees)
         await together(
             grow_round(tree, self.engine, run.branching, self.sampling, self.stop, run.pruning) for tree in trees
         )

@@ -73,7 +73,9 @@ class Local:
     copy: Literal["float32", "bfloat16"] | None = (
         None  # dtype of a second copy of the weights; None reads the trainer's
     )
-    threads: int | None = None  # of torch while it decodes; None leaves all. Models of some hundred dimensions are faster with 1
+    threads: int | None = (
+        None  # of torch while it decodes; None leaves all. Models of some hundred dimensions are faster with 1
+    )
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.memory_mb < 1:
@@ -133,7 +135,9 @@ class Run:
     pruning: tuple[Any, ...] = ()  # rules that end paths after a round
     schedule: Any  # Fixed(prompts), Dynamic(prompts): prompts per step
     demonstrations: int = 0  # of each task, grafted on its tree as expert leaves
-    check_demonstrations: bool = False  # by the rewards, as if the policy had written them; what fails is not learned from
+    check_demonstrations: bool = (
+        False  # by the rewards, as if the policy had written them; what fails is not learned from
+    )
 
     # judging
     rewards: Reward | tuple[Weighted, ...] = ()  # () only where nothing is sampled
@@ -143,7 +147,9 @@ class Run:
     mix: Any  # Mix: the terms, the leash, the entropy bonus
     steps: int
     minibatches: int = 1  # optimizer steps per forest
-    ahead: int = 0  # 1: the first round of the next step's trees grows beside the later rounds of this one's, a version older
+    ahead: int = (
+        0  # 1: the first round of the next step's trees grows beside the later rounds of this one's, a version older
+    )
     tokens_per_batch: int = 8192  # unique tokens in one forward and backward pass
     optimizer: AdamW = field(default_factory=AdamW)
     autocast: bool = False  # bfloat16 matrix products
@@ -170,12 +176,18 @@ class Run:
     trackio: bool = False
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("name", "model", "tasks", "branching", "schedule", "mix") if not getattr(self, name)]
+        missing = [
+            name for name in ("name", "model", "tasks", "branching", "schedule", "mix") if not getattr(self, name)
+        ]
         if missing:
-            raise ValueError(f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there")
+            raise ValueError(
+                f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
+            )
         for name in ("evals", "answer", "repetition", "lora"):
             if isinstance(getattr(self, name), bool | int | float | str):
-                raise ValueError(f"{name} is an object that only a recipe file can make, or None; got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} is an object that only a recipe file can make, or None; got {getattr(self, name)!r}"
+                )
         for name in (
             "steps",
             "minibatches",
@@ -192,17 +204,14 @@ class Run:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0 while training, got {self.temperature}: greedy paths are all alike and teach nothing; 1.0 is usual"
-            )
+            raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: greedy paths are all alike; 1.0 is usual")
         if self.tokens_per_batch < self.prompt_limit + self.response_limit:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
                 f"{self.prompt_limit} + {self.response_limit} "
                 f"tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
-        if self.ahead not in (0, 1):
-            raise ValueError(f"ahead is 0 (on-policy) or 1 (one step off-policy), got {self.ahead}")
+        check_ahead(self.ahead, self.mix)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1 (None takes the number of cores), got {self.threads}")
 
@@ -223,6 +232,17 @@ class Run:
         if len(set(names)) < len(names):
             raise ValueError(f"two rewards have the same name in {names}: name them, Weighted(reward, weight, name)")
         return named
+
+
+def check_ahead(ahead: int, mix: Any) -> None:
+    """Raise ValueError for a look ahead that is not built, or whose ratios would be wrong."""
+    if ahead not in (0, 1):
+        raise ValueError(f"ahead is 0 (on-policy) or 1 (one step off-policy), got {ahead}")
+    if ahead and "recomputed" in mix.columns:
+        raise ValueError(
+            "ahead=1 trains tokens that an older version sampled, and Recomputed would take them for the newest: "
+            "use Behavior() and column='behavior', or ahead=0"
+        )
 
 
 def writable(folder: Path) -> None:

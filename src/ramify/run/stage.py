@@ -94,10 +94,10 @@ def check(run: Run, parts: Parts) -> None:
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
-    if unknown := [name for name in needed(run.branching, run.schedule) if name not in KNOWN]:
+    if unknown := [name for name in needed(run.branching, run.schedule, *run.pruning) if name not in KNOWN]:
         raise ValueError(
-            f"{type(run.branching).__name__} with {type(run.schedule).__name__} reads the signals {', '.join(unknown)}, "
-            f"which this version does not compute: it knows {', '.join(KNOWN)}"
+            f"{type(run.branching).__name__} with {type(run.schedule).__name__} and the pruning rules read the signals "
+            f"{', '.join(unknown)}, which this version does not compute: it knows {', '.join(KNOWN)}"
         )
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
@@ -113,7 +113,9 @@ def check(run: Run, parts: Parts) -> None:
             f"demonstrations={run.demonstrations}, but no task has one: set tasks.demonstration to the column that holds them, or demonstrations=0"
         )
     if run.check_demonstrations and not run.weighted():
-        raise ValueError("check_demonstrations asks the rewards about each demonstration: give rewards=..., or leave it off")
+        raise ValueError(
+            "check_demonstrations asks the rewards about each demonstration: give rewards=..., or leave it off"
+        )
     if run.exam is not None and not parts.exam:
         raise ValueError("an exam needs problems: set evals or exam.tasks")
     if (run.exam is not None or parts.evals) and not run.weighted():

@@ -116,7 +116,11 @@ class Trainer:
             self.policy.score(harvest.kept, run.mix.columns)
         with clock("credit"):
             credits = run.mix.credit(harvest.kept) if harvest.kept else []
-            gates, self.state.mix = run.mix.gates(harvest.kept, self.state.mix)
+            said, self.state.mix = run.mix.gates(
+                harvest.grown, self.state.mix
+            )  # a gate learns from trees that are dropped, too
+            places = {id(tree): i for i, tree in enumerate(harvest.grown)}
+            gates = [said[places[id(tree)]] for tree in harvest.kept] if said is not None else None
         learned = self.learn(harvest.kept, credits, gates, number, clock)
         with clock("write"):
             self.write_trees(harvest, credits, gates, number)
@@ -164,7 +168,7 @@ class Trainer:
         if norms:
             numbers["grad_norm"] = max(norms)
         if losses:
-            numbers["loss"] = sum(losses) / max(run.minibatches - empty, 1)
+            numbers["loss"] = sum(losses) / max(len(parts(len(forest), run.minibatches)) - empty, 1)
         skipped = {"skipped": empty + bad, "not_finite": bad}
         return numbers | {"trained": trained, "updates": len(norms), "lr": rate} | skipped
 
