@@ -182,7 +182,8 @@ def hpt(gate: str, keep_right: bool = False, off: float | None = None) -> Callab
         if gate == "switch":
             sft = [float(x) for x in book.switch(correct, everyone.group, own, shown, len(trees), GAMMA)]
         else:
-            sft = smooth(correct, everyone.group, own, shown, len(trees))
+            tops = torch.tensor([row.leaf.line()[1].id for row in everyone.rows])
+            sft = smooth(correct, everyone.group, own, shown, tops, len(trees))
         other = [0.0] * len(trees)
         if off is not None:
             wider = book.switch(correct, everyone.group, own, shown, len(trees), off)
@@ -204,12 +205,13 @@ def hpt(gate: str, keep_right: bool = False, off: float | None = None) -> Callab
     return loss
 
 
-def smooth(correct: Tensor, group: Tensor, own: Tensor, shown: Tensor, questions: int) -> list[float]:
-    """The probability that a question's solve rate is at most 0.3, a posteriori."""
+def smooth(correct: Tensor, group: Tensor, own: Tensor, shown: Tensor, tops: Tensor, questions: int) -> list[float]:
+    """The probability that a question's solve rate is at most 0.3, a posteriori; rows with a common first segment are one draw, their mean."""
     answer = []
     for g in range(questions):
-        tried = correct[(group == g) & own]
-        a, b = 0.5 + float(tried.sum()), 0.5 + len(tried) - float(tried.sum())
+        mine = (group == g) & own
+        tried = [float(correct[mine & (tops == top)].mean()) for top in tops[mine].unique()]
+        a, b = 0.5 + sum(tried), 0.5 + len(tried) - sum(tried)
         answer.append(book.beta_below(GAMMA, a, b) if bool((shown & (group == g)).any()) else 0.0)
     return answer
 
