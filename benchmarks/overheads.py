@@ -36,7 +36,16 @@ def watched(setting: Setting, folder: Path, save_every: int) -> Run:
 def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One row: seconds of each phase as a share of the whole, over `EVERY` steps with one checkpoint."""
     chosen = argparse.Namespace(
-        shape=shape, model=args.model, repeats=EVERY, dtype="float32", device=args.device, tokens=4096, segment=0
+        shape=shape,
+        model=args.model,
+        repeats=EVERY,
+        dtype="float32",
+        device=args.device,
+        tokens=4096,
+        segment=0,
+        prompts=0,
+        width=0,
+        engine_threads=None,
     )
     setting = setting_of(chosen, folder)
     mine = Mine(watched(setting, folder, EVERY), setting.exact)

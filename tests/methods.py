@@ -199,20 +199,28 @@ def node_value(trees: list[Tree], evaluate: Evaluate) -> Tensor:
 
 
 def on_nodes(
-    form: str, unbranched: bool, how: str, tempered: bool, token_loss: Callable[[Rows, Tensor], Tensor]
+    form: str, unbranched: bool, how: str, tempered: bool, token_loss: Callable[[Rows, Tensor], Tensor], most: int = 0
 ) -> Callable:
     """A textbook loss on advantages of nodes, over the rows that something branches from."""
 
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
         rows = rows_of(trees, evaluate, (Author.POLICY,), tempered, policy_only=True)
-        paths = [[(row.tree, node) for node in row.forks] for row in rows.rows]
-        owner = [[spot[:2] for spot in row.spots] for row in rows.rows]
-        trained = [unbranched or len(path) > 2 for path in paths]
-        advantage = textbook_trees.node_advantages(rows.reward, paths, owner, rows.logp.shape[1], trained, form)
+        trained = [unbranched or len(row.forks) > 2 for row in rows.rows]
+        if most:
+            seeds = [f"{tree.seed}/{tree.task.id}/{tree.visit}/trained" for tree in trees]
+            trained = textbook_trees.some(rows.reward, rows.group, trained, most, seeds)
+        advantage = node_advantages(rows, trained, form)
         keep = torch.tensor(trained)
         return close(rows.only(keep), token_loss(rows, advantage)[keep], how, len(trees))
 
     return loss
+
+
+def node_advantages(rows: Rows, trained: list[bool], form: str) -> Tensor:
+    """[B, L] advantages of the nodes that rows go through."""
+    paths = [[(row.tree, node) for node in row.forks] for row in rows.rows]
+    owner = [[spot[:2] for spot in row.spots] for row in rows.rows]
+    return textbook_trees.node_advantages(rows.reward, paths, owner, rows.logp.shape[1], trained, form)
 
 
 def sft(trees: list[Tree], evaluate: Evaluate, how: str = "token_mean") -> Tensor:
@@ -329,3 +337,4 @@ METHODS = {
 
 import methods_hapo  # noqa: E402, F401  it adds its rows to METHODS
 import methods_hpt  # noqa: E402, F401  it adds its rows to METHODS
+import methods_recipes  # noqa: E402, F401  it adds its rows to METHODS

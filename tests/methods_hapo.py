@@ -44,13 +44,14 @@ class Published:
     tempered: bool = False
     cap: float | None = None
     fallback: float | None = None
+    width: int = 0
     how: str = "token_mean"
 
     def __call__(self, trees: list[Tree], evaluate: Evaluate) -> Tensor:
         rows = rows_of(trees, evaluate, (Author.POLICY,), self.tempered, policy_only=True)
         advantage = book.token_group_advantage(rows.reward, rows.group, rows.mask)
         if self.fallback:
-            advantage = book.grpo_fallback(rows.reward, rows.group, rows.mask, advantage, self.fallback)
+            advantage = book.grpo_fallback(rows.reward, rows.group, rows.mask, advantage, self.fallback, self.width)
         sampled = sampled_entropy(rows, trees)
         if self.ranks:
             h = book.rank_signal(rows.entropy, sampled, rows.mask, 0.8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import textbook
 import textbook_hpt as book
-from methods import METHODS, Evaluate, Method, Rows, close, outcome, rows_of, term
+from methods import METHODS, Evaluate, Method, Rows, close, fork_weights, outcome, rows_of, term
 from ramify.core.tree import Author, Tree
 from ramify.learn.advantage import Constant, GroupMean
 from ramify.learn.authors import PerAuthor
@@ -87,12 +87,12 @@ def per_row(token_loss: Callable, low: float, high: float) -> Callable:
     return loss
 
 
-def luffy(std: bool, clip: float | None, how: str) -> Callable:
+def luffy(std: bool, clip: float | None, how: str, bonus: float = 0.0) -> Callable:
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
         rows = rows_of(trees, evaluate, BOTH, True, policy_only=False)
         advantage = book.union_advantage(rows.reward, rows.group, std)[:, None].expand_as(rows.logp)
         given = book.mixed(rows.logp, rows.old, advantage, by_author(rows, Author.EXPERT), 0.1, clip)
-        return close(rows, given, how, len(trees), 9)
+        return close(rows, given - bonus * rows.entropy, how, len(trees), 9)
 
     return loss
 
@@ -161,40 +161,41 @@ def alone(rows: Rows) -> Tensor:
     )
 
 
-def question_sum(rows: Rows, losses: Tensor, keep: Tensor, weights: list[float]) -> Tensor:
+def question_sum(rows: Rows, losses: Tensor, keep: Tensor, weights: list[float], by_fork: bool = False) -> Tensor:
     """Each question's mean over its kept rows of their token means, times the question's weight, over all questions."""
     total = losses.sum() * 0
     filled = rows.mask.sum(1) > 0
     for g, weight in enumerate(weights):
         here = (rows.group == g) & keep & filled
         if weight and bool(here.any()):
-            total = total + weight * book.row_mean(losses, rows.mask)[here].mean() / len(weights)
+            each = book.row_mean(losses, rows.mask)[here]
+            each = each * fork_weights(rows.only(here)) if by_fork else each
+            total = total + weight * each.mean() / len(weights)
     return total
 
 
-def hpt(gate: str, keep_right: bool = False, off: float | None = None) -> Callable:
+def hpt(
+    gate: str, keep_right: bool = False, off: float | None = None, clip: float | None = 0.2, bonus: float = 0.0
+) -> Callable:
     """Each question by its rollouts (Dr.GRPO) or by its demonstration (SFT, 0.3), as the gate weighs the two."""
 
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
         everyone = rows_of(trees, evaluate, BOTH, True, policy_only=False)
-        correct, own = (everyone.reward > 0).double(), alone(everyone)
-        shown = torch.tensor([row.leaf.author is Author.EXPERT for row in everyone.rows])
-        if gate == "switch":
-            sft = [float(x) for x in book.switch(correct, everyone.group, own, shown, len(trees), GAMMA)]
-        else:
-            tops = torch.tensor([row.leaf.line()[1].id for row in everyone.rows])
-            sft = smooth(correct, everyone.group, own, shown, tops, len(trees))
-        other = [0.0] * len(trees)
+        sft, other = (
+            smooth(everyone, len(trees)) if gate == "smooth" else switched(everyone, len(trees)),
+            [0.0] * len(trees),
+        )
         if off is not None:
-            wider = book.switch(correct, everyone.group, own, shown, len(trees), off)
-            other = [float(w and not s) for w, s in zip(wider, sft, strict=True)]
+            other = [w - s for w, s in zip(switched(everyone, len(trees), off), sft, strict=True)]
         rl = [1 - a - b for a, b in zip(sft, other, strict=True)]
         rows = on_policy(trees, evaluate)
         advantage = textbook.group_advantage(rows.reward, rows.group, "dr_grpo")[:, None].expand_as(rows.logp)
         every = torch.ones(len(rows.reward), dtype=torch.bool)
-        total = question_sum(rows, textbook.ppo(rows.logp, rows.old, advantage, 0.2, 0.2), every, rl)
+        surrogate = -advantage * torch.exp(rows.logp - rows.old)
+        surrogate = surrogate if clip is None else textbook.ppo(rows.logp, rows.old, advantage, clip, clip)
+        total = question_sum(rows, surrogate - bonus * rows.entropy, every, rl)
         demos, whole = demonstrations(trees, evaluate)
-        total = total + 0.3 * question_sum(demos, -demos.logp, whole, sft)
+        total = total + question_sum(demos, -0.3 * demos.logp - bonus * demos.entropy, whole, sft)
         if off is not None:
             p = demos.logp.exp()
             total = total + question_sum(demos, -demos.reward[:, None] * p / (p + 0.1), whole, other)
@@ -205,11 +206,21 @@ def hpt(gate: str, keep_right: bool = False, off: float | None = None) -> Callab
     return loss
 
 
-def smooth(correct: Tensor, group: Tensor, own: Tensor, shown: Tensor, tops: Tensor, questions: int) -> list[float]:
+def switched(everyone: Rows, questions: int, gamma: float = GAMMA) -> list[float]:
+    """1 for a question that is learned from its demonstration, as its solve rate is at most gamma, else 0."""
+    shown = torch.tensor([row.leaf.author is Author.EXPERT for row in everyone.rows])
+    correct = (everyone.reward > 0).double()
+    return [float(x) for x in book.switch(correct, everyone.group, alone(everyone), shown, questions, gamma)]
+
+
+def smooth(everyone: Rows, questions: int) -> list[float]:
     """The probability that a question's solve rate is at most 0.3, a posteriori; rows with a common first segment are one draw, their mean."""
+    correct, group = (everyone.reward > 0).double(), everyone.group
+    shown = torch.tensor([row.leaf.author is Author.EXPERT for row in everyone.rows])
+    tops = torch.tensor([row.leaf.line()[1].id for row in everyone.rows])
     answer = []
     for g in range(questions):
-        mine = (group == g) & own
+        mine = (group == g) & alone(everyone)
         tried = [float(correct[mine & (tops == top)].mean()) for top in tops[mine].unique()]
         a, b = 0.5 + sum(tried), 0.5 + len(tried) - sum(tried)
         answer.append(book.beta_below(GAMMA, a, b) if bool((shown & (group == g)).any()) else 0.0)

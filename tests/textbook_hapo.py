@@ -26,15 +26,23 @@ def token_group_advantage(reward: Tensor, group: Tensor, mask: Tensor, eps: floa
 
 
 def grpo_fallback(
-    reward: Tensor, group: Tensor, mask: Tensor, advantage: Tensor, reach: float, eps: float = 1e-6
+    reward: Tensor, group: Tensor, mask: Tensor, advantage: Tensor, reach: float, width: int = 0, eps: float = 1e-6
 ) -> Tensor:
-    """[B, L] advantages: groups with one that reaches the threshold take the sequence-level ones."""
+    """[B, L] advantages: groups with one that reaches the threshold take the sequence-level ones.
+
+    Rows padded to a `width` hold rewards of 0 behind their valid tokens, whose advantages count in this test.
+    """
     answer = advantage.clone()
     for g in group.unique():
         rows = group == g
-        if float((advantage[rows] * mask[rows]).abs().max()) >= reach:
+        most = float((advantage[rows] * mask[rows]).abs().max())
+        tokens = reward[rows][:, None].expand_as(mask[rows])[mask[rows] > 0]
+        if len(tokens) and float(mask[rows].sum(1).min()) < width:
+            most = max(most, float(tokens.mean().abs() / (tokens.std(correction=0) + eps)))
+        if most >= reach:
             r = reward[rows]
-            answer[rows] = ((r - r.mean()) / (r.std() + eps))[:, None].expand_as(answer[rows])
+            mean, spread = (r.mean(), r.std()) if len(r) > 1 else (r.new_zeros(()), r.new_ones(()))
+            answer[rows] = ((r - mean) / (spread + eps))[:, None].expand_as(answer[rows])
     return answer
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import torch
 from torch import Tensor
@@ -51,4 +52,19 @@ def released(reward: Tensor, paths: list[list], path: list, trained: list[bool])
         here = level[d] - level[d - 1]
         step = step if abs(here) < 1e-8 and d > 1 else here
         answer[path[d]] = step + level[d]
+    return answer
+
+
+def some(reward: Tensor, group: Tensor, trained: list[bool], most: int, seeds: list[str]) -> list[bool]:
+    """At most so many trained rows of each question: in the order of a shuffle, the first of the best rows, then the others."""
+    answer = list(trained)
+    for g, seed in enumerate(seeds):
+        mine = [i for i in range(len(trained)) if trained[i] and int(group[i]) == g]
+        if len(mine) <= most:
+            continue
+        drawn = random.Random(seed).sample(mine, len(mine))
+        best = next(i for i in drawn if reward[i] == reward[mine].max())
+        chosen = [best, *(i for i in drawn if i != best)][:most]
+        for i in mine:
+            answer[i] = i in chosen
     return answer
