@@ -54,7 +54,7 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
-	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/pairing.py,$(wildcard benchmarks/*.py))); do \
+	@for name in $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py)); do \
 	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 clean:  ## remove .venv and what tools left; runs/ stays

@@ -104,7 +104,9 @@ async def measure(
 def main() -> None:
     """Measure every rule on every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="a model folder or run that knows the quickstart's task")
+    parser.add_argument(
+        "--model", default="runs/quickstart/1-sft", help="a model folder or run that knows the quickstart's task"
+    )
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--budget", type=int, default=2, help="paths of a tree that may be pruned")
