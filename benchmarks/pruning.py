@@ -17,12 +17,11 @@ from typing import Any
 
 from benchmarks.pairing import Spread, record, spread, table
 from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
+from ramify.core.tree import Author, Node, Tree, correct
 from ramify.engine.engine import Request, Sampling
 from ramify.grow.growth import grade, grow_forest, seed_of
 from ramify.grow.segments import Segments
 from ramify.grow.worth import Agreement, LowValue, MeanLogprob
-from ramify.look.evaluate import correct
 from ramify.look.ledger import cost
 from ramify.run.bench import Bench, open_bench
 from ramify.tasks.chain import ChainAnswer, ChainSum

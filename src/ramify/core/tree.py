@@ -71,6 +71,11 @@ class Node:
             stack.extend(reversed(node.children))
 
 
+def correct(leaf: Node) -> float:
+    """Whether a graded path solves its task: the verdict's `correct`, or else a reward above 0."""
+    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
+
+
 @dataclass(eq=False, slots=True)
 class Tree:
     """One task and every path grown for it in one visit."""

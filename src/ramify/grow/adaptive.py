@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ramify.core.tree import Node, Tree
+from ramify.core.tree import Node, Tree, correct
 from ramify.grow.branching import dice, paths
 from ramify.grow.forks import read, steps_of
 from ramify.grow.prompts import PromptBatch
@@ -62,7 +62,7 @@ class Adaptive:
 
     def keep(self, tree: Tree) -> bool:
         """Whether any path is trained, and unless not `even`, right and wrong ones."""
-        rights = {right(leaf) > 0 for leaf in self.trained(tree)}
+        rights = {correct(leaf) > 0 for leaf in self.trained(tree)}
         return len(rights) == 2 if self.even else bool(rights)
 
     def trained(self, tree: Tree) -> list[Node]:
@@ -93,7 +93,7 @@ class Adaptive:
         z = difficulty(tree)
         exact = len(leaves) * math.exp(-z)
         count = math.ceil(exact) if self.rounding == "ceil" else math.floor(exact + 0.5)
-        rights, wrongs = ([leaf for leaf in leaves if (right(leaf) > 0) == side] for side in (True, False))
+        rights, wrongs = ([leaf for leaf in leaves if (correct(leaf) > 0) == side] for side in (True, False))
         first, second = (wrongs, rights) if z >= 0.5 else (rights, wrongs)
         if not first or not second:
             return {leaf.id for leaf in leaves[:count]}
@@ -106,15 +106,10 @@ def graded(tree: Tree) -> list[Node]:
     return [leaf for leaf in paths(tree) if leaf.reward is not None]
 
 
-def right(leaf: Node) -> float:
-    """How right a path is: its verdict's `correct`, or 1 for a reward above 0."""
-    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
-
-
 def difficulty(tree: Tree) -> float:
     """Share of the graded paths that are right; 0 where there is none."""
     leaves = graded(tree)
-    return math.fsum(right(leaf) for leaf in leaves) / len(leaves) if leaves else 0.0
+    return math.fsum(correct(leaf) for leaf in leaves) / len(leaves) if leaves else 0.0
 
 
 def attended(tree: Tree) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.core.tree import Author, Node, Tree
+from ramify.core.tree import Author, Node, Tree, correct
 from ramify.grow.branching import Branching, Bud, dice
 from ramify.grow.growth import Rewards, grade
 from ramify.grow.stop import Decode
@@ -24,8 +24,7 @@ async def verify(tree: Tree, rewards: Rewards, decode: Decode) -> Tree:
     leaves = trusted(tree)
     await grade(tree, rewards, decode, leaves=leaves)
     for leaf in leaves:
-        right = leaf.verdict.get("correct", (leaf.reward or 0.0) > 0)
-        leaf.reward = leaf.reward if right else None
+        leaf.reward = leaf.reward if correct(leaf) else None
     return tree
 
 

@@ -38,25 +38,31 @@ async def grow_forest(
     on_tree: OnTree | None = None,
 ) -> list[Tree]:
     """Grow trees concurrently, none waiting for another; `on_tree` (grading, say) is awaited as each of them is done."""
-
-    async def one(tree: Tree) -> Tree:
-        await grow_tree(tree, engine, branching, sampling, stop, pruning)
-        answer = on_tree(tree) if on_tree is not None else None
-        if answer is not None:
-            await answer
-        return tree
-
-    return await together(one(tree) for tree in trees)
+    return await together(grow_tree(tree, engine, branching, sampling, stop, pruning, on_tree) for tree in trees)
 
 
 async def grow_tree(
-    tree: Tree, engine: Engine, branching: Branching, sampling: Sampling, stop: Stop, pruning: Sequence[Pruning] = ()
+    tree: Tree,
+    engine: Engine,
+    branching: Branching,
+    sampling: Sampling,
+    stop: Stop,
+    pruning: Sequence[Pruning] = (),
+    on_tree: OnTree | None = None,
 ) -> Tree:
-    """Grow a tree until `branching` has no more buds; paths that still live then end by length."""
+    """Grow a tree until `branching` has no more buds; paths that still live then end by length, and `on_tree` is awaited."""
     while await grow_round(tree, engine, branching, sampling, stop, pruning):
         pass
+    return await close(tree, on_tree)
+
+
+async def close(tree: Tree, on_tree: OnTree | None) -> Tree:
+    """End the paths that still live by length, and await `on_tree`."""
     for leaf in paths(tree):
         leaf.finish = leaf.finish or "length"
+    answer = on_tree(tree) if on_tree is not None else None
+    if answer is not None:
+        await answer
     return tree
 
 

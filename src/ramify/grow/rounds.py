@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ramify.core.tree import Tree
 from ramify.engine.engine import Engine, Sampling
-from ramify.grow.branching import Branching, paths
-from ramify.grow.growth import OnTree, grow_round, together
+from ramify.grow.branching import Branching
+from ramify.grow.growth import OnTree, close, grow_round, together
 from ramify.grow.pruning import Pruning
 from ramify.grow.stop import Stop
 
@@ -35,13 +35,5 @@ async def grow_rounds(
         living = [tree for tree, more in zip(living, grew, strict=True) if more]
         if living and between is not None:
             await between(living)
-
-    async def close(tree: Tree) -> None:
-        for leaf in paths(tree):
-            leaf.finish = leaf.finish or "length"
-        answer = on_tree(tree) if on_tree is not None else None
-        if answer is not None:
-            await answer
-
-    await together(close(tree) for tree in trees)
+    await together(close(tree, on_tree) for tree in trees)
     return list(trees)

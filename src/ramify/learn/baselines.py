@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramify.core.tree import Node, Tree
+from ramify.core.tree import Node, Tree, correct
 from ramify.learn.advantage import Over, graded, mean_of, rewards_of
 from ramify.learn.batch import Credits
-from ramify.learn.gate import right
 from ramify.learn.subgroup import whitened
 
 
@@ -47,7 +46,7 @@ class Right:
     over: Over = "policy"
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        return [Credits({leaf.id: 1.0 for leaf in graded(tree, self.over) if right(leaf)}) for tree in forest]
+        return [Credits({leaf.id: 1.0 for leaf in graded(tree, self.over) if correct(leaf)}) for tree in forest]
 
 
 @dataclass(frozen=True)

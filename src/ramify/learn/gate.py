@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.core.tree import Author, Node, Tree
+from ramify.core.tree import Author, Node, Tree, correct
 
 State = dict[str, Any]
 """Plain JSON that the trainer hands in and takes back, and keeps in every checkpoint."""
@@ -23,23 +23,18 @@ MOST = 300  # terms of a continued fraction
 
 def marks(tree: Tree) -> list[float]:
     """1 for each graded path that the policy solved alone, else 0; one that began from a demonstration says nothing of the policy."""
-    return [right(leaf) for leaf in tree.leaves() if alone(leaf)]
+    return [correct(leaf) for leaf in tree.leaves() if alone(leaf)]
 
 
 def draws(tree: Tree) -> list[float]:
     """The share of solved paths below each node that grew from the prompt: paths that share a beginning are one draw, not several."""
     tops = [[leaf for leaf in top.leaves() if alone(leaf)] for top in tree.root.children]
-    return [math.fsum(right(leaf) for leaf in leaves) / len(leaves) for leaves in tops if leaves]
+    return [math.fsum(correct(leaf) for leaf in leaves) / len(leaves) for leaves in tops if leaves]
 
 
 def alone(leaf: Node) -> bool:
     """Whether the policy wrote a graded path without help."""
     return leaf.author is Author.POLICY and leaf.reward is not None and not helped(leaf)
-
-
-def right(leaf: Node) -> float:
-    """Whether a graded path solves its task: the verdict's `correct`, or else a reward above 0."""
-    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
 
 
 def helped(leaf: Node) -> bool:
@@ -150,7 +145,7 @@ class Soft:
 
     def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
         graded = [leaf for leaf in tree.leaves() if leaf.reward is not None]
-        solved = math.fsum(right(leaf) for leaf in graded) / max(len(graded), 1)
+        solved = math.fsum(correct(leaf) for leaf in graded) / max(len(graded), 1)
         policy, off, sft = self.table[round((len(self.table) - 1) * solved)]
         return {Author.POLICY: policy, Author.EXPERT: sft, "off": off}, state
 

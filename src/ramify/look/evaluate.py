@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ramify.core.task import Task
-from ramify.core.tree import Node, Tree
+from ramify.core.tree import Node, Tree, correct
 from ramify.engine.engine import Engine, Sampling
 from ramify.grow.branching import Star
 from ramify.grow.growth import Rewards, grade, grow_forest
@@ -64,11 +64,6 @@ async def evaluate(
     once = await attempts(engine, tasks, rewards, decode, stop, cold, 1, seed) if greedy else []
     heat = sampling.temperature if isinstance(sampling.temperature, int | float) else repr(sampling.temperature)
     return {"problems": len(tasks), "samples": samples, "temperature": heat} | report(sampled, once, decode, wanted)
-
-
-def correct(leaf: Node) -> float:
-    """Whether a graded path solves its task: the verdict's `correct`, or else a reward above 0."""
-    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
 
 
 def report(sampled: Sequence[Tree], greedy: Sequence[Tree], decode: Decode, ks: Sequence[int]) -> dict[str, Any]:

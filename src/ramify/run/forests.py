@@ -10,7 +10,7 @@ from typing import Any
 
 from ramify.core import store
 from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
+from ramify.core.tree import Author, Node, Tree, correct
 from ramify.engine.engine import Engine, Sampling
 from ramify.grow.branching import length, paths
 from ramify.grow.demonstration import verify
@@ -19,7 +19,6 @@ from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, toge
 from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
 from ramify.learn.gate import demonstrated
-from ramify.look.evaluate import correct
 from ramify.look.ledger import cost
 from ramify.look.statistics import mean
 from ramify.run.recipe import Run
