@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from ramify.run import checkpoint
 from ramify.run.launch import launch
@@ -17,8 +19,12 @@ ONE_STAGE = ("sft", "grpo", "dapo", "treepo", "treerl", "attnrl", "early", "hapo
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_as_it_was")]
 
 
-def train(variant: str, out: Path) -> None:
-    assert launch(f"{RECIPE}:{variant}", [f"out={out}"], True, False, Console(quiet=True)) == 0
+def train(variant: str, out: Path, *changes: str) -> None:
+    assert launch(f"{RECIPE}:{variant}", [f"out={out}", *changes], True, False, Console(quiet=True)) == 0
+
+
+def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.path_of(out, step) / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize("variant", ONE_STAGE)
@@ -33,6 +39,16 @@ def test_ten_steps_and_on_after_five(tmp_path: Path, variant: str) -> None:
     shutil.rmtree(checkpoint.path_of(cut, 10))
     train(variant, cut)
     same(whole, cut)
+
+
+def test_learning_rate_zero_is_a_control(tmp_path: Path) -> None:
+    train("grpo", tmp_path / "moved", "steps=2", "save_every=1")
+    train("grpo", tmp_path / "still", "steps=2", "save_every=1", "optimizer.lr=0")
+    first, last = (weights(tmp_path / "still", step) for step in (1, 2))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    assert metrics(tmp_path / "still")[-1]["grad_norm"] > 0
+    first, last = (weights(tmp_path / "moved", step) for step in (1, 2))
+    assert not all(torch.equal(first[name], last[name]) for name in first)
 
 
 def test_two_stages(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ RECIPE = str(HERE / "run_recipe.py")
 STAGES = str(HERE / "run_stages.py")
 ENV = os.environ | {"PYTHONPATH": str(HERE.parent / "src"), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
+MEASURED = ("seconds", "cpu_seconds", "memory")  # what differs from run to run
+
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
@@ -36,7 +38,7 @@ def train(out: Path, *overrides: str, recipe: str = RECIPE, resume: bool = True)
 
 def metrics(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith(MEASURED)} for line in lines]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

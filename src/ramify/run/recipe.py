@@ -42,8 +42,8 @@ class AdamW:
     floor: float = 0.0  # the share of `lr` at which a decay ends
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr must be above 0, got {self.lr}")
+        if not self.lr >= 0:
+            raise ValueError(f"optimizer.lr must be at least 0 (at 0 nothing is learned: a control), got {self.lr}")
         if not self.clip > 0:
             raise ValueError(f"optimizer.clip must be above 0 (inf clips nothing), got {self.clip}")
         if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0 or not self.weight_decay >= 0:

@@ -107,7 +107,7 @@ class Trainer:
 
         Its `seconds` are those of `step` and of its phases, which do not overlap; `log` and `save` are those of the step before.
         """
-        run, clock, number = self.run, Clock(self.late), self.state.step + 1
+        run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
         counters = dict(self.engine.counters)
         with clock("grow"):
             harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
@@ -129,7 +129,7 @@ class Trainer:
         with clock("ledger"):
             found = harvest.metrics() | decoding(counters, self.engine.counters) | learned | openness(gates)
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
-        return found | {"seconds": clock.seconds | {"step": clock.total()}}
+        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.seconds | {"step": clock.total()}}
 
     def learn(
         self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, number: int, clock: Clock
