@@ -322,7 +322,9 @@ def test_paths_that_a_filter_took_out_count_as_failed():
 
 def test_a_run_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path):
     def plain(out: Path, *overrides: str) -> list[dict]:
-        return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in train(out, "steps=2", *overrides)]
+        return [
+            {k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in train(out, "steps=2", *overrides)
+        ]
 
     one = plain(tmp_path / "one")
     assert one == plain(tmp_path / "other")
