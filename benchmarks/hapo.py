@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,9 @@ def temperature(
         want = rule.of_entropy(torch.tensor(segment.entropy, dtype=torch.float64))
         if float((want - torch.tensor(segment.temperature, dtype=torch.float64)).abs().max()) > 1e-3:
             raise AssertionError("a token was not sampled at the temperature of its entropy")
-    return interleave(contenders, args.repeats, device=args.device)
+    return interleave(
+        contenders, args.repeats, device=args.device, clock=time.process_time if args.cpu else time.perf_counter
+    )
 
 
 def mix_of(mask: Any) -> Mix:
@@ -133,7 +136,9 @@ def update(
         policy.update(1e-12)
 
     contenders = {name: (lambda mask=mask: step(mask)) for name, mask in masks.items()}
-    return interleave(contenders, args.repeats, device=args.device)
+    return interleave(
+        contenders, args.repeats, device=args.device, clock=time.process_time if args.cpu else time.perf_counter
+    )
 
 
 def overhead(seconds: dict[str, list[float]], name: str, without: str) -> Spread:
@@ -149,6 +154,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--cpu", action="store_true", help="seconds of the processor: a busy machine tells less in them"
+    )
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--budget", type=int, default=8192, help="tokens of a packed row")
     args = parser.parse_args()

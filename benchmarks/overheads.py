@@ -23,7 +23,7 @@ from benchmarks.step import Mine, Setting, setting_of
 from ramify.recipes.quickstart import SMALL
 from ramify.run.recipe import Run
 
-WORK = ("grow", "score", "update", "load")  # all other phases are overhead
+WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead
 EVERY = 15  # steps between checkpoints of the quickstart: a checkpoint's seconds are spread over them
 
 
@@ -61,7 +61,7 @@ def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
         name: sum(line.get(name, 0.0) for line in later)
         for line in later
         for name in line
-        if name not in ("step", "mean", "eval")
+        if name not in ("step", "mean", "eval", "idle")
     }
     if not 0.99 < sum(phases.values()) / whole <= 1.000001:
         raise AssertionError(

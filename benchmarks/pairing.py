@@ -79,18 +79,22 @@ def settle(device: str) -> None:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], Any]], repeats: int = 5, warmup: int = 1, device: str = "cpu"
+    contenders: Mapping[str, Callable[[], Any]],
+    repeats: int = 5,
+    warmup: int = 1,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each contender, one after the other in every repeat, so that a drift of the machine reaches all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(warmup + repeats):
         for name, work in contenders.items():
             settle(device)
-            start = time.perf_counter()
+            start = clock()
             work()
             settle(device)
             if repeat >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import string
@@ -239,6 +240,7 @@ def measure(
     mine = {name: Mine(setting.run(name, folder), setting.exact) for name in ("grpo", "treepo")}
     workers = {f"TRL {micro} rows a pass": Worker(setting.rival(micro, folder), setting.threads) for micro in micros}
     try:
+        gc.freeze()  # as the command line does after its imports
         first = next(iter(workers.values()))
         trainer = mine["grpo"].trainer
         apart = agree(first, trainer.policy, setting, trainer.forests.decode, folder)

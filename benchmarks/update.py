@@ -12,6 +12,7 @@ import functools
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def one(args: argparse.Namespace, kind: str, wanted: float, tokens: int) -> dict
     names = ways(pair.rows, max(len(row.tokens) for row in pair.rows))
     contenders: dict[str, Any] = {"tree": pair.learn}
     contenders |= {name: (lambda budget=budget: pair.learn_flat(budget)) for name, budget in names.items()}
-    seconds = interleave(contenders, args.repeats, device=args.device)
+    clock = time.process_time if args.cpu else time.perf_counter
+    seconds = interleave(contenders, args.repeats, device=args.device, clock=clock)
     best = min(names, key=lambda name: spread(seconds[name]).median)
     gain, reuse = ratio(seconds, "tree", best), pair.total / pair.unique
     row = {
@@ -269,6 +271,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--tolerance", type=float, default=None, help="of gradients, over the largest; 1e-3, in bfloat16 0.2"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="seconds of the processor: a busy machine tells less in them"
     )
     parser.add_argument("--memory", action="store_true", help="peak memory too, each side in a process of its own")
     parser.add_argument("--scaling", action="store_true")

@@ -205,7 +205,7 @@ def on_nodes(
 
     def loss(trees: list[Tree], evaluate: Evaluate) -> Tensor:
         rows = rows_of(trees, evaluate, (Author.POLICY,), tempered, policy_only=True)
-        trained = [unbranched or len(row.forks) > 2 for row in rows.rows]
+        trained = [unbranched or len(policy_part(row)) > 2 for row in rows.rows]
         if most:
             seeds = [f"{tree.seed}/{tree.task.id}/{tree.visit}/trained" for tree in trees]
             trained = textbook_trees.some(rows.reward, rows.group, trained, most, seeds)
@@ -216,9 +216,15 @@ def on_nodes(
     return loss
 
 
+def policy_part(row: Trajectory) -> list[int]:
+    """The nodes of a row from where the policy goes on: the question, or the last node that a demonstration gave."""
+    shown = [d for d, node in enumerate(row.leaf.line()) if node.author is Author.EXPERT]
+    return row.forks[shown[-1] if shown else 0 :]
+
+
 def node_advantages(rows: Rows, trained: list[bool], form: str) -> Tensor:
     """[B, L] advantages of the nodes that rows go through."""
-    paths = [[(row.tree, node) for node in row.forks] for row in rows.rows]
+    paths = [[(row.tree, node) for node in policy_part(row)] for row in rows.rows]
     owner = [[spot[:2] for spot in row.spots] for row in rows.rows]
     return textbook_trees.node_advantages(rows.reward, paths, owner, rows.logp.shape[1], trained, form)
 

@@ -13,7 +13,7 @@ from ramify.learn.estimator import Estimator
 from ramify.learn.global_local import GlobalLocal
 from ramify.learn.mask import DualClip
 from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Behavior
+from ramify.learn.reference import Behavior, Recomputed
 from ramify.run.recipe import Run
 from run_recipe import rl
 
@@ -45,6 +45,12 @@ def hopeless() -> Run:
 
 def entropy() -> Run:
     return replace(recipe(), branching=EntropyForks(4, 2, 2, 1, words=("=",)), schedule=Fixed(4))
+
+
+def recomputed() -> Run:
+    """Against the untempered start of the step: the pass for influence is one that is needed anyway."""
+    mix = Mix((Term(Estimator(DualClip(0.2, 0.28, column="recomputed"), Recomputed(), GlobalLocal())),))
+    return replace(recipe(), mix=mix)
 
 
 def ahead() -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from rich.console import Console
 from forests import forest
 from methods import METHODS
 from ramify.core.store import dump, load, read
-from ramify.core.tree import Tree
-from ramify.learn.annotate import annotate, names
+from ramify.core.tree import Author, Tree
+from ramify.learn.annotate import annotate, annotate_ratio, names
 from ramify.learn.batch import TreeBatch
 from ramify.learn.mix import Mix
 from ramify.learn.pack import lay_out, pack
@@ -93,6 +94,16 @@ def test_terms_of_one_kind_have_names_of_their_own() -> None:
     mix = METHODS["rl_and_sft_per_question"].mix
     assert names(mix) == ["credit/GroupMean", "credit/Constant"]
     assert names(replace(mix, terms=mix.terms + mix.terms[:1])) == [*names(mix), "credit/GroupMean/2"]
+
+
+def test_the_ratio_to_the_sampler_stands_in_the_signals_of_trained_nodes() -> None:
+    mix, trees = METHODS["grpo"].mix, forest(2, tempered=True)
+    for batch in pack(trees, mix.credit(trees), mix, 40):
+        annotate_ratio(batch, batch.behavior + math.log(1.25))
+    held = {node for tree in trees for node in tree.walk() if "ratio" in node.signals}
+    graded = {node for tree in trees for leaf in tree.leaves() if leaf.reward is not None for node in leaf.line()}
+    assert held == {node for node in graded if node.author is Author.POLICY and node.tokens}
+    assert all(node.signals["ratio"] == [1.25] * len(node.tokens) for node in held)
 
 
 def trained(out: Path, every: int) -> dict[str, Any]:

@@ -93,6 +93,23 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float, fast: bool) -> None:
     assert float(differences.mean()) < tolerance / 5
 
 
+def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same bf16 weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
+    model = small("qwen2", torch.bfloat16)
+    requests = mixed(12)
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    assert engine.forward.geometry.dtype == torch.float32
+    exact = small("qwen2", torch.bfloat16).float()
+    assert worst(exact, requests, run(engine, requests)) < 1e-4
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    asyncio.run(engine.load(None, 1))
+    assert worst(model.float(), requests, run(engine, requests)) < 1e-4
+    monkeypatch.setattr("ramify.engine.packed.TINY", 0)
+    assert LocalEngine(small("qwen2", torch.bfloat16), slots=4, memory=MANY).forward.geometry.dtype == torch.bfloat16
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = small().train()
     model.config._attn_implementation = "eager"
@@ -123,6 +140,45 @@ def test_a_fork_reuses_kv_at_every_offset(fast: bool) -> None:
     reused = engine.counters["reused"] - before["reused"]
     assert reused == sum(len(r.prefix) - 1 for r in requests)  # all but the token whose logits are wanted
     assert engine.counters["prefilled"] - before["prefilled"] == len(requests)
+
+
+def test_a_tree_grows_from_what_its_parents_left_in_their_slots() -> None:
+    """Children that arrive as their parents end copy nothing from the trie, whose first look at them is when a slot is wanted."""
+    model = small()
+    engine = LocalEngine(model, slots=8, memory=MANY)
+    residents, asked = engine._decoder.residents, []
+    texts = [line(9, i) for i in range(4)]
+
+    async def tree(text: tuple[int, ...], seed: int, depth: int) -> None:
+        requests = [ask(text, seed=seed * 10 + i, max_tokens=6) for i in range(2 if depth else 1)]
+        segments = await asyncio.gather(*[engine.sample(request) for request in requests])
+        asked.extend(zip(requests, segments))
+        if depth:
+            await asyncio.gather(*[tree(text + tuple(s.tokens), seed * 10 + i, depth - 1) for i, s in enumerate(segments)])
+
+    async def forest() -> None:
+        await asyncio.gather(*[tree(text, i + 1, 2) for i, text in enumerate(texts)])
+
+    asyncio.run(forest())
+    requests, segments = zip(*asked)
+    assert worst(model, requests, segments) < 1e-5
+    assert engine.counters["prefilled"] == 4 * 8 + len(requests)  # prompts once, then only last tokens
+    for text, slot in residents.where.items():  # what it says lies there, lies there
+        assert text in residents.texts[slot]
+        with torch.no_grad():
+            alone = LocalEngine(model, slots=1, memory=MANY)
+            run(alone, [ask((*text, 0), max_tokens=1)])
+        mine, other = engine._decoder.slots.get(slot, 0, len(text)), alone._decoder.slots.get(0, 0, len(text))
+        assert torch.allclose(mine, other, atol=1e-4)
+
+
+def test_slots_may_be_shorter_after_a_load() -> None:
+    model = small()
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    run(engine, [ask(line(60, 1), max_tokens=30)])
+    asyncio.run(engine.load(None, 1))
+    requests = mixed(6, longest=8, most=5)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
 def test_siblings_prefill_their_prompt_once() -> None:

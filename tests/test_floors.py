@@ -42,6 +42,9 @@ OPTIONAL = {
     "trackio": "run/logbook.py",
     "ray": "run/cluster.py",
     "vllm": "engine/vllm.py",
+    "matplotlib": "look/plots.py",
+    "starlette": "look/viewer.py",
+    "uvicorn": "look/viewer.py",
 }
 """Libraries that only some users install, and the one file that imports each, inside a function."""
 

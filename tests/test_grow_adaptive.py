@@ -147,3 +147,23 @@ def test_bounds_and_a_step_that_left_nothing() -> None:
 def test_what_makes_no_sense_is_refused(make) -> None:
     with pytest.raises(ValueError, match=r"PromptBatch|Adaptive"):
         make()
+
+
+def test_paths_with_help_say_nothing_of_difficulty() -> None:
+    """Two of six are right alone; three paths that go on from a part of a demonstration are right, too."""
+    plain, helped = graded(2), graded(2)
+    shown = helped.add(helped.root, [7, 7, 7, 7], Author.EXPERT, finish="eos", reward=1.0)
+    for _ in range(3):
+        leaf = helped.graft(shown, 2)
+        leaf.tokens, leaf.finish, leaf.reward, leaf.verdict = [1, 1], "eos", 1.0, {"correct": 1.0}
+        leaf.signals = {"steps": [1.0, 0.0], "influence": [9.0, 9.0]}
+    hints = {leaf.id for leaf in helped.leaves() if leaf.why == "" and leaf.parent is not helped.root} - {shown.id}
+    assert len(hints) == 3
+    assert difficulty(helped) == difficulty(plain) == pytest.approx(1 / 3)
+    assert attended(helped) == attended(plain)
+    rule = Adaptive(BATCH)
+    (alone,), _ = rule.expand([plain], {})
+    (chosen,), _ = rule.expand([helped], {})
+    assert chosen == alone | hints, "all of them are grown from"
+    assert rule.trained(helped) == [], "nothing has grown from any path yet"
+    assert len(Adaptive(BATCH, unbranched=True).trained(helped)) == 9

@@ -15,11 +15,11 @@ from rich.console import Console
 from ramify.core.store import read
 from ramify.core.task import Path as Response
 from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
+from ramify.core.tree import Author, Tree, demonstrations
 from ramify.engine.engine import Sampling
 from ramify.engine.toy import ToyEngine
 from ramify.grow.branching import Star
-from ramify.grow.demonstration import Hinted, trusted, verify
+from ramify.grow.demonstration import Hinted, verify
 from ramify.grow.forks import AttentionForks
 from ramify.grow.growth import demonstrate, grow_forest
 from ramify.grow.stop import Stop
@@ -50,7 +50,7 @@ def test_a_demonstration_that_fails_its_check_is_not_learned_from() -> None:
     asyncio.run(verify(tree, ((ends_with_zero, 0.5, "zero"),), text))
     assert (wrong.reward, good.reward) == (None, 1.0)
     assert (wrong.verdict["correct"], good.verdict["correct"]) == (0.0, 1.0)
-    assert trusted(tree) == [good]
+    assert demonstrations(tree) == [good]
     sft = Mix((Term(Estimator(Everything(), Itself(), Constant(over="expert")), (Author.EXPERT,)),))
     (batch,) = pack([tree], sft.credit([tree]), sft)
     assert batch.token.tolist() == [1, 2, *SHOWN[1]]

@@ -230,3 +230,24 @@ def test_a_missing_signal_is_named() -> None:
     assert isinstance(tree.leaves()[0], Node)
     with pytest.raises(ValueError, match="no signal 'steps'"):
         AttentionForks()(tree)
+
+
+def test_diverse_points_lie_far_apart_in_the_tree() -> None:
+    """The least expected tokens first: 9 at token 8 of one path, then 8 beside it and 7, 6 elsewhere on it; 5 on a branch from token 2."""
+    tree = plant()
+    leaf = tree.add(tree.root, [1] * 10, Author.POLICY, finish="eos", logprobs=[-0.1] * 10, kept=[0.0] * 10)
+    for at, score in ((8, 9.0), (7, 8.0), (5, 7.0), (4, 6.0)):
+        leaf.logprobs[at] = -score
+    branch = tree.graft(leaf, 8)
+    branch.tokens, branch.logprobs, branch.kept, branch.finish = [1] * 5, [-0.1] * 3 + [-5.0, -0.1], [0.0] * 5, "eos"
+    tree.rounds = 1
+    assert places(tree, EntropyForks(1, 2, words=(), branches=1)) == [(leaf.id, 8), (leaf.id, 7)]
+    assert places(tree, EntropyForks(1, 2, words=(), branches=1, diverse=2)) == [(leaf.id, 8), (leaf.id, 4)]
+    far = places(tree, EntropyForks(1, 2, words=(), branches=1, diverse=5))
+    assert far == [(leaf.id, 8), (branch.id, 5)], "6 tokens up to where the paths part and 3 down, not |6 - 3|"
+    three = places(tree, EntropyForks(1, 3, words=(), branches=1, diverse=2))
+    assert three == [(leaf.id, 8), (branch.id, 5), (leaf.id, 4)], "4 from the first as the trunk is, and less expected"
+    everything = EntropyForks(1, 50, words=(), branches=1, diverse=5)
+    assert sorted(places(tree, everything)) == sorted(places(tree, EntropyForks(1, 50, words=(), branches=1)))
+    with pytest.raises(ValueError, match="diverse is how many times"):
+        EntropyForks(diverse=0)

@@ -187,6 +187,26 @@ def test_it_rides_on_the_pass_that_recomputes(monkeypatch: pytest.MonkeyPatch) -
     assert "influence" not in alone.leaves()[0].signals
 
 
+def test_what_rode_along_is_kept_and_only_later_paths_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = TorchPolicy(build("qwen3", double=True))
+    passed: list[int] = []
+    inner = TorchPolicy._score_row
+    monkeypatch.setattr(TorchPolicy, "_score_row", lambda *a, **k: (passed.append(len(a[2])), inner(*a, **k))[1])
+    tree, other = star(5), star(6)
+    policy.score([tree, other], ("recomputed",), Influence(SEPARATORS))
+    leaf = tree.graft(tree.leaves()[0], 9)
+    leaf.tokens, leaf.finish = [1, 2, 3, 4], "eos"
+    before = {id(node): node.signals.get("recomputed") for node in tree.walk()}
+    policy.score([tree, other], ("recomputed",), known=("recomputed",))
+    assert passed == [2 * (5 + 4 * 41.5), 5 + 40 - 9 + 4]
+    assert all(node.signals["recomputed"] == before[id(node)] for node in tree.walk() if before[id(node)])
+    kept = [x for node in (*tree.walk(), *other.walk()) for x in node.signals.get("recomputed", [])]
+    policy.score([tree, other], ("recomputed",))
+    again = [x for node in (*tree.walk(), *other.walk()) for x in node.signals.get("recomputed", [])]
+    assert kept == pytest.approx(again, abs=1e-12)
+    assert len(kept) == 2 * 4 * 41.5 + 4
+
+
 def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
     model = build("llama")
     policy = TorchPolicy(model)

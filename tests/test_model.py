@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from ramify.engine.local import LocalEngine
 from ramify.learn.model import Pretrained, Scratch
+from ramify.learn.policy import TorchPolicy
 
 ALPHABET = "0123456789+-=? \n\taZéß漢"
 SMALL = Scratch(ALPHABET, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=64)
@@ -170,3 +173,48 @@ def test_remote_code_is_not_run_unasked(folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot load the model"):
         Pretrained(str(folder))()
     assert not (folder / "ran").exists()
+
+
+def test_the_context_can_be_extended(folder: Path, tmp_path: Path) -> None:
+    """More positions and another base, in the model, in its angles, and in what it saves."""
+    short, _ = Pretrained(str(folder))()
+    long, tokenizer = Pretrained(str(folder), max_positions=256, rope={"rope_theta": 40000.0})()
+    assert (short.config.max_position_embeddings, long.config.max_position_embeddings) == (64, 256)
+    size = long.config.hidden_size // long.config.num_attention_heads
+    angles = 40000.0 ** -(torch.arange(0, size, 2) / size)
+    torch.testing.assert_close(long.model.rotary_emb.inv_freq, angles)
+    assert not torch.allclose(short.model.rotary_emb.inv_freq, angles)
+    assert LocalEngine(long).limit == 256
+    TorchPolicy(long).write(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for again in (Pretrained(str(tmp_path / "saved")), Pretrained(str(tmp_path / "saved"), max_positions=256)):
+        loaded, _ = again()
+        assert loaded.config.max_position_embeddings == 256
+        torch.testing.assert_close(loaded.model.rotary_emb.inv_freq, angles)
+
+
+def test_a_scaled_rope_counts_from_the_first_context(folder: Path, tmp_path: Path) -> None:
+    """YaRN measures by the context that the model was trained with, also when the extended model is loaded again."""
+    scaled = Pretrained(str(folder), max_positions=256, rope={"rope_type": "yarn", "factor": 4.0})
+    model, tokenizer = scaled()
+    assert model.config.rope_parameters["original_max_position_embeddings"] == 64
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, _ = replace(scaled, path=str(tmp_path / "saved"))()
+    assert again.config.rope_parameters == model.config.rope_parameters
+    torch.testing.assert_close(again.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_positions": 0}, "at least 1, got 0"),
+        ({"rope": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is one of .*yarn.* got 'dynamic'"),
+        ({"rope": {"theta": 1e6}}, "unknown rope settings theta: known are .*rope_theta"),
+        ({"rope": {"rope_type": "yarn"}}, "'yarn' needs factor"),
+        ({"rope": {"rope_theta": 0}}, "above 0, got rope_theta=0"),
+    ],
+)
+def test_an_extension_that_makes_no_sense_is_refused(options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Pretrained("model", **options)

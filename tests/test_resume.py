@@ -27,7 +27,7 @@ RECIPE = str(HERE / "run_recipe.py")
 STAGES = str(HERE / "run_stages.py")
 ENV = os.environ | {"PYTHONPATH": str(HERE.parent / "src"), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
-MEASURED = ("seconds", "cpu_seconds", "memory")  # what differs from run to run
+MEASURED = ("seconds", "cpu_seconds", "memory", "gpu")  # what differs from run to run
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 

@@ -12,6 +12,7 @@ from ramify.core import store
 from ramify.core.tree import Author, Tree
 from ramify.run import checkpoint
 from ramify.run.launch import launch
+from ramify.run.signals import Signals
 from test_resume import metrics, same
 
 HERE = Path(__file__).parent
@@ -60,6 +61,24 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> 
     same(tmp_path / "one", tmp_path / "run")
 
 
+def test_influence_rides_on_the_pass_that_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run but for rounding, as with a pass of its own; and a stopped one goes on bit for bit."""
+    still = "optimizer.decay=constant"
+    assert train(tmp_path / "ridden", "steps=3", still, variant=":recomputed") == 0
+    assert train(tmp_path / "stopped", "steps=1", still, variant=":recomputed") == 0
+    assert train(tmp_path / "stopped", "steps=3", still, variant=":recomputed") == 0
+    same(tmp_path / "ridden", tmp_path / "stopped")
+    monkeypatch.setattr(Signals, "rides", ())
+    assert train(tmp_path / "alone", "steps=3", still, variant=":recomputed") == 0
+    every = zip(trees(tmp_path / "ridden"), trees(tmp_path / "alone"), strict=True)
+    nodes = [pair for ridden, alone in every for pair in zip(ridden.walk(), alone.walk(), strict=True)]
+    pairs = [pair for a, b in nodes for pair in zip(a.signals.get("recomputed", []), b.signals.get("recomputed", []))]
+    ridden, alone = zip(*pairs, strict=True)
+    assert len(pairs) > 100
+    assert ridden != alone, "nothing rode"
+    assert ridden == pytest.approx(alone, abs=1e-4)
+
+
 @pytest.mark.parametrize(("variant", "why"), [(":early", "early"), (":entropy", "nats")])
 def test_the_other_rules_run(tmp_path: Path, variant: str, why: str) -> None:
     assert train(tmp_path / "run", "steps=2", variant=variant) == 0
@@ -81,7 +100,5 @@ def test_steps_in_which_every_tree_is_dropped_are_written_and_change_nothing(tmp
 
 
 def test_a_signal_that_nobody_computes_is_refused_before_any_work(tmp_path: Path) -> None:
-    from ramify.run.signals import Signals
-
-    with pytest.raises(ValueError, match="unknown signals value: this version computes steps, influence, concluded"):
-        Signals(None, None)([], ("value",), None)
+    with pytest.raises(ValueError, match="unknown signals mood: this version computes steps, influence, concluded"):
+        Signals(None, None)([], ("mood",), None)

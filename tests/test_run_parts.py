@@ -282,11 +282,11 @@ def test_metrics_say_everything_the_issue_asks_for(tmp_path: Path):
         "dropped",
     }
     assert all(wanted <= line.keys() for line in lines)
-    phases = {"grow", "score", "credit", "pack", "update", "gauges", "write", "load", "ledger"}
+    phases = {"grow", "grade", "score", "credit", "pack", "update", "gauges", "write", "load", "ledger", "idle"}
     assert all(phases < line["seconds"].keys() for line in lines)
     for before, line in zip([None, *lines], lines):
         parts = {name: seconds for name, seconds in line["seconds"].items() if name not in ("step", "mean", "eval")}
-        assert sum(parts.values()) <= line["seconds"]["step"]  # they do not overlap
+        assert math.fsum(parts.values()) == line["seconds"]["step"]
         assert ("log" in parts) == (before is not None)  # what came after the line of the step before
     assert all(line["mismatch_max"] < 1e-4 for line in lines)
     assert "eval/mean" in lines[2]

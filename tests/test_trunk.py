@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from forests import forest
 from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree
-from ramify.learn import trunk
+from ramify.learn import merged, trunk
 from ramify.learn.attention import TreePlan, attending, plan, tree_attention
 from ramify.learn.gather import CHUNK, runs
 from ramify.learn.pack import Layout, lay_out
@@ -238,11 +238,11 @@ def test_auto_takes_trunks_where_they_pay() -> None:
     assert chosen(branched((1000, 6), prompt=2000)) == "Trunk"
     assert chosen(lay_out([grown(900, 4, 4)])[0]) == "Trunk"
     assert chosen(branched((4, 30), prompt=10)) == "dense"
-    assert chosen(branched((2, 700), (2, 700), prompt=20)) == "Gather"
-    assert chosen(branched(*[(2, 8)] * 9, prompt=8)) == "Gather"
+    assert chosen(branched((2, 700), (2, 700), prompt=20)) == "Trunk"
+    assert chosen(branched((4, 60), prompt=3)) == "Gather"
     assert chosen(branched((1, 900))) == "Gather"
 
 
 def test_without_the_operators_there_are_no_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "FORWARD", "_an_operator_that_torch_lacks")
+    monkeypatch.setattr(merged, "FORWARD", "_an_operator_that_torch_lacks")
     assert chosen(branched((1000, 6), prompt=2000)) == "dense"

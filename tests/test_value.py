@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 from forests import Trajectory, flatten, forest
 from methods import METHODS, rows_of
 from methods_hpt import returns
+from ramify.core.store import read
 from ramify.core.task import Task
 from ramify.core.tree import Author, Tree
+from ramify.grow.worth import Estimated
 from ramify.learn import gauges
 from ramify.learn.advantage import GroupMean
 from ramify.learn.estimator import Estimator
@@ -26,6 +29,7 @@ from ramify.learn.reference import Behavior, Itself
 from ramify.learn.value import ActorCritic
 from ramify.run import checkpoint
 from ramify.run.launch import launch
+from ramify.run.trainer import loss
 from test_equivalence import budget_for
 from tiny import build
 
@@ -159,3 +163,78 @@ def test_a_head_and_its_advantage_go_together() -> None:
     mix = Mix((Term(Estimator(Everything(), Itself(), GAE(), EntropyWeight(1.0, 0.0))),), value=0.5)
     with pytest.raises(ValueError, match="weighs each path as one"):
         mix.credit(trees)
+
+
+def run_of(name: str, out: Path, *overrides: str, resume: bool = False) -> list[dict]:
+    """Train a recipe of run_value.py; its metrics."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        recipe = f"{Path(__file__).with_name('run_value.py')}:{name}"
+        launch(recipe, [f"out={out}", *overrides], resume, False, Console(quiet=True))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+    return [json.loads(line) for line in (out / "metrics.jsonl").open()]
+
+
+def test_a_run_prunes_by_its_value_head(tmp_path: Path) -> None:
+    rows = run_of("pruned", tmp_path / "whole")
+    trees = [tree for file in sorted((tmp_path / "whole" / "trees").glob("*.jsonl")) for tree in read(file)]
+    given_up = [sum(leaf.finish == "pruned" for leaf in tree.leaves()) for tree in trees]
+    assert max(given_up) == 2
+    assert sum(row["pruned"] for row in rows) > 0
+    rule = Estimated()
+    later = [tree for tree in trees if tree.step > 1]  # the head says 0 of everything before it has learned
+    for tree in later:
+        values = rule(tree, [leaf for leaf in tree.leaves() if leaf.finish == "pruned"])
+        assert all(value is not None and value != 0 for value in values)
+    assert any(leaf.finish == "pruned" for tree in later for leaf in tree.leaves())
+    assert all("explained_variance" in row for row in rows)
+    run_of("pruned", tmp_path / "parts", "steps=2")
+    run_of("pruned", tmp_path / "parts", "steps=4", resume=True)
+    whole, parts = (checkpoint.load(tmp_path / name, 4)[0] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    again = [(tmp_path / name / "trees" / "000004.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert again[0] == again[1]
+
+
+def test_a_run_without_a_head_cannot_prune_by_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"reads the signal value, but the run trains no value head: .*GAE.*MeanLogprob"
+    ):
+        run_of("headless", tmp_path)
+
+
+def test_the_logged_loss_holds_the_regression_and_the_head_is_gauged() -> None:
+    """By hand on flattened paths: the loss of a row, and 1 - Var(target - V) / Var(target)."""
+    mix = METHODS["ppo"].mix
+    for seed in range(4):
+        trees = forest(seed, tempered=True)
+        credits = mix.credit(trees)
+        rows = []
+        weights, wanted, left, total = [], [], [], 0.0
+        layouts = lay_out(trees, [answer.trained() for answer in credits[0]], 10**6)
+        (batch,), (layout,) = pack(trees, credits, mix, 10**6, torch.float64), layouts
+        values = torch.randn(len(batch), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        none = torch.zeros(len(batch), dtype=torch.float64)
+        where = {(t, n.id): start for t, n, start, _ in layout.nodes}
+        for t, (tree, answer) in enumerate(zip(trees, credits[0], strict=True)):
+            for leaf in tree.leaves():
+                if leaf.id not in answer.trained():
+                    continue
+                nodes = [node for node in leaf.line() if node.author is Author.POLICY]
+                spots = [where[t, node.id] + k for node in nodes for k in range(len(node.tokens))]
+                for spot, target in zip(spots, answer.target[leaf.id], strict=True):
+                    weights.append(1.0)
+                    wanted.append(target)
+                    left.append(target - float(values[spot]))
+        w, y, e = (torch.tensor(column, dtype=torch.float64) for column in (weights, wanted, left))
+        rows.append(gauges.gauges(mix, none, none, none, batch, values=values))
+        found = gauges.merge(rows)
+        assert found["explained_variance"] == pytest.approx(float(1 - e.var(unbiased=False) / y.var(unbiased=False)))
+        assert not [name for name in found if name.startswith("value/")]
+        total = 0.5 * 0.5 * float((w * e**2).sum() / w.sum())
+        assert loss(mix, none, none, none, batch, values)[0] == pytest.approx(
+            loss(mix, none, none, none, batch)[0] + total
+        )
+    assert "explained_variance" not in gauges.merge([gauges.gauges(mix, none, none, none, batch)])

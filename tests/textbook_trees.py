@@ -1,6 +1,7 @@
 """TreeRL's and AttnRL's advantages from the rows alone, as the papers and the released code write them. Imports nothing from ramify.
 
-`paths[i]`: names of the nodes that row i goes through, the question first. `owner[i][t]`: the node that wrote its token t.
+`paths[i]`: names of the nodes that row i goes through, first the question or the part of a demonstration that it goes on from.
+`owner[i][t]`: the node that wrote its token t.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def node_advantages(
     for i, path in enumerate(paths):
         value = released(reward, paths, path, trained) if form == "released" else global_local(reward, paths, path)
         for t, node in enumerate(owner[i]):
-            answer[i, t] = value[node]
+            answer[i, t] = value.get(node, 0.0)
     return answer
 
 

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from ramify.learn.subgroup import SubgroupMean as SubgroupMean
     from ramify.learn.token_group import TokenGroupMean as TokenGroupMean
     from ramify.look.evaluate import evaluate as evaluate
+    from ramify.look.show import show as show
     from ramify.run.recipe import AdamW as AdamW
     from ramify.run.recipe import Exam as Exam
     from ramify.run.recipe import Run as Run
@@ -108,6 +109,7 @@ HOMES = {
     "learn.subgroup": ("SubgroupMean",),
     "learn.token_group": ("TokenGroupMean",),
     "look.evaluate": ("evaluate",),
+    "look.show": ("show",),
     "run.recipe": ("AdamW", "Exam", "Run", "Weighted"),
     "tasks.chain": ("ChainSum",),
     "tasks.files": ("File",),

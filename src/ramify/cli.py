@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,11 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
 Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
+Words = Annotated[Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...")]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
+RunFolders = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
 Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain ...")]
 
@@ -43,13 +47,73 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
     return launch(recipe, list(overrides), resume, fresh, Console(), began)
 
 
+def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = None, threads: int | None = None) -> int:
+    """Train every recipe with every seed, several runs at once; the same command again goes on where a sweep was stopped.
+
+    Example: `ramify sweep grpo dapo treepo steps=200 --seeds 0 1 2 3 4 --out runs/three`, then `ramify compare runs/three`.
+    A run is in OUT/RECIPE/seed-N, what it says in OUT/RECIPE/seed-N.log.
+
+    Args:
+        words: recipes, as in `ramify train`, and fields set in all of them.
+        seeds: one run of each recipe for every seed.
+        out: the folder of the sweep.
+        jobs: runs at the same time; as many as the cores allow by default.
+        threads: of each run; 1 by default, or the cores shared among the jobs where those are given.
+    """
+    from ramify.run.sweep import sweep as run_sweep
+
+    recipes, overrides = ([word for word in words if ("=" in word) == wanted] for wanted in (False, True))
+    return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
+
+
+def compare(
+    runs: Runs,
+    metric: str = "eval/mean",
+    baseline: str | None = None,
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
+    slack: float = 0.0,
+    finished: bool = False,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    json: Path | None = None,
+    plots: Path | None = None,
+) -> int:
+    """Compare runs over seeds at equal steps, sampled tokens, trained tokens and seconds, and say which differences are within noise.
+
+    Example: `ramify compare runs/three --baseline grpo --plots plots`. docs/compare.md says how to read the tables.
+
+    Args:
+        runs: folders of runs, or of sweeps; runs in LABEL/seed-N are the seeds of one label.
+        metric: any name in metrics.jsonl; of a run of several stages, that of the last one, at the cost of all.
+        baseline: the label that the others are compared with; the first one by default.
+        fractions: of the largest budget that every run reaches.
+        slack: share of a budget by which a value may be measured after it; 0.02 where seeds of one label spend a little more or less.
+        finished: leave out runs that are not finished.
+        csv: a file for the table.
+        latex: a file for the table, in booktabs.
+        json: a file for everything, each seed's values and curves included.
+        plots: a folder for pictures, SVG and PNG; needs the extra plots.
+    """
+    from ramify.look.compare import compare as compare_runs
+    from ramify.look.compare_tables import publish
+
+    publish(compare_runs(runs, metric, baseline, fractions, finished, slack), Console(), csv, latex, json, plots)
+    return 0
+
+
 def eval_(
     model: ModelPath,
     tasks: Tasks,
     samples: int = 4,
-    k: tuple[int, ...] = (),
+    k: tuple[str, ...] = (),
     temperature: float = 1.0,
+    top_p: float = 1.0,
     greedy: bool = True,
+    tree: bool = False,
+    independent: bool = True,
+    width: int | None = None,
+    segment: int = 64,
+    branching: int = 2,
     limit: int | None = None,
     max_tokens: int | None = None,
     prompt: str = "problem",
@@ -60,19 +124,30 @@ def eval_(
     system: str | None = None,
     seed: int = 0,
     slots: int = 64,
+    chunk: int | None = None,
     device: str = "auto",
     threads: int | None = None,
+    against: str | None = None,
     out: Path | None = None,
 ) -> int:
-    """Evaluate a model on problems: mean@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
+    """Evaluate a model on problems: avg@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
+
+    Example: `ramify eval runs/mine --tasks aime24.jsonl aime25.jsonl --samples 32 --k 1,8,32 --out evals/mine`; the same command again
+    goes on where it was killed. docs/eval.md says what each number is.
 
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
         tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, or chain.
-        samples: attempts at each problem; 0 for greedy alone.
-        k: which pass@k are said, each at most samples; by default the powers of two up to samples.
+        samples: independent attempts at each problem; 0 for greedy alone.
+        k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
         temperature: of the attempts.
+        top_p: keep the most probable tokens of this total probability.
         greedy: leave out the one greedy answer to each problem, with --no-greedy.
+        tree: also grow a tree for each problem, and compare it with independent attempts at equal answers and at equal tokens.
+        independent: leave out the independent attempts, with --no-independent: trees alone.
+        width: answers of a tree; as many as samples by default.
+        segment: tokens of a tree's segment, at the end of which it branches.
+        branching: branches of a path of a tree in each round.
         limit: problems of each task set; all by default.
         max_tokens: the longest response; by default 1024, or what the model has room for.
         prompt: column of a file that holds the problems; verl's columns are known.
@@ -83,16 +158,22 @@ def eval_(
         system: system message of the chat template.
         seed: the same seed gives the same answers on the same machine.
         slots: rows decoded together.
+        chunk: problems sampled together, kept together and, after a kill, done again together; by default what fills the slots four times.
         device: cpu, cuda, cuda:1, or auto.
         threads: of torch; all cores by default.
-        out: a JSON file for the result with every answer.
+        against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
+        out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
     """
-    from ramify.run.bench import TaskSets, evaluate_model, open_bench
+    from ramify.run.bench import TaskSets, open_bench
+    from ramify.run.eval_plan import plan_of, whole_numbers
+    from ramify.run.evaluation import run_evaluation
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
-    bench = open_bench(model, device, threads, slots)
-    return evaluate_model(bench, asked, samples, k, temperature, greedy, max_tokens, seed, out, Console())
+    grown = (width or samples, segment, branching) if tree else None
+    plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
+    opener = partial(open_bench, device=device, threads=threads, slots=slots)
+    return run_evaluation(model, opener, asked, plan, whole_numbers(k), against, out, Console())
 
 
 def rollout(
@@ -184,9 +265,35 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
     """
     from ramify.run.bench import export_model
 
-    step = export_model(folder, out, which)
-    Console().print(f"step {step} of {folder} is now in {out}", markup=False, highlight=False)
+    console = Console()
+    step = export_model(folder, out, which, console)
+    console.print(f"step {step} of {folder} is now in {out}", markup=False, highlight=False)
     return 0
+
+
+def view(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")],
+    port: int = 0,
+    host: str = "127.0.0.1",
+    tokenizer: Path | None = None,
+    open: bool = False,
+    out: Path | None = None,
+    steps: str = "",
+) -> int:
+    """Look at runs and trees in the browser, live while they train; or write them into one HTML file.
+
+    Args:
+        runs: folders of runs, a folder with runs below it, folders or files of trees.
+        port: by default a free one.
+        host: the address to listen at; with any but this machine's own, whoever reaches it can read the runs.
+        tokenizer: tokenizer.json, or the folder it is in; by default that of the run's last checkpoint.
+        open: open the browser.
+        out: write one HTML file with everything in it, and serve nothing.
+        steps: which steps' trees go into that file, as in 5,10,15; by default the last.
+    """
+    from ramify.look.viewer import view as show
+
+    return show(runs, host, port, tokenizer, open, out, steps, Console())
 
 
 def doctor() -> int:
@@ -205,12 +312,40 @@ def doctor() -> int:
     return int(any(found == "missing" for _, found, _ in packages()))
 
 
+def ledger(runs: RunFolders, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
+    """Say what runs cost: tokens by source and by fate, seconds by phase; of each stage, a step, a correct answer.
+
+    Args:
+        runs: folders of runs, or of single stages.
+        json: a file for all numbers as JSON.
+        csv: a file for all numbers as CSV, a line for each run and stage.
+        steps: tell every step as well.
+    """
+    from ramify.look.statement import read_statements, step_tables, tables, write_csv, write_json
+
+    said = read_statements(runs)
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=200)
+    for statement in said:
+        for part in [*tables(statement), *(step_tables(statement) if steps else ())]:
+            console.print(part, highlight=False)
+            console.print()
+    for path, write in ((json, write_json), (csv, write_csv)):
+        if path is not None:
+            write(path, said, steps)
+    return 0
+
+
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "sweep": sweep,
+    "compare": compare,
     "eval": eval_,
     "rollout": rollout,
     "recipes": recipes,
+    "ledger": ledger,
     "export": export,
+    "view": view,
     "doctor": doctor,
 }
 ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
@@ -222,6 +357,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stdout.isatty():
+        os.environ.pop("FORCE_COLOR", None)  # notebooks set it: a bar that redraws itself would flood a pipe or a file
     words = sys.argv[1:] if argv is None else argv
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"ramify: {message}\n"
     try:

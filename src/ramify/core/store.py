@@ -34,6 +34,7 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
     "prompt": tuple,
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
+KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
 TAG = re.compile(rb'"\$(float|tuple|dict|text)":')
 
@@ -170,7 +171,9 @@ def _plant(content: dict[str, Any]) -> Tree:
 
 def _build(kind: type[Any], record: dict[str, Any], **links: Any) -> Any:
     """A dataclass from its record; a field it does not know is an error, so nothing is lost silently."""
-    unknown = sorted(record.keys() - {field.name for field in fields(kind) if field.name not in LINKS})
+    if kind not in KNOWN:
+        KNOWN[kind] = {field.name for field in fields(kind)} - LINKS
+    unknown = sorted(record.keys() - KNOWN[kind])
     if unknown:
         raise StoreError(f"unknown {kind.__name__} fields {unknown}: of a newer ramify? upgrade ramify to read it")
     return kind(**{k: RESTORE[k](value) if k in RESTORE else value for k, value in record.items()}, **links)

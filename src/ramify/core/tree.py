@@ -76,6 +76,16 @@ def correct(leaf: Node) -> float:
     return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
 
 
+def origin(leaf: Node) -> Node:
+    """Where the policy's own part of a path begins: at the end of the prompt, or of the part of a demonstration that it goes on from."""
+    return next(node for node in reversed(leaf.line()) if node.author in (Author.PROMPT, Author.EXPERT))
+
+
+def demonstrations(tree: Tree) -> list[Node]:
+    """The demonstrations to learn from; one that failed its check has no reward and is none of them."""
+    return [leaf for leaf in tree.leaves() if leaf.author is Author.EXPERT and leaf.reward is not None]
+
+
 @dataclass(eq=False, slots=True)
 class Tree:
     """One task and every path grown for it in one visit."""

@@ -13,6 +13,7 @@ from ramify.engine.forward import Forward
 from ramify.engine.kv import ROUND, Reach, Slots, rounded
 from ramify.engine.prefill import Prefill
 from ramify.engine.radix import Trie
+from ramify.engine.residents import Residents
 from ramify.engine.rng import uniforms
 from ramify.engine.rows import Row, Ticket
 from ramify.engine.sampling import Drawn, Knobs, draw
@@ -33,13 +34,17 @@ class Decoder:
         self.geometry = forward.geometry
         self.slots = Slots(self.geometry)
         self.trie = Trie(self.geometry.token_bytes)
+        self.residents = Residents(self.slots, self.trie)
         self.waiting: deque[Ticket] = deque()
         self.rows: list[Row | None] = []  # None is a hole left by a finished row
+        self._newcomers: list[Row] = []  # those that are being seated
         self.capacity = 0  # tokens a slot holds, since the last `forget`
         self.wanted = 0  # tokens the longest request since then needs
         self.version = 0
-        self.counters = dict.fromkeys(("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0)
-        self.prefill = Prefill(forward, self.slots, self.trie, self.counters)
+        self.counters = dict.fromkeys(
+            ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0
+        )
+        self.prefill = Prefill(forward, self.slots, self.trie, self.residents, self.counters)
         self._stale = True  # the sampling columns do not belong to the rows
         self._settings: list[tuple[object, ...]] = []  # of the rows that the knobs were made for
 
@@ -80,6 +85,7 @@ class Decoder:
         """Drop all KV: the weights have changed. Slots keep their memory for the next requests."""
         assert not self.rows
         self.trie.clear()
+        self.residents.clear()
         self.capacity = self.wanted = 0
 
     def release(self) -> None:
@@ -89,8 +95,8 @@ class Decoder:
 
     def abandon(self, error: BaseException | None) -> None:
         """End every request: hand `error` to all who wait, or cancel them."""
-        tickets = [row.ticket for row in self.rows if row is not None] + list(self.waiting)
-        self.rows, self._stale = [], True
+        tickets = [row.ticket for row in (*self.rows, *self._newcomers) if row is not None] + list(self.waiting)
+        self.rows, self._newcomers, self._stale = [], [], True
         self.waiting.clear()
         for ticket in tickets:
             if ticket.future.done() or ticket.future.get_loop().is_closed():
@@ -116,9 +122,11 @@ class Decoder:
                 break
             self.capacity = capacity
             seated.append(Row.of(self.waiting.popleft()))
+        self._newcomers = seated
         self._seat(seated)
         if seated:
             self.prefill.start(seated, self._next)
+        self._newcomers = []
 
     def _next(self) -> list[Row]:
         """Rows in the spare slots for the next distinct prefixes in the line, so that short prompts are prefilled several at a time."""
@@ -141,18 +149,42 @@ class Decoder:
         return room + SPARE if room == self.most and (room + SPARE) * size <= self.memory * FOR_SLOTS else room
 
     def _seat(self, seated: list[Row]) -> None:
-        """Give each newcomer a slot: holes first, then the end."""
+        """Give each newcomer a slot: that which its parent has left, else another hole, else the end."""
         rows = self._with_spare() if seated else 0
         if seated and (rows, self.capacity) != (self.slots.rows, self.slots.capacity):
-            self._close()
-            self.trie.shrink(max(0, self.memory - rows * self.capacity * self.geometry.token_bytes))
-            self.slots.resize(rows, self.capacity, len(self.rows))
-        holes = deque(i for i, row in enumerate(self.rows) if row is None)
+            self._resize(rows)
+        holes = dict.fromkeys(i for i, row in enumerate(self.rows) if row is None)
+        if holes:
+            for row in seated:
+                text = row.prefix[:-1]
+                slot = self.residents.where.get(text, -1)
+                if slot in holes:
+                    del holes[slot]
+                    self.residents.vacate(slot, stays=text)
+                    row.length = row.known = len(text)
+                    self._sit(row, slot)
+        free = iter(holes)
         for row in seated:
-            row.slot = holes.popleft() if holes else len(self.rows)
-            self.rows[row.slot : row.slot + 1] = [row]
-            self._stale = True
+            if row.slot < 0:
+                slot = next(free, len(self.rows))
+                self.residents.vacate(slot)
+                self._sit(row, slot)
         self._close()
+
+    def _resize(self, rows: int) -> None:
+        """Make so many slots of the capacity; finished rows keep theirs where there are no fewer."""
+        if rows < self.slots.rows:
+            self._close()
+            for slot in range(len(self.rows), self.slots.rows):
+                self.residents.vacate(slot)
+        stay = max(len(self.rows), self.residents.end)
+        self.trie.shrink(max(0, self.memory - rows * self.capacity * self.geometry.token_bytes))
+        self.slots.resize(rows, self.capacity, stay)
+
+    def _sit(self, row: Row, slot: int) -> None:
+        row.slot = slot
+        self.rows[slot : slot + 1] = [row]
+        self._stale = True
 
     def _close(self) -> None:
         """Move the last rows into the holes."""
@@ -162,7 +194,7 @@ class Decoder:
             if i < len(self.rows) and self.rows[i] is None:
                 row = self.rows.pop()
                 assert row is not None
-                self.slots.move(row.slot, i, row.length)
+                self.residents.move(row.slot, i, row.length)
                 self.rows[i], row.slot = row, i
 
     def step(self) -> int:
@@ -171,11 +203,9 @@ class Decoder:
         if self._stale:
             self._columns(rows)
         device = self.geometry.device
-        last = [row.tokens[-1] if row.tokens else row.prefix[-1] for row in rows]
-        at = [row.length for row in rows]
-        both = torch.tensor((last, at), device=device)[:, :, None]  # [2, A, 1]
-        reach = Reach(self.slots, both[1], min(self.slots.capacity, rounded(max(at) + 1)))
-        logits = self.forward(both[0], both[1], reach, True)
+        tokens, at = torch.from_numpy(self._both).to(device).unbind(0)  # [A, 1] each
+        reach = Reach(self.slots, at, min(self.slots.capacity, rounded(int(self._both[1].max()) + 1)))
+        logits = self.forward(tokens, at, reach, True)
         assert logits is not None
         logits = logits if logits.dtype == torch.float64 else logits.float()
         uniform = torch.from_numpy(uniforms(self._streams, self._counts)).to(device)
@@ -183,7 +213,10 @@ class Decoder:
         self.counters["steps"] += 1
         self.counters["row_steps"] += len(rows)
         self.counters["sampled"] += len(rows)
-        return self._record(rows, draw(logits, self._knobs, uniform))
+        drawn = draw(logits, self._knobs, uniform)
+        self._both[0, :, 0] = drawn.tokens
+        self._both[1] += 1
+        return self._record(rows, drawn)
 
     def _columns(self, rows: list[Row]) -> None:
         settings = [row.setting for row in rows]
@@ -193,14 +226,17 @@ class Decoder:
             self._settings = settings
         self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
         self._counts = np.array([len(row.tokens) for row in rows], dtype=np.uint64)
+        last = [row.tokens[-1] if row.tokens else row.prefix[-1] for row in rows]
+        self._both = np.array((last, [row.length for row in rows]), dtype=np.int64)[:, :, None]  # [2, A, 1] next tokens, positions
         self._stale = False
 
     def _record(self, rows: list[Row], drawn: Drawn) -> int:
         finished = 0
-        for row, token, *recorded in zip(rows, drawn.tokens, drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature):
+        records = zip(drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature)
+        for row, token, record in zip(rows, drawn.tokens, records):
             tokens = row.tokens
             tokens.append(token)
-            row.recorded.append(recorded)
+            row.recorded.append(record)
             row.length += 1
             finish = row.until(tokens)
             if finish is not None or len(tokens) >= row.most or row.ticket.future.done():
@@ -209,7 +245,7 @@ class Decoder:
         return finished
 
     def _finish(self, row: Row, finish: str | None) -> None:
-        self.prefill.remember(row, row.prefix + tuple(row.tokens[:-1]))
+        self.residents.finish(row.slot, row.prefix + tuple(row.tokens[:-1]))
         self.rows[row.slot], self._stale = None, True
         if not row.ticket.future.done():
             logprobs, kept, entropy, temperature = (list(column) for column in zip(*row.recorded))

@@ -220,7 +220,7 @@ def verify(forward: Forward, reference: ModelForward) -> float:
             expected = theirs[n - 3 + step].double()
             spread = (expected - expected.mean()).norm().clamp(min=1e-12)
             worst = max(worst, float((ours - expected).norm() / spread))
-    if not worst <= TOLERANCE.get(geometry.dtype, HALF):
+    if not worst <= TOLERANCE.get(reference.geometry.dtype, HALF):
         raise ValueError(
             f"{reference.title} cannot be sampled by the local engine: decoding over remembered keys and values gives other logits than "
             f"its plain forward (relative error {worst:.1e}), so its tokens depend on more than those"

@@ -68,24 +68,38 @@ class Slots:
     def _adopt(self, store: Tensor) -> None:
         self.store = store
         self.rows, self.capacity = store.shape[2], store.shape[4]
+        self.lines = store.unbind(2)  # rows of [layers, 2, heads, capacity, dim]
         self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
         self.pairs = store.flatten(1, 4).unbind(0)  # layers of [2 x rows x heads x capacity, dim]
         g, device = self.geometry, store.device
         self.base = torch.arange(self.rows * g.heads, device=device).view(self.rows, 1, g.heads) * self.capacity  # of each row and head in flat
+        self.bases = torch.cat((self.base, self.base + self.rows * g.heads * self.capacity), 2)  # and in pairs: of keys, then of values
+        self._shape = 0, 0
+        self._dense: tuple[Tensor, ...] = ()
         self.line = torch.arange(self.capacity, device=device)
         self.zero, self.never = (torch.tensor(x, dtype=g.dtype, device=device) for x in (0.0, float("-inf")))
 
-    def put(self, row: int, at: int, chunk: Tensor, n: int) -> None:
-        """Write the first `n` tokens of a chunk [layers, 2, heads, >= n, dim] to positions [at, at + n) of a row."""
-        self.store[:, :, row, :, at : at + n] = chunk[:, :, :, :n]
+    def dense(self, rows: int, length: int) -> tuple[Tensor, ...]:
+        """The first positions of the first rows: 2 x layers of [rows, heads, length, dim]."""
+        if self._shape != (rows, length):
+            self._shape = rows, length
+            self._dense = self.store[:, :, :rows, :, :length].flatten(0, 1).unbind(0)
+        return self._dense
+
+    def put(self, row: int, chunks: list[tuple[Tensor, int]]) -> int:
+        """Write the first n tokens of each chunk [layers, 2, heads, >= n, dim], one after the other, to the start of a row; returns their sum."""
+        total = sum(n for _, n in chunks)
+        if total:
+            torch.cat([chunk.narrow(3, 0, n) for chunk, n in chunks], 3, out=self.lines[row].narrow(3, 0, total))
+        return total
 
     def get(self, row: int, start: int, stop: int) -> Tensor:
         """A copy of positions [start, stop) of a row: [layers, 2, heads, stop - start, dim]."""
-        return self.store[:, :, row, :, start:stop].clone()
+        return self.lines[row].narrow(3, start, stop - start).clone()
 
     def move(self, source: int, target: int, n: int) -> None:
         """Copy the first `n` positions of one row over another."""
-        self.store[:, :, target, :, :n] = self.store[:, :, source, :, :n]
+        self.lines[target].narrow(3, 0, n).copy_(self.lines[source].narrow(3, 0, n))
 
 
 class Reach:
@@ -99,32 +113,33 @@ class Reach:
         self, slots: Slots, positions: Tensor, length: int, rows: Tensor | None = None, valid: Tensor | None = None
     ) -> None:
         b, self.n = positions.shape
-        self.slots, self.rows = slots, rows
-        index = (slots.base[:b] if rows is None else slots.base[rows]) + positions[:, :, None]  # [B, n, heads]
+        self.slots, self.rows, self.positions = slots, rows, positions
         self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
-        if self.chosen is not None:
-            index = index.flatten(0, 1)[self.chosen]
-        self.index = index.flatten()
-        self.both: Tensor | None = None  # where keys and values go in slots.pairs, made when asked for
+        self.index: Tensor | None = None  # where keys and values go in slots.flat, or both in slots.pairs; made when asked for
         visible = slots.line[:length] <= positions[:, :, None]
         self.bias = torch.where(visible, slots.zero, slots.never)[:, None]  # [B, 1, n, length], added to the scores
-        dense = slots.store[:, :, :b, :, :length] if rows is None else slots.store[:, :, :, :, :length]
-        self.views = dense.flatten(0, 1).unbind(0)  # 2 x layers of [rows, heads, length, dim]
+        self.views = slots.dense(b if rows is None else slots.rows, length)
         self.folded: Tensor | None = None
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Remember key and value [B x n, heads, dim] of one layer."""
+        index = self._index(self.slots.base)
         for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
             source = part if self.chosen is None else part[self.chosen]
-            flat.index_copy_(0, self.index, source.reshape(-1, source.shape[2]))
+            flat.index_copy_(0, index, source.reshape(-1, source.shape[2]))
 
     def write_both(self, layer: int, pair: Tensor) -> None:
-        """Remember keys, then values, [B x n, 2 x heads, dim] of one layer."""
-        if self.both is None:
-            at = self.index.view(-1, pair.shape[1] // 2)
-            self.both = torch.cat((at, at + len(self.slots.pairs[0]) // 2), 1).flatten()
+        """Remember keys, then values, [B x n, 2 x heads, dim] of one layer; a pass has either all its layers written so, or none."""
         source = pair if self.chosen is None else pair[self.chosen]
-        self.slots.pairs[layer].index_copy_(0, self.both, source.reshape(-1, source.shape[2]))
+        self.slots.pairs[layer].index_copy_(0, self._index(self.slots.bases), source.reshape(-1, source.shape[2]))
+
+    def _index(self, base: Tensor) -> Tensor:
+        """Where each token's heads begin: base [rows, 1, heads or both] -> [tokens x heads or both]."""
+        if self.index is None:
+            b = len(self.positions)
+            index = (base[:b] if self.rows is None else base[self.rows]) + self.positions[:, :, None]
+            self.index = (index if self.chosen is None else index.flatten(0, 1)[self.chosen]).flatten()
+        return self.index
 
     def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
         """query [B x n, query heads, dim] over all that is written and visible -> [B x n, query heads x dim].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from ramify.engine.kv import Reach
 Part = tuple[Tensor, Tensor | None]
 """Weight [m, k] and bias [m] of one linear layer."""
 
+TINY = 2**22  # bytes in float32 of matrices that stay in a core's cache: there half precision saves nothing, and costs conversions
+
 
 class Matrix:
     """x W^T + b over its own copy of W, parts stacked, the weight of the norm before it folded in.
@@ -22,20 +25,21 @@ class Matrix:
     in half precision it is oneDNN's blocked layout, which spares it reordering W at every call.
     """
 
-    def __init__(self, parts: Sequence[Part], norm: Tensor | None = None, order: Tensor | None = None) -> None:
-        self.parts, self.norm, self.order = parts, norm, order
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, norm: Tensor | None = None, order: Tensor | None = None) -> None:
+        self.parts, self.dtype, self.norm, self.order = parts, dtype, norm, order
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights as they are now."""
-        dtype = self.parts[0][0].dtype
+        dtype = self.dtype
         weight = torch.cat([w for w, _ in self.parts])
         if self.norm is not None:
             wide = torch.float64 if dtype == torch.float64 else torch.float32
-            weight = (weight.to(wide) * self.norm.to(wide)).to(dtype)
+            weight = weight.to(wide) * self.norm.to(wide)
+        weight = weight.to(dtype)
         biases = [w.new_zeros(len(w)) if b is None else b for w, b in self.parts]
-        bias = None if all(b is None for _, b in self.parts) else torch.cat(biases)
+        bias = None if all(b is None for _, b in self.parts) else torch.cat(biases).to(dtype)
         if self.order is not None:
             weight, bias = weight[self.order], None if bias is None else bias[self.order]
         self.bias, self.blocked = bias, dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
@@ -65,11 +69,11 @@ class Matrix:
 class PackedLayer:
     """The matrices of one decoder layer; `order` and `pairs` put the rows of queries and keys, and their norms, in pairs."""
 
-    def __init__(self, layer: Layer, order: Tensor, pairs: Tensor) -> None:
-        self.qkv = Matrix((layer.query, layer.key, layer.value), layer.before, order)
-        self.out = Matrix((layer.out,))
-        self.gate, self.up = (Matrix((part,), layer.after) for part in (layer.gate, layer.up))
-        self.down = Matrix((layer.down,))
+    def __init__(self, layer: Layer, dtype: torch.dtype, order: Tensor, pairs: Tensor) -> None:
+        self.qkv = Matrix((layer.query, layer.key, layer.value), dtype, layer.before, order)
+        self.out = Matrix((layer.out,), dtype)
+        self.gate, self.up = (Matrix((part,), dtype, layer.after) for part in (layer.gate, layer.up))
+        self.down = Matrix((layer.down,), dtype)
         self.source, self.pairs = layer, pairs
 
     @property
@@ -85,12 +89,23 @@ class PackedLayer:
 
 def size_of_copy(fused: FusedForward) -> int:
     """Bytes that packing would take."""
+    return elements(fused) * working_dtype(fused).itemsize
+
+
+def working_dtype(fused: FusedForward) -> torch.dtype:
+    """That of packed matrices and KV: the model's, or float32 for a tiny model in half precision."""
+    dtype = fused.geometry.dtype
+    return torch.float32 if dtype.itemsize < 4 and 4 * elements(fused) <= TINY else dtype
+
+
+def elements(fused: FusedForward) -> int:
+    """Numbers in all matrices."""
     parts = [
         part
         for layer in fused.layers
         for part in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
     ]
-    return sum(weight.nbytes for weight, _ in (*parts, fused.head))
+    return sum(weight.numel() for weight, _ in (*parts, fused.head))
 
 
 class PackedForward(FusedForward):
@@ -104,13 +119,14 @@ class PackedForward(FusedForward):
 
     def __init__(self, fused: FusedForward) -> None:
         super().__init__(fused.reference, fused.layers, fused.epsilon)
-        g = self.geometry
+        dtype = working_dtype(fused)
+        g = self.geometry = replace(fused.geometry, dtype=dtype)
         self.wide = torch.float64 if g.dtype == torch.float64 else torch.float32
         pairs = torch.arange(g.dim).view(2, -1).t().flatten()  # 0, dim/2, 1, dim/2 + 1, ...
         turning = (torch.arange(self.query_heads + g.heads)[:, None] * g.dim + pairs).flatten()
         order = torch.cat((turning, torch.arange(len(turning), len(turning) + g.heads * g.dim)))
-        self.packed = [PackedLayer(layer, order, pairs) for layer in self.layers]
-        self.last = Matrix((self.head,), self.norm)
+        self.packed = [PackedLayer(layer, dtype, order, pairs) for layer in self.layers]
+        self.last = Matrix((self.head,), dtype, self.norm)
         self.floor = torch.tensor(self.epsilon, dtype=self.wide)
         self.turn = torch.empty(0)
 
@@ -139,8 +155,8 @@ class PackedForward(FusedForward):
             self.rotary(reach.slots.capacity)
         b, n = tokens.shape
         heads = self.query_heads
-        rotation = self._rotation(positions.flatten())
-        x = F.embedding(tokens.flatten(), self.embedding)  # [N, d] with N = B x n
+        rotation = self.turn.index_select(0, positions.flatten())  # [N, 1, dim / 2] complex
+        x = F.embedding(tokens.flatten(), self.embedding).to(self.geometry.dtype)  # [N, d] with N = B x n
         for i, layer in enumerate(self.packed):
             turned = self._turned(layer.qkv(self._unit(x)), layer, rotation)  # [N, all heads, dim]
             reach.write_both(i, turned[:, heads:])
@@ -156,13 +172,6 @@ class PackedForward(FusedForward):
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
         return (x * torch.addcmul(self.floor, size, size, value=1 / x.shape[-1]).rsqrt_()).to(x.dtype)
 
-    def _rotation(self, at: Tensor) -> Tensor:
-        """What turns queries and keys at positions [N] and leaves values: [N, all heads, dim / 2] complex."""
-        turning = self.query_heads + self.geometry.heads
-        rotation = self.turn.new_ones(len(at), turning + self.geometry.heads, self.turn.shape[-1])
-        rotation[:, :turning] = self.turn[at]
-        return rotation
-
     def _turned(self, qkv: Tensor, layer: PackedLayer, rotation: Tensor) -> Tensor:
         """Projections [N, all heads x dim] -> rotated queries and keys, then values, [N, all heads, dim]."""
         heads, h, dim = self.query_heads, self.geometry.heads, self.geometry.dim
@@ -171,5 +180,6 @@ class PackedForward(FusedForward):
         if norms is not None:
             qkv[:, :heads] = norms[0] * self._unit(qkv[:, :heads])
             qkv[:, heads : heads + h] = norms[1] * self._unit(qkv[:, heads : heads + h])
-        pairs = torch.view_as_complex(qkv.to(self.wide).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * rotation).flatten(-2).to(qkv.dtype)
+        turned = qkv.to(self.wide)
+        torch.view_as_complex(turned.view(len(qkv), -1, dim // 2, 2))[:, : heads + h].mul_(rotation)
+        return turned.to(qkv.dtype)

@@ -10,6 +10,7 @@ import torch
 from ramify.engine.forward import Forward
 from ramify.engine.kv import Reach, Slots, rounded
 from ramify.engine.radix import Trie, common
+from ramify.engine.residents import Residents
 from ramify.engine.rows import Row
 
 PIECE = 2048  # padded tokens of one prefill pass
@@ -19,30 +20,45 @@ SHARED = 32  # tokens that two waiting prefixes must share before one of them wa
 class Prefill:
     """Fills the slots of newcomers with the KV of their prefixes, all but the last token, which the next decode step runs."""
 
-    def __init__(self, forward: Forward, slots: Slots, trie: Trie, counters: dict[str, int]) -> None:
-        self.forward, self.slots, self.trie, self.counters = forward, slots, trie, counters
+    def __init__(
+        self, forward: Forward, slots: Slots, trie: Trie, residents: Residents, counters: dict[str, int]
+    ) -> None:
+        self.forward, self.slots, self.trie, self.residents, self.counters = forward, slots, trie, residents, counters
 
     def start(self, seated: list[Row], waiting: Callable[[], list[Row]]) -> None:
         """Bring the prefix of each newcomer, but for its last token, into its slot: copied where remembered, else prefilled.
 
         Where a pass is needed anyway, it takes along what is missing of the prefixes of `waiting()`, rows in spare slots.
         """
+        pending = []
         for row in seated:
-            self._copy(row)
+            if row.length < len(row.prefix) - 1:  # else it goes on in its parent's slot, or has nothing to copy
+                self._copy(row)
+            if row.length < len(row.prefix) - 1:
+                pending.append(row)
+            else:
+                self.residents.hold(row.slot, row.prefix[:-1])
             self.counters["reused"] += max(0, row.length - row.ticket.early)
-            self.counters["prefilled"] += 1  # the last token, by the next step
-        pending = [row for row in seated if row.length < len(row.prefix) - 1]
+        self.counters["prefilled"] += len(seated)  # the last token of each, by the next step
         early = self._missing(waiting(), pending) if pending else []
-        while pending:
-            pending, early = self._wave(pending, early), []
+        left = pending
+        while left:
+            left, early = self._wave(left, early), []
+        for row in pending:
+            self.residents.hold(row.slot, row.prefix[:-1])
 
     def _copy(self, row: Row) -> None:
         """Copy what is remembered of the row's prefix into its slot."""
-        found, row.length, row.known = self.trie.match(row.prefix[:-1])
-        at = 0
-        for chunk, n in found:
-            self.slots.put(row.slot, at, chunk, n)
-            at += n
+        text = row.prefix[:-1]
+        source = self.residents.where.get(text)
+        if source is not None:
+            self.slots.move(source, row.slot, len(text))
+            row.length = row.known = len(text)
+            return
+        found, row.length, row.known = self.trie.match(text)
+        if row.length < len(text) and self.residents.keep():
+            found, row.length, row.known = self.trie.match(text)
+        self.slots.put(row.slot, found)
 
     def _missing(self, rows: list[Row], pending: list[Row]) -> list[Row]:
         """Those of the waiting rows that are not remembered yet; none unless all can be without dropping anything."""

@@ -32,7 +32,7 @@ class Row:
     length: int = 0  # tokens whose KV the slot holds; the next one to run sits at this position
     known: int = 0  # tokens at the start of the prefix that were in KV at some time
     tokens: list[int] = field(default_factory=list)
-    recorded: list[list[float]] = field(default_factory=list)  # of each token: logprob, kept, entropy, temperature
+    recorded: list[tuple[float, float, float, float]] = field(default_factory=list)  # of each token: logprob, kept, entropy, temperature
 
     @classmethod
     def of(cls, ticket: Ticket) -> Row:

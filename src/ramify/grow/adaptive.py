@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ramify.core.tree import Node, Tree, correct
+from ramify.core.tree import Node, Tree, correct, origin
 from ramify.grow.branching import dice, paths
 from ramify.grow.forks import read, steps_of
 from ramify.grow.prompts import PromptBatch
@@ -24,6 +24,9 @@ class Adaptive:
     `attention`: a prompt with z = 1 is dropped unless its mean influence is above the mean over all such prompts so far, this step's
     included; with `alpha` > 0 that mean is an exponential one and forgets. `even`: trees whose trained paths are all right or all wrong
     are dropped. `unbranched` as in GlobalLocal: whether a path that nothing grows from is trained.
+
+    Paths that go on from a part of a demonstration say nothing of a prompt's difficulty and are none of the G: where a prompt is kept,
+    all of them are grown from.
     """
 
     batch: PromptBatch
@@ -67,7 +70,7 @@ class Adaptive:
 
     def trained(self, tree: Tree) -> list[Node]:
         """The graded paths that take part in training."""
-        return [leaf for leaf in graded(tree) if self.unbranched or leaf.parent is not tree.root]
+        return [leaf for leaf in graded(tree) if self.unbranched or leaf.parent is not origin(leaf)]
 
     def expand(self, trees: Sequence[Tree], state: State) -> tuple[list[set[int]], State]:
         """Trees after their first round, graded -> the ids of the leaves to grow from in each, and the state after it."""
@@ -87,18 +90,19 @@ class Adaptive:
 
     def choose(self, tree: Tree) -> set[int]:
         """The leaves of one tree to grow from."""
-        leaves = graded(tree)
+        leaves = first(tree)
+        helped = {leaf.id for leaf in graded(tree)} - {leaf.id for leaf in leaves}
         if self.rounding == "all" or not leaves:
-            return {leaf.id for leaf in leaves}
+            return {leaf.id for leaf in leaves} | helped
         z = difficulty(tree)
         exact = len(leaves) * math.exp(-z)
         count = math.ceil(exact) if self.rounding == "ceil" else math.floor(exact + 0.5)
         rights, wrongs = ([leaf for leaf in leaves if (correct(leaf) > 0) == side] for side in (True, False))
-        first, second = (wrongs, rights) if z >= 0.5 else (rights, wrongs)
-        if not first or not second:
-            return {leaf.id for leaf in leaves[:count]}
-        drawn = dice(tree, "expand").sample(second, len(second))
-        return {leaf.id for leaf in [*first, *drawn][:count]}
+        rarer, others = (wrongs, rights) if z >= 0.5 else (rights, wrongs)
+        if not rarer or not others:
+            return {leaf.id for leaf in leaves[:count]} | helped
+        drawn = dice(tree, "expand").sample(others, len(others))
+        return {leaf.id for leaf in [*rarer, *drawn][:count]} | helped
 
 
 def graded(tree: Tree) -> list[Node]:
@@ -106,16 +110,21 @@ def graded(tree: Tree) -> list[Node]:
     return [leaf for leaf in paths(tree) if leaf.reward is not None]
 
 
+def first(tree: Tree) -> list[Node]:
+    """Those of them that the policy wrote alone, from the prompt on."""
+    return [leaf for leaf in graded(tree) if origin(leaf) is tree.root]
+
+
 def difficulty(tree: Tree) -> float:
-    """Share of the graded paths that are right; 0 where there is none."""
-    leaves = graded(tree)
+    """Share of the graded paths without help that are right; 0 where there is none."""
+    leaves = first(tree)
     return math.fsum(correct(leaf) for leaf in leaves) / len(leaves) if leaves else 0.0
 
 
 def attended(tree: Tree) -> float:
-    """Mean influence of the steps of a path, mean over the paths."""
+    """Mean influence of the steps of a path, mean over the paths without help."""
     means = []
-    for leaf in graded(tree):
+    for leaf in first(tree):
         scores = [read(leaf, "influence")[at] for at in steps_of(leaf)]
         means.append(math.fsum(scores) / max(len(scores), 1))
     return math.fsum(means) / max(len(means), 1)

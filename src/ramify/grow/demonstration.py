@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.core.tree import Author, Node, Tree, correct
+from ramify.core.tree import Tree, correct, demonstrations
 from ramify.grow.branching import Branching, Bud, dice
 from ramify.grow.growth import Rewards, grade
 from ramify.grow.stop import Decode
-
-
-def trusted(tree: Tree) -> list[Node]:
-    """The demonstrations of a tree, those left out that failed their check."""
-    return [leaf for leaf in tree.leaves() if leaf.author is Author.EXPERT and leaf.reward is not None]
 
 
 async def verify(tree: Tree, rewards: Rewards, decode: Decode) -> Tree:
@@ -21,7 +16,7 @@ async def verify(tree: Tree, rewards: Rewards, decode: Decode) -> Tree:
 
     Without a reward it is in no mean and no gradient, begins no path, and a gate treats the question as one without a demonstration.
     """
-    leaves = trusted(tree)
+    leaves = demonstrations(tree)
     await grade(tree, rewards, decode, leaves=leaves)
     for leaf in leaves:
         leaf.reward = leaf.reward if correct(leaf) else None
@@ -60,7 +55,7 @@ class Hinted:
 
     def __call__(self, tree: Tree) -> list[Bud]:
         buds = list(self.branching(tree))
-        shown = [leaf for leaf in trusted(tree) if len(leaf.tokens) > 1]
+        shown = [leaf for leaf in demonstrations(tree) if len(leaf.tokens) > 1]
         if tree.rounds > 0 or not buds or not shown:
             return buds
         random = dice(tree, "hint")

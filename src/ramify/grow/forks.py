@@ -99,6 +99,8 @@ class EntropyForks:
     `by`: the surprisal -log p of the sampled token, as in the released code, or the entropy of the distribution it came from. p is the
     tempered distribution before truncation, entropy the untempered one's. Never branched at: the first token of a node, which is where
     its siblings left, and the tokens after one whose text holds one of `words` (() masks none). The token itself is sampled anew.
+    `diverse`: among so many times N least expected tokens, the first and then whichever lies farthest from those taken, along the tree
+    (an option of the released code, with 5, which measures positions inside nodes even across nodes).
     """
 
     roots: int = 6
@@ -107,11 +109,16 @@ class EntropyForks:
     branches: int = 2
     by: Literal["surprisal", "entropy"] = "surprisal"
     words: tuple[str, ...] = ("conclusion", "answer")
+    diverse: int | None = None
 
     def __post_init__(self) -> None:
         check_counts(self, self.roots, self.points, self.branches, self.rounds)
         if self.by not in ("surprisal", "entropy"):
             raise ValueError(f"EntropyForks goes by 'surprisal' or 'entropy', got {self.by!r}")
+        if self.diverse is not None and self.diverse < 1:
+            raise ValueError(
+                f"EntropyForks' diverse is how many times the points to choose from, at least 1, or None, got {self.diverse}"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -130,6 +137,8 @@ class EntropyForks:
         """The buds below one root: the `points` highest scores, the earlier token in preorder where they are alike."""
         found = [(score, node, at) for node in top.walk() for at, score in self.scores(node)]
         found.sort(key=lambda one: -one[0])
+        if self.diverse:
+            found = farthest(found[: self.diverse * self.points], self.points)
         return [
             bud
             for score, node, at in found[: self.points]
@@ -146,6 +155,26 @@ class EntropyForks:
             scores = [-(logp + kept) for logp, kept in zip(node.logprobs, node.kept, strict=True)]
         closed = read(node, "concluded") if self.words else [0.0] * len(scores)
         return [(at, scores[at]) for at in range(1, len(scores)) if not closed[at]]
+
+
+def farthest(found: list[tuple[float, Node, int]], count: int) -> list[tuple[float, Node, int]]:
+    """`count` of the (score, node, token): the first, then the one whose nearest neighbour among those taken is farthest; ties to the earlier."""
+    left, taken = list(found), found[:1]
+    del left[:1]
+    while left and len(taken) < count:
+        best = max(left, key=lambda one: min(apart(one, other) for other in taken))
+        left.remove(best)
+        taken.append(best)
+    return taken
+
+
+def apart(one: tuple[float, Node, int], other: tuple[float, Node, int]) -> int:
+    """Tokens from one place in a tree to another: up to where their paths part, and down again."""
+    mine, theirs = one[1].line(), other[1].line()
+    shared = sum(a is b for a, b in zip(mine, theirs))
+    parted = above(mine[shared]) if shared < min(len(mine), len(theirs)) else None
+    here, there = above(one[1]) + one[2], above(other[1]) + other[2]
+    return abs(here - there) if parted is None else here + there - 2 * parted
 
 
 def check_counts(rule: object, roots: int, points: int, branches: int, rounds: int, distance: int = 0) -> None:

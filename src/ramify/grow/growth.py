@@ -76,13 +76,18 @@ async def grow_round(
     tree.fresh = tree.serial
     nodes = [graft(tree, bud) for bud in buds]
     tree.rounds += 1
-    await together(fill(tree, node, bud, engine, sampling, stop) for node, bud in zip(nodes, buds, strict=True))
+    await together(fill(node, request, engine) for node, request in requests(tree, nodes, buds, sampling, stop))
+    prune(tree, pruning)
+    return True
+
+
+def prune(tree: Tree, pruning: Sequence[Pruning]) -> None:
+    """End the policy's paths below what the rules choose."""
     for rule in pruning:
         for node in rule(tree):
             for leaf in node.leaves():
                 if leaf.author is Author.POLICY:
                     leaf.finish = "pruned"
-    return True
 
 
 def graft(tree: Tree, bud: Bud) -> Node:
@@ -108,20 +113,35 @@ def graft(tree: Tree, bud: Bud) -> Node:
     return node
 
 
-async def fill(tree: Tree, node: Node, bud: Bud, engine: Engine, sampling: Sampling, stop: Stop) -> None:
-    """Sample the segment of an empty node and write it down; a path without room left ends by length."""
-    response = node.response()
-    most = min(bud.max_tokens or sampling.max_tokens, stop.max_tokens - len(response))
-    if most < 1:
-        node.finish = "length"
-        return
-    until = partial(stop, response, most=most)
-    request = Request(tuple(node.prefix()), replace(sampling, max_tokens=most), until, seed_of(tree, node))
+def requests(
+    tree: Tree, nodes: Sequence[Node], buds: Sequence[Bud], sampling: Sampling, stop: Stop
+) -> list[tuple[Node, Request]]:
+    """What to sample for the empty nodes of a round; a path without room left ends by length. Siblings share what they can."""
+    above: dict[Node | None, tuple[list[int], tuple[int, ...]]] = {}  # response and whole text down to each parent
+    samplings: dict[int, Sampling] = {}
+    wanted = []
+    for node, bud in zip(nodes, buds, strict=True):
+        if node.parent not in above:
+            above[node.parent] = node.response(), tuple(node.prefix())
+        response, prefix = above[node.parent]
+        most = min(bud.max_tokens or sampling.max_tokens, stop.max_tokens - len(response))
+        if most < 1:
+            node.finish = "length"
+            continue
+        if most not in samplings:
+            samplings[most] = replace(sampling, max_tokens=most)
+        until = partial(stop, response, most=most)
+        wanted.append((node, Request(prefix, samplings[most], until, seed_of(tree, node))))
+    return wanted
+
+
+async def fill(node: Node, request: Request, engine: Engine) -> None:
+    """Sample the segment of an empty node and write it down."""
     segment = await engine.sample(request)
     node.tokens, node.logprobs, node.kept = segment.tokens, segment.logprobs, segment.kept
     node.entropy, node.temperature, node.version = segment.entropy, segment.temperature, segment.version
     node.finish = segment.finish
-    if node.finish is None and len(node.tokens) < most:  # the engine ran out of context
+    if node.finish is None and len(node.tokens) < request.sampling.max_tokens:  # the engine ran out of context
         node.finish = "length"
 
 
@@ -221,7 +241,8 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -58,7 +58,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Estimated:
-    """A signal that something else wrote along the path (a value head's, say), at the path's last token."""
+    """A signal that something else wrote along the path, at the path's last token.
+
+    A run with a value head (`mix.value`, with an advantage such as GAE) supplies "value" after every round, for one more forward pass over
+    the trees of the round: the value of the state before the token.
+    """
 
     signal: str = "value"
 

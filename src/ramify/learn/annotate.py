@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
-from ramify.core.tree import Node, Tree
-from ramify.learn.batch import Credits
+from ramify.core.tree import Author, Node, Tree
+from ramify.learn.batch import Credits, TreeBatch
 from ramify.learn.gate import Weights
 from ramify.learn.mix import Mix, Term
 from ramify.learn.pack import Share, shares
@@ -53,6 +54,18 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
     if answer.node is not None or answer.token is not None:
         for number, node in nodes.items():
             node.signals[name] = np.mean(below[number], axis=0).tolist()
+
+
+def annotate_ratio(batch: TreeBatch, tempered: Tensor) -> None:
+    """Write into `signals["ratio"]` [L] of a row's trained, sampled nodes what the policy now makes of each token over what its sampler did.
+
+    `tempered` [T] are the log-probs that the row's update begins from.
+    """
+    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().tolist()
+    trained = (batch.weight != 0).any(0).tolist()
+    for node, start, stop in batch.nodes:
+        if stop > start and node.author is Author.POLICY and node.logprobs and trained[start]:
+            node.signals["ratio"] = [round(value, 6) for value in ratio[start:stop]]
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

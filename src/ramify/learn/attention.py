@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from ramify.learn.gather import CALL, Gather, cut, fit, gather, runs, sizes
-from ramify.learn.trunk import MARGIN, Trunk, trunks
+from ramify.learn.trunk import Trunk, trunks
 
 NAME = "ramify_tree"
 BLOCK = 128  # FlexAttention's tile
@@ -73,16 +73,16 @@ def plan(
         return TreePlan(length, row.depth, blocks=blocks)
     chunks = cut(row)
     groups, cost = sizes(chunks, width)
-    felling = trunks(row, *columns, width) if way in ("auto", "trunk") and not parent.is_cuda else None
-    if felling is not None and way == "auto" and cost <= MARGIN * felling.cost:
+    felling = trunks(row, *columns, width, parent.device) if way in ("auto", "trunk") else None
+    if felling is not None and way == "auto" and cost <= felling.cost:
         felling = None
     if felling is not None:
         cost = felling.cost
     if way == "dense" or (way == "auto" and len(row) > 1 and len(parent) ** 2 + CALL / width < cost):
         return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
     if felling is not None:
-        return TreePlan(len(parent), row.depth, paths=felling.plan(dtype, parent.device))
-    return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, dtype, parent.device))
+        return TreePlan(len(parent), row.depth, paths=felling.plan(parent.device))
+    return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, parent.device))
 
 
 def visible(end: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.core.tree import Node
+
 
 @dataclass(frozen=True)
 class Credits:
@@ -59,6 +61,7 @@ class TreeBatch:
     target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
     target_spread: Tensor | None = None  # [T] their variance around it
     target_weight: Tensor | None = None  # [T] the sum of their weights
+    nodes: list[tuple[Node, int, int]] = field(default_factory=list)  # each with the tokens [start, stop) that are its
     stats: dict[str, float] = field(default_factory=dict)  # of the whole step, from `Mix.measure`: TERM/NAME
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.core.tree import Author, Node, Tree, correct
+from ramify.core.tree import Author, Node, Tree, correct, demonstrations, origin
 
 State = dict[str, Any]
 """Plain JSON that the trainer hands in and takes back, and keeps in every checkpoint."""
@@ -34,17 +34,12 @@ def draws(tree: Tree) -> list[float]:
 
 def alone(leaf: Node) -> bool:
     """Whether the policy wrote a graded path without help."""
-    return leaf.author is Author.POLICY and leaf.reward is not None and not helped(leaf)
-
-
-def helped(leaf: Node) -> bool:
-    """Whether a demonstration gave part of a path."""
-    return any(node.author is Author.EXPERT for node in leaf.line())
+    return leaf.author is Author.POLICY and leaf.reward is not None and origin(leaf).author is Author.PROMPT
 
 
 def demonstrated(tree: Tree) -> bool:
     """Whether there is a demonstration to learn from."""
-    return any(leaf.author is Author.EXPERT and leaf.reward is not None for leaf in tree.leaves())
+    return bool(demonstrations(tree))
 
 
 def weigh(leaf: Node, side: Author | str | None, weights: Weights) -> float:

@@ -6,16 +6,23 @@ attention. Everything here is planned once per row with numpy; a layer only gath
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ramify.learn.merged import merge, provided, rows
+
 CHUNK = 256  # most queries of one chunk: its last keys are masked, so a longer one wastes more
+CAUSAL = 256  # fewest tokens of a run from a root that are met in a causal call: with fewer, a mask is the faster
+MASKED = 1.12  # what a pair under a mask costs beside one without
 CALL = 2**20  # what one more call costs, in query-key pairs x heads x head size (measured on CPU, forward and backward)
-ROW = 2**13  # what gathering one row of keys or queries costs, in the same unit; copies are slow beside arithmetic
+ROW = 2**12  # what one more row of keys or queries costs, in the same unit; copies are slow beside arithmetic
+MOST = 1024  # keys of one group, unless one chunk has more: copies that fit into a core's cache
+Rows = slice | Tensor
+"""Rows of a tensor: a range, which needs no copy, or their numbers [N] long."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +70,24 @@ class Chunks:
     run: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    queries: (
-        np.ndarray
-    )  # rows in the call: the tokens, and for a causal chunk those above them, whose answers are dropped
     keys: np.ndarray  # tokens gathered: the path up to `stop`
-    causal: np.ndarray  # query i sees keys 0..i: no mask
+    causal: np.ndarray  # a whole long run from a root: no mask
+
+    @property
+    def queries(self) -> np.ndarray:
+        """[C] tokens."""
+        return self.stop - self.start
 
 
 def cut(row: Runs, most: int = CHUNK) -> Chunks:
-    """Cut long runs into even chunks; where the path above is short, its queries are repeated instead and no mask is needed."""
-    length, path = row.length, row.near + row.length
+    """Cut long runs into even chunks, but for those that begin at a root."""
+    length = row.length
     count = np.where(row.near == 0, 1, -(-length // most))
-    size = -(-length // count)
-    masked = length * (row.near + (length + size) / 2)
-    causal = (row.near == 0) | (path * path / 2 < masked)
-    count = np.where(causal, 1, count)
     run = np.repeat(np.arange(len(row)), count)
     nth = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
     start = row.start[run] + length[run] * nth // count[run]
     stop = row.start[run] + length[run] * (nth + 1) // count[run]
-    keys = row.near[run] + stop - row.start[run]
-    return Chunks(run, start, stop, np.where(causal[run], keys, stop - start), keys, causal[run])
+    return Chunks(run, start, stop, row.near[run] + stop - row.start[run], ((row.near == 0) & (length >= CAUSAL))[run])
 
 
 def bucket(queries: np.ndarray, keys: np.ndarray, call: float) -> list[np.ndarray]:
@@ -94,7 +98,8 @@ def bucket(queries: np.ndarray, keys: np.ndarray, call: float) -> list[np.ndarra
     for i, chunk in enumerate(order.tolist()):
         q, k = int(queries[chunk]), int(keys[chunk])
         wider, deeper = max(wide, q), max(deep, k)
-        if i > begin and (i + 1 - begin) * wider * deeper - (i - begin) * wide * deep > call + q * k:
+        padded = (i + 1 - begin) * wider * deeper - (i - begin) * wide * deep > call + q * k
+        if i > begin and (padded or (i + 1 - begin) * deeper > MOST):
             groups.append(order[begin:i])
             begin, wider, deeper = i, q, k
         wide, deep = wider, deeper
@@ -103,20 +108,45 @@ def bucket(queries: np.ndarray, keys: np.ndarray, call: float) -> list[np.ndarra
 
 @dataclass(frozen=True)
 class Group:
-    """Chunks padded to Q queries and K keys and answered by one call."""
+    """Chunks padded to Q queries and K keys and answered by one call; a slot is one of its B x Q queries."""
 
     size: int  # B chunks
     queries: int  # Q
     keys: int  # K
-    mask: Tensor | None  # [1 or B, 1, Q, K], 0 or -inf; None for causal groups
+    asked: Rows  # [B * Q] the token of each slot
+    known: Rows  # [B * K] its keys
+    tokens: Rows  # the tokens that are answered
+    slots: Tensor | None = None  # and their slots; None where no slot is padding
+    idle: Tensor | None = None  # the other slots
+    offset: Tensor | None = None  # [1 or B] query i sees the keys up to offset + i; None for causal calls
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)  # made so far
+
+    @property
+    def causal(self) -> bool:
+        """Whether query i sees keys 0 to i."""
+        return self.offset is None
+
+    def mask(self, shared: int, dtype: torch.dtype) -> Tensor | None:
+        """[1 or B, 1, Q * shared, K] for `shared` heads of a query one after the other: 0 or -inf; None where causal."""
+        if self.offset is None:
+            return None
+        if (shared, dtype) not in self.masks:
+            device = self.offset.device
+            query = torch.arange(self.queries, device=device).repeat_interleave(shared)
+            seen = torch.arange(self.keys, device=device) <= (query + self.offset[:, None])[:, :, None]
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=device)
+            self.masks[shared, dtype] = zeros.masked_fill_(~seen, -torch.inf)[:, None]
+        return self.masks[shared, dtype]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[B * Q, H, D], [B * K, H or fewer, D] twice -> [B * Q, H, D]."""
-        q, k, v = (x.unflatten(0, (self.size, -1)).transpose(1, 2) for x in (query, key, value))
-        mask = None if self.mask is None else fit(self.mask, q)
+        """The answers of its tokens by SDPA: [T, H, D], [T, H or fewer, D] twice -> [N, H, D]."""
+        given = (query, self.asked), (key, self.known), (value, self.known)
+        q, k, v = (rows(x, where).unflatten(0, (self.size, -1)).transpose(1, 2) for x, where in given)
         grouped = q.shape[1] != k.shape[1]
+        mask = self.mask(1, q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2).flatten(0, 1)
+        out = out.transpose(1, 2).flatten(0, 1)
+        return out if self.slots is None else out.index_select(0, self.slots)
 
 
 def fit(mask: Tensor, query: Tensor) -> Tensor:
@@ -127,28 +157,19 @@ def fit(mask: Tensor, query: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gather:
-    """The plan of one row.
-
-    All groups are gathered at once and split: a gather for each would give each a gradient of the whole row's size.
-    """
+    """The plan of one row: groups that answer every token once."""
 
     groups: list[Group]
-    queries: (
-        Tensor | None
-    )  # [sum of B * Q] long, group after group; None where one path is the whole row and nothing is gathered
-    keys: Tensor | None  # [sum of B * K] long
-    inverse: Tensor | None  # [T] long: where each token's answer stands in the concatenated groups
+    inverse: Tensor  # [T] long: where each token's answer stands when those of all groups follow each other
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """[1, H, T, D] each, keys and values with as many heads or fewer -> [1, T, H, D]."""
+        if provided(query.device):
+            return merge(query, key, value, scale, self.groups)
         kind = query.device.type  # under autocast SDPA would cast every group's copies
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         q, k, v = (x[0].transpose(0, 1).to(cast) for x in (query, key, value))
-        if self.queries is None or self.keys is None or self.inverse is None:
-            return self.groups[0].attend(q, k, v, scale)[None]
-        asked = q.index_select(0, self.queries).split([g.size * g.queries for g in self.groups])
-        known = (x.index_select(0, self.keys).split([g.size * g.keys for g in self.groups]) for x in (k, v))
-        parts = [g.attend(*some, scale) for g, *some in zip(self.groups, asked, *known, strict=True)]
+        parts = [group.attend(q, k, v, scale) for group in self.groups]
         return torch.cat(parts).index_select(0, self.inverse)[None]
 
 
@@ -160,19 +181,15 @@ def sizes(chunks: Chunks, width: int) -> tuple[list[np.ndarray], float]:
         members = np.flatnonzero(chunks.causal == causal)
         for group in bucket(chunks.queries[members], chunks.keys[members], CALL / width):
             groups.append(members[group])
-            rows, keys = chunks.queries[groups[-1]].max(), chunks.keys[groups[-1]].max()
-            cost += CALL / width + len(group) * (rows * keys * (0.5 if causal else 1.0) + (rows + keys) * ROW / width)
+            q, k = int(chunks.queries[groups[-1]].max()), int(chunks.keys[groups[-1]].max())
+            pairs = q * (q / 2 + CAUSAL) if causal else q * k * MASKED
+            cost += CALL / width + len(group) * (pairs + (q + k) * ROW / width)
     return groups, cost
 
 
-def gather(row: Runs, chunks: Chunks, groups: list[np.ndarray], dtype: torch.dtype, device: torch.device) -> Gather:
+def gather(row: Runs, chunks: Chunks, groups: list[np.ndarray], device: torch.device) -> Gather:
     """Write the index of every group in one sweep over the row, keeping the current root path in a buffer."""
-    total = int(row.stop[-1])
-    shape = [(len(g), int(chunks.queries[g].max()), int(chunks.keys[g].max())) for g in groups]
-    queries = [np.zeros((b, q), dtype=np.int64) for b, q, _ in shape]
-    keys = [np.zeros((b, k), dtype=np.int64) for b, _, k in shape]
-    inverse = np.zeros(total, dtype=np.int64)
-    base = np.cumsum([0, *(b * q for b, q, _ in shape)])
+    known = [np.zeros((len(g), int(chunks.keys[g].max())), dtype=np.int64) for g in groups]
     seat = {int(chunk): (g, i) for g, group in enumerate(groups) for i, chunk in enumerate(group)}
     path, last = np.zeros(row.depth, dtype=np.int64), -1
     for chunk, run in enumerate(chunks.run.tolist()):
@@ -180,28 +197,33 @@ def gather(row: Runs, chunks: Chunks, groups: list[np.ndarray], dtype: torch.dty
             path[row.before[run] : row.before[run] + row.length[run]] = np.arange(row.start[run], row.stop[run])
             last = run
         g, i = seat[chunk]
-        n, q = int(chunks.keys[chunk]), int(chunks.queries[chunk])
-        answered = int(chunks.stop[chunk] - chunks.start[chunk])
-        deep = int(row.before[run] + chunks.stop[chunk] - row.start[run])
-        keys[g][i, :n] = path[deep - n : deep]
-        queries[g][i, :q] = path[deep - q : deep]
-        slot = base[g] + i * shape[g][1] + q - answered
-        inverse[chunks.start[chunk] : chunks.stop[chunk]] = np.arange(slot, slot + answered)
-    made = [
-        Group(b, q, k, None if chunks.causal[group[0]] else masked(chunks, group, dtype).to(device))
-        for (b, q, k), group in zip(shape, groups, strict=True)
-    ]
-    if len(row) == 1:
-        return Gather(made, None, None, None)
-    flat = [np.concatenate([x.reshape(-1) for x in index]) for index in (queries, keys)]
-    return Gather(made, *(torch.from_numpy(x).to(device) for x in (*flat, inverse)))
+        n, deep = int(chunks.keys[chunk]), int(row.before[run] + chunks.stop[chunk] - row.start[run])
+        known[g][i, :n] = path[deep - n : deep]
+    made = [group_of(chunks, group, keys, device) for group, keys in zip(groups, known, strict=True)]
+    order = np.concatenate([np.arange(chunks.start[c], chunks.stop[c]) for group in groups for c in group])
+    return Gather(made, torch.from_numpy(np.argsort(order)).to(device))
 
 
-def masked(chunks: Chunks, group: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """[1 or B, 1, Q, K]: query i of a chunk sees the keys before the chunk and its own up to i; 0 there, -inf elsewhere."""
-    offset = np.unique(chunks.keys[group] - chunks.queries[group])
-    if len(offset) > 1:
-        offset = chunks.keys[group] - chunks.queries[group]
-    query, key = torch.arange(int(chunks.queries[group].max())), torch.arange(int(chunks.keys[group].max()))
-    seen = key[None, None, :] <= query[None, :, None] + torch.from_numpy(offset)[:, None, None]
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)[:, None]
+def group_of(chunks: Chunks, group: np.ndarray, known: np.ndarray, device: torch.device) -> Group:
+    """The chunks `group` with their keys [B, K]."""
+    count, causal = chunks.queries[group], bool(chunks.causal[group[0]])
+    most = int(count.max())
+    at = np.arange(most)
+    used = (at < count[:, None]).reshape(-1)
+    asked = np.where(at < count[:, None], chunks.start[group][:, None] + at, 0).reshape(-1)
+    tokens, slots, idle = asked[used], None, None
+    if not used.all():
+        slots, idle = (torch.from_numpy(np.flatnonzero(x)).to(device) for x in (used, ~used))
+    offset = chunks.keys[group] - count
+    offset = offset[:1] if (offset == offset[0]).all() else offset
+    ask, keys, answered = (ranged(index, device) for index in (asked, known.reshape(-1), tokens))
+    shift = None if causal else torch.from_numpy(offset).to(device)
+    return Group(len(group), most, known.shape[1], ask, keys, answered, slots, idle, shift)
+
+
+def ranged(index: np.ndarray, device: torch.device) -> Rows:
+    """Row numbers as a range, if they are one."""
+    first = int(index[0])
+    if (index == np.arange(first, first + len(index))).all():
+        return slice(first, first + len(index))
+    return torch.from_numpy(index).to(device)

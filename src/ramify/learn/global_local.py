@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ramify.core.tree import Node, Tree
+from ramify.core.tree import Node, Tree, origin
 from ramify.learn.advantage import graded, mean_of, rewards_of
 from ramify.learn.batch import Credits
 from ramify.learn.subgroup import members
@@ -24,7 +24,8 @@ class GlobalLocal:
     A = d + u with d = u - u(parent); where |d| < 1e-8 a node below the first takes its parent's d.
 
     A path that nothing branches from counts in every mean and is not trained, unless `unbranched`. `trained` > 0 trains that
-    many paths of a tree: a right one first, then others drawn with the tree's own seed.
+    many paths of a tree: a right one first, then others drawn with the tree's own seed. Paths that go on from a part of a demonstration
+    are a tree of their own, rooted where that part ends: what they earn says nothing of the question's value without help.
     """
 
     form: Literal["paper", "released"] = "paper"
@@ -45,9 +46,12 @@ class GlobalLocal:
         leaves = graded(tree)
         if not leaves:
             return Credits(node={})
-        chosen = self.choose(tree, [leaf for leaf in leaves if self.unbranched or leaf.parent is not tree.root])
-        below = members(leaves)
-        value = paper(tree, below) if self.form == "paper" else released(tree, below, {leaf.id for leaf in chosen})
+        chosen = self.choose(tree, [leaf for leaf in leaves if self.unbranched or leaf.parent is not origin(leaf)])
+        trained = {leaf.id for leaf in chosen}
+        value: dict[int, float] = {}
+        for root, own in begun(leaves):
+            below = members(own)
+            value |= paper(root, below) if self.form == "paper" else released(root, below, trained)
         return Credits({leaf.id: leaf.reward for leaf in chosen}, node=value)
 
     def choose(self, tree: Tree, leaves: list[Node]) -> list[Node]:
@@ -61,31 +65,40 @@ class GlobalLocal:
         return [leaf for leaf in leaves if leaf is best or leaf in rest]
 
 
-def paper(tree: Tree, below: dict[int, list[Node]]) -> dict[int, float]:
-    """Node id -> (global + local) / sqrt(leaves), of every node above a graded leaf but the root."""
+def begun(leaves: Sequence[Node]) -> list[tuple[Node, list[Node]]]:
+    """(where the policy began, the leaves that it wrote from there) of each such place."""
+    places: dict[int, tuple[Node, list[Node]]] = {}
+    for leaf in leaves:
+        root = origin(leaf)
+        places.setdefault(root.id, (root, []))[1].append(leaf)
+    return list(places.values())
+
+
+def paper(root: Node, below: dict[int, list[Node]]) -> dict[int, float]:
+    """Node id -> (global + local) / sqrt(leaves), of every node above a graded leaf and below the root."""
     mean = {node: mean_of(rewards_of(leaves)) for node, leaves in below.items()}
-    whole = mean[tree.root.id]
+    whole = mean[root.id]
     return {
         node.id: (mean[node.id] - whole + mean[node.id] - mean[node.parent.id]) / math.sqrt(len(below[node.id]))
-        for node in tree.walk()
-        if node.parent is not None and node.id in below
+        for node in root.walk()
+        if node is not root and node.parent is not None and node.id in below
     }
 
 
-def released(tree: Tree, below: dict[int, list[Node]], trained: set[int]) -> dict[int, float]:
+def released(root: Node, below: dict[int, list[Node]], trained: set[int]) -> dict[int, float]:
     """Node id -> what TreeRL's code with its published flags assigns; 0 where no trained leaf lies below."""
-    leaves = below[tree.root.id]
+    leaves = below[root.id]
     total, n = math.fsum(rewards_of(leaves)), len(leaves)
     apart = {leaf.id: (leaf.reward or 0.0) - (total - (leaf.reward or 0.0)) / max(n - 1, 1) for leaf in leaves}
     state: dict[int, float] = {}
     step: dict[int, float] = {}
-    for node in tree.walk():  # parents first
+    for node in root.walk():  # parents first
         if node.id not in below:
             continue
         here = below[node.id]
         used = sum(leaf.id in trained for leaf in here)
         state[node.id] = math.fsum(apart[leaf.id] for leaf in here) / math.sqrt(used) / len(here) if used else 0.0
-        if node.parent is None:
+        if node is root or node.parent is None:
             continue
         step[node.id] = state[node.id] - state[node.parent.id]
         if abs(step[node.id]) < 1e-8 and node.parent.id in step:

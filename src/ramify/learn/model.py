@@ -9,23 +9,49 @@ from typing import Any, Literal
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+ROPE = {  # the kinds whose angles do not depend on the length of a text, and what each needs
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+ROPE_MORE = (
+    "rope_type",
+    "rope_theta",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A causal LM from a local folder or by its name on the hub.
 
-    Raises FileNotFoundError or ValueError, naming the file and the remedy, where something is missing.
+    `max_positions` and `rope` extend its context: `rope` is merged into the model's `rope_parameters` (rope_theta, or a rope_type with its
+    factor). LUFFY, SRFT and HPT give Qwen2.5-Math 16384 positions and rope_theta 40000, in place of 4096 and 10000. They are written into the
+    model's config, so its checkpoints keep them.
+
+    Raises FileNotFoundError or ValueError, naming the file and the remedy, where something is missing or makes no sense.
     """
 
     path: str
     dtype: Dtype = "float32"  # of the weights that are trained; "auto" keeps that of the files
     revision: str | None = None  # of the hub
     trust_remote_code: bool = False  # run Python code that comes with the model: only for authors you trust
+    max_positions: int | None = None  # None leaves those of the model
+    rope: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_positions is not None and self.max_positions < 1:
+            raise ValueError(f"max_positions is a number of tokens, at least 1, got {self.max_positions}")
+        if self.rope is not None:
+            check_rope(self.rope)
 
     def __call__(self) -> tuple[Any, Any]:
         """(model, tokenizer); the tokenizer pads with EOS where it has no padding token."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         name = str(Path(self.path).expanduser()) if looks_local(self.path) else self.path
@@ -36,12 +62,48 @@ class Pretrained:
         try:
             logging.set_verbosity_error()
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype, **options)
+            config = self.extended(AutoConfig.from_pretrained(name, **options))
+            model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=self.dtype, **options)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"cannot load the model {self.path!r}: {sentence(error)}") from error
         finally:
             logging.set_verbosity(quiet)
         return model.eval(), with_ends(tokenizer, self.path)
+
+    def extended(self, config: Any) -> Any:
+        """The config with `max_positions` and `rope`."""
+        if self.max_positions is None and self.rope is None:
+            return config
+        found = getattr(config, "rope_parameters", None)
+        if not isinstance(found, dict) or any(isinstance(part, dict) for part in found.values()):
+            raise ValueError(
+                f"max_positions and rope are for models with one set of rotary positions, which {config.model_type!r} is not: leave them out"
+            )
+        if self.rope is not None:
+            merged = found | self.rope
+            if merged.get("rope_type", "default") != "default":
+                merged.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+            config.rope_parameters = merged
+        config.max_position_embeddings = self.max_positions or config.max_position_embeddings
+        return config
+
+
+def check_rope(rope: dict[str, Any]) -> None:
+    """Raise ValueError for settings of rotary positions that are unknown, incomplete, or change with the length of a text."""
+    kind = rope.get("rope_type", "default")
+    if kind not in ROPE:
+        raise ValueError(
+            f"rope_type is one of {', '.join(ROPE)}, got {kind!r}: angles that change with the length of a text make kept keys stale"
+        )
+    known = {*ROPE_MORE, *(name for names in ROPE.values() for name in names)}
+    if unknown := sorted(rope.keys() - known):
+        raise ValueError(f"unknown rope settings {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+    if missing := [name for name in ROPE[kind] if name not in rope]:
+        raise ValueError(
+            f"rope_type {kind!r} needs {', '.join(missing)}: rope={{'rope_type': {kind!r}, 'factor': 4.0}}, say"
+        )
+    if wrong := [name for name, value in rope.items() if name != "rope_type" and not value > 0]:
+        raise ValueError(f"rope settings are numbers above 0, got {wrong[0]}={rope[wrong[0]]!r}")
 
 
 def looks_local(path: str) -> bool:

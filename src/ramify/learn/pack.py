@@ -239,6 +239,35 @@ def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
     return answer
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The leaves that an optimizer step trains."""
+
+    terms: list[list[dict[int, Share]]]  # of each term, of each tree, by leaf id
+    idle: list[set[int]]  # of each tree, those of them that nothing pulls at and that are left out
+
+    def kept(self) -> list[set[int]]:
+        """Of each tree the leaves to pack: trained by some term, and not left out."""
+        return [{leaf for term in self.terms for leaf in term[i]} - out for i, out in enumerate(self.idle)]
+
+
+def select(
+    trees: Sequence[Tree],
+    credits: Sequence[Sequence[Credits]],
+    mix: Mix,
+    gates: Sequence[Weights] | None = None,
+    drop_idle: bool = False,
+) -> Selection:
+    """Which leaves are trained, with what weights; the arguments are those of `pack`, which packs them.
+
+    Raises ValueError where a mix with a gate is asked without `gates`.
+    """
+    if mix.gate is not None and gates is None:
+        raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
+    terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
+    return Selection(terms, idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees])
+
+
 def pack(
     trees: Sequence[Tree],
     credits: Sequence[Sequence[Credits]],
@@ -248,6 +277,7 @@ def pack(
     stats: dict[str, float] | None = None,
     gates: Sequence[Weights] | None = None,
     drop_idle: bool = False,
+    selection: Selection | None = None,
 ) -> list[TreeBatch]:
     """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
 
@@ -256,18 +286,14 @@ def pack(
     `credits` holds one Credits per term and tree. Denominators are those of all `trees`, so results do not depend on the cutting.
     `stats` is what `mix.measure` answered for the whole forest where `trees` are a part of it; None measures `trees`.
     `gates` holds what `mix.gates` answered for each tree; leaves that the gate closes are left out as well. Raises ValueError where a mix with
-    a gate is packed without.
+    a gate is packed without. `selection` is what `select` answered for the same arguments, where somebody has asked it already.
     """
-    if mix.gate is not None and gates is None:
-        raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
-    terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
-    keep = [{leaf for term in terms for leaf in term[index]} for index in range(len(trees))]
-    still: list[set[int]] = idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees]
+    chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
     stats = mix.measure(trees, credits, gates) if stats is None else stats
-    rows = lay_out(trees, [some - out for some, out in zip(keep, still, strict=True)], tokens_per_batch)
-    seen = entropy_of(trees, still, terms, mix)  # it is counted once, on the first row
+    rows = lay_out(trees, chosen.kept(), tokens_per_batch)
+    seen = entropy_of(trees, chosen.idle, chosen.terms, mix)  # it is counted once, on the first row
     return [
-        replace(columns(row, terms, credits, mix, dtype), stats=stats | seen if row is rows[0] else stats)
+        replace(columns(row, chosen.terms, credits, mix, dtype), stats=stats | seen if row is rows[0] else stats)
         for row in rows
     ]
 
@@ -306,7 +332,7 @@ def columns(
         "leaf_length": response_lengths(row),
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
-    return TreeBatch(**parts)
+    return TreeBatch(**parts, nodes=[(node, start, stop) for _, node, start, stop in row.nodes])
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:

@@ -143,22 +143,42 @@ class TorchPolicy:
         return {"grad_norm": norm, "skipped": float(not step)}
 
     @torch.no_grad()
-    def score(self, forest: Sequence[Tree], columns: Collection[str], influence: Influence | None = None) -> None:
+    def score(
+        self,
+        forest: Sequence[Tree],
+        columns: Collection[str],
+        influence: Influence | None = None,
+        known: Collection[str] = (),
+    ) -> None:
         """Write plain log-probs into the signals of POLICY and EXPERT nodes: "recomputed" by these weights, "frozen" by the first ones.
 
         Other names in `columns` are left alone, as engines record them. `influence` is read and recorded in the forward pass of
-        "recomputed", or in one of its own. Raises ValueError for "frozen" in a policy made without it.
+        "recomputed", or in one of its own. Columns in `known` stay where nodes have them, by the same weights, and only paths that lack
+        some are passed. Raises ValueError for "frozen" in a policy made without it.
         """
         wanted = [name for name in ("recomputed", "frozen") if name in columns]
         if "frozen" in wanted and self.reference is None and self.wrapped is None:
             raise ValueError(
                 "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
             )
-        if not wanted and influence is None:
-            return
+        held = [name for name in wanted if name in known and influence is None]
+        for name in held:
+            self._score(forest, [name], lacking(forest, name))
+        wanted = [name for name in wanted if name not in held]
+        if wanted or influence is not None:
+            self._score(forest, wanted, None, influence)
+
+    def _score(
+        self,
+        forest: Sequence[Tree],
+        wanted: Sequence[str],
+        keep: Sequence[set[int]] | None,
+        influence: Influence | None = None,
+    ) -> None:
+        """As `score`; with `keep`, the leaves to pass, what a node has stays."""
         alone = influence is not None and "recomputed" not in wanted
         longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
-        for row in lay_out(forest, None, max(self.score_tokens, longest)):
+        for row in lay_out(forest, keep, max(self.score_tokens, longest)):
             watch = influence.watch(row) if influence is not None else None
             for name in [*wanted, "influence"] if alone else wanted:
                 other = without(self.wrapped) if name == "frozen" and self.wrapped is not None else nullcontext()
@@ -166,7 +186,7 @@ class TorchPolicy:
                 with other:
                     values = self._score_row(model, row, None if name == "frozen" else watch, name == "influence")
                 for _, node, start, stop in row.nodes:
-                    if node.author in LEARNED and values:
+                    if node.author in LEARNED and values and (keep is None or name not in node.signals):
                         node.signals[name] = values[start:stop]
             if influence is not None and watch is not None:
                 influence.take(watch)
@@ -292,6 +312,18 @@ def attention_width(config: Any) -> int:
     """Heads x head size."""
     heads = getattr(config, "num_attention_heads", 1)
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def lacking(forest: Sequence[Tree], name: str) -> list[set[int]]:
+    """The ids of the leaves, per tree, on whose paths some learned token has no such signal."""
+    return [
+        {
+            leaf.id
+            for leaf in tree.leaves()
+            if any(node.tokens and node.author in LEARNED and name not in node.signals for node in leaf.line())
+        }
+        for tree in forest
+    ]
 
 
 def learned(author: Tensor) -> Tensor:

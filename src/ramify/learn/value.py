@@ -53,9 +53,9 @@ class ActorCritic(TorchPolicy):
         return values if values.dtype == torch.float64 else values.float()
 
     @torch.no_grad()
-    def score(self, forest: Sequence[Tree], columns: Collection[str], *more: Any) -> None:
+    def score(self, forest: Sequence[Tree], columns: Collection[str], *more: Any, **options: Any) -> None:
         """As TorchPolicy's; "value" is a forward pass of its own."""
-        super().score(forest, columns, *more)
+        super().score(forest, columns, *more, **options)
         if "value" not in columns:
             return
         longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ramify.core.task import Task
-from ramify.core.tree import Node, Tree, correct
+from ramify.core.tree import Author, Node, Tree, correct
 from ramify.engine.engine import Engine, Sampling
 from ramify.grow.branching import Star
 from ramify.grow.growth import Rewards, grade, grow_forest
-from ramify.look.statistics import interval, majority, mean, pass_at_k
+from ramify.look.measures import Row, report_of, scores_of
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -47,69 +47,58 @@ async def evaluate(
     seed: int = 0,
     k: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Sample each task `samples` times (0: not at all) and once greedily; returns plain JSON with pass@k for each `k`, or powers of two.
+    """Sample each task `samples` times (0: not at all) and once greedily; returns plain JSON with pass@k and maj@k for each `k`, or powers of two.
 
     The seeds of the attempts depend on `seed`, the task and the number of the attempt, not on what else is evaluated.
     """
+    wanted = numbers(samples, greedy, k)
     if not tasks:
         raise ValueError("there is nothing to evaluate: the source has no problems")
+    sampled = await attempts(engine, tasks, rewards, decode, stop, sampling, samples, seed) if samples else []
+    once = await attempts(engine, tasks, rewards, decode, stop, cold(sampling), 1, seed) if greedy else []
+    rows = answers_of({"sampled": sampled, "greedy": once}, decode)
+    told = {"problems": len(tasks), "samples": samples, "temperature": heat(sampling)}
+    return told | report_of(scores_of(rows, wanted), rows) | {"answers": rows}
+
+
+def numbers(samples: int, greedy: bool, k: Sequence[int] = ()) -> list[int]:
+    """The numbers k to report: those asked for, or powers of two and all; ValueError for what so many samples cannot tell."""
     if samples < 1 and not greedy:
         raise ValueError(f"an evaluation needs samples >= 1, or greedy attempts, got samples={samples}")
     wrong = [n for n in k if not 1 <= n <= samples]
     if wrong:
         raise ValueError(f"pass@{wrong[0]} cannot be told from {samples} samples: ask for k between 1 and samples")
-    wanted = list(k) or [2**i for i in range(1, samples.bit_length()) if 2**i < samples] + [samples]
-    sampled = await attempts(engine, tasks, rewards, decode, stop, sampling, samples, seed) if samples else []
-    cold = replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
-    once = await attempts(engine, tasks, rewards, decode, stop, cold, 1, seed) if greedy else []
-    heat = sampling.temperature if isinstance(sampling.temperature, int | float) else repr(sampling.temperature)
-    return {"problems": len(tasks), "samples": samples, "temperature": heat} | report(sampled, once, decode, wanted)
+    if k or samples < 1:
+        return sorted(set(k))
+    return [2**i for i in range(1, samples.bit_length()) if 2**i < samples] + [samples]
 
 
-def report(sampled: Sequence[Tree], greedy: Sequence[Tree], decode: Decode, ks: Sequence[int]) -> dict[str, Any]:
-    """The summary numbers with 95 % bootstrap intervals over problems, and every answer."""
-    summary: dict[str, Any] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    columns: dict[str, list[float]] = {}
-    if sampled:
-        marks = [[correct(leaf) for leaf in tree.leaves()] for tree in sampled]
-        samples = len(marks[0])
-        columns[f"mean@{samples}"] = [mean(row) for row in marks]
-        for k in ks:
-            columns[f"pass@{k}"] = [pass_at_k(len(row), sum(mark > 0 for mark in row), k) for row in marks]
-        if any(leaf.verdict.get("answer") for tree in sampled for leaf in tree.leaves()):
-            answers = [[str(leaf.verdict.get("answer", "")) for leaf in tree.leaves()] for tree in sampled]
-            columns[f"maj@{samples}"] = [majority(given, row) for given, row in zip(answers, marks)]
-    if greedy:
-        columns["greedy"] = [correct(leaf) for tree in greedy for leaf in tree.leaves()]
-    for name, values in columns.items():
-        summary[name], intervals[name] = mean(values), interval(values)
-    leaves = [leaf for tree in sampled or greedy for leaf in tree.leaves()]
-    summary["reward"] = mean([leaf.reward for leaf in leaves if leaf.reward is not None])
-    summary["length"] = mean([len(leaf.response()) for leaf in leaves])
-    summary["truncated"] = mean([float(leaf.finish == "length") for leaf in leaves])
-    return summary | {"intervals": intervals, "answers": answers_of(sampled, greedy, decode)}
+def cold(sampling: Sampling) -> Sampling:
+    """The same without chance: the most probable token each time."""
+    return replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
 
 
-def answers_of(sampled: Sequence[Tree], greedy: Sequence[Tree], decode: Decode) -> list[dict[str, Any]]:
-    """Every problem with every attempt at it."""
+def heat(sampling: Sampling) -> float | str:
+    """The temperature, as JSON can say it."""
+    return sampling.temperature if isinstance(sampling.temperature, int | float) else repr(sampling.temperature)
 
-    def attempt(leaf: Node) -> dict[str, Any]:
-        tokens = leaf.response()
-        text = {
-            "text": decode(tokens),
-            "tokens": len(tokens),
-            "finish": leaf.finish,
-            "reward": leaf.reward,
-            "correct": correct(leaf),
-        }
-        return text | {"verdict": leaf.verdict}
 
-    rows: dict[str, dict[str, Any]] = {}
-    for name, trees in (("sampled", sampled), ("greedy", greedy)):
+def answers_of(forests: Mapping[str, Sequence[Tree]], decode: Decode | None) -> list[Row]:
+    """Every problem with every attempt at it, from graded trees by kind (sampled, tree, greedy); no texts without `decode`."""
+    rows: dict[str, Row] = {}
+    for kind, trees in forests.items():
         for tree in trees:
-            row = rows.setdefault(
-                tree.task.id, {"id": tree.task.id, "problem": tree.task.text, "answer": tree.task.answer}
-            )
-            row[name] = [attempt(leaf) for leaf in tree.leaves()]
+            task = tree.task
+            row = rows.setdefault(task.id, {"id": task.id, "problem": task.text, "answer": task.answer})
+            row[kind] = [attempt(leaf, decode) for leaf in tree.leaves()]
+            if kind == "tree":
+                row["tree_tokens"] = sum(len(node.tokens) for node in tree.walk() if node.author is Author.POLICY)
     return list(rows.values())
+
+
+def attempt(leaf: Node, decode: Decode | None) -> dict[str, Any]:
+    """One path as plain JSON."""
+    tokens = leaf.response()
+    text = {"text": decode(tokens)} if decode is not None else {}
+    told = {"tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": correct(leaf)}
+    return text | told | {"verdict": leaf.verdict}

@@ -1,4 +1,4 @@
-"""What a forest cost: tokens sampled, reused and pruned, counted from the trees."""
+"""What a forest cost: every token counted once by its source and once by its fate; and `account`, the totals of a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from ramify.core.tree import Author, Tree
+from ramify.look.account import account as account  # part of what this module offers
+
+TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
+IDLE = {Author.POLICY: 4, Author.EXPERT: 8}
+ALIVE = 16
+Fate = Mapping[int, int]
+"""Leaf id -> what an update did with its path: the flags TRAINED and IDLE of every author whose tokens on it a term learns from."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Token counts of some trees; costs add up."""
+    """Token counts of some trees; costs add up. The last four are known where an update has said what it did with each leaf."""
 
     trees: int = 0
     paths: int = 0  # leaves that the policy wrote
@@ -18,6 +25,10 @@ class Cost:
     trajectory: int = 0  # response tokens of all policy paths, shared ones counted once a path
     pruned: int = 0  # sampled tokens that lie under pruned leaves only
     expert: int = 0  # tokens of demonstrations
+    trained: int = 0  # sampled tokens with a leaf below that the update went through
+    idle: int = 0  # of the others, those with a leaf below that was left out since it had no credit
+    excluded: int = 0  # of the others, those with a leaf below that was not pruned: no term learns from it
+    trained_expert: int = 0  # tokens of demonstrations that the update went through
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -38,33 +49,64 @@ def cost(trees: Iterable[Tree]) -> Cost:
     return sum((tree_cost(tree) for tree in trees), Cost())
 
 
-def tree_cost(tree: Tree) -> Cost:
-    """What one tree cost: one pass from the leaves up."""
-    nodes = list(tree.walk())
+def tree_cost(tree: Tree, fate: Fate | None = None) -> Cost:
+    """What one tree cost: one pass from the leaves up. With `fate`, sampled = trained + idle + excluded + pruned."""
+    said = fate or {}
     paths: dict[int, int] = {}  # policy leaves at or below a node
-    alive: dict[int, int] = {}  # those of them that were not pruned
-    sampled = trajectory = pruned = expert = 0
-    for node in reversed(nodes):
-        if not node.children and node.parent is not None and node.author is Author.POLICY:
-            paths[node.id] = 1
-            alive[node.id] = int(node.finish != "pruned")
-        else:
-            paths[node.id] = sum(paths[child.id] for child in node.children)
-            alive[node.id] = sum(alive[child.id] for child in node.children)
+    flags: dict[int, int] = {}  # of all leaves at or below a node
+    count = dict.fromkeys(
+        ("sampled", "trajectory", "pruned", "expert", "trained", "idle", "excluded", "trained_expert"), 0
+    )
+    for node in reversed(list(tree.walk())):
+        size, mark, below = len(node.tokens), 0, 0
+        if not node.children and node.parent is not None:
+            below = int(node.author is Author.POLICY)
+            mark = said.get(node.id, 0) | (ALIVE if below and node.finish != "pruned" else 0)
+        for child in node.children:
+            below += paths[child.id]
+            mark |= flags[child.id]
+        paths[node.id], flags[node.id] = below, mark
         if node.author is Author.POLICY:
-            sampled += len(node.tokens)
-            trajectory += len(node.tokens) * max(paths[node.id], 1)
-            pruned += len(node.tokens) if not alive[node.id] else 0
+            count["sampled"] += size
+            count["trajectory"] += size * max(below, 1)
+            count[became(mark)] += size
         elif node.author is Author.EXPERT:
-            expert += len(node.tokens)
-    return Cost(1, paths[tree.root.id], sampled, trajectory, pruned, expert)
+            count["expert"] += size
+            count["trained_expert"] += size if mark & TRAINED[Author.EXPERT] else 0
+    if fate is None:
+        count["excluded"] = 0  # nobody has asked an update
+    return Cost(1, paths[tree.root.id], **count)
+
+
+def became(mark: int) -> str:
+    """The fate of a sampled token by the flags of the leaves below it: the best of theirs."""
+    if mark & TRAINED[Author.POLICY]:
+        return "trained"
+    if mark & IDLE[Author.POLICY]:
+        return "idle"
+    return "excluded" if mark & ALIVE else "pruned"
+
+
+def fates(cost: Cost, dropped: Cost) -> dict[str, int]:
+    """What became of a step's tokens: `cost` of the trees that were learned from, with their fates, and of those that were dropped.
+
+    sampled = trained_policy + idle_tokens + excluded + pruned + dropped_tokens; pruned ones of dropped trees count as pruned.
+    """
+    return {
+        "trained_policy": cost.trained,
+        "idle_tokens": cost.idle,
+        "excluded": cost.excluded,
+        "dropped_tokens": dropped.sampled - dropped.pruned,
+        "trained_expert": cost.trained_expert,
+    }
 
 
 def decoding(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
-    """What an engine did between two readings of its counters: prompt and prefix tokens computed and reused, rows a decode step."""
+    """What an engine did between two readings of its counters: tokens sampled, prompt and prefix tokens computed and reused, rows a decode step."""
     done = {name: after[name] - before[name] for name in after}
     rows = done["row_steps"] / done["steps"] if done["steps"] else 0.0
     return {
+        "engine_sampled": done["sampled"],
         "prefilled": done["prefilled"],
         "prefix_reused": done["reused"],
         "prefilled_again": done["prefilled_again"],

@@ -19,10 +19,10 @@ from ramify.tasks.chain import ChainSum
 from ramify.tasks.files import File
 from ramify.tasks.math import Boxed
 
-PUBLISHED: dict[str, Any] = {  # shared with LUFFY and SRFT; responses of 8192 tokens shortened to Qwen2.5-Math's context
-    "model": Pretrained("Qwen/Qwen2.5-Math-7B"), "tasks": File("problems.jsonl", demonstration="solution"), "rewards": Boxed(),
-    "demonstrations": 1, "prompt_limit": 1024, "response_limit": 3072, "schedule": Fixed(128), "steps": 500, "minibatches": 2,
-    "tokens_per_batch": 32768, "autocast": True, "activation_checkpointing": True,
+PUBLISHED: dict[str, Any] = {  # shared with LUFFY and SRFT; Qwen2.5-Math's context of 4096 tokens is extended as theirs is
+    "model": Pretrained("Qwen/Qwen2.5-Math-7B", max_positions=16384, rope={"rope_theta": 40000.0}),
+    "tasks": File("problems.jsonl", demonstration="solution"), "rewards": Boxed(), "demonstrations": 1, "prompt_limit": 1024, "response_limit": 8192,
+    "schedule": Fixed(128), "steps": 500, "minibatches": 2, "tokens_per_batch": 32768, "autocast": True, "activation_checkpointing": True,
 }  # fmt: skip
 SMALL = quickstart.SMALL | {"model": Pretrained("runs/quickstart/1-sft"), "tasks": ChainSum(30_000, "train")}
 
@@ -30,7 +30,8 @@ SMALL = quickstart.SMALL | {"model": Pretrained("runs/quickstart/1-sft"), "tasks
 def recipe() -> Run:
     """Published settings: Dr.GRPO without a clip, threshold 0, learning rate 5e-6.
 
-    Qwen2.5-Math-1.5B: `mix.terms.1.coefficient=0.3`. LLaMA-3.1-8B: `mix.gate.threshold=0.25`.
+    Qwen2.5-Math-1.5B: `model.path=Qwen/Qwen2.5-Math-1.5B mix.terms.1.coefficient=0.3`. LLaMA-3.1-8B: `model=NAME mix.gate.threshold=0.25`,
+    which keeps the context of that model.
     """
     rl = Term(Estimator(Everything(), Behavior(), GroupMean(std=False)), normaliser=QuestionMean())
     sft = Term(Estimator(Everything(), Itself(), Constant(over="expert")), (Author.EXPERT,), QuestionMean())

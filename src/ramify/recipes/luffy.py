@@ -15,14 +15,23 @@ from ramify.recipes.hpt import PUBLISHED, SMALL
 from ramify.run.recipe import AdamW, Run
 
 
+def mix(length: int) -> Mix:
+    """Token sums over a fixed number of tokens, demonstration and rollouts in one group."""
+    mixed = Estimator(Everything(), PerAuthor(Behavior(), Shaped(0.1)), GroupMean(std=False, over="all"))
+    return Mix((Term(mixed, (Author.POLICY, Author.EXPERT), ConstantLength(length)),), entropy_bonus=0.001)
+
+
 def recipe() -> Run:
     """Published settings: 7 rollouts and 1 demonstration, no clip, no deviation, learning rate 1e-6."""
-    mixed = Estimator(Everything(), PerAuthor(Behavior(), Shaped(0.1)), GroupMean(std=False, over="all"))
-    length = ConstantLength(PUBLISHED["response_limit"])
-    mix = Mix((Term(mixed, (Author.POLICY, Author.EXPERT), length),), entropy_bonus=0.001)
-    return Run(name="luffy", branching=Star(7), mix=mix, optimizer=AdamW(lr=1e-6, weight_decay=0.01), **PUBLISHED)
+    return Run(
+        name="luffy",
+        branching=Star(7),
+        mix=mix(PUBLISHED["response_limit"]),
+        optimizer=AdamW(lr=1e-6, weight_decay=0.01),
+        **PUBLISHED,
+    )
 
 
 def small() -> Run:
     """LUFFY on the quickstart's task, from its supervised model, with a teacher that is right, on a CPU."""
-    return replace(recipe(), **SMALL)
+    return replace(recipe(), mix=mix(3072), **SMALL)  # any length would do: AdamW takes out what scales all gradients

@@ -1,9 +1,8 @@
-"""A model on the bench: evaluate it, grow trees with it, export it; no training."""
+"""A model on the bench: problems for it, trees grown with it, its export; no training."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramify.core import store
 from ramify.core.task import Reward, Task
@@ -21,9 +20,8 @@ from ramify.engine.local import LocalEngine
 from ramify.grow.growth import grade, grow_forest
 from ramify.grow.stop import Stop
 from ramify.learn.model import Pretrained
-from ramify.look.evaluate import evaluate
 from ramify.look.ledger import cost
-from ramify.look.show import bill, draw, safe
+from ramify.look.show import bill, draw
 from ramify.run.checkpoint import model_folder
 from ramify.run.recipe import Local
 from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
@@ -41,6 +39,7 @@ class Bench:
     engine: LocalEngine
     decode: Decoder
     ends: tuple[int, ...]
+    slots: int
 
     def stop(self, tasks: Sequence[Task], wanted: int | None, usual: int) -> Stop:
         """Ends of responses of at most `wanted` tokens, or of the `usual` number where the model has room for them."""
@@ -93,7 +92,7 @@ def open_bench(model: str, device: str, threads: int | None, slots: int) -> Benc
     net.to(device_of(device)).eval().requires_grad_(False)
     settings = Local(slots)
     engine = LocalEngine(net, settings.slots, settings.memory_mb * 2**20)
-    return Bench(model, tokenizer, engine, Decoder(tokenizer), eos_of(net, tokenizer))
+    return Bench(model, tokenizer, engine, Decoder(tokenizer), eos_of(net, tokenizer), settings.slots)
 
 
 def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
@@ -109,55 +108,6 @@ def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[So
     return File(spec, limit=limit, **columns), Boxed()
 
 
-def evaluate_model(
-    bench: Bench,
-    asked: TaskSets,
-    samples: int,
-    k: Sequence[int],
-    temperature: float,
-    greedy: bool,
-    max_tokens: int | None,
-    seed: int,
-    out: Path | None,
-    console: Console,
-) -> int:
-    """Evaluate on every task set, print a table, write the JSON."""
-    sets = asked.read(bench.tokenizer)  # all inputs are read before any work
-    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], max_tokens, 1024)
-    sampling = Sampling(stop.max_tokens, temperature)
-    results = {}
-    for spec, tasks, reward in sets:
-        rewards = [(reward, 1.0, "correct answer")]
-        results[spec] = asyncio.run(
-            evaluate(bench.engine, tasks, rewards, bench.decode, stop, sampling, samples, greedy, seed, k)
-        )
-        console.print(table(spec, results[spec]))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(
-            json.dumps({"model": bench.name, "seed": seed, "max_tokens": stop.max_tokens, "tasks": results}, indent=1)
-        )
-        console.print(f"every answer is in {out}", markup=False, highlight=False)
-    return 0
-
-
-def table(spec: str, found: dict[str, Any]) -> Table:
-    """The numbers of one task set."""
-    made = Table(
-        title=f"{safe(spec)}: {found['problems']} problems, temperature {found['temperature']}",
-        title_justify="left",
-        title_style="bold",
-    )
-    made.add_column("")
-    made.add_column("", justify="right")
-    made.add_column("95 % interval", justify="right")
-    for name, (low, high) in found["intervals"].items():
-        made.add_row(name, f"{found[name]:.1%}", f"{low:.1%} to {high:.1%}")
-    made.add_row("response tokens", f"{found['length']:.0f}", "")
-    made.add_row("cut off at the limit", f"{found['truncated']:.1%}", "")
-    return made
-
-
 def grow_trees(
     bench: Bench,
     asked: TaskSets,
@@ -168,19 +118,27 @@ def grow_trees(
     out: Path | None,
     console: Console,
 ) -> int:
-    """Grow a tree for each problem; print them, or save them as JSON lines; say what they cost."""
+    """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
+    from ramify.run.evaluation import Count  # which needs what is above
+
     sets = asked.read(bench.tokenizer)
     stop = bench.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
     sampling = Sampling(stop.max_tokens, temperature)
+    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench)
 
     async def grow(tasks: list[Task], reward: Reward) -> list[Tree]:
         async def judge(tree: Tree) -> None:
             await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
+            count.add(1)
+            count.chunk("rollout", round(count.done), count.total)
 
         trees = [Tree.plant(task, seed=seed) for task in tasks]
         return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
 
-    forest = [tree for _, tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
+    try:
+        forest = [tree for _, tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
+    finally:
+        count.close()
     if out is None:
         for tree in forest:
             console.print(draw(tree, bench.decode, max(console.width - 30, 40)))
@@ -190,15 +148,30 @@ def grow_trees(
     return 0
 
 
-def export_model(run: Path, out: Path, which: str) -> int:
-    """Copy the model of a run to a new folder; returns its step."""
+def export_model(run: Path, out: Path, which: str, console: Console | None = None) -> int:
+    """Copy the model of a run to a new folder, with a bar on a terminal; returns its step."""
     folder, step = model_folder(run, which)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty: choose a new folder")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part)
+    copy(folder, part, console or Console(quiet=True))
     if out.exists():
         out.rmdir()
     part.rename(out)
     return step
+
+
+def copy(folder: Path, to: Path, console: Console) -> None:
+    """Copy a folder file by file, saying on a terminal how many bytes are done and what time is left."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    columns = (TextColumn("export"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("export", total=size)
+
+        def one(source: str, target: str) -> str:
+            done = shutil.copy2(source, target)
+            progress.advance(bar, Path(source).stat().st_size)
+            return str(done)
+
+        shutil.copytree(folder, to, copy_function=one)

@@ -16,6 +16,9 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "data": ("datasets", "datasets", "Hugging Face datasets, parquet"),
     "lora": ("peft", "peft", "LoRA"),
     "tensorboard": ("tensorboard", "tensorboard", "TensorBoard"),
+    "viewer": ("starlette", "starlette", "ramify view"),
+    "plots": ("matplotlib", "matplotlib", "plots of ramify compare"),
+    "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),
     "wandb": ("wandb", "wandb", "Weights & Biases"),
     "trackio": ("trackio", "trackio", "trackio"),
 }

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ramify.core.task import Task
-from ramify.engine.engine import Engine, Sampling
+from ramify.engine.engine import Engine, Request, Sampling, Segment
 from ramify.grow.stop import Stop
 from ramify.look.evaluate import Decode, evaluate
 from ramify.run.recipe import Exam, Run
 
 Scores = dict[str, Any]
 LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
+
+
+@dataclass
+class Counted:
+    """An engine that tells a bar of every answer it has given."""
+
+    engine: Engine
+    tick: Callable[[], None]
+
+    async def sample(self, request: Request) -> Segment:
+        segment = await self.engine.sample(request)
+        self.tick()
+        return segment
+
+    async def load(self, weights: Any, version: int) -> None:
+        await self.engine.load(weights, version)
+
+
+@contextmanager
+def counted(engine: Engine, console: Console, total: int) -> Iterator[Engine]:
+    """The engine, with a bar of its answers and the time left on a terminal."""
+    columns = (TextColumn("examining"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("examining", total=total)
+        yield Counted(engine, lambda: progress.advance(bar))
+
+
+def answers(exam: Exam, problems: int, start: bool) -> int:
+    """How many answers an examination asks for."""
+    return problems * (exam.samples * (1 + (len(exam.temperatures) if start else 0)) + 1)
 
 
 async def examine(

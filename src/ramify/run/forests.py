@@ -15,14 +15,15 @@ from ramify.engine.engine import Engine, Sampling
 from ramify.grow.branching import length, paths
 from ramify.grow.demonstration import verify
 from ramify.grow.forks import EXPANDED
-from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, together
+from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, prune, together
 from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
 from ramify.learn.gate import demonstrated
-from ramify.look.ledger import cost
+from ramify.look.ledger import Cost, Fate, cost, fates, tree_cost
 from ramify.look.statistics import mean
 from ramify.run.recipe import Run
 from ramify.run.signals import needed
+from ramify.run.waiting import Waiting
 
 Cursor = dict[str, Any]
 """Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
@@ -40,10 +41,19 @@ class Harvest:
     kept: list[Tree]
     draws: int
     wanted: int = 0  # trees that the schedule asked for
+    before: int = 0  # tokens of these trees that were sampled in the step before
+    ahead: int = 0  # tokens sampled meanwhile for the trees of the next step
+    grading: float = 0.0  # seconds in which nothing but grades was awaited
 
-    def metrics(self) -> dict[str, float]:
-        """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter."""
-        spent = cost(self.grown)
+    def metrics(self, fate: Sequence[Fate] = ()) -> dict[str, float]:
+        """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter.
+
+        `fate` says of each kept tree what the update did with its leaves.
+        """
+        said: dict[int, Fate] = {id(tree): {} for tree in self.kept} | dict(zip(map(id, self.kept), fate))
+        lost = cost(tree for tree in self.grown if id(tree) not in said)
+        kept = sum((tree_cost(tree, said[id(tree)]) for tree in self.grown if id(tree) in said), Cost())
+        spent = kept + lost
         paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
         counts: dict[str, float] = {
             "trees": len(self.grown),
@@ -53,6 +63,8 @@ class Harvest:
             "paths": len(paths),
         }
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
+        counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
+        counts |= fates(kept, lost) | {"graded": 0, "correct": 0}
         return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
 
@@ -67,8 +79,8 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     }
     if graded:
         means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
-    if judged := [leaf for leaf in paths if leaf.verdict]:
-        means["pass_rate"] = mean([correct(leaf) for leaf in judged])
+    if judged := [correct(leaf) for leaf in paths if leaf.verdict]:
+        means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
     return {"reward": 0.0, "pass_rate": 0.0} | means
 
 
@@ -96,22 +108,23 @@ class Forests:
         heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
         kept: list[Tree] = []
         grown: list[Tree] = []
-        draws = 0
+        draws = before = ahead = 0
+        growth = self.growth(heat, cursor)
         asked = cursor.pop("asked", 0) or schedule.asked(cursor["schedule"])
         while True:
             wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
             if wanted < 1:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
-                return Harvest(grown, kept[:asked], draws, asked), cursor
+                return Harvest(grown, kept[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
             if draws == 0 and (
                 run.ahead or cursor.get("young")
             ):  # young trees of a run that looked ahead are finished first
-                trees = await self.overlap(wanted, step, heat, cursor)
+                trees, before, ahead = await self.overlap(wanted, step, growth, cursor)
             else:
-                trees = await self.grow(
-                    [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)], heat, cursor
-                )
+                trees = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
+                await growth.check(trees)
+                await growth.finish(trees)
             grown += trees
             kept += [tree for tree in trees if schedule.keep(tree) or (run.mix.gate is not None and demonstrated(tree))]
             draws += 1
@@ -136,16 +149,17 @@ class Forests:
         demonstrate(tree, self.run.demonstrations, self.run.response_limit)
         return tree
 
-    async def overlap(self, wanted: int, step: int, heat: Any, cursor: Cursor) -> list[Tree]:
+    async def overlap(self, wanted: int, step: int, growth: Growth, cursor: Cursor) -> tuple[list[Tree], int, int]:
         """The trees of `step`, the first round of which grew a step ago, finished in one crowd with the first round of the next step's.
 
         AttnRL's pipeline (arXiv 2509.26628, section 3.3). The first step, and one after a last step, grow both by themselves; the last
         step begins nothing. The young trees are in the cursor as lines of JSON, so that what stops half-way leaves them as they were.
+        Also returns how many of their tokens were sampled before, and how many were sampled now for the next step's.
         """
         young = [store.load(line.encode()) for line in cursor.pop("young", ())]
+        before = cost(young).sampled
         if not young:
             young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
-            growth = self.growth(heat, cursor)
             await growth.check(young)
             await growth.begin(young)
         coming: list[Tree] = []
@@ -153,24 +167,17 @@ class Forests:
             cursor["asked"] = self.run.schedule.asked(cursor["schedule"])
             count, cursor["schedule"] = self.run.schedule([], 0, cursor["schedule"])
             coming = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
-        growth = self.growth(heat, cursor)
         await growth.check(
             coming
         )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
         await together([growth.finish(young), growth.begin(coming)])
         if coming:
             cursor["young"] = [store.dump(tree).decode() for tree in coming]
-        return young
-
-    async def grow(self, trees: list[Tree], heat: Any, cursor: Cursor) -> list[Tree]:
-        """Grow the trees, grading each as it is done; in rounds, for a rule or a schedule that looks at all of them in between."""
-        growth = self.growth(heat, cursor)
-        await growth.check(trees)
-        return await growth.finish(trees)
+        return young, before, cost(coming).sampled
 
     def growth(self, heat: Any, cursor: Cursor) -> Growth:
         """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
-        return Growth(self.run, self.engine, self.stop, self.decode, self.signals, heat, cursor)
+        return Growth(self.run, Waiting(self.engine), self.stop, self.decode, self.signals, heat, cursor)
 
 
 @dataclass
@@ -178,7 +185,7 @@ class Growth:
     """One recipe's growth, from the first round to the grades."""
 
     run: Run
-    engine: Engine
+    engine: Waiting
     stop: Stop
     decode: Callable[[Sequence[int]], str]
     signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None
@@ -189,40 +196,47 @@ class Growth:
         run = self.run
         self.sampling = Sampling(run.response_limit, self.heat, run.top_p, run.top_k, run.min_p)
         self.rewards = run.weighted()
+        self.late = [rule for rule in run.pruning if needed(rule)]  # asked when their signals are there
+        self.soon = [rule for rule in run.pruning if not needed(rule)]
         self.names = needed(run.branching, run.schedule)
         self.expands = hasattr(run.schedule, "expand")
 
     async def check(self, trees: list[Tree]) -> None:
         """Let the verifier look at demonstrations, where that is asked for."""
         if self.run.check_demonstrations:
-            await together(verify(tree, self.rewards, self.decode) for tree in trees)
+            with self.engine.grading():
+                await together(verify(tree, self.rewards, self.decode) for tree in trees)
 
     async def begin(self, trees: list[Tree]) -> None:
         """The first round of young trees, and what rules and schedules want to know of it, by the weights that sampled it."""
         run = self.run
         await together(
-            grow_round(tree, self.engine, run.branching, self.sampling, self.stop, run.pruning) for tree in trees
+            grow_round(tree, self.engine, run.branching, self.sampling, self.stop, self.soon) for tree in trees
         )
-        if trees and (self.names or self.expands):
+        if trees and self.waits():
             await self.between(trees)
 
     async def finish(self, trees: list[Tree]) -> list[Tree]:
-        """Grow until the trees are done, from wherever they are."""
+        """Grow until the trees are done, from wherever they are, grading each as it is done; in rounds, for a rule or a schedule that looks
+        at all of them in between."""
         run = self.run
-        if not self.names and not self.expands:
-            return await grow_forest(
-                trees, self.engine, run.branching, self.sampling, self.stop, run.pruning, self.judge
-            )
+        if not self.waits():
+            return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.judge)
         return await grow_rounds(
-            trees, self.engine, run.branching, self.sampling, self.stop, run.pruning, self.between, self.judge
+            trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.between, self.judge
         )
+
+    def waits(self) -> bool:
+        """Whether some rule or the schedule wants to look at all trees between rounds."""
+        return bool(self.names or self.expands or self.late)
 
     async def judge(self, tree: Tree) -> None:
         """Grade what has ended."""
-        await grade(tree, self.rewards, self.decode, self.run.filter_overlong)
+        with self.engine.grading():
+            await grade(tree, self.rewards, self.decode, self.run.filter_overlong)
 
     async def between(self, grown: list[Tree]) -> None:
-        """After a round: supply signals, and let the schedule choose what to grow from."""
+        """After a round: supply signals, prune by them, and let the schedule choose what to grow from."""
         run = self.run
         young = [tree for tree in grown if tree.rounds == 1 and self.expands]
         await together(self.judge(tree) for tree in young)
@@ -230,6 +244,10 @@ class Growth:
         asking = [tree for tree in grown if last is None or tree.rounds <= last]
         if self.signals is not None and self.names and asking:
             self.signals(asking, self.names, run.branching)
+        if self.signals is not None and self.late:
+            self.signals(grown, needed(*self.late), run.branching)
+            for tree in grown:
+                prune(tree, self.late)
         if young:
             chosen, self.cursor["schedule"] = run.schedule.expand(young, self.cursor["schedule"])
             choose(young, chosen)

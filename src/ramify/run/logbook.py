@@ -208,6 +208,8 @@ def details(metrics: dict[str, Any]) -> str:
             f"ratio {metrics['ratio_min']:.2f} to {metrics['ratio_max']:.2f}",
         ]
     parts += [f"gradient {metrics['grad_norm']:.2f}"] if "grad_norm" in metrics else []
+    if "explained_variance" in metrics:
+        parts.append(f"value head explains {metrics['explained_variance']:.0%}")
     tokens = ", ".join(f"{metrics[name]} {name}" for name in ("sampled", "reused", "trained") if metrics[name])
     phases = {name: s for name, s in metrics["seconds"].items() if name not in ("step", "mean")}
     spent = ", ".join(f"{name} {s:.2f}" for name, s in phases.items() if s >= 0.005 or name in ("grow", "update"))

@@ -12,17 +12,29 @@ from ramify.learn.influence import Influence
 from ramify.learn.policy import TorchPolicy
 from ramify.learn.steps import Separators, holding, mark_concluded, mark_steps, separators_of
 
-KNOWN = ("steps", "influence", "concluded")
+KNOWN = ("steps", "influence", "concluded", "value")
 THINK_END = "</think>"
 
 
 @dataclass
 class Signals:
-    """Writes the signals that are asked for into every node on a policy path; the same trees in the same order give the same numbers."""
+    """Writes the signals that are asked for into every node on a policy path; the same trees in the same order give the same numbers.
+
+    Influence takes a forward pass. Where `columns`, those of the step's Mix, hold "recomputed", that pass gives these as well, so that
+    scoring need only pass the paths that grew later: the weights are the same, as such a Mix refuses to look ahead. Behind `Behavior`,
+    as in the recipes attnrl and ramify, no pass of these weights is needed before branching ("frozen" is one of other weights), and
+    influence takes one of its own, without the head.
+    """
 
     policy: TorchPolicy
     tokenizer: Any
+    columns: Collection[str] = ()
     found: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict)
+
+    @property
+    def rides(self) -> tuple[str, ...]:
+        """The columns that are written in the pass for influence, for scoring to keep."""
+        return tuple({"recomputed"} & set(self.columns))
 
     @cached_property
     def separators(self) -> Separators:
@@ -46,8 +58,10 @@ class Signals:
                 mark_steps(tree, self.separators)
             if "concluded" in names:
                 mark_concluded(tree, self.words(rule.words))
+        if "value" in names:
+            self.policy.score(trees, ("value",))
         if "influence" in names:
-            self.policy.score(trees, (), Influence(self.separators, getattr(rule, "delta", 4)))
+            self.policy.score(trees, self.rides, Influence(self.separators, getattr(rule, "delta", 4)))
 
 
 def needed(*rules: Any) -> tuple[str, ...]:

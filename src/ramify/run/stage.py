@@ -19,13 +19,15 @@ from ramify.core.task import Task
 from ramify.core.tree import Tree
 from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
+from ramify.grow.adaptive import Adaptive
+from ramify.grow.branching import Star
 from ramify.grow.growth import judge
 from ramify.grow.stop import Stop
 from ramify.learn.model import Pretrained
 from ramify.learn.policy import TorchPolicy
 from ramify.learn.value import ActorCritic
 from ramify.run import checkpoint
-from ramify.run.exam import Scores, examine
+from ramify.run.exam import Scores, answers, counted, examine
 from ramify.run.forests import Forests
 from ramify.run.interrupt import Interrupt
 from ramify.run.logbook import Logbook
@@ -94,11 +96,8 @@ def check(run: Run, parts: Parts) -> None:
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
-    if unknown := [name for name in needed(run.branching, run.schedule, *run.pruning) if name not in KNOWN]:
-        raise ValueError(
-            f"{type(run.branching).__name__} with {type(run.schedule).__name__} and the pruning rules read the signals "
-            f"{', '.join(unknown)}, which this version does not compute: it knows {', '.join(KNOWN)}"
-        )
+    check_signals(run)
+    check_schedule(run)
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
         raise ValueError(
@@ -124,9 +123,46 @@ def check(run: Run, parts: Parts) -> None:
     if (samples or parts.evals or parts.exam) and longest + run.response_limit > parts.engine.limit:
         raise ValueError(
             f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
-            f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit"
+            f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit, "
+            "or extend its context: Pretrained(max_positions=..., rope=...)"
         )
     warn_of_leaks(run, parts)
+
+
+def check_signals(run: Run) -> None:
+    """Raise ValueError for a signal that nobody supplies."""
+    wanted = needed(run.branching, run.schedule, *run.pruning)
+    if unknown := [name for name in wanted if name not in KNOWN]:
+        raise ValueError(
+            f"{type(run.branching).__name__} with {type(run.schedule).__name__} and the pruning rules read the signals "
+            f"{', '.join(unknown)}, which this version does not compute: it knows {', '.join(KNOWN)}"
+        )
+    if "value" in wanted and not run.mix.value:
+        raise ValueError(
+            f"a rule of {run.name} reads the signal value, but the run trains no value head: give the mix one (value=0.5 with the advantage GAE), "
+            "or judge paths by MeanLogprob or Agreement"
+        )
+
+
+def check_schedule(run: Run) -> None:
+    """Raise ValueError where an adaptive schedule would drop every tree, or count as trained what the advantage does not train."""
+    if not isinstance(run.schedule, Adaptive):
+        return
+    rule = run.branching
+    while hasattr(rule, "branching"):
+        rule = rule.branching
+    if isinstance(rule, Star) and not run.schedule.unbranched:
+        raise ValueError(
+            f"Adaptive trains no path that nothing branches from, and {rule} never branches, so that every tree would be dropped: "
+            "take a rule that branches (AttentionForks, EntropyForks), or set unbranched=True in Adaptive"
+        )
+    for advantage in (term.estimator.advantage for term in run.mix.terms):
+        found = getattr(advantage, "unbranched", run.schedule.unbranched)
+        if found != run.schedule.unbranched:
+            raise ValueError(
+                f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={found}, so it would "
+                "count other paths than those that are trained: set both alike"
+            )
 
 
 def warn_of_leaks(run: Run, parts: Parts) -> None:
@@ -191,7 +227,7 @@ async def train_stage(
     await parts.engine.load(None, parts.policy.version)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
-    signals = Signals(parts.policy, parts.decode.tokenizer)
+    signals = Signals(parts.policy, parts.decode.tokenizer, run.mix.columns)
     forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.step, state.metrics_bytes)
     try:
@@ -213,8 +249,10 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
         highlight=False,
     )
     began = time.monotonic()
-    work = examine(run, exam, parts.engine, parts.exam, parts.decode, parts.stop, when == "before")
-    found: Scores = await interrupt.abandonable(work)
+    start = when == "before"
+    with counted(parts.engine, console, answers(exam, len(parts.exam), start)) as engine:
+        work = examine(run, exam, engine, parts.exam, parts.decode, parts.stop, start)
+        found: Scores = await interrupt.abandonable(work)
     await parts.engine.load(
         None, parts.policy.version
     )  # what the exam left in the engine's memory must not touch training

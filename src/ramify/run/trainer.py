@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,19 +19,21 @@ from ramify.core.task import Task
 from ramify.core.tree import Tree
 from ramify.engine.engine import Sampling
 from ramify.engine.local import LocalEngine
-from ramify.learn.annotate import annotate
+from ramify.learn.annotate import annotate, annotate_ratio
 from ramify.learn.batch import Credits, TreeBatch
 from ramify.learn.gate import Weights, openness
-from ramify.learn.gauges import gauges, merge, surrogate
+from ramify.learn.gauges import counts, gauges, surrogate
 from ramify.learn.mix import Mix
-from ramify.learn.pack import pack
+from ramify.learn.pack import Selection, pack, select
 from ramify.learn.policy import TorchPolicy
 from ramify.look.evaluate import evaluate
 from ramify.look.ledger import decoding
 from ramify.run import checkpoint
 from ramify.run.forests import START, Cursor, Forests, Harvest
 from ramify.run.interrupt import Interrupt
+from ramify.run.lesson import Lesson
 from ramify.run.logbook import Logbook
+from ramify.run.machine import Machine
 from ramify.run.recipe import Run
 from ramify.run.resume import replace_text
 
@@ -67,9 +70,19 @@ class Clock:
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
 
-    def total(self) -> float:
-        """Seconds since it was made, those of earlier phases included."""
-        return time.monotonic() - self.start
+    def move(self, seconds: float, phase: str, part: str) -> None:
+        """Count some seconds of a phase as those of a part of it that has a name of its own."""
+        self.seconds[phase] -= seconds
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def rest(self) -> float:
+        """Seconds since it was made that are of no phase."""
+        return max(time.monotonic() - self.start - math.fsum(self.seconds.values()), 0.0)
+
+    def step(self) -> dict[str, float]:
+        """The seconds of all phases, those of none as `idle`, and their sum as `step`."""
+        parts = self.seconds | {"idle": self.seconds.get("idle", 0.0) + self.rest()}
+        return parts | {"step": math.fsum(parts.values())}
 
 
 @dataclass
@@ -86,6 +99,9 @@ class Trainer:
     state: State
     whole: bool = True  # weights and state belong together: not in the middle of an update
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
+
+    def __post_init__(self) -> None:
+        self.machine = Machine(self.policy.device)
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -105,15 +121,18 @@ class Trainer:
     async def step(self) -> dict[str, Any]:
         """One step, from drawn tasks to new weights in the engine; returns its metrics.
 
-        Its `seconds` are those of `step` and of its phases, which do not overlap; `log` and `save` are those of the step before.
+        Its `seconds` are those of `step` and of its phases, which do not overlap and add up to it. `grow` is what growing took but for
+        `grade`, the time in which nothing but grades was awaited; `idle` is the rest. `log` and `save` are those of the step before.
         """
         run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
         counters = dict(self.engine.counters)
         with clock("grow"):
             harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
+        clock.move(harvest.grading, "grow", "grade")
         self.whole = False
         with clock("score"):
-            self.policy.score(harvest.kept, run.mix.columns)
+            known = getattr(self.forests.signals, "rides", ())
+            self.policy.score(harvest.kept, run.mix.columns, known=known)
         with clock("credit"):
             credits = run.mix.credit(harvest.kept) if harvest.kept else []
             said, self.state.mix = run.mix.gates(
@@ -121,34 +140,35 @@ class Trainer:
             )  # a gate learns from trees that are dropped, too
             places = {id(tree): i for i, tree in enumerate(harvest.grown)}
             gates = [said[places[id(tree)]] for tree in harvest.kept] if said is not None else None
-        learned = self.learn(harvest.kept, credits, gates, number, clock)
+        lesson = self.learn(harvest.kept, credits, gates, number, clock)
         with clock("write"):
             self.write_trees(harvest, credits, gates, number)
         with clock("load"):
             await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
         with clock("ledger"):
-            found = harvest.metrics() | decoding(counters, self.engine.counters) | learned | openness(gates)
+            learned = lesson.metrics(run.optimizer.rate(number, run.steps))
+            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | learned | openness(gates)
+            found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
-        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.seconds | {"step": clock.total()}}
+        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
 
     def learn(
         self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, number: int, clock: Clock
-    ) -> dict[str, float]:
+    ) -> Lesson:
         """One optimizer step for each part of a credited forest; parts without signal change nothing."""
-        run, trained, empty, bad = self.run, 0, 0, 0
-        rate = run.optimizer.rate(number, run.steps)
-        rows: list[dict[str, float]] = []
-        norms: list[float] = []
-        mismatch: list[float] = []  # of the rows before the first update, whose tokens these weights sampled
-        losses: list[float] = []
+        run, cut = self.run, parts(len(forest), self.run.minibatches)
+        rate, lesson = run.optimizer.rate(number, run.steps), Lesson(len(cut))
         version = self.policy.version  # whose tokens these weights should give the recorded log-probs
         with clock("pack"):
             stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
-        for part in parts(len(forest), run.minibatches):
+        for part in cut:
             with clock("pack"):
-                batches = self.pack(forest, credits, gates, part, stats)
-            if not any(has_signal(run.mix, batch) for batch in batches):
-                empty += 1
+                selection, batches = self.pack(forest, credits, gates, part, stats)
+            learns = any(has_signal(run.mix, batch) for batch in batches)
+            with clock("ledger"):
+                lesson.add_fates(selection, run.mix, learns)
+            if not learns:
+                lesson.empty += 1
                 continue
             for batch in batches:
                 with clock("update"):
@@ -156,33 +176,32 @@ class Trainer:
                     settle(tempered.device)
                 with clock("gauges"):
                     batch = batch.to(tempered.device)
-                    rows.append(gauges(run.mix, tempered, plain, entropy, batch, version))
-                    mismatch += [rows[-1].pop("mismatch_max", 0.0)] if not norms else []
-                    losses += loss(run.mix, tempered, plain, entropy, batch)
-                    trained += int((batch.leaves.amax(0) > 0).sum())
+                    row = (tempered, plain, entropy, batch)
+                    values = valued(self.policy, batch)
+                    told = gauges(run.mix, *row, version, values)
+                    lesson.add_row(told, loss(run.mix, *row, values), counts(batch))
+                    if self.writes(number):
+                        annotate_ratio(batch, tempered)
             with clock("update"):
-                updated = self.policy.update(rate)
-            bad += int(updated["skipped"])
-            norms += [updated["grad_norm"]] if not updated["skipped"] else []
-        numbers = merge(rows) | {"mismatch_max": max(mismatch, default=0.0)}
-        if norms:
-            numbers["grad_norm"] = max(norms)
-        if losses:
-            numbers["loss"] = sum(losses) / max(len(parts(len(forest), run.minibatches)) - empty, 1)
-        skipped = {"skipped": empty + bad, "not_finite": bad}
-        return numbers | {"trained": trained, "updates": len(norms), "lr": rate} | skipped
+                lesson.add_update(self.policy.update(rate))
+        return lesson
 
     def pack(
         self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, part: slice, stats: dict[str, float]
-    ) -> list[TreeBatch]:
-        """The rows of one optimizer step: a part of the forest, with what was found out about all of it."""
+    ) -> tuple[Selection, list[TreeBatch]]:
+        """The leaves and the rows of one optimizer step: a part of the forest, with what was found out about all of it."""
         cut, opened = [term[part] for term in credits], None if gates is None else gates[part]
-        options: dict[str, Any] = {"stats": stats, "gates": opened, "drop_idle": True}
-        return pack(forest[part], cut, self.run.mix, self.run.tokens_per_batch, **options)
+        selection = select(forest[part], cut, self.run.mix, opened, drop_idle=True)
+        options: dict[str, Any] = {"stats": stats, "gates": opened, "selection": selection}
+        return selection, pack(forest[part], cut, self.run.mix, self.run.tokens_per_batch, **options)
+
+    def writes(self, number: int) -> bool:
+        """Whether the trees of a step are kept."""
+        return bool(self.run.trees_every) and number % self.run.trees_every == 0
 
     def write_trees(self, harvest: Harvest, credits: Answers, gates: list[Weights] | None, number: int) -> None:
         """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
-        if self.run.trees_every and number % self.run.trees_every == 0:
+        if self.writes(number):
             if harvest.kept:  # without trees there is no credit, not even an empty one for each term
                 annotate(harvest.kept, self.run.mix, credits, gates)
             store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
@@ -192,9 +211,10 @@ class Trainer:
         run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
         improved = False
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
+            sampled = self.engine.counters["sampled"]
             with clock("eval"):
                 found = await self.interrupt.abandonable(self.evaluate(step))
-            metrics |= found
+            metrics |= found | {"eval_sampled": self.engine.counters["sampled"] - sampled}
             improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
             if improved:
                 self.state.best = {"step": step, "score": found["eval/mean"]}
@@ -207,7 +227,8 @@ class Trainer:
         if improved or step % run.save_every == 0:
             with clock("save"):
                 self.save()
-        self.late = {name: clock.seconds[name] for name in ("log", "save") if name in clock.seconds}
+        late = {name: clock.seconds[name] for name in ("log", "save") if name in clock.seconds}
+        self.late = late | {"idle": clock.rest()}
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
@@ -243,12 +264,27 @@ class Trainer:
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
-def loss(mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch) -> list[float]:
+def differences(found: Mapping[str, float]) -> dict[str, float]:
+    """Tokens that follow from two other counts: sampled by the engine but in no tree, and trained once more in another row of a cut tree."""
+    held = found["sampled"] - found["sampled_before"] + found["sampled_ahead"]
+    once = found["trained_policy"] + found["trained_expert"]
+    return {"thrown_away": found["engine_sampled"] - held, "repeated": found["trained"] - once}
+
+
+@torch.no_grad()
+def valued(policy: TorchPolicy, batch: TreeBatch) -> Tensor | None:
+    """What a value head says of the row that was just evaluated [T]; None without one."""
+    return policy.value(batch)
+
+
+def loss(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
+) -> list[float]:
     """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
     known = all(
         hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms
     )
-    return [surrogate(mix, tempered, plain, entropy, batch)] if known else []
+    return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
 
 
 def settle(device: torch.device) -> None:

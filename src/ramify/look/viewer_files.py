@@ -1,0 +1,227 @@
+"""Files that grow while they are read: which lines they hold, and only inside the folders that were given."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+BLOCK = 1 << 20
+EDITIONS = count(1)
+MARK = 4096  # bytes of a file's beginning and end that tell whether it is still the same one
+
+
+class Changed(LookupError):
+    """A file that is another one than it was a moment ago."""
+
+
+class Fence:
+    """The folders and files that may be read; links that lead out of them are refused."""
+
+    def __init__(self, given: Iterable[Path]) -> None:
+        self.given = [path.resolve() for path in given]
+
+    def __call__(self, path: Path) -> Path:
+        """The path without links; FileNotFoundError for one outside of what was given."""
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in self.given):
+            raise FileNotFoundError(f"{path} lies outside the folders that were given")
+        return real
+
+    def has(self, path: Path) -> bool:
+        """Whether there is a file or folder at the path that may be read."""
+        try:
+            return self(path).exists()
+        except (OSError, RuntimeError):  # outside, forbidden, or a circle of links
+            return False
+
+    def json(self, path: Path) -> Any:
+        """The content of a small JSON file; None where there is none, or where it is being written."""
+        try:
+            return json.loads(self(path).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+
+class Lines:
+    """Whole lines of a file, found once: `refresh` reads what was appended, or all again where the file is another one now.
+
+    A torn last line is left for the next time. A gzip file is unpacked into an unnamed temporary file.
+    """
+
+    def __init__(self, path: Path, fence: Fence) -> None:
+        self.path, self.fence = path, fence
+        self.spans: list[tuple[int, int]] = []  # (offset, bytes with the newline) of lines that are not blank
+        self.edition = next(EDITIONS)  # another one whenever the file began anew; no two files share one
+        self.lock = threading.RLock()
+        self.end = 0  # bytes that hold whole lines
+        self.seen: tuple[int, int, int] | None = None  # inode, size, time of the last look
+        self.marks = (b"", b"")
+        self.unpacked: IO[bytes] | None = None
+
+    def refresh(self) -> None:
+        """Look at the file again; one that is gone has no lines."""
+        with self.lock:
+            try:
+                real = self.fence(self.path)
+                found = real.stat()
+            except OSError:
+                self.restart()
+                self.seen = None
+                return
+            now = (found.st_ino, found.st_size, found.st_mtime_ns)
+            if now == self.seen:
+                return
+            with open(real, "rb") as raw:
+                if self.path.suffix == ".gz":
+                    self.restart()
+                    self.unpacked = unpack(raw)
+                    self.scan(self.unpacked)
+                else:
+                    if self.seen is not None and not self.grew(raw, now):
+                        self.restart()
+                    self.scan(raw)
+                    self.marks = self.measure(raw)
+            self.seen = now
+
+    def grew(self, file: IO[bytes], now: tuple[int, int, int]) -> bool:
+        """Whether the file still begins with what was read: the same inode, not shorter, the same marks."""
+        assert self.seen is not None
+        return now[0] == self.seen[0] and now[1] >= self.end and self.measure(file) == self.marks
+
+    def measure(self, file: IO[bytes]) -> tuple[bytes, bytes]:
+        """The first and last bytes of what was read."""
+        file.seek(0)
+        first = file.read(min(MARK, self.end))
+        file.seek(max(self.end - MARK, 0))
+        return first, file.read(min(MARK, self.end))
+
+    def restart(self) -> None:
+        """Forget what was read."""
+        if self.spans or self.end:
+            self.edition = next(EDITIONS)
+        self.spans, self.end, self.marks = [], 0, (b"", b"")
+        if self.unpacked is not None:
+            self.unpacked.close()
+            self.unpacked = None
+
+    def scan(self, file: IO[bytes]) -> None:
+        """Find the lines after `end`."""
+        file.seek(self.end)
+        place, pending = self.end, False  # pending: the line that began at `end` has something in it
+        while block := file.read(BLOCK):
+            start = 0
+            while (at := block.find(b"\n", start)) >= 0:
+                if pending or block[start:at].strip():
+                    self.spans.append((self.end, place + at + 1 - self.end))
+                self.end, start, pending = place + at + 1, at + 1, False
+            pending = pending or bool(block[start:].strip())
+            place += len(block)
+        if pending and is_object(rest := cut(file, self.end, place - self.end)):  # whole, only its newline is missing
+            self.spans.append((self.end, len(rest)))
+            self.end = place
+
+    def read(self, places: Iterable[int], most: int | None = None) -> list[bytes]:
+        """These lines, or at most so many bytes of each; Changed where they are no longer there."""
+        with self.lock:
+            try:
+                spans = [self.spans[place] for place in places]
+            except IndexError:
+                raise Changed(f"{self.path.name} changed while it was read: ask again") from None
+            spans = [(offset, size if most is None else min(size, most)) for offset, size in spans]
+            if not spans:
+                return []
+            if self.unpacked is not None:
+                return [cut(self.unpacked, *span) for span in spans]
+            with open(self.fence(self.path), "rb") as file:
+                return [cut(file, *span) for span in spans]
+
+
+def is_object(text: bytes) -> bool:
+    """Whether this is a whole JSON object: none is the beginning of another."""
+    try:
+        return text.rstrip().endswith(b"}") and isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def cut(file: IO[bytes], offset: int, size: int) -> bytes:
+    """Some bytes of a file."""
+    file.seek(offset)
+    return file.read(size)
+
+
+def unpack(raw: IO[bytes]) -> IO[bytes]:
+    """What a gzip file holds, as far as it can be read, in a temporary file that nobody else sees."""
+    made = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        with gzip.open(raw, "rb") as file:
+            while block := file.read(BLOCK):
+                made.write(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        pass  # a killed write: the whole lines before it are shown
+    return made
+
+
+class Metrics:
+    """The rows of a metrics.jsonl, read as it grows."""
+
+    def __init__(self, path: Path, fence: Fence) -> None:
+        self.lines = Lines(path, fence)
+        self.rows: list[dict[str, Any]] = []
+        self.taken = 0  # lines that were looked at
+        self.edition = self.lines.edition
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """All rows so far, as they were written; a line that is no JSON object with a step is left out."""
+        with self.lines.lock:
+            self.lines.refresh()
+            if self.edition != self.lines.edition:
+                self.rows, self.taken, self.edition = [], 0, self.lines.edition
+            fresh = self.lines.read(range(self.taken, len(self.lines.spans)))
+            self.taken += len(fresh)
+            self.rows = self.rows + [row for line in fresh if (row := parse_row(line)) is not None]
+            return self.rows
+
+    def touched(self) -> float:
+        """When the file was last written, seconds since the epoch; 0 where there is none."""
+        return self.lines.seen[2] / 1e9 if self.lines.seen else 0.0
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """One row of metrics."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    good = isinstance(row, dict) and isinstance(row.get("step"), int | float)
+    return row if good else None
+
+
+def flat(row: dict[str, Any], joint: str = "/", above: str = "") -> dict[str, Any]:
+    """Nested dicts as one, names joined; lists are left out."""
+    made: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            made |= flat(value, joint, f"{above}{name}{joint}")
+        elif not isinstance(value, list):
+            made[above + name] = value
+    return made
+
+
+def is_tree_file(path: Path) -> bool:
+    """Whether a file is named and begins as a file of trees does."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():
+        return False
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            head = file.read(256).lstrip()
+    except (OSError, EOFError, zlib.error):
+        return False
+    return head.startswith(b'{"format":')

@@ -1,0 +1,581 @@
+"""The viewer's page in a real browser: a real server, real run folders, Debian's chromium without a screen."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("playwright.sync_api")
+
+from playwright import sync_api as playwright
+
+from ramify.core import store
+from ramify.core.task import Task
+from ramify.core.tree import Tree
+from ramify.look.viewer import bind as bound_at
+from ramify.look.viewer import server
+from ramify.look.viewer_api import Api
+from ramify.look.viewer_page import everything, one_file
+from ramify.look.viewer_runs import Shelf
+from viewer_runs import add_rows, large_tree, run_folder, small_tree, tokens, write
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+
+EVIL = '<img src=x onerror="window.pwned=1"></script><script>window.pwned=1</script>&lt;b&gt; \u202egnirts שלום \x1b[31m\x00'
+WAIT = 15_000  # ms that a slow machine may take
+
+
+@dataclass
+class Seen:
+    """A page, and all that must never happen on it."""
+
+    page: Any
+    base: str
+    faults: list[str] = field(default_factory=list)
+
+    def open(self, place: str = "") -> Any:
+        self.page.goto("about:blank")  # so that the same address is opened anew
+        self.page.goto(self.base + place)
+        return self.page
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).first.inner_text()
+
+    def wait(self, selector: str, text: str) -> None:
+        playwright.expect(self.page.locator(selector).first).to_contain_text(text, timeout=WAIT)
+
+    def at(self, place: str) -> None:
+        """Wait for an address whose part after # matches."""
+        self.page.wait_for_function("place => new RegExp(place).test(location.hash)", arg=place)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Callable[..., Seen]]:
+    """Pages whose errors, dialogs and questions to other places fail the test."""
+    contexts, pages = [], []
+
+    def opened(base: str, quiet: bool = False, **options: Any) -> Seen:
+        context = browser.new_context(viewport={"width": 1280, "height": 720}, **options)
+        contexts.append(context)
+        seen = Seen(context.new_page(), base)
+        seen.page.set_default_timeout(WAIT)
+        seen.page.on("pageerror", lambda error: seen.faults.append(f"error: {error}"))
+        seen.page.on("dialog", lambda box: (seen.faults.append(f"dialog: {box.message}"), box.dismiss()))
+        seen.page.on(
+            "console",
+            lambda said: seen.faults.append(f"console: {said.text}") if said.type == "error" and not quiet else None,
+        )
+        seen.page.on(
+            "request",
+            lambda asked: (
+                seen.faults.append(f"asks {asked.url[:90]}")
+                if not asked.url.startswith((base.split("#")[0], "data:", "about:"))
+                else None
+            ),
+        )
+        pages.append(seen)
+        return seen
+
+    yield opened
+    for seen in pages:
+        assert seen.faults == []
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Real servers in threads; gives the address."""
+    running = []
+
+    def started(*given: Path) -> str:
+        ready = threading.Event()
+        bound = bound_at("127.0.0.1", 0)
+        made = server(Api(Shelf(given, None)), "127.0.0.1", bound, lambda address: ready.set())
+        thread = threading.Thread(target=made.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        assert ready.wait(20)
+        running.append((made, thread))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+    yield started
+    for made, thread in running:
+        made.should_exit = True
+        thread.join(10)
+
+
+def right_tree(step: int) -> Tree:
+    """Both paths right; shorter than the others."""
+    tree = Tree.plant(Task("easy", tuple(tokens("2?")), "2?", "2"), step=step)
+    for _ in range(2):
+        write(
+            tree,
+            tree.root,
+            "2",
+            why="star",
+            finish="eos",
+            reward=1.0,
+            verdict={"correct": 1.0, "answer": "2", "credit/SubgroupMean": 0.0},
+            version=3,
+        )
+    return tree
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs; step 10 of the first holds three trees."""
+    root = tmp_path_factory.mktemp("two")
+    first = run_folder(root / "first")
+    run_folder(root / "second", steps=8, trees=(), name="grpo")
+    store.write(first / "trees" / "000010.jsonl", [small_tree(10), small_tree(10, "what is ü?"), right_tree(10)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str], two: Path) -> str:
+    return serve(two)
+
+
+@pytest.fixture
+def seen(watched: Callable[..., Seen], address: str) -> Seen:
+    return watched(address)
+
+
+def first_of(seen: Seen) -> str:
+    """The id of the run that has trees."""
+    return next(run["id"] for run in seen.page.request.get(seen.base + "api/runs").json() if run["trees"])
+
+
+def test_curves(seen: Seen) -> None:
+    page = seen.open()
+    page.get_by_role("link", name="first").click()
+    reward = page.locator("figure", has_text="reward")
+    seen.wait("figcaption", "reward")
+    reward.locator(".plot").hover(position={"x": 60, "y": 50})
+    seen.wait(".place", "step ")
+    reward.locator(".plot").focus()
+    seen.press("ArrowRight", "ArrowRight", "ArrowLeft")
+    assert "reward" in seen.text("#said")
+    assert "step" in seen.text("#said")
+    page.get_by_role("checkbox", name="second").check()
+    playwright.expect(reward.locator("path.line")).to_have_count(2)
+    page.get_by_role("button", name="Log scale").click()
+    page.get_by_label("Smoothing").fill("0.9")
+    playwright.expect(reward.locator("path.raw")).to_have_count(2)
+    page.get_by_label("Metric").fill("grow")
+    playwright.expect(page.locator("figure", has_text="reward")).to_have_count(0)
+    assert {"with=", "log=1", "smooth=0.9", "metric=grow"} <= set(
+        re.findall(r"with=|log=1|smooth=0\.9|metric=grow", page.url)
+    )
+    page.reload()
+    seen.wait("#metric", "")
+    assert page.get_by_role("checkbox", name="second").is_checked()
+    assert page.get_by_role("button", name="Log scale").get_attribute("aria-pressed") == "true"
+
+
+def test_a_click_on_a_curve_opens_the_nearest_trees(seen: Seen) -> None:
+    page = seen.open()
+    page.get_by_role("link", name="first").click()
+    page.locator("figure", has_text="reward").locator(".plot").click(position={"x": 100, "y": 50})
+    seen.at("/step/5")
+
+
+def test_configuration_and_cost(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}?part=config")
+    seen.wait(".config", "branching.width")
+    assert page.locator(".differs").count() == 0
+    page.get_by_role("checkbox", name="second").check()
+    playwright.expect(page.locator("td.differs")).to_have_count(1)  # the name of the stage
+    assert page.locator(".config tbody tr").inner_text().split() == ["name", "treepo", "grpo"]
+    page.get_by_role("button", name="Time and tokens").click()
+    seen.wait(".stacked", "sampling")
+    assert page.locator(".stack").first.get_attribute("aria-label").startswith("Seconds: ")
+
+
+def cards(seen: Seen) -> list[str]:
+    return seen.page.locator(".card .problem").all_inner_texts()
+
+
+def test_a_step_sorts_and_filters(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10")
+    playwright.expect(page.locator(".card")).to_have_count(3)
+    assert cards(seen) == ["1+1?", "what is ü?", "2?"]
+    page.get_by_label("Sort by").select_option("length")
+    assert cards(seen)[0] == "2?"
+    page.locator("#direction").click()
+    assert cards(seen)[-1] == "2?"
+    page.locator("[data-flag=all_right]").click()
+    assert cards(seen) == ["2?"]
+    page.locator("[data-flag=mixed]").click()
+    assert len(cards(seen)) == 3
+    page.locator("[data-flag=demonstration]").click()
+    page.locator("[data-flag=pruned]").click()
+    page.locator("[data-flag=rebranched]").click()
+    assert sorted(cards(seen)) == ["1+1?", "what is ü?"]
+    page.reload()
+    playwright.expect(page.locator(".card")).to_have_count(2)
+    page.get_by_label("Problem").fill("Ü")
+    playwright.expect(page.locator(".card")).to_have_count(1)
+    page.get_by_label("Problem").fill("nowhere")
+    seen.wait(".cards", "Switch one off")
+    drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(x => x > 0)"
+    page.get_by_label("Problem").fill("")
+    playwright.expect(page.locator(".card")).to_have_count(2)
+    page.wait_for_function(f"({drawn})(document.querySelector('canvas.small'))")
+
+
+def point_at(seen: Seen, node: int) -> None:
+    """Move the mouse over the picture until it tells of this node."""
+    box = seen.page.locator(".stage").bounding_box()
+    for share in (0.75, 0.6, 0.5, 0.4, 0.2):
+        for y in range(40, int(box["height"]), 12):
+            seen.page.mouse.move(box["x"] + box["width"] * share, box["y"] + y)
+            if seen.page.locator(".tip").is_visible() and seen.text(".tip").startswith(f"node {node} "):
+                seen.page.mouse.click(box["x"] + box["width"] * share, box["y"] + y)
+                return
+    raise AssertionError(f"node {node} is nowhere in the picture")
+
+
+def test_a_click_on_a_node_and_on_a_leaf(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10")
+    page.locator(".card a").first.click()
+    seen.wait(".panel h2", "Problem")
+    assert "Reference answer 2" in seen.text(".panel")
+    point_at(seen, 2)
+    seen.wait(".verdict", "Answer read by the verifier")
+    assert [row.split("\t") for row in page.locator(".verdict tr").all_inner_texts()][:2] == [
+        ["Reference answer", "2"],
+        ["Answer read by the verifier", "2"],
+    ]
+    assert "✓ right" in seen.text(".panel h2")
+    assert page.url.endswith("/tree/0/node/2")
+    assert seen.text(".text.whole") == "abc=2<eos>"
+    seen.wait(".siblings", "node 3")
+    assert page.locator(".siblings mark").all_inner_texts() == ["3"]
+    page.locator(".siblings button", has_text="node 3").click()
+    seen.wait(".panel h2", "✗ wrong")
+    page.get_by_role("button", name="Above").click()
+    seen.wait(".why", "branches into 2")
+    seen.wait(".heat", "c=")
+    assert page.locator(".heat span").count() == len("c=") or page.locator(".heat span").count() == len("abc=")
+
+
+def test_colours_have_legends(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10/tree/0")
+    seen.wait(".panel h2", "Problem")
+    offered = page.locator("#colour").locator("option").evaluate_all("all => all.map(one => one.value)")
+    assert {"value", "advantage", "entropy", "temperature", "version", "author", "logprobs"} <= set(offered)
+    picture = "() => document.querySelector('.stage canvas').toDataURL()"
+    drawn = set()
+    for key in offered:
+        page.locator("#colour").select_option(key)
+        assert page.locator("#legend .legend").count() == 1
+        page.wait_for_timeout(60)
+        drawn.add(page.evaluate(picture))
+    assert len(drawn) >= 5
+    assert f"colour={offered[-1]}".replace("/", "%2F") in page.url
+
+
+def test_a_link_to_a_node_restores_it(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10/tree/1/node/3?colour=entropy")
+    seen.wait(".panel h2", "Path to node 3")
+    assert page.locator("#colour").input_value() == "entropy"
+    page.evaluate("location.hash = location.hash.replace('node/3', 'node/2')")
+    seen.wait(".panel h2", "Path to node 2")
+
+
+def test_keys(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10/tree/0")
+    seen.wait(".panel h2", "Problem")
+    found = []
+    for _ in range(6):
+        seen.press("l")
+        found.append(seen.text(".panel h2").split()[3])
+    assert len(set(found)) == 5  # five leaves, and the last one stays
+    seen.press("L")
+    assert seen.text(".panel h2").split()[3] == found[3]
+    seen.press("m", "Home")
+    seen.wait(".panel h2", "Problem")
+    seen.press("ArrowRight", "ArrowRight")
+    below = seen.text(".panel h2")
+    seen.press("ArrowDown")
+    assert seen.text(".panel h2") != below
+    seen.press("ArrowLeft", "ArrowLeft")
+    seen.wait(".panel h2", "Problem")
+    seen.press("Enter", "+", "-", "0", "Shift+ArrowLeft", "c")
+    assert page.locator("#colour").input_value() != "value"
+    seen.press("t")
+    seen.at("/tree/1")
+    seen.press("T")
+    seen.at("/tree/0")
+    seen.press("S")
+    seen.at("/step/5/tree/0")  # the tree of the same problem
+    seen.press("s")
+    seen.at("/step/10/tree/0")
+    seen.press("u")
+    seen.at("/step/10$")
+    seen.press("u")
+    seen.at(f"/run/{run}$")
+    seen.press("?")
+    seen.wait("dialog", "next, previous leaf")
+    seen.press("Escape")
+    playwright.expect(page.locator("dialog")).to_have_count(0)
+
+
+def test_search_leads_to_the_node(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}")
+    seen.wait("figcaption", "reward")
+    seen.press("/")
+    page.keyboard.type("XYZ")
+    seen.wait(".results", "step 10 · tree 0")
+    seen.press("ArrowDown", "Enter")
+    seen.at("/node/.*find=XYZ")
+    seen.wait(".text.whole .found", "xyz")
+    assert page.locator("#find").input_value() == "XYZ"
+    page.locator("#find").fill("no such text")
+    seen.wait(".tools output", "nowhere")
+
+
+def test_a_training_run_is_followed(watched: Callable[..., Seen], serve: Callable[..., str], tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "live", steps=3, trees=(2,))
+    seen = watched(serve(folder))
+    page = seen.open()
+    seen.wait("figcaption", "reward")
+    seen.wait(".pulse", "live")
+    assert seen.text(".side .soft").strip() == "step 3 of 20"
+    before = page.locator("figure", has_text="reward").locator("path.line").get_attribute("d")
+    add_rows(folder, range(4, 7))
+    store.write(folder / "trees" / "000006.jsonl", [small_tree(6)])
+    seen.wait(".side", "step 6 of 20")
+    playwright.expect(page.locator("figure", has_text="reward").locator("path.line")).not_to_have_attribute("d", before)
+    assert page.locator("#step").locator("option").all_inner_texts()[1:] == ["step 2", "step 6"]
+
+
+def evil_run(folder: Path) -> Path:
+    """Texts that would run as HTML, in every place where a run can hold a text."""
+    run_folder(folder)
+    tree = Tree.plant(Task(EVIL, tuple(tokens(EVIL)), EVIL, EVIL), step=5)
+    trunk = write(tree, tree.root, EVIL, why=EVIL)
+    for answer in (EVIL, EVIL + "2"):
+        write(
+            tree,
+            trunk,
+            EVIL + answer,
+            why=EVIL,
+            finish=EVIL,
+            reward=1.0,
+            verdict={"correct": 1.0, "answer": answer, EVIL: EVIL},
+        )
+    store.write(folder / "trees" / "000005.jsonl", [tree])
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, EVIL: 1.0, "reward": 2.0}) + "\n" + json.dumps({"step": 2, EVIL: 2.0}) + "\n"
+    )
+    config = {"format": 1, "stages": [{"name": "evil", EVIL: EVIL}]}
+    (folder / "run.json").write_text(json.dumps(config))
+    given = [{"text": EVIL, "correct": 1.0, "verdict": {"answer": EVIL}, "finish": EVIL, "tokens": 1}]
+    report = {
+        "problems": 1,
+        EVIL: 0.5,
+        "answers": [{"id": EVIL, "problem": EVIL, "answer": EVIL, "sampled": given, "greedy": given}],
+    }
+    for path in folder.glob("evals/*.json"):
+        path.write_text(json.dumps(report))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evil(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return serve(evil_run(tmp_path_factory.mktemp("evil") / "run <b>"))
+
+
+@pytest.mark.parametrize(
+    ("place", "selector"),
+    [
+        ("", "figcaption"),
+        ("?part=config", ".config"),
+        ("?part=cost", ".cost"),
+        ("/evals/5", ".problem-row"),
+        ("/step/5", ".card"),
+        ("/step/5/tree/0", ".panel .heat"),
+        ("/step/5/tree/0/node/1", ".siblings, .lines"),
+        ("/step/5/tree/0/node/2?find=img", ".verdict"),
+    ],
+)
+def test_what_a_model_wrote_stays_text(watched: Callable[..., Seen], evil: str, place: str, selector: str) -> None:
+    seen = watched(evil)
+    seen.open()
+    page = seen.open(f"#/run/{first_of(seen)}{place}")
+    page.wait_for_selector(selector)
+    if "evals" in place:
+        page.locator(".problem-row summary").click()
+    if "tree" in place:
+        seen.wait(".panel .heat", "<img src=x")
+        page.locator(".stage").hover(position={"x": 300, "y": 300})
+    if "find" in place:
+        seen.press("/")
+        page.keyboard.type("onerror")
+        seen.wait(".results", "<img src=x onerror")
+    assert page.evaluate("window.pwned") is None
+    counted = (
+        "[document.images.length, document.scripts.length, document.querySelectorAll('main b b, [onerror]').length]"
+    )
+    assert page.evaluate(counted) == [0, 2, 0]
+    shown = page.evaluate("document.body.innerText")
+    assert not set(shown) & set("\x00\x1b\u202e")
+    if selector != ".cost":
+        assert "<img src=x onerror" in shown
+    if selector not in (".cost", ".card"):  # a card holds the beginning only
+        assert "⟨U+202E⟩" in shown
+        assert "⟨U+001B⟩" in shown
+
+
+def test_one_file_needs_no_server(watched: Callable[..., Seen], two: Path, tmp_path: Path) -> None:
+    evil = evil_run(tmp_path / "evil")
+    out = tmp_path / "page.html"
+    out.write_text(one_file(everything(Api(Shelf([two / "first", evil], None)), [10, 5])))
+    seen = watched(out.as_uri())
+    page = seen.open()
+    page.get_by_role("link", name="first").click()
+    seen.wait("figcaption", "reward")
+    page.locator("#step").select_option("10")
+    page.locator(".card a").first.click()
+    seen.wait(".panel h2", "Problem")
+    seen.press("l")
+    seen.wait(".verdict", "Answer read by the verifier")
+    seen.wait(".heat", "2")
+    seen.press("/")
+    page.keyboard.type("xyz")
+    seen.wait(".results", "step 10 · tree 0")
+    seen.press("Enter")
+    seen.at("find=xyz")
+    page.evaluate("location.hash = '#/'")
+    page.get_by_role("link", name="evil").click()
+    seen.wait("figcaption", "<img src=x")
+    assert page.evaluate("window.pwned") is None
+    assert page.evaluate("document.images.length") == 0
+
+
+def contrast(page: Any, ink: str, paper: str) -> float:
+    """WCAG's contrast ratio of two of the page's colours."""
+    return page.evaluate(
+        """([ink, paper]) => {
+          const style = getComputedStyle(document.documentElement);
+          const [a, b] = [ink, paper].map((name) => {
+            const {r, g, b} = d3.rgb(style.getPropertyValue(name).trim());
+            const [x, y, z] = [r, g, b].map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * x + 0.7152 * y + 0.0722 * z + 0.05;
+          });
+          return Math.max(a, b) / Math.min(a, b);
+        }""",
+        [ink, paper],
+    )
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_dark_and_light(watched: Callable[..., Seen], address: str, scheme: str) -> None:
+    seen = watched(address, color_scheme=scheme)
+    page = seen.open()
+    seen.wait("h1", "Runs")
+    theme = "document.documentElement.dataset.theme"
+    assert page.evaluate(theme) == scheme
+    for paper in ("--bg", "--panel"):
+        for ink in ("--ink", "--soft", "--accent", "--right", "--wrong"):
+            assert contrast(page, ink, paper) >= 4.5, (ink, paper)
+    seen.press("d")
+    other = page.evaluate(theme)
+    assert {scheme, other} == {"dark", "light"}
+    page.reload()
+    seen.wait("h1", "Runs")
+    assert page.evaluate(theme) == other
+
+
+def test_every_stop_of_the_tab_key_can_be_seen(seen: Seen) -> None:
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/10/tree/0/node/2")
+    seen.wait(".siblings", "node 3")
+    names = set()
+    for _ in range(30):
+        seen.press("Tab")
+        stop = page.evaluate(
+            """() => { const a = document.activeElement; const s = getComputedStyle(a); const r = a.getBoundingClientRect();
+            return {tag: a.tagName, name: a.getAttribute('aria-label') || a.labels?.[0]?.innerText || a.innerText || a.title,
+                    outline: s.outlineStyle, wide: r.width * r.height, left: r.left}; }"""
+        )
+        if stop["tag"] == "BODY":
+            break
+        assert stop["outline"] != "none", stop
+        assert stop["wide"] > 0, stop
+        assert stop["name"], stop
+        assert stop["left"] >= 0, stop
+        names.add(stop["name"].split("\n")[0])
+    assert {"Skip to the content", "Step", "Colour", "Zoom in (+)", "Copy link"} <= names
+
+
+def test_what_is_not_there_is_said(watched: Callable[..., Seen], address: str) -> None:
+    seen = watched(address, quiet=True)  # the browser itself tells of the server's 404
+    seen.open()
+    run = first_of(seen)
+    seen.open(f"#/run/{run}/step/77")
+    seen.wait("main", "no trees of step 77")
+    seen.open("#/run/nobody")
+    seen.wait("main", "There is no run “nobody” here")
+
+
+@pytest.mark.slow
+def test_a_large_tree_can_be_walked(watched: Callable[..., Seen], serve: Callable[..., str], tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "large", trees=())
+    store.write(folder / "trees" / "000001.jsonl", [large_tree()])
+    seen = watched(serve(folder))
+    seen.open()
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/1/tree/0?colour=entropy")
+    seen.wait(".panel", "2\u2009000")
+    assert page.evaluate("document.querySelectorAll('*').length") < 3000  # nothing drawn as an element each
+    box = page.locator(".stage").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    for _ in range(6):
+        page.mouse.wheel(0, -400)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 400, box["y"] + 350, steps=5)
+    page.mouse.up()
+    seen.press("l", "l", "z", "0")
+    seen.wait(".panel h2", "Path to node")
