@@ -117,7 +117,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
         (["steps=0"], ["steps must be at least 1, got 0"]),
         (["temperature=0"], ["temperature must be above 0 while training, got 0"]),
         (["tokens_per_batch=20"], ["tokens_per_batch=20 cannot hold one path", "16 + 12"]),
-        (["optimizer.lr=-1"], ["optimizer.lr must be above 0, got -1"]),
+        (["optimizer.lr=-1"], ["optimizer.lr must be at least 0"]),
         (["prompt_limit=4"], ["tokens, the limit is 4"]),
         (["device=tpu9"], ["device=tpu9"]),
         (["response_limit=1020", "tokens_per_batch=2000"], ["response_limit is 1020, but the model ends at 1024"]),

@@ -1,6 +1,6 @@
 // The tree on a canvas: pan, zoom, hover, and more detail the closer one looks.
 import {h} from "./dom.js";
-import {layOut, itemAt} from "./layout.js";
+import {layOut, firstToken, itemAt} from "./layout.js";
 import {MARGIN, view, paint} from "./paint.js";
 
 // `heard`: {choose(row), hover(row, event), detail(row) -> {pieces, columns} | null}
@@ -75,13 +75,13 @@ function resize(state) {
 function scales(state) {
   const across = Math.max(50, state.width - MARGIN.left - MARGIN.right);
   const down = Math.max(50, state.height - MARGIN.top - MARGIN.bottom);
-  return [across / state.layout.depth, Math.min(44, down / state.layout.lanes)];
+  return [across / (state.layout.depth - firstToken(state.layout)), Math.min(44, down / state.layout.lanes)];
 }
 
 function fit(state) {
   if (!state.layout || !state.width) return;
   [state.kx, state.ky] = scales(state);
-  state.tx = MARGIN.left;
+  state.tx = MARGIN.left - firstToken(state.layout) * state.kx;
   state.ty = MARGIN.top + Math.max(0, (state.height - MARGIN.top - MARGIN.bottom - state.ky * state.layout.lanes) / 2);
   state.fitted = true;
   draw(state);
@@ -91,7 +91,8 @@ function zoom(state, factor, atX, atY, way = "both") {
   const [kx, ky] = scales(state);
   const oldX = state.kx;
   const oldY = state.ky;
-  if (way !== "down") state.kx = Math.max(kx * 0.6, Math.min(Math.max(60, kx), state.kx * factor));
+  if (way !== "down")
+    state.kx = Math.max(Math.min(kx, state.width / state.layout.depth) * 0.6, Math.min(Math.max(60, kx), state.kx * factor));
   if (way !== "across") state.ky = Math.max(ky * 0.6, Math.min(Math.max(64, ky), state.ky * factor));
   state.tx = atX - (atX - state.tx) * (state.kx / oldX);
   state.ty = atY - (atY - state.ty) * (state.ky / oldY);
@@ -123,7 +124,7 @@ function zoomTo(state, row) {
   for (let at = row; at < state.layout.items.length && state.layout.items[at].top < item.bottom; at++)
     last = Math.max(last, state.layout.items[at].to);
   const [kx, ky] = scales(state);
-  state.kx = Math.min(Math.max(60, kx), (kx * state.layout.depth) / Math.max(4, last - item.from));
+  state.kx = Math.min(Math.max(60, kx), (kx * (state.layout.depth - firstToken(state.layout))) / Math.max(4, last - item.from));
   state.ky = Math.min(Math.max(44, ky), (ky * state.layout.lanes) / (item.bottom - item.top));
   state.tx = MARGIN.left - item.from * state.kx;
   state.ty = MARGIN.top + (state.height - MARGIN.top - MARGIN.bottom) / 2 - item.middle * state.ky;

@@ -47,6 +47,13 @@ export function middleAt(item, view, x) {
   return enter + (run - enter) * t * t * (3 - 2 * t);
 }
 
+// The token that a picture begins with: of a long prompt only the end, so that the answers have room.
+export function firstToken({items, depth}) {
+  const prompt = items[0]?.to ?? 0;
+  const whole = prompt <= 60 || prompt <= 0.3 * depth || prompt >= depth;
+  return whole ? 0 : Math.max(0, Math.round(prompt - 0.3 * (depth - prompt)));
+}
+
 // Trace the part of a ribbon between two shares of its thickness (0 is its upper edge, 1 its lower one).
 export function traceRibbon(context, item, view, above = 0, below = 1) {
   const thick = Math.max(item.thick * view.ky, 0.9);
@@ -102,9 +109,10 @@ export function drawSmall(canvas, skeleton, colourOf) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const layout = layOut(skeleton.map(([parent, start, length, leaves, value]) => ({parent, start, length, leavesBelow: leaves, value})));
   const ky = Math.min(9, (height - 8) / Math.max(1, layout.lanes));
-  const kx = (width - 8) / layout.depth;
+  const first = firstToken(layout);
+  const kx = (width - 8) / (layout.depth - first);
   const shift = (height - ky * layout.lanes) / 2;
-  const view = {ky, x: (token) => 4 + token * kx, y: (lane) => shift + lane * ky};
+  const view = {ky, x: (token) => Math.max(0, 4 + (token - first) * kx), y: (lane) => shift + lane * ky};
   for (const item of layout.items) {
     traceRibbon(context, item, view);
     context.fillStyle = colourOf(item.node.value);
