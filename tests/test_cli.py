@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ramify.cli import main
+from ramify import cli
+from ramify.cli import COMMANDS, main
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -32,6 +33,7 @@ def run(*words: object) -> int:
 
 def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one sentence that a command refuses with."""
+    capsys.readouterr()
     assert run(*words) == 2
     said = capsys.readouterr().err
     assert said.startswith("ramify: ")
@@ -71,13 +73,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_and_the_list_of_recipes_need_no_torch():
     script = "import sys\nfrom ramify.cli import main\ntry: main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
-    for words in (["--help"], *([command, "--help"] for command in ("train", "eval", "rollout", "export")), ["recipes"]):
+    for words in (
+        ["--help"],
+        *([command, "--help"] for command in ("train", "eval", "rollout", "export")),
+        ["recipes"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", script, *words], env=ENV, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) > 200
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_needs(capsys: pytest.CaptureFixture[str], command: str):
+    assert run(command, "--help") == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    may_be_empty = {"train", "eval"}  # FIELD=VALUE of the one, --k of the other
+    assert said.count("(default: )") == (command in may_be_empty)
+    assert command in str(cli.__doc__)
 
 
 def test_every_shipped_recipe_is_listed_and_builds(capsys: pytest.CaptureFixture[str]):
@@ -183,7 +198,9 @@ def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureF
 
     out = tmp_path / "next"
     assert run("train", RECIPE, f"model={trained}", f"out={out}", "steps=1", "optimizer.lr=1e-30") == 0
-    first, second = (load_file(run / "checkpoints" / "step-000001" / "model" / "model.safetensors") for run in (trained, out))
+    first, second = (
+        load_file(run / "checkpoints" / "step-000001" / "model" / "model.safetensors") for run in (trained, out)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     said = fails(capsys, "train", RECIPE, f"model={tmp_path / 'empty'}", f"out={out}", "--fresh")
@@ -193,7 +210,14 @@ def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureF
 
 def grpo(out: Path, model: Path, problems: Path, *words: str) -> list[str]:
     """The shipped recipe, made small."""
-    small = ["prompt_limit=64", "response_limit=8", "tokens_per_batch=512", "schedule.prompts=2", "branching.n=2", "steps=2"]
+    small = [
+        "prompt_limit=64",
+        "response_limit=8",
+        "tokens_per_batch=512",
+        "schedule.prompts=2",
+        "branching.n=2",
+        "steps=2",
+    ]
     small += ["threads=1", "autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false"]
     return ["train", "grpo", f"out={out}", f"model={model}", f"tasks.path={problems}", *small, *words]
 
@@ -252,7 +276,7 @@ def test_a_broken_reward_is_found_before_anything_is_sampled(
 def test_a_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("no folder")
     said = fails(capsys, "train", RECIPE, f"out={tmp_path / 'file' / 'run'}")
-    assert "cannot write in the run folder" in said
+    assert "cannot write in the folder" in said
     assert "out=FOLDER" in said
 
 

@@ -221,6 +221,20 @@ def test_runs_that_were_moved_aside_are_not_seeds(two: Path):
     assert [found.seed for found in find_runs([two / "lavish"])] == [0, 1]
 
 
+def test_a_number_in_a_name_is_no_run_moved_aside(tmp_path: Path):
+    sweep(tmp_path / "rates", {name: [{4: 0.5}] for name in ("lr-0", "lr-0.1", "lr-0.01")})
+    for name in ("easy-0.5", "mine", "mine.1"):  # only mine.1 has the run beside it that it once was
+        stage(run(tmp_path / "single" / name, 0), {4: 0.5}, 4)
+    assert [found.label for found in find_runs([tmp_path / "rates"])] == ["lr-0", "lr-0.1", "lr-0.01"]
+    assert [found.label for found in find_runs([tmp_path / "single"])] == ["easy-0.5", "mine"]
+    assert [found.label for found in find_runs([tmp_path / "single" / "mine.1"])] == ["mine.1"]
+
+
+def test_no_folder_at_all():
+    with pytest.raises(ValueError, match="name the folder of a run or of a sweep"):
+        compare([])
+
+
 def test_seeds_in_order_of_number(tmp_path: Path):
     for seed in (10, 9, 2):
         stage(run(tmp_path / "a" / f"seed-{seed}", seed), {4: 0.5}, 4)

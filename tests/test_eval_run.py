@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramify.cli import main
 from ramify.core import store
 from ramify.engine.engine import Sampling
 from ramify.engine.toy import ToyEngine
@@ -24,11 +23,12 @@ from ramify.grow.stop import Stop
 from ramify.look.evaluate import evaluate
 from ramify.run import eval_progress, evaluation
 from ramify.run.answers import naming
-from ramify.run.bench import TaskSets, open_bench
+from ramify.run.bench import Bench, TaskSets, open_bench
 from ramify.run.eval_plan import Plan, plan_of, whole_numbers
 from ramify.tasks.files import File
 from ramify.tasks.math import Boxed
 from ramify.tasks.problem import render
+from test_cli import fails, run
 
 HERE = Path(__file__).parent
 MATH = HERE.parent.parent / "shared" / "data" / "math"
@@ -36,22 +36,6 @@ ENV = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
 LETTERS = "0123456789+-=?\n"
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
-
-
-def run(*words: object) -> int:
-    """The exit status of a command, run in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return int(stopped.value.code or 0)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one sentence that a command refuses with."""
-    capsys.readouterr()
-    assert run(*words) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
 
 
 def built(folder: Path, letters: str, seed: int = 0) -> Path:
@@ -264,6 +248,10 @@ def test_what_cannot_be_asked_for(model: Path, capsys: pytest.CaptureFixture[str
     assert "leave out --k" in fails(capsys, "eval", model, "--tasks", "chain", "--tree", "--no-independent", "--k", 2)
     assert "--chunk" in fails(capsys, "eval", model, "--tasks", "chain", "--chunk", 0)
     assert "nothing was asked for" in fails(capsys, "eval", model, "--tasks", "chain", "--samples", 0, "--no-greedy")
+    tree = ("eval", model, "--tasks", "chain", "--tree")
+    assert "--segment" in fails(capsys, *tree, "--segment", 0)
+    assert "at least 1, got 64 and 0" in fails(capsys, *tree, "--branching", 0)
+    assert "--width of at least 1" in fails(capsys, *tree, "--width", 0)
     assert "top_p" in fails(capsys, "eval", model, "--tasks", "chain", "--top-p", 2)
     assert whole_numbers(("1,8,32",)) == whole_numbers(("1", "8", "32")) == whole_numbers(("1,", "8,32")) == (1, 8, 32)
     assert plan_of(4, 1.0, 1.0, True, (4, 8, 8), None, 0, None).kinds(20)["tree"][0].branching == 4  # type: ignore[attr-defined]
@@ -332,6 +320,45 @@ def test_against_an_earlier_evaluation(whole: Path, model: Path, tmp_path: Path,
         assert "neither a model nor an evaluation" in said
     assert not (tmp_path / "unused").exists()
     assert "no evaluation with answers" in fails(capsys, "eval", model, *WORDS, "--against", tmp_path / "bad.json")
+
+
+def never(model: str) -> Bench:
+    raise AssertionError(f"{model} was opened before the question was found wrong")
+
+
+def test_a_comparison_or_a_place_that_cannot_be_is_refused_before_the_model_is_opened(whole: Path, tmp_path: Path):
+    asked = TaskSets(("gym:chain_sum",), 7, {}, {})
+    console = Console(file=io.StringIO())
+    with pytest.raises(ValueError, match="it has chain, here is gym-chain_sum"):
+        evaluation.run_evaluation("m", never, asked, Plan(2), (), str(whole), tmp_path / "out", console)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.json").mkdir()
+    for out in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder"):
+        with pytest.raises(OSError, match=r"cannot write in the folder .*file.* choose another --out"):
+            evaluation.run_evaluation("m", never, asked, Plan(2), (), None, out, console)
+    with pytest.raises(ValueError, match="is a folder, and a name"):
+        evaluation.run_evaluation("m", never, asked, Plan(2), (), None, tmp_path / "folder.json", console)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.json"])
+def test_the_results_outlive_a_comparison_that_fails(
+    whole: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+):
+    saved = json.loads((whole / "results.json").read_text())
+    rows = [{"id": "elsewhere", "problem": "1+1=", "answer": "2", "greedy": [], "sampled": []}]
+    saved["tasks"] = {"chain": saved["tasks"]["chain"] | {"answers": rows}}
+    (tmp_path / "earlier.json").write_text(json.dumps(saved))
+    words = ("eval", model, *WORDS, "--against", tmp_path / "earlier.json", "--out", tmp_path / name)
+    assert run(*words) == 2
+    said = capsys.readouterr()
+    assert "no problem is in both" in said.err
+    assert "mean@4" in said.out
+    assert "every answer is in" in said.out
+    made = tmp_path / name
+    found = json.loads((made if made.is_file() else made / "results.json").read_text())
+    assert "mean@4" in found["tasks"]["chain"]
+    assert "against" not in found
 
 
 def test_against_another_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

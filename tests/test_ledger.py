@@ -30,7 +30,7 @@ from ramify.learn.mix import Mix, Term
 from ramify.learn.pack import Selection, Share
 from ramify.look.account import FATES, PHASES, TOKENS
 from ramify.look.ledger import Cost, account, cost, tree_cost
-from ramify.look.statement import read_statement
+from ramify.look.statement import read_statements
 from ramify.run import checkpoint
 from ramify.run.forests import Harvest
 from ramify.run.launch import launch
@@ -355,7 +355,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path, capsys: pytest.Capt
         main(["ledger"])
     assert done.value.code == 2
     with pytest.raises(FileNotFoundError, match=r"holds no metrics\.jsonl"):
-        read_statement(tmp_path / "nowhere")
+        read_statements([tmp_path / "nowhere"])
 
 
 class Driver:

@@ -16,6 +16,7 @@ from ramify.core.tree import Author, Tree
 from ramify.look.picture import clean, paint, scale_of
 from ramify.look.picture import picture as drawn_by
 from ramify.look.show import Shown, show
+from viewer_runs import run_folder, small_tree, tokenizer
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert(1)</script>\"'&]]><img src=x onerror=y>\x1b[31m\x00\u202e"
@@ -148,3 +149,39 @@ def test_trees_of_a_run_a_file_and_a_list(tmp_path: Path) -> None:
         show(tmp_path / "none")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         show(grown(), limit=0)
+
+
+def test_stages_are_counted_and_packed_files_found(tmp_path: Path) -> None:
+    for stage in ("2-a", "10-b"):
+        store.write(tmp_path / stage / "trees" / "000005.jsonl.gz", [grown(name=stage)])
+    assert [tree.task.id for tree in show(tmp_path).trees] == ["10-b"]
+    assert "000005.jsonl.gz" in str(show(tmp_path / "2-a"))
+
+
+def test_a_stage_without_a_checkpoint_reads_by_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder(tmp_path / "1-sft")
+    store.write(tmp_path / "2-rl" / "trees" / "000005.jsonl", [small_tree()])
+    for given in ("", "2-rl", "2-rl/trees", "2-rl/trees/000005.jsonl"):
+        assert " xyz " in str(show(tmp_path / given)), given
+    monkeypatch.chdir(tmp_path / "2-rl")
+    assert " xyz " in str(show("."))
+
+
+def test_an_evaluation_is_shown_by_its_own_tokenizer(tmp_path: Path) -> None:
+    for name in ("chain", "chain-greedy", "chain-tree"):
+        store.write(tmp_path / f"{name}.jsonl", [small_tree(0, name), small_tree(3, name)])
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer().save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    said = str(show(tmp_path))
+    assert "chain-tree.jsonl (also here: chain-greedy.jsonl, chain.jsonl)" in said
+    assert " xyz " in said
+    assert " xyz " in str(show(tmp_path / "chain.jsonl"))
+    assert [tree.step for tree in show(tmp_path, step=3).trees] == [3]
+    with pytest.raises(ValueError, match="no trees of step 7: it has those of 0, 3"):
+        show(tmp_path, step=7)
+
+
+def test_a_task_called_by_its_text_is_said_once() -> None:
+    assert str(show(grown("1+1?", name="1+1?"))).splitlines()[0] == "1+1?"
+    assert str(show(grown("1+1?", name="sum"))).splitlines()[0] == "sum  1+1?"

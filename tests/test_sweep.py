@@ -8,15 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ramify.cli import main
+from ramify.run.crew import Crew, Job
 from ramify.run.doctor import cores
+from ramify.run.interrupt import Interrupt
 from ramify.run.launch import launch
 from ramify.run.resume import prepare
 from ramify.run.sweep import allot, label_of, plan
@@ -211,6 +215,41 @@ def wait_for_steps(out: Path, steps: int) -> None:
     while not all(file.exists() and file.read_bytes().count(b"\n") >= steps for file in files):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@dataclass
+class Stubborn(Job):
+    """A run that hears no request to end, and has begun a process that outlives it."""
+
+    @property
+    def command(self) -> list[str]:
+        return ["sh", "-c", f"trap '' TERM; sleep 60 & touch '{self.folder}'; wait"]
+
+
+def test_a_second_signal_ends_all_that_the_runs_began(tmp_path: Path):
+    job = Stubborn("stubborn", 0, "", tmp_path / "began", (), (), ())
+
+    def signals() -> None:
+        while not job.folder.exists():
+            time.sleep(0.01)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the run and its process hold it too
+        crew = Crew([job], 1, dict(os.environ), lock, Console(quiet=True))
+        threading.Thread(target=signals, daemon=True).start()
+        with Interrupt() as interrupt, pytest.raises(KeyboardInterrupt):
+            crew.work(interrupt)
+    end = time.monotonic() + 20
+    with open(tmp_path / "lock") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < end, "a process of the run is still there"
+                time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -7,12 +7,14 @@ import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -21,13 +23,17 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from rich.console import Console
+
 from ramify.cli import main
 from ramify.core import store
+from ramify.look.show import show
 from ramify.look.viewer import Hosts, bind, server
 from ramify.look.viewer_api import Api
 from ramify.look.viewer_page import everything, one_file
+from ramify.look.viewer_page import write as write_page
 from ramify.look.viewer_runs import Shelf
-from viewer_runs import NASTY, add_rows, large_tree, row, run_folder, small_tree, write
+from viewer_runs import NASTY, add_rows, large_tree, row, run_folder, small_tree, tokenizer, write
 
 
 @dataclass
@@ -245,7 +251,11 @@ def test_paths_lead_nowhere(client: Client, path: str) -> None:
     assert client.raw(path)[0] == 404
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "localhost", "localhost:1", "127.0.0.1.evil:{port}", ""])  # fmt: skip
+FOREIGN = ["evil.example", "evil.example:{port}", "127.0.0.1.evil:{port}", "localhost.evil", "10.0.0.1:{port}", ""]
+TWISTED = ["localhost:x", "localhost:1:2", "[::1", "localhost:1@evil.example"]
+
+
+@pytest.mark.parametrize("host", [*FOREIGN, *TWISTED])
 def test_a_foreign_host_is_refused(client: Client, host: str) -> None:
     for path in ("/", "/api/runs"):
         status, headers, body = client.raw(path, Host=host.format(port=client.port))
@@ -254,8 +264,9 @@ def test_a_foreign_host_is_refused(client: Client, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LocalHost"])
-def test_this_machine_is_answered(client: Client, host: str) -> None:
-    assert client.raw("/api/runs", Host=f"{host}:{client.port}")[0] == 200
+def test_this_machine_is_answered_at_any_port(client: Client, host: str) -> None:
+    for port in (f":{client.port}", ":1", ""):  # ssh -L listens at another one
+        assert client.raw("/api/runs", Host=host + port)[0] == 200
 
 
 def test_a_given_host_is_answered() -> None:
@@ -267,6 +278,13 @@ def test_a_given_host_is_answered() -> None:
     assert "10.0.0.1:81" in anywhere
     assert "[fe80::1]:81" in anywhere
     assert "10.0.0.1.evil.example:81" not in anywhere
+    assert "10.0.0.1" not in anywhere
+    usual = Hosts("0.0.0.0", 80)
+    assert "192.168.0.5" in usual, "a browser leaves port 80 out"
+    assert "[fe80::1]" in usual
+    assert "192.168.0.5:81" not in usual
+    assert "box.lan" in Hosts("box.lan", 80)
+    assert "[fe80::2]:81" in Hosts("fe80::2", 81)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
@@ -460,7 +478,92 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
 def test_the_command_writes_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = told(capsys, "view", folder, "--out", tmp_path / "page.html", "--steps", "5,10")
     assert (status, "MB in" in said) == (0, True)
-    assert '"trees":' in (tmp_path / "page.html").read_text().replace('\\"', '"')
+    assert '"trees":' in (tmp_path / "page.html").read_text(encoding="utf-8").replace('\\"', '"')
+
+
+def test_the_page_goes_into_a_new_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a" / "b" / "p.html"
+    assert told(capsys, "view", folder, "--out", out)[0] == 0
+    assert out.stat().st_size > 100_000
+    assert [path.name for path in out.parent.iterdir()] == ["p.html"]
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    api = Api(Shelf([folder]))
+    api.answers = {}  # whoever asks is refused
+    with pytest.raises(OSError, match=r"cannot write --out=.*file/p\.html: .*name another file"):
+        write_page(api, tmp_path / "file" / "p.html", [], Console(file=StringIO()))
+
+
+def test_a_page_is_text_in_any_locale(folder: Path, tmp_path: Path) -> None:
+    """Nothing depends on the encoding of the machine."""
+    code = "import sys; from ramify.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning:ramify", "-c", code]
+    subprocess.run([*command, "view", folder, "--out", tmp_path / "p.html"], check=True, capture_output=True)
+
+
+def test_progress_is_shown_on_a_terminal_alone(folder: Path, tmp_path: Path) -> None:
+    api, said = Api(Shelf([folder])), {}
+    for terminal in (True, False):
+        console = Console(file=StringIO(), force_terminal=terminal, width=100)
+        write_page(api, tmp_path / f"{terminal}.html", [5, 10], console)
+        said[terminal] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "/4" in said[True]
+    assert "trees" in said[True]
+    assert said[False].count("\n") == 1
+    assert (tmp_path / "True.html").read_bytes() == (tmp_path / "False.html").read_bytes()
+
+
+def test_an_evaluation_is_shown_with_its_tokenizer(serve: Serve, tmp_path: Path) -> None:
+    """As `ramify eval --out FOLDER` keeps it; the whole way is in the slow test below."""
+    out = tmp_path / "mine"
+    for name in ("chain", "chain-tree"):
+        store.write(out / f"{name}.jsonl", [small_tree(0)])
+    (out / "results.json").write_text("{}")
+    (out / "tokenizer").mkdir()
+    tokenizer().save(str(out / "tokenizer" / "tokenizer.json"))
+    for given, titles in ((out, ["mine/chain-tree", "mine/chain"]), (out / "chain.jsonl", ["chain"])):
+        client = serve(given)
+        found = client("runs")
+        assert [one["title"] for one in found] == titles
+        for one in found:
+            assert one["tokenizer"]
+            assert client("tree", run=one["id"], step=0, index=0)["nodes"][1]["text"] == "ab"
+
+
+@pytest.mark.slow
+def test_a_real_evaluation_from_the_command_line(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import torch
+
+    from ramify.learn.model import Scratch
+
+    torch.manual_seed(0)
+    net, words = Scratch("0123456789+-=?\n", hidden=16, layers=1, heads=2, kv_heads=1, max_positions=256)()
+    net.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    options = ["--tasks", "chain", "--limit", 2, "--samples", 2, "--k", "1,2", "--max-tokens", 6, "--threads", 1]
+    command = ["eval", tmp_path / "model", *options, "--tree", "--segment", 3, "--out"]
+    assert told(capsys, *command, tmp_path / "mine")[0] == 0
+    client = serve(tmp_path / "mine")
+    found = {one["title"]: one["id"] for one in client("runs")}
+    assert set(found) == {"mine/chain", "mine/chain-greedy", "mine/chain-tree"}
+    for run in found.values():
+        assert len(client("steps", run=run, step=0)) == 2
+        root = client("tree", run=run, step=0, index=0)
+        assert root["nodes"][0]["text"].strip() == root["task"]["text"].strip()
+    assert "⟨" not in str(show(tmp_path / "mine"))
+    assert told(capsys, *command, tmp_path / "a.json")[0] == 0
+    status, said = told(capsys, "view", tmp_path / "a.json")
+    assert (status, "ramify eval --out FOLDER" in said) == (2, True)
+
+
+@pytest.mark.parametrize("given", ["2-rl", "2-rl/trees", "2-rl/trees/000010.jsonl"])
+def test_a_stage_alone_finds_the_tokenizer_of_another(serve: Serve, tmp_path: Path, given: str) -> None:
+    run_folder(tmp_path / "1-sft")
+    shutil.rmtree(run_folder(tmp_path / "2-rl") / "checkpoints")
+    [one] = serve(tmp_path / given)("runs")
+    assert one["tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +571,9 @@ def test_the_command_writes_a_page(folder: Path, tmp_path: Path, capsys: pytest.
     [
         (["view", "{tmp}/nothing"], "there is nothing at"),
         (["view", "{tmp}"], "holds neither metrics.jsonl nor trees"),
-        (["view", "{run}/run.json"], "no file of trees"),
+        (["view", "{run}/run.json"], "ramify eval --out FOLDER"),
+        (["view", "{run}", "--port", "99999"], "port 99999: bind(): port must be 0-65535.; leave --port out"),
+        (["view", "{run}", "--out", "{tmp}"], "is a folder: name a file in it"),
         (["view", "{run}", "--out", "{tmp}/p.html", "--steps", "6"], "no trees of step 6"),
         (["view", "{run}", "--out", "{tmp}/p.html", "--steps", "a"], "step numbers with commas"),
         (["view", "{run}", "--steps", "5"], "add --out"),

@@ -467,6 +467,16 @@ def test_what_a_model_wrote_stays_text(watched: Callable[..., Seen], evil: str, 
         assert "⟨U+001B⟩" in shown
 
 
+def test_characters_that_cannot_be_seen_are_told_by_their_number(seen: Seen) -> None:
+    seen.open()
+    hidden = [0x0, 0x1B, 0x7F, 0xAD, 0x115F, 0x1160, 0x180E, 0x200B, 0x2028, 0x202E, 0x3164, 0xFEFF, 0xE0001, 0xE0041]
+    ask = "async texts => { const {shown} = await import('/assets/dom.js'); return texts.map(shown); }"
+    said = seen.page.evaluate(ask, [f"a{chr(code)}b" for code in hidden])
+    assert said == [f"a⟨U+{code:04X}⟩b" for code in hidden]
+    plain = "a\tb\nü 日本 שלום 👩 한"
+    assert seen.page.evaluate(ask, [plain]) == [plain]
+
+
 def test_one_file_needs_no_server(watched: Callable[..., Seen], two: Path, tmp_path: Path) -> None:
     evil = evil_run(tmp_path / "evil")
     out = tmp_path / "page.html"

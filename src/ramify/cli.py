@@ -1,4 +1,7 @@
-"""The command line: `ramify train`, eval, rollout, recipes, export, doctor. Nothing heavy is imported before it is needed."""
+"""The command line: `ramify train`, sweep, compare, eval, rollout, recipes, ledger, export, view, doctor.
+
+Nothing heavy is imported before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
 Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
-Words = Annotated[Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...")]
-Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
+Words = Annotated[
+    Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...", help_behavior_hint="(required)")
+]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
-RunFolders = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
 Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain ...")]
 
@@ -170,7 +174,7 @@ def eval_(
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
-    grown = (width or samples, segment, branching) if tree else None
+    grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
     opener = partial(open_bench, device=device, threads=threads, slots=slots)
     return run_evaluation(model, opener, asked, plan, whole_numbers(k), against, out, Console())
@@ -272,7 +276,7 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
 
 
 def view(
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")],
+    runs: Runs,
     port: int = 0,
     host: str = "127.0.0.1",
     tokenizer: Path | None = None,
@@ -312,11 +316,11 @@ def doctor() -> int:
     return int(any(found == "missing" for _, found, _ in packages()))
 
 
-def ledger(runs: RunFolders, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
+def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
     """Say what runs cost: tokens by source and by fate, seconds by phase; of each stage, a step, a correct answer.
 
     Args:
-        runs: folders of runs, or of single stages.
+        runs: folders of runs, of single stages, or of sweeps.
         json: a file for all numbers as JSON.
         csv: a file for all numbers as CSV, a line for each run and stage.
         steps: tell every step as well.

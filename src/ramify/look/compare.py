@@ -95,6 +95,8 @@ def compare(
     The value at a budget is the last one measured at or before it, or up to the share `slack` of it after it; nothing is interpolated.
     Raises ValueError for a metric or baseline that is not there, and where nothing is left to compare.
     """
+    if not paths:
+        raise ValueError("name the folder of a run or of a sweep: ramify compare runs/three")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions must be above 0 and at most 1, got {' '.join(map(str, fractions)) or 'none'}")
     if not 0 <= slack < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ AXES = {
 """What runs are compared at equal amounts of; all of it summed over the stages of a run, and without evaluations."""
 
 SEED = re.compile(r"seed-(\d+)")
-STAGE = re.compile(r"(\d+)-.+")
-ASIDE = re.compile(r".+\.\d+")  # an earlier run, which `train --fresh` moved aside
+STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
+ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,51 @@ def find_runs(paths: Sequence[Path]) -> list[Found]:
 
 def runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
     """The runs in a folder, or the folder itself where it is one; in a sweep's order."""
-    if (folder / "run.json").is_file() or (folder / "metrics.jsonl").is_file():
+    if is_run(folder):
         yield folder
     elif depth:
         sweep = load(folder / "sweep.json")
         order = {label: i for i, label in enumerate(sweep.get("labels", []))}
-        inside = [path for path in folder.iterdir() if path.is_dir() and not ASIDE.fullmatch(path.name)]
+        inside = [path for path in folder.iterdir() if path.is_dir() and not moved_aside(path)]
         for path in sorted(inside, key=lambda path: (order.get(path.name, len(order)), natural(path.name))):
             yield from runs_in(path, depth - 1)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of one stage."""
+    return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or bool(stage_folders(folder))
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The folders of the stages that a run has begun, by number; a run of its own below the folder is no stage."""
+    found = [
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if STAGE.fullmatch(path.name) and (path / "metrics.jsonl").is_file() and not (path / "run.json").exists()
+    ]
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def moved_aside(folder: Path) -> bool:
+    """Whether a folder is an earlier run that `train --fresh` renamed to NAME.1 to begin anew as NAME."""
+    return bool(ASIDE.fullmatch(folder.name)) and is_run(folder.with_name(folder.name.rpartition(".")[0]))
+
+
+def natural(name: str | Path) -> list[tuple[int, int, str]]:
     """A key that sorts seed-10 after seed-9."""
-    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", name) if word]
+    words = re.split(r"(\d+)", str(name))
+    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words if word]
+
+
+def flat(told: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dicts as one, names joined by a slash; lists are left out."""
+    made: dict[str, Any] = {}
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            made |= flat(value, f"{above}{name}/")
+        elif not isinstance(value, list):
+            made[above + name] = value
+    return made
 
 
 def short_names(folders: list[Path]) -> dict[Path, str]:
@@ -124,9 +156,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            found.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number} of {path} is no JSON: the file is damaged, leave this run out") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"line {number} of {path} has no step: the file is damaged, leave this run out")
+        found.append(row)
     return found
 
 
@@ -134,11 +169,9 @@ def stage_rows(folder: Path) -> list[list[dict[str, Any]]]:
     """The rows of every stage of a run, in order; an empty list for a stage that has not begun."""
     if (folder / "metrics.jsonl").is_file():
         return [rows(folder / "metrics.jsonl")]
-    inside = [path for path in folder.iterdir() if STAGE.fullmatch(path.name) and path.is_dir()]
-    numbered = {int(path.name.split("-")[0]): path / "metrics.jsonl" for path in inside}
+    numbered = {int(path.name.split("-")[0]): path for path in stage_folders(folder)}
     count = len(load(folder / "run.json").get("stages", numbered))
-    paths = [numbered.get(i) for i in range(1, count + 1)]
-    return [rows(path) if path is not None and path.is_file() else [] for path in paths]
+    return [rows(numbered[i] / "metrics.jsonl") if i in numbered else [] for i in range(1, count + 1)]
 
 
 def value_of(row: dict[str, Any], name: str) -> float | None:

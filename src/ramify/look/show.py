@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -14,9 +15,13 @@ from rich.markup import escape
 from rich.tree import Tree as Drawing
 
 from ramify.core import store
-from ramify.core.tree import Author, Node, Tree, correct
+from ramify.core.tree import Author, Node, Tree
+from ramify.look.curves import natural
 from ramify.look.ledger import Cost
 from ramify.look.picture import Scale, clean, legend, paint, picture, scale_of
+from ramify.look.stages import NUMBERED, is_stage, loose_files, step_files, tokenizer_of
+from ramify.look.viewer_text import Text
+from ramify.look.viewer_tree import judgement, right
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -32,7 +37,8 @@ def safe(text: str, width: int | None = None) -> str:
 
 def draw(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
     """The tree with the text of every node, and the end and reward of every path."""
-    made = Drawing(f"[bold]{safe(tree.task.id)}[/bold]  {safe(tree.task.text, width)}")
+    named, text = safe(tree.task.id), safe(tree.task.text, width)
+    made = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
     branches = {tree.root.id: made}
     for node in tree.walk():
         if node.parent is not None:
@@ -90,11 +96,10 @@ class Shown:
 
     def heading(self, tree: Tree) -> str:
         """The task of a tree, and how its paths did."""
-        paths = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
-        judged = [leaf for leaf in paths if leaf.verdict or leaf.reward is not None]
-        right = f", {sum(correct(leaf) > 0 for leaf in judged)} right" if judged else ""
+        paths, judged = judgement(tree)
+        marks = f", {right(judged)} right" if judged else ""
         answer = f" = {clean(str(tree.task.answer), 80)}" if tree.task.answer else ""
-        return f"<b>{clean(tree.task.text, 240)}</b>{answer} <span style='opacity:.7'>{len(paths)} paths{right}</span>"
+        return f"<b>{clean(tree.task.text, 240)}</b>{answer} <span style='opacity:.7'>{len(paths)} paths{marks}</span>"
 
     def rest(self) -> str:
         """How many trees are not shown."""
@@ -123,8 +128,9 @@ def show(
 ) -> Shown:
     """Trees to look at, as pictures in a notebook and as text in a terminal.
 
-    `what` is a tree, several, a file of them, or a Run or the folder of one, of which the last written step is shown unless `step` says.
-    `decode` turns tokens into text; of a run it is that of its last checkpoint, elsewhere tokens are shown as numbers. `colour`: value,
+    `what` is a tree, several, a file of them, the folder of an evaluation, or a Run or the folder of one, of which the last written step is
+    shown unless `step` says. `decode` turns tokens into text; of a run it is that of its last checkpoint, of an evaluation that of its model,
+    elsewhere tokens are shown as numbers. `colour`: value,
     credit, or a column such as entropy or temperature. `pick` says which trees are wanted, `limit` how many at most.
     Raises FileNotFoundError where a run has no trees, ValueError for a step without.
     """
@@ -134,9 +140,9 @@ def show(
     if isinstance(what, Tree):
         forest = [what]
     elif isinstance(what, str | Path) or hasattr(what, "folder"):
-        file, folder = trees_of(Path(getattr(what, "folder", what)).expanduser(), step)
-        place, decode = str(file), decode or decoder_of(folder)
-        forest = list(store.read(file))
+        file, others = file_of(Path(getattr(what, "folder", what)).expanduser(), step)
+        place, decode = f"{file}{others}", decode or decoder_of(file)
+        forest = of_step(file, step)
     else:
         forest = list(what)
     forest = [tree for tree in forest if pick is None or pick(tree)]
@@ -148,30 +154,38 @@ def numbers(tokens: Sequence[int]) -> str:
     return " ".join(str(token) for token in tokens)
 
 
-def trees_of(path: Path, step: int | None) -> tuple[Path, Path]:
-    """(file of trees, folder of the stage it belongs to) of a file, the folder of a run or of a stage, or a folder of trees."""
+def file_of(path: Path, step: int | None) -> tuple[Path, str]:
+    """(file of trees, a remark on others beside it) of a file, a run, a stage, a folder of trees, or an evaluation."""
     if path.is_file():
-        return path, path.parent.parent
-    found = [folder for folder in (path, *sorted(path.glob("*/"))) if any(folder.glob("trees/*.jsonl"))]
-    folder = found[-1] if found else path.parent
-    files = {
-        int(file.stem): file for file in (folder / "trees" if found else path).glob("*.jsonl") if file.stem.isdigit()
-    }
-    if not files:
+        return path, ""
+    inside = sorted((folder for folder in path.glob("*/") if is_stage(folder)), key=natural)
+    found = [(folder, files) for folder in (path, *inside) if (files := step_files(folder))]
+    if found:
+        folder, files = found[-1]
+        if step is not None and step not in files:
+            raise ValueError(f"{folder} has no trees of step {step}: it has those of {', '.join(map(str, files))}")
+        return files[max(files) if step is None else step], ""
+    loose = loose_files(path) if path.is_dir() else []
+    if not loose:
         raise FileNotFoundError(
-            f"there are no trees in {path}: name the folder of a run (with trees_every above 0), or a file of trees"
+            f"there are no trees in {path}: name the folder of a run (with trees_every above 0) or of an evaluation, or a file of trees"
         )
-    if step is not None and step not in files:
-        raise ValueError(f"{folder} has no trees of step {step}: it has those of {', '.join(map(str, sorted(files)))}")
-    return files[step if step is not None else max(files)], folder
+    file, *others = sorted(loose, key=lambda file: not file.name.partition(".")[0].endswith("-tree"))
+    return file, f" (also here: {', '.join(other.name for other in others)})" if others else ""
 
 
-def decoder_of(folder: Path) -> Decode | None:
-    """Text of tokens by the tokenizer of a run's last checkpoint; None where there is none."""
-    models = sorted(folder.glob("checkpoints/step-*/model"))
-    if not models:
-        return None
-    from transformers import AutoTokenizer
+def of_step(file: Path, step: int | None) -> list[Tree]:
+    """The trees of a file; of one with any steps those of `step`, if one is named."""
+    forest = list(store.read(file))
+    if step is None or NUMBERED.match(file.name):
+        return forest
+    if not (found := [tree for tree in forest if tree.step == step]):
+        known = ", ".join(map(str, sorted({tree.step for tree in forest})))
+        raise ValueError(f"{file} has no trees of step {step}: it has those of {known}")
+    return found
 
-    tokenizer = AutoTokenizer.from_pretrained(models[-1])
-    return lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+def decoder_of(file: Path) -> Decode | None:
+    """Text of tokens by the tokenizer that belongs to a file of trees; None where there is none."""
+    path = tokenizer_of(file.absolute())
+    return partial(Text(path).whole, special=False) if path else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from ramify.look.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
+from ramify.look.curves import flat, load, rows, runs_in, stage_folders
 from ramify.look.show import safe
 
 Account = dict[str, Any]
@@ -47,29 +49,33 @@ class Statement:
 
 
 def read_statement(folder: Path) -> Statement:
-    """The metrics of a run's folder, or of the folder of one stage; FileNotFoundError where there are none."""
-    found = [folder] if (folder / "metrics.jsonl").is_file() else []
-    found = found or sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-    stages = {path.name: rows for path in found if (rows := read_rows(path / "metrics.jsonl"))}
-    if not stages:
-        raise FileNotFoundError(
-            f"{folder} holds no metrics.jsonl with a step in it, nor does a folder in it: give the folder of a run"
-        )
-    exams = [json.loads(exam.read_text()) for path in found for exam in sorted(path.glob("exam-*.json"))]
+    """The metrics of a run's folder, or of the folder of one stage; a stage that has not made a step is left out."""
+    found = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
+    stages = {path.resolve().name: read for path in found if (read := rows(path / "metrics.jsonl"))}
+    exams = [load(exam) for path in found for exam in sorted(path.glob("exam-*.json"))]
     return Statement(folder, stages, sum(exam.get("seconds", 0.0) for exam in exams))
 
 
 def read_statements(folders: Sequence[Path]) -> list[Statement]:
-    """Those of several runs; ValueError for none."""
+    """Those of several runs, and of all runs in a folder of runs; of these, it is said which have not made a step.
+
+    Raises ValueError for no folder at all, FileNotFoundError for one without a step.
+    """
     if not folders:
-        raise ValueError("name the folder of a run: ramify ledger runs/mine")
-    return [read_statement(folder) for folder in folders]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a running or killed run has not finished is left out."""
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
+        raise ValueError("name the folder of a run, or of runs: ramify ledger runs/mine")
+    found: dict[Path, Statement] = {}
+    for folder in folders:
+        inside = [read_statement(path) for path in (runs_in(folder) if folder.is_dir() else ())]
+        begun = {told.folder.resolve(): told for told in inside if told.stages}
+        if not begun:
+            raise FileNotFoundError(
+                f"{folder} holds no metrics.jsonl with a step in it, nor does a folder in it: "
+                "give the folder of a run, of one of its stages, or of several runs"
+            )
+        if silent := [str(told.folder) for told in inside if not told.stages]:
+            warnings.warn(f"left out, without a step so far: {', '.join(silent)}", stacklevel=2)
+        found |= begun
+    return list(found.values())
 
 
 def tables(statement: Statement) -> Iterator[str | Table]:
@@ -148,11 +154,11 @@ def footing(told: Account, exams: float) -> str:
 
 def step_tables(statement: Statement) -> Iterator[str | Table]:
     """A table for each stage with a line for each step."""
-    for stage, rows in statement.stages.items():
+    for stage, steps in statement.stages.items():
         made = Table(box=None, pad_edge=False, title=safe(stage), title_justify="left")
         for heading in ("step", *STEPS, *SPENT, "s other", "s step"):
             made.add_column(heading.removesuffix("_tokens"), justify="right", no_wrap=True)
-        for row in rows:
+        for row in steps:
             told = account([row])
             counts = told["tokens"] | told["answers"]
             spent = [told["seconds"].get(name) for name in (*SPENT.values(), "step")]
@@ -172,25 +178,18 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def flat(told: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested dicts as one, names joined by a slash."""
-    found: dict[str, Any] = {}
-    for name, value in told.items():
-        found |= flat(value, f"{above}{name}/") if isinstance(value, Mapping) else {above + name: value}
-    return found
-
-
 def write_csv(path: Path, statements: Sequence[Statement], steps: bool) -> None:
     """A line for each run and stage, and for each step with `steps`; what is unknown is left empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for statement in statements:
         told = statement.to_json(steps)
         lines += [{"run": told["run"], "stage": name} | flat(each) for name, each in told["accounts"].items()]
-        for name, rows in told.get("steps", {}).items():
-            lines += [{"run": told["run"], "stage": name} | flat(row) for row in rows]
+        for name, each in told.get("steps", {}).items():
+            lines += [{"run": told["run"], "stage": name} | flat(row) for row in each]
     names = list(dict.fromkeys(name for line in lines for name in line))
     names.insert(2, names.pop(names.index("step"))) if "step" in names else None
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(lines)
@@ -198,4 +197,5 @@ def write_csv(path: Path, statements: Sequence[Statement], steps: bool) -> None:
 
 def write_json(path: Path, statements: Sequence[Statement], steps: bool) -> None:
     """The accounts of all runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"runs": [statement.to_json(steps) for statement in statements]}, indent=1))

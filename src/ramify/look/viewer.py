@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ramify.look.viewer_api import Api, BadParameter, Unknown
-from ramify.look.viewer_page import ASSETS, KINDS, assets, everything, one_file
+from ramify.look.viewer_page import ASSETS, KINDS, assets, numbers, write
 from ramify.look.viewer_runs import Shelf
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -26,26 +27,28 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
-LARGE = 50 << 20  # bytes of a page from which on a browser takes its time
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]+))?")
 
 
 class Hosts:
-    """The Host headers that are answered: a page of another name must not read what is served here (DNS rebinding)."""
+    """The Host headers that are answered: a page of another name must not read what is served here (DNS rebinding).
+
+    This machine's own names are answered with any port, since a forwarded one differs (ssh -L); others with that of the server.
+    """
 
     def __init__(self, host: str, port: int) -> None:
-        self.port, self.anywhere = port, False
-        names = [*LOCAL, f"[{host}]" if ":" in host else host.lower()]
-        if host in ("0.0.0.0", "::"):  # reached by the machine's name and addresses; an address is nobody else's name
-            self.anywhere = True
-            names += [socket.gethostname().lower(), socket.getfqdn().lower()]
-        self.names = {f"{name}:{port}" for name in names} | ({*names} if port == 80 else set())
+        self.port, self.anywhere = port, host in ("0.0.0.0", "::")
+        self.names = {f"[{host}]" if ":" in host else host.lower()}
+        if self.anywhere:  # reached by the machine's name and addresses; an address is nobody else's name
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     def __contains__(self, header: str) -> bool:
-        said = header.lower()
-        if said in self.names:
-            return True
-        name, _, port = said.rpartition(":")
-        return self.anywhere and port == str(self.port) and is_address(name.strip("[]"))
+        said = HOST.fullmatch(header.lower())
+        if said is None:
+            return False
+        name, port = said[1], int((said[2] or "80")[:6])
+        known = name in self.names or (self.anywhere and is_address(name.strip("[]")))
+        return name in LOCAL or (known and port == self.port)
 
 
 def is_address(name: str) -> bool:
@@ -129,10 +132,11 @@ def bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a port that is no port
         bound.close()
         remedy = "leave --port out for a free one, or check --host"
-        raise OSError(f"cannot serve at {host} port {port}: {error.strerror or error}; {remedy}") from error
+        said = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot serve at {host} port {port}: {said}; {remedy}") from error
     return bound
 
 
@@ -194,25 +198,3 @@ def view(
     with bind(host, port) as bound, suppress(KeyboardInterrupt):  # how it ends
         server(api, host, bound, ready).run(sockets=[bound])
     return 0
-
-
-def numbers(steps: str) -> list[int]:
-    """5,10,15 as numbers."""
-    try:
-        return [int(part) for part in steps.split(",")] if steps else []
-    except ValueError:
-        raise ValueError(f"--steps={steps}: give step numbers with commas between, as in --steps 5,10") from None
-
-
-def write(api: Api, out: Path, steps: list[int], console: Console) -> None:
-    """The page as one file."""
-    known = {step for one in api.shelf.found.values() for step in one.tree_steps()}
-    if missing := [step for step in steps if step not in known]:
-        few = ", ".join(map(str, sorted(known)[-10:])) or "none"
-        raise ValueError(f"there are no trees of step {missing[0]}: the last steps that have some are {few}")
-    page = one_file(everything(api, steps))
-    out.write_text(page)
-    size = out.stat().st_size
-    console.print(f"{size / 2**20:.1f} MB in {out}", markup=False, highlight=False, soft_wrap=True)
-    if size > LARGE:
-        console.print("that is a lot for a browser: choose fewer steps with --steps", style="yellow", highlight=False)

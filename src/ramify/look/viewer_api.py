@@ -12,9 +12,10 @@ from typing import Any
 
 from ramify.core import store
 from ramify.core.tree import Tree
+from ramify.look.curves import flat
 from ramify.look.ledger import account
-from ramify.look.viewer_files import Changed, Lines, flat
-from ramify.look.viewer_runs import Shelf, Shown
+from ramify.look.viewer_files import Changed, Lines
+from ramify.look.viewer_runs import Entry, Shelf
 from ramify.look.viewer_text import Text
 from ramify.look.viewer_tree import leaf_json, node_json, plain, step_row, tree_json
 
@@ -190,7 +191,7 @@ class Api:
                 return report.get("answers", [])
         raise Unknown(f"{one.title} has no evaluation at step {step}")
 
-    def report(self, one: Shown, path: Path) -> dict[str, Any] | None:
+    def report(self, one: Entry, path: Path) -> dict[str, Any] | None:
         """An evaluation's file; None where it is none, or is being written."""
         try:
             found = one.fence(path).stat()
@@ -203,7 +204,7 @@ class Api:
 
         return self.reports.get((path, found.st_mtime_ns, found.st_size), make)
 
-    def run(self, ask: Ask) -> Shown:
+    def run(self, ask: Ask) -> Entry:
         """The run that is asked about."""
         if "run" not in ask:
             raise BadParameter("run is missing: give the id of a run, see /api/runs")
@@ -212,15 +213,15 @@ class Api:
         except KeyError:
             raise Unknown(f"there is no run {ask['run'][:80]!r} here") from None
 
-    def vocabulary(self, one: Shown) -> Path | None:
+    def vocabulary(self, one: Entry) -> Path | None:
         """The tokenizer.json of a run; what the user named goes first."""
         return self.shelf.tokenizer or one.tokenizer()
 
-    def text(self, one: Shown) -> Text:
+    def text(self, one: Entry) -> Text:
         """How the tokens of a run become text."""
         return Text(self.vocabulary(one))
 
-    def places(self, one: Shown, step: int) -> tuple[Lines, list[int]]:
+    def places(self, one: Entry, step: int) -> tuple[Lines, list[int]]:
         """The file and lines of a step's trees."""
         try:
             return one.trees(step)

@@ -204,17 +204,6 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if good else None
 
 
-def flat(row: dict[str, Any], joint: str = "/", above: str = "") -> dict[str, Any]:
-    """Nested dicts as one, names joined; lists are left out."""
-    made: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            made |= flat(value, joint, f"{above}{name}{joint}")
-        elif not isinstance(value, list):
-            made[above + name] = value
-    return made
-
-
 def is_tree_file(path: Path) -> bool:
     """Whether a file is named and begins as a file of trees does."""
     if not path.name.endswith((".jsonl", ".jsonl.gz")) or not path.is_file():

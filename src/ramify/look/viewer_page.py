@@ -6,9 +6,13 @@ import base64
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramify.look.viewer_api import Api
 
@@ -24,6 +28,7 @@ KINDS = {
 IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])\./([\w.-]+\.js)\2""")
 STYLE = re.compile(r'<link rel="stylesheet" href="(?:assets/)?([\w.-]+)">')
 SCRIPT = re.compile(r'<script src="(?:assets/)?([\w.-]+)"([^>]*)></script>')
+LARGE = 50 << 20  # bytes of a page from which on a browser takes its time
 NAMED = "ramify/"  # what the modules of one file are called in its import map
 
 
@@ -45,8 +50,8 @@ def in_script(text: str) -> str:
 def one_file(answers: Iterable[tuple[str, bytes]]) -> str:
     """The page as a single HTML file; `answers` are (address, JSON in ASCII)."""
     files = assets()
-    page = files["viewer.html"].read_text()
-    scripts = {name: path.read_text() for name, path in files.items() if path.suffix == ".js"}
+    page = files["viewer.html"].read_text(encoding="utf-8")
+    scripts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.suffix == ".js"}
     modules = {NAMED + name: data_url(IMPORT.sub(rf"\1\2{NAMED}\3\2", text)) for name, text in scripts.items()}
     plain = {name for name, kind in SCRIPT.findall(page) if "module" not in kind}
     names = {key: source for key, source in modules.items() if key.removeprefix(NAMED) not in plain}
@@ -62,7 +67,7 @@ def one_file(answers: Iterable[tuple[str, bytes]]) -> str:
         return f'<script type="module">{started[-1]}</script>'
 
     def style(found: re.Match[str]) -> str:
-        return "<style>" + files[found[1]].read_text().replace("</", "<\\/") + "</style>"
+        return "<style>" + files[found[1]].read_text(encoding="utf-8").replace("</", "<\\/") + "</style>"
 
     page = STYLE.sub(style, page)
     page = SCRIPT.sub(script, page)
@@ -87,11 +92,16 @@ def url(name: str, /, **parameters: str | int) -> str:
     return f"/api/{name}" + (f"?{urlencode(parameters)}" if parameters else "")
 
 
+def chosen(there: list[int], steps: list[int]) -> list[int]:
+    """The steps of a run that go into the file."""
+    return [step for step in there if step in steps] if steps else there[-1:]
+
+
 def everything(api: Api, steps: list[int]) -> Iterator[tuple[str, bytes]]:
     """(address, answer) of all that a page of these steps asks for; the last step with trees where none is named."""
     listed = json.loads(api("runs", {}))
     for one in listed:
-        one["trees"] = [step for step in one["trees"] if step in steps] if steps else one["trees"][-1:]
+        one["trees"] = chosen(one["trees"], steps)
         one["live"], one["folder"] = False, one["title"]
     yield url("runs"), json.dumps(listed).encode("ascii")
     for one in listed:
@@ -130,3 +140,54 @@ def of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
             yield ask("node", index=row["index"], node=node["id"])
             if i not in inner:
                 yield ask("leaf", index=row["index"], node=node["id"])
+
+
+def numbers(steps: str) -> list[int]:
+    """5,10,15 as numbers."""
+    try:
+        return [int(part) for part in steps.split(",")] if steps else []
+    except ValueError:
+        raise ValueError(f"--steps={steps}: give step numbers with commas between, as in --steps 5,10") from None
+
+
+def write(api: Api, out: Path, steps: list[int], console: Console) -> None:
+    """The page as one file."""
+    known = {step for one in api.shelf.found.values() for step in one.tree_steps()}
+    if missing := [step for step in steps if step not in known]:
+        few = ", ".join(map(str, sorted(known)[-10:])) or "none"
+        raise ValueError(f"there are no trees of step {missing[0]}: the last steps that have some are {few}")
+    ready(out)
+    page = one_file(counted(api, steps, console))
+    out.write_text(page, encoding="utf-8")
+    size = out.stat().st_size
+    console.print(f"{size / 2**20:.1f} MB in {out}", markup=False, highlight=False, soft_wrap=True)
+    if size > LARGE:
+        console.print("that is a lot for a browser: choose fewer steps with --steps", style="yellow", highlight=False)
+
+
+def ready(out: Path) -> None:
+    """Make the folder that the page goes into; OSError, before any work, where the page could not be written there."""
+    if out.is_dir():
+        raise IsADirectoryError(f"--out={out} is a folder: name a file in it, as in --out {out / 'page.html'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out, "ab") if out.exists() else tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write --out={out}: {error.strerror or error}; name another file") from error
+
+
+def counted(api: Api, steps: list[int], console: Console) -> Iterator[tuple[str, bytes]]:
+    """`everything`, with a bar that counts trees on a terminal."""
+    if not console.is_terminal:
+        yield from everything(api, steps)
+        return
+    found = api.shelf.found.values()
+    total = sum(len(one.trees(step)[1]) for one in found for step in chosen(one.tree_steps(), steps))
+    columns = (TextColumn("writing"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("trees"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        bar, done = progress.add_task("", total=total), -1
+        for address, answer in everything(api, steps):
+            done += address.startswith("/api/tree?")  # a tree is done when the next one begins
+            progress.update(bar, completed=max(done, 0))
+            yield address, answer

@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ramify.look.viewer_files import Fence, Lines, Metrics, flat, is_tree_file
+from ramify.look.curves import flat, natural
+from ramify.look.stages import belonging, is_stage, loose_files, step_files, tokenizer_of
+from ramify.look.viewer_files import Fence, Lines, Metrics, is_tree_file
 
 DEPTH = 6  # folders below a given one that are searched for runs
 PASSED_BY = {"checkpoints", "tensorboard", "evals", "trees", "__pycache__", "node_modules"}
-NUMBERED = re.compile(r"^(\d+)\.jsonl(\.gz)?$")
 HEAD = re.compile(rb'^\s*\{"format":\s*\d+,\s*"step":\s*(-?\d+)\s*,')
-STAGE = re.compile(r"\d+-")  # how the folders of the stages of one run begin
 FILES = 32  # files of trees of one run whose lines are remembered
 PATIENCE = 300.0  # seconds without a new line of metrics after which a run counts as stopped
 
 
-class Shown:
+class Entry:
     """One entry of the viewer: a stage of a run, a folder of numbered files of trees, or a `loose` file with trees of any steps."""
 
     def __init__(self, path: Path, root: Path, fence: Fence, loose: bool = False) -> None:
@@ -47,15 +47,7 @@ class Shown:
         """The file of each step, ascending; a plain one counts before a packed one."""
         if self.loose:
             return {}
-        folder = self.path / "trees" if (self.path / "trees").is_dir() else self.path
-        if not self.fence.has(folder):
-            return {}
-        found: dict[int, Path] = {}
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
-            named = NUMBERED.match(entry.name)
-            if named and (not entry.is_symlink() or self.fence.has(Path(entry.path))):
-                found[int(named[1])] = Path(entry.path)
-        return dict(sorted(found.items()))
+        return step_files(self.path, self.fence.has)
 
     def tree_steps(self) -> list[int]:
         """The steps that have trees, ascending."""
@@ -96,18 +88,8 @@ class Shown:
         return {}
 
     def tokenizer(self) -> Path | None:
-        """tokenizer.json of its last checkpoint, or of a stage beside it; None where there is none yet."""
-        if self.loose:  # an evaluation keeps the tokenizer beside its trees
-            path = self.path.parent / "tokenizer" / "tokenizer.json"
-            return path if self.fence.has(path) else None
-        inside = self.fence.has(self.path.parent) and STAGE.match(self.path.name)
-        beside = sorted(self.path.parent.iterdir(), reverse=True) if inside else []
-        for stage in [self.path, *[path for path in beside if path != self.path and STAGE.match(path.name)]]:
-            for checkpoint in sorted(stage.glob("checkpoints/step-*"), reverse=True):
-                path = checkpoint / "model" / "tokenizer.json"
-                if self.fence.has(path):
-                    return path
-        return None
+        """tokenizer.json for its trees; None where there is none yet."""
+        return tokenizer_of(self.path, self.fence.has)
 
     def evaluations(self) -> dict[str, Path]:
         """The files of its evaluations by name: steps, then exams."""
@@ -127,22 +109,20 @@ class Shown:
         return said | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
 
 
-def shown_under(root: Path, fence: Fence) -> Iterator[Shown]:
+def shown_under(root: Path, fence: Fence) -> Iterator[Entry]:
     """The stages of runs and the trees under a path."""
     if root.is_file():
-        yield Shown(root, root, fence, loose=True)
+        yield Entry(root, root, fence, loose=True)
         return
     stages = [folder for folder in folders(root) if is_stage(folder)]
     for folder in sorted(stages, key=natural):
-        yield Shown(folder, root, fence)
+        yield Entry(folder, root, fence)
     if root in stages:
         return
-    files = sorted((path for path in root.iterdir() if fence.has(path) and is_tree_file(path)), key=natural)
-    if any(NUMBERED.match(path.name) for path in files):
-        yield Shown(root, root, fence)
-    for path in files:
-        if not NUMBERED.match(path.name):
-            yield Shown(path, root, fence, loose=True)
+    if any(is_tree_file(path) for path in step_files(root, fence.has).values()):
+        yield Entry(root, root, fence)
+    for path in loose_files(root, fence.has):
+        yield Entry(path, root, fence, loose=True)
 
 
 def folders(root: Path) -> Iterator[Path]:
@@ -151,19 +131,6 @@ def folders(root: Path) -> Iterator[Path]:
         deep = len(Path(place).relative_to(root).parts)
         names[:] = [name for name in names if deep < DEPTH and name not in PASSED_BY and name[:1] != "."]
         yield Path(place)
-
-
-def is_stage(folder: Path) -> bool:
-    """Whether a folder holds metrics, or a folder of numbered trees."""
-    trees = folder / "trees"
-    return (folder / "metrics.jsonl").is_file() or (
-        trees.is_dir() and any(NUMBERED.match(path.name) for path in trees.iterdir())
-    )
-
-
-def natural(path: Path) -> list[tuple[int, str]]:
-    """An order in which seed-2 comes before seed-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 class Shelf:
@@ -176,24 +143,26 @@ class Shelf:
             if not path.exists():
                 raise FileNotFoundError(f"there is nothing at {path}: name the folder of a run, or a file of trees")
         self.given = list(dict.fromkeys(path.resolve() for path in given))
-        whole = [path.parent / "run.json" for path in self.given if STAGE.match(path.name)]
-        self.fence = Fence([*self.given, *whole])  # the configuration of a stage lies beside it
+        self.fence = Fence([*self.given, *(near for path in self.given for near in belonging(path))])
         self.tokenizer = tokenizer_file(tokenizer) if tokenizer else None
-        self.found: dict[str, Shown] = {}
+        self.found: dict[str, Entry] = {}
         self.known: set[Path] = set()
         self.lock = threading.Lock()
         self.looked = 0.0
         for path in self.given:
             if path.is_file() and not is_tree_file(path):
-                raise ValueError(f"{path} is no file of trees: name one that `ramify train` or `ramify rollout` wrote")
+                raise ValueError(
+                    f"{path} is no file of trees: name one that `ramify train` or `ramify rollout` wrote, "
+                    "or the FOLDER of `ramify eval --out FOLDER`"
+                )
             if not any(True for _ in shown_under(path, self.fence)):
                 raise ValueError(
-                    f"{path} holds neither metrics.jsonl nor trees: name a folder that `ramify train` wrote, "
-                    "or a folder or file of trees"
+                    f"{path} holds neither metrics.jsonl nor trees: name a folder that `ramify train` or "
+                    "`ramify eval --out FOLDER` wrote, or a folder or file of trees"
                 )
         self.refresh(0.0)
 
-    def refresh(self, every: float = 3.0) -> list[Shown]:
+    def refresh(self, every: float = 3.0) -> list[Entry]:
         """Everything shown, after a new look at the folders if the last one is so many seconds old."""
         with self.lock:
             if time.monotonic() - self.looked >= every or not self.found:
@@ -204,7 +173,7 @@ class Shelf:
                 self.looked = time.monotonic()
             return list(self.found.values())
 
-    def add(self, one: Shown) -> None:
+    def add(self, one: Entry) -> None:
         """Give it a title, its path from the given folder on, or from what all have in common where two are named alike, and an id."""
         alike = len({path.name for path in self.given}) < len(self.given)
         above = Path(os.path.commonpath([path.parent for path in self.given])) if alike else one.root.parent
@@ -217,14 +186,18 @@ class Shelf:
         self.found[one.id] = one
         self.known.add(one.path)
 
-    def __getitem__(self, name: str) -> Shown:
+    def __getitem__(self, name: str) -> Entry:
         """The entry with this id; KeyError for any other name."""
         return self.found[name]
 
 
 def tokenizer_file(path: Path) -> Path:
     """tokenizer.json at or in a path that the user named; FileNotFoundError where there is none."""
-    inside = [path, path / "tokenizer.json", *sorted(path.glob("**/checkpoints/step-*/model/tokenizer.json"))[-1:]]
+    inside = [
+        path,
+        path / "tokenizer.json",
+        *sorted(path.glob("**/checkpoints/step-*/model/tokenizer.json"), key=natural)[-1:],
+    ]
     found = [place for place in inside if place.is_file()]
     if not found:
         raise FileNotFoundError(f"there is no tokenizer.json at {path}: name that file, or the model folder it is in")

@@ -193,6 +193,17 @@ def leaf_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
     }
 
 
+def judgement(tree: Tree) -> tuple[list[Node], list[float]]:
+    """(the paths that the policy ended, whether each of those that were judged is correct)."""
+    paths = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
+    return paths, [correct(leaf) for leaf in paths if leaf.verdict or leaf.reward is not None]
+
+
+def right(judged: Sequence[float]) -> int:
+    """How many judged paths are correct."""
+    return sum(mark > 0 for mark in judged)
+
+
 def flags_of(outline: Outline, judged: Sequence[float]) -> list[str]:
     """What a tree can be filtered by."""
     nodes, flags = outline.nodes, []
@@ -210,12 +221,10 @@ def flags_of(outline: Outline, judged: Sequence[float]) -> list[str]:
 def step_row(tree: Tree, index: int) -> dict[str, Any]:
     """What the list of a step's trees says about one of them; lengths are in response tokens."""
     outline = Outline(tree)
-    leaves = [node for node in outline.nodes if not node.children and node.parent is not None]
-    paths = [leaf for leaf in leaves if leaf.author is Author.POLICY]
-    judged = [correct(leaf) for leaf in paths if leaf.verdict or leaf.reward is not None]
+    paths, judged = judgement(tree)
     rewards = [leaf.reward for leaf in paths if leaf.reward is not None]
     prompt = len(tree.root.tokens)
-    ends = [outline.start[outline.row[leaf.id]] + len(leaf.tokens) - prompt for leaf in paths or leaves]
+    ends = [outline.start[outline.row[leaf.id]] + len(leaf.tokens) - prompt for leaf in paths or tree.leaves()]
     own = [(i, node) for i, node in enumerate(outline.nodes) if node.author is Author.POLICY]
     written = sum(len(node.tokens) for _, node in own)
     policy = {leaf.id for leaf in paths}
@@ -224,7 +233,7 @@ def step_row(tree: Tree, index: int) -> dict[str, Any]:
         below[outline.up[i]] += below[i]
     along = sum(len(node.tokens) * max(below[i], 1) for i, node in own)
     found = {"index": index, "task": tree.task.id, "text": tree.task.text, "visit": tree.visit, "paths": len(paths)}
-    found |= {"correct": sum(mark > 0 for mark in judged), "pass_rate": mean(judged) if judged else None}
+    found |= {"correct": right(judged), "pass_rate": mean(judged) if judged else None}
     found |= {"spread": pstdev(rewards) if rewards else 0.0, "reuse": along / written if written else 0.0}
     found |= {"length": mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
     return found | {"flags": flags_of(outline, judged), "skeleton": skeleton(outline)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -114,15 +116,21 @@ class Crew:
                     self.collect(told)
                     self.show()
         finally:  # reached with running processes only when something broke, or a second signal came
-            for _, process, _ in self.running.values():
-                process.kill()
-                process.wait()
+            self.kill()
 
     def stop(self, asked: str) -> None:
         """Ask every run to save and end."""
         self.say(f"{asked}: waiting until {', '.join(job.name for job, _, _ in self.running.values())} saved")
         for _, process, _ in self.running.values():
             process.terminate()
+
+    def kill(self) -> None:
+        """End every run at once, with all the processes that it started."""
+        for _, process, _ in self.running.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it leads the session that `start` gave it
+        for _, process, _ in self.running.values():
+            process.wait()
 
     def start(self, job: Job) -> None:
         """Start one run; in a session of its own, so that a Ctrl-C reaches it once, from here."""

@@ -37,6 +37,10 @@ class Plan:
             raise ValueError(
                 f"a tree of {self.width} answers is compared with as many independent ones: ask for --samples of at least {self.width}"
             )
+        if self.segment < 1 or self.branching < 1:
+            raise ValueError(
+                f"--segment is a number of tokens and --branching one of branches, each at least 1, got {self.segment} and {self.branching}"
+            )
         Sampling(1, self.temperature, self.top_p)
 
     @property

@@ -23,7 +23,8 @@ from ramify.run.answers import Answers, Earlier, earlier, naming, settle
 from ramify.run.bench import Bench, TaskSets
 from ramify.run.eval_plan import Plan
 from ramify.run.eval_progress import Count
-from ramify.run.results import Outcome, Set, tell
+from ramify.run.recipe import writable
+from ramify.run.results import Outcome, Report, Set, share_a_set
 from ramify.run.setting import model_path
 
 WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
@@ -48,17 +49,44 @@ def run_evaluation(
             "--k is told by independent attempts, the answers of a tree depend on each other: leave out --k, or --no-independent"
         )
     folder = out if out is not None and out.suffix != ".json" else None
-    rival = earlier(Path(against)) if against is not None else None
-    if against is not None and rival is None:
-        there(against)  # before hours of work, not after them
+    rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
+    if out is not None:
+        place(out)
     outcome = evaluate_one(model, open_model, asked, plan, folder, console)
-    if against is not None and rival is None:
-        gc.collect()  # the first model's memory, before the second one is loaded
-        other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
-        rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
-    ks = numbers(plan.samples, plan.greedy, k) if plan.samples else []
-    tell(outcome, rival, ks, out, console)
+    report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
+    if out is not None:
+        report.write(out)  # whatever becomes of the comparison
+    try:
+        if against is not None and rival is None:
+            gc.collect()  # the first model's memory, before the second one is loaded
+            other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
+            rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
+        if rival is not None:
+            report.compare(rival)
+            if out is not None:
+                report.write(out)
+    finally:
+        report.show(console)
+        if out is not None:
+            console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def place(out: Path) -> None:
+    """Make the folder that `out` lies in; ValueError or OSError where nothing can be written there."""
+    if out.suffix == ".json" and out.is_dir():
+        raise ValueError(f"{out} is a folder, and a name that ends in .json is for one file: choose another --out")
+    writable(out if out.is_dir() else out.parent, "choose another --out")
+
+
+def rival_of(against: str, asked: TaskSets) -> Earlier | None:
+    """The earlier evaluation to compare with; None for a model. Raises an error for neither, and for other sets of problems."""
+    rival = earlier(Path(against))
+    if rival is None:
+        there(against)
+    else:
+        share_a_set(list(naming(asked.specs).values()), rival)
+    return rival
 
 
 def there(model: str) -> None:

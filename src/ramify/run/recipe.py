@@ -204,7 +204,7 @@ class Run:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: greedy paths are all alike; 1.0 is usual")
+            raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: 1.0 is usual")
         if self.tokens_per_batch < self.prompt_limit + self.response_limit:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
@@ -245,7 +245,7 @@ def check_ahead(ahead: int, mix: Any) -> None:
         )
 
 
-def writable(folder: Path) -> None:
+def writable(folder: Path, remedy: str = "choose another with out=FOLDER") -> None:
     """Raise OSError, naming the remedy, unless files can be made in `folder`; makes it where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +253,4 @@ def writable(folder: Path) -> None:
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise OSError(
-            f"cannot write in the run folder {folder}: {error.strerror or error}; choose another with out=FOLDER"
-        ) from error
+        raise OSError(f"cannot write in the folder {folder}: {error.strerror or error}; {remedy}") from error

@@ -49,47 +49,65 @@ class Outcome:
     sets: list[Set]
 
 
-def tell(outcome: Outcome, rival: Earlier | None, ks: Sequence[int], out: Path | None, console: Console) -> None:
-    """Print the tables and write the files: a folder with results.json, results.csv, problems.csv and results.txt, or one .json."""
-    names = [one.name for one in outcome.sets]
-    scores = [scores_of(one.rows, ks) for one in outcome.sets]
-    content: dict[str, Any] = {"model": outcome.model} | {
-        name: outcome.settings[name] for name in ("seed", "max_tokens")
-    }
-    content |= {
-        "settings": outcome.settings,
-        "tasks": {one.spec: found(one, s, outcome) for one, s in zip(outcome.sets, scores)},
-    }
-    gaps = {f"trees - independent, {names[0] if len(names) == 1 else 'mean over sets'}": tree_gains(scores)}
-    about = f"temperature {outcome.settings['temperature']:g}"
-    tables: list[Table] = []
-    notes = [note(scores)]
-    if gaps_of_trees := next(iter(gaps.values())):
-        content["tree_gains"] = gaps_of_trees
-        tables.append(differences_table("Trees against independent attempts", gaps_of_trees, "trees", "independent"))
-    if len(scores) > 1:
-        content["mean"] = overall(scores)
-    if rival is not None:
-        versus = compare(outcome, rival, ks)
-        content["against"] = {"model": rival.model, "settings": rival.settings} | versus
-        gaps |= {f"difference to {rival.model}, {name}": gap for name, gap in versus["tasks"].items()}
-        tables += versus_tables(versus, outcome.model, rival.model)
-        notes += versus["notes"]
-    said = [text for text in notes if text]
-    for table in [*boards(names, scores, about, console.width if console.is_terminal else WIDE), *tables]:
-        show(console, table)
-    for text in said:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if out is not None:
-        write(
-            out,
-            content,
-            outcome,
-            (results_csv(names, scores, gaps), problems_csv(names, scores)),
-            [*boards(names, scores, about, WIDE), *tables],
-            said,
-        )
-        console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
+class Report:
+    """The numbers, tables and notes of an evaluation, and the comparison with another one once that is added."""
+
+    def __init__(self, outcome: Outcome, ks: Sequence[int]) -> None:
+        self.outcome, self.ks = outcome, ks
+        self.names = [one.name for one in outcome.sets]
+        self.scores = [scores_of(one.rows, ks) for one in outcome.sets]
+        self.content: dict[str, Any] = {"model": outcome.model} | {
+            name: outcome.settings[name] for name in ("seed", "max_tokens")
+        }
+        self.content |= {
+            "settings": outcome.settings,
+            "tasks": {one.spec: found(one, s, outcome) for one, s in zip(outcome.sets, self.scores)},
+        }
+        gains = tree_gains(self.scores)
+        self.gaps = {f"trees - independent, {self.names[0] if len(self.names) == 1 else 'mean over sets'}": gains}
+        self.tables: list[Table] = []
+        self.notes = [note(self.scores)]
+        if gains:
+            self.content["tree_gains"] = gains
+            self.tables.append(differences_table("Trees against independent attempts", gains, "trees", "independent"))
+        if len(self.scores) > 1:
+            self.content["mean"] = overall(self.scores)
+
+    def compare(self, rival: Earlier) -> None:
+        """Add the differences to another evaluation; ValueError, and nothing is added, where no problem is in both."""
+        versus = compare(self.outcome, rival, self.ks)
+        self.content["against"] = {"model": rival.model, "settings": rival.settings} | versus
+        self.gaps |= {f"difference to {rival.model}, {name}": gap for name, gap in versus["tasks"].items()}
+        self.tables += versus_tables(versus, self.outcome.model, rival.model)
+        self.notes += versus["notes"]
+
+    def show(self, console: Console) -> None:
+        """Print the tables and the notes."""
+        for table in self.all_tables(console.width if console.is_terminal else WIDE):
+            show(console, table)
+        for text in filter(None, self.notes):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, out: Path) -> None:
+        """The single JSON file with every answer, or results.json, results.csv, problems.csv and results.txt beside the trees."""
+        if out.suffix == ".json":
+            for one in self.outcome.sets:
+                self.content["tasks"][one.spec] |= {"answers": one.rows}
+            replace_text(out, json.dumps(self.content, indent=1))
+            return
+        plain = Console(width=WIDE, file=io.StringIO(), color_system=None)
+        for table in self.all_tables(WIDE):
+            show(plain, table)
+        lines = [line.rstrip() for line in plain.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+        replace_text(out / "results.json", json.dumps(self.content, indent=1))
+        replace_text(out / "results.csv", results_csv(self.names, self.scores, self.gaps))
+        replace_text(out / "problems.csv", problems_csv(self.names, self.scores))
+        replace_text(out / "results.txt", "\n".join([*lines, *filter(None, self.notes), ""]))
+
+    def all_tables(self, width: int) -> list[Table]:
+        """The table of the sets, in as many as the width asks for, then the tables of differences."""
+        about = f"temperature {self.outcome.settings['temperature']:g}"
+        return [*boards(self.names, self.scores, about, width), *self.tables]
 
 
 def found(one: Set, scores: Scores, outcome: Outcome) -> dict[str, Any]:
@@ -103,13 +121,19 @@ def found(one: Set, scores: Scores, outcome: Outcome) -> dict[str, Any]:
     return told | report_of(scores, one.rows) | ({"tree_gains": gains} if gains else {})
 
 
+def share_a_set(names: Sequence[str], rival: Earlier) -> None:
+    """Raise ValueError where the other evaluation has none of these sets of problems."""
+    if not set(names) & set(rival.rows):
+        raise ValueError(
+            f"--against {rival.model} has no set of problems of these names: it has {', '.join(rival.rows)}, here is {', '.join(names)}; "
+            "name an evaluation of the same --tasks"
+        )
+
+
 def compare(outcome: Outcome, rival: Earlier, ks: Sequence[int]) -> dict[str, Any]:
     """Paired differences on the problems that both answered: `tasks` by name, their mean if there are several, and `notes`."""
     shared = [one for one in outcome.sets if one.name in rival.rows]
-    if not shared:
-        raise ValueError(
-            f"the other evaluation has no set of these names: it has {', '.join(rival.rows)}, here is {outcome.sets[0].name}"
-        )
+    share_a_set([one.name for one in outcome.sets], rival)
     pairs = {one.name: against(one.rows, rival.rows[one.name], ks) for one in shared}
     tasks = {name: compared([pair]) for name, pair in pairs.items()}
     if len(pairs) > 1:
@@ -147,27 +171,3 @@ def versus_tables(versus: dict[str, Any], this: str, other: str) -> list[Table]:
 def show(console: Console, table: Table) -> None:
     """Print a table; as wide as it is where no terminal must hold it."""
     (console if console.is_terminal else Console(file=console.file, width=WIDE, color_system=None)).print(table)
-
-
-def write(
-    out: Path,
-    content: dict[str, Any],
-    outcome: Outcome,
-    sheets: tuple[str, str],
-    tables: Sequence[Table],
-    said: Sequence[str],
-) -> None:
-    """The single JSON file with every answer, or the files beside the trees in the folder."""
-    if out.suffix == ".json":
-        for one in outcome.sets:
-            content["tasks"][one.spec] |= {"answers": one.rows}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps(content, indent=1))
-        return
-    plain = Console(width=WIDE, file=io.StringIO(), color_system=None)
-    for table in tables:
-        show(plain, table)
-    text = "\n".join([*(line.rstrip() for line in plain.file.getvalue().splitlines()), *said, ""])  # type: ignore[attr-defined]
-    replace_text(out / "results.json", json.dumps(content, indent=1))
-    for name, made in (("results.csv", sheets[0]), ("problems.csv", sheets[1]), ("results.txt", text)):
-        replace_text(out / name, made)

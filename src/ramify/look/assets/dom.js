@@ -40,11 +40,11 @@ export function empty(text, ...more) {
 }
 
 // Control, direction-changing and invisible characters, made visible; new lines and tabs stay.
-const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+const CONTROL = /(?![\n\t])[\p{Cc}\p{Cf}\u115f\u1160\u2028\u2029\u2060-\u206f\u3164\uffa0\u{e0000}-\u{e0fff}]/gu;
 
 export function shown(text) {
   return String(text).replace(CONTROL, (character) => {
-    return "\u27e8U+" + character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
+    return "\u27e8U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
   });
 }
 

@@ -17,7 +17,7 @@ export async function evalPage(main, route) {
         "div",
         {class: "page narrow"},
         h("h1", {}, "Evaluations"),
-        empty("This run holds no evaluation. Set `eval_every` in the recipe, or run `ramify eval`."),
+        empty("This run holds no evaluation. Set `eval_every` in the recipe; or `ramify eval … --out FOLDER`, then `ramify view FOLDER`."),
         h("p", {}, back),
       ),
     );
