@@ -136,6 +136,7 @@ def check(model: nn.Module, trees: list[Tree], delta: int, tolerance: float) -> 
             assert len(got) == len(node.tokens)
             for value, values in zip(got, want[node.id], strict=True):
                 mean = sum(values) / len(values)
+                assert abs(value - mean) < tolerance  # not so where it is no number
                 worst, largest = max(worst, abs(value - mean)), max(largest, abs(mean))
     assert largest > 0.05
     assert worst < tolerance
@@ -219,6 +220,17 @@ def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
         steps, _ = naive_steps(leaf.response())
         assert [at for at, start in enumerate(leaf.signals["steps"]) if start] == [step[0] for step in steps]
     check(model, [tree], 4, 1e-5)  # float32
+
+
+@pytest.mark.parametrize("times", [30, 10_000])
+def test_products_too_large_for_an_exponential(times: int) -> None:
+    model = build("llama", double=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= times
+    tree = star(7)
+    TorchPolicy(model).score([tree], (), Influence(SEPARATORS))
+    check(model, [tree], 4, 1e-9)  # so do the roundings of the products
 
 
 def test_a_distance_of_no_step_is_refused() -> None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from ramify.learn.attention import TreePlan
     from ramify.learn.pack import Layout
 
-BLOCK = 128  # queries met at once
-HELD = 2**20  # attention weights computed at once, where a single key head needs no more
+BLOCK = 64  # queries met at once
+HELD = 2**18  # attention weights computed at once on a CPU, where a single key head needs no more
+CALM = 60.0  # exp(-60) to exp(60), and the sum of 2^40 of them, are ordinary numbers in float32
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Share:
     low: int  # every query with a weight sees the keys before this one
     high: int  # and none those from this one on
     paths: list[tuple[int, int]]  # (path, row of weight)
+
+    def mask(self, like: Tensor) -> Tensor:
+        """[B, high - low], 1 where a key from `low` on is before a query's limit and 0 where it is not."""
+        index = torch.arange(self.low, self.high, device=like.device)
+        return (index < self.limit.to(like.device)[:, None]).to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -109,44 +115,48 @@ class Watch:
             sums = self.sums(query.shape[1], query)
             query = query[0].to(sums.dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
             query = query.unflatten(0, (key.shape[1], -1))
-            room = self.room(query)
+            room, calm = self.room(query), bounded(query, key[0].to(sums.dtype))
             for part in self.stretches:
                 known = torch.cat([key[0, :, a:b] for a, b in part.path], 1).to(sums.dtype)
+                known = known.transpose(1, 2).contiguous()  # a product with it as it lies is the fastest
                 for block in part.blocks:
-                    self.meet(block, query, known, room, sums)
+                    self.meet(block, query, known, room, calm, sums)
             self.close(sums)
 
     def room(self, query: Tensor) -> Tensor:
-        """Where attention weights are computed, twice: new memory for every block would cost more than the arithmetic."""
+        """Where attention weights are computed: new memory for every block would cost more than the arithmetic."""
         needed = max(
             (query.shape[1] * (b.last - b.first) * b.keys for s in self.stretches for b in s.blocks), default=0
         )
-        return query.new_empty(2, max(HELD, needed))
+        return query.new_empty(max(held(query.device), needed))
 
-    def meet(self, block: Block, query: Tensor, known: Tensor, room: Tensor, sums: Tensor) -> None:
-        """Queries [Hk, G, T, D], already scaled, of a block with the keys [Hk, K, D] of its path, some key heads at a time."""
+    def meet(self, block: Block, query: Tensor, known: Tensor, room: Tensor, calm: bool, sums: Tensor) -> None:
+        """Queries [Hk, G, T, D], already scaled, of a block with the keys [Hk, D, K] of its path, some key heads at a time."""
         shared, count = query.shape[1], block.last - block.first
-        some = max(1, HELD // (shared * count * block.keys))
-        for h in range(0, len(known), some):
-            keys = known[h : h + some, : block.keys]
-            asked = query[h : h + some, :, block.first : block.last]
-            scores, rows = (x[: asked.shape[0] * shared * count * block.keys] for x in room)
-            rows = attention(asked, keys, scores.view(len(keys), -1, block.keys), rows.view(-1, count, block.keys))
-            self.count(block, rows, sums[h * shared : h * shared + len(rows)])
+        later = torch.full((count, count), -torch.inf, dtype=sums.dtype, device=sums.device).triu_(1)
+        shares = [(share, share.weight.to(sums), share.mask(sums)) for share in block.shares]
+        asked, known = query[:, :, block.first : block.last].flatten(1, 2), known[:, :, : block.keys]
+        some = max(1, held(query.device) // (shared * count * block.keys))
+        for h in range(0, known.shape[0], some):
+            keys = known[h : h + some]
+            heads = keys.shape[0]
+            scores = room[: heads * shared * count * block.keys].view(heads, -1, block.keys)
+            rows = attention(asked[h : h + some], keys, scores, later, calm)
+            inverse = rows.sum(-1)[:, None].reciprocal_()
+            into = sums[h * shared : (h + heads) * shared]
+            for share, weight, mask in shares:
+                self.count(share, folded(rows, weight * inverse, share, mask), into)
 
     def sums(self, heads: int, like: Tensor) -> Tensor:
         """Room for one layer, [H, F]."""
         wide = torch.promote_types(like.dtype, torch.float32)
         return torch.zeros(heads, len(self.step), dtype=wide, device=like.device)
 
-    def count(self, block: Block, rows: Tensor, sums: Tensor) -> None:
-        """Fold attention weights [H, B, keys] over their queries into sums [H, F]."""
-        for share in block.shares:
-            weight = share.weight.to(rows)
-            found = folded(rows, weight, share)
-            for path, row in share.paths:
-                at = self.base[path]
-                sums[:, at : at + share.high] += found[:, row]
+    def count(self, share: Share, found: Tensor, sums: Tensor) -> None:
+        """Add what a share makes of some heads, [H, m, high], to sums [H, F]."""
+        for path, row in share.paths:
+            at = self.base[path]
+            sums[:, at : at + share.high] += found[:, row]
 
     def close(self, sums: Tensor) -> None:
         """End a layer: the mean over the keys of each step, the largest over heads and layers."""
@@ -171,27 +181,43 @@ class Watch:
             yield path, score
 
 
-def attention(query: Tensor, key: Tensor, scores: Tensor, rows: Tensor) -> Tensor:
-    """Causal attention weights [Hk x G, B, K] of the last B tokens, in `rows`: [Hk, G, B, D], [Hk, K, D]; `scores` is scratch."""
-    count = query.shape[2]
-    torch.bmm(query.flatten(1, 2), key.transpose(1, 2), out=scores)
-    by_head = scores.view(rows.shape)
-    later = torch.ones(count, count, dtype=torch.bool, device=query.device).triu_(1)
-    by_head[:, :, -count:].masked_fill_(later, -torch.inf)
-    return torch.softmax(by_head, -1, out=rows)
+def held(device: torch.device) -> int:
+    """Attention weights computed at once; elsewhere than on a CPU it is calls that cost."""
+    return HELD if device.type == "cpu" else 16 * HELD
 
 
-def folded(rows: Tensor, weight: Tensor, share: Share) -> Tensor:
-    """Attention weights [H, B, K] and weights of the queries [m, B] -> [H, m, high]; keys from a query's limit on do not count."""
-    found = rows.new_empty(len(rows), len(weight), share.high)
-    near = rows[:, :, share.low : share.high]
-    if share.low < share.high:
-        index = torch.arange(share.low, share.high, device=rows.device)
-        near = near * (index < share.limit.to(rows.device)[:, None])
-    for i in range(len(weight)):  # one at a time: a thin matrix product is far slower than so many of one row
-        one = weight[i].expand(len(rows), 1, -1)
-        found[:, i, : share.low] = torch.bmm(one, rows[:, :, : share.low])[:, 0]
-        found[:, i, share.low :] = torch.bmm(one, near)[:, 0]
+def bounded(query: Tensor, key: Tensor) -> bool:
+    """Whether no product of queries [..., D], already scaled, with keys [..., D] is too large for its exponential."""
+    if (
+        not query.numel() or query.device.type != "cpu"
+    ):  # asking a GPU costs more than the row maxima that it would spare
+        return False
+    return float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) < CALM
+
+
+def attention(query: Tensor, key: Tensor, scores: Tensor, later: Tensor, calm: bool) -> Tensor:
+    """Causal attention weights [Hk x G, B, K] of the last B tokens, each row up to a factor: [Hk, G x B, D], [Hk, D, K], [B, B].
+
+    `later` is 0 or -inf. They are computed in `scores` [Hk, G x B, K]. A softmax would pass over them more often.
+    """
+    torch.bmm(query, key, out=scores)
+    count = later.shape[0]
+    rows = scores.view(-1, count, scores.shape[-1])
+    rows[:, :, -count:] += later
+    if not calm:
+        rows -= rows.amax(-1, keepdim=True)
+    return rows.exp_()
+
+
+def folded(rows: Tensor, weight: Tensor, share: Share, mask: Tensor) -> Tensor:
+    """Attention weights [H, B, K] and weights of the queries [H, m, B] -> [H, m, high]; keys from a query's limit on do not count."""
+    found = rows.new_empty(*weight.shape[:2], share.high)
+    near = rows[:, :, share.low : share.high] * mask if share.low < share.high else None
+    for i in range(weight.shape[1]):  # one at a time: a thin matrix product is far slower than so many of one row
+        one = weight[:, i : i + 1]
+        torch.bmm(one, rows[:, :, : share.low], out=found[:, i : i + 1, : share.low])
+        if near is not None:
+            torch.bmm(one, near, out=found[:, i : i + 1, share.low :])
     return found
 
 
