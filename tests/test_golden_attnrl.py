@@ -15,7 +15,7 @@ from ramify.grow.points import by_score, threshold
 from ramify.grow.prompts import PromptBatch
 from ramify.learn.batch import Credits
 from ramify.learn.global_local import GlobalLocal
-from ramify.learn.influence import Influence
+from ramify.learn.influence import Influence, folded
 from ramify.learn.pack import lay_out
 from ramify.learn.steps import Separators, segment
 
@@ -114,7 +114,10 @@ def influence_of(case: dict, heads: list[list]) -> list[float]:
         sums = watch.sums(len(rows), rows)
         for part in watch.stretches:
             for block in part.blocks:
-                watch.count(block, rows[:, block.first : block.last, : block.keys], sums)
+                some = rows[:, block.first : block.last, : block.keys]
+                for share in block.shares:
+                    weight = share.weight.to(rows).expand(len(rows), -1, -1)
+                    watch.count(share, folded(some, weight, share, share.mask(rows)), sums)
         watch.close(sums)
     ((path, found),) = watch.scores()
     assert path.steps.ranges(case["prompt_len"]) == [tuple(r) for r in case["step_ranges"]]
