@@ -21,7 +21,7 @@ from ramify.engine.engine import Sampling
 from ramify.engine.toy import ToyEngine
 from ramify.grow.stop import Stop
 from ramify.look.evaluate import evaluate
-from ramify.run import eval_progress, evaluation
+from ramify.run import evaluation, progress
 from ramify.run.answers import naming
 from ramify.run.bench import Bench, TaskSets, open_bench
 from ramify.run.eval_plan import Plan, plan_of, whole_numbers
@@ -272,7 +272,7 @@ def test_names_of_sets():
 def test_progress_on_a_terminal_and_plain_lines_elsewhere(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ):
-    monkeypatch.setattr(eval_progress, "SPOKEN", -1.0)
+    monkeypatch.setattr(progress, "SPOKEN", -1.0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     asked = TaskSets(("chain",), 7, {}, {"template": None, "system": None, "limit": 64})
     opener = partial(open_bench, device="cpu", threads=1, slots=8)

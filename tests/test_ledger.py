@@ -398,7 +398,7 @@ def test_a_gpu_tells_its_memory(tmp_path: Path) -> None:
 
 def test_a_part_without_signal_trains_nothing() -> None:
     both = Term(PLAIN.terms[0].estimator, (Author.POLICY, Author.EXPERT))
-    some, lesson = Share(1.0, 1, 1.0, None), Lesson(2)
+    some, lesson = Share(1.0, 1, 1.0, None), Lesson(2, rate=0.0)
     chosen = Selection([[{1: some, 2: some}, {}], [{2: some, 3: some}, {}]], [{3}, set()])
     mix = Mix((*PLAIN.terms, both))
     for learns in (True, False):

@@ -23,6 +23,7 @@ from ramify.learn.model import Pretrained
 from ramify.look.ledger import cost
 from ramify.look.show import bill, draw
 from ramify.run.checkpoint import model_folder
+from ramify.run.progress import Count
 from ramify.run.recipe import Local
 from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
 from ramify.tasks.chain import ChainAnswer, ChainSum
@@ -119,12 +120,10 @@ def grow_trees(
     console: Console,
 ) -> int:
     """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
-    from ramify.run.evaluation import Count  # which needs what is above
-
     sets = asked.read(bench.tokenizer)
     stop = bench.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
     sampling = Sampling(stop.max_tokens, temperature)
-    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench)
+    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench.engine)
 
     async def grow(tasks: list[Task], reward: Reward) -> list[Tree]:
         async def judge(tree: Tree) -> None:

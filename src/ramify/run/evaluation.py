@@ -22,7 +22,7 @@ from ramify.look.evaluate import numbers
 from ramify.run.answers import Answers, Earlier, earlier, naming, settle
 from ramify.run.bench import Bench, TaskSets
 from ramify.run.eval_plan import Plan
-from ramify.run.eval_progress import Count
+from ramify.run.progress import Count
 from ramify.run.recipe import writable
 from ramify.run.results import Outcome, Report, Set, share_a_set
 from ramify.run.setting import model_path
@@ -115,7 +115,7 @@ def evaluate_one(
         if not (folder / "tokenizer").exists():
             bench.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
     kept = [Answers(names[spec], tasks, list(kinds), bench.decode, chunk, folder) for spec, tasks, _ in sets]
-    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), bench)
+    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), bench.engine)
     try:
         asyncio.run(sample(bench, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ class Lesson:
     """It grows from row to row and from update to update."""
 
     parts: int  # of the forest, each meant for one update
+    rate: float  # learning rate of these updates
     rows: list[dict[str, float]] = field(default_factory=list)  # gauges
     norms: list[float] = field(default_factory=list)  # of gradients that were applied
     mismatch: list[float] = field(
@@ -50,8 +51,8 @@ class Lesson:
                     fate[leaf] = fate.get(leaf, 0) | (used if learns and leaf not in idle else unused)
         self.fates += found
 
-    def metrics(self, rate: float) -> dict[str, float]:
-        """The numbers of them all, for a learning rate."""
+    def metrics(self) -> dict[str, float]:
+        """The numbers of them all."""
         numbers = merge(self.rows) | {"mismatch_max": max(self.mismatch, default=0.0)}
         if self.norms:
             numbers["grad_norm"] = max(self.norms)
@@ -59,4 +60,4 @@ class Lesson:
             numbers["loss"] = sum(self.losses) / max(self.parts - self.empty, 1)
         tokens = {name: self.counts[name] for name in ("trained", "zero_credit", "packed", "flattened")}
         skipped = {"skipped": self.empty + self.bad, "not_finite": self.bad}
-        return numbers | tokens | {"updates": len(self.norms), "lr": rate} | skipped
+        return numbers | tokens | {"updates": len(self.norms), "lr": self.rate} | skipped

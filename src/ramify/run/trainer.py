@@ -146,8 +146,7 @@ class Trainer:
         with clock("load"):
             await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
         with clock("ledger"):
-            learned = lesson.metrics(run.optimizer.rate(number, run.steps))
-            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | learned | openness(gates)
+            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | lesson.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
@@ -157,7 +156,7 @@ class Trainer:
     ) -> Lesson:
         """One optimizer step for each part of a credited forest; parts without signal change nothing."""
         run, cut = self.run, parts(len(forest), self.run.minibatches)
-        rate, lesson = run.optimizer.rate(number, run.steps), Lesson(len(cut))
+        lesson = Lesson(len(cut), run.optimizer.rate(number, run.steps))
         version = self.policy.version  # whose tokens these weights should give the recorded log-probs
         with clock("pack"):
             stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
@@ -183,7 +182,7 @@ class Trainer:
                     if self.writes(number):
                         annotate_ratio(batch, tempered)
             with clock("update"):
-                lesson.add_update(self.policy.update(rate))
+                lesson.add_update(self.policy.update(lesson.rate))
         return lesson
 
     def pack(

@@ -1,4 +1,4 @@
-"""What an evaluation says while it works."""
+"""What is said while problems are answered, by an evaluation or for a look at trees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ramify.run.bench import Bench
+from ramify.engine.local import LocalEngine
 from ramify.run.logbook import clock
 
 SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
@@ -17,8 +17,8 @@ SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
 class Count:
     """Problems done: a bar with the time left on a terminal, else a line now and then, and none for what takes no time."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int, bench: Bench) -> None:
-        self.console, self.total, self.before, self.done, self.bench = console, total, done, float(done), bench
+    def __init__(self, console: Console, title: str, total: int, done: int, engine: LocalEngine) -> None:
+        self.console, self.total, self.before, self.done, self.engine = console, total, done, float(done), engine
         self.start = self.last = time.monotonic()
         self.progress: Progress | None = None
         if done:
@@ -55,7 +55,7 @@ class Count:
 
     def speed(self) -> float:
         """Tokens sampled in a second."""
-        return self.bench.engine.counters["sampled"] / max(time.monotonic() - self.start, 1e-9)
+        return self.engine.counters["sampled"] / max(time.monotonic() - self.start, 1e-9)
 
     def close(self) -> None:
         """Take the bar away."""
