@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from ramify.engine.engine import Engine, Request, Sampling, Segment
 
 VOCABULARY = 48
+WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "packed": {"native": False}, "fused": {"packed": 0}, "transformers": {"fast": False}}
+"""Options of LocalEngine by the name of the forward that they choose."""
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
 
-from engines import KINDS, VOCABULARY, ask, line, mixed, run, scored, small, worst
+from engines import KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
+from ramify.engine.forward import ModelForward
+from ramify.engine.fused import recognise
 from ramify.engine.local import LocalEngine
+from ramify.engine.packed import working_dtype
 from ramify.engine.radix import common
 
 MANY = 2**26
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_logprobs_are_those_of_the_plain_forward(kind: str, fast: bool) -> None:
+def test_logprobs_are_those_of_the_plain_forward(kind: str, way: str) -> None:
     model = small(kind)
-    engine = LocalEngine(model, slots=6, memory=MANY, fast=fast)
-    assert engine.forward.name == ("packed" if fast else "transformers")
+    engine = LocalEngine(model, slots=6, memory=MANY, **WAYS[way])
+    assert engine.forward.name == way
     requests = mixed(24)
     segments = run(engine, requests)
     assert [len(s.tokens) for s in segments] == [r.sampling.max_tokens for r in requests]
@@ -35,15 +39,16 @@ def test_logprobs_are_those_of_the_plain_forward(kind: str, fast: bool) -> None:
 def test_a_packed_copy_is_stated_bounded_and_renewed(kind: str) -> None:
     """The packed copy gives the fused forward's tokens, and those of new weights only after `load`."""
     model = small(kind)
-    packed, fused = LocalEngine(model, slots=6, memory=MANY), LocalEngine(model, slots=6, memory=MANY, packed=0)
+    plain: dict[str, Any] = {"slots": 6, "memory": MANY, "native": False}
+    packed, fused = LocalEngine(model, **plain), LocalEngine(model, **plain, packed=0)
     assert (packed.forward.name, fused.forward.name) == ("packed", "fused")
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     tied = model.config.tie_word_embeddings  # the head is packed all the same
     assert packed.packed_bytes == sum(p.nbytes for p in matrices) + tied * model.lm_head.weight.nbytes
     assert fused.packed_bytes == 0
     bound = packed.packed_bytes
-    assert LocalEngine(model, slots=1, memory=MANY, packed=bound).packed_bytes == bound
-    assert LocalEngine(model, slots=1, memory=MANY, packed=bound - 1).packed_bytes == 0
+    assert LocalEngine(model, **plain, packed=bound).packed_bytes == bound
+    assert LocalEngine(model, **plain, packed=bound - 1).packed_bytes == 0
     requests = mixed(10)
     before = run(packed, requests)
     assert [s.tokens for s in before] == [s.tokens for s in run(fused, requests)]
@@ -79,12 +84,12 @@ def test_threads_are_set_for_the_engine_alone() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.25)])
-@pytest.mark.parametrize("fast", [True, False])
-def test_other_dtypes(dtype: torch.dtype, tolerance: float, fast: bool) -> None:
+@pytest.mark.parametrize("way", list(WAYS))
+def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:
     """float64 agrees to transformers' float32 norms; bf16 to bf16's rounding of logits of this size."""
     model = small("qwen2", dtype)
     requests = mixed(12)
-    engine = LocalEngine(model, slots=4, memory=MANY, fast=fast)
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
     segments = run(engine, requests)
     differences = torch.cat(
         [(torch.tensor(s.logprobs, dtype=torch.float64) - scored(model, r, s)).abs() for r, s in zip(requests, segments)]
@@ -93,11 +98,13 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float, fast: bool) -> None:
     assert float(differences.mean()) < tolerance / 5
 
 
-def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["compiled", "packed"])
+def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """From the same bf16 weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
     model = small("qwen2", torch.bfloat16)
     requests = mixed(12)
-    engine = LocalEngine(model, slots=4, memory=MANY)
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    assert engine.forward.name == way
     assert engine.forward.geometry.dtype == torch.float32
     exact = small("qwen2", torch.bfloat16).float()
     assert worst(exact, requests, run(engine, requests)) < 1e-4
@@ -107,7 +114,9 @@ def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytes
     asyncio.run(engine.load(None, 1))
     assert worst(model.float(), requests, run(engine, requests)) < 1e-4
     monkeypatch.setattr("ramify.engine.packed.TINY", 0)
-    assert LocalEngine(small("qwen2", torch.bfloat16), slots=4, memory=MANY).forward.geometry.dtype == torch.bfloat16
+    for halves, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("ramify.engine.packed.halves", lambda answer=halves: answer)
+        assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16)))) == dtype
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from ramify.engine.compiled import CompiledForward
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward
 from ramify.engine.kv import ROUND, Reach, Slots, rounded
@@ -32,6 +33,7 @@ class Decoder:
     def __init__(self, forward: Forward, vocabulary: int, limit: int, slots: int, memory: int) -> None:
         self.forward, self.vocabulary, self.limit, self.most, self.memory = forward, vocabulary, limit, slots, memory
         self.geometry = forward.geometry
+        self.quick = forward if isinstance(forward, CompiledForward) else None
         self.slots = Slots(self.geometry)
         self.trie = Trie(self.geometry.token_bytes)
         self.residents = Residents(self.slots, self.trie)
@@ -213,7 +215,7 @@ class Decoder:
         self.counters["steps"] += 1
         self.counters["row_steps"] += len(rows)
         self.counters["sampled"] += len(rows)
-        drawn = draw(logits, self._knobs, uniform)
+        drawn = draw(logits, self._knobs, uniform, self.quick)
         self._both[0, :, 0] = drawn.tokens
         self._both[1] += 1
         return self._record(rows, drawn)

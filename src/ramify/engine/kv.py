@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -112,14 +113,22 @@ class Reach:
     def __init__(
         self, slots: Slots, positions: Tensor, length: int, rows: Tensor | None = None, valid: Tensor | None = None
     ) -> None:
-        b, self.n = positions.shape
-        self.slots, self.rows, self.positions = slots, rows, positions
+        self.n = positions.shape[1]
+        self.slots, self.rows, self.positions, self.length = slots, rows, positions, length
         self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
         self.index: Tensor | None = None  # where keys and values go in slots.flat, or both in slots.pairs; made when asked for
-        visible = slots.line[:length] <= positions[:, :, None]
-        self.bias = torch.where(visible, slots.zero, slots.never)[:, None]  # [B, 1, n, length], added to the scores
-        self.views = slots.dense(b if rows is None else slots.rows, length)
         self.folded: Tensor | None = None
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """[B, 1, n, length], added to the scores."""
+        visible = self.slots.line[: self.length] <= self.positions[:, :, None]
+        return torch.where(visible, self.slots.zero, self.slots.never)[:, None]
+
+    @cached_property
+    def views(self) -> tuple[Tensor, ...]:
+        """Keys and values of each layer, [rows, heads, length, dim]."""
+        return self.slots.dense(len(self.positions) if self.rows is None else self.slots.rows, self.length)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Remember key and value [B x n, heads, dim] of one layer."""

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ramify.engine.compiled import CompiledForward
 from ramify.engine.decode import Decoder
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward, ModelForward, verify
-from ramify.engine.fused import recognise
-from ramify.engine.packed import PackedForward, size_of_copy
+from ramify.engine.fused import FusedForward, recognise
+from ramify.engine.native import Unavailable
+from ramify.engine.packed import PackedForward, size_of_copy, working_dtype
 from ramify.engine.rows import Ticket
 
 QUIET = 8  # turns of the event loop without a new request before the next step
@@ -54,6 +56,7 @@ class LocalEngine:
         copy_dtype: torch.dtype | None = None,
         fast: bool = True,
         packed: int = 2**28,
+        native: bool = True,
         threads: int | None = None,
     ) -> None:
         if slots < 1:
@@ -64,7 +67,7 @@ class LocalEngine:
         self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
         reference = ModelForward(model if self._copy is None else self._copy)
         verify(reference, reference)
-        self.forward: Forward = (_fast(reference, packed) if fast else None) or reference
+        self.forward: Forward = (_fast(reference, packed, native) if fast else None) or reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
         self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,7 +99,7 @@ class LocalEngine:
     @property
     def packed_bytes(self) -> int:
         """Bytes of the copy of the matrices in the layout that decodes fastest; 0 when there is none."""
-        return self.forward.nbytes if isinstance(self.forward, PackedForward) else 0
+        return self.forward.nbytes if isinstance(self.forward, PackedForward | CompiledForward) else 0
 
     @property
     def kv_bytes(self) -> int:
@@ -211,23 +214,34 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fast(reference: ModelForward, packed: int) -> Forward | None:
-    """The packed forward, else the fused one, where the architecture is known and the self-check agrees."""
+def _fast(reference: ModelForward, packed: int, native: bool) -> Forward | None:
+    """The compiled forward, else the packed one, else the fused one, where the architecture is known and the self-check agrees."""
     fused = recognise(reference)
-    if fused is None:
-        return None
-    try:
-        verify(fused, reference)
-    except ValueError:  # same names, other arithmetic: the model's own forward is right
+    if fused is None or _verified(fused, reference) is None:  # same names, other arithmetic: the model's own is right
         return None
     if size_of_copy(fused) > packed or fused.geometry.device.type != "cpu":
         return fused
-    quick = PackedForward(fused)
+    return (_compiled(fused, packed) if native else None) or _verified(PackedForward(fused), reference) or fused
+
+
+def _compiled(fused: FusedForward, packed: int) -> Forward | None:
+    """The compiled forward, where there is a compiler, the model's shape suits and the self-check agrees."""
+    if working_dtype(fused) != torch.float32:
+        return None
     try:
-        verify(quick, reference)
+        made = CompiledForward(fused)
+    except (Unavailable, ValueError):
+        return None
+    return _verified(made, fused.reference) if made.nbytes <= packed else None
+
+
+def _verified(forward: Forward, reference: ModelForward) -> Forward | None:
+    """The forward if it passes the self-check."""
+    try:
+        verify(forward, reference)
     except ValueError:
-        return fused
-    return quick
+        return None
+    return forward
 
 
 def _narrow(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -42,7 +42,7 @@ class Matrix:
         bias = None if all(b is None for _, b in self.parts) else torch.cat(biases).to(dtype)
         if self.order is not None:
             weight, bias = weight[self.order], None if bias is None else bias[self.order]
-        self.bias, self.blocked = bias, dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+        self.bias, self.blocked = bias, dtype == torch.bfloat16 and halves()
         self.nbytes = weight.nbytes
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 64) if self.blocked else weight.t().contiguous()
 
@@ -93,9 +93,16 @@ def size_of_copy(fused: FusedForward) -> int:
 
 
 def working_dtype(fused: FusedForward) -> torch.dtype:
-    """That of packed matrices and KV: the model's, or float32 for a tiny model in half precision."""
+    """That of packed matrices and KV: the model's, or float32 for half precision where the model is tiny or the processor lacks it."""
     dtype = fused.geometry.dtype
-    return torch.float32 if dtype.itemsize < 4 and 4 * elements(fused) <= TINY else dtype
+    if dtype.itemsize >= 4 or (4 * elements(fused) > TINY and halves()):
+        return dtype
+    return torch.float32
+
+
+def halves() -> bool:
+    """Whether this processor multiplies bfloat16."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def elements(fused: FusedForward) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,14 +70,32 @@ class Knobs:
         return out
 
 
+class Quick(Protocol):
+    """Compiled kernels for rows without truncation, in float32."""
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """[B, V] -> [B] nats; NaN where a logit is."""
+        ...
+
+    def draw(
+        self, logits: Tensor, temperature: Tensor, uniform: Tensor, entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, log-probs and entropies [B]."""
+        ...
+
+
 @torch.inference_mode()
-def draw(logits: Tensor, knobs: Knobs, uniform: Tensor) -> Drawn:
-    """Draw one token a row: logits [B, V] in float32 or float64, uniform [B] float64 in [0, 1).
+def draw(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick | None = None) -> Drawn:
+    """Draw one token a row: logits [B, V] in float32 or float64, uniform [B] float64 in [0, 1). `quick` draws where it can.
 
     Truncation is top-k first, then top-p of what top-k left, then min-p relative to the most probable token, all on the tempered
     distribution. Temperature 0 takes the most probable token (log-prob 0, kept 0). A token of probability 0 is never drawn.
     Raises ValueError for NaN logits and for temperatures that are not finite and >= 0.
     """
+    if quick is not None and knobs.cut is None:
+        drawn = _quickly(logits, knobs, uniform, quick)
+        if drawn is not None:
+            return drawn
     plain = logits.log_softmax(-1)
     p = plain.exp()
     entropy = -(p * plain).sum(-1)
@@ -104,6 +123,31 @@ def draw(logits: Tensor, knobs: Knobs, uniform: Tensor) -> Drawn:
     return _recorded(logits, plain, knobs, tokens, chosen, kept, entropy, temperature)
 
 
+def _quickly(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick) -> Drawn | None:
+    """What the kernels draw; None where a logit is NaN or infinite, which is looked into by `draw`."""
+    temperature, entropy = knobs.temperature, None
+    if knobs.rules:
+        entropy = quick.entropy(logits)
+        if not bool((entropy == entropy).all()):
+            return None
+        temperature = knobs.temperatures(logits, entropy)
+    tokens, chosen, entropy = quick.draw(logits, temperature, uniform, entropy)
+    nats = entropy.tolist()
+    if any(x != x for x in nats):
+        return None
+    heat = checked(temperature.tolist(), knobs) if knobs.rules else knobs.fixed
+    return Drawn(tokens.tolist(), chosen.tolist(), [0.0] * len(heat), nats, heat)
+
+
+def checked(heat: list[float], knobs: Knobs) -> list[float]:
+    """The temperatures that rules gave; ValueError where one is not finite and >= 0."""
+    for rule, _ in knobs.rules:
+        wrong = [t for t in heat if not 0 <= t < math.inf]
+        if wrong:
+            raise ValueError(f"a temperature rule gave {wrong[0]} (rules: {rule}): it must be finite and >= 0")
+    return heat
+
+
 def _recorded(
     logits: Tensor, plain: Tensor, knobs: Knobs, tokens: Tensor, chosen: Tensor, kept: Tensor | None, entropy: Tensor, temperature: Tensor
 ) -> Drawn:
@@ -118,11 +162,7 @@ def _recorded(
         if bool(logits.isnan().any()):
             raise ValueError("the model's logits are NaN: look for a diverged update or an overflow in its dtype")
         lists[2] = torch.where(plain.isinf(), 0.0, -plain.exp() * plain).sum(-1).tolist()
-    heat = lists[-1] if knobs.rules else knobs.fixed
-    for rule, _ in knobs.rules:
-        wrong = [t for t in heat if not 0 <= t < math.inf]
-        if wrong:
-            raise ValueError(f"a temperature rule gave {wrong[0]} (rules: {rule}): it must be finite and >= 0")
+    heat = checked(lists[-1], knobs) if knobs.rules else knobs.fixed
     mass = lists[3] if kept is not None else [0.0] * len(heat)
     return Drawn([int(t) for t in lists[0]], lists[1], mass, lists[2], heat)
 

@@ -1,0 +1,202 @@
+"""The forward pass and the draw of native.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.engine.fused import FusedForward, Layer
+from ramify.engine.kv import Reach
+from ramify.engine.native import kernels
+from ramify.engine.packed import Part
+
+
+class Panels:
+    """W and b of stacked linear layers as the kernels read them, the weight of the norm before them folded in.
+
+    weight [columns / width, inputs, width] and bias [columns], float32, columns padded with zeros to whole panels.
+    """
+
+    def __init__(self, parts: Sequence[Part], width: int, norm: Tensor | None = None) -> None:
+        self.parts, self.norm = parts, norm
+        columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
+        count = -(-columns // width)
+        self.weight = torch.zeros(count, inputs, width)
+        self.bias = torch.zeros(count * width) if any(b is not None for _, b in parts) else None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the weights as they are now, to where the old ones were."""
+        count, inputs, width = self.weight.shape
+        flat = torch.cat([w for w, _ in self.parts]).float()
+        if self.norm is not None:
+            flat *= self.norm.float()
+        whole = len(flat) // width
+        self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
+        if whole < count:
+            self.weight[whole, :, : len(flat) - whole * width].copy_(flat[whole * width :].t())
+        if self.bias is not None:
+            biases = [w.new_zeros(len(w)) if b is None else b for w, b in self.parts]
+            self.bias[: len(flat)].copy_(torch.cat(biases))
+
+    def pointers(self) -> list[int]:
+        """Where they lie; 0 for no bias."""
+        return [self.weight.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()]
+
+
+class PanelLayer:
+    """The matrices of one decoder layer."""
+
+    def __init__(self, layer: Layer, width: int) -> None:
+        after, before = layer.after, layer.before
+        self.matrices = [
+            Panels((layer.query, layer.key, layer.value), width, before),
+            Panels((layer.out,), width),
+            Panels((layer.gate,), width, after),
+            Panels((layer.up,), width, after),
+            Panels((layer.down,), width),
+        ]
+        self.norms = [None if norm is None else norm.detach().float() for norm in (layer.query_norm, layer.key_norm)]
+        self.source = layer
+
+    def refresh(self) -> None:
+        """Copy the weights as they are now."""
+        for matrix in self.matrices:
+            matrix.refresh()
+        for mine, theirs in zip(self.norms, (self.source.query_norm, self.source.key_norm), strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs.detach())
+
+    def pointers(self) -> list[int]:
+        """As native.c lays them out."""
+        matrices = [address for matrix in self.matrices for address in matrix.pointers()]
+        return matrices + [0 if norm is None else norm.data_ptr() for norm in self.norms]
+
+
+class CompiledForward(FusedForward):
+    """All layers in one call without torch; a token's logits are the same bits whatever runs beside it, prefilled or decoded.
+
+    Raises ValueError for a model that the kernels do not fit, and native.Unavailable without a compiler.
+    """
+
+    name = "compiled"
+
+    def __init__(self, fused: FusedForward, library: Any = None) -> None:
+        self.library = library or kernels()
+        super().__init__(fused.reference, fused.layers, fused.epsilon)
+        g = self.geometry = replace(fused.geometry, dtype=torch.float32)
+        lanes = int(self.library.ramify_lanes())
+        if g.dim % lanes:
+            raise ValueError(f"the compiled kernels take heads of a multiple of {lanes} numbers, not {g.dim}")
+        width = 2 * lanes
+        self.panels = [PanelLayer(layer, width) for layer in self.layers]
+        self.last = Panels((self.head,), width, self.norm)
+        self.table = self.embedding.detach().float().contiguous()
+        self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
+        self.vocabulary, hidden = self.head[0].shape
+        inner = len(self.layers[0].gate[0])
+        self.shape = np.array(
+            (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, 1), dtype=np.int64
+        )
+        self.room = torch.empty(0)
+        self.line = torch.arange(64)
+        self.model = self._model()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy."""
+        matrices = [self.last, *(matrix for layer in self.panels for matrix in layer.matrices)]
+        copied = 0 if self.table.data_ptr() == self.embedding.data_ptr() else self.table.nbytes
+        return copied + sum(matrix.weight.nbytes for matrix in matrices)
+
+    def refresh(self) -> None:
+        """Renew the copy."""
+        for part in (*self.panels, self.last):
+            part.refresh()
+        self.table = self.embedding.detach().float().contiguous()
+        self.model = self._model()
+
+    def rotary(self, length: int) -> None:
+        """Fill the tables, [length, dim / 2] each."""
+        super().rotary(length)
+        half = self.geometry.dim // 2
+        self.cosine, self.sine = (x[:, 0, half:].float().contiguous() for x in (self.cosine, self.sine))
+        self.model = self._model()
+
+    def _model(self) -> np.ndarray:
+        """The model as native.c reads it: addresses, in the order of its structs."""
+        parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr(), *self.last.pointers()]
+        return np.array(parts + [address for layer in self.panels for address in layer.pointers()], dtype=np.uint64)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
+        """tokens, positions [B, n] -> logits [B, V] after the last token of each row, a view of padded columns."""
+        slots = reach.slots
+        if slots.capacity > len(self.cosine):
+            self.rotary(slots.capacity)
+        b, n = tokens.shape
+        if b > len(self.line):
+            self.line = torch.arange(2 * b)
+        seats = self.line[:b] if reach.rows is None else reach.rows
+        if n > 1:
+            seats = seats.repeat_interleave(n)
+        tokens, positions = tokens.reshape(-1), positions.reshape(-1)
+        if reach.chosen is not None:
+            tokens, positions, seats = (x[reach.chosen] for x in (tokens, positions, seats))
+        answers = self.line[:b] if n == 1 and logits else self._answers(b, n, reach.chosen, logits)
+        out = torch.empty(b, self.columns) if logits else torch.empty(0)
+        self._run(tokens, positions, seats, answers, slots, n > 1, out)
+        return out[:, : self.vocabulary] if logits else None
+
+    def _answers(self, b: int, n: int, chosen: Tensor | None, logits: bool) -> Tensor:
+        """Of each token, the row of the logits it is answered in, or -1."""
+        rows = torch.arange(b).repeat_interleave(n)
+        rows = rows if chosen is None else rows[chosen]
+        last = torch.ones(len(rows), dtype=torch.bool)
+        last[:-1] = rows[1:] != rows[:-1]
+        return torch.where(last & logits, rows, -1)
+
+    def _run(
+        self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Any, together: bool, out: Tensor
+    ) -> None:
+        """Call the kernel; every tensor is long and contiguous but `out`, which is float32."""
+        n, shape = len(tokens), self.shape
+        shape[-1] = torch.get_num_threads()
+        needed = self.library.ramify_room(shape.ctypes.data, n, slots.capacity)
+        if len(self.room) < needed:
+            self.room = torch.empty(needed)
+        columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
+        held = np.array((slots.store.data_ptr(), slots.rows, slots.capacity), dtype=np.uint64)
+        told = np.empty(9, dtype=np.uint64)
+        told[:8] = (*(x.data_ptr() for x in columns), n, together, out.data_ptr(), self.room.data_ptr())
+        told[8:].view(np.float32)[:] = self.epsilon, self.scale
+        arrays = (self.model, shape, held, told)
+        self.library.ramify_forward(*(array.ctypes.data for array in arrays))
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """logits [B, V] -> [B] nats; NaN where a logit is."""
+        found = torch.empty(len(logits))
+        where = logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], torch.get_num_threads()
+        self.library.ramify_entropy(*where, found.data_ptr())
+        return found
+
+    def draw(
+        self, logits: Tensor, temperature: Tensor, uniform: Tensor, entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """logits [B, V], temperature [B] float32, uniform [B] float64 -> tokens, their log-probs, entropies [B].
+
+        Nothing is truncated; an `entropy` that is known already is not computed again.
+        """
+        count = len(logits)
+        tokens, chosen = torch.empty(count, dtype=torch.long), torch.empty(count)
+        found = torch.empty(count) if entropy is None else entropy
+        where = logits.data_ptr(), logits.stride(0), count, logits.shape[1], torch.get_num_threads()
+        drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
+        self.library.ramify_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
+        return tokens, chosen, found

@@ -1,0 +1,129 @@
+"""The kernels of native.c: compiled once for this machine by the system's C compiler, kept in the user's cache, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+COMPILERS = ("cc", "gcc", "clang")
+TIMEOUT = 120  # seconds of the compiler
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "ramify_lanes": (ctypes.c_int64, ()),
+    "ramify_room": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)),
+    "ramify_forward": (None, (ctypes.c_void_p,) * 4),
+    "ramify_entropy": (None, (ctypes.c_void_p, *(ctypes.c_int64,) * 4, ctypes.c_void_p)),
+    "ramify_draw": (
+        None,
+        (ctypes.c_void_p, *(ctypes.c_int64,) * 4, *(ctypes.c_void_p,) * 2, ctypes.c_int64, *(ctypes.c_void_p,) * 3),
+    ),
+}
+
+
+class Unavailable(RuntimeError):
+    """Why there are no compiled kernels here; decoding then uses torch's operations."""
+
+
+@functools.cache
+def kernels() -> Any:
+    """The compiled library; raises Unavailable, with the reason and the remedy, where it cannot be had.
+
+    RAMIFY_NATIVE=0 in the environment asks for torch's operations.
+    """
+    if os.environ.get("RAMIFY_NATIVE") == "0":
+        raise Unavailable("RAMIFY_NATIVE=0 asks for torch's operations")
+    try:
+        library = ctypes.CDLL(str(built()))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernels cannot be loaded or kept: {error}") from error
+    for name, (answer, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = answer, arguments
+    return library
+
+
+def why() -> str:
+    """Whether there are kernels, for a person."""
+    try:
+        kernels()
+    except Unavailable as error:
+        return f"none: {error}"
+    return f"compiled with {compiler()[0]}"
+
+
+def compiler() -> list[str]:
+    """The command of the C compiler: $CC, or the first that is there."""
+    named = os.environ.get("CC", "").split()
+    found = [path for name in (named[:1] or COMPILERS) if (path := shutil.which(name))]
+    if not found:
+        wanted = f"CC={named[0]}" if named else " or ".join(COMPILERS)
+        raise Unavailable(
+            f"no C compiler ({wanted}) was found: install one, say gcc, and decoding on a CPU becomes faster"
+        )
+    return [found[0], *named[1:]]
+
+
+def built() -> Path:
+    """The library for this source, compiler and processor, made if it is not there yet."""
+    command = compiler()
+    name = hashlib.sha256("\0".join((*command, *FLAGS, version(command), processor(), SOURCE.read_text())).encode())
+    target = folder() / f"native-{name.hexdigest()[:20]}.so"
+    if not target.exists():
+        build(command, target)
+    return target
+
+
+def build(command: list[str], target: Path) -> None:
+    """Compile into place at once, so that other processes see a whole file or none; without OpenMP where the compiler has none."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        out = Path(scratch) / target.name
+        said = ""
+        for extra in (("-fopenmp",), ()):
+            told = run([*command, *FLAGS, *extra, "-o", str(out), str(SOURCE), "-lm"])
+            if told.returncode == 0 and out.exists():
+                out.replace(target)
+                return
+            said = said or told.stderr.strip() or f"exit status {told.returncode}"
+    raise Unavailable(f"{command[0]} could not compile the kernels: {said[:500]}")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the compiler; Unavailable where it cannot be run or takes too long."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{command[0]} could not be run: {error}") from error
+
+
+def version(command: list[str]) -> str:
+    """The first line in which a compiler says what it is."""
+    return run([*command, "--version"]).stdout.partition("\n")[0]
+
+
+def processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{sys.platform} {platform.machine()} {platform.processor()}"
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join(sorted(set(told))) or platform.machine()
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: $RAMIFY_CACHE, else the user's cache."""
+    named = os.environ.get("RAMIFY_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"
