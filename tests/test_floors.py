@@ -15,20 +15,21 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ramify"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS: dict[str, set[str]] = {
+    "native": set(),
     "core": set(),
-    "engine": set(),
+    "engine": {"native"},
     "tasks": {"core"},
     "grow": {"core", "engine"},
-    "learn": {"core"},
+    "learn": {"core", "native"},
     "look": {"core", "engine", "tasks", "grow"},
-    "run": {"core", "engine", "tasks", "grow", "learn", "look"},
+    "run": {"native", "core", "engine", "tasks", "grow", "learn", "look"},
     "adapters": {"core", "grow", "learn"},
     "recipes": {"core", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
 }
 FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
 FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
 
-WITHOUT_TORCH = ("core/", "tasks/", "grow/", "engine/engine.py", "engine/toy.py", "recipes/", "__init__.py")
+WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/toy.py", "recipes/", "__init__.py")
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
 OPTIONAL = {

@@ -1,7 +1,8 @@
-"""The forward pass and the draw of native.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
+"""The forward pass and the draw of native/decode.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,17 @@ from torch import Tensor
 
 from ramify.engine.fused import FusedForward, Layer
 from ramify.engine.kv import Reach
-from ramify.engine.native import kernels
 from ramify.engine.packed import Part
+from ramify.native.build import library
+
+WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
+KERNELS = {
+    "ramify_lanes": (WORD, ()),
+    "ramify_room": (WORD, (ADDRESS, WORD, WORD)),
+    "ramify_forward": (None, (ADDRESS,) * 4),
+    "ramify_entropy": (None, (ADDRESS, *(WORD,) * 4, ADDRESS)),
+    "ramify_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
+}
 
 
 class Panels:
@@ -74,7 +84,7 @@ class PanelLayer:
                 mine.copy_(theirs.detach())
 
     def pointers(self) -> list[int]:
-        """As native.c lays them out."""
+        """As decode.c lays them out."""
         matrices = [address for matrix in self.matrices for address in matrix.pointers()]
         return matrices + [0 if norm is None else norm.data_ptr() for norm in self.norms]
 
@@ -82,13 +92,13 @@ class PanelLayer:
 class CompiledForward(FusedForward):
     """All layers in one call without torch; a token's logits are the same bits whatever runs beside it, prefilled or decoded.
 
-    Raises ValueError for a model that the kernels do not fit, and native.Unavailable without a compiler.
+    Raises ValueError for a model that the kernels do not fit, and Unavailable without a compiler. `flags` are the compiler's.
     """
 
     name = "compiled"
 
-    def __init__(self, fused: FusedForward, library: Any = None) -> None:
-        self.library = library or kernels()
+    def __init__(self, fused: FusedForward, flags: Sequence[str] = ()) -> None:
+        self.library = library("decode.c", KERNELS, *flags)
         super().__init__(fused.reference, fused.layers, fused.epsilon)
         g = self.geometry = replace(fused.geometry, dtype=torch.float32)
         lanes = int(self.library.ramify_lanes())
@@ -130,7 +140,7 @@ class CompiledForward(FusedForward):
         self.model = self._model()
 
     def _model(self) -> np.ndarray:
-        """The model as native.c reads it: addresses, in the order of its structs."""
+        """The model as decode.c reads it: addresses, in the order of its structs."""
         parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr(), *self.last.pointers()]
         return np.array(parts + [address for layer in self.panels for address in layer.pointers()], dtype=np.uint64)
 

@@ -16,9 +16,9 @@ from ramify.engine.decode import Decoder
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward, ModelForward, verify
 from ramify.engine.fused import FusedForward, recognise
-from ramify.engine.native import Unavailable
 from ramify.engine.packed import PackedForward, size_of_copy, working_dtype
 from ramify.engine.rows import Ticket
+from ramify.native.build import Unavailable
 
 QUIET = 8  # turns of the event loop without a new request before the next step
 
@@ -33,8 +33,9 @@ class LocalEngine:
     copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
     the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `packed`: on a CPU
     such models are decoded from one more copy of their matrices, in the layout that few rows multiply fastest, where it takes at most
-    this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. Matrices in half precision that take up to 4 MiB in
-    float32 are copied, and KV held, in float32: the same weights, rounded less in between, and faster.
+    this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. In float32 that copy is decoded by compiled kernels
+    (`native`; False, or no C compiler, leaves it to torch's operations, several times slower). Matrices in half precision that take up to
+    4 MiB in float32, or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights, rounded less in between.
     `threads`: of torch while the engine works, None leaves them; a model of 128 dimensions decodes faster with one than with two.
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
@@ -42,10 +43,10 @@ class LocalEngine:
     adapters are in place, and keep the parameters the same objects (optimizer steps and `load_state_dict` do).
 
     Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count,
-    memory and `packed`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's random
-    numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
-    within float tolerance (which can flip a token whose draw lies that near an edge). (3) Tokens are scored by the distribution they
-    were drawn from; a token of probability 0 is never drawn.
+    memory, `packed` and `native`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's
+    random numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
+    within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in the compiled kernels, without truncation.
+    (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
     """
 
     def __init__(

@@ -61,7 +61,10 @@ def machine() -> list[tuple[str, str]]:
     if importlib.util.find_spec("torch"):
         import torch
 
+        from ramify.native.build import why
+
         rows.append(("torch threads", str(torch.get_num_threads())))
+        rows.append(("kernels for CPUs", why()))
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):
                 card = torch.cuda.get_device_properties(i)

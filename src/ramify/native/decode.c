@@ -4,75 +4,14 @@
  * tokens through all layers by itself, so that decoding waits for nobody. What a token's numbers are does not depend on how many others
  * run beside it, on the number of threads, or on whether it is prefilled or decoded: every sum runs in the order of its own terms.
  *
- * Plain C with the vector extensions of GCC and Clang; ramify/engine/native.py compiles and calls it.
+ * engine/compiled.py calls it.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "vectors.h"
 
-#ifndef W /* floats in a vector */
-#if defined(__AVX512F__)
-#define W 16
-#elif defined(__AVX__)
-#define W 8
-#else
-#define W 4
-#endif
-#endif
-#if W == 16
-#define R 12 /* rows of one tile: R x 2 sums stay in registers */
-#else
-#define R 6
-#endif
-#define P (2 * W)     /* columns of a panel */
-#define CHUNK 64      /* tokens whose activations are kept at once */
-#define DEEP 256      /* inputs of a panel that are met at once: they stay in the first cache */
-#define AHEAD 64      /* lines of a panel that are asked of memory before they are met */
-#define SPAN 512      /* tokens of the vocabulary that are summed at once */
-#define ALWAYS static inline __attribute__((always_inline))
+#define CHUNK 64 /* tokens whose activations are kept at once */
+#define SPAN 512 /* tokens of the vocabulary that are summed at once */
 
-typedef float vf __attribute__((vector_size(4 * W)));
-typedef float vfu __attribute__((vector_size(4 * W), aligned(4)));
-typedef int32_t vi __attribute__((vector_size(4 * W)));
-
-ALWAYS vf load(const float *x) { return *(const vfu *)x; }
-ALWAYS void store(float *x, vf v) { *(vfu *)x = v; }
-ALWAYS vf splat(float x) { return x - (vf){0}; }
-ALWAYS vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-
-ALWAYS float total(vf v) {
-    float s = 0;
-    for (int i = 0; i < W; i++) s += v[i];
-    return s;
-}
-
-ALWAYS float highest(vf v) {
-    float s = v[0];
-    for (int i = 1; i < W; i++) s = v[i] > s ? v[i] : s;
-    return s;
-}
-
-/* exp(x) for x <= 88 within 2 units in the last place; 0 below -87. NaN stays NaN. */
-ALWAYS vf exponential(vf x) {
-    vf y = select(x < -87.0f, splat(-87.0f), select(x > 88.0f, splat(88.0f), x));
-    vf n = (y * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
-    vf r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    vf scale = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-    return select(x < -87.0f, (vf){0}, p * scale);
-}
-
-/* What `shape` holds, in this order; see native.py. */
+/* What `shape` holds, in this order; see engine/compiled.py. */
 typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, threads; } Shape;
 /* Panels [columns / P][inputs][P] and biases [columns] or NULL. */
 typedef struct { const float *weight, *bias; } Matrix;
@@ -83,52 +22,8 @@ typedef struct { float *store; int64_t rows, capacity; } Slots;
 /* answer [n]: the row of `logits` that a token's go to, or -1; `together`: tokens of one slot may see others of this pass. */
 typedef struct { const int64_t *token, *position, *slot, *answer; int64_t n, together; float *logits, *room; float epsilon, scale; } Pass;
 
-ALWAYS int64_t padded(int64_t n) { return (n + P - 1) / P * P; }
-/* From one row to the next: rows a power of two apart would fight for the same lines of the cache. */
-ALWAYS int64_t stride(int64_t n) { return padded(n) + P; }
 /* Of queries, keys and values beside each other, and of what attention answers, in one buffer. */
 ALWAYS int64_t wide(const Shape *s) { return stride((s->heads + 2 * s->kv_heads) * s->dim); }
-
-/* out[r, 0..P) += sum over k of x[r, k] w[k, 0..P) for n rows. */
-ALWAYS void tile(const int n, const float *x, int64_t ldx, const float *w, int64_t k, float *out, int64_t ldo) {
-    vf sum[R][2];
-    for (int r = 0; r < n; r++) sum[r][0] = sum[r][1] = (vf){0};
-    for (int64_t i = 0; i < k; i++) {
-        vf a = load(w + i * P), b = load(w + i * P + W);
-        __builtin_prefetch(w + (i + AHEAD) * P);
-        for (int r = 0; r < n; r++) {
-            float one = x[r * ldx + i];
-            sum[r][0] += one * a;
-            sum[r][1] += one * b;
-        }
-    }
-    for (int r = 0; r < n; r++) {
-        store(out + r * ldo, load(out + r * ldo) + sum[r][0]);
-        store(out + r * ldo + W, load(out + r * ldo + W) + sum[r][1]);
-    }
-}
-
-static void tiles(int n, const float *x, int64_t ldx, const float *w, int64_t k, float *out, int64_t ldo) {
-    switch (n) {
-#define CASE(N) case N: tile(N, x, ldx, w, k, out, ldo); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if R > 6
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-    }
-}
-
-/* One panel: out[n, P] += x[n, k] w, in tiles as even as can be. */
-static void panel(int n, const float *x, int64_t ldx, const float *w, int64_t k, float *out, int64_t ldo) {
-    int count = (n + R - 1) / R;
-    for (int64_t from = 0; from < k; from += DEEP) {
-        int64_t some = k - from < DEEP ? k - from : DEEP;
-        for (int t = 0; t < count; t++) {
-            int first = (int)((int64_t)n * t / count), last = (int)((int64_t)n * (t + 1) / count);
-            tiles(last - first, x + first * ldx + from, ldx, w + from * P, some, out + first * ldo, ldo);
-        }
-    }
-}
 
 ALWAYS void begin(int n, const float *bias, float *out, int64_t ldo) {
     for (int r = 0; r < n; r++)
@@ -143,7 +38,7 @@ static void product(int n, const float *x, int64_t ldx, Matrix m, int64_t k, int
         else if (bias)
             for (int r = 0; r < n; r++)
                 for (int i = 0; i < P; i += W) store(out + r * ldo + c + i, load(out + r * ldo + c + i) + load(bias + i));
-        panel(n, x, ldx, m.weight + c * k, k, out + c, ldo);
+        panel(n, x, ldx, m.weight + c * k, k, out + c, ldo, 1);
     }
 }
 
@@ -163,8 +58,8 @@ static void gated(int n, const float *x, int64_t ldx, const Layer *layer, int64_
     for (int64_t c = 0; c < inner; c += P) {
         begin(n, layer->gate.bias ? layer->gate.bias + c : NULL, gate, P);
         begin(n, layer->up.bias ? layer->up.bias + c : NULL, up, P);
-        panel(n, x, ldx, layer->gate.weight + c * k, k, gate, P);
-        panel(n, x, ldx, layer->up.weight + c * k, k, up, P);
+        panel(n, x, ldx, layer->gate.weight + c * k, k, gate, P, 1);
+        panel(n, x, ldx, layer->up.weight + c * k, k, up, P, 1);
         for (int r = 0; r < n; r++)
             for (int i = 0; i < P; i += W) {
                 vf g = load(gate + r * P + i);

@@ -1,4 +1,4 @@
-"""The kernels of native.c: compiled once for this machine by the system's C compiler, kept in the user's cache, called through ctypes."""
+"""C sources into libraries: compiled by the system's C compiler for this machine, kept in the user's cache, called through ctypes."""
 
 from __future__ import annotations
 
@@ -11,54 +11,52 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+HERE = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT = 120  # seconds of the compiler
-SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "ramify_lanes": (ctypes.c_int64, ()),
-    "ramify_room": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)),
-    "ramify_forward": (None, (ctypes.c_void_p,) * 4),
-    "ramify_entropy": (None, (ctypes.c_void_p, *(ctypes.c_int64,) * 4, ctypes.c_void_p)),
-    "ramify_draw": (
-        None,
-        (ctypes.c_void_p, *(ctypes.c_int64,) * 4, *(ctypes.c_void_p,) * 2, ctypes.c_int64, *(ctypes.c_void_p,) * 3),
-    ),
-}
+Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""Of each function, the ctypes of its answer and its arguments."""
 
 
 class Unavailable(RuntimeError):
     """Why there are no compiled kernels here; decoding then uses torch's operations."""
 
 
-@functools.cache
-def kernels() -> Any:
-    """The compiled library; raises Unavailable, with the reason and the remedy, where it cannot be had.
+def library(source: str, signatures: Signatures, *flags: str) -> Any:
+    """The library of a C source here; raises Unavailable, with the reason and the remedy, where it cannot be had.
 
     RAMIFY_NATIVE=0 in the environment asks for torch's operations.
     """
     if os.environ.get("RAMIFY_NATIVE") == "0":
         raise Unavailable("RAMIFY_NATIVE=0 asks for torch's operations")
+    made = opened(source, *flags)
+    for name, (answer, arguments) in signatures.items():
+        function = getattr(made, name)
+        function.restype, function.argtypes = answer, arguments
+    return made
+
+
+@functools.cache
+def opened(source: str, *flags: str) -> ctypes.CDLL:
+    """The library, compiled first where it is not there yet."""
     try:
-        library = ctypes.CDLL(str(built()))
+        return ctypes.CDLL(str(built(source, *flags)))
     except OSError as error:
         raise Unavailable(f"the compiled kernels cannot be loaded or kept: {error}") from error
-    for name, (answer, arguments) in SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = answer, arguments
-    return library
 
 
 def why() -> str:
-    """Whether there are kernels, for a person."""
+    """Whether kernels can be compiled here, for a person."""
     try:
-        kernels()
+        library("decode.c", {})
     except Unavailable as error:
         return f"none: {error}"
-    return f"compiled with {compiler()[0]}"
+    return f"compiled by {compiler()[0]}"
 
 
 def compiler() -> list[str]:
@@ -73,24 +71,25 @@ def compiler() -> list[str]:
     return [found[0], *named[1:]]
 
 
-def built() -> Path:
+def built(source: str, *flags: str) -> Path:
     """The library for this source, compiler and processor, made if it is not there yet."""
-    command = compiler()
-    name = hashlib.sha256("\0".join((*command, *FLAGS, version(command), processor(), SOURCE.read_text())).encode())
-    target = folder() / f"native-{name.hexdigest()[:20]}.so"
+    command = [*compiler(), *FLAGS, *flags]
+    texts = [path.read_text() for path in (HERE / source, *sorted(HERE.glob("*.h")))]
+    name = hashlib.sha256("\0".join((*command, version(command[0]), processor(), *texts)).encode())
+    target = folder() / f"{Path(source).stem}-{name.hexdigest()[:20]}.so"
     if not target.exists():
-        build(command, target)
+        build(command, HERE / source, target)
     return target
 
 
-def build(command: list[str], target: Path) -> None:
+def build(command: list[str], source: Path, target: Path) -> None:
     """Compile into place at once, so that other processes see a whole file or none; without OpenMP where the compiler has none."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         out = Path(scratch) / target.name
         said = ""
         for extra in (("-fopenmp",), ()):
-            told = run([*command, *FLAGS, *extra, "-o", str(out), str(SOURCE), "-lm"])
+            told = run([*command, *extra, "-o", str(out), str(source), "-lm"])
             if told.returncode == 0 and out.exists():
                 out.replace(target)
                 return
@@ -106,9 +105,9 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise Unavailable(f"{command[0]} could not be run: {error}") from error
 
 
-def version(command: list[str]) -> str:
+def version(command: str) -> str:
     """The first line in which a compiler says what it is."""
-    return run([*command, "--version"]).stdout.partition("\n")[0]
+    return run([command, "--version"]).stdout.partition("\n")[0]
 
 
 def processor() -> str:

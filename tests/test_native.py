@@ -1,0 +1,95 @@
+"""Kernels compiled for this machine: kept, shared by processes, and what is said where they cannot be had."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines import mixed, run, small, worst
+from ramify.engine.local import LocalEngine
+from ramify.native import build
+from ramify.run.doctor import machine
+
+MANY = 2**26
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No kernels compiled so far."""
+    monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path / "kernels"))
+    build.opened.cache_clear()
+    yield tmp_path
+    build.opened.cache_clear()
+
+
+def test_without_a_compiler_torch_decodes(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(build.Unavailable, match=r"CC=no-such-compiler.*install one"):
+        build.library("decode.c", {})
+    assert dict(machine())["kernels for CPUs"].startswith("none: no C compiler")
+    model, requests = small(), mixed(6)
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    assert engine.forward.name == "packed"
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo broken >&2; exit 1", "could not compile the kernels: broken"), ("exit 0", "exit status 0")],
+)
+def test_a_compiler_that_fails_says_why(script: str, said: str, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = empty / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(build.Unavailable, match=said):
+        build.library("decode.c", {})
+    assert not list((empty / "kernels").iterdir())
+
+
+def test_a_compiler_without_openmp_will_do(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac: one thread then does all the work."""
+    compiler = empty / "cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec gcc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    model, requests = small(), mixed(6)
+    engine = LocalEngine(model, slots=4, memory=MANY, threads=2)
+    assert engine.forward.name == "compiled"
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_the_environment_switches_them_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    assert LocalEngine(small(), slots=2, memory=MANY).forward.name == "packed"
+    assert "RAMIFY_NATIVE=0" in build.why()
+
+
+def test_a_library_that_is_broken_is_named(empty: Path) -> None:
+    target = build.built("decode.c")
+    target.write_bytes(b"not a library")
+    with pytest.raises(build.Unavailable, match="cannot be loaded"):
+        build.library("decode.c", {})
+
+
+def test_a_folder_that_cannot_be_written_is_named(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "file").write_text("")
+    monkeypatch.setenv("RAMIFY_CACHE", str(empty / "file" / "below"))
+    with pytest.raises(build.Unavailable, match="cannot be loaded or kept"):
+        build.library("decode.c", {})
+
+
+def test_several_processes_build_at_once(empty: Path) -> None:
+    """Each finds a whole library, and one is left."""
+    code = "from ramify.native.build import library; assert library('decode.c', {}).ramify_lanes() in (4, 8, 16)"
+    environment = os.environ | {"RAMIFY_CACHE": str(empty / "kernels")}
+    children = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [child.wait(100) for child in children] == [0, 0, 0]
+    (left,) = (empty / "kernels").iterdir()
+    assert ctypes.CDLL(str(left)).ramify_lanes() in (4, 8, 16)
