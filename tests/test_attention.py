@@ -17,6 +17,7 @@ from ramify.learn import merged
 from ramify.learn.attention import TreePlan, attending, block_mask, plan, tree_attention, visible
 from ramify.learn.gather import CHUNK, cut, runs, sizes
 from ramify.learn.pack import Layout, lay_out
+from ramify.learn.stack import Stacked
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 
@@ -100,7 +101,7 @@ def test_ends_say_who_sees_whom(name: str, row: Layout) -> None:
     assert torch.equal(visible(end), ancestors(parent))
 
 
-@pytest.mark.parametrize("way", ["dense", "gather"])
+@pytest.mark.parametrize("way", ["stack", "dense", "gather"])
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
 def test_ways_agree(name: str, row: Layout, way: str) -> None:
     parent, end = columns(row)
@@ -210,14 +211,16 @@ def test_cost_grows_with_paths_not_with_the_square_of_the_tree() -> None:
 @pytest.mark.parametrize("tokens", [10, 5000])
 def test_one_path_is_one_causal_call(tokens: int) -> None:
     parent, end = columns(branched((1, tokens)))
-    way = plan(parent, end)
+    way = plan(parent, end, way="gather")
     assert way.paths is not None
     (group,) = way.paths.groups
     assert group.tokens == group.asked == group.known == slice(0, tokens + 3)
     assert group.causal == (tokens == 5000)  # a short one is masked, which is faster
 
 
-def test_auto_takes_the_cheaper_way() -> None:
+def test_auto_takes_the_cheaper_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(plan(*columns(branched((2, 3), (2, 2), (2, 2)))).paths, Stacked)
+    monkeypatch.setenv("RAMIFY_NATIVE", "0")
     assert plan(*columns(branched((2, 3), (2, 2), (2, 2)))).mask is not None
     assert plan(*columns(branched((2, 300), (2, 300), (2, 300)))).paths is not None
 

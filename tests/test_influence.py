@@ -21,6 +21,12 @@ from tiny import FAMILIES, build
 SEPARATORS = Separators(frozenset({3}), frozenset({3, 4, 5}), think_end=6)
 
 
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernels that attend and fold at once, and by torch's operations beside attention."""
+    monkeypatch.setenv("RAMIFY_NATIVE", str(int(request.param == "kernels")))
+
+
 def star(seed: int, paths: int = 4, length: int = 40) -> Tree:
     """Independent paths of random tokens; one without a double separator, one without any."""
     rng = random.Random(seed)

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
-from ramify.learn.gather import CALL, Gather, cut, fit, gather, runs, sizes
+from ramify.learn.gather import CALL, Gather, Runs, cut, fit, gather, runs, sizes
+from ramify.learn.stack import Stacked, kernels
 from ramify.learn.trunk import Trunk, trunks
+from ramify.native.build import why
 
 NAME = "ramify_tree"
 BLOCK = 128  # FlexAttention's tile
-Way = Literal["auto", "dense", "gather", "trunk", "flex"]
-"""dense: a T x T mask. gather: each run against its own path. trunk: gather, but a path that many tokens
-share is met in one call, on CPU and where some call pays. flex: FlexAttention's block mask, for CUDA. auto: the cheapest."""
+Way = Literal["auto", "stack", "dense", "gather", "trunk", "flex"]
+"""stack: compiled kernels, on a CPU in float32 or float64. dense: a T x T mask. gather: each run against its own path. trunk: gather, but a
+path that many tokens share is met in one call, on CPU and where some call pays. flex: FlexAttention's block mask, for CUDA. auto: stack or
+flex where they can be had, else the cheapest of the others."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class TreePlan:
     length: int  # T tokens the model must be given: those of the row, and the padding that flex wants
     depth: int  # tokens on the longest path
     mask: Tensor | None = None  # [1, 1, T, T], 0 or -inf
-    paths: Gather | Trunk | None = None
+    paths: Stacked | Gather | Trunk | None = None
     blocks: BlockMask | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -60,7 +63,7 @@ def plan(
     """Plan one row of T tokens.
 
     `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `width` is heads x head
-    size, which weighs arithmetic against calls. Raises ValueError for an unknown way or an empty row.
+    size, which weighs arithmetic against calls. Raises ValueError for an unknown way, one that cannot be had here, or an empty row.
     """
     if way not in get_args(Way):
         raise ValueError(f"tree attention is one of {', '.join(map(repr, get_args(Way)))}, got {way!r}")
@@ -71,6 +74,8 @@ def plan(
     if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
         length, blocks = block_mask(end)
         return TreePlan(length, row.depth, blocks=blocks)
+    if way in ("auto", "stack") and (stack := stacked(row, parent.device, dtype, way == "stack")):
+        return TreePlan(len(parent), row.depth, paths=stack)
     chunks = cut(row)
     groups, cost = sizes(chunks, width)
     felling = trunks(row, *columns, width, parent.device) if way in ("auto", "trunk") else None
@@ -83,6 +88,15 @@ def plan(
     if felling is not None:
         return TreePlan(len(parent), row.depth, paths=felling.plan(parent.device))
     return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, parent.device))
+
+
+def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -> Stacked | None:
+    """The plan of the compiled kernels; where there are none for this device and dtype None, or ValueError if they are `wanted`."""
+    if device.type == "cpu" and kernels(dtype) is not None:
+        return Stacked.of(row)
+    if wanted:
+        raise ValueError(f"attention 'stack' cannot be had on {device} in {dtype}: kernels for CPUs are {why()}; use 'auto'")
+    return None
 
 
 def visible(end: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ramify.core.tree import Author, Node
 from ramify.learn.gather import runs
+from ramify.learn.stack import Folding, Stacked
 from ramify.learn.steps import LEVELS, Separators, Steps, segment
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Watch:
     base: list[int]  # where each path begins in the columns of `sums`
     step: Tensor  # [F] the column of `best` of each token of each path; the last column is for prompts
     size: Tensor  # [C] tokens of each step
+    folding: Folding  # the same for kernels that attend and fold at once
     best: Tensor | None = None  # [C] so far
 
     def over(self, way: TreePlan) -> Watched:
@@ -240,6 +242,12 @@ class Watched:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+        paths = self.way.paths
+        if isinstance(paths, Stacked):
+            sums = self.watch.sums(query.shape[1], query)
+            out = paths.watched(query, key, value, scale, self.watch.folding, sums)
+            self.watch.close(sums)
+            return out
         self.watch.add(query, key, scale)
         return self.way.attend(query, key, value, scale)
 
@@ -269,7 +277,8 @@ class Influence:
         base = np.cumsum([0, *map(len, step)]).tolist()
         columns = torch.from_numpy(np.concatenate([np.zeros(0, dtype=int), *step]))
         counts = torch.from_numpy(np.concatenate([*sizes, np.ones(1)]))
-        return Watch(trails, stretches(row, trails, [last for _, last in ended]), base, columns, counts)
+        last = [token for _, token in ended]
+        return Watch(trails, stretches(row, trails, last), base, columns, counts, folding(row, trails, last, base))
 
     def take(self, watch: Watch) -> None:
         """Keep what a watch found."""
@@ -288,6 +297,30 @@ class Influence:
                 nodes[id(node)] = (node, total + value[here], seen + 1)
         for node, total, seen in nodes.values():
             node.signals["influence"] = (total / seen).tolist()
+
+
+def folding(row: Layout, trails: Sequence[Trail], last: Sequence[int], base: Sequence[int]) -> Folding:
+    """Of every token that adds something to a path, what and to which columns; `last` [K] as for `stretches`."""
+    parent, tokens = np.array(row.parent, dtype=np.int64), []
+    for path, token in zip(trails, last, strict=True):
+        line = np.empty(len(path.limit), dtype=np.int64)
+        for i in range(len(line) - 1, -1, -1):
+            line[i] = token
+            token = int(parent[token])
+        tokens.append(line)
+    used = [np.flatnonzero(path.limit) for path in trails]
+    found = [
+        np.concatenate([np.zeros(0, dtype=kind), *parts])
+        for kind, parts in (
+            (np.int64, [line[some] for line, some in zip(tokens, used, strict=True)]),
+            (np.int64, [np.full(len(some), at) for some, at in zip(used, base, strict=False)]),
+            (np.int64, [path.limit[some] for path, some in zip(trails, used, strict=True)]),
+            (np.float64, [path.weight[some] for path, some in zip(trails, used, strict=True)]),
+        )
+    ]
+    order = np.argsort(found[0], kind="stable")
+    token, at, limit, weight = (column[order] for column in found)
+    return Folding(np.searchsorted(token, np.arange(len(row) + 1)), at, limit, weight)
 
 
 def stretches(row: Layout, trails: Sequence[Trail], last: Sequence[int]) -> list[Stretch]:

@@ -8,8 +8,8 @@
  */
 #include "vectors.h"
 
-#define FEW 36       /* query rows met at once */
-#define MUCH 32768   /* scores held at once, where that is more than a tile of rows */
+#define FEW 48       /* query rows met at once */
+#define MUCH 65536   /* scores held at once, where that is more than a tile of rows */
 
 /* A row: runs [start, stop) in preorder, each `before` tokens down its path; trees are the runs [tree[i], tree[i + 1]). */
 typedef struct { const int64_t *start, *stop, *before, *tree; int64_t trees, depth, tokens; } Row;
