@@ -148,7 +148,10 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
         (["threads=0"], ["threads must be at least 1"]),
     ],
 )
-def test_bad_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]):
+def test_bad_overrides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
+):
+    monkeypatch.chdir(tmp_path)  # where no quickstart has been run
     said = fails(capsys, "train", RECIPE, f"out={tmp_path / 'run'}", *words)
     for part in parts:
         assert part in said

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ramify.core import store
 from ramify.core.tree import Author, Tree
+from ramify.learn.policy import TorchPolicy
 from ramify.run import checkpoint
 from ramify.run.launch import launch
 from ramify.run.signals import Signals
@@ -63,11 +64,22 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> 
 
 def test_influence_rides_on_the_pass_that_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run but for rounding, as with a pass of its own; and a stopped one goes on bit for bit."""
+    passes: list[bool] = []  # of each, whether it was for influence alone
+    inner = TorchPolicy._score_row
+
+    def counted(self, model, row, watch=None, headless=False):
+        passes.append(headless)
+        return inner(self, model, row, watch, headless)
+
+    monkeypatch.setattr(TorchPolicy, "_score_row", counted)
     still = "optimizer.decay=constant"
     assert train(tmp_path / "ridden", "steps=3", still, variant=":recomputed") == 0
     assert train(tmp_path / "stopped", "steps=1", still, variant=":recomputed") == 0
     assert train(tmp_path / "stopped", "steps=3", still, variant=":recomputed") == 0
     same(tmp_path / "ridden", tmp_path / "stopped")
+    assert passes
+    assert not any(passes)
+    passes.clear()
     monkeypatch.setattr(Signals, "rides", ())
     assert train(tmp_path / "alone", "steps=3", still, variant=":recomputed") == 0
     every = zip(trees(tmp_path / "ridden"), trees(tmp_path / "alone"), strict=True)
@@ -75,7 +87,7 @@ def test_influence_rides_on_the_pass_that_recomputes(tmp_path: Path, monkeypatch
     pairs = [pair for a, b in nodes for pair in zip(a.signals.get("recomputed", []), b.signals.get("recomputed", []))]
     ridden, alone = zip(*pairs, strict=True)
     assert len(pairs) > 100
-    assert ridden != alone, "nothing rode"
+    assert any(passes), "the pass of its own was not made"
     assert ridden == pytest.approx(alone, abs=1e-4)
 
 

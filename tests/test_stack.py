@@ -135,7 +135,7 @@ def test_folding_adds_what_it_says(lanes: int) -> None:
 def test_where_there_are_no_kernels_others_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     parent, end = row(0, 5, 1)
     assert plan(parent, end, torch.bfloat16).paths is None or not isinstance(plan(parent, end, torch.bfloat16).paths, Stacked)
-    with pytest.raises(ValueError, match="'stack' cannot be had on cpu in torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"'stack' cannot be had on cpu in torch\.bfloat16"):
         plan(parent, end, torch.bfloat16, "stack")
     monkeypatch.setenv("RAMIFY_NATIVE", "0")
     assert not isinstance(plan(parent, end).paths, Stacked)

@@ -234,7 +234,9 @@ def chosen(row: Layout, width: int = 128) -> str:
     return "dense" if way.mask is not None else type(way.paths).__name__
 
 
-def test_auto_takes_trunks_where_they_pay() -> None:
+def test_auto_takes_trunks_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(branched((4, 60), prompt=3)) == "Stacked"
+    monkeypatch.setenv("RAMIFY_NATIVE", "0")
     assert chosen(branched((1000, 6), prompt=2000)) == "Trunk"
     assert chosen(lay_out([grown(900, 4, 4)])[0]) == "Trunk"
     assert chosen(branched((4, 30), prompt=10)) == "dense"
@@ -244,5 +246,6 @@ def test_auto_takes_trunks_where_they_pay() -> None:
 
 
 def test_without_the_operators_there_are_no_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMIFY_NATIVE", "0")
     monkeypatch.setattr(merged, "FORWARD", "_an_operator_that_torch_lacks")
     assert chosen(branched((1000, 6), prompt=2000)) == "dense"

@@ -127,8 +127,9 @@ class CompiledForward(FusedForward):
 
     def refresh(self) -> None:
         """Renew the copy."""
-        for part in (*self.panels, self.last):
-            part.refresh()
+        for layer in self.panels:
+            layer.refresh()
+        self.last.refresh()
         self.table = self.embedding.detach().float().contiguous()
         self.model = self._model()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from itertools import islice
 
@@ -14,6 +15,7 @@ from ramify.engine.forward import Forward
 from ramify.engine.kv import ROUND, Reach, Slots, rounded
 from ramify.engine.prefill import Prefill
 from ramify.engine.radix import Trie
+from ramify.engine.record import Record
 from ramify.engine.residents import Residents
 from ramify.engine.rng import uniforms
 from ramify.engine.rows import Row, Ticket
@@ -47,7 +49,12 @@ class Decoder:
             ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0
         )
         self.prefill = Prefill(forward, self.slots, self.trie, self.residents, self.counters)
-        self._stale = True  # the sampling columns do not belong to the rows
+        self.record = Record()
+        self._stale = True  # the columns below do not belong to the rows
+        self._futures: list[asyncio.Future[Segment]] = []
+        self._asking: list[Row] = []  # those whose `until` wants to see every token
+        self._ends: frozenset[int] = frozenset()  # tokens after which some of the others are asked
+        self._left = 0
         self._settings: list[tuple[object, ...]] = []  # of the rows that the knobs were made for
 
     @property
@@ -98,7 +105,7 @@ class Decoder:
     def abandon(self, error: BaseException | None) -> None:
         """End every request: hand `error` to all who wait, or cancel them."""
         tickets = [row.ticket for row in (*self.rows, *self._newcomers) if row is not None] + list(self.waiting)
-        self.rows, self._newcomers, self._stale = [], [], True
+        self.rows, self._newcomers, self._stale, self.record = [], [], True, Record()
         self.waiting.clear()
         for ticket in tickets:
             if ticket.future.done() or ticket.future.get_loop().is_closed():
@@ -152,6 +159,8 @@ class Decoder:
 
     def _seat(self, seated: list[Row]) -> None:
         """Give each newcomer a slot: that which its parent has left, else another hole, else the end."""
+        if seated:
+            self.record.flush(self.rows)
         rows = self._with_spare() if seated else 0
         if seated and (rows, self.capacity) != (self.slots.rows, self.slots.capacity):
             self._resize(rows)
@@ -227,28 +236,43 @@ class Decoder:
             self._knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, dtype)
             self._settings = settings
         self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
-        self._counts = np.array([len(row.tokens) for row in rows], dtype=np.uint64)
-        last = [row.tokens[-1] if row.tokens else row.prefix[-1] for row in rows]
+        self._counts = np.array([row.count for row in rows], dtype=np.uint64)
+        self._futures = [row.ticket.future for row in rows]
+        self._asking = [row for row in rows if row.ends is None]
+        self._ends = frozenset[int]().union(*{row.ends for row in rows if row.ends is not None})
+        self._left = min(row.most - row.count for row in rows)  # steps until some row has all its tokens
+        self.record.trim(rows)
+        last = [self.record.last(row) for row in rows]
         self._both = np.array((last, [row.length for row in rows]), dtype=np.int64)[:, :, None]  # [2, A, 1] next tokens, positions
         self._stale = False
 
     def _record(self, rows: list[Row], drawn: Drawn) -> int:
+        """Keep what was drawn, and end the rows that end here; returns how many."""
+        tokens, ended = drawn.tokens, {}
+        self.record.steps.append(drawn)
+        self._left -= 1
+        for row in self._asking:
+            row.tokens.append(tokens[row.slot])
+            finish = row.until(row.tokens)
+            if finish is not None:
+                ended[row.slot] = finish
+        due = {i for i, token in enumerate(tokens) if token in self._ends} if self._ends else set()
+        if not (ended or due or self._left <= 0 or any(future.done() for future in self._futures)):
+            return 0
+        self.record.flush(rows)
         finished = 0
-        records = zip(drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature)
-        for row, token, record in zip(rows, drawn.tokens, records):
-            tokens = row.tokens
-            tokens.append(token)
-            row.recorded.append(record)
-            row.length += 1
-            finish = row.until(tokens)
-            if finish is not None or len(tokens) >= row.most or row.ticket.future.done():
+        for i, row in enumerate(rows):
+            full, finish = row.count >= row.most, ended.get(i)
+            if row.ends is not None and (full or i in due):
+                finish = row.until(self.record.tokens(row))
+            if finish is not None or full or row.ticket.future.done():
                 self._finish(row, finish)
                 finished += 1
         return finished
 
     def _finish(self, row: Row, finish: str | None) -> None:
-        self.residents.finish(row.slot, row.prefix + tuple(row.tokens[:-1]))
+        tokens = self.record.tokens(row)
+        self.residents.finish(row.slot, row.prefix + tuple(tokens[:-1]))
         self.rows[row.slot], self._stale = None, True
         if not row.ticket.future.done():
-            logprobs, kept, entropy, temperature = (list(column) for column in zip(*row.recorded))
-            row.ticket.future.set_result(Segment(row.tokens, logprobs, kept, entropy, temperature, finish, self.version))
+            row.ticket.future.set_result(Segment(tokens, *self.record.columns(row), finish, self.version))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Until = Callable[[list[int]], str | None]
-"""Given the tokens sampled so far in this request, says why the text ends here, or None; called after every token."""
+"""Given the tokens sampled so far in this request, says why the text ends here, or None; called after every token that may end it."""
 
 Temperature = Callable[[Any], Any]
 """A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token.
@@ -42,12 +42,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Continue `prefix`; the same seed gives the same tokens."""
+    """Continue `prefix`; the same seed gives the same tokens. `ends`: `until` answers None after any other token but the last of max_tokens, so
+    an engine need not ask; None says nothing."""
 
     prefix: tuple[int, ...]
     sampling: Sampling
     until: Until
     seed: int
+    ends: frozenset[int] | None = None
 
 
 @dataclass(slots=True)

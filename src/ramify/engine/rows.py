@@ -31,8 +31,19 @@ class Row:
     slot: int = -1
     length: int = 0  # tokens whose KV the slot holds; the next one to run sits at this position
     known: int = 0  # tokens at the start of the prefix that were in KV at some time
-    tokens: list[int] = field(default_factory=list)
-    recorded: list[tuple[float, float, float, float]] = field(default_factory=list)  # of each token: logprob, kept, entropy, temperature
+    ends: frozenset[int] | None = None  # as in its request
+    tokens: list[int] = field(default_factory=list)  # so far, where `until` is asked after each
+    spans: list[tuple[int, int, int]] = field(default_factory=list)  # (slot, first step, one past the last) of the record
+    count: int = 0  # tokens sampled, as `length`, up to the last flush of the record
+
+    def sat(self, step: int, count: int) -> None:
+        """The row was in its slot for so many more steps."""
+        if self.spans and self.spans[-1][::2] == (self.slot, step):
+            self.spans[-1] = (self.slot, self.spans[-1][1], step + count)
+        else:
+            self.spans.append((self.slot, step, step + count))
+        self.length += count
+        self.count += count
 
     @classmethod
     def of(cls, ticket: Ticket) -> Row:
@@ -40,4 +51,4 @@ class Row:
         request = ticket.request
         how = request.sampling
         setting = (how.temperature, how.top_p, how.top_k, how.min_p)
-        return cls(ticket, tuple(request.prefix), request.until, how.max_tokens, setting, mix(request.seed))
+        return cls(ticket, tuple(request.prefix), request.until, how.max_tokens, setting, mix(request.seed), ends=request.ends)

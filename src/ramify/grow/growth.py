@@ -131,7 +131,7 @@ def requests(
         if most not in samplings:
             samplings[most] = replace(sampling, max_tokens=most)
         until = partial(stop, response, most=most)
-        wanted.append((node, Request(prefix, samplings[most], until, seed_of(tree, node))))
+        wanted.append((node, Request(prefix, samplings[most], until, seed_of(tree, node), stop.ends)))
     return wanted
 
 

@@ -94,6 +94,11 @@ class Stop:
         if self.decode is None and (self.answer is not None or self.repetition is not None):
             raise ValueError("stopping at answers or repetition reads text: pass decode=tokenizer.decode to Stop")
 
+    @property
+    def ends(self) -> frozenset[int] | None:
+        """The tokens that alone can end a text before its length does; None where it takes a look at the text to tell."""
+        return frozenset(self.eos) if self.answer is None and self.repetition is None else None
+
     def __call__(self, response: list[int], new: list[int], most: int | None = None) -> str | None:
         """Why the text ends after `new`, or None; `response` came before this segment, which may have `most` tokens."""
         rule = self.repetition

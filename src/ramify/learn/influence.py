@@ -319,8 +319,8 @@ def folding(row: Layout, trails: Sequence[Trail], last: Sequence[int], base: Seq
         )
     ]
     order = np.argsort(found[0], kind="stable")
-    token, at, limit, weight = (column[order] for column in found)
-    return Folding(np.searchsorted(token, np.arange(len(row) + 1)), at, limit, weight)
+    asking, at, limit, weight = (column[order] for column in found)
+    return Folding(np.searchsorted(asking, np.arange(len(row) + 1)), at, limit, weight)
 
 
 def stretches(row: Layout, trails: Sequence[Trail], last: Sequence[int]) -> list[Stretch]:

@@ -72,9 +72,9 @@ class Stacked:
     @classmethod
     def of(cls, row: Runs) -> Stacked:
         """The plan of the runs of a row."""
-        roots = np.flatnonzero(row.before == 0)
-        columns = (row.start, row.stop, row.before, np.append(roots, len(row)))
-        return cls(*(np.ascontiguousarray(x, dtype=np.int64) for x in columns), row.depth)
+        tree = np.append(np.flatnonzero(row.before == 0), len(row))
+        start, stop, before = (np.ascontiguousarray(x, dtype=np.int64) for x in (row.start, row.stop, row.before))
+        return cls(start, stop, before, tree.astype(np.int64), row.depth)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
