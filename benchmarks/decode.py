@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("both", "unequal", "equal"), default="both")
     args = parser.parse_args()
     model = prepared(args)
+    gc.freeze()  # as the command line does after its imports
     rows = [measure(args, model, name == "equal") for name in ("unequal", "equal") if args.lengths in ("both", name)]
     print(table(rows))
     record("decode", rows, args.device)

@@ -175,8 +175,7 @@ def setting_of(args: argparse.Namespace, folder: Path) -> Setting:
     }
     small = args.shape == "quickstart"
     prompts, width = args.prompts or (64 if small else 4), args.width or 8
-    threads = args.engine_threads or (1 if small else None)
-    common |= {"segment": args.segment or (8 if small else 32), "engine_threads": threads}
+    common |= {"segment": args.segment or (8 if small else 32), "engine_threads": args.engine_threads}
     if small:
         model = args.model or str(SFT)
         problems = tuple(ChainSum(prompts * steps, "train")())
@@ -277,7 +276,7 @@ def main() -> None:
     parser.add_argument("--segment", type=int, default=0, help="tokens of a TreePO segment")
     parser.add_argument("--prompts", type=int, default=0, help="of a step; 0: 4, of the quickstart's model 64")
     parser.add_argument("--width", type=int, default=0, help="trajectories of a prompt; 0: 8")
-    parser.add_argument("--engine-threads", type=int, help="of torch while ramify samples; of the quickstart's model 1")
+    parser.add_argument("--engine-threads", type=int, help="of torch while ramify samples; by default as they are")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(args, Path(folder))

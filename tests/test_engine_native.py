@@ -36,9 +36,12 @@ def forward_of(model: Any, *flags: str) -> CompiledForward:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_width_of_vector_passes_the_self_check(kind: str, lanes: str) -> None:
     """Heads of 16 and 48, hidden sizes and vocabularies that fill no whole panel, one to four queries a key head."""
-    for fields in ({}, {"head_dim": 48, "num_key_value_heads": 1, "hidden_size": 52, "intermediate_size": 77, "vocab_size": 37}):
+    for fields in (
+        {},
+        {"head_dim": 48, "num_key_value_heads": 1, "hidden_size": 52, "intermediate_size": 77, "vocab_size": 37},
+    ):
         forward = forward_of(small(kind, **fields), lanes)
-        assert forward.library.ramify_lanes() == int(lanes[-2:].strip('='))
+        assert forward.library.ramify_lanes() == int(lanes[-2:].strip("="))
         assert verify(forward, forward.reference) < 1e-5
 
 
@@ -54,7 +57,11 @@ def test_draws_are_those_of_torch(vocabulary: int, rule: str, lanes: str) -> Non
     generator = torch.Generator().manual_seed(vocabulary)
     logits = torch.randn(40, vocabulary, generator=generator) * 4
     uniform = torch.rand(40, generator=generator, dtype=torch.float64)
-    heats: dict[str, list[Any]] = {"plain": [1.0] * 40, "hot and greedy": [0.0, 0.7, 1.0, 1.8] * 10, "by entropy": [ByEntropy(pivot=1.0)] * 40}
+    heats: dict[str, list[Any]] = {
+        "plain": [1.0] * 40,
+        "hot and greedy": [0.0, 0.7, 1.0, 1.8] * 10,
+        "by entropy": [ByEntropy(pivot=1.0)] * 40,
+    }
     knobs = Knobs([Sampling(8, heat) for heat in heats[rule]], torch.device("cpu"), torch.float32)
     ours, theirs = (draw(logits, knobs, uniform, quick) for quick in (forward_of(small(), lanes), None))
     assert ours.tokens == theirs.tokens
@@ -108,7 +115,9 @@ def test_long_texts_grow_the_tables() -> None:
     """Slots that become longer than the rotary table, and more rows than the line of seats."""
     model = small(max_position_embeddings=600)
     engine = LocalEngine(model, slots=80, memory=MANY)
-    requests = [ask(line(5, i), seed=i, max_tokens=3) for i in range(80)] + [ask(line(400, 99), seed=99, max_tokens=100)]
+    requests = [ask(line(5, i), seed=i, max_tokens=3) for i in range(80)] + [
+        ask(line(400, 99), seed=99, max_tokens=100)
+    ]
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 

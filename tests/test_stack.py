@@ -14,7 +14,13 @@ from ramify.learn.attention import plan
 from ramify.learn.gather import runs
 from ramify.learn.stack import Folding, Stacked
 
-SHAPES = {"grouped": (4, 2, 32), "alone": (3, 3, 40), "many queries a key": (52, 1, 4), "one key head": (6, 1, 24), "tiny": (2, 2, 5)}
+SHAPES = {
+    "grouped": (4, 2, 32),
+    "alone": (3, 3, 40),
+    "many queries a key": (52, 1, 4),
+    "one key head": (6, 1, 24),
+    "tiny": (2, 2, 5),
+}
 
 
 @pytest.fixture(params=[4, 8, 16])
@@ -55,9 +61,13 @@ def inputs(tokens: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list
     return [*((2 * x).to(dtype).requires_grad_() for x in (q, k, v)), g.to(dtype)]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["double", "float"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["double", "float"]
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_kernels_are_the_dense_mask(shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float, lanes: int) -> None:
+def test_kernels_are_the_dense_mask(
+    shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float, lanes: int
+) -> None:
     """Answers and gradients on runs shorter and longer than a tile, several trees a row, with more and fewer threads than those."""
     threads = torch.get_num_threads()
     for seed, (longest, trees) in enumerate([(1, 1), (5, 3), (20, 2), (70, 1)]):
@@ -77,13 +87,17 @@ def test_kernels_are_the_dense_mask(shape: tuple[int, int, int], dtype: torch.dt
         lane = stack.kernels(dtype).ramify_attention_lanes()
         assert lane == (lanes if dtype == torch.float32 else lanes // 2)
         for ours, theirs in zip(got, expected, strict=True):
-            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max())))
+            torch.testing.assert_close(
+                ours.double(), theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max()))
+            )
 
 
 def test_long_paths_take_more_than_one_tile_of_scores() -> None:
     """A path so long that a tile of rows fills the room for scores, and branches at its end."""
     trunk = 12_000
-    parent = torch.tensor([0, *range(trunk - 1), trunk - 1, *range(trunk, trunk + 9), trunk - 1, *range(trunk + 10, trunk + 19)])
+    parent = torch.tensor(
+        [0, *range(trunk - 1), trunk - 1, *range(trunk, trunk + 9), trunk - 1, *range(trunk + 10, trunk + 19)]
+    )
     end = torch.tensor([trunk + 20] * trunk + [trunk + 10] * 10 + [trunk + 20] * 10)
     tensors = inputs(len(parent), (2, 1, 8), torch.float32)
     out = plan(parent, end, torch.float32, "stack").attend(*tensors[:3], None)
@@ -134,7 +148,9 @@ def test_folding_adds_what_it_says(lanes: int) -> None:
 
 def test_where_there_are_no_kernels_others_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     parent, end = row(0, 5, 1)
-    assert plan(parent, end, torch.bfloat16).paths is None or not isinstance(plan(parent, end, torch.bfloat16).paths, Stacked)
+    assert plan(parent, end, torch.bfloat16).paths is None or not isinstance(
+        plan(parent, end, torch.bfloat16).paths, Stacked
+    )
     with pytest.raises(ValueError, match=r"'stack' cannot be had on cpu in torch\.bfloat16"):
         plan(parent, end, torch.bfloat16, "stack")
     monkeypatch.setenv("RAMIFY_NATIVE", "0")

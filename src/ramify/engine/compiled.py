@@ -1,4 +1,4 @@
-"""The forward pass and the draw of native/decode.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
+"""The forward pass of native/decode.c and the draw of native/draw.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ KERNELS = {
     "ramify_lanes": (WORD, ()),
     "ramify_room": (WORD, (ADDRESS, WORD, WORD)),
     "ramify_forward": (None, (ADDRESS,) * 4),
+}
+DRAWS = {
     "ramify_entropy": (None, (ADDRESS, *(WORD,) * 4, ADDRESS)),
     "ramify_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
 }
@@ -98,7 +100,7 @@ class CompiledForward(FusedForward):
     name = "compiled"
 
     def __init__(self, fused: FusedForward, flags: Sequence[str] = ()) -> None:
-        self.library = library("decode.c", KERNELS, *flags)
+        self.library, self.draws = library("decode.c", KERNELS, *flags), library("draw.c", DRAWS, *flags)
         super().__init__(fused.reference, fused.layers, fused.epsilon)
         g = self.geometry = replace(fused.geometry, dtype=torch.float32)
         lanes = int(self.library.ramify_lanes())
@@ -194,7 +196,7 @@ class CompiledForward(FusedForward):
         """logits [B, V] -> [B] nats; NaN where a logit is."""
         found = torch.empty(len(logits))
         where = logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], torch.get_num_threads()
-        self.library.ramify_entropy(*where, found.data_ptr())
+        self.draws.ramify_entropy(*where, found.data_ptr())
         return found
 
     def draw(
@@ -209,5 +211,5 @@ class CompiledForward(FusedForward):
         found = torch.empty(count) if entropy is None else entropy
         where = logits.data_ptr(), logits.stride(0), count, logits.shape[1], torch.get_num_threads()
         drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
-        self.library.ramify_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
+        self.draws.ramify_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
         return tokens, chosen, found

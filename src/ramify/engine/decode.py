@@ -125,8 +125,10 @@ class Decoder:
                 self.waiting.popleft()
                 continue
             capacity = max(self.capacity, self._need(request))
-            if self._room(self.wanted) == self._room(capacity):
-                capacity = self.wanted  # grow once rather than request by request
+            if capacity > self.capacity:  # grow seldom rather than request by request, as far as that costs no slot
+                ahead = min(rounded(self.capacity * 3 // 2), rounded(self.limit))
+                larger = [size for size in (self.wanted, ahead) if size > capacity and self._room(size) == self._room(capacity)]
+                capacity = max([capacity, *larger])
             if active + len(seated) + 1 > self._room(capacity):
                 break
             self.capacity = capacity

@@ -1,7 +1,7 @@
-/* One forward pass of a Llama-like model over the engine's KV, and one draw, for a CPU and in float32.
+/* One forward pass of a Llama-like model over the engine's KV, for a CPU and in float32.
  *
  * A pass of few rows is many small products: called one by one they cost more than their arithmetic. Here a thread takes its share of the
- * tokens through all layers by itself, so that decoding waits for nobody. What a token's numbers are does not depend on how many others
+ * tokens through all layers by itself, so that decoding waits for nobody; of very few tokens threads share out the matrices instead. What a token's numbers are does not depend on how many others
  * run beside it, on the number of threads, or on whether it is prefilled or decoded: every sum runs in the order of its own terms.
  *
  * engine/compiled.py calls it.
@@ -9,7 +9,9 @@
 #include "vectors.h"
 
 #define CHUNK 64 /* tokens whose activations are kept at once */
-#define SPAN 512 /* tokens of the vocabulary that are summed at once */
+#ifndef FEW
+#define FEW 12 /* tokens a thread up to which threads share out the matrices instead */
+#endif
 
 /* What `shape` holds, in this order; see engine/compiled.py. */
 typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, threads; } Shape;
@@ -30,9 +32,12 @@ ALWAYS void begin(int n, const float *bias, float *out, int64_t ldo) {
         for (int i = 0; i < P; i += W) store(out + r * ldo + i, bias ? load(bias + i) : (vf){0});
 }
 
-/* out[n, columns] = x[n, k] w + bias, or out += that. */
-static void product(int n, const float *x, int64_t ldx, Matrix m, int64_t k, int64_t columns, float *out, int64_t ldo, int add) {
-    for (int64_t c = 0; c < columns; c += P) {
+/* Columns [from, to) of a matrix, whole panels. */
+typedef struct { int64_t from, to; } Span;
+
+/* Those columns of out[n, ldo] = x[n, k] w + bias, or out += that. */
+static void product(int n, const float *x, int64_t ldx, Matrix m, int64_t k, Span span, float *out, int64_t ldo, int add) {
+    for (int64_t c = span.from; c < span.to; c += P) {
         const float *bias = m.bias ? m.bias + c : NULL;
         if (!add) begin(n, bias, out + c, ldo);
         else if (bias)
@@ -52,10 +57,10 @@ static void unit(int n, const float *x, int64_t ldx, int64_t d, float epsilon, f
     }
 }
 
-/* act[n, inner] = silu(x gate) * (x up) */
-static void gated(int n, const float *x, int64_t ldx, const Layer *layer, int64_t k, int64_t inner, float *act, int64_t lda) {
+/* Those columns of act[n, lda] = silu(x gate) * (x up). */
+static void gated(int n, const float *x, int64_t ldx, const Layer *layer, int64_t k, Span span, float *act, int64_t lda) {
     float gate[CHUNK * P], up[CHUNK * P];
-    for (int64_t c = 0; c < inner; c += P) {
+    for (int64_t c = span.from; c < span.to; c += P) {
         begin(n, layer->gate.bias ? layer->gate.bias + c : NULL, gate, P);
         begin(n, layer->up.bias ? layer->up.bias + c : NULL, up, P);
         panel(n, x, ldx, layer->gate.weight + c * k, k, gate, P, 1);
@@ -192,13 +197,10 @@ static void attend(const float *q, const float *keys, const float *values, int64
     }
 }
 
-/* Queries, keys and values of tokens [first, first + n) of a layer: queries to `queries` [pass, heads x dim], the rest into the store. */
-static void project(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const float *x,
-                    float *queries, float *y, float *mixed) {
+/* Rotate the projections `mixed` [n, all] of tokens [first, first + n): queries to `queries` [pass, heads x dim], the rest into the store. */
+static void place(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, float *queries, float *mixed) {
     const Layer *layer = &m->layer[l];
-    int64_t d = stride(s->hidden), all = wide(s), dim = s->dim, line = slots->capacity * dim, half = dim / 2;
-    unit(n, x + first * d, d, s->hidden, p->epsilon, y, d);
-    product(n, y, d, layer->qkv, s->hidden, all - P, mixed, all, 0);
+    int64_t all = wide(s), dim = s->dim, line = slots->capacity * dim, half = dim / 2;
     for (int r = 0; r < n; r++) {
         int64_t t = first + r, at = p->position[t];
         float *row = mixed + r * all;
@@ -213,12 +215,9 @@ static void project(const Model *m, const Shape *s, const Slots *slots, const Pa
     }
 }
 
-/* Attention and MLP of tokens [first, first + n) of a layer, added to x. */
-static void advance(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, float *x,
-                    const float *queries, float *y, float *mixed, float *act, float *score) {
-    const Layer *layer = &m->layer[l];
-    int64_t d = stride(s->hidden), dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim;
-    int64_t all = wide(s), inner = stride(s->inner);
+/* What the tokens [first, first + n) attend to, to `mixed` [n, all]. */
+static void look(const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const float *queries, float *mixed, float *score) {
+    int64_t dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim, all = wide(s);
     for (int r = 0; r < n; r++) {
         int64_t t = first + r;
         for (int64_t h = 0; h < s->kv_heads; h++) {
@@ -228,14 +227,10 @@ static void advance(const Model *m, const Shape *s, const Slots *slots, const Pa
                    mixed + r * all + h * shared * dim);
         }
     }
-    product(n, mixed, all, layer->out, joined, d - P, x + first * d, d, 1);
-    unit(n, x + first * d, d, s->hidden, p->epsilon, y, d);
-    gated(n, y, d, layer, s->hidden, inner - P, act, inner);
-    product(n, act, inner, layer->down, s->inner, d - P, x + first * d, d, 1);
 }
 
-/* Logits of those of the tokens [first, first + n) that want them. */
-static void finish(const Model *m, const Shape *s, const Pass *p, int64_t first, int n, const float *x, float *y) {
+/* Those columns of the logits of the tokens [first, first + n) that want some. */
+static void finish(const Model *m, const Shape *s, const Pass *p, int64_t first, int n, const float *x, float *y, Span span) {
     int64_t d = stride(s->hidden), columns = stride(s->vocabulary), to = -1;
     int some = 0;
     for (int r = 0; r < n; r++) {
@@ -243,7 +238,7 @@ static void finish(const Model *m, const Shape *s, const Pass *p, int64_t first,
         if (to < 0) to = p->answer[first + r];
         unit(1, x + (first + r) * d, d, s->hidden, p->epsilon, y + some++ * d, d);
     }
-    if (some) product(some, y, d, m->head, s->hidden, columns - P, p->logits + to * columns, columns, 0);
+    if (some) product(some, y, d, m->head, s->hidden, span, p->logits + to * columns, columns, 0);
 }
 
 /* Floats that one thread needs beside x and the queries. */
@@ -257,130 +252,112 @@ int64_t ramify_room(const Shape *s, int64_t n, int64_t capacity) {
     return n * (stride(s->hidden) + s->heads * s->dim) + s->threads * own(s, capacity);
 }
 
-/* One thread's share, the tokens [first, last). */
-static void work(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t first, int64_t last, float *x, float *queries, float *mine) {
+/* One thread's memory: of the tokens at hand a normed copy, projections or answers of attention, activations; and scores. */
+typedef struct { float *y, *mixed, *act, *score; } Own;
+
+static Own own_of(const Shape *s, float *room) {
+    float *mixed = room + CHUNK * stride(s->hidden), *act = mixed + CHUNK * wide(s);
+    return (Own){room, mixed, act, act + CHUNK * stride(s->inner)};
+}
+
+ALWAYS Span whole(int64_t columns) { return (Span){0, padded(columns)}; }
+
+/* A thread's share of the panels. */
+ALWAYS Span part(int64_t columns, int64_t mine, int64_t count) {
+    int64_t panels = padded(columns) / P;
+    return (Span){panels * mine / count * P, panels * (mine + 1) / count * P};
+}
+
+static void embed(const Model *m, const Shape *s, const Pass *p, int64_t first, int64_t last, float *x) {
     int64_t d = stride(s->hidden);
-    float *y = mine, *mixed = y + CHUNK * d, *act = mixed + CHUNK * wide(s), *score = act + CHUNK * stride(s->inner);
     for (int64_t t = first; t < last; t++) {
         memcpy(x + t * d, m->embedding + p->token[t] * s->hidden, s->hidden * sizeof(float));
         memset(x + t * d + s->hidden, 0, (d - s->hidden) * sizeof(float));
     }
+}
+
+/* Tokens [first, first + n) to their queries, keys and values in a layer. */
+static void project(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const float *x,
+                    float *queries, Own o) {
+    int64_t d = stride(s->hidden), all = wide(s);
+    unit(n, x + first * d, d, s->hidden, p->epsilon, o.y, d);
+    product(n, o.y, d, m->layer[l].qkv, s->hidden, (Span){0, all - P}, o.mixed, all, 0);
+    place(m, s, slots, p, l, first, n, queries, o.mixed);
+}
+
+/* Attention and MLP of tokens [first, first + n) of a layer, added to x. */
+static void advance(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, float *x,
+                    const float *queries, Own o) {
+    const Layer *layer = &m->layer[l];
+    int64_t d = stride(s->hidden), inner = stride(s->inner);
+    look(s, slots, p, l, first, n, queries, o.mixed, o.score);
+    product(n, o.mixed, wide(s), layer->out, s->heads * s->dim, whole(s->hidden), x + first * d, d, 1);
+    unit(n, x + first * d, d, s->hidden, p->epsilon, o.y, d);
+    gated(n, o.y, d, layer, s->hidden, whole(s->inner), o.act, inner);
+    product(n, o.act, inner, layer->down, s->inner, whole(s->hidden), x + first * d, d, 1);
+}
+
+/* One thread's share of many tokens: those of [first, last) through all layers. */
+static void many(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t first, int64_t last, float *x, float *queries, Own o) {
+    embed(m, s, p, first, last, x);
 #define EACH for (int64_t a = first, n; n = last - a < CHUNK ? last - a : CHUNK, a < last; a += n)
     if (p->together) {
         for (int64_t l = 0; l < s->layers; l++) {
-            EACH project(m, s, slots, p, l, a, (int)n, x, queries, y, mixed);
+            EACH project(m, s, slots, p, l, a, (int)n, x, queries, o);
 #pragma omp barrier
-            EACH advance(m, s, slots, p, l, a, (int)n, x, queries, y, mixed, act, score);
+            EACH advance(m, s, slots, p, l, a, (int)n, x, queries, o);
         }
-        EACH finish(m, s, p, a, (int)n, x, y);
+        EACH finish(m, s, p, a, (int)n, x, o.y, whole(s->vocabulary));
         return;
     }
     EACH {
         for (int64_t l = 0; l < s->layers; l++) {
-            project(m, s, slots, p, l, a, (int)n, x, queries, y, mixed);
-            advance(m, s, slots, p, l, a, (int)n, x, queries, y, mixed, act, score);
+            project(m, s, slots, p, l, a, (int)n, x, queries, o);
+            advance(m, s, slots, p, l, a, (int)n, x, queries, o);
         }
-        finish(m, s, p, a, (int)n, x, y);
+        finish(m, s, p, a, (int)n, x, o.y, whole(s->vocabulary));
     }
+}
+
+/* One thread's share of few tokens: its part of every matrix, so that the weights are read once, and not by every thread. `all` is shared. */
+static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t mine, int64_t count, float *x, float *queries, Own all, Own o) {
+    int64_t d = stride(s->hidden), inner = stride(s->inner), first = p->n * mine / count, last = p->n * (mine + 1) / count;
+    int n = (int)p->n;
+    Span hidden = part(s->hidden, mine, count);
+    embed(m, s, p, first, last, x);
+#pragma omp barrier
+    for (int64_t l = 0; l < s->layers; l++) {
+        const Layer *layer = &m->layer[l];
+        float *here = all.mixed + first * wide(s);
+        unit(n, x, d, s->hidden, p->epsilon, o.y, d);
+        product(n, o.y, d, layer->qkv, s->hidden, part(wide(s) - P, mine, count), all.mixed, wide(s), 0);
+#pragma omp barrier
+        place(m, s, slots, p, l, first, (int)(last - first), queries, here);
+        look(s, slots, p, l, first, (int)(last - first), queries, here, o.score);
+#pragma omp barrier
+        product(n, all.mixed, wide(s), layer->out, s->heads * s->dim, hidden, x, d, 1);
+#pragma omp barrier
+        unit(n, x, d, s->hidden, p->epsilon, o.y, d);
+        gated(n, o.y, d, layer, s->hidden, part(s->inner, mine, count), all.act, inner);
+#pragma omp barrier
+        product(n, all.act, inner, layer->down, s->inner, hidden, x, d, 1);
+#pragma omp barrier
+    }
+    finish(m, s, p, 0, n, x, o.y, part(s->vocabulary, mine, count));
 }
 
 void ramify_forward(const Model *m, const Shape *s, const Slots *slots, const Pass *p) {
     float *x = p->room, *queries = x + p->n * stride(s->hidden), *rest = queries + p->n * s->heads * s->dim;
-    int64_t threads = s->threads < p->n ? s->threads : p->n;
+    int64_t threads = s->threads < p->n ? s->threads : p->n, size = own(s, slots->capacity);
+    if (!p->together && p->n <= FEW * s->threads && p->n <= CHUNK) threads = s->threads;
 #pragma omp parallel num_threads(threads)
     {
         int64_t mine = 0, count = 1;
 #ifdef _OPENMP
         mine = omp_get_thread_num(), count = omp_get_num_threads();
 #endif
-        work(m, s, slots, p, p->n * mine / count, p->n * (mine + 1) / count, x, queries, rest + mine * own(s, slots->capacity));
-    }
-}
-
-/* exp((x - most) / heat) of some logits, -inf and what lies beyond `some` giving 0. */
-ALWAYS void spread(const float *x, int64_t some, float most, float cool, float *e) {
-    for (int64_t i = 0; i < some; i += W) {
-        vf v = splat(-INFINITY);
-        if (some - i >= W) v = load(x + i);
-        else for (int64_t j = 0; j < some - i; j++) v[j] = x[i + j];
-        store(e + i, exponential((v - most) * cool));
-    }
-}
-
-static float peak(const float *x, int64_t n, int64_t *where) {
-    float most = x[0];
-    for (int64_t i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
-    for (*where = 0; *where + 1 < n && x[*where] != most;) ++*where;
-    return most;
-}
-
-/* The sum of exponentials, and in `product` that of each times its distance from the largest logit. */
-static double mass(const float *x, int64_t n, float most, float cool, double *product) {
-    float e[SPAN];
-    double sum = 0, weighted = 0;
-    for (int64_t a = 0; a < n; a += SPAN) {
-        int64_t some = n - a < SPAN ? n - a : SPAN;
-        spread(x + a, some, most, cool, e);
-        vf one = {0}, two = {0};
-        for (int64_t i = 0; i < some; i += W) {
-            vf v = load(e + i), far = {0};
-            if (some - i >= W) far = load(x + a + i) - most;
-            else for (int64_t j = 0; j < some - i; j++) far[j] = x[a + i + j] - most;
-            one += v;
-            two += select(v > 0.0f, v * far, (vf){0});
-        }
-        sum += total(one), weighted += total(two);
-    }
-    if (product) *product = weighted;
-    return sum;
-}
-
-/* The first token whose running sum of exponentials passes `target`; never one of probability 0. */
-static int64_t found(const float *x, int64_t n, float most, float cool, double target) {
-    float e[SPAN];
-    int64_t last = 0;
-    double sum = 0;
-    for (int64_t a = 0; a < n; a += SPAN) {
-        int64_t some = n - a < SPAN ? n - a : SPAN;
-        spread(x + a, some, most, cool, e);
-        for (int64_t i = 0; i < some; i++) {
-            if (!(e[i] > 0)) continue;
-            last = a + i, sum += e[i];
-            if (sum > target) return last;
-        }
-    }
-    return last;
-}
-
-/* entropy [n] of logits [n, ld] in nats; NaN where a logit is NaN. */
-void ramify_entropy(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, float *entropy) {
-#pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
-    for (int64_t r = 0; r < n; r++) {
-        int64_t best;
-        double weighted, sum;
-        const float *x = logits + r * ld;
-        float most = peak(x, vocabulary, &best);
-        sum = mass(x, vocabulary, most, 1.0f, &weighted);
-        entropy[r] = (float)(log(sum) - weighted / sum);
-    }
-}
-
-/* One token a row by inverse CDF with uniform [n] in [0, 1): token, log-prob and, where `entropy` is not known yet, that too.
- * temperature [n]; 0 takes the most probable token. */
-void ramify_draw(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, const float *temperature, const double *uniform,
-                 int64_t known, int64_t *token, float *logprob, float *entropy) {
-#pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
-    for (int64_t r = 0; r < n; r++) {
-        const float *x = logits + r * ld;
-        int64_t best;
-        double weighted = 0, sum = 0;
-        float most = peak(x, vocabulary, &best), heat = temperature[r], cool = 1.0f / heat;
-        if (!known || heat == 1.0f) sum = mass(x, vocabulary, most, 1.0f, &weighted);
-        if (!known) entropy[r] = (float)(log(sum) - weighted / sum);
-        token[r] = best, logprob[r] = 0.0f;
-        if (heat == 0.0f) continue;
-        if (heat != 1.0f) sum = mass(x, vocabulary, most, cool, NULL);
-        token[r] = found(x, vocabulary, most, cool, uniform[r] * sum);
-        logprob[r] = (float)((double)((x[token[r]] - most) * cool) - log(sum));
+        Own o = own_of(s, rest + mine * size);
+        if (count > 1 && !p->together && p->n <= FEW * count && p->n <= CHUNK) few(m, s, slots, p, mine, count, x, queries, own_of(s, rest), o);
+        else many(m, s, slots, p, p->n * mine / count, p->n * (mine + 1) / count, x, queries, o);
     }
 }

@@ -1,0 +1,95 @@
+/* One token a row from its logits, for a CPU and in float32: entropy, temperature, inverse CDF.
+ *
+ * engine/compiled.py calls it.
+ */
+#include "vectors.h"
+
+#define SPAN 512 /* tokens of the vocabulary that are summed at once */
+
+/* exp((x - most) / heat) of some logits, -inf and what lies beyond `some` giving 0. */
+ALWAYS void spread(const float *x, int64_t some, float most, float cool, float *e) {
+    for (int64_t i = 0; i < some; i += W) {
+        vf v = splat(-INFINITY);
+        if (some - i >= W) v = load(x + i);
+        else for (int64_t j = 0; j < some - i; j++) v[j] = x[i + j];
+        store(e + i, exponential((v - most) * cool));
+    }
+}
+
+static float peak(const float *x, int64_t n, int64_t *where) {
+    float most = x[0];
+    for (int64_t i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+    for (*where = 0; *where + 1 < n && x[*where] != most;) ++*where;
+    return most;
+}
+
+/* The sum of exponentials, and in `product` that of each times its distance from the largest logit. */
+static double mass(const float *x, int64_t n, float most, float cool, double *product) {
+    float e[SPAN];
+    double sum = 0, weighted = 0;
+    for (int64_t a = 0; a < n; a += SPAN) {
+        int64_t some = n - a < SPAN ? n - a : SPAN;
+        spread(x + a, some, most, cool, e);
+        vf one = {0}, two = {0};
+        for (int64_t i = 0; i < some; i += W) {
+            vf v = load(e + i), far = {0};
+            if (some - i >= W) far = load(x + a + i) - most;
+            else for (int64_t j = 0; j < some - i; j++) far[j] = x[a + i + j] - most;
+            one += v;
+            two += select(v > 0.0f, v * far, (vf){0});
+        }
+        sum += total(one), weighted += total(two);
+    }
+    if (product) *product = weighted;
+    return sum;
+}
+
+/* The first token whose running sum of exponentials passes `target`; never one of probability 0. */
+static int64_t found(const float *x, int64_t n, float most, float cool, double target) {
+    float e[SPAN];
+    int64_t last = 0;
+    double sum = 0;
+    for (int64_t a = 0; a < n; a += SPAN) {
+        int64_t some = n - a < SPAN ? n - a : SPAN;
+        spread(x + a, some, most, cool, e);
+        for (int64_t i = 0; i < some; i++) {
+            if (!(e[i] > 0)) continue;
+            last = a + i, sum += e[i];
+            if (sum > target) return last;
+        }
+    }
+    return last;
+}
+
+/* entropy [n] of logits [n, ld] in nats; NaN where a logit is NaN. */
+void ramify_entropy(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, float *entropy) {
+#pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
+    for (int64_t r = 0; r < n; r++) {
+        int64_t best;
+        double weighted, sum;
+        const float *x = logits + r * ld;
+        float most = peak(x, vocabulary, &best);
+        sum = mass(x, vocabulary, most, 1.0f, &weighted);
+        entropy[r] = (float)(log(sum) - weighted / sum);
+    }
+}
+
+/* One token a row by inverse CDF with uniform [n] in [0, 1): token, log-prob and, where `entropy` is not known yet, that too.
+ * temperature [n]; 0 takes the most probable token. */
+void ramify_draw(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, const float *temperature, const double *uniform,
+                 int64_t known, int64_t *token, float *logprob, float *entropy) {
+#pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * ld;
+        int64_t best;
+        double weighted = 0, sum = 0;
+        float most = peak(x, vocabulary, &best), heat = temperature[r], cool = 1.0f / heat;
+        if (!known || heat == 1.0f) sum = mass(x, vocabulary, most, 1.0f, &weighted);
+        if (!known) entropy[r] = (float)(log(sum) - weighted / sum);
+        token[r] = best, logprob[r] = 0.0f;
+        if (heat == 0.0f) continue;
+        if (heat != 1.0f) sum = mass(x, vocabulary, most, cool, NULL);
+        token[r] = found(x, vocabulary, most, cool, uniform[r] * sum);
+        logprob[r] = (float)((double)((x[token[r]] - most) * cool) - log(sum));
+    }
+}
