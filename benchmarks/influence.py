@@ -290,6 +290,7 @@ def main() -> None:
     if args.part == "passes":
         rows = [passes(args, kind, tokens) for tokens in args.tokens for kind in args.kinds]
     else:
+        gc.freeze()  # as the command line does after its imports
         with tempfile.TemporaryDirectory() as folder:
             rows = (shares if args.part == "shares" else ahead)(args, folder)
     print(table(rows))

@@ -213,6 +213,18 @@ def test_long_shared_openings_are_prefilled_once() -> None:
     assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
 
 
+def test_forks_of_one_path_are_prefilled_with_the_longest() -> None:
+    """Prefixes that begin one another, as after new weights: the longest is computed, the others copy."""
+    model = small()
+    engine = LocalEngine(model, slots=8, memory=MANY)
+    text, other = line(30, 1), line(30, 2)
+    requests = [ask(text[:n], seed=n, max_tokens=4) for n in (12, 30, 20, 20)] + [ask(other[:9], seed=9, max_tokens=4)]
+    segments = run(engine, requests)
+    assert worst(model, requests, segments) < 1e-5
+    assert engine.counters["prefilled"] == 29 + 8 + len(requests)
+    assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
+
+
 def test_short_prompts_of_waiting_requests_are_prefilled_several_at_a_time() -> None:
     model = small()
     engine = LocalEngine(model, slots=4, memory=MANY)

@@ -69,7 +69,8 @@ class Prefill:
         return rows if size <= self.trie.budget - self.trie.used else []
 
     def _wave(self, pending: list[Row], early: list[Row]) -> list[Row]:
-        """Prefill each distinct prefix once; those that share a good part copy it afterwards. Returns who is not done yet."""
+        """Prefill each distinct prefix once; those that share a good part, or are the beginning of another, copy it afterwards. Returns who is
+        not done yet."""
         leaders: dict[tuple[int, ...], Row] = {}
         followers: list[tuple[Row, Row]] = []
         for row in pending:
@@ -78,8 +79,12 @@ class Prefill:
                 followers.append((row, leader))
         for row in early:
             leaders.setdefault(_opening(row), row)
-        self._prefill(list(leaders.values()))
-        for row in leaders.values():
+        longest = _longest(list(leaders.values()))
+        alone = [row for row in leaders.values() if longest[row] is row]
+        followers = [(row, longest[leader]) for row, leader in followers]
+        followers += [(row, longest[row]) for row in pending if longest.get(row, row) is not row]
+        self._prefill(alone)
+        for row in alone:
             self.remember(row, row.prefix[:-1])
         for row, leader in followers:
             n = common(row.prefix[:-1], leader.prefix[:-1])
@@ -124,6 +129,17 @@ class Prefill:
     def remember(self, row: Row, sequence: tuple[int, ...]) -> None:
         """Keep the KV of `sequence`, which lies in the row's slot, for later requests."""
         self.trie.insert(sequence, lambda start, stop: self.slots.get(row.slot, start, stop))
+
+
+def _longest(rows: list[Row]) -> dict[Row, Row]:
+    """Of each row, the one whose prefix goes on furthest from its own: forks of one path, say."""
+    found: dict[Row, Row] = {}
+    last: Row | None = None
+    for row in sorted(rows, key=lambda row: row.prefix[:-1], reverse=True):  # what begins alike stands together, the longest first
+        mine = row.prefix[:-1]
+        last = last if last is not None and last.prefix[: len(mine)] == mine else row
+        found[row] = last
+    return found
 
 
 def _opening(row: Row) -> tuple[int, ...]:
