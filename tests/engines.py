@@ -5,15 +5,29 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from ramify.engine.engine import Engine, Request, Sampling, Segment
+from ramify.native.build import Unavailable, library
 
+
+def compiles() -> bool:
+    """Whether there is a C compiler here."""
+    try:
+        library("decode.c", {})
+    except Unavailable:
+        return False
+    return True
+
+
+KERNELS = pytest.mark.skipif(not compiles(), reason="needs a C compiler")
 VOCABULARY = 48
 WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "packed": {"native": False}, "fused": {"packed": 0}, "transformers": {"fast": False}}
 """Options of LocalEngine by the name of the forward that they choose."""
+EVERY_WAY = [pytest.param(way, marks=KERNELS) if way == "compiled" else way for way in WAYS]
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),

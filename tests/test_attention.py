@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
 
+from engines import KERNELS
 from forests import forest
 from ramify.core.task import Task
 from ramify.core.tree import Author, Tree
@@ -101,7 +102,7 @@ def test_ends_say_who_sees_whom(name: str, row: Layout) -> None:
     assert torch.equal(visible(end), ancestors(parent))
 
 
-@pytest.mark.parametrize("way", ["stack", "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
 def test_ways_agree(name: str, row: Layout, way: str) -> None:
     parent, end = columns(row)
@@ -218,6 +219,7 @@ def test_one_path_is_one_causal_call(tokens: int) -> None:
     assert group.causal == (tokens == 5000)  # a short one is masked, which is faster
 
 
+@KERNELS
 def test_auto_takes_the_cheaper_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(plan(*columns(branched((2, 3), (2, 2), (2, 2)))).paths, Stacked)
     monkeypatch.setenv("RAMIFY_NATIVE", "0")

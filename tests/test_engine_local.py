@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engines import KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
+from engines import EVERY_WAY, KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
 from ramify.engine.forward import ModelForward
 from ramify.engine.fused import recognise
 from ramify.engine.local import LocalEngine
@@ -18,7 +18,7 @@ from ramify.engine.radix import common
 MANY = 2**26
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", EVERY_WAY)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_logprobs_are_those_of_the_plain_forward(kind: str, way: str) -> None:
     model = small(kind)
@@ -84,7 +84,7 @@ def test_threads_are_set_for_the_engine_alone() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.25)])
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", EVERY_WAY)
 def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:
     """float64 agrees to transformers' float32 norms; bf16 to bf16's rounding of logits of this size."""
     model = small("qwen2", dtype)
@@ -98,7 +98,7 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:
     assert float(differences.mean()) < tolerance / 5
 
 
-@pytest.mark.parametrize("way", ["compiled", "packed"])
+@pytest.mark.parametrize("way", EVERY_WAY[:2])
 def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """From the same bf16 weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
     model = small("qwen2", torch.bfloat16)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engines import KINDS, ask, line, mixed, run, small, worst
+from engines import KERNELS, KINDS, ask, line, mixed, run, small, worst
 from ramify.engine.compiled import CompiledForward
 from ramify.engine.engine import Sampling
 from ramify.engine.forward import ModelForward, verify
@@ -19,6 +19,7 @@ from ramify.engine.sampling import Knobs, draw
 from ramify.grow.temperature import ByEntropy
 
 MANY = 2**26
+pytestmark = KERNELS
 
 
 @pytest.fixture(params=[4, 8, 16])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import mixed, run, small, worst
+from engines import KERNELS, mixed, run, small, worst
 from ramify.engine.local import LocalEngine
 from ramify.native import build
 from ramify.run.doctor import machine
@@ -53,10 +53,11 @@ def test_a_compiler_that_fails_says_why(script: str, said: str, empty: Path, mon
     assert not list((empty / "kernels").iterdir())
 
 
+@KERNELS
 def test_a_compiler_without_openmp_will_do(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Mac: one thread then does all the work."""
     compiler = empty / "cc"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec gcc "$@"\n')
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {build.compiler()[0]} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     model, requests = small(), mixed(6)
@@ -71,6 +72,7 @@ def test_the_environment_switches_them_off(empty: Path, monkeypatch: pytest.Monk
     assert "RAMIFY_NATIVE=0" in build.why()
 
 
+@KERNELS
 def test_a_library_that_is_broken_is_named(empty: Path) -> None:
     target = build.built("decode.c")
     target.write_bytes(b"not a library")
@@ -85,6 +87,7 @@ def test_a_folder_that_cannot_be_written_is_named(empty: Path, monkeypatch: pyte
         build.library("decode.c", {})
 
 
+@KERNELS
 def test_several_processes_build_at_once(empty: Path) -> None:
     """Each finds a whole library, and one is left."""
     code = "from ramify.native.build import library; assert library('decode.c', {}).ramify_lanes() in (4, 8, 16)"

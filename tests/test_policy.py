@@ -23,6 +23,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from engines import KERNELS
 from forests import VOCABULARY, forest
 from ramify.core.task import Task
 from ramify.core.tree import Author, Tree
@@ -98,7 +99,7 @@ def compare(model: nn.Module, trees: list[Tree], rows: list[TreeBatch], policy: 
         assert float((a - b).abs().max()) < tolerance * max(1.0, float(b.abs().max()))
 
 
-@pytest.mark.parametrize("way", ["stack", "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(3))
 def test_tree_equals_sequences_float64(family: str, way: str, seed: int) -> None:
@@ -108,7 +109,7 @@ def test_tree_equals_sequences_float64(family: str, way: str, seed: int) -> None
     compare(model, trees, batches(trees, 0 if seed else 24, dtype=torch.float64), policy, 1e-10)
 
 
-@pytest.mark.parametrize("way", ["stack", "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tree_equals_sequences_in_stock(family: str, way: str) -> None:
     model = build(family)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from engines import KERNELS
 from ramify.learn import stack
 from ramify.learn.attention import plan
 from ramify.learn.gather import runs
 from ramify.learn.stack import Folding, Stacked
 
+pytestmark = KERNELS
 SHAPES = {
     "grouped": (4, 2, 32),
     "alone": (3, 3, 40),

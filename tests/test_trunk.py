@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from engines import KERNELS
 from forests import forest
 from ramify.core.task import Task
 from ramify.core.tree import Author, Node, Tree
@@ -234,6 +235,7 @@ def chosen(row: Layout, width: int = 128) -> str:
     return "dense" if way.mask is not None else type(way.paths).__name__
 
 
+@KERNELS
 def test_auto_takes_trunks_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(branched((4, 60), prompt=3)) == "Stacked"
     monkeypatch.setenv("RAMIFY_NATIVE", "0")
