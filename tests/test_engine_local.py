@@ -213,6 +213,16 @@ def test_long_shared_openings_are_prefilled_once() -> None:
     assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
 
 
+def test_slots_grow_ahead_only_within_the_memory() -> None:
+    """A long text after shorter ones, with room for little more than itself."""
+    model = small(max_position_embeddings=2048)
+    token = LocalEngine(model, slots=1).forward.geometry.token_bytes
+    engine = LocalEngine(model, slots=1, memory=260 * token)
+    for n in (150, 180):
+        run(engine, [ask(line(n, n), max_tokens=8)])
+        assert engine.kv_bytes <= 260 * token
+
+
 def test_forks_of_one_path_are_prefilled_with_the_longest() -> None:
     """Prefixes that begin one another, as after new weights: the longest is computed, the others copy."""
     model = small()

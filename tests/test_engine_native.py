@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -122,21 +123,64 @@ def test_long_texts_grow_the_tables() -> None:
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
-def test_logits_after_the_last_token_of_uneven_rows() -> None:
-    """A pass of several tokens a row that wants logits answers for the last real one of each."""
-    model = small()
-    forward = forward_of(model)
+def test_several_tokens_a_row_give_no_logits() -> None:
+    forward = forward_of(small())
     slots = Slots(forward.geometry)
-    slots.resize(3, 32, 0)
-    texts = [line(9, 1), line(4, 2)]
-    n = max(map(len, texts))
-    tokens = torch.tensor([(*text, *[0] * (n - len(text))) for text in texts])
-    positions = torch.stack([torch.arange(n).clamp(max=len(text) - 1) for text in texts])
-    valid = torch.arange(n) < torch.tensor([[len(text)] for text in texts])
-    found = forward(tokens, positions, Reach(slots, positions, 32, torch.tensor([2, 0]), valid), True)
-    assert found is not None
-    for row, text in zip(found, texts, strict=True):
-        assert torch.allclose(row, forward.reference.plain(torch.tensor(text))[-1], atol=1e-4)
+    slots.resize(1, 32, 0)
+    tokens = torch.tensor([line(9, 1)])
+    with pytest.raises(ValueError, match="one token a row"):
+        forward(tokens, torch.arange(9)[None], Reach(slots, torch.arange(9)[None], 32), True)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A rule whose answer is a view: of one number, or of every second one."""
+
+    single: bool
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.single:
+            return torch.tensor(0.7).expand(len(logits))
+        return (0.5 + logits[:, :2].abs())[:, 1]
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_temperatures_may_be_views(single: bool) -> None:
+    logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * 3
+    uniform = torch.rand(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    knobs = Knobs([Sampling(8, Strided(single))] * 30, torch.device("cpu"), torch.float32)
+    ours, theirs = (draw(logits, knobs, uniform, quick) for quick in (forward_of(small()), None))
+    assert ours.tokens == theirs.tokens
+    assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-6)
+
+
+def test_the_coldest_temperature_takes_the_most_probable() -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    knobs = Knobs([Sampling(8, 1e-40)] * 4, torch.device("cpu"), torch.float32)
+    drawn = draw(logits, knobs, torch.full((4,), 0.5, dtype=torch.float64), forward_of(small()))
+    assert drawn.tokens == logits.argmax(-1).tolist()
+    assert drawn.logprobs == [0.0] * 4
+
+
+def test_the_highest_number_draws_no_improbable_tail() -> None:
+    """The largest uniform number falls on the last token that the sum reaches, not on one of probability e^-80 behind it."""
+    logits = torch.randn(200, 3000, generator=torch.Generator().manual_seed(0))
+    logits[:, -1] = -80
+    knobs = Knobs([Sampling(8)] * 200, torch.device("cpu"), torch.float32)
+    drawn = draw(logits, knobs, torch.full((200,), 1 - 2**-53, dtype=torch.float64), forward_of(small()))
+    assert min(drawn.logprobs) > -20
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torch_s_default_dtype_is_no_matter(dtype: torch.dtype) -> None:
+    model, requests = small(), mixed(8)
+    expected = run(LocalEngine(model, slots=4, memory=MANY), requests)
+    torch.set_default_dtype(dtype)
+    try:
+        found = run(LocalEngine(model, slots=4, memory=MANY), requests)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [s.tokens for s in found] == [s.tokens for s in expected]
 
 
 def test_new_weights_are_taken_by_load() -> None:

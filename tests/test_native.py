@@ -51,6 +51,9 @@ def test_a_compiler_that_fails_says_why(script: str, said: str, empty: Path, mon
     with pytest.raises(build.Unavailable, match=said):
         build.library("decode.c", {})
     assert not list((empty / "kernels").iterdir())
+    compiler.unlink()
+    with pytest.raises(build.Unavailable, match=said):  # and is not asked again in this process
+        build.library("decode.c", {})
 
 
 @KERNELS
@@ -77,6 +80,17 @@ def test_a_library_that_is_broken_is_named(empty: Path) -> None:
     target = build.built("decode.c")
     target.write_bytes(b"not a library")
     with pytest.raises(build.Unavailable, match="cannot be loaded"):
+        build.library("decode.c", {})
+
+
+def test_without_a_home_torch_decodes(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("RAMIFY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(build.Unavailable, match="home directory"):
         build.library("decode.c", {})
 
 

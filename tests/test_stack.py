@@ -95,13 +95,13 @@ def test_kernels_are_the_dense_mask(
 
 
 def test_long_paths_take_more_than_one_tile_of_scores() -> None:
-    """A path so long that a tile of rows fills the room for scores, and branches at its end."""
+    """A path so long that the heads of one token fill the room for scores, and branches at its end."""
     trunk = 12_000
     parent = torch.tensor(
         [0, *range(trunk - 1), trunk - 1, *range(trunk, trunk + 9), trunk - 1, *range(trunk + 10, trunk + 19)]
     )
     end = torch.tensor([trunk + 20] * trunk + [trunk + 10] * 10 + [trunk + 20] * 10)
-    tensors = inputs(len(parent), (2, 1, 8), torch.float32)
+    tensors = inputs(len(parent), (7, 1, 8), torch.float32)
     out = plan(parent, end, torch.float32, "stack").attend(*tensors[:3], None)
     got = torch.autograd.grad(out, tensors[:3], tensors[3])
     other = plan(parent, end, torch.float32, "gather").attend(*tensors[:3], None)
@@ -130,22 +130,32 @@ def test_folding_adds_what_it_says(lanes: int) -> None:
     way = Stacked.of(runs(parent.numpy(), end.numpy()))
     index = torch.arange(len(parent))
     chance, entries = random.Random(0), []
-    expected = torch.zeros(heads, 700, dtype=torch.float64)
+    expected = torch.zeros(heads, 1400, dtype=torch.float64)
+    second = int(end[0])  # where the other tree begins: it has columns of its own
     for t in range(len(parent)):
         path = index[(index <= t) & (end > t)]
         score = torch.stack([q[0, h, t] @ k[0, h // 2, path].T for h in range(heads)]) * dim**-0.5
         for _ in range(chance.choice([0, 0, 1, 3])):
-            limit, base, weight = chance.randint(1, len(path)), chance.randrange(400), chance.random()
+            limit, base, weight = chance.randint(1, len(path)), chance.randrange(400) + 700 * (t >= second), chance.random()
             entries.append((t, base, limit, weight))
             expected[:, base : base + limit] += weight * score.softmax(-1)[:, :limit]
     token, base, limit, weight = (np.array(column) for column in zip(*entries, strict=True))
     folding = Folding(np.searchsorted(token, np.arange(len(parent) + 1)), base, limit, weight)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        sums = torch.zeros(heads, 700, dtype=dtype)
+        sums = torch.zeros(heads, 1400, dtype=dtype)
         given = [x.detach().to(dtype) for x in (q, k, v)]
         out = way.watched(*given, None, folding, sums)
         assert torch.equal(out, way.attend(*given, None))
         torch.testing.assert_close(sums.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_values_of_another_size_are_refused() -> None:
+    parent, end = row(1, 5, 1)
+    q, k, v, _ = inputs(len(parent), (4, 2, 16), torch.float64)
+    with pytest.raises(ValueError, match="use attention='dense'"):
+        plan(parent, end, torch.float64, "stack").attend(q, k, v[..., :12], None)
+    with pytest.raises(ValueError, match="one dtype"):
+        plan(parent, end, torch.float64, "stack").attend(q, k.float(), v.float(), None)
 
 
 def test_where_there_are_no_kernels_others_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from ramify.engine.packed import Part
 from ramify.native.build import library
 
 WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
+FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
 KERNELS = {
     "ramify_lanes": (WORD, ()),
     "ramify_room": (WORD, (ADDRESS, WORD, WORD)),
@@ -38,8 +39,8 @@ class Panels:
         self.parts, self.norm = parts, norm
         columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
         count = -(-columns // width)
-        self.weight = torch.zeros(count, inputs, width)
-        self.bias = torch.zeros(count * width) if any(b is not None for _, b in parts) else None
+        self.weight = torch.zeros(count, inputs, width, **FLOAT)
+        self.bias = torch.zeros(count * width, **FLOAT) if any(b is not None for _, b in parts) else None
         self.refresh()
 
     @torch.no_grad()
@@ -116,8 +117,8 @@ class CompiledForward(FusedForward):
         self.shape = np.array(
             (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, 1), dtype=np.int64
         )
-        self.room = torch.empty(0)
-        self.line = torch.arange(64)
+        self.room = torch.empty(0, **FLOAT)
+        self.line = torch.arange(64, device="cpu")
         self.model = self._model()
 
     @property
@@ -149,31 +150,25 @@ class CompiledForward(FusedForward):
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
-        """tokens, positions [B, n] -> logits [B, V] after the last token of each row, a view of padded columns."""
+        """tokens, positions [B, n] -> logits [B, V] after each row's token, a view of padded columns; a pass of several tokens a row gives none."""
         slots = reach.slots
+        if logits and tokens.shape[1] > 1:
+            raise ValueError("the compiled kernels give logits in passes of one token a row alone")
         if slots.capacity > len(self.cosine):
             self.rotary(slots.capacity)
         b, n = tokens.shape
         if b > len(self.line):
-            self.line = torch.arange(2 * b)
+            self.line = torch.arange(2 * b, device="cpu")
         seats = self.line[:b] if reach.rows is None else reach.rows
         if n > 1:
             seats = seats.repeat_interleave(n)
         tokens, positions = tokens.reshape(-1), positions.reshape(-1)
         if reach.chosen is not None:
             tokens, positions, seats = (x[reach.chosen] for x in (tokens, positions, seats))
-        answers = self.line[:b] if n == 1 and logits else self._answers(b, n, reach.chosen, logits)
-        out = torch.empty(b, self.columns) if logits else torch.empty(0)
+        answers = self.line[:b] if logits else torch.full_like(tokens, -1)
+        out = torch.empty(b if logits else 0, self.columns, **FLOAT)
         self._run(tokens, positions, seats, answers, slots, n > 1, out)
         return out[:, : self.vocabulary] if logits else None
-
-    def _answers(self, b: int, n: int, chosen: Tensor | None, logits: bool) -> Tensor:
-        """Of each token, the row of the logits it is answered in, or -1."""
-        rows = torch.arange(b).repeat_interleave(n)
-        rows = rows if chosen is None else rows[chosen]
-        last = torch.ones(len(rows), dtype=torch.bool)
-        last[:-1] = rows[1:] != rows[:-1]
-        return torch.where(last & logits, rows, -1)
 
     def _run(
         self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Any, together: bool, out: Tensor
@@ -183,7 +178,7 @@ class CompiledForward(FusedForward):
         shape[-1] = torch.get_num_threads()
         needed = self.library.ramify_room(shape.ctypes.data, n, slots.capacity)
         if len(self.room) < needed:
-            self.room = torch.empty(needed)
+            self.room = torch.empty(needed, **FLOAT)
         columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
         held = np.array((slots.store.data_ptr(), slots.rows, slots.capacity), dtype=np.uint64)
         told = np.empty(9, dtype=np.uint64)
@@ -194,7 +189,7 @@ class CompiledForward(FusedForward):
 
     def entropy(self, logits: Tensor) -> Tensor:
         """logits [B, V] -> [B] nats; NaN where a logit is."""
-        found = torch.empty(len(logits))
+        found = torch.empty(len(logits), **FLOAT)
         where = logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], torch.get_num_threads()
         self.draws.ramify_entropy(*where, found.data_ptr())
         return found
@@ -207,8 +202,9 @@ class CompiledForward(FusedForward):
         Nothing is truncated; an `entropy` that is known already is not computed again.
         """
         count = len(logits)
-        tokens, chosen = torch.empty(count, dtype=torch.long), torch.empty(count)
-        found = torch.empty(count) if entropy is None else entropy
+        tokens, chosen = torch.empty(count, dtype=torch.long, device="cpu"), torch.empty(count, **FLOAT)
+        found = torch.empty(count, **FLOAT) if entropy is None else entropy
+        temperature = temperature.contiguous()  # a rule's may be a view
         where = logits.data_ptr(), logits.stride(0), count, logits.shape[1], torch.get_num_threads()
         drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
         self.draws.ramify_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())

@@ -126,7 +126,8 @@ class Decoder:
                 continue
             capacity = max(self.capacity, self._need(request))
             if capacity > self.capacity:  # grow seldom rather than request by request, as far as that costs no slot
-                ahead = min(rounded(self.capacity * 3 // 2), rounded(self.limit))
+                fits = self.memory // self.geometry.token_bytes // ROUND * ROUND
+                ahead = min(rounded(self.capacity * 3 // 2), rounded(self.limit), fits)
                 larger = [size for size in (self.wanted, ahead) if size > capacity and self._room(size) == self._room(capacity)]
                 capacity = max([capacity, *larger])
             if active + len(seated) + 1 > self._room(capacity):
@@ -134,6 +135,8 @@ class Decoder:
             self.capacity = capacity
             seated.append(Row.of(self.waiting.popleft()))
         self._newcomers = seated
+        if not active:
+            self.record = Record()
         self._seat(seated)
         if seated:
             self.prefill.start(seated, self._next)

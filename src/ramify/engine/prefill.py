@@ -132,7 +132,7 @@ class Prefill:
 
 
 def _longest(rows: list[Row]) -> dict[Row, Row]:
-    """Of each row, the one whose prefix goes on furthest from its own: forks of one path, say."""
+    """Of each row, one whose prefix goes on from its own, and that no other goes on from; itself without one. Forks of one path, say."""
     found: dict[Row, Row] = {}
     last: Row | None = None
     for row in sorted(rows, key=lambda row: row.prefix[:-1], reverse=True):  # what begins alike stands together, the longest first

@@ -11,7 +11,10 @@ SPARE = 256  # steps that may lie about before they are dropped
 
 
 class Record:
-    """The draws of all steps from `first` on; rows know in which slot they sat during which of them."""
+    """The draws of all steps from `first` on; rows know in which slot they sat during which of them.
+
+    A step is kept as long as some row that was in it, or in an earlier one, has not ended: what the longest row needs.
+    """
 
     def __init__(self) -> None:
         self.steps: list[Drawn] = []

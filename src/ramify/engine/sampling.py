@@ -124,7 +124,7 @@ def draw(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick | None = No
 
 
 def _quickly(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick) -> Drawn | None:
-    """What the kernels draw; None where a logit is NaN or infinite, which is looked into by `draw`."""
+    """What the kernels draw; None where a logit is NaN or +inf, which is looked into by `draw`."""
     temperature, entropy = knobs.temperature, None
     if knobs.rules:
         entropy = quick.entropy(logits)

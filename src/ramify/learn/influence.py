@@ -9,8 +9,9 @@ only a number per head and key of each path stays. Queries that paths share are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,12 +100,17 @@ class Watch:
     """Adds up one row's influence while a model attends to it, layer by layer."""
 
     trails: list[Trail]
-    stretches: list[Stretch]
+    cut: Callable[[], list[Stretch]]  # into what torch's operations meet
     base: list[int]  # where each path begins in the columns of `sums`
     step: Tensor  # [F] the column of `best` of each token of each path; the last column is for prompts
     size: Tensor  # [C] tokens of each step
     folding: Folding  # the same for kernels that attend and fold at once
     best: Tensor | None = None  # [C] so far
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """The runs that add something; not needed where kernels attend."""
+        return self.cut()
 
     def over(self, way: TreePlan) -> Watched:
         """What to give the model instead of its plan."""
@@ -278,7 +284,7 @@ class Influence:
         columns = torch.from_numpy(np.concatenate([np.zeros(0, dtype=int), *step]))
         counts = torch.from_numpy(np.concatenate([*sizes, np.ones(1)]))
         last = [token for _, token in ended]
-        return Watch(trails, stretches(row, trails, last), base, columns, counts, folding(row, trails, last, base))
+        return Watch(trails, partial(stretches, row, trails, last), base, columns, counts, folding(row, trails, last, base))
 
     def take(self, watch: Watch) -> None:
         """Keep what a watch found."""

@@ -28,7 +28,7 @@ FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: (
 @dataclass(frozen=True)
 class Folding:
     """What queries add to the keys of some paths: entries [first[t], first[t + 1]) of token t, each `weight` times its attention in every head
-    to the keys before `limit` on its path, added to sums [H, columns] from column `base` on."""
+    to the keys before `limit` on its path, added to sums [H, columns] from column `base` on. Trees of a row have columns of their own."""
 
     first: np.ndarray  # [T + 1]
     base: np.ndarray  # [N]
@@ -66,7 +66,7 @@ class Stacked:
 
     def __post_init__(self) -> None:
         columns = self.start, self.stop, self.before, self.tree
-        words = *(x.ctypes.data for x in columns), len(self.tree) - 1, self.depth, int(self.stop[-1])
+        words = *(x.ctypes.data for x in columns), len(self.tree) - 1, self.depth
         object.__setattr__(self, "told", np.array(words, dtype=np.uint64))
 
     @classmethod
@@ -90,6 +90,9 @@ class Stacked:
         sums: Tensor | None,
     ) -> Tensor:
         """As `attend`; what `folding` says is added to `sums` [H, columns] on the way, in the dtype of the query."""
+        if not (key.shape == value.shape and query.dtype == key.dtype == value.dtype and query.shape[3] == key.shape[3]):
+            told = ", ".join(f"{tuple(x.shape)} in {x.dtype}" for x in (query, key, value))
+            raise ValueError(f"the compiled kernels want heads of one size and one dtype, got {told}: use attention='dense'")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out: Tensor = Attention.apply(query, key, value, scale, self, folding, sums)  # type: ignore[no-untyped-call]
         return out

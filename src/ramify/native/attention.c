@@ -12,12 +12,12 @@
 #define MUCH 65536   /* scores held at once, where that is more than a tile of rows */
 
 /* A row: runs [start, stop) in preorder, each `before` tokens down its path; trees are the runs [tree[i], tree[i + 1]). */
-typedef struct { const int64_t *start, *stop, *before, *tree; int64_t trees, depth, tokens; } Row;
+typedef struct { const int64_t *start, *stop, *before, *tree; int64_t trees, depth; } Row;
 typedef struct { int64_t heads, kv_heads, dim, threads; } Shape;
 /* Strides between tokens and heads of a tensor; a head's numbers lie together. */
 typedef struct { real *at; int64_t token, head; } Tensor;
 /* What queries add to the keys of their paths: entries [first[t], first[t + 1]) of token t, each `weight` times its attention to the keys before
- * `limit`, added to sums [heads, columns] from column `base` on; columns is 0 where nobody watches. */
+ * `limit`, added to sums [heads, columns] from column `base` on; no column is of two trees; columns is 0 where nobody watches. */
 typedef struct { const int64_t *first, *base, *limit; const real *weight; real *sums; int64_t columns; } Watch;
 
 typedef struct {
@@ -26,17 +26,21 @@ typedef struct {
     real *turned_key, *turned_value; /* backward: keys as values lie, and values as keys */
     real *dkey, *dvalue; /* [depth][dim] */
     real *query, *answer; /* [FEW][dim] */
-    real *scores, *pulls; /* [rows][depth]: MUCH, or a tile of rows */
+    real *scores, *pulls; /* [rows][line] */
     real *query_panel, *answer_panel; /* [dim / P][FEW][P] */
     int64_t *token;      /* [depth] */
 } Stack;
 
 ALWAYS int64_t line(int64_t depth) { return stride(depth); }
-ALWAYS int64_t held(int64_t depth) { return (line(depth) * R > MUCH ? line(depth) * R : MUCH) + P; }
+/* Numbers in the room for scores: MUCH, or a tile of rows, or all heads of one token. */
+ALWAYS int64_t held(int64_t depth, const Shape *s) {
+    int64_t shared = s->heads / s->kv_heads < FEW ? s->heads / s->kv_heads : FEW, rows = shared > R ? shared : R;
+    return (line(depth) * rows > MUCH ? line(depth) * rows : MUCH) + P;
+}
 
 int64_t ramify_attention_room(const Row *row, const Shape *s) {
     int64_t depth = padded(row->depth), dim = padded(s->dim);
-    int64_t each = 6 * depth * dim + 4 * FEW * dim + 2 * held(depth) + (depth * sizeof(int64_t)) / sizeof(real) + 64;
+    int64_t each = 6 * depth * dim + 4 * FEW * dim + 2 * held(depth, s) + (depth * sizeof(int64_t)) / sizeof(real) + 64;
     return s->threads * padded(each);
 }
 
@@ -47,7 +51,7 @@ static Stack stack_of(real *room, const Row *row, const Shape *s) {
     for (int i = 0; i < 6; i++) *parts[i] = room, room += k.depth * k.dim;
     real **small[] = {&k.query, &k.answer, &k.query_panel, &k.answer_panel};
     for (int i = 0; i < 4; i++) *small[i] = room, room += FEW * k.dim;
-    k.scores = room, k.pulls = room + held(k.depth);
+    k.scores = room, k.pulls = room + held(k.depth, s);
     return k;
 }
 
@@ -102,8 +106,8 @@ static void across(int n, const real *weights, int64_t ldw, int64_t count, const
 }
 
 /* Rows that fit: as many tokens as their scores, and the buffers, have room for. */
-ALWAYS int64_t tokens_at_once(int64_t shared, int64_t deep) {
-    int64_t rows = held(deep) / line(deep);
+ALWAYS int64_t tokens_at_once(const Shape *s, int64_t deep) {
+    int64_t rows = held(deep, s) / line(deep), shared = s->heads / s->kv_heads;
     rows = rows < FEW ? rows : FEW;
     return rows / shared > 0 ? rows / shared : 1;
 }
@@ -147,7 +151,7 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
                    real *level) {
     int64_t dim = s->dim, shared = s->heads / s->kv_heads, at = row->before[run], t = row->start[run];
     while (t < row->stop[run]) {
-        int64_t step = tokens_at_once(shared, row->depth), end = t + step < row->stop[run] ? t + step : row->stop[run];
+        int64_t step = tokens_at_once(s, row->depth), end = t + step < row->stop[run] ? t + step : row->stop[run];
         int64_t deep = at + end - row->start[run], lds = line(deep);
         for (int64_t first = 0; first < shared; first += FEW) { /* more heads than rows only in odd models */
             int64_t heads = shared - first < FEW ? shared - first : FEW;
@@ -198,7 +202,7 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
                  const real *out, const real *level, const Tensor *dquery) {
     int64_t dim = s->dim, shared = s->heads / s->kv_heads, at = row->before[run], t = row->start[run];
     while (t < row->stop[run]) {
-        int64_t step = tokens_at_once(shared, row->depth), end = t + step < row->stop[run] ? t + step : row->stop[run];
+        int64_t step = tokens_at_once(s, row->depth), end = t + step < row->stop[run] ? t + step : row->stop[run];
         int64_t deep = at + end - row->start[run], lds = line(deep);
         for (int64_t first = 0; first < shared; first += FEW) {
             int64_t heads = shared - first < FEW ? shared - first : FEW;

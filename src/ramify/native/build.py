@@ -35,6 +35,8 @@ def library(source: str, signatures: Signatures, *flags: str) -> Any:
     if os.environ.get("RAMIFY_NATIVE") == "0":
         raise Unavailable("RAMIFY_NATIVE=0 asks for torch's operations")
     made = opened(source, *flags)
+    if isinstance(made, Unavailable):
+        raise made
     for name, (answer, arguments) in signatures.items():
         function = getattr(made, name)
         function.restype, function.argtypes = answer, arguments
@@ -42,12 +44,14 @@ def library(source: str, signatures: Signatures, *flags: str) -> Any:
 
 
 @functools.cache
-def opened(source: str, *flags: str) -> ctypes.CDLL:
-    """The library, compiled first where it is not there yet."""
+def opened(source: str, *flags: str) -> ctypes.CDLL | Unavailable:
+    """The library, compiled first where it is not there yet, or why there is none: asked once in a process, so that no run changes its mind."""
     try:
         return ctypes.CDLL(str(built(source, *flags)))
-    except OSError as error:
-        raise Unavailable(f"the compiled kernels cannot be loaded or kept: {error}") from error
+    except Unavailable as error:
+        return error
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        return Unavailable(f"the compiled kernels cannot be loaded or kept: {error}")
 
 
 def why() -> str:
@@ -100,7 +104,7 @@ def build(command: list[str], source: Path, target: Path) -> None:
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the compiler; Unavailable where it cannot be run or takes too long."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{command[0]} could not be run: {error}") from error
 
@@ -124,5 +128,5 @@ def folder() -> Path:
     """Where compiled kernels are kept: $RAMIFY_CACHE, else the user's cache."""
     named = os.environ.get("RAMIFY_CACHE")
     if named:
-        return Path(named)
+        return Path(named).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"

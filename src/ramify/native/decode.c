@@ -122,7 +122,7 @@ ALWAYS vf across(const vf *v) {
 #endif
 }
 
-/* score[0..count) = scale q k_j; keys beyond count are read and their scores -inf. */
+/* score[0..count) = scale q k_j, and -inf up to a whole vector. */
 static void scores(const float *q, const float *keys, int64_t dim, int64_t count, float scale, float *score) {
     for (int64_t j = 0; j < count; j += W) {
         vf sum[W];
@@ -158,7 +158,7 @@ static float soften(float *score, int64_t count) {
     return 1.0f / total(sum);
 }
 
-/* out = factor * sum over j of weight[j] value_j, for `some` (1 or 2) heads and 2 W numbers of each. */
+/* out = factor * sum over j of weight[j] value_j, for `some` (1 or 2) heads and `vectors` W numbers of each. */
 ALWAYS void gather(const int some, const int vectors, const float *weight, int64_t ldw, const float *value, int64_t dim, int64_t count,
                    const float *factor, float *out) {
     vf sum[2][4];
