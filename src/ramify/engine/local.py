@@ -45,7 +45,7 @@ class LocalEngine:
     Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count,
     memory, `packed` and `native`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's
     random numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
-    within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in the compiled kernels where nothing is truncated.
+    within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in compiled kernels without truncation.
     (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
     """
 

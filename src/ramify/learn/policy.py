@@ -366,7 +366,8 @@ def verify(policy: TorchPolicy) -> None:
     rows = [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 3, 4, 5], [0, 0, 1, 2, 3, 2, 5, 6], [8, 8, 8, 5, 5, 8, 8, 8]]
     token, position, parent, end = (torch.tensor(row, device=policy.device) for row in rows)
     token = (token * 7 + 1) % size
-    way = plan(parent, end, policy.dtype, "gather" if policy.attention == "flex" or policy.device.type != "cpu" else policy.attention)
+    padded = policy.attention == "flex" or policy.device.type != "cpu"
+    way = plan(parent, end, policy.dtype, "gather" if padded else policy.attention)
     usual = model.config._attn_implementation
     row = {
         "input_ids": token[None],
