@@ -36,7 +36,7 @@ class LocalEngine:
     this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. In float32 that copy is decoded by compiled kernels
     (`native`; False, or no C compiler, leaves it to torch's operations, several times slower). Matrices in half precision that take up to
     4 MiB in float32, or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights, rounded less in between.
-    `threads`: of torch while the engine works, None leaves them; a model of 128 dimensions decodes faster with one than with two.
+    `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
     and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft

@@ -74,7 +74,7 @@ class Local:
         None  # dtype of a second copy of the weights; None reads the trainer's
     )
     threads: int | None = (
-        None  # of torch while it decodes; None leaves all. Models of some hundred dimensions are faster with 1
+        None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
     )
 
     def __post_init__(self) -> None:
