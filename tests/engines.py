@@ -24,6 +24,8 @@ def compiles() -> bool:
 
 
 KERNELS = pytest.mark.skipif(not compiles(), reason="needs a C compiler")
+LANES = [pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 16]
+"""Widths of vector; 16 is two of AVX2's, and what AVX-512 has. A build takes seconds."""
 VOCABULARY = 48
 WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "packed": {"native": False}, "fused": {"packed": 0}, "transformers": {"fast": False}}
 """Options of LocalEngine by the name of the forward that they choose."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engines import KERNELS, KINDS, ask, line, mixed, run, small, worst
+from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
 from ramify.engine.compiled import CompiledForward
 from ramify.engine.engine import Sampling
 from ramify.engine.forward import ModelForward, verify
@@ -23,7 +23,7 @@ MANY = 2**26
 pytestmark = KERNELS
 
 
-@pytest.fixture(params=[4, 8, 16])
+@pytest.fixture(params=LANES)
 def lanes(request: pytest.FixtureRequest) -> str:
     """Vectors of 4, 8 or 16 floats, whatever this processor has: the compiler splits longer ones."""
     return f"-DLANES={request.param}"

@@ -21,7 +21,7 @@ from tiny import FAMILIES, build
 SEPARATORS = Separators(frozenset({3}), frozenset({3, 4, 5}), think_end=6)
 
 
-@pytest.fixture(autouse=True, params=["kernels", "torch"])
+@pytest.fixture(autouse=True, params=["kernels", pytest.param("torch", marks=pytest.mark.slow)])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the kernels that attend and fold at once, and by torch's operations beside attention."""
     monkeypatch.setenv("RAMIFY_NATIVE", str(int(request.param == "kernels")))

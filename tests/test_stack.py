@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines import KERNELS
+from engines import KERNELS, LANES
 from ramify.learn import stack
 from ramify.learn.attention import plan
 from ramify.learn.gather import runs
@@ -25,7 +25,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=[4, 8, 16])
+@pytest.fixture(params=LANES)
 def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Vectors of 4, 8 or 16 floats, or half as many doubles, whatever this processor has."""
     width = f"-DLANES={request.param}"
