@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ramify.engine.fused import FusedForward, Layer
 from ramify.engine.kv import Reach
-from ramify.engine.packed import Part
+from ramify.engine.packed import Part, joined
 from ramify.native.build import library
 
 WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
@@ -47,16 +47,13 @@ class Panels:
     def refresh(self) -> None:
         """Copy the weights as they are now, to where the old ones were."""
         count, inputs, width = self.weight.shape
-        flat = torch.cat([w for w, _ in self.parts]).float()
-        if self.norm is not None:
-            flat *= self.norm.float()
+        flat, bias = joined(self.parts, torch.float32, self.norm)
         whole = len(flat) // width
         self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
         if whole < count:
             self.weight[whole, :, : len(flat) - whole * width].copy_(flat[whole * width :].t())
-        if self.bias is not None:
-            biases = [w.new_zeros(len(w)) if b is None else b for w, b in self.parts]
-            self.bias[: len(flat)].copy_(torch.cat(biases))
+        if self.bias is not None and bias is not None:
+            self.bias[: len(flat)].copy_(bias)
 
     def pointers(self) -> list[int]:
         """Where they lie; 0 for no bias."""

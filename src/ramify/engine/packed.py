@@ -18,6 +18,16 @@ Part = tuple[Tensor, Tensor | None]
 TINY = 2**22  # bytes in float32 of matrices that stay in a core's cache: there half precision saves nothing, and costs conversions
 
 
+def joined(parts: Sequence[Part], dtype: torch.dtype, norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights [m, k] of stacked layers, that of the norm before them folded in, and their biases [m]; None where no part has one."""
+    weight = torch.cat([w for w, _ in parts])
+    if norm is not None:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        weight = weight.to(wide) * norm.to(wide)
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
+    return weight.to(dtype), None if all(b is None for _, b in parts) else torch.cat(biases).to(dtype)
+
+
 class Matrix:
     """x W^T + b over its own copy of W, parts stacked, the weight of the norm before it folded in.
 
@@ -33,13 +43,7 @@ class Matrix:
     def refresh(self) -> None:
         """Copy the weights as they are now."""
         dtype = self.dtype
-        weight = torch.cat([w for w, _ in self.parts])
-        if self.norm is not None:
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            weight = weight.to(wide) * self.norm.to(wide)
-        weight = weight.to(dtype)
-        biases = [w.new_zeros(len(w)) if b is None else b for w, b in self.parts]
-        bias = None if all(b is None for _, b in self.parts) else torch.cat(biases).to(dtype)
+        weight, bias = joined(self.parts, dtype, self.norm)
         if self.order is not None:
             weight, bias = weight[self.order], None if bias is None else bias[self.order]
         self.bias, self.blocked = bias, dtype == torch.bfloat16 and halves()
