@@ -127,11 +127,11 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     assert [store.dump(tree) for tree in once.grown] == [store.dump(tree) for tree in again.grown]
 
 
-@pytest.mark.parametrize("variant", [":ahead", ":segments"])
-def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize(("variant", "number"), [(":ahead", 30), (":segments", 60)])
+def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, variant: str, number: int) -> None:
     console = Console(quiet=True)
     assert launch(RECIPE + variant, [f"out={tmp_path / 'whole'}"], True, False, console) == 0
-    killed(tmp_path / "run", "growing", 150, RECIPE + variant)
+    killed(tmp_path / "run", "growing", number, RECIPE + variant)
     saved = checkpoint.steps(tmp_path / "run")[-1]
     state = json.loads((checkpoint.path_of(tmp_path / "run", saved) / "state.json").read_text())
     assert state["cursor"]["young"]

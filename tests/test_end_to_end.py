@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -53,11 +53,12 @@ class Watched(LocalEngine):
         super().__init__(*arguments, **options)
         self.seen: list[Sampled] = []
 
-    async def sample(self, request: Request) -> Segment:
-        segment = await super().sample(request)
-        columns = (segment.tokens, segment.logprobs, segment.kept, segment.entropy, segment.temperature)
-        self.seen.append((request, Segment(*(list(column) for column in columns), segment.finish, segment.version)))
-        return segment
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        segments = await super().sample_many(requests)
+        for request, segment in zip(requests, segments, strict=True):
+            columns = (segment.tokens, segment.logprobs, segment.kept, segment.entropy, segment.temperature)
+            self.seen.append((request, Segment(*(list(column) for column in columns), segment.finish, segment.version)))
+        return segments
 
 
 def random_model(kind: str) -> Any:

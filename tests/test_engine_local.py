@@ -155,7 +155,7 @@ def test_a_tree_grows_from_what_its_parents_left_in_their_slots() -> None:
     """Children that arrive as their parents end copy nothing from the trie, whose first look at them is when a slot is wanted."""
     model = small()
     engine = LocalEngine(model, slots=8, memory=MANY)
-    residents, asked = engine._decoder.residents, []
+    residents, asked = engine._decoder.seating.residents, []
     texts = [line(9, i) for i in range(4)]
 
     async def tree(text: tuple[int, ...], seed: int, depth: int) -> None:
@@ -177,7 +177,7 @@ def test_a_tree_grows_from_what_its_parents_left_in_their_slots() -> None:
         with torch.no_grad():
             alone = LocalEngine(model, slots=1, memory=MANY)
             run(alone, [ask((*text, 0), max_tokens=1)])
-        mine, other = engine._decoder.slots.get(slot, 0, len(text)), alone._decoder.slots.get(0, 0, len(text))
+        mine, other = engine._decoder.seating.slots.get(slot, 0, len(text)), alone._decoder.seating.slots.get(0, 0, len(text))
         assert torch.allclose(mine, other, atol=1e-4)
 
 
@@ -356,7 +356,7 @@ def test_load_drops_kv_and_takes_the_new_weights() -> None:
     assert engine.kv_bytes > 0
     assert old[0].version == 0
     asyncio.run(engine.load(other.state_dict(), 3))
-    assert engine._decoder.trie.used == 0
+    assert engine._decoder.seating.trie.used == 0
     before = dict(engine.counters)
     new = run(engine, requests)
     assert engine.counters["reused"] - before["reused"] == 19 * 2  # siblings only: nothing older

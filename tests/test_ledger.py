@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,15 +58,15 @@ class Counted:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.prefix = self.sampled = 0
-        usual = LocalEngine.sample
+        usual = LocalEngine.sample_many
 
-        async def sample(engine: LocalEngine, request: Request) -> Segment:
-            segment = await usual(engine, request)
-            self.prefix += len(request.prefix)
-            self.sampled += len(segment.tokens)
-            return segment
+        async def sample_many(engine: LocalEngine, requests: Sequence[Request]) -> list[Segment]:
+            segments = await usual(engine, requests)
+            self.prefix += sum(len(request.prefix) for request in requests)
+            self.sampled += sum(len(segment.tokens) for segment in segments)
+            return segments
 
-        patch.setattr(LocalEngine, "sample", sample)
+        patch.setattr(LocalEngine, "sample_many", sample_many)
 
 
 def train(variant: str, out: Path, *changes: str) -> list[dict[str, Any]]:

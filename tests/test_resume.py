@@ -92,7 +92,7 @@ def test_killed_while_a_checkpoint_is_written(whole: Path, tmp_path: Path):
     ("moment", "number"),
     [
         ("growing", 1),
-        ("growing", 150),
+        ("growing", 60),
         ("updating", 1),
         ("updating", 8),
         ("metrics", 4),
@@ -110,7 +110,7 @@ def test_killed_at_any_moment(whole: Path, tmp_path: Path, moment: str, number: 
 @pytest.mark.slow
 def test_killed_again_and_again_through_two_stages(tmp_path: Path):
     assert train(tmp_path / "whole", recipe=STAGES) == 0
-    for moment, number in (("updating", 3), ("growing", 12), ("growing", 120), ("checkpoint", 1)):
+    for moment, number in (("updating", 3), ("growing", 12), ("growing", 40), ("checkpoint", 1)):
         killed(tmp_path / "run", moment, number, STAGES)
     assert train(tmp_path / "run", recipe=STAGES) == 0
     for stage in ("1-sft", "2-rl"):

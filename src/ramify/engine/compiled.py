@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ramify.engine.fused import FusedForward, Layer
-from ramify.engine.kv import Reach
+from ramify.engine.kv import Reach, Slots
 from ramify.engine.packed import Part, joined
 from ramify.native.build import library
 
@@ -22,11 +22,16 @@ KERNELS = {
     "ramify_lanes": (WORD, ()),
     "ramify_room": (WORD, (ADDRESS, WORD, WORD)),
     "ramify_forward": (None, (ADDRESS,) * 4),
+    "ramify_steps": (WORD, (*(ADDRESS,) * 5, WORD)),
+    "ramify_copy": (None, (*(ADDRESS,) * 3, WORD)),
 }
 DRAWS = {
     "ramify_entropy": (None, (ADDRESS, *(WORD,) * 4, ADDRESS)),
     "ramify_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
 }
+
+
+AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
 
 
 class Panels:
@@ -116,14 +121,17 @@ class CompiledForward(FusedForward):
         )
         self.room = torch.empty(0, **FLOAT)
         self.line = torch.arange(64, device="cpu")
+        self.size = sum(matrix.weight.numel() for matrix in self._matrices())
         self.model = self._model()
+
+    def _matrices(self) -> list[Panels]:
+        return [self.last, *(matrix for layer in self.panels for matrix in layer.matrices)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copy."""
-        matrices = [self.last, *(matrix for layer in self.panels for matrix in layer.matrices)]
         copied = 0 if self.table.data_ptr() == self.embedding.data_ptr() else self.table.nbytes
-        return copied + sum(matrix.weight.nbytes for matrix in matrices)
+        return copied + sum(matrix.weight.nbytes for matrix in self._matrices())
 
     def refresh(self) -> None:
         """Renew the copy."""
@@ -168,21 +176,29 @@ class CompiledForward(FusedForward):
         return out[:, : self.vocabulary] if logits else None
 
     def _run(
-        self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Any, together: bool, out: Tensor
+        self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Slots, together: bool, out: Tensor
     ) -> None:
         """Call the kernel; every tensor is long and contiguous but `out`, which is float32."""
-        n, shape = len(tokens), self.shape
-        shape[-1] = torch.get_num_threads()
-        needed = self.library.ramify_room(shape.ctypes.data, n, slots.capacity)
+        columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
+        told = self.told([x.data_ptr() for x in columns], len(tokens), slots, together, out)
+        held = held_by(slots.store)
+        self.library.ramify_forward(*(array.ctypes.data for array in (self.model, self.shape, held, told)))
+
+    def told(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> np.ndarray:
+        """A pass of n tokens as decode.c reads it, with room for it; `columns` are addresses."""
+        self.shape[-1] = torch.get_num_threads()
+        needed = self.library.ramify_room(self.shape.ctypes.data, n, slots.capacity)
         if len(self.room) < needed:
             self.room = torch.empty(needed, **FLOAT)
-        columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
-        held = np.array((slots.store.data_ptr(), slots.rows, slots.capacity), dtype=np.uint64)
         told = np.empty(9, dtype=np.uint64)
-        told[:8] = (*(x.data_ptr() for x in columns), n, together, out.data_ptr(), self.room.data_ptr())
+        told[:8] = (*columns, n, together, out.data_ptr(), self.room.data_ptr())
         told[8:].view(np.float32)[:] = self.epsilon, self.scale
-        arrays = (self.model, shape, held, told)
-        self.library.ramify_forward(*(array.ctypes.data for array in arrays))
+        return told
+
+    def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
+        """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
+        held, told = held_by(store), np.array(moves, dtype=np.int64)
+        self.library.ramify_copy(self.shape.ctypes.data, held.ctypes.data, told.ctypes.data, len(moves))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """logits [B, V] -> [B] nats; NaN where a logit is."""
@@ -206,3 +222,53 @@ class CompiledForward(FusedForward):
         drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
         self.draws.ramify_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
         return tokens, chosen, found
+
+
+def held_by(store: Tensor) -> np.ndarray:
+    """Slots as decode.c reads them: store [layers, 2, rows, heads, capacity, dim]."""
+    return np.array((store.data_ptr(), store.shape[2], store.shape[4]), dtype=np.uint64)
+
+
+class Crowd:
+    """Rows that decode together for some steps, with nothing truncated and no temperature rule.
+
+    `columns`: [A] each, contiguous: next tokens, positions and slots, int64; streams and counts of random numbers, uint64. Tokens, positions and
+    counts go on in place. `ends`: tokens after which `run` stops, as some row may end there.
+    """
+
+    def __init__(self, forward: CompiledForward, slots: Slots, columns: Sequence[np.ndarray], temperature: Tensor, ends: frozenset[int]) -> None:
+        self.forward, self.slots, self.temperature = forward, slots, temperature
+        self.tokens, self.positions, self.seats, self.streams, self.counts = columns
+        rows = len(self.tokens)
+        self.most = max(1, AT_ONCE // (forward.size * rows))
+        self.line, self.uniform = np.arange(rows), np.empty(rows)
+        self.out = torch.empty(rows, forward.columns, **FLOAT)
+        self.ends = np.zeros(forward.vocabulary, dtype=np.uint8) if ends else None
+        if self.ends is not None:
+            self.ends[[token for token in ends if 0 <= token < forward.vocabulary]] = 1
+
+    @property
+    def logits(self) -> Tensor:
+        """[A, V] of the last step."""
+        return self.out[:, : self.forward.vocabulary]
+
+    def run(self, most: int) -> int:
+        """Up to so many steps; returns how many there were, at least one."""
+        forward, rows, most = self.forward, len(self.tokens), min(most, self.most)
+        if self.slots.capacity > len(forward.cosine):
+            forward.rotary(self.slots.capacity)
+        self._tokens = np.empty((most, rows), dtype=np.int64)
+        self._numbers = np.empty((2, most, rows), dtype=np.float32)  # log-probs, entropies
+        columns = [x.ctypes.data for x in (self.tokens, self.positions, self.seats, self.line)]
+        told = forward.told(columns, rows, self.slots, False, self.out)
+        ends = 0 if self.ends is None else self.ends.ctypes.data
+        draw = ctypes.cast(forward.draws.ramify_draw, ADDRESS).value
+        given = (self.temperature.data_ptr(), self.streams.ctypes.data, self.counts.ctypes.data, ends, self.uniform.ctypes.data, draw)
+        drawing = np.array((*given, self._tokens.ctypes.data, *(x.ctypes.data for x in self._numbers)), dtype=np.uint64)
+        arrays = (forward.model, forward.shape, held_by(self.slots.store), told, drawing)
+        return int(forward.library.ramify_steps(*(array.ctypes.data for array in arrays), most))
+
+    def drawn(self, steps: int) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+        """Tokens, log-probs and entropies of the first steps of the last call, [A][steps] each."""
+        logprobs, entropy = (x[:steps].T.tolist() for x in self._numbers)
+        return self._tokens[:steps].T.tolist(), logprobs, entropy

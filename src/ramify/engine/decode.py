@@ -1,69 +1,73 @@
-"""The crowd of active rows: who sits in which slot, and one decode step for all."""
+"""The crowd of active rows: who waits, who is seated, and decode steps for all."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 import torch
 
-from ramify.engine.compiled import CompiledForward
+from ramify.engine.compiled import CompiledForward, Crowd
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward
-from ramify.engine.kv import ROUND, Reach, Slots, rounded
+from ramify.engine.kv import ROUND, Reach, rounded
 from ramify.engine.prefill import Prefill
-from ramify.engine.radix import Trie
-from ramify.engine.record import Record
-from ramify.engine.residents import Residents
+from ramify.engine.record import Block, Record
 from ramify.engine.rng import uniforms
-from ramify.engine.rows import Row, Ticket
-from ramify.engine.sampling import Drawn, Knobs, draw
-
-FOR_SLOTS = 0.75  # share of the memory that several slots may take; the rest remembers finished rows
-SPARE = 8  # slots in which prefixes of waiting requests are prefilled beside those of newcomers, where the memory has room for them
+from ramify.engine.rows import Group, Row, Ticket
+from ramify.engine.sampling import Knobs, draw
+from ramify.engine.seating import Pool, Seating
 
 
 class Decoder:
     """Continuous batching over slots, without any clock: what it does depends on the requests and their order alone.
 
-    Rows are dense: slots 0 to A-1 decode together. The last token of every prefix is run by a decode step, so a request whose
-    other tokens are all remembered needs no prefill.
+    The last token of every prefix is run by a decode step, so a request whose other tokens are all remembered needs no prefill.
     """
 
     def __init__(self, forward: Forward, vocabulary: int, limit: int, slots: int, memory: int) -> None:
-        self.forward, self.vocabulary, self.limit, self.most, self.memory = forward, vocabulary, limit, slots, memory
+        self.forward, self.vocabulary, self.limit, self.memory = forward, vocabulary, limit, memory
         self.geometry = forward.geometry
         self.quick = forward if isinstance(forward, CompiledForward) else None
-        self.slots = Slots(self.geometry)
-        self.trie = Trie(self.geometry.token_bytes)
-        self.residents = Residents(self.slots, self.trie)
+        self.seating = Seating(self.geometry, slots, memory) if self.quick is None else Pool(self.geometry, slots, memory, self.quick)
         self.waiting: deque[Ticket] = deque()
-        self.rows: list[Row | None] = []  # None is a hole left by a finished row
         self._newcomers: list[Row] = []  # those that are being seated
-        self.capacity = 0  # tokens a slot holds, since the last `forget`
-        self.wanted = 0  # tokens the longest request since then needs
         self.version = 0
         self.counters = dict.fromkeys(
             ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0
         )
-        self.prefill = Prefill(forward, self.slots, self.trie, self.residents, self.counters)
+        self.prefill = Prefill(forward, self.seating, self.counters)
         self.record = Record()
         self._stale = True  # the columns below do not belong to the rows
-        self._futures: list[asyncio.Future[Segment]] = []
+        self._crowd: Crowd | None = None  # the columns as the kernels want them, where they can take several steps at once
+        self._futures: list[asyncio.Future[list[Segment]]] = []
         self._asking: list[Row] = []  # those whose `until` wants to see every token
         self._ends: frozenset[int] = frozenset()  # tokens after which some of the others are asked
-        self._left = 0
+        self._left = 0  # steps until some row has all its tokens
         self._settings: list[tuple[object, ...]] = []  # of the rows that the knobs were made for
+
+    @property
+    def rows(self) -> list[Row | None]:
+        """The crowd."""
+        return self.seating.rows
 
     @property
     def busy(self) -> bool:
         """Whether anybody waits for tokens."""
-        return bool(self.waiting) or any(row is not None for row in self.rows)
+        return bool(self.waiting) or self.seating.active > 0
 
-    def check(self, request: Request) -> None:
+    def check(self, requests: Sequence[Request]) -> None:
         """Raise ValueError for a request that can never be served."""
+        before: Request | None = None
+        for request in requests:
+            if before is None or request.prefix is not before.prefix or request.sampling is not before.sampling:
+                self._check(request)  # siblings ask the same
+            before = request
+
+    def _check(self, request: Request) -> None:
         n, most = len(request.prefix), request.sampling.max_tokens
         if n == 0:
             raise ValueError("the prefix of a request is empty: give at least one token (a BOS token, say)")
@@ -82,202 +86,164 @@ class Decoder:
                 f"raise memory to at least {size}, or lower max_tokens ({most}) or the prefix ({n})"
             )
 
-    def enqueue(self, ticket: Ticket) -> None:
-        """Put a checked request at the end of the line."""
-        self.waiting.append(ticket)
-        self.wanted = max(self.wanted, self._need(ticket.request))
-
-    def _need(self, request: Request) -> int:
-        return rounded(len(request.prefix) + request.sampling.max_tokens)
+    def enqueue(self, group: Group, requests: Sequence[Request]) -> None:
+        """Put checked requests at the end of the line."""
+        tickets = [Ticket(request, group, i, self.seating.need(request)) for i, request in enumerate(requests)]
+        self.waiting += tickets
+        self.seating.wanted = max(self.seating.wanted, *[ticket.need for ticket in tickets])
 
     def forget(self) -> None:
         """Drop all KV: the weights have changed. Slots keep their memory for the next requests."""
-        assert not self.rows
-        self.trie.clear()
-        self.residents.clear()
-        self.capacity = self.wanted = 0
+        self.seating.forget()
 
     def release(self) -> None:
         """Drop all KV and give its memory back."""
-        self.forget()
-        self.slots.drop()
+        self.seating.release()
 
     def abandon(self, error: BaseException | None) -> None:
         """End every request: hand `error` to all who wait, or cancel them."""
         tickets = [row.ticket for row in (*self.rows, *self._newcomers) if row is not None] + list(self.waiting)
-        self.rows, self._newcomers, self._stale, self.record = [], [], True, Record()
+        self.seating.clear()
+        self._newcomers, self._stale, self.record = [], True, Record()
         self.waiting.clear()
-        for ticket in tickets:
-            if ticket.future.done() or ticket.future.get_loop().is_closed():
+        for future in dict.fromkeys(ticket.group.future for ticket in tickets):
+            if future.done() or future.get_loop().is_closed():
                 continue
             if error is None:
-                ticket.future.cancel()
+                future.cancel()
             else:
-                ticket.future.set_exception(error)
+                future.set_exception(error)
 
     def admit(self) -> None:
-        """Seat waiting requests in holes and free slots, first come first served, and close the holes that remain."""
-        seated: list[Row] = []
-        active = sum(row is not None for row in self.rows)
+        """Seat waiting requests, first come first served."""
+        seating, seated = self.seating, self._newcomers
+        active = seating.active
         while self.waiting:
-            request = self.waiting[0].request
-            if self.waiting[0].future.cancelled():
+            if self.waiting[0].group.future.done():  # cancelled
                 self.waiting.popleft()
                 continue
-            capacity = max(self.capacity, self._need(request))
-            if capacity > self.capacity:  # grow seldom rather than request by request, as far as that costs no slot
-                fits = self.memory // self.geometry.token_bytes // ROUND * ROUND
-                ahead = min(rounded(self.capacity * 3 // 2), rounded(self.limit), fits)
-                larger = [size for size in (self.wanted, ahead) if size > capacity and self._room(size) == self._room(capacity)]
-                capacity = max([capacity, *larger])
-            if active + len(seated) + 1 > self._room(capacity):
+            if not seating.fits(self.waiting[0].need, active + len(seated), self.limit):
                 break
-            self.capacity = capacity
             seated.append(Row.of(self.waiting.popleft()))
-        self._newcomers = seated
         if not active:
             self.record = Record()
-        self._seat(seated)
+        elif seated:
+            self.record.flush(self.rows)
+        if seating.seat(seated):
+            self._stale = True
         if seated:
-            self.prefill.start(seated, self._next)
+            seating.vacate([row.slot for row in self.prefill.start(seated, self._next)])
         self._newcomers = []
 
     def _next(self) -> list[Row]:
-        """Rows in the spare slots for the next distinct prefixes in the line, so that short prompts are prefilled several at a time."""
-        spare = range(self._room(self.capacity), self.slots.rows)
+        """Rows in spare slots for the next distinct prefixes in the line, so that short prompts are prefilled several at a time."""
+        spare, where = self.seating.early(), self.seating.residents.where
         rows: dict[tuple[int, ...], Row] = {}
         for ticket in islice(self.waiting, 8 * len(spare)):
-            if len(rows) < len(spare) and self._need(ticket.request) <= self.capacity:
-                rows.setdefault(tuple(ticket.request.prefix), Row.of(ticket))
+            if len(rows) < len(spare) and ticket.need <= self.seating.capacity:
+                row = Row.of(ticket)
+                if row.text not in where:
+                    rows.setdefault(row.prefix, row)
         for row, slot in zip(rows.values(), spare):
             row.slot = slot
+        self.seating.vacate(spare[len(rows) :])
         return list(rows.values())
 
-    def _room(self, capacity: int) -> int:
-        """Slots of that capacity that the budget allows, at least one."""
-        return min(self.most, max(1, int(self.memory * FOR_SLOTS) // (capacity * self.geometry.token_bytes)))
-
-    def _with_spare(self) -> int:
-        """Slots to make: those for active rows, and the spare ones if both fit."""
-        room, size = self._room(self.capacity), self.capacity * self.geometry.token_bytes
-        return room + SPARE if room == self.most and (room + SPARE) * size <= self.memory * FOR_SLOTS else room
-
-    def _seat(self, seated: list[Row]) -> None:
-        """Give each newcomer a slot: that which its parent has left, else another hole, else the end."""
-        if seated:
-            self.record.flush(self.rows)
-        rows = self._with_spare() if seated else 0
-        if seated and (rows, self.capacity) != (self.slots.rows, self.slots.capacity):
-            self._resize(rows)
-        holes = dict.fromkeys(i for i, row in enumerate(self.rows) if row is None)
-        if holes:
-            for row in seated:
-                text = row.prefix[:-1]
-                slot = self.residents.where.get(text, -1)
-                if slot in holes:
-                    del holes[slot]
-                    self.residents.vacate(slot, stays=text)
-                    row.length = row.known = len(text)
-                    self._sit(row, slot)
-        free = iter(holes)
-        for row in seated:
-            if row.slot < 0:
-                slot = next(free, len(self.rows))
-                self.residents.vacate(slot)
-                self._sit(row, slot)
-        self._close()
-
-    def _resize(self, rows: int) -> None:
-        """Make so many slots of the capacity; finished rows keep theirs where there are no fewer."""
-        if rows < self.slots.rows:
-            self._close()
-            for slot in range(len(self.rows), self.slots.rows):
-                self.residents.vacate(slot)
-        stay = max(len(self.rows), self.residents.end)
-        self.trie.shrink(max(0, self.memory - rows * self.capacity * self.geometry.token_bytes))
-        self.slots.resize(rows, self.capacity, stay)
-
-    def _sit(self, row: Row, slot: int) -> None:
-        row.slot = slot
-        self.rows[slot : slot + 1] = [row]
-        self._stale = True
-
-    def _close(self) -> None:
-        """Move the last rows into the holes."""
-        for i in range(len(self.rows)):
-            while self.rows and self.rows[-1] is None:
-                self.rows.pop()
-            if i < len(self.rows) and self.rows[i] is None:
-                row = self.rows.pop()
-                assert row is not None
-                self.residents.move(row.slot, i, row.length)
-                self.rows[i], row.slot = row, i
-
     def step(self) -> int:
-        """Run one token of every row and sample the next; returns how many rows finished."""
-        rows: list[Row] = self.rows  # type: ignore[assignment]  # dense after admit
+        """Run one token of every row and sample the next, or several where nobody has to look at each; returns how many groups are answered."""
         if self._stale:
-            self._columns(rows)
-        device = self.geometry.device
+            self._columns()
+        block = self._one() if self._crowd is None else self._several(self._crowd)
+        self.counters["steps"] += block.steps
+        for name in ("row_steps", "sampled"):
+            self.counters[name] += block.steps * len(self.rows)
+        return self._record(block)
+
+    def _one(self) -> Block:
+        """One step through torch."""
+        device, slots = self.geometry.device, self.seating.slots
         tokens, at = torch.from_numpy(self._both).to(device).unbind(0)  # [A, 1] each
-        reach = Reach(self.slots, at, min(self.slots.capacity, rounded(int(self._both[1].max()) + 1)))
+        reach = Reach(slots, at, min(slots.capacity, rounded(int(self._both[1].max()) + 1)), self._seats)
         logits = self.forward(tokens, at, reach, True)
         assert logits is not None
         logits = logits if logits.dtype == torch.float64 else logits.float()
         uniform = torch.from_numpy(uniforms(self._streams, self._counts)).to(device)
-        self._counts += np.uint64(1)
-        self.counters["steps"] += 1
-        self.counters["row_steps"] += len(rows)
-        self.counters["sampled"] += len(rows)
         drawn = draw(logits, self._knobs, uniform, self.quick)
         self._both[0, :, 0] = drawn.tokens
         self._both[1] += 1
-        return self._record(rows, drawn)
+        self._counts += np.uint64(1)
+        return Block.of(drawn)
 
-    def _columns(self, rows: list[Row]) -> None:
+    def _several(self, crowd: Crowd) -> Block:
+        """Steps in one call, until a row has all its tokens or one that may end its text."""
+        steps = crowd.run(1 if self._asking else self._left)
+        tokens, logprobs, entropy = crowd.drawn(steps)
+        if any(nats[-1] != nats[-1] for nats in entropy):  # NaN: some logit of the last step is NaN or infinite, which torch looks into
+            drawn = draw(crowd.logits, self._knobs, torch.from_numpy(crowd.uniform))
+            for place, (token, logprob, nats) in enumerate(zip(drawn.tokens, drawn.logprobs, drawn.entropy)):
+                tokens[place][-1], logprobs[place][-1], entropy[place][-1] = token, logprob, nats
+            crowd.tokens[:] = drawn.tokens
+        heat = self._knobs.fixed
+        return Block(steps, tokens, logprobs, [[0.0] * steps for _ in heat], entropy, [[t] * steps for t in heat])
+
+    def _columns(self) -> None:
+        rows: list[Row] = self.rows  # type: ignore[assignment]  # dense after admit
         settings = [row.setting for row in rows]
         if settings != self._settings:
             dtype = torch.float64 if self.geometry.dtype == torch.float64 else torch.float32
             self._knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, dtype)
             self._settings = settings
-        self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
-        self._counts = np.array([row.count for row in rows], dtype=np.uint64)
-        self._futures = [row.ticket.future for row in rows]
+        self._futures = list(dict.fromkeys(row.ticket.group.future for row in rows))
         self._asking = [row for row in rows if row.ends is None]
         self._ends = frozenset[int]().union(*{row.ends for row in rows if row.ends is not None})
-        self._left = min(row.most - row.count for row in rows)  # steps until some row has all its tokens
+        self._left = min(row.most - row.count for row in rows)
         self.record.trim(rows)
-        last = [self.record.last(row) for row in rows]
-        self._both = np.array((last, [row.length for row in rows]), dtype=np.int64)[:, :, None]  # [2, A, 1] next tokens, positions
+        last, at = [self.record.last(row) for row in rows], [row.length for row in rows]
+        self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
+        self._counts = np.array([row.count for row in rows], dtype=np.uint64)
+        self._both = np.array((last, at), dtype=np.int64)[:, :, None]  # [2, A, 1] next tokens, positions
+        seats = np.array([row.slot for row in rows], dtype=np.int64)
+        self._seats = None if self.quick is None else torch.from_numpy(seats)
+        self._crowd = None
+        if self.quick is not None and not self._knobs.rules and self._knobs.cut is None:
+            told = (self._both[0, :, 0], self._both[1, :, 0], seats, self._streams, self._counts)
+            self._crowd = Crowd(self.quick, self.seating.slots, told, self._knobs.temperature, self._ends)
         self._stale = False
 
-    def _record(self, rows: list[Row], drawn: Drawn) -> int:
-        """Keep what was drawn, and end the rows that end here; returns how many."""
-        tokens, ended = drawn.tokens, {}
-        self.record.steps.append(drawn)
-        self._left -= 1
+    def _record(self, block: Block) -> int:
+        """Keep what was drawn, and end the rows that end here; returns how many groups are answered."""
+        rows: list[Row] = self.rows  # type: ignore[assignment]  # dense until some end
+        ended = {}
+        self.record.add(block)
+        self._left -= block.steps
         for row in self._asking:
-            row.tokens.append(tokens[row.slot])
+            row.tokens.append(block.tokens[row.place][0])
             finish = row.until(row.tokens)
             if finish is not None:
-                ended[row.slot] = finish
-        due = {i for i, token in enumerate(tokens) if token in self._ends} if self._ends else set()
+                ended[row.place] = finish
+        ends = self._ends
+        due = {i for i, line in enumerate(block.tokens) if line[-1] in ends} if ends else set()
         if not (ended or due or self._left <= 0 or any(future.done() for future in self._futures)):
             return 0
         self.record.flush(rows)
-        finished = 0
-        for i, row in enumerate(rows):
+        answered = 0
+        for i, row in enumerate(list(rows)):
             full, finish = row.count >= row.most, ended.get(i)
             if row.ends is not None and (full or i in due):
                 finish = row.until(self.record.tokens(row))
-            if finish is not None or full or row.ticket.future.done():
-                self._finish(row, finish)
-                finished += 1
-        return finished
+            if finish is not None or full or row.ticket.group.future.done():
+                answered += self._finish(row, finish)
+        return answered
 
-    def _finish(self, row: Row, finish: str | None) -> None:
-        tokens = self.record.tokens(row)
-        self.residents.finish(row.slot, row.prefix + tuple(tokens[:-1]))
-        self.rows[row.slot], self._stale = None, True
-        if not row.ticket.future.done():
-            row.ticket.future.set_result(Segment(tokens, *self.record.columns(row), finish, self.version))
+    def _finish(self, row: Row, finish: str | None) -> bool:
+        """The row leaves; whether its group is answered now, or wants no answer any more."""
+        tokens, group = self.record.tokens(row), row.ticket.group
+        self.seating.leave(row, row.prefix + tuple(tokens[:-1]))
+        self._stale = True
+        if not group.future.done():
+            group.segments[row.ticket.index] = Segment(tokens, *self.record.columns(row), finish, self.version)
+            group.left -= 1
+            if group.left:
+                return False
+            group.future.set_result([segment for segment in group.segments if segment is not None])
+        return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,3 +76,31 @@ class Engine(Protocol):
     async def load(self, weights: Any, version: int) -> None:
         """Take new weights; KV of older weights is never reused after this."""
         ...
+
+
+class Crowded(Protocol):
+    """An engine for which many requests at once are cheaper than one by one."""
+
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        """Sample one continuation of each."""
+        ...
+
+
+async def sample_all(engine: Engine, requests: Sequence[Request]) -> list[Segment]:
+    """One continuation of each request, in order, through `sample_many` where the engine has it; the first failure ends all."""
+    many = getattr(engine, "sample_many", None)
+    if many is not None:
+        return list(await many(requests))
+    return await together(engine.sample(request) for request in requests)
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """All results in order; the first failure stops the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -208,7 +208,7 @@ def verify(forward: Forward, reference: ModelForward) -> float:
     slots.resize(3, rounded(max(lengths)), 0)
     _prefill(forward, slots, lines, [n - 3 for n in lengths], [2, 1])
     for row, source in ((0, 2), (1, 1)):
-        slots.move(source, row, max(lengths))
+        slots.move([(source, row, max(lengths))])
     worst = 0.0
     truth = [reference.plain(line.to(geometry.device)) for line in lines]
     for step in range(3):

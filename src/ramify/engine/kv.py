@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,19 @@ def rounded(length: int) -> int:
     return -(-length // ROUND) * ROUND
 
 
+class Copying(Protocol):
+    """Kernels that copy between slots, and that read nothing but what was written."""
+
+    def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
+        """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
+        ...
+
+
 class Slots:
     """KV of `rows` sequences of up to `capacity` tokens: store [layers, 2, rows, heads, capacity, dim]."""
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, geometry: Geometry, kernels: Copying | None = None) -> None:
+        self.geometry, self.kernels = geometry, kernels
         self.drop()
 
     def drop(self) -> None:
@@ -62,14 +71,21 @@ class Slots:
             store[:, :, :keep, :, :held] = old[:, :, :keep]
         self._adopt(store)
 
+    def renew(self, rows: int, capacity: int, kept: list[tuple[int, int]]) -> None:
+        """Make room for `rows` sequences of `capacity` tokens; slot i begins with the first n positions of what was the slot kept[i] = (slot, n)."""
+        old, store = self.store, self._empty(rows, capacity)
+        for target, (source, n) in enumerate(kept):
+            store[:, :, target, :, :n] = old[:, :, source, :, :n]
+        self._adopt(store)
+
     def _empty(self, rows: int, capacity: int) -> Tensor:
-        g = self.geometry  # zeros, not empty: masked positions are multiplied by 0, and 0 x NaN is NaN
-        return torch.zeros(g.layers, 2, rows, g.heads, capacity, g.dim, dtype=g.dtype, device=g.device)
+        g = self.geometry
+        make = torch.zeros if self.kernels is None else torch.empty  # without: masked positions are multiplied by 0, and 0 x NaN is NaN
+        return make(g.layers, 2, rows, g.heads, capacity, g.dim, dtype=g.dtype, device=g.device)
 
     def _adopt(self, store: Tensor) -> None:
         self.store = store
         self.rows, self.capacity = store.shape[2], store.shape[4]
-        self.lines = store.unbind(2)  # rows of [layers, 2, heads, capacity, dim]
         self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
         self.pairs = store.flatten(1, 4).unbind(0)  # layers of [2 x rows x heads x capacity, dim]
         g, device = self.geometry, store.device
@@ -91,16 +107,20 @@ class Slots:
         """Write the first n tokens of each chunk [layers, 2, heads, >= n, dim], one after the other, to the start of a row; returns their sum."""
         total = sum(n for _, n in chunks)
         if total:
-            torch.cat([chunk.narrow(3, 0, n) for chunk, n in chunks], 3, out=self.lines[row].narrow(3, 0, total))
+            torch.cat([chunk.narrow(3, 0, n) for chunk, n in chunks], 3, out=self.store[:, :, row, :, :total])
         return total
 
     def get(self, row: int, start: int, stop: int) -> Tensor:
         """A copy of positions [start, stop) of a row: [layers, 2, heads, stop - start, dim]."""
-        return self.lines[row].narrow(3, start, stop - start).clone()
+        return self.store[:, :, row, :, start:stop].clone()
 
-    def move(self, source: int, target: int, n: int) -> None:
-        """Copy the first `n` positions of one row over another."""
-        self.lines[target].narrow(3, 0, n).copy_(self.lines[source].narrow(3, 0, n))
+    def move(self, moves: list[tuple[int, int, int]]) -> None:
+        """Of each (source, target, n) copy the first n positions of one row over another, in this order."""
+        if self.kernels is not None and moves:
+            self.kernels.copy(self.store, moves)
+            return
+        for source, target, n in moves:
+            self.store[:, :, target, :, :n] = self.store[:, :, source, :, :n]
 
 
 class Reach:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from ramify.engine.kv import Slots
-from ramify.engine.radix import Trie
+from ramify.engine.radix import Trie, common
 
 Text = tuple[int, ...]
 
@@ -12,7 +14,7 @@ class Residents:
     """The texts whose KV lies at the start of a slot; the trie is given one only when its slot is wanted for something else.
 
     A slot keeps its texts until it is overwritten, also when its row has finished. `where` has those of active rows' prefixes and of
-    finished rows; nothing is lost when a text is not in it, as long as `keep` precedes the search in the trie.
+    finished rows; nothing is lost when a text is not in it.
     """
 
     def __init__(self, slots: Slots, trie: Trie) -> None:
@@ -24,6 +26,9 @@ class Residents:
         self.where: dict[Text, int] = {}  # the slot of each text
         self.texts: dict[int, list[Text]] = {}  # those of each slot
         self.unkept: dict[int, Text] = {}  # of each slot, the longest text that the trie may not hold
+        self._order: list[Text] = []  # all of them, sorted when somebody looks for the beginning of one
+        self._added: list[Text] = []  # since then
+        self._gone = False  # whether some that are in the order have no slot any more
 
     @property
     def end(self) -> int:
@@ -32,14 +37,33 @@ class Residents:
 
     def hold(self, slot: int, text: Text) -> None:
         """The slot begins with this text."""
-        if self.where.get(text) != slot:
-            self.where[text] = slot
-            self.texts.setdefault(slot, []).append(text)
+        before = self.where.get(text)
+        if before == slot:
+            return
+        if before is None:
+            self._added.append(text)
+        self.where[text] = slot
+        self.texts.setdefault(slot, []).append(text)
 
     def finish(self, slot: int, text: Text) -> None:
-        """A row has ended: its text stays in the slot for those that go on from it."""
+        """The whole text stays in the slot for those that go on from it."""
         self.hold(slot, text)
         self.unkept[slot] = text
+
+    def find(self, text: Text) -> tuple[int, int]:
+        """A slot that begins as `text` does, and the length of what they share, the most that there is; (-1, 0) where nothing is."""
+        slot = self.where.get(text)
+        if slot is not None:
+            return slot, len(text)
+        if not self.where:
+            return -1, 0
+        if self._added or self._gone:
+            whole = self._order + self._added
+            self._order = sorted([text for text in dict.fromkeys(whole) if text in self.where] if self._gone else whole)
+            self._added, self._gone = [], False
+        at = bisect_left(self._order, text)  # the longest common beginning is a neighbour's
+        n, best = max((common(near, text), near) for near in self._order[max(at - 1, 0) : at + 1])
+        return (self.where[best], n) if n else (-1, 0)
 
     def vacate(self, slot: int, stays: Text | None = None) -> None:
         """The slot will be overwritten, but for the text that `stays`: give the trie what it may not hold."""
@@ -48,13 +72,14 @@ class Residents:
         for text in self.texts.pop(slot, ()):
             if text != stays and self.where.get(text) == slot:
                 del self.where[text]
+                self._gone = True
         if stays is not None:
             self.texts[slot] = [stays]
 
     def move(self, source: int, target: int, n: int) -> None:
         """Put the row of `source`, of n tokens, into a slot whose texts end here."""
         self.vacate(target)
-        self.slots.move(source, target, n)
+        self.slots.move([(source, target, n)])
         if source in self.unkept:
             self.unkept[target] = self.unkept.pop(source)
         texts = self.texts.pop(source, [])
@@ -63,12 +88,11 @@ class Residents:
                 self.where[text] = target
         self.texts[target] = texts
 
-    def keep(self) -> bool:
-        """Give the trie all that it may not hold; whether there was anything."""
-        slots = list(self.unkept)
-        for slot in slots:
-            self._keep(slot)
-        return bool(slots)
+    def rename(self, slots: dict[int, int]) -> None:
+        """The slots have other numbers now: those of the keys their values; no other holds a text."""
+        self.where = {text: slots[slot] for text, slot in self.where.items()}
+        self.texts = {slots[slot]: texts for slot, texts in self.texts.items()}
+        self.unkept = {slots[slot]: text for slot, text in self.unkept.items()}
 
     def _keep(self, slot: int) -> None:
         text = self.unkept.pop(slot, None)

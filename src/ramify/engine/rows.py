@@ -10,45 +10,58 @@ from ramify.engine.rng import mix
 
 
 @dataclass(eq=False, slots=True)
+class Group:
+    """Requests that were made together, and who waits for the last of them."""
+
+    future: asyncio.Future[list[Segment]]
+    segments: list[Segment | None]
+    left: int  # how many are not answered yet
+
+
+@dataclass(eq=False, slots=True)
 class Ticket:
-    """A request and who waits for it."""
+    """A request, in its place in a group."""
 
     request: Request
-    future: asyncio.Future[Segment]
+    group: Group
+    index: int
+    need: int  # tokens of a slot
     early: int = 0  # tokens of its prefix that were prefilled before it had a seat
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One active request; its KV lies in the slot of its index in the crowd."""
+    """One active request."""
 
     ticket: Ticket
     prefix: tuple[int, ...]
+    text: tuple[int, ...]  # the prefix without its last token, which the first decode step runs
     until: Until
     most: int  # tokens to sample
     setting: tuple[object, ...]  # temperature, top_p, top_k, min_p
     stream: int  # where its random numbers start
-    slot: int = -1
+    ends: frozenset[int] | None  # as in its request
+    place: int = -1  # in the crowd
+    slot: int = -1  # that holds its KV
     length: int = 0  # tokens whose KV the slot holds; the next one to run sits at this position
     known: int = 0  # tokens at the start of the prefix that were in KV at some time
-    ends: frozenset[int] | None = None  # as in its request
     tokens: list[int] = field(default_factory=list)  # so far, where `until` is asked after each
-    spans: list[tuple[int, int, int]] = field(default_factory=list)  # (slot, first step, one past the last) of the record
+    spans: list[tuple[int, int, int]] = field(default_factory=list)  # (place, first block, one past the last) of the record
     count: int = 0  # tokens sampled, as `length`, up to the last flush of the record
 
-    def sat(self, step: int, count: int) -> None:
-        """The row was in its slot for so many more steps."""
-        if self.spans and self.spans[-1][::2] == (self.slot, step):
-            self.spans[-1] = (self.slot, self.spans[-1][1], step + count)
+    def sat(self, first: int, stop: int, steps: int) -> None:
+        """The row was in its place during these blocks, of so many steps in all."""
+        if self.spans and self.spans[-1][::2] == (self.place, first):
+            self.spans[-1] = (self.place, self.spans[-1][1], stop)
         else:
-            self.spans.append((self.slot, step, step + count))
-        self.length += count
-        self.count += count
+            self.spans.append((self.place, first, stop))
+        self.length += steps
+        self.count += steps
 
     @classmethod
     def of(cls, ticket: Ticket) -> Row:
         """A row without a seat."""
         request = ticket.request
-        how = request.sampling
+        how, prefix = request.sampling, tuple(request.prefix)
         setting = (how.temperature, how.top_p, how.top_k, how.min_p)
-        return cls(ticket, tuple(request.prefix), request.until, how.max_tokens, setting, mix(request.seed), ends=request.ends)
+        return cls(ticket, prefix, prefix[:-1], request.until, how.max_tokens, setting, mix(request.seed), request.ends)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from numbers import Real
 from typing import Any
 
 from ramify.core.task import Path, Reward, Task
 from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Engine, Request, Sampling
+from ramify.engine.engine import Engine, Request, Sampling, Segment, sample_all, together
 from ramify.grow.branching import Branching, Bud, depth, paths
 from ramify.grow.pruning import Pruning
 from ramify.grow.stop import Decode, Stop
@@ -76,7 +76,10 @@ async def grow_round(
     tree.fresh = tree.serial
     nodes = [graft(tree, bud) for bud in buds]
     tree.rounds += 1
-    await together(fill(node, request, engine) for node, request in requests(tree, nodes, buds, sampling, stop))
+    wanted = requests(tree, nodes, buds, sampling, stop)
+    segments = await sample_all(engine, [request for _, request in wanted])
+    for (node, request), segment in zip(wanted, segments, strict=True):
+        fill(node, request, segment)
     prune(tree, pruning)
     return True
 
@@ -135,9 +138,8 @@ def requests(
     return wanted
 
 
-async def fill(node: Node, request: Request, engine: Engine) -> None:
-    """Sample the segment of an empty node and write it down."""
-    segment = await engine.sample(request)
+def fill(node: Node, request: Request, segment: Segment) -> None:
+    """Write down what was sampled for an empty node."""
     node.tokens, node.logprobs, node.kept = segment.tokens, segment.logprobs, segment.kept
     node.entropy, node.temperature, node.version = segment.entropy, segment.temperature, segment.version
     node.finish = segment.finish
@@ -148,7 +150,7 @@ async def fill(node: Node, request: Request, engine: Engine) -> None:
 def seed_of(tree: Tree, node: Node) -> int:
     """63 bits from the run's seed, the task, its visit and the bud: never from the order of arrival."""
     name = f"{tree.seed}/{tree.task.id}/{tree.visit}/{node.id}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
 def demonstrate(tree: Tree, n: int, limit: int | None = None) -> list[Node]:
@@ -234,15 +236,3 @@ def caught(reward: Reward, task: Task, path: Path) -> tuple[Any, Exception | Non
         return reward(task, path), None
     except Exception as error:
         return None, error
-
-
-async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All results in order; the first failure stops the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from ramify.core.tree import Tree
-from ramify.engine.engine import Engine, Sampling
+from ramify.engine.engine import Engine, Sampling, together
 from ramify.grow.branching import Branching
-from ramify.grow.growth import OnTree, close, grow_round, together
+from ramify.grow.growth import OnTree, close, grow_round
 from ramify.grow.pruning import Pruning
 from ramify.grow.stop import Stop
 

@@ -361,3 +361,46 @@ void ramify_forward(const Model *m, const Shape *s, const Slots *slots, const Pa
         else many(m, s, slots, p, p->n * mine / count, p->n * (mine + 1) / count, x, queries, o);
     }
 }
+
+/* How rows draw: temperature [n]; streams and counts [n] of their random numbers; ends [vocabulary], 1 for tokens that may end a text, or NULL;
+ * uniform [n] of room; the function that draws, of draw.c; what is drawn, [most, n] each. */
+typedef void (*Draw)(const float *, int64_t, int64_t, int64_t, int64_t, const float *, const double *, int64_t, int64_t *, float *, float *);
+typedef struct { const float *temperature; const uint64_t *stream; uint64_t *count; const uint8_t *ends; double *uniform; Draw draw; int64_t *token; float *logprob, *entropy; } Drawing;
+
+/* The number `count` of a stream in [0, 1); engine/rng.py says what it is. */
+static double uniform(uint64_t stream, uint64_t count) {
+    uint64_t x = stream + (count + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return (double)((x ^ (x >> 31)) >> 11) * 0x1p-53;
+}
+
+/* Up to `most` steps, each of one token a row, which is drawn from the logits and runs next; fewer where a row draws a token that may end a text,
+ * or has logits that are not finite, whose entropy is NaN. Tokens, positions and counts go on. Returns how many. */
+int64_t ramify_steps(const Model *m, const Shape *s, const Slots *slots, const Pass *p, const Drawing *d, int64_t most) {
+    int64_t *input = (int64_t *)p->token, *position = (int64_t *)p->position, n = p->n, done = 0;
+    for (int more = 1; more && done < most; done++) {
+        int64_t *token = d->token + done * n;
+        float *entropy = d->entropy + done * n;
+        ramify_forward(m, s, slots, p);
+        for (int64_t r = 0; r < n; r++) d->uniform[r] = uniform(d->stream[r], d->count[r]++);
+        d->draw(p->logits, stride(s->vocabulary), n, s->vocabulary, s->threads, d->temperature, d->uniform, 0, token, d->logprob + done * n, entropy);
+        for (int64_t r = 0; r < n; r++) {
+            input[r] = token[r], position[r]++;
+            if ((d->ends && d->ends[token[r]]) || entropy[r] != entropy[r]) more = 0;
+        }
+    }
+    return done;
+}
+
+/* Of each move (source, target, n) the first n positions of one slot over another, in this order. */
+void ramify_copy(const Shape *s, const Slots *slots, const int64_t *moves, int64_t count) {
+    int64_t line = slots->capacity * s->dim, row = s->kv_heads * line;
+    for (int64_t l = 0; l < 2 * s->layers; l++)
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t *move = moves + 3 * i;
+            float *store = slots->store + l * slots->rows * row;
+            for (int64_t h = 0; h < s->kv_heads; h++)
+                memcpy(store + move[1] * row + h * line, store + move[0] * row + h * line, move[2] * s->dim * sizeof(float));
+        }
+}

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ramify.core.task import Task
-from ramify.engine.engine import Engine, Request, Sampling, Segment
+from ramify.engine.engine import Engine, Request, Sampling, Segment, sample_all
 from ramify.grow.stop import Stop
 from ramify.look.evaluate import Decode, evaluate
 from ramify.run.recipe import Exam, Run
@@ -26,12 +26,15 @@ class Counted:
     """An engine that tells a bar of every answer it has given."""
 
     engine: Engine
-    tick: Callable[[], None]
+    tick: Callable[[int], None]
 
     async def sample(self, request: Request) -> Segment:
-        segment = await self.engine.sample(request)
-        self.tick()
-        return segment
+        return (await self.sample_many([request]))[0]
+
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        segments = await sample_all(self.engine, requests)
+        self.tick(len(segments))
+        return segments
 
     async def load(self, weights: Any, version: int) -> None:
         await self.engine.load(weights, version)
@@ -43,7 +46,7 @@ def counted(engine: Engine, console: Console, total: int) -> Iterator[Engine]:
     columns = (TextColumn("examining"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("examining", total=total)
-        yield Counted(engine, lambda: progress.advance(bar))
+        yield Counted(engine, lambda count: progress.advance(bar, count))
 
 
 def answers(exam: Exam, problems: int, start: bool) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ramify.engine.engine import Engine, Request, Segment
+from ramify.engine.engine import Engine, Request, Segment, sample_all
 
 
 class Waiting:
@@ -23,11 +23,21 @@ class Waiting:
 
     async def sample(self, request: Request) -> Segment:
         """Sample one continuation."""
+        with self._wanted():
+            return await self.engine.sample(request)
+
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        """Sample one continuation of each."""
+        with self._wanted():
+            return await sample_all(self.engine, requests)
+
+    @contextmanager
+    def _wanted(self) -> Iterator[None]:
         if self.grades and not self.requests:
             self.seconds += time.monotonic() - self.since
         self.requests += 1
         try:
-            return await self.engine.sample(request)
+            yield
         finally:
             self.requests -= 1
             if self.grades and not self.requests:

@@ -1,0 +1,254 @@
+"""Where rows sit: pools of slots, what stays in them, several steps in one call, and many requests in one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines import EVERY_WAY, KERNELS, WAYS, ask, line, mixed, run, small, worst
+from ramify.engine import compiled, seating
+from ramify.engine.compiled import CompiledForward, Crowd
+from ramify.engine.engine import Request, Segment, sample_all
+from ramify.engine.forward import ModelForward
+from ramify.engine.fused import recognise
+from ramify.engine.kv import Geometry, Slots
+from ramify.engine.local import LocalEngine
+from ramify.engine.radix import Trie, common
+from ramify.engine.residents import Residents
+from ramify.engine.rng import mix, uniform
+from ramify.engine.toy import ToyEngine
+
+MANY = 2**26
+TEXTS = st.lists(st.lists(st.integers(0, 2), max_size=7).map(tuple), max_size=12)
+
+
+def residents() -> Residents:
+    geometry = Geometry(1, 1, 1, torch.float32, torch.device("cpu"))
+    slots = Slots(geometry)
+    slots.resize(40, 8, 0)
+    return Residents(slots, Trie(geometry.token_bytes, 2**20))
+
+
+@settings(deadline=None, max_examples=150)
+@given(held=TEXTS, gone=st.sets(st.integers(0, 11)), more=TEXTS, asked=TEXTS)
+def test_the_longest_beginning_is_found(
+    held: list[tuple[int, ...]], gone: set[int], more: list[tuple[int, ...]], asked: list[tuple[int, ...]]
+) -> None:
+    """As by looking at all texts, also after some have lost their slot and others have come."""
+    here = residents()
+    for slot, text in enumerate(held):
+        here.finish(slot, text)
+    for text in asked[:3]:
+        here.find(text)
+    for slot in gone:
+        here.vacate(slot)
+    for slot, text in enumerate(more, len(held)):
+        here.finish(slot, text)
+    for text in asked + held:
+        slot, n = here.find(text)
+        assert n == max((common(text, other) for other in here.where), default=0)
+        if n:
+            assert any(text[:n] == other[:n] for other in here.texts[slot])
+
+
+async def grown(engine: Any, prompts: list[tuple[int, ...]], rounds: int, seed: int, **sampling: Any) -> list[tuple[Request, Segment]]:
+    """Trees whose forks lie at ends and inside of earlier paths, at random, each tree at its own pace."""
+    found: list[tuple[Request, Segment]] = []
+
+    async def tree(prompt: tuple[int, ...], dice: random.Random) -> None:
+        texts = [prompt]
+        for _ in range(rounds):
+            parents = [dice.choice(texts) for _ in range(2)]
+            parents = [text[: dice.randint(len(prompt), len(text))] if dice.random() < 0.4 else text for text in parents]
+            requests = [
+                ask(text, seed=dice.randrange(2**40), max_tokens=dice.randint(1, 9), **sampling) for text in parents for _ in range(2)
+            ]
+            segments = await sample_all(engine, requests)
+            found.extend(zip(requests, segments, strict=True))
+            texts += [r.prefix + tuple(s.tokens) for r, s in zip(requests, segments, strict=True)]
+
+    await asyncio.gather(*[tree(prompt, random.Random(f"{seed}/{i}")) for i, prompt in enumerate(prompts)])
+    return found
+
+
+@KERNELS
+@pytest.mark.parametrize(("pool", "slots", "memory"), [(1, 3, MANY), (2, 5, MANY), (16, 4, 2**18), (16, 32, 2**17)])
+def test_forests_larger_than_the_pool_are_the_same_bits(monkeypatch: pytest.MonkeyPatch, pool: int, slots: int, memory: int) -> None:
+    """Slots taken from finished rows, texts copied from slots and from the trie, or prefilled again: nobody notices."""
+    model = small()
+    prompts = [line(4 + 5 * i, i) for i in range(6)]
+    roomy = LocalEngine(model, slots=64, memory=MANY)
+    expected = asyncio.run(grown(roomy, prompts, 6, 1))
+    assert worst(model, *zip(*expected, strict=True)) < 1e-5
+    monkeypatch.setattr(seating, "POOL", pool)
+    tight = LocalEngine(model, slots=slots, memory=memory)
+    found = asyncio.run(grown(tight, prompts, 6, 1))
+    key = lambda pair: (pair[0].prefix, pair[0].seed)  # noqa: E731
+    assert sorted((*key(pair), pair[1].tokens, pair[1].logprobs) for pair in found) == sorted(
+        (*key(pair), pair[1].tokens, pair[1].logprobs) for pair in expected
+    )
+    assert tight.kv_bytes <= memory
+    assert tight.counters["sampled"] == roomy.counters["sampled"]
+    here = tight._decoder.seating
+    assert sorted(here.idle) == list(range(here.slots.rows))  # every slot is free again
+    for text, slot in here.residents.where.items():
+        assert text in here.residents.texts[slot]
+
+
+@KERNELS
+def test_forests_in_a_pool_copy_nothing_through_the_trie() -> None:
+    engine = LocalEngine(small(), slots=8, memory=MANY)
+    found = asyncio.run(grown(engine, [line(9, i) for i in range(4)], 4, 2))
+    assert engine._decoder.seating.trie.used == 0
+    assert engine.counters["prefilled"] == 4 * 8 + len(found)  # prompts once, then last tokens alone
+
+
+@KERNELS
+def test_slots_become_longer_while_rows_sit_in_them() -> None:
+    """A long request arrives in the middle of shorter ones, whose keys and values are brought along."""
+    model = small()
+    early = [ask(line(6, i), seed=i, max_tokens=24) for i in range(5)]
+    late = [ask(line(90, 50 + i), seed=50 + i, max_tokens=9) for i in range(3)]
+    alone = [run(LocalEngine(model, slots=1, memory=MANY), [request])[0] for request in early + late]
+    engine = LocalEngine(model, slots=16, memory=MANY)
+
+    async def after(request: Request) -> Segment:
+        await engine.sample(ask(request.prefix[:4], seed=9, max_tokens=3))
+        return await engine.sample(request)
+
+    async def everything() -> list[Segment]:
+        return await asyncio.gather(*[engine.sample(request) for request in early], *[after(request) for request in late])
+
+    assert asyncio.run(everything()) == alone
+    capacity = engine._decoder.seating.slots.capacity
+    assert capacity >= 99
+    store = engine._decoder.seating.slots.store.data_ptr()
+    asyncio.run(engine.load(None, 0))
+    assert asyncio.run(everything()) == alone
+    assert engine._decoder.seating.slots.store.data_ptr() == store  # what was made once serves again
+    engine.release()
+    assert engine.kv_bytes == 0
+    assert asyncio.run(everything()) == alone
+
+
+def eos(tokens: list[int]) -> str | None:
+    return "eos" if tokens[-1] in (3, 11) else None
+
+
+@pytest.mark.parametrize("way", EVERY_WAY[:2])
+@pytest.mark.parametrize("at_once", [1, 2**30])
+def test_several_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch, way: str, at_once: int) -> None:
+    """Rows whose ends are known beside rows that look at every token, at several temperatures."""
+    monkeypatch.setattr(compiled, "AT_ONCE", at_once)
+    model = small()
+    asked = [ask(r.prefix, seed=i, until=eos, max_tokens=4 + i, temperature=(1.0, 0.0, 1.4)[i % 3]) for i, r in enumerate(mixed(20))]
+    told = [Request(r.prefix, r.sampling, r.until, r.seed, frozenset({3, 11, 999})) for r in asked]
+    one_by_one, together, both = (LocalEngine(model, slots=6, memory=MANY, **WAYS[way]) for _ in range(3))
+    expected = run(one_by_one, asked)
+    assert run(together, told) == expected
+    assert run(both, [*told[:10], *asked[10:]]) == expected
+    assert any(s.finish == "eos" for s in expected)
+    assert together.counters["sampled"] == sum(len(s.tokens) for s in expected)
+    for name in ("steps", "row_steps", "sampled"):
+        assert together.counters[name] == one_by_one.counters[name], name
+
+
+@KERNELS
+def test_the_kernels_numbers_are_those_of_the_streams() -> None:
+    fused = recognise(ModelForward(small()))
+    assert fused is not None
+    forward, rows = CompiledForward(fused), 5
+    slots = Slots(forward.geometry, forward)
+    slots.resize(rows, 32, 0)
+    seeds, counts = [0, 1, 2**63 - 1, 77, 12345678901], [0, 5, 1, 2**40, 3]
+    columns = (
+        np.arange(rows), np.zeros(rows, dtype=np.int64), np.arange(rows)[::-1].copy(), np.array([mix(s) for s in seeds], dtype=np.uint64),
+        np.array(counts, dtype=np.uint64),
+    )  # fmt: skip
+    crowd = Crowd(forward, slots, columns, torch.ones(rows), frozenset())
+    for step in range(3):
+        assert crowd.run(1) == 1
+        assert crowd.uniform.tolist() == [uniform(seed, count + step) for seed, count in zip(seeds, counts, strict=True)]
+    assert crowd.positions.tolist() == [3] * rows
+    assert crowd.run(4) == 4
+    assert crowd.counts.tolist() == [count + 7 for count in counts]
+    assert [len(x) for x in crowd.drawn(4)[0]] == [4] * rows
+
+
+@KERNELS
+def test_logits_that_break_in_the_middle_are_reported() -> None:
+    """A token whose embedding is NaN is drawn some steps into a call of several."""
+    model = small(tie_word_embeddings=False)
+    request = Request(line(5, 1), ask(line(5, 1), max_tokens=12).sampling, eos, 4, frozenset())
+    tokens = run(LocalEngine(model, slots=2, memory=MANY), [request])[0].tokens
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens[6]] = torch.nan
+    first = tokens.index(tokens[6])
+    assert 0 < first < 11
+    with pytest.raises(ValueError, match="logits are NaN"):
+        run(LocalEngine(model, slots=2, memory=MANY), [request])
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_many_at_once_are_those_one_by_one(way: str) -> None:
+    model, requests = small(), mixed(15)
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    expected = run(LocalEngine(model, slots=4, memory=MANY, **WAYS[way]), requests)
+    assert asyncio.run(engine.sample_many(requests)) == expected
+    assert asyncio.run(engine.sample_many([])) == []
+    toy, asked = ToyEngine(vocab=8), [ask((1, i % 8), seed=i) for i in range(5)]
+    assert asyncio.run(sample_all(toy, asked)) == [toy.continuation(request) for request in asked]
+
+
+def test_one_bad_request_of_many_is_refused_before_any_is_sampled() -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY)
+    for bad in (ask((1, 999)), ask(()), ask((1, 2), max_tokens=4000)):
+        with pytest.raises(ValueError, match=r"vocabulary of 48|prefix of a request is empty|the model takes 256"):
+            asyncio.run(engine.sample_many([ask((1, 2)), ask((1, 2)), bad]))
+    assert engine.counters["sampled"] == 0
+    assert not engine._decoder.busy
+
+
+@pytest.mark.parametrize("way", EVERY_WAY[:2])
+def test_those_who_wait_no_more_leave_the_crowd(way: str) -> None:
+    """A cancelled group frees its seats; others get what they would have got."""
+    engine = LocalEngine(small(), slots=4, memory=MANY, **WAYS[way])
+    other = ask(line(7, 3), seed=3, max_tokens=30)
+    expected = run(LocalEngine(small(), slots=4, memory=MANY, **WAYS[way]), [other])[0]
+
+    async def story() -> Segment:
+        crowd = [ask(line(9, i), seed=i, max_tokens=200, until=lambda tokens: None) for i in range(9)]
+        leaving = asyncio.create_task(engine.sample_many(crowd))
+        staying = asyncio.create_task(engine.sample(other))
+        while engine.counters["steps"] < 3:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        return await staying
+
+    found = asyncio.run(story())
+    assert found.tokens == expected.tokens
+    assert not engine._decoder.busy
+    assert engine.counters["row_steps"] < 9 * 200
+    assert run(engine, [other])[0].tokens == expected.tokens
+
+
+def test_a_failing_rule_reaches_everybody_and_the_engine_goes_on() -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY)
+
+    def broken(tokens: list[int]) -> str | None:
+        raise RuntimeError("broken rule")
+
+    async def story() -> list[Any]:
+        groups = [[ask(line(5, i), seed=i), ask(line(5, i), seed=9, until=broken if i == 1 else eos)] for i in range(3)]
+        return await asyncio.gather(*[engine.sample_many(group) for group in groups], return_exceptions=True)
+
+    assert [str(x) for x in asyncio.run(story())] == ["broken rule"] * 3
+    fresh, requests = LocalEngine(small(), slots=4, memory=MANY), mixed(6)
+    assert run(engine, requests) == run(fresh, requests)
