@@ -6,23 +6,26 @@ import asyncio
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import EVERY_WAY, KERNELS, WAYS, ask, line, mixed, run, small, worst
+from engines import EVERY_WAY, KERNELS, VOCABULARY, WAYS, ask, line, mixed, run, small, worst
 from ramify.engine import compiled, seating
-from ramify.engine.compiled import CompiledForward, Crowd
+from ramify.engine.columns import COUNT, LEFT, POSITION, Columns
+from ramify.engine.compiled import CompiledForward, Steps
 from ramify.engine.engine import Request, Segment, sample_all
 from ramify.engine.forward import ModelForward
 from ramify.engine.fused import recognise
 from ramify.engine.kv import Geometry, Slots
 from ramify.engine.local import LocalEngine
 from ramify.engine.radix import Trie, common
+from ramify.engine.record import Record
 from ramify.engine.residents import Residents
-from ramify.engine.rng import mix, uniform
+from ramify.engine.rng import uniform
+from ramify.engine.rows import Group, Row, Ticket
+from ramify.engine.sampling import Drawn
 from ramify.engine.toy import ToyEngine
 
 MANY = 2**26
@@ -164,22 +167,55 @@ def test_several_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch, w
 def test_the_kernels_numbers_are_those_of_the_streams() -> None:
     fused = recognise(ModelForward(small()))
     assert fused is not None
-    forward, rows = CompiledForward(fused), 5
-    slots = Slots(forward.geometry, forward)
-    slots.resize(rows, 32, 0)
-    seeds, counts = [0, 1, 2**63 - 1, 77, 12345678901], [0, 5, 1, 2**40, 3]
-    columns = (
-        np.arange(rows), np.zeros(rows, dtype=np.int64), np.arange(rows)[::-1].copy(), np.array([mix(s) for s in seeds], dtype=np.uint64),
-        np.array(counts, dtype=np.uint64),
-    )  # fmt: skip
-    crowd = Crowd(forward, slots, columns, torch.ones(rows), frozenset())
+    forward, seeds = CompiledForward(fused), [0, 1, 2**63 - 1, 77, 12345678901]
+    slots, columns, record, steps = Slots(forward.geometry, forward), Columns(8, VOCABULARY), Record(8), Steps(forward, 8)
+    slots.resize(5, 32, 0)
+    group = Group(asyncio.new_event_loop().create_future(), [], 5)
+    rows = [Row.of(Ticket(ask((i + 1,), seed=seed, max_tokens=40), group, i, 32)) for i, seed in enumerate(seeds)]
+    for i, row in enumerate(rows):
+        row.slot = 4 - i
+        row.sit(i, 0)
+    columns.clear(list(rows))
+    columns.join(rows)
     for step in range(3):
-        assert crowd.run(1) == 1
-        assert crowd.uniform.tolist() == [uniform(seed, count + step) for seed, count in zip(seeds, counts, strict=True)]
-    assert crowd.positions.tolist() == [3] * rows
-    assert crowd.run(4) == 4
-    assert crowd.counts.tolist() == [count + 7 for count in counts]
-    assert [len(x) for x in crowd.drawn(4)[0]] == [4] * rows
+        assert steps.run(columns, slots, record, 1) == 1
+        assert steps.uniform[:5].tolist() == [uniform(seed, step) for seed in seeds]
+    assert columns.state[POSITION, :5].tolist() == [3] * 5
+    assert steps.run(columns, slots, record, 4) == 4
+    assert columns.state[COUNT, :5].tolist() == [7] * 5
+    assert columns.state[LEFT, :5].tolist() == [33] * 5
+    assert [len(record.sampled(row)) for row in rows] == [7] * 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_record_gives_back_what_each_row_drew(data: st.DataObject) -> None:
+    """Rows that come, go and change places, longer than there is room for at first."""
+    record, rows, told, counter = Record(4), [None] * 4, {}, 0  # type: ignore[var-annotated]
+    group = Group(asyncio.new_event_loop().create_future(), [], 1)
+    for _ in range(data.draw(st.integers(1, 25))):
+        for place in range(4):
+            if rows[place] is None and data.draw(st.booleans()):
+                rows[place] = Row.of(Ticket(ask((1,)), group, 0, 32))
+                rows[place].sit(place, record.now)
+                told[rows[place]] = []
+        free, full = [i for i in range(4) if rows[i] is None], [i for i in range(4) if rows[i] is not None]
+        if free and full and data.draw(st.booleans()):
+            rows[free[0]], rows[full[-1]] = rows[full[-1]], None
+            rows[free[0]].sit(free[0], record.now)
+        for _ in range(data.draw(st.sampled_from([1, 2, 40]))):
+            line = list(range(counter, counter + 4))
+            record.add(Drawn(line, [x + 0.25 for x in line], [0.0] * 4, [x + 0.5 for x in line], [1.0] * 4), rows)
+            counter += 4
+            for place, row in enumerate(rows):
+                if row is not None:
+                    told[row].append(line[place])
+        for place, row in enumerate(rows):
+            if row is not None and data.draw(st.booleans()):
+                assert record.sampled(row) == told[row]
+                assert record.columns(row)[2] == [x + 0.5 for x in told[row]]
+                rows[place] = None
+    assert len(record.tokens) <= 4096
 
 
 @KERNELS

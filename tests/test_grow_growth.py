@@ -15,6 +15,7 @@ from ramify.core.task import Path, Task
 from ramify.core.tree import Author, Tree
 from ramify.engine.engine import Request, Sampling, Segment
 from ramify.engine.toy import ToyEngine
+from ramify.grow import growth
 from ramify.grow.branching import Bud, Star, length, paths
 from ramify.grow.growth import RewardError, demonstrate, grade, grow_forest, grow_round, grow_tree, seed_of
 from ramify.grow.segments import Segments
@@ -247,6 +248,57 @@ def test_grading_weighs_parts_and_leaves_pruned_paths_alone() -> None:
     assert {(name, path.finish) for name, path in seen} == {("job", "eos"), ("job", "length")}
     assert seen[0][1] == Path("aaa", (1, 1, 1), seen[0][1].finish)
     assert dump(load(dump(tree))) == dump(tree)
+
+
+def starred(n: int) -> Tree:
+    """A tree of n finished paths."""
+    tree = plant("job")
+    for i in range(n):
+        tree.add(tree.root, [i + 1], Author.POLICY, finish="eos")
+    return tree
+
+
+def test_quick_rewards_share_a_thread_and_slow_ones_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[int] = set()
+
+    def quick(task: Task, path: Path) -> float:
+        threads.add(threading.get_ident())
+        return float(path.tokens[0])
+
+    monkeypatch.setattr(growth, "PATIENCE", 60.0)
+    tree = asyncio.run(grade(starred(6), ((quick, 1.0, "quick"),), decode))
+    assert [leaf.reward for leaf in tree.leaves()] == [1, 2, 3, 4, 5, 6]
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+    everybody = threading.Barrier(4)
+
+    def slow(task: Task, path: Path) -> float:
+        if path.tokens[0] > 1:  # the first one tells that they are slow; the others need each other to go on
+            everybody.wait(20)
+        return float(path.tokens[0])
+
+    monkeypatch.setattr(growth, "PATIENCE", -1.0)
+    tree = asyncio.run(grade(starred(5), ((slow, 1.0, "slow"),), decode))
+    assert [leaf.reward for leaf in tree.leaves()] == [1, 2, 3, 4, 5]
+
+
+def test_rewards_that_wait_do_so_side_by_side() -> None:
+    """Coroutines, plain functions that answer with something to wait for, and plain ones, of all paths of a tree."""
+    begun: list[str] = []
+
+    async def meeting(name: str) -> float:
+        begun.append(name)
+        while len(begun) < 8:  # all are there before any goes on
+            await asyncio.sleep(0)
+        return 1.0
+
+    async def coroutine(task: Task, path: Path) -> float:
+        return await meeting("coroutine")
+
+    rewards = ((coroutine, 1.0, "a"), (lambda task, path: meeting("awaitable"), 10.0, "b"), (lambda task, path: 0.5, 1.0, "c"))
+    tree = asyncio.run(asyncio.wait_for(grade(starred(4), rewards, decode), 30))
+    assert [leaf.reward for leaf in tree.leaves()] == [11.5] * 4
+    assert sorted(begun) == ["awaitable"] * 4 + ["coroutine"] * 4
 
 
 def test_overlong_paths_can_be_left_out() -> None:

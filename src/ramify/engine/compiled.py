@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ramify.engine.columns import COUNT, LEFT, STREAM, Columns
 from ramify.engine.fused import FusedForward, Layer
 from ramify.engine.kv import Reach, Slots
 from ramify.engine.packed import Part, joined
+from ramify.engine.record import Record
 from ramify.native.build import library
 
 WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
@@ -229,46 +231,44 @@ def held_by(store: Tensor) -> np.ndarray:
     return np.array((store.data_ptr(), store.shape[2], store.shape[4]), dtype=np.uint64)
 
 
-class Crowd:
-    """Rows that decode together for some steps, with nothing truncated and no temperature rule.
+class Steps:
+    """Several decode steps in one call, of rows with nothing truncated and no temperature rule."""
 
-    `columns`: [A] each, contiguous: next tokens, positions and slots, int64; streams and counts of random numbers, uint64. Tokens, positions and
-    counts go on in place. `ends`: tokens after which `run` stops, as some row may end there.
-    """
+    def __init__(self, forward: CompiledForward, most: int) -> None:
+        self.forward = forward
+        self.line, self.uniform = np.arange(most), np.empty(most)
+        self.tokens, self.numbers = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.float32)
+        self.out = torch.empty(0, forward.columns, **FLOAT)
+        self.draw = ctypes.cast(forward.draws.ramify_draw, ADDRESS).value
 
-    def __init__(self, forward: CompiledForward, slots: Slots, columns: Sequence[np.ndarray], temperature: Tensor, ends: frozenset[int]) -> None:
-        self.forward, self.slots, self.temperature = forward, slots, temperature
-        self.tokens, self.positions, self.seats, self.streams, self.counts = columns
-        rows = len(self.tokens)
-        self.most = max(1, AT_ONCE // (forward.size * rows))
-        self.line, self.uniform = np.arange(rows), np.empty(rows)
-        self.out = torch.empty(rows, forward.columns, **FLOAT)
-        self.ends = np.zeros(forward.vocabulary, dtype=np.uint8) if ends else None
-        if self.ends is not None:
-            self.ends[[token for token in ends if 0 <= token < forward.vocabulary]] = 1
+    def run(self, columns: Columns, slots: Slots, record: Record, most: int) -> int:
+        """Up to `most` steps, until a row draws a token in `columns.ends` or has logits that are not finite; the columns go on and the record is
+        written. Returns how many, at least one."""
+        forward, n = self.forward, columns.n
+        if slots.capacity > len(forward.cosine):
+            forward.rotary(slots.capacity)
+        if len(self.out) < n:
+            self.out = torch.empty(n, forward.columns, **FLOAT)
+        most = max(1, min(most, AT_ONCE // (forward.size * n)))
+        at, ends = record.room(most, columns.rows), columns.ends
+        state = [line.ctypes.data for line in columns.state]
+        told = forward.told([*state[:3], self.line.ctypes.data], n, slots, False, self.out)
+        wide = record.tokens.shape[1]
+        drawing = np.array(
+            (
+                columns.heat.ctypes.data, state[STREAM], state[COUNT], 0 if ends is None else ends.ctypes.data, self.uniform.ctypes.data,
+                self.draw, self.tokens.ctypes.data, *(x.ctypes.data for x in self.numbers), record.tokens[at:].ctypes.data,
+                *(x[at:].ctypes.data for x in record.numbers), wide,
+            ),
+            dtype=np.uint64,
+        )  # fmt: skip
+        arrays = (forward.model, forward.shape, held_by(slots.store), told, drawing)
+        steps = int(forward.library.ramify_steps(*(array.ctypes.data for array in arrays), most))
+        columns.state[LEFT, :n] -= steps
+        record.now += steps
+        return steps
 
     @property
     def logits(self) -> Tensor:
-        """[A, V] of the last step."""
+        """[most, V] of the last step."""
         return self.out[:, : self.forward.vocabulary]
-
-    def run(self, most: int) -> int:
-        """Up to so many steps; returns how many there were, at least one."""
-        forward, rows, most = self.forward, len(self.tokens), min(most, self.most)
-        if self.slots.capacity > len(forward.cosine):
-            forward.rotary(self.slots.capacity)
-        self._tokens = np.empty((most, rows), dtype=np.int64)
-        self._numbers = np.empty((2, most, rows), dtype=np.float32)  # log-probs, entropies
-        columns = [x.ctypes.data for x in (self.tokens, self.positions, self.seats, self.line)]
-        told = forward.told(columns, rows, self.slots, False, self.out)
-        ends = 0 if self.ends is None else self.ends.ctypes.data
-        draw = ctypes.cast(forward.draws.ramify_draw, ADDRESS).value
-        given = (self.temperature.data_ptr(), self.streams.ctypes.data, self.counts.ctypes.data, ends, self.uniform.ctypes.data, draw)
-        drawing = np.array((*given, self._tokens.ctypes.data, *(x.ctypes.data for x in self._numbers)), dtype=np.uint64)
-        arrays = (forward.model, forward.shape, held_by(self.slots.store), told, drawing)
-        return int(forward.library.ramify_steps(*(array.ctypes.data for array in arrays), most))
-
-    def drawn(self, steps: int) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
-        """Tokens, log-probs and entropies of the first steps of the last call, [A][steps] each."""
-        logprobs, entropy = (x[:steps].T.tolist() for x in self._numbers)
-        return self._tokens[:steps].T.tolist(), logprobs, entropy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -10,12 +9,13 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ramify.engine.compiled import CompiledForward, Crowd
+from ramify.engine.columns import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Columns
+from ramify.engine.compiled import CompiledForward, Steps
 from ramify.engine.engine import Request, Segment
 from ramify.engine.forward import Forward
 from ramify.engine.kv import ROUND, Reach, rounded
 from ramify.engine.prefill import Prefill
-from ramify.engine.record import Block, Record
+from ramify.engine.record import Record
 from ramify.engine.rng import uniforms
 from ramify.engine.rows import Group, Row, Ticket
 from ramify.engine.sampling import Knobs, draw
@@ -40,13 +40,8 @@ class Decoder:
             ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0
         )
         self.prefill = Prefill(forward, self.seating, self.counters)
-        self.record = Record()
-        self._stale = True  # the columns below do not belong to the rows
-        self._crowd: Crowd | None = None  # the columns as the kernels want them, where they can take several steps at once
-        self._futures: list[asyncio.Future[list[Segment]]] = []
-        self._asking: list[Row] = []  # those whose `until` wants to see every token
-        self._ends: frozenset[int] = frozenset()  # tokens after which some of the others are asked
-        self._left = 0  # steps until some row has all its tokens
+        self.columns, self.record = Columns(slots, vocabulary), Record(slots)
+        self.steps = None if self.quick is None else Steps(self.quick, slots)
         self._settings: list[tuple[object, ...]] = []  # of the rows that the knobs were made for
 
     @property
@@ -104,7 +99,8 @@ class Decoder:
         """End every request: hand `error` to all who wait, or cancel them."""
         tickets = [row.ticket for row in (*self.rows, *self._newcomers) if row is not None] + list(self.waiting)
         self.seating.clear()
-        self._newcomers, self._stale, self.record = [], True, Record()
+        self.columns.clear(self.rows)
+        self._newcomers = []
         self.waiting.clear()
         for future in dict.fromkeys(ticket.group.future for ticket in tickets):
             if future.done() or future.get_loop().is_closed():
@@ -126,13 +122,14 @@ class Decoder:
                 break
             seated.append(Row.of(self.waiting.popleft()))
         if not active:
-            self.record = Record()
-        elif seated:
-            self.record.flush(self.rows)
-        if seating.seat(seated):
-            self._stale = True
+            self.columns.clear(seating.rows)
+        slots = seating.slots.store
+        self.columns.move(seating.seat(seated, self.record.now))
         if seated:
             seating.vacate([row.slot for row in self.prefill.start(seated, self._next)])
+            if slots is not seating.slots.store:
+                self.columns.seats()
+            self.columns.join(seated)
         self._newcomers = []
 
     def _next(self) -> list[Row]:
@@ -151,97 +148,87 @@ class Decoder:
 
     def step(self) -> int:
         """Run one token of every row and sample the next, or several where nobody has to look at each; returns how many groups are answered."""
-        if self._stale:
-            self._columns()
-        block = self._one() if self._crowd is None else self._several(self._crowd)
-        self.counters["steps"] += block.steps
+        columns, before = self.columns, self.record.now
+        if self.steps is None or columns.special:
+            self._one()
+        else:
+            left = 1 if columns.asking else int(columns.state[LEFT, : columns.n].min())
+            self.steps.run(columns, self.seating.slots, self.record, left)
+            self._look(self.steps)
+        steps = self.record.now - before
+        self.counters["steps"] += steps
         for name in ("row_steps", "sampled"):
-            self.counters[name] += block.steps * len(self.rows)
-        return self._record(block)
+            self.counters[name] += steps * columns.n
+        return self._end()
 
-    def _one(self) -> Block:
+    def _one(self) -> None:
         """One step through torch."""
-        device, slots = self.geometry.device, self.seating.slots
-        tokens, at = torch.from_numpy(self._both).to(device).unbind(0)  # [A, 1] each
-        reach = Reach(slots, at, min(slots.capacity, rounded(int(self._both[1].max()) + 1)), self._seats)
-        logits = self.forward(tokens, at, reach, True)
-        assert logits is not None
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        uniform = torch.from_numpy(uniforms(self._streams, self._counts)).to(device)
-        drawn = draw(logits, self._knobs, uniform, self.quick)
-        self._both[0, :, 0] = drawn.tokens
-        self._both[1] += 1
-        self._counts += np.uint64(1)
-        return Block.of(drawn)
-
-    def _several(self, crowd: Crowd) -> Block:
-        """Steps in one call, until a row has all its tokens or one that may end its text."""
-        steps = crowd.run(1 if self._asking else self._left)
-        tokens, logprobs, entropy = crowd.drawn(steps)
-        if any(nats[-1] != nats[-1] for nats in entropy):  # NaN: some logit of the last step is NaN or infinite, which torch looks into
-            drawn = draw(crowd.logits, self._knobs, torch.from_numpy(crowd.uniform))
-            for place, (token, logprob, nats) in enumerate(zip(drawn.tokens, drawn.logprobs, drawn.entropy)):
-                tokens[place][-1], logprobs[place][-1], entropy[place][-1] = token, logprob, nats
-            crowd.tokens[:] = drawn.tokens
-        heat = self._knobs.fixed
-        return Block(steps, tokens, logprobs, [[0.0] * steps for _ in heat], entropy, [[t] * steps for t in heat])
-
-    def _columns(self) -> None:
-        rows: list[Row] = self.rows  # type: ignore[assignment]  # dense after admit
+        columns, slots, device = self.columns, self.seating.slots, self.geometry.device
+        rows: list[Row] = columns.rows  # type: ignore[assignment]  # without holes after admit
+        state = columns.state[:, : len(rows)]
         settings = [row.setting for row in rows]
         if settings != self._settings:
             dtype = torch.float64 if self.geometry.dtype == torch.float64 else torch.float32
-            self._knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, dtype)
+            self._knobs = Knobs([row.ticket.request.sampling for row in rows], device, dtype)
             self._settings = settings
-        self._futures = list(dict.fromkeys(row.ticket.group.future for row in rows))
-        self._asking = [row for row in rows if row.ends is None]
-        self._ends = frozenset[int]().union(*{row.ends for row in rows if row.ends is not None})
-        self._left = min(row.most - row.count for row in rows)
-        self.record.trim(rows)
-        last, at = [self.record.last(row) for row in rows], [row.length for row in rows]
-        self._streams = np.array([row.stream for row in rows], dtype=np.uint64)
-        self._counts = np.array([row.count for row in rows], dtype=np.uint64)
-        self._both = np.array((last, at), dtype=np.int64)[:, :, None]  # [2, A, 1] next tokens, positions
-        seats = np.array([row.slot for row in rows], dtype=np.int64)
-        self._seats = None if self.quick is None else torch.from_numpy(seats)
-        self._crowd = None
-        if self.quick is not None and not self._knobs.rules and self._knobs.cut is None:
-            told = (self._both[0, :, 0], self._both[1, :, 0], seats, self._streams, self._counts)
-            self._crowd = Crowd(self.quick, self.seating.slots, told, self._knobs.temperature, self._ends)
-        self._stale = False
+        tokens, at = torch.from_numpy(state[[TOKEN, POSITION]][:, :, None]).to(device).unbind(0)  # [A, 1] each
+        seats = None if self.quick is None else torch.from_numpy(state[SLOT])
+        reach = Reach(slots, at, min(slots.capacity, rounded(int(state[POSITION].max()) + 1)), seats)
+        logits = self.forward(tokens, at, reach, True)
+        assert logits is not None
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        uniform = torch.from_numpy(uniforms(state[STREAM].view(np.uint64), state[COUNT].view(np.uint64))).to(device)
+        drawn = draw(logits, self._knobs, uniform, self.quick)
+        self.record.add(drawn, rows)
+        state[TOKEN] = drawn.tokens
+        state[[POSITION, COUNT]] += 1
+        state[LEFT] -= 1
 
-    def _record(self, block: Block) -> int:
-        """Keep what was drawn, and end the rows that end here; returns how many groups are answered."""
-        rows: list[Row] = self.rows  # type: ignore[assignment]  # dense until some end
-        ended = {}
-        self.record.add(block)
-        self._left -= block.steps
-        for row in self._asking:
-            row.tokens.append(block.tokens[row.place][0])
-            finish = row.until(row.tokens)
+    def _look(self, steps: Steps) -> None:
+        """Where some logits of the last step are NaN or infinite, let torch look into it."""
+        record, n = self.record, self.columns.n
+        if not np.isnan(record.numbers[2, record.now - 1 - record.first, :n]).any():
+            return
+        rows: list[Row] = self.columns.rows  # type: ignore[assignment]
+        knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, torch.float32)
+        drawn = draw(steps.logits[:n], knobs, torch.from_numpy(steps.uniform[:n]))
+        record.now -= 1
+        record.add(drawn, rows)
+        self.columns.state[TOKEN, :n] = drawn.tokens
+
+    def _end(self) -> int:
+        """End the rows that end after this step; returns how many groups are answered."""
+        columns, record = self.columns, self.record
+        tokens = record.tokens[record.now - 1 - record.first, : columns.n]
+        places = columns.ended(tokens)
+        finishes: dict[int, str | None] = {}
+        for asking in columns.asking:
+            asking.tokens.append(int(tokens[asking.place]))
+            finish = asking.until(asking.tokens)
             if finish is not None:
-                ended[row.place] = finish
-        ends = self._ends
-        due = {i for i, line in enumerate(block.tokens) if line[-1] in ends} if ends else set()
-        if not (ended or due or self._left <= 0 or any(future.done() for future in self._futures)):
-            return 0
-        self.record.flush(rows)
+                finishes[asking.place] = finish
+        cancelled = any(future.done() for future in columns.futures)
         answered = 0
-        for i, row in enumerate(list(rows)):
-            full, finish = row.count >= row.most, ended.get(i)
-            if row.ends is not None and (full or i in due):
-                finish = row.until(self.record.tokens(row))
+        for i in range(columns.n) if cancelled else sorted({*places, *finishes}):
+            row = columns.rows[i]
+            assert row is not None
+            full, finish = bool(columns.state[LEFT, i] <= 0), finishes.get(i)
+            sampled = record.sampled(row)
+            if row.ends is not None and (full or sampled[-1] in row.ends):
+                finish = row.until(sampled)
             if finish is not None or full or row.ticket.group.future.done():
-                answered += self._finish(row, finish)
+                answered += self._finish(row, sampled, finish)
         return answered
 
-    def _finish(self, row: Row, finish: str | None) -> bool:
+    def _finish(self, row: Row, sampled: list[int], finish: str | None) -> bool:
         """The row leaves; whether its group is answered now, or wants no answer any more."""
-        tokens, group = self.record.tokens(row), row.ticket.group
-        self.seating.leave(row, row.prefix + tuple(tokens[:-1]))
-        self._stale = True
+        group = row.ticket.group
+        self.seating.leave(row, row.prefix + tuple(sampled[:-1]))
+        self.columns.leave(row)
         if not group.future.done():
-            group.segments[row.ticket.index] = Segment(tokens, *self.record.columns(row), finish, self.version)
+            logprobs, kept, entropy, temperature = self.record.columns(row)
+            segment = Segment(sampled, logprobs, kept, entropy, temperature, finish, self.version)
+            group.segments[row.ticket.index] = segment
             group.left -= 1
             if group.left:
                 return False

@@ -1,96 +1,70 @@
-"""What was sampled, block by block; a row's tokens are read out of it once, when somebody wants them."""
+"""What was sampled, step by step; a row's tokens are read out of it once, when somebody wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+
+import numpy as np
 
 from ramify.engine.rows import Row
 from ramify.engine.sampling import Drawn
 
-COLUMNS = ("logprobs", "kept", "entropy", "temperature")
-SPARE = 256  # blocks that may lie about before they are dropped
-
-
-@dataclass(slots=True)
-class Block:
-    """What a crowd of A rows drew in some steps, in which nobody came or went: lists [A][steps]."""
-
-    steps: int
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    kept: list[list[float]]
-    entropy: list[list[float]]
-    temperature: list[list[float]]
-
-    @classmethod
-    def of(cls, drawn: Drawn) -> Block:
-        """One step."""
-        columns = (drawn.tokens, drawn.logprobs, drawn.kept, drawn.entropy, drawn.temperature)
-        return cls(1, *([[x] for x in column] for column in columns))  # type: ignore[arg-type]
+STEPS = 256  # that there is room for at first
+NUMBERS = ("logprobs", "kept", "entropy", "temperature")
 
 
 class Record:
-    """The draws of all blocks from `first` on; rows know in which place they sat during which of them.
+    """The draws of the last steps by place in the crowd; rows know in which place they sat during which of them.
 
-    A block is kept as long as some row that was in it, or in an earlier one, has not ended: what the longest row needs.
+    tokens [steps, most] and numbers [4, steps, most] (log-probs, kept mass, entropies, temperatures); `most` rows at once, and the steps are
+    those from `first` on. One is kept as long as some row that was in it, or in an earlier one, has not ended: what the longest row needs.
     """
 
-    def __init__(self) -> None:
-        self.blocks: list[Block] = []
-        self.first = 0
-        self.since = 0  # the blocks before it are in the rows' spans
-        self.steps = 0  # of those after it
+    def __init__(self, most: int) -> None:
+        self.first = self.now = 0  # the first step that is there, and the next one
+        self.tokens = np.empty((STEPS, most), dtype=np.int64)
+        self.numbers = np.empty((len(NUMBERS), STEPS, most))
 
-    @property
-    def now(self) -> int:
-        """The number of the next block."""
-        return self.first + len(self.blocks)
+    def room(self, steps: int, rows: Iterable[Row | None]) -> int:
+        """Make room for so many steps more; returns where the next one goes."""
+        size = len(self.tokens)
+        if self.now - self.first + steps > size:
+            needed = min((row.began for row in rows if row is not None), default=self.now)
+            held = self.now - needed
+            if held + steps > size // 2:
+                size = 2 * (held + steps)
+            tokens = np.empty((size, self.tokens.shape[1]), dtype=np.int64)
+            numbers = np.empty((len(NUMBERS), size, self.tokens.shape[1]))
+            tokens[:held] = self.tokens[needed - self.first : self.now - self.first]
+            numbers[:, :held] = self.numbers[:, needed - self.first : self.now - self.first]
+            self.tokens, self.numbers, self.first = tokens, numbers, needed
+        return self.now - self.first
 
-    def add(self, block: Block) -> None:
-        """Keep what was drawn."""
-        self.blocks.append(block)
-        self.steps += block.steps
+    def add(self, drawn: Drawn, rows: Iterable[Row | None]) -> None:
+        """One step of the rows in the first places."""
+        at, n = self.room(1, rows), len(drawn.tokens)
+        self.tokens[at, :n] = drawn.tokens
+        for i, name in enumerate(NUMBERS):
+            self.numbers[i, at, :n] = getattr(drawn, name)
+        self.now += 1
 
-    def flush(self, rows: Sequence[Row | None]) -> None:
-        """Tell the rows of the blocks since the last time; to be called before any of them moves, leaves or is joined."""
-        now = self.now
-        if now > self.since:
-            for row in rows:
-                if row is not None:
-                    row.sat(self.since, now, self.steps)
-        self.since, self.steps = now, 0
-
-    def trim(self, rows: Sequence[Row | None]) -> None:
-        """Drop the blocks that no row was in."""
-        needed = min((row.spans[0][1] for row in rows if row is not None and row.spans), default=self.since)
-        if needed - self.first > SPARE:
-            del self.blocks[: needed - self.first]
-            self.first = needed
-
-    def tokens(self, row: Row) -> list[int]:
-        """What the row has sampled, up to the last flush."""
-        return self._column(row, "tokens")
-
-    def last(self, row: Row) -> int:
-        """The last of them, or of the prefix."""
+    def sampled(self, row: Row) -> list[int]:
+        """The tokens of a row."""
+        first, now = self.first, self.now
         if not row.spans:
-            return row.prefix[-1]
-        place, _, stop = row.spans[-1]
-        return self.blocks[stop - 1 - self.first].tokens[place][-1]
+            return self.tokens[row.since - first : now - first, row.place].tolist()
+        whole: list[int] = []
+        for place, a, b in (*row.spans, (row.place, row.since, now)):
+            whole += self.tokens[a - first : b - first, place].tolist()
+        return whole
 
-    def columns(self, row: Row) -> tuple[list[float], list[float], list[float], list[float]]:
+    def columns(self, row: Row) -> list[list[float]]:
         """Log-probs, kept mass, entropies and temperatures of its tokens."""
-        logprobs, kept, entropy, temperature = (self._column(row, name) for name in COLUMNS)
-        return logprobs, kept, entropy, temperature
-
-    def _column(self, row: Row, name: str) -> list[Any]:
-        first, spans = self.first, row.spans
-        if len(spans) == 1 and spans[0][2] - spans[0][1] == 1:
-            return getattr(self.blocks[spans[0][1] - first], name)[spans[0][0]]  # type: ignore[no-any-return]  # a list of the row's own
-        whole: list[Any] = []
-        for place, a, b in spans:
-            for block in self.blocks[a - first : b - first]:
-                whole += getattr(block, name)[place]
+        first, now = self.first, self.now
+        if not row.spans:
+            return self.numbers[:, row.since - first : now - first, row.place].tolist()
+        whole: list[list[float]] = [[] for _ in NUMBERS]
+        for place, a, b in (*row.spans, (row.place, row.since, now)):
+            for column, more in zip(whole, self.numbers[:, a - first : b - first, place].tolist(), strict=True):
+                column += more
         return whole

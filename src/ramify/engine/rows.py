@@ -41,22 +41,23 @@ class Row:
     setting: tuple[object, ...]  # temperature, top_p, top_k, min_p
     stream: int  # where its random numbers start
     ends: frozenset[int] | None  # as in its request
+    plain: bool  # its temperature is a number and nothing is truncated
     place: int = -1  # in the crowd
     slot: int = -1  # that holds its KV
-    length: int = 0  # tokens whose KV the slot holds; the next one to run sits at this position
+    length: int = 0  # tokens of the text whose KV the slot holds
     known: int = 0  # tokens at the start of the prefix that were in KV at some time
     tokens: list[int] = field(default_factory=list)  # so far, where `until` is asked after each
-    spans: list[tuple[int, int, int]] = field(default_factory=list)  # (place, first block, one past the last) of the record
-    count: int = 0  # tokens sampled, as `length`, up to the last flush of the record
+    began: int = 0  # the step in which it sat down
+    since: int = 0  # the step in which it came to its place
+    spans: list[tuple[int, int, int]] = field(default_factory=list)  # (place, first step, one past the last) before that
 
-    def sat(self, first: int, stop: int, steps: int) -> None:
-        """The row was in its place during these blocks, of so many steps in all."""
-        if self.spans and self.spans[-1][::2] == (self.place, first):
-            self.spans[-1] = (self.place, self.spans[-1][1], stop)
-        else:
-            self.spans.append((self.place, first, stop))
-        self.length += steps
-        self.count += steps
+    def sit(self, place: int, now: int) -> None:
+        """Take a place in the crowd, or another one."""
+        if self.place < 0:
+            self.began = now
+        elif now > self.since:
+            self.spans.append((self.place, self.since, now))
+        self.place, self.since = place, now
 
     @classmethod
     def of(cls, ticket: Ticket) -> Row:
@@ -64,4 +65,5 @@ class Row:
         request = ticket.request
         how, prefix = request.sampling, tuple(request.prefix)
         setting = (how.temperature, how.top_p, how.top_k, how.min_p)
-        return cls(ticket, prefix, prefix[:-1], request.until, how.max_tokens, setting, mix(request.seed), request.ends)
+        plain = how.top_p >= 1 and how.top_k <= 0 and how.min_p <= 0 and not callable(how.temperature)
+        return cls(ticket, prefix, prefix[:-1], request.until, how.max_tokens, setting, mix(request.seed), request.ends, plain)

@@ -69,29 +69,27 @@ class Seating:
         self.slots.drop()
         self.forget()
 
-    def seat(self, seated: list[Row]) -> bool:
-        """Give each newcomer a slot: that which its parent has left, else another hole, else the end; whether anybody's place has changed."""
-        rows = self._with_spare() if seated else 0
+    def seat(self, seated: list[Row], now: int) -> list[tuple[int, int]]:
+        """Give each newcomer a slot and a place, from the step `now` on; returns the moves (from, to) that closed holes, in their order."""
+        rows, moves = self._with_spare() if seated else 0, []
         if seated and (rows, self.capacity) != (self.slots.rows, self.slots.capacity):
+            moves = self._close(now)
             self._resize(rows)
-        changed = bool(seated) or None in self.rows
-        holes = dict.fromkeys(i for i, row in enumerate(self.rows) if row is None)
-        if holes:
-            for row in seated:
-                slot = self.residents.where.get(row.text, -1)
-                if slot in holes:
-                    del holes[slot]
-                    self.residents.vacate(slot, stays=row.text)
-                    row.length = row.known = len(row.text)
-                    self._sit(row, slot)
+        holes = dict.fromkeys(i for i, row in enumerate(self.rows) if row is None) if None in self.rows else {}
+        for row in seated:  # where its parent has left a hole, there, else in another hole, else at the end
+            slot = self.residents.where.get(row.text, -1) if holes else -1
+            if slot in holes:
+                del holes[slot]
+                self.residents.vacate(slot, stays=row.text)
+                row.length = row.known = len(row.text)
+                self._sit(row, slot, now)
         free = iter(holes)
         for row in seated:
             if row.slot < 0:
                 slot = next(free, len(self.rows))
                 self.residents.vacate(slot)
-                self._sit(row, slot)
-        self._close()
-        return changed
+                self._sit(row, slot, now)
+        return moves + self._close(now)
 
     def _with_spare(self) -> int:
         """Slots to make: those for active rows, and the spare ones if both fit."""
@@ -100,28 +98,35 @@ class Seating:
 
     def _resize(self, rows: int) -> None:
         """Make so many slots of the capacity; finished rows keep theirs where there are no fewer."""
-        if rows < self.slots.rows:
-            self._close()
-            for slot in range(len(self.rows), self.slots.rows):
-                self.residents.vacate(slot)
+        for slot in range(rows, self.slots.rows):
+            self.residents.vacate(slot)
         stay = max(len(self.rows), self.residents.end)
         self.trie.shrink(max(0, self.memory - rows * self.capacity * self.geometry.token_bytes))
         self.slots.resize(rows, self.capacity, stay)
 
-    def _sit(self, row: Row, slot: int) -> None:
-        row.slot = row.place = slot
+    def _sit(self, row: Row, slot: int, now: int) -> None:
+        row.slot = slot
+        row.sit(slot, now)
         self.rows[slot : slot + 1] = [row]
 
-    def _close(self) -> None:
+    def _close(self, now: int) -> list[tuple[int, int]]:
         """Move the last rows into the holes."""
-        for i in range(len(self.rows)):
+        moves = []
+        for i in range(len(self.rows)) if None in self.rows else ():
             while self.rows and self.rows[-1] is None:
                 self.rows.pop()
             if i < len(self.rows) and self.rows[i] is None:
                 row = self.rows.pop()
                 assert row is not None
-                self.residents.move(row.slot, i, row.length)
-                self.rows[i], row.slot, row.place = row, i, i
+                moves.append((row.place, i))
+                self._move(row, i, now)
+                row.sit(i, now)
+                self.rows[i] = row
+        return moves
+
+    def _move(self, row: Row, place: int, now: int) -> None:
+        self.residents.move(row.slot, place, len(row.text) + now - row.began)
+        row.slot = place
 
     @property
     def spare_bytes(self) -> int:
@@ -165,16 +170,14 @@ class Pool(Seating):
         super().forget()
         self.idle = dict.fromkeys(range(self.slots.rows))
 
-    def seat(self, seated: list[Row]) -> bool:
-        """Give each newcomer a slot: that which its parent has left, else the one unused for longest; whether anybody's place has changed."""
-        changed = bool(seated) or None in self.rows
-        if None in self.rows:
-            self.rows = [row for row in self.rows if row is not None]
+    def seat(self, seated: list[Row], now: int) -> list[tuple[int, int]]:
+        """Give each newcomer a slot and a place, from the step `now` on; returns the moves (from, to) that closed holes, in their order."""
         if seated and (self.slots.capacity < self.capacity or self.slots.rows < self.room(self.capacity)):
-            self._renew()
+            self._renew(now)
         for row in seated:  # what they go on from is used now
             self._use(self.residents.where.get(row.text, -1))
-        for row in seated:
+        holes = iter([i for i, row in enumerate(self.rows) if row is None] if None in self.rows and seated else ())
+        for row in seated:  # in the slot that its parent has left, else in that unused for longest
             slot = self.residents.where.get(row.text, -1)
             if slot in self.idle and self.residents.unkept.get(slot, row.text) == row.text:
                 self.residents.vacate(slot, stays=row.text)
@@ -184,22 +187,23 @@ class Pool(Seating):
                 self.residents.vacate(slot)
             del self.idle[slot]
             row.slot = slot
-        self.rows += seated
-        if changed:
-            for place, seat in enumerate(self.rows):
-                if seat is not None:
-                    seat.place = place
-        return changed
+            place = next(holes, len(self.rows))
+            row.sit(place, now)
+            self.rows[place : place + 1] = [row]
+        return self._close(now)
+
+    def _move(self, row: Row, place: int, now: int) -> None:
+        """Only the place changes."""
 
     def _use(self, slot: int) -> None:
         if slot in self.idle:
             del self.idle[slot]
             self.idle[slot] = None
 
-    def _renew(self) -> None:
+    def _renew(self, now: int) -> None:
         """Make slots of the capacity, as many as fit, for the rows there are and for the texts used last."""
         count = max(self.room(self.capacity), min(POOL * self.most, self._fit(self.capacity)))
-        active = {row.slot: row.length for row in self.rows if row is not None}
+        active = {row.slot: len(row.text) + now - row.began for row in self.rows if row is not None}
         held = [slot for slot in reversed(self.idle) if self.residents.texts.get(slot)]
         stay = held[: count - len(active)]
         for slot in held[count - len(active) :]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,9 @@ from ramify.grow.stop import Decode, Stop
 OnTree = Callable[[Tree], Awaitable[None] | None]
 Rewards = Sequence[tuple[Reward, float, str]]
 """(reward, weight in the total, name of its part in the verdict) of each."""
+
+
+PATIENCE = 0.002  # seconds for which the rewards of a tree are asked one after the other
 
 
 class RewardError(ValueError):
@@ -186,7 +190,7 @@ async def grade(
         raise ValueError("sampled paths cannot be graded without a reward: give at least one")
     given = [(tuple(leaf.response()), leaf) for leaf in leaves]
     ways = [Path(decode(list(tokens)), tokens, leaf.finish) for tokens, leaf in given]
-    answers = await together(judge(tree, way, reward, name) for way in ways for reward, _, name in rewards)
+    answers = await judged(tree, [(way, reward, name) for way in ways for reward, _, name in rewards])
     for i, leaf in enumerate(leaves):
         total = 0.0
         leaf.verdict = {}
@@ -200,14 +204,71 @@ async def grade(
     return tree
 
 
-async def judge(tree: Tree, path: Path, reward: Reward, name: str) -> dict[str, Any]:
-    """What one reward says of one path: plain numbers and strings by part, `reward` a finite float."""
-    where = f"reward {name!r} on task {tree.task.id!r}"
+async def judged(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> list[dict[str, Any]]:
+    """What each reward says of its path: plain numbers and strings by part, `reward` a finite float; all side by side, coroutines in this loop."""
+    kinds = {id(reward): waits(reward) for reward in {id(reward): reward for _, reward, _ in questions}.values()}
+    waiting = [i for i, (_, reward, _) in enumerate(questions) if kinds[id(reward)]]
+    plain = [i for i, (_, reward, _) in enumerate(questions) if not kinds[id(reward)]]
+    if not waiting:
+        return await asked(tree, questions)
+    others = asked(tree, [questions[i] for i in plain])
+    first, *answers = await together([others, *(judge(tree, *questions[i]) for i in waiting)])
+    known = dict(zip(plain + waiting, first + answers, strict=True))
+    return [known[i] for i in range(len(questions))]
+
+
+async def asked(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> list[dict[str, Any]]:
+    """Of plain functions, which run in threads so that they never hold up the sampling: in one while they are quick, else each in its own."""
+    quick = await asyncio.to_thread(first_of, [(reward, tree.task, path) for path, reward, _ in questions]) if questions else []
+    given = dict(enumerate(quick))
+    rest = [i for i in range(len(questions)) if i not in given or given[i][1] is not None or inspect.isawaitable(given[i][0])]
+    more = await together(judge(tree, *questions[i], given.get(i)) for i in rest) if rest else []
+    known = dict(zip(rest, more, strict=True))
+    return [known[i] if i in known else checked(tree, name, given[i][0]) for i, (_, _, name) in enumerate(questions)]
+
+
+def waits(reward: Reward) -> bool:
+    """Whether a reward is a coroutine function."""
+    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+
+
+def first_of(calls: Sequence[tuple[Reward, Task, Path]]) -> list[tuple[Any, Exception | None]]:
+    """What the first of these calls answer, as many as there is patience for."""
+    answers: list[tuple[Any, Exception | None]] = []
+    began = time.monotonic()
+    for call in calls:
+        answers.append(caught(*call))
+        if time.monotonic() - began > PATIENCE:
+            break
+    return answers
+
+
+async def judge(
+    tree: Tree, path: Path, reward: Reward, name: str, given: tuple[Any, Exception | None] | None = None
+) -> dict[str, Any]:
+    """What one reward says of one path; `given` is its answer or error where it was asked already."""
     try:
-        said = await ask(reward, tree.task, path)
+        said = await ask(reward, tree.task, path, given)
     except Exception as error:
-        remedy = "let it return a number for any text a model may write"
+        where, remedy = f"reward {name!r} on task {tree.task.id!r}", "let it return a number for any text a model may write"
         raise RewardError(f"{where} raised {type(error).__name__}: {error}; {remedy}") from error
+    return checked(tree, name, said)
+
+
+async def ask(reward: Reward, task: Task, path: Path, given: tuple[Any, Exception | None] | None) -> Any:
+    """Call a reward: coroutines in this loop, plain functions in a thread."""
+    if given is None and waits(reward):
+        said: Any = reward(task, path)
+    else:
+        said, error = await asyncio.to_thread(caught, reward, task, path) if given is None else given
+        if error is not None:
+            raise error
+    return await said if inspect.isawaitable(said) else said
+
+
+def checked(tree: Tree, name: str, said: Any) -> dict[str, Any]:
+    """The parts of an answer, if it is one; raises RewardError."""
+    where = f"reward {name!r} on task {tree.task.id!r}"
     parts = said if isinstance(said, dict) else {"reward": said}
     if not isinstance(parts.get("reward"), Real) or not math.isfinite(float(parts["reward"])):
         raise RewardError(f"{where} returned {said!r}: it must return a finite number, or a dict with one as 'reward'")
@@ -217,17 +278,6 @@ async def judge(tree: Tree, path: Path, reward: Reward, name: str) -> dict[str, 
                 f"{where} returned {value!r} as {key!r}: the parts of a reward are numbers or strings by name"
             )
     return {key: value if isinstance(value, str) else float(value) for key, value in parts.items()}
-
-
-async def ask(reward: Reward, task: Task, path: Path) -> Any:
-    """Call a reward: coroutines in this loop, plain functions in a thread so that they never hold up the sampling."""
-    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
-        said: Any = reward(task, path)
-    else:
-        said, error = await asyncio.to_thread(caught, reward, task, path)
-        if error is not None:
-            raise error
-    return await said if inspect.isawaitable(said) else said
 
 
 def caught(reward: Reward, task: Task, path: Path) -> tuple[Any, Exception | None]:

@@ -363,9 +363,22 @@ void ramify_forward(const Model *m, const Shape *s, const Slots *slots, const Pa
 }
 
 /* How rows draw: temperature [n]; streams and counts [n] of their random numbers; ends [vocabulary], 1 for tokens that may end a text, or NULL;
- * uniform [n] of room; the function that draws, of draw.c; what is drawn, [most, n] each. */
+ * room for uniform, token, logprob and entropy [n]; the function that draws, of draw.c; and where it is written down, `wide` rows a step:
+ * tokens, log-probs, log of the kept mass, entropies and temperatures. */
 typedef void (*Draw)(const float *, int64_t, int64_t, int64_t, int64_t, const float *, const double *, int64_t, int64_t *, float *, float *);
-typedef struct { const float *temperature; const uint64_t *stream; uint64_t *count; const uint8_t *ends; double *uniform; Draw draw; int64_t *token; float *logprob, *entropy; } Drawing;
+typedef struct {
+    const float *temperature;
+    const uint64_t *stream;
+    uint64_t *count;
+    const uint8_t *ends;
+    double *uniform;
+    Draw draw;
+    int64_t *token;
+    float *logprob, *entropy;
+    int64_t *tokens;
+    double *logprobs, *kept, *entropies, *temperatures;
+    int64_t wide;
+} Drawing;
 
 /* The number `count` of a stream in [0, 1); engine/rng.py says what it is. */
 static double uniform(uint64_t stream, uint64_t count) {
@@ -380,14 +393,14 @@ static double uniform(uint64_t stream, uint64_t count) {
 int64_t ramify_steps(const Model *m, const Shape *s, const Slots *slots, const Pass *p, const Drawing *d, int64_t most) {
     int64_t *input = (int64_t *)p->token, *position = (int64_t *)p->position, n = p->n, done = 0;
     for (int more = 1; more && done < most; done++) {
-        int64_t *token = d->token + done * n;
-        float *entropy = d->entropy + done * n;
+        int64_t at = done * d->wide;
         ramify_forward(m, s, slots, p);
         for (int64_t r = 0; r < n; r++) d->uniform[r] = uniform(d->stream[r], d->count[r]++);
-        d->draw(p->logits, stride(s->vocabulary), n, s->vocabulary, s->threads, d->temperature, d->uniform, 0, token, d->logprob + done * n, entropy);
+        d->draw(p->logits, stride(s->vocabulary), n, s->vocabulary, s->threads, d->temperature, d->uniform, 0, d->token, d->logprob, d->entropy);
         for (int64_t r = 0; r < n; r++) {
-            input[r] = token[r], position[r]++;
-            if ((d->ends && d->ends[token[r]]) || entropy[r] != entropy[r]) more = 0;
+            input[r] = d->tokens[at + r] = d->token[r], position[r]++;
+            d->logprobs[at + r] = d->logprob[r], d->kept[at + r] = 0, d->entropies[at + r] = d->entropy[r], d->temperatures[at + r] = d->temperature[r];
+            if ((d->ends && d->ends[d->token[r]]) || d->entropy[r] != d->entropy[r]) more = 0;
         }
     }
     return done;
