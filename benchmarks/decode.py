@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import GenerationConfig, StoppingCriteria
 from benchmarks.pairing import SHAPES, Shape, interleave, ratio, record, settle, spread, table
 from ramify.engine.engine import Request, Sampling, Segment
 from ramify.engine.local import LocalEngine
+from ramify.run.setting import collect_seldom
 
 # largest and mean difference of log-probs to the plain forward
 TOLERANCE = {"float32": (2e-4, 2e-5), "bfloat16": (0.25, 0.03)}
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("both", "unequal", "equal"), default="both")
     args = parser.parse_args()
     model = prepared(args)
-    gc.freeze()  # as the command line does after its imports
+    collect_seldom()  # as the command line does after its imports
     rows = [measure(args, model, name == "equal") for name in ("unequal", "equal") if args.lengths in ("both", name)]
     print(table(rows))
     record("decode", rows, args.device)

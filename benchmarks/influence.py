@@ -39,6 +39,7 @@ from ramify.recipes import attnrl
 from ramify.recipes import ramify as together
 from ramify.run.forests import Forests
 from ramify.run.recipe import Run
+from ramify.run.setting import collect_seldom
 from ramify.run.signals import Signals
 
 STEP = 64  # tokens of a step of thinking, about
@@ -290,7 +291,7 @@ def main() -> None:
     if args.part == "passes":
         rows = [passes(args, kind, tokens) for tokens in args.tokens for kind in args.kinds]
     else:
-        gc.freeze()  # as the command line does after its imports
+        collect_seldom()  # as the command line does after its imports
         with tempfile.TemporaryDirectory() as folder:
             rows = (shares if args.part == "shares" else ahead)(args, folder)
     print(table(rows))

@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmarks.pairing import record, spread, table
 from benchmarks.step import Mine, Setting, setting_of
-from ramify.recipes.quickstart import SMALL
+from ramify.recipes.quickstart import SCALE, SMALL
 from ramify.run.recipe import Run
+from ramify.run.setting import collect_seldom
 
 WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead
 EVERY = 15  # steps between checkpoints of the quickstart: a checkpoint's seconds are spread over them
@@ -41,13 +42,14 @@ def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
         repeats=EVERY,
         dtype="float32",
         device=args.device,
-        tokens=4096,
+        tokens=SCALE["tokens_per_batch"],
         segment=0,
         prompts=0,
         width=0,
         engine_threads=None,
     )
     setting = setting_of(chosen, folder)
+    collect_seldom()  # as the command line does after its imports
     mine = Mine(watched(setting, folder, EVERY), setting.exact)
     try:
         for _ in range(EVERY + 1):  # the last one tells what the checkpoint took

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from ramify.grow.branching import Branching, Star
 from ramify.grow.growth import grow_forest
 from ramify.grow.segments import Segments
 from ramify.grow.stop import Stop
+from ramify.run.setting import collect_seldom
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     model = SHAPES[args.shape](args.device, getattr(torch, args.dtype))
     engine = LocalEngine(model, slots=args.slots, memory=args.memory_mb * 2**20, threads=args.engine_threads)
-    gc.freeze()  # as the command line does after its imports
+    collect_seldom()  # as the command line does after its imports
     rows = [measure(args, engine, CASES[i]) for i in args.cases]
     print(table(rows))
     record("rollout", rows, args.device)

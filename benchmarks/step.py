@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import random
 import string
@@ -43,7 +42,7 @@ from ramify.run.forests import Forests, epoch_order
 from ramify.run.interrupt import Interrupt
 from ramify.run.logbook import Logbook
 from ramify.run.recipe import AdamW, Local, Run
-from ramify.run.setting import model_path
+from ramify.run.setting import collect_seldom, model_path
 from ramify.run.stage import build
 from ramify.run.trainer import State, Trainer
 from ramify.tasks.chain import ChainAnswer, ChainSum
@@ -239,7 +238,7 @@ def measure(
     mine = {name: Mine(setting.run(name, folder), setting.exact) for name in ("grpo", "treepo")}
     workers = {f"TRL {micro} rows a pass": Worker(setting.rival(micro, folder), setting.threads) for micro in micros}
     try:
-        gc.freeze()  # as the command line does after its imports
+        collect_seldom()  # as the command line does after its imports
         first = next(iter(workers.values()))
         trainer = mine["grpo"].trainer
         apart = agree(first, trainer.policy, setting, trainer.forests.decode, folder)

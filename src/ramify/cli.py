@@ -5,7 +5,6 @@ Nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -46,8 +45,9 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
     """
     began = time.monotonic()
     from ramify.run.launch import launch
+    from ramify.run.setting import collect_seldom
 
-    gc.freeze()  # what these imports made is never garbage: no collection need walk through it
+    collect_seldom()
     return launch(recipe, list(overrides), resume, fresh, Console(), began)
 
 

@@ -17,7 +17,9 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +37,7 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
 KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
+PLAIN = {int, bool, type(None), Author}  # types that JSON says as they are
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
 TAG = re.compile(rb'"\$(float|tuple|dict|text)":')
 
@@ -49,18 +52,21 @@ class TornLine(UserWarning):
 
 def _encode(value: Any) -> Any:
     """Plain JSON for a value of str, int, float, bool, None, list, tuple and dict; TypeError for anything else."""
-    if value is None or isinstance(value, bool | int):
+    kind = type(value)
+    if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()):
+        return value
+    if isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": repr(float(value))}
     if isinstance(value, str):
-        return {"$text": [ord(c) for c in value]} if not value.isascii() and PAIR.search(value) else value
+        return {"$text": [ord(c) for c in value]} if PAIR.search(value) else value
     if isinstance(value, list):
         return value if _finite(value) else [_encode(item) for item in value]
     if isinstance(value, tuple):
         return {"$tuple": [_encode(item) for item in value]}
     if isinstance(value, dict):
-        if all(isinstance(key, str) and key[:1] != "$" and not PAIR.search(key) for key in value):
+        if all(isinstance(key, str) and key[:1] != "$" and (key.isascii() or not PAIR.search(key)) for key in value):
             return {key: _encode(item) for key, item in value.items()}
         return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
     raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
@@ -89,23 +95,33 @@ def _untag(content: dict[str, Any]) -> Any:
     return content
 
 
-def _is_default(value: Any, field: Field[Any]) -> bool:
-    """Whether reading would fill this value in by itself; a float never counts (0.0 == -0.0 == 0)."""
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return type(value) is type(default) and not isinstance(value, float) and value == default
+@cache
+def _plan(kind: type[Any]) -> tuple[Callable[[Any], tuple[Any, ...]], list[tuple[str, Any, Any, bool]]]:
+    """What reads the stored fields of a record, and of each its name, its default, the type of one that reading fills in by itself (never a float's:
+    0.0 == -0.0 == 0), and whether a tuple in it is stored as a plain list."""
+    plan = []
+    for field in fields(kind):
+        if field.name not in LINKS:
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            plan.append((field.name, default, None if isinstance(default, float) else type(default), field.name in RESTORE))
+    return attrgetter(*[name for name, *_ in plan]), plan
 
 
 def _record(thing: Node | Tree | Task) -> dict[str, Any]:
     """The plain fields of a Node, Tree or Task by name, defaults left out."""
     record = {}
-    for field in fields(thing):
-        value = getattr(thing, field.name)
-        if field.name in LINKS or _is_default(value, field):
+    read, plan = _plan(type(thing))  # type: ignore[arg-type]
+    for value, (name, default, filled, listed) in zip(read(thing), plan, strict=True):
+        kind = type(value)
+        if kind is filled and value == default:
             continue
         try:
-            record[field.name] = list(value) if field.name in RESTORE and isinstance(value, tuple) else _encode(value)
+            if kind in PLAIN or (kind is list and _finite(value)) or (kind is float and math.isfinite(value)):
+                record[name] = value
+            else:
+                record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
         except (TypeError, RecursionError) as error:
-            raise StoreError(f"{type(thing).__name__}.{field.name}: {error}") from error
+            raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
     return record
 
 
@@ -114,7 +130,7 @@ def dump(tree: Tree) -> bytes:
     places: dict[Node, int] = {}
     nodes = []
     try:
-        for place, node in enumerate(tree.walk()):
+        for place, node in enumerate(tree.nodes()):
             places[node] = place
             record = _record(node)
             nodes.append(record if node.parent is None else {"up": places[node.parent], **record})

@@ -60,7 +60,14 @@ class Node:
 
     def leaves(self) -> list[Node]:
         """The leaves at or below this node, in preorder."""
-        return [node for node in self.walk() if not node.children]
+        found, stack = [], [self]
+        while stack:
+            node = stack.pop()
+            if node.children:
+                stack += node.children[::-1]
+            else:
+                found.append(node)
+        return found
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it, in preorder; safe for deep trees."""
@@ -68,7 +75,8 @@ class Node:
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(reversed(node.children))
+            if node.children:
+                stack += node.children[::-1]
 
 
 def correct(leaf: Node) -> float:
@@ -163,9 +171,19 @@ class Tree:
         """Every node in preorder, the root first."""
         return self.root.walk()
 
+    def nodes(self) -> list[Node]:
+        """Every node in preorder, the root first."""
+        found, stack = [], [self.root]
+        while stack:
+            node = stack.pop()
+            found.append(node)
+            if node.children:
+                stack += node.children[::-1]
+        return found
+
     def leaves(self) -> list[Node]:
         """Every leaf in preorder; the bare root is no leaf."""
-        return [node for node in self.walk() if not node.children and node.parent is not None]
+        return self.root.leaves() if self.root.children else []
 
     def value(self, node: Node) -> float | None:
         """Mean reward of the graded leaves at or below `node`; None where there is none."""

@@ -258,7 +258,7 @@ class Steps:
             (
                 columns.heat.ctypes.data, state[STREAM], state[COUNT], 0 if ends is None else ends.ctypes.data, self.uniform.ctypes.data,
                 self.draw, self.tokens.ctypes.data, *(x.ctypes.data for x in self.numbers), record.tokens[at:].ctypes.data,
-                *(x[at:].ctypes.data for x in record.numbers), wide,
+                *(x[at:].ctypes.data for x in record.numbers[:2]), wide,
             ),
             dtype=np.uint64,
         )  # fmt: skip

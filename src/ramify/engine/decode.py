@@ -187,7 +187,7 @@ class Decoder:
     def _look(self, steps: Steps) -> None:
         """Where some logits of the last step are NaN or infinite, let torch look into it."""
         record, n = self.record, self.columns.n
-        if not np.isnan(record.numbers[2, record.now - 1 - record.first, :n]).any():
+        if not np.isnan(record.numbers[1, record.now - 1 - record.first, :n]).any():
             return
         rows: list[Row] = self.columns.rows  # type: ignore[assignment]
         knobs = Knobs([row.ticket.request.sampling for row in rows], self.geometry.device, torch.float32)
@@ -226,7 +226,7 @@ class Decoder:
         self.seating.leave(row, row.prefix + tuple(sampled[:-1]))
         self.columns.leave(row)
         if not group.future.done():
-            logprobs, kept, entropy, temperature = self.record.columns(row)
+            logprobs, entropy, kept, temperature = self.record.columns(row)
             segment = Segment(sampled, logprobs, kept, entropy, temperature, finish, self.version)
             group.segments[row.ticket.index] = segment
             group.left -= 1

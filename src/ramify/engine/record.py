@@ -10,14 +10,15 @@ from ramify.engine.rows import Row
 from ramify.engine.sampling import Drawn
 
 STEPS = 256  # that there is room for at first
-NUMBERS = ("logprobs", "kept", "entropy", "temperature")
+NUMBERS = ("logprobs", "entropy", "kept", "temperature")
 
 
 class Record:
     """The draws of the last steps by place in the crowd; rows know in which place they sat during which of them.
 
-    tokens [steps, most] and numbers [4, steps, most] (log-probs, kept mass, entropies, temperatures); `most` rows at once, and the steps are
-    those from `first` on. One is kept as long as some row that was in it, or in an earlier one, has not ended: what the longest row needs.
+    tokens [steps, most] and numbers [4, steps, most] (log-probs, entropies, kept mass, temperatures; the last two only of rows that are not
+    plain); `most` rows at once, and the steps are those from `first` on. One is kept as long as some row that was in it, or in an earlier one,
+    has not ended: what the longest row needs.
     """
 
     def __init__(self, most: int) -> None:
@@ -59,12 +60,19 @@ class Record:
         return whole
 
     def columns(self, row: Row) -> list[list[float]]:
-        """Log-probs, kept mass, entropies and temperatures of its tokens."""
+        """Log-probs, entropies, kept mass and temperatures of its tokens."""
+        if not row.plain:
+            return self._read(row, len(NUMBERS))
+        columns = self._read(row, 2)
+        n, temperature = len(columns[0]), row.setting[0]
+        return [*columns, [0.0] * n, [float(temperature)] * n]  # type: ignore[arg-type]
+
+    def _read(self, row: Row, count: int) -> list[list[float]]:
         first, now = self.first, self.now
         if not row.spans:
-            return self.numbers[:, row.since - first : now - first, row.place].tolist()
-        whole: list[list[float]] = [[] for _ in NUMBERS]
+            return self.numbers[:count, row.since - first : now - first, row.place].tolist()  # type: ignore[no-any-return]
+        whole: list[list[float]] = [[] for _ in range(count)]
         for place, a, b in (*row.spans, (row.place, row.since, now)):
-            for column, more in zip(whole, self.numbers[:, a - first : b - first, place].tolist(), strict=True):
+            for column, more in zip(whole, self.numbers[:count, a - first : b - first, place].tolist(), strict=True):
                 column += more
         return whole

@@ -61,11 +61,11 @@ def annotate_ratio(batch: TreeBatch, tempered: Tensor) -> None:
 
     `tempered` [T] are the log-probs that the row's update begins from.
     """
-    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().tolist()
+    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).tolist()
     trained = (batch.weight != 0).any(0).tolist()
     for node, start, stop in batch.nodes:
         if stop > start and node.author is Author.POLICY and node.logprobs and trained[start]:
-            node.signals["ratio"] = [round(value, 6) for value in ratio[start:stop]]
+            node.signals["ratio"] = ratio[start:stop]
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

@@ -36,19 +36,20 @@ def idle(
         return [set() for _ in trees]
     found = []
     for index, tree in enumerate(trees):
-        trained = {leaf for term in terms for leaf in term[index]}
-        found.append(
-            {
-                leaf.id
-                for leaf in (tree.leaves() if trained else ())
-                if leaf.id in trained
-                and not any(
-                    pulls(leaf, term[index][leaf.id], credit[index], part.authors)
-                    for part, term, credit in zip(mix.terms, terms, credits, strict=True)
-                    if leaf.id in term[index]
-                )
-            }
-        )
+        parts = [(leaf, part) for term in terms for leaf, part in term[index].items()]
+        rest = {leaf for leaf, _ in parts} - {leaf for leaf, part in parts if part.leaf}
+        several = rest & {leaf for leaf, part in parts if part.leaf is None}  # whose credit is not one value a path
+        pulled = {
+            leaf.id
+            for leaf in (tree.leaves() if several else ())
+            if leaf.id in several
+            and any(
+                pulls(leaf, term[index][leaf.id], credit[index], part.authors)
+                for part, term, credit in zip(mix.terms, terms, credits, strict=True)
+                if leaf.id in term[index]
+            )
+        }
+        found.append(rest - pulled)
     return found
 
 

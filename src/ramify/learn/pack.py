@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, compress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,78 +32,104 @@ SAMPLED = {
 
 @dataclass
 class Layout:
-    """A row of pieces of trees: per-token columns as numpy arrays [T], and where each node and leaf stands."""
+    """A row of pieces of trees: where each node and leaf stands, and columns over its tokens as numpy arrays [T]."""
 
-    token: list[int] = field(default_factory=list)
-    position: list[int] = field(default_factory=list)
-    parent: list[int] = field(default_factory=list)
     nodes: list[tuple[int, Node, int, int]] = field(default_factory=list)  # (tree, node, start, stop)
+    above: list[tuple[int, int]] = field(default_factory=list)  # of each, the token before it on its path (-1 for none) and how many there are
     ends: list[int] = field(default_factory=list)  # one past the last token below each of `nodes`
     leaves: list[tuple[int, Node, int]] = field(
         default_factory=list
     )  # (tree, leaf, row index of its path's last token)
     paths: list[list[int]] = field(default_factory=list)  # of each leaf, root to leaf, as indices into `nodes`
+    length: int = 0  # tokens
 
     def __len__(self) -> int:
-        return len(self.token)
+        return self.length
 
     def place(self, tree: int, lines: Sequence[Sequence[Node]]) -> None:
         """Append paths (root to leaf each; in preorder, of one tree), every shared node once."""
+        self.__dict__.pop("known", None)
         path: list[int] = []  # indices into self.nodes, root to the current leaf
-        lasts = [-1]  # row index of the last token on the open path: above the root, and after each of its nodes
+        open_: list[tuple[int, int]] = [(-1, 0)]  # last token on the open path and tokens on it: above the root, and after each of its nodes
+        nodes, above, ends = self.nodes, self.above, self.ends
         for line in lines:
             shared = 0
-            while shared < len(path) and shared < len(line) and self.nodes[path[shared]][1] is line[shared]:
+            while shared < len(path) and shared < len(line) and nodes[path[shared]][1] is line[shared]:
                 shared += 1
             self._close(path, shared)
-            del lasts[shared + 1 :]
+            del open_[shared + 1 :]
+            before, depth = open_[-1]
             for node in line[shared:]:
-                path.append(len(self.nodes))
-                lasts.append(self._append(tree, node, lasts[-1]))
-            self.leaves.append((tree, line[-1], lasts[-1]))
+                start, count = self.length, len(node.tokens)
+                path.append(len(nodes))
+                above.append((before, depth))
+                if count:
+                    self.length = start + count
+                    before, depth = self.length - 1, depth + count
+                nodes.append((tree, node, start, self.length))
+                ends.append(self.length)
+                open_.append((before, depth))
+            self.leaves.append((tree, line[-1], before))
             self.paths.append(path.copy())
         self._close(path, 0)
 
     def _close(self, path: list[int], keep: int) -> None:
         for index in path[keep:]:
-            self.ends[index] = len(self.token)
+            self.ends[index] = self.length
         del path[keep:]
 
-    def _append(self, tree: int, node: Node, before: int) -> int:
-        """Add a node below the token `before`; returns the last token on the path that now ends in it."""
-        start, count = len(self.token), len(node.tokens)
-        stop = start + count
-        if count:
-            depth = self.position[before] + 1 if before >= 0 else 0
-            self.token += node.tokens
-            self.position += range(depth, depth + count)
-            self.parent.append(before if before >= 0 else start)
-            self.parent += range(start, stop - 1)
-        self.nodes.append((tree, node, start, stop))
-        self.ends.append(stop)
-        return stop - 1 if count else before
+    @cached_property
+    def known(self) -> tuple[list[Node], np.ndarray, np.ndarray]:
+        """The nodes, and [N] each where they start and how many tokens they have; until more are placed."""
+        starts = np.array([start for _, _, start, _ in self.nodes], dtype=np.int64)
+        return [node for _, node, _, _ in self.nodes], starts, np.diff(starts, append=self.length)
+
+    @property
+    def token(self) -> np.ndarray:
+        """[T] token ids."""
+        return np.fromiter(chain.from_iterable([node.tokens for node in self.known[0]]), np.int64, self.length)
+
+    @property
+    def position(self) -> np.ndarray:
+        """[T] places on their paths, from 0."""
+        _, starts, sizes = self.known
+        depths = np.array(self.above, dtype=np.int64).reshape(-1, 2)[:, 1]
+        return np.arange(self.length) + np.repeat(depths - starts, sizes)
+
+    @property
+    def parent(self) -> np.ndarray:
+        """[T] the token before each on its path; its own place for the first."""
+        _, starts, sizes = self.known
+        parent, some = np.arange(-1, self.length - 1), sizes > 0
+        before = np.array(self.above, dtype=np.int64).reshape(-1, 2)[some, 0]
+        parent[starts[some]] = np.where(before < 0, starts[some], before)
+        return parent
 
     def sizes(self) -> np.ndarray:
         """[N] tokens of each node."""
-        return np.array([stop - start for _, _, start, stop in self.nodes], dtype=np.int64)
+        return self.known[2]
 
     def spread(self, values: Sequence[float] | np.ndarray, dtype: type = np.float64) -> np.ndarray:
         """A value per node -> a value per token [T]; columns of them [..., N] -> [..., T]."""
         return np.repeat(np.asarray(values, dtype=dtype), self.sizes(), axis=-1)
 
-    def sampled(self, name: str) -> np.ndarray:
-        """A sampled column [T], with its neutral value where nothing was sampled; ValueError where a node's is not one value a token."""
-        if name == "behavior":
-            return self._recorded("logprobs") + self._recorded("kept")
-        return self._recorded(name, SAMPLED[name])
+    def sampled(self) -> dict[str, np.ndarray]:
+        """The sampled columns [T], with a neutral value where nothing was sampled; ValueError where a node's is not one value a token."""
+        nodes, _, sizes = self.known
+        drawn = [bool(node.logprobs) for node in nodes]
+        some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
+        found = {name: self._recorded(name, neutral, *some) for name, neutral in SAMPLED.items() if name != "behavior"}
+        return {"behavior": self._recorded("logprobs", 0.0, *some) + found["kept"]} | found
 
-    def _recorded(self, name: str, neutral: float = 0.0) -> np.ndarray:
-        column: list[float] = []
-        for _, node, start, stop in self.nodes:
-            column += getattr(node, name) if node.logprobs else [neutral] * (stop - start)
-            if len(column) != stop:
-                raise ValueError(f"node {node.id} has {stop - start} tokens but {len(column) - start} values of {name}")
-        return np.array(column, dtype=np.float64)
+    def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
+        """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
+        parts = list(map(attrgetter(name), nodes))
+        if list(map(len, parts)) != sizes:
+            i = next(i for i, part in enumerate(parts) if len(part) != sizes[i])
+            raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(parts[i])} values of {name}")
+        column = np.full(self.length, neutral)
+        column[where] = np.fromiter(chain.from_iterable(parts), np.float64, sum(sizes))
+        return column
 
     def signal(self, name: str) -> np.ndarray:
         """A signal [T], 0 where the tokens are not learned from; ValueError where a node lacks it."""
@@ -312,7 +341,7 @@ def columns(
         name: torch.from_numpy(np.stack([f[name] for f in folded])).to(dtype)
         for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
     }
-    parts |= {name: torch.from_numpy(row.sampled(name)).to(dtype) for name in SAMPLED}
+    parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
     parts |= {
         name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
     }
@@ -320,12 +349,10 @@ def columns(
         parts |= {
             name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()
         }
-    whole = {name: np.array(getattr(row, name), dtype=np.int64) for name in ("token", "position", "parent")}
-    each = [
-        (end, node.author, i, node.version)
-        for i, ((_, node, _, _), end) in enumerate(zip(row.nodes, row.ends, strict=True))
-    ]
-    spread = row.spread(np.array(each, dtype=np.int64).reshape(-1, 4).T, np.int64)
+    whole = {name: getattr(row, name) for name in ("token", "position", "parent")}
+    nodes = row.known[0]
+    each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
+    spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
     whole |= {
         "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
@@ -347,5 +374,6 @@ def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
 
 def response_lengths(row: Layout) -> np.ndarray:
     """[K] response tokens on the path of each leaf."""
-    size = [0 if node.author is Author.PROMPT else stop - start for _, node, start, stop in row.nodes]
+    nodes, _, sizes = row.known
+    size = [0 if node.author is Author.PROMPT else count for node, count in zip(nodes, sizes.tolist(), strict=True)]
     return np.array([sum([size[i] for i in path]) for path in row.paths], dtype=np.int64)

@@ -197,7 +197,7 @@ class TorchPolicy:
         """Plain log-probs [T] of every learned token of a row; without the head none: [], the pass is for the watch."""
         ends = torch.from_numpy(row.spread(row.ends, np.int64))
         author = torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
-        tensors = [torch.tensor(c, dtype=torch.long) for c in (row.token, row.position, row.parent)]
+        tensors = [torch.from_numpy(column) for column in (row.token, row.position, row.parent)]
         token, position, parent, end = (t.to(self.device) for t in (*tensors, ends))
         if headless:
             with self._casting():

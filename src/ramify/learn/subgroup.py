@@ -37,14 +37,20 @@ def members(leaves: Sequence[Node]) -> dict[int, list[Node]]:
 
 def whitened(values: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
     """Values (each standing for `count` tokens, or one a token) shifted and scaled to mean 0 and sample variance 1 over all tokens."""
-    total = sum(counts)
-    if not total:
+    if not sum(counts):
         return list(values)
-    each = [count / max(len(value), 1) for value, count in zip(values, counts, strict=True)]
-    mean = sum(float(value.sum()) * w for value, w in zip(values, each, strict=True)) / (total + 1e-8)
-    square = sum(float(((value - mean) ** 2).sum()) * w for value, w in zip(values, each, strict=True)) / (total + 1e-8)
-    scale = math.sqrt(square * total / max(total - 1, 1) + 1e-8)
-    return [(value - mean) / scale for value in values]
+    sizes = np.array([len(value) for value in values])
+    weights = np.repeat(np.array(counts) / np.maximum(sizes, 1), sizes)
+    return np.split(scaled(np.concatenate(values), weights, sum(counts)), np.cumsum(sizes)[:-1])
+
+
+def scaled(values: np.ndarray, weights: np.ndarray, total: float) -> np.ndarray:
+    """Values [N], each for `weights` [N] of `total` tokens, shifted and scaled to mean 0 and sample variance 1."""
+    if not total:
+        return values
+    apart = values - float(values @ weights) / (total + 1e-8)
+    square = float((apart**2) @ weights) / (total + 1e-8)
+    return apart / math.sqrt(square * total / max(total - 1, 1) + 1e-8)
 
 
 @dataclass(frozen=True)
@@ -70,40 +76,46 @@ class SubgroupMean:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         groups = [graded(tree) for tree in forest]
-        deepest = max((len(levels(leaf, self.depth)) for leaves in groups for leaf in leaves), default=0)
-        raw = [self.of_tree(tree, leaves, deepest) for tree, leaves in zip(forest, groups, strict=True)]
-        flat = [np.array([value]) for values in raw for value in values]
-        if self.whiten:
-            flat = whitened(flat, [learned(leaf) for leaves in groups for leaf in leaves])
-        answers = iter(flat)
-        return [Credits({leaf.id: float(next(answers)[0]) for leaf in leaves}) for leaves in groups]
+        lines = [[leaf.line() for leaf in leaves] for leaves in groups]
+        deepest = max([sum([node.levels for node in line[1:]]) for group in lines for line in group], default=0)
+        deepest = min(deepest, self.depth or deepest)
+        flat = np.array([value for leaves, group in zip(groups, lines, strict=True) for value in self.of_tree(leaves, group, deepest - 1)])
+        if self.whiten and len(flat):
+            counts = [sum([len(node.tokens) for node in line if node.author is Author.POLICY]) for group in lines for line in group]
+            flat = scaled(flat, np.array(counts, dtype=np.float64), sum(counts))
+        answers = iter(flat.tolist())
+        return [Credits({leaf.id: next(answers) for leaf in leaves}) for leaves in groups]
 
-    def of_tree(self, tree: Tree, leaves: Sequence[Node], deepest: int) -> list[float]:
-        """The raw credit of each leaf."""
-        below = members(leaves)
-        stats = {
-            node: (len(group), mean_of(rewards_of(group)), self.flat(group)) for node, group in below.items()
-        }
-        answer = []
-        for leaf in leaves:
-            above = [stats[node.id] for node in levels(leaf, self.depth)[: max(deepest - 1, 0)]]
-            parts = [(size, mean) for size, mean, flat in above if size >= 2 and not (self.reject and flat)]
-            if self.root:
-                size, mean, _ = stats[tree.root.id]
-                parts.insert(0, (size, mean if size > 1 else 0.0))
-            weights = [float(size) if self.weighting == "group_size" else 1.0 for size, _ in parts]
-            reward = leaf.reward or 0.0
-            answer.append(
-                sum(w * (reward - mean) for w, (_, mean) in zip(weights, parts, strict=True)) / sum(weights)
-                if parts
-                else 0.0
-            )
-        return answer
+    def of_tree(self, leaves: Sequence[Node], lines: Sequence[Sequence[Node]], most: int) -> list[float]:
+        """The raw credit of each leaf, from the first `most` levels of its line."""
+        rewards: dict[int, list[float]] = {}
+        for leaf, line in zip(leaves, lines, strict=True):
+            for node in line:
+                rewards.setdefault(node.id, []).append(leaf.reward or 0.0)
+        groups = {node: (float(len(group)), mean_of(group)) for node, group in rewards.items() if self.counts(group)}
+        whole = [leaf.reward or 0.0 for leaf in leaves]
+        root = [(float(len(whole)), mean_of(whole) if len(whole) > 1 else 0.0)] if self.root and whole else []
+        return [self.of_leaf(reward, root, line, groups, most) for reward, line in zip(whole, lines, strict=True)]
 
-    @staticmethod
-    def flat(group: Sequence[Node]) -> bool:
-        """Whether all rewards of a group are equal."""
-        return len(set(rewards_of(group))) == 1
+    def counts(self, group: Sequence[float]) -> bool:
+        """Whether a sub-group is one to compare with."""
+        return len(group) >= 2 and not (self.reject and len(set(group)) == 1)
+
+    def of_leaf(
+        self, reward: float, root: list[tuple[float, float]], line: Sequence[Node], groups: dict[int, tuple[float, float]], most: int
+    ) -> float:
+        """One leaf's mean over the levels of its line; groups are (size, mean)."""
+        parts = list(root)
+        most = min(most, self.depth or most)
+        for node in line[1:]:
+            if most <= 0:
+                break
+            if node.id in groups:
+                parts += [groups[node.id]] * min(node.levels, most)
+            most -= node.levels
+        if self.weighting == "average":
+            return sum([reward - mean for _, mean in parts]) / len(parts) if parts else 0.0
+        return sum([size * (reward - mean) for size, mean in parts]) / sum([size for size, _ in parts]) if parts else 0.0
 
 
 @dataclass

@@ -11,6 +11,7 @@ from ramify.look.account import account as account  # part of what this module o
 TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
 IDLE = {Author.POLICY: 4, Author.EXPERT: 8}
 ALIVE = 16
+FATES = ("trained", "idle", "excluded", "pruned")
 Fate = Mapping[int, int]
 """Leaf id -> what an update did with its path: the flags TRAINED and IDLE of every author whose tokens on it a term learns from."""
 
@@ -46,36 +47,48 @@ class Cost:
 
 def cost(trees: Iterable[Tree]) -> Cost:
     """What the trees cost; sharing of the prompt is not counted as reuse."""
-    return sum((tree_cost(tree) for tree in trees), Cost())
+    return costs((tree, None) for tree in trees)
 
 
 def tree_cost(tree: Tree, fate: Fate | None = None) -> Cost:
-    """What one tree cost: one pass from the leaves up. With `fate`, sampled = trained + idle + excluded + pruned."""
+    """What one tree cost. With `fate`, sampled = trained + idle + excluded + pruned."""
+    return costs([(tree, fate)])
+
+
+def costs(trees: Iterable[tuple[Tree, Fate | None]]) -> Cost:
+    """What these trees cost together, each with the fate of its leaves where it is known."""
+    count = dict.fromkeys([field.name for field in fields(Cost)], 0)
+    for tree, fate in trees:
+        add_tree(count, tree, fate)
+    return Cost(**count)
+
+
+def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
+    """Add one tree to the fields of a Cost: one pass from the leaves up."""
     said = fate or {}
-    paths: dict[int, int] = {}  # policy leaves at or below a node
-    flags: dict[int, int] = {}  # of all leaves at or below a node
-    count = dict.fromkeys(
-        ("sampled", "trajectory", "pruned", "expert", "trained", "idle", "excluded", "trained_expert"), 0
-    )
-    for node in reversed(list(tree.walk())):
-        size, mark, below = len(node.tokens), 0, 0
-        if not node.children and node.parent is not None:
-            below = int(node.author is Author.POLICY)
-            mark = said.get(node.id, 0) | (ALIVE if below and node.finish != "pruned" else 0)
+    below: dict[int, tuple[int, int]] = {}  # at or below a node: policy leaves, flags of all leaves
+    paths, mark, fates = 0, 0, dict.fromkeys(FATES, 0)
+    for node in reversed(tree.nodes()):
+        size, author, paths, mark = len(node.tokens), node.author, 0, 0
         for child in node.children:
-            below += paths[child.id]
-            mark |= flags[child.id]
-        paths[node.id], flags[node.id] = below, mark
-        if node.author is Author.POLICY:
+            more, marks = below[child.id]
+            paths += more
+            mark |= marks
+        if not node.children and node.parent is not None:
+            paths = 1 if author is Author.POLICY else 0
+            mark = said.get(node.id, 0) | (ALIVE if paths and node.finish != "pruned" else 0)
+        below[node.id] = paths, mark
+        if author is Author.POLICY:
             count["sampled"] += size
-            count["trajectory"] += size * max(below, 1)
-            count[became(mark)] += size
-        elif node.author is Author.EXPERT:
+            count["trajectory"] += size * max(paths, 1)
+            fates[became(mark)] += size
+        elif author is Author.EXPERT:
             count["expert"] += size
             count["trained_expert"] += size if mark & TRAINED[Author.EXPERT] else 0
     if fate is None:
-        count["excluded"] = 0  # nobody has asked an update
-    return Cost(1, paths[tree.root.id], **count)
+        fates["excluded"] = 0  # nobody has asked an update
+    for name, size in (fates | {"trees": 1, "paths": paths}).items():
+        count[name] += size
 
 
 def became(mark: int) -> str:

@@ -363,8 +363,7 @@ void ramify_forward(const Model *m, const Shape *s, const Slots *slots, const Pa
 }
 
 /* How rows draw: temperature [n]; streams and counts [n] of their random numbers; ends [vocabulary], 1 for tokens that may end a text, or NULL;
- * room for uniform, token, logprob and entropy [n]; the function that draws, of draw.c; and where it is written down, `wide` rows a step:
- * tokens, log-probs, log of the kept mass, entropies and temperatures. */
+ * room for uniform, token, logprob and entropy [n]; the function that draws, of draw.c; and where it is written down, `wide` rows a step. */
 typedef void (*Draw)(const float *, int64_t, int64_t, int64_t, int64_t, const float *, const double *, int64_t, int64_t *, float *, float *);
 typedef struct {
     const float *temperature;
@@ -376,7 +375,7 @@ typedef struct {
     int64_t *token;
     float *logprob, *entropy;
     int64_t *tokens;
-    double *logprobs, *kept, *entropies, *temperatures;
+    double *logprobs, *entropies;
     int64_t wide;
 } Drawing;
 
@@ -399,7 +398,7 @@ int64_t ramify_steps(const Model *m, const Shape *s, const Slots *slots, const P
         d->draw(p->logits, stride(s->vocabulary), n, s->vocabulary, s->threads, d->temperature, d->uniform, 0, d->token, d->logprob, d->entropy);
         for (int64_t r = 0; r < n; r++) {
             input[r] = d->tokens[at + r] = d->token[r], position[r]++;
-            d->logprobs[at + r] = d->logprob[r], d->kept[at + r] = 0, d->entropies[at + r] = d->entropy[r], d->temperatures[at + r] = d->temperature[r];
+            d->logprobs[at + r] = d->logprob[r], d->entropies[at + r] = d->entropy[r];
             if ((d->ends && d->ends[d->token[r]]) || d->entropy[r] != d->entropy[r]) more = 0;
         }
     }

@@ -19,7 +19,7 @@ from ramify.grow.growth import demonstrate, grade, grow_forest, grow_round, prun
 from ramify.grow.rounds import grow_rounds
 from ramify.grow.stop import Stop
 from ramify.learn.gate import demonstrated
-from ramify.look.ledger import Cost, Fate, cost, fates, tree_cost
+from ramify.look.ledger import Fate, cost, costs, fates
 from ramify.look.statistics import mean
 from ramify.run.recipe import Run
 from ramify.run.signals import needed
@@ -52,7 +52,7 @@ class Harvest:
         """
         said: dict[int, Fate] = {id(tree): {} for tree in self.kept} | dict(zip(map(id, self.kept), fate))
         lost = cost(tree for tree in self.grown if id(tree) not in said)
-        kept = sum((tree_cost(tree, said[id(tree)]) for tree in self.grown if id(tree) in said), Cost())
+        kept = costs((tree, said[id(tree)]) for tree in self.grown if id(tree) in said)
         spent = kept + lost
         paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
         counts: dict[str, float] = {

@@ -38,16 +38,19 @@ class TensorBoard:
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
+            from tensorboard.compat.proto.summary_pb2 import Summary
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
                 'TensorBoard is not installed: pip install "ramify[tensorboard]", or tensorboard=false'
             ) from error
+        self.summary = Summary
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+        values = [self.summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        assert self.writer.file_writer is not None
+        self.writer.file_writer.add_summary(self.summary(value=values), step)  # one event for all: add_scalar takes fifteen times as long
 
     def close(self) -> None:
         self.writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def collect_seldom() -> None:
+    """Python's collector walks through what was made since the imports, and not at every turn: trees are many small objects in cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def set_threads(threads: int | None) -> int:
