@@ -45,10 +45,10 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
     """
     began = time.monotonic()
     from ramify.run.launch import launch
-    from ramify.run.setting import collect_seldom
+    from ramify.run.setting import collecting_seldom
 
-    collect_seldom()
-    return launch(recipe, list(overrides), resume, fresh, Console(), began)
+    with collecting_seldom():
+        return launch(recipe, list(overrides), resume, fresh, Console(), began)
 
 
 def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = None, threads: int | None = None) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,18 @@ def collect_seldom() -> None:
     """Python's collector walks through what was made since the imports, and not at every turn: trees are many small objects in cycles."""
     gc.freeze()
     gc.set_threshold(50_000)
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """The same while it is entered."""
+    before = gc.get_threshold()
+    collect_seldom()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 def set_threads(threads: int | None) -> int:
