@@ -117,6 +117,7 @@ def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytes
     for halves, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr("ramify.engine.packed.halves", lambda answer=halves: answer)
         assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16)))) == dtype
+        assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16))), 2**20) == torch.float32
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -115,12 +115,13 @@ def test_forests_in_a_pool_copy_nothing_through_the_trie() -> None:
 
 @KERNELS
 def test_slots_become_longer_while_rows_sit_in_them() -> None:
-    """A long request arrives in the middle of shorter ones, whose keys and values are brought along."""
+    """A long request arrives in the middle of shorter ones, whose keys and values are brought along; in memory for short slots alone."""
     model = small()
     early = [ask(line(6, i), seed=i, max_tokens=24) for i in range(5)]
     late = [ask(line(90, 50 + i), seed=50 + i, max_tokens=9) for i in range(3)]
     alone = [run(LocalEngine(model, slots=1, memory=MANY), [request])[0] for request in early + late]
-    engine = LocalEngine(model, slots=16, memory=MANY)
+    engine = LocalEngine(model, slots=16, memory=2**21)
+    assert engine._decoder.seating.ample == 32
 
     async def after(request: Request) -> Segment:
         await engine.sample(ask(request.prefix[:4], seed=9, max_tokens=3))
@@ -130,15 +131,66 @@ def test_slots_become_longer_while_rows_sit_in_them() -> None:
         return await asyncio.gather(*[engine.sample(request) for request in early], *[after(request) for request in late])
 
     assert asyncio.run(everything()) == alone
-    capacity = engine._decoder.seating.slots.capacity
-    assert capacity >= 99
-    store = engine._decoder.seating.slots.store.data_ptr()
+    assert engine._decoder.seating.slots.capacity >= 99
+    counted = dict(engine.counters)
     asyncio.run(engine.load(None, 0))
     assert asyncio.run(everything()) == alone
-    assert engine._decoder.seating.slots.store.data_ptr() == store  # what was made once serves again
+    assert {name: n - counted[name] for name, n in engine.counters.items()} == counted  # what came before is not to be seen
     engine.release()
     assert engine.kv_bytes == 0
     assert asyncio.run(everything()) == alone
+
+
+@KERNELS
+def test_slots_that_were_made_once_serve_again() -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY)
+    requests = mixed(20)
+    expected = run(engine, requests)
+    store = engine._decoder.seating.slots.store.data_ptr()
+    asyncio.run(engine.load(None, 0))
+    assert run(engine, requests) == expected
+    assert engine._decoder.seating.slots.store.data_ptr() == store
+    assert engine.kv_bytes <= MANY
+
+
+@KERNELS
+@pytest.mark.parametrize("memory", [2**18, 2**19, 2**21])
+def test_counters_are_those_of_a_fresh_engine_after_a_load(memory: int) -> None:
+    """As a resumed run counts: whatever was sampled before, long texts or short, in memory that is scarce or not."""
+    model, prompts = small(), [line(4 + 5 * i, i) for i in range(6)]
+    fresh, used = (LocalEngine(model, slots=6, memory=memory) for _ in range(2))
+    run(used, [ask(line(100 + i, i), max_tokens=30) for i in range(9)])
+    asyncio.run(used.load(None, 0))
+    before = dict(used.counters)
+    for engine in (fresh, used):
+        asyncio.run(grown(engine, prompts, 6, 3))
+    assert {name: n - before[name] for name, n in used.counters.items()} == fresh.counters
+
+
+@KERNELS
+def test_prefixes_of_waiting_requests_cost_no_remembered_text() -> None:
+    """Nobody waits, so no slot is emptied for early prefills: all paths that ended are there afterwards."""
+    engine = LocalEngine(small(), slots=2, memory=MANY)
+    requests = [ask(line(5 + i, i), seed=i, max_tokens=3) for i in range(24)]
+
+    async def one_by_one() -> None:
+        for request in requests:
+            await engine.sample(request)
+
+    asyncio.run(one_by_one())
+    assert len(set(engine._decoder.seating.residents.where.values())) == 24
+    assert engine._decoder.seating.trie.used == 0
+
+
+@KERNELS
+def test_one_slot_keeps_the_prompt_of_siblings() -> None:
+    """There is room for one row: each sibling goes on from the prompt that the one before has left, which is prefilled once."""
+    model, prompt = small(), line(20, 1)
+    token = LocalEngine(model, slots=1).forward.geometry.token_bytes
+    engine = LocalEngine(model, slots=1, memory=32 * token)
+    requests = [ask(prompt, seed=i, max_tokens=8) for i in range(5)]
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+    assert engine.counters["prefilled"] == 19 + 5
 
 
 def eos(tokens: list[int]) -> str | None:
@@ -241,6 +293,67 @@ def test_many_at_once_are_those_one_by_one(way: str) -> None:
     assert asyncio.run(engine.sample_many([])) == []
     toy, asked = ToyEngine(vocab=8), [ask((1, i % 8), seed=i) for i in range(5)]
     assert asyncio.run(sample_all(toy, asked)) == [toy.continuation(request) for request in asked]
+
+
+class Counting(LocalEngine):
+    """Overrides `sample` alone, as one who watches or rewrites requests may."""
+
+    calls = 0
+
+    async def sample(self, request: Request) -> Segment:
+        self.calls += 1
+        return await super().sample(request)
+
+
+class Proxy:
+    """Hands everything on."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def test_a_sample_of_ones_own_is_asked() -> None:
+    """Where `sample` is overridden and `sample_many` is not, in a subclass or on the object; a proxy has both."""
+    requests = mixed(6)
+    counting, plain = Counting(small(), slots=3, memory=MANY), LocalEngine(small(), slots=3, memory=MANY)
+    expected = asyncio.run(sample_all(plain, requests))
+    assert asyncio.run(sample_all(counting, requests)) == expected
+    assert counting.calls == 6
+    assert asyncio.run(sample_all(Proxy(plain), requests)) == expected  # type: ignore[arg-type]
+    usual, seen = plain.sample, []
+
+    async def noted(request: Request) -> Segment:
+        seen.append(request)
+        return await usual(request)
+
+    plain.sample = noted  # type: ignore[method-assign]
+    assert asyncio.run(sample_all(plain, requests)) == expected
+    assert seen == requests
+
+
+def test_whoever_stops_waiting_for_new_weights_stops_alone() -> None:
+    """Requests that wait for `load`: one is cancelled, the others and the load go on."""
+    engine, requests = LocalEngine(small(), slots=2, memory=MANY), mixed(4)
+    expected = run(LocalEngine(small(), slots=2, memory=MANY), requests[1:])
+
+    async def story() -> list[Segment]:
+        busy = asyncio.create_task(engine.sample(ask(line(9, 1), max_tokens=60, until=lambda tokens: None)))
+        while not engine.counters["steps"]:
+            await asyncio.sleep(0)
+        loading = asyncio.create_task(engine.load(None, 1))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(engine.sample(request)) for request in requests]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.gather(busy, loading)
+        return await asyncio.gather(*waiting[1:])
+
+    found = asyncio.run(story())
+    assert [s.tokens for s in found] == [s.tokens for s in expected]
+    assert {s.version for s in found} == {1}
 
 
 def test_one_bad_request_of_many_is_refused_before_any_is_sampled() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ramify.engine.columns import COUNT, LEFT, STREAM, Columns
+from ramify.engine.columns import COUNT, LEFT, POSITION, STREAM, Columns
 from ramify.engine.fused import FusedForward, Layer
 from ramify.engine.kv import Reach, Slots
 from ramify.engine.packed import Part, joined
@@ -117,6 +117,8 @@ class CompiledForward(FusedForward):
         self.table = self.embedding.detach().float().contiguous()
         self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
         self.vocabulary, hidden = self.head[0].shape
+        if self.vocabulary > len(self.table):
+            raise ValueError(f"the compiled kernels take no head of {self.vocabulary} tokens over {len(self.table)} embeddings")
         inner = len(self.layers[0].gate[0])
         self.shape = np.array(
             (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, 1), dtype=np.int64
@@ -249,16 +251,16 @@ class Steps:
             forward.rotary(slots.capacity)
         if len(self.out) < n:
             self.out = torch.empty(n, forward.columns, **FLOAT)
-        most = max(1, min(most, AT_ONCE // (forward.size * n)))
+        wide = 2 * forward.geometry.layers * forward.query_heads * forward.geometry.dim  # multiplications of a row for each token it looks at
+        most = max(1, min(most, AT_ONCE // (forward.size * n + wide * int(columns.state[POSITION, :n].sum()))))
         at, ends = record.room(most, columns.rows), columns.ends
         state = [line.ctypes.data for line in columns.state]
         told = forward.told([*state[:3], self.line.ctypes.data], n, slots, False, self.out)
-        wide = record.tokens.shape[1]
         drawing = np.array(
             (
                 columns.heat.ctypes.data, state[STREAM], state[COUNT], 0 if ends is None else ends.ctypes.data, self.uniform.ctypes.data,
                 self.draw, self.tokens.ctypes.data, *(x.ctypes.data for x in self.numbers), record.tokens[at:].ctypes.data,
-                *(x[at:].ctypes.data for x in record.numbers[:2]), wide,
+                *(x[at:].ctypes.data for x in record.numbers[:2]), record.tokens.shape[1],
             ),
             dtype=np.uint64,
         )  # fmt: skip
@@ -267,6 +269,10 @@ class Steps:
         columns.state[LEFT, :n] -= steps
         record.now += steps
         return steps
+
+    def release(self) -> None:
+        """Give the memory of the logits back."""
+        self.out = torch.empty(0, self.forward.columns, **FLOAT)
 
     @property
     def logits(self) -> Tensor:

@@ -19,7 +19,7 @@ from ramify.engine.record import Record
 from ramify.engine.rng import uniforms
 from ramify.engine.rows import Group, Row, Ticket
 from ramify.engine.sampling import Knobs, draw
-from ramify.engine.seating import Pool, Seating
+from ramify.engine.seating import SPARE, Pool, Seating
 
 
 class Decoder:
@@ -32,7 +32,10 @@ class Decoder:
         self.forward, self.vocabulary, self.limit, self.memory = forward, vocabulary, limit, memory
         self.geometry = forward.geometry
         self.quick = forward if isinstance(forward, CompiledForward) else None
-        self.seating = Seating(self.geometry, slots, memory) if self.quick is None else Pool(self.geometry, slots, memory, self.quick)
+        if self.quick is None:
+            self.seating = Seating(self.geometry, slots, memory)
+        else:
+            self.seating = Pool(self.geometry, slots, memory, limit, self.quick)
         self.waiting: deque[Ticket] = deque()
         self._newcomers: list[Row] = []  # those that are being seated
         self.version = 0
@@ -92,8 +95,11 @@ class Decoder:
         self.seating.forget()
 
     def release(self) -> None:
-        """Drop all KV and give its memory back."""
+        """Drop all KV and give its memory back, and that of what was sampled."""
         self.seating.release()
+        self.record = Record(self.seating.most)
+        if self.steps is not None:
+            self.steps.release()
 
     def abandon(self, error: BaseException | None) -> None:
         """End every request: hand `error` to all who wait, or cancel them."""
@@ -126,7 +132,7 @@ class Decoder:
         slots = seating.slots.store
         self.columns.move(seating.seat(seated, self.record.now))
         if seated:
-            seating.vacate([row.slot for row in self.prefill.start(seated, self._next)])
+            seating.went(self.prefill.start(seated, self._next))
             if slots is not seating.slots.store:
                 self.columns.seats()
             self.columns.join(seated)
@@ -134,17 +140,17 @@ class Decoder:
 
     def _next(self) -> list[Row]:
         """Rows in spare slots for the next distinct prefixes in the line, so that short prompts are prefilled several at a time."""
-        spare, where = self.seating.early(), self.seating.residents.where
-        rows: dict[tuple[int, ...], Row] = {}
-        for ticket in islice(self.waiting, 8 * len(spare)):
-            if len(rows) < len(spare) and ticket.need <= self.seating.capacity:
-                row = Row.of(ticket)
-                if row.text not in where:
-                    rows.setdefault(row.prefix, row)
-        for row, slot in zip(rows.values(), spare):
+        where, found = self.seating.residents.where, dict[tuple[int, ...], Ticket]()
+        for ticket in islice(self.waiting, 8 * SPARE):
+            prefix = tuple(ticket.request.prefix)
+            fits = ticket.need <= self.seating.capacity and not ticket.group.future.done()
+            if fits and prefix not in found and prefix[:-1] not in where and len(found) < SPARE:
+                found[prefix] = ticket
+        slots = self.seating.early(len(found))
+        rows = [Row.of(ticket) for ticket in islice(found.values(), len(slots))]
+        for row, slot in zip(rows, slots, strict=True):
             row.slot = slot
-        self.seating.vacate(spare[len(rows) :])
-        return list(rows.values())
+        return rows
 
     def step(self) -> int:
         """Run one token of every row and sample the next, or several where nobody has to look at each; returns how many groups are answered."""

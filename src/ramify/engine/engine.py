@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,23 +78,27 @@ class Engine(Protocol):
         ...
 
 
-class Crowded(Protocol):
-    """An engine for which many requests at once are cheaper than one by one."""
-
-    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
-        """Sample one continuation of each."""
-        ...
-
-
 async def sample_all(engine: Engine, requests: Sequence[Request]) -> list[Segment]:
-    """One continuation of each request, in order, through `sample_many` where the engine has it; the first failure ends all."""
-    many = getattr(engine, "sample_many", None)
-    if many is not None:
-        return list(await many(requests))
+    """One continuation of each request, in order, the first failure ending all: through `sample_many(requests)` where the engine has it.
+
+    An engine whose class, or itself, has a `sample` of its own and inherits `sample_many` is asked by that `sample`.
+    """
+    if sampling_many(engine):
+        return list(await engine.sample_many(requests))  # type: ignore[attr-defined]
     return await together(engine.sample(request) for request in requests)
 
 
-async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+def sampling_many(engine: Engine) -> bool:
+    """Whether `sample_many` says what `sample` says, for many requests at once."""
+    if "sample" in getattr(engine, "__dict__", {}):
+        return "sample_many" in vars(engine)
+    for kind in type(engine).__mro__:
+        if "sample_many" in vars(kind) or "sample" in vars(kind):
+            return "sample_many" in vars(kind)
+    return hasattr(engine, "sample_many")
+
+
+async def together(coroutines: Iterable[Awaitable[Any]]) -> list[Any]:
     """All results in order; the first failure stops the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

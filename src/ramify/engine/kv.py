@@ -73,7 +73,11 @@ class Slots:
 
     def renew(self, rows: int, capacity: int, kept: list[tuple[int, int]]) -> None:
         """Make room for `rows` sequences of `capacity` tokens; slot i begins with the first n positions of what was the slot kept[i] = (slot, n)."""
-        old, store = self.store, self._empty(rows, capacity)
+        old = self.store
+        if not kept:
+            self.drop()
+            del old  # before the new one is made: both at once may not fit
+        store = self._empty(rows, capacity)
         for target, (source, n) in enumerate(kept):
             store[:, :, target, :, :n] = old[:, :, source, :, :n]
         self._adopt(store)

@@ -20,6 +20,7 @@ from ramify.engine.packed import PackedForward, size_of_copy, working_dtype
 from ramify.engine.rows import Group
 from ramify.native.build import Unavailable
 
+SMALL = 2**26  # bytes in float32 of half-precision matrices that the kernels decode in float32: up to here that is the faster
 QUIET = 8  # turns of the event loop without a new request before the next step
 
 
@@ -35,7 +36,8 @@ class LocalEngine:
     such models are decoded from one more copy of their matrices, in the layout that few rows multiply fastest, where it takes at most
     this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. In float32 that copy is decoded by compiled kernels
     (`native`; False, or no C compiler, leaves it to torch's operations, several times slower). Matrices in half precision that take up to
-    4 MiB in float32, or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights, rounded less in between.
+    64 MiB in float32 (4 MiB without the kernels), or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights,
+    rounded less in between.
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
@@ -121,7 +123,7 @@ class LocalEngine:
             return []
         loop = self._attach()
         while self._gate is not None:
-            await self._gate
+            await asyncio.wait({self._gate})  # not the gate itself: it would be cancelled with whoever waits
         future: asyncio.Future[list[Segment]] = loop.create_future()
         self._decoder.enqueue(Group(future, [None] * len(requests), len(requests)), requests)
         self._arrivals += 1
@@ -139,7 +141,7 @@ class LocalEngine:
             raise TypeError(f"weights must be None (shared with the trainer) or a state dict, got {type(weights).__name__}")
         loop = self._attach()
         while self._gate is not None:
-            await self._gate
+            await asyncio.wait({self._gate})
         self._gate = loop.create_future()
         try:
             while self._driver is not None and not self._driver.done():
@@ -233,7 +235,7 @@ def _fast(reference: ModelForward, packed: int, native: bool) -> Forward | None:
 
 def _compiled(fused: FusedForward, packed: int) -> Forward | None:
     """The compiled forward, where there is a compiler, the model's shape suits and the self-check agrees."""
-    if working_dtype(fused) != torch.float32:
+    if working_dtype(fused, SMALL) != torch.float32:
         return None
     try:
         made = CompiledForward(fused)

@@ -96,10 +96,11 @@ def size_of_copy(fused: FusedForward) -> int:
     return elements(fused) * working_dtype(fused).itemsize
 
 
-def working_dtype(fused: FusedForward) -> torch.dtype:
-    """That of packed matrices and KV: the model's, or float32 for half precision where the model is tiny or the processor lacks it."""
+def working_dtype(fused: FusedForward, small: int | None = None) -> torch.dtype:
+    """That of packed matrices and KV: the model's, or float32 for half precision where the processor lacks it or the matrices take at most `small`
+    bytes in float32 (None: TINY)."""
     dtype = fused.geometry.dtype
-    if dtype.itemsize >= 4 or (4 * elements(fused) > TINY and halves()):
+    if dtype.itemsize >= 4 or (4 * elements(fused) > (TINY if small is None else small) and halves()):
         return dtype
     return torch.float32
 

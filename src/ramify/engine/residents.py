@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 
 from ramify.engine.kv import Slots
 from ramify.engine.radix import Trie, common
@@ -28,7 +28,7 @@ class Residents:
         self.unkept: dict[int, Text] = {}  # of each slot, the longest text that the trie may not hold
         self._order: list[Text] = []  # all of them, sorted when somebody looks for the beginning of one
         self._added: list[Text] = []  # since then
-        self._gone = False  # whether some that are in the order have no slot any more
+        self._gone = 0  # about how many in the order have no slot any more
 
     @property
     def end(self) -> int:
@@ -57,13 +57,20 @@ class Residents:
             return slot, len(text)
         if not self.where:
             return -1, 0
-        if self._added or self._gone:
-            whole = self._order + self._added
-            self._order = sorted([text for text in dict.fromkeys(whole) if text in self.where] if self._gone else whole)
-            self._added, self._gone = [], False
+        if 2 * self._gone > len(self._order):
+            self._order = sorted(set(self._order) & self.where.keys())
+            self._gone = 0
+        for new in self._added:
+            insort(self._order, new)
+        self._added = []
         at = bisect_left(self._order, text)  # the longest common beginning is a neighbour's
-        n, best = max((common(near, text), near) for near in self._order[max(at - 1, 0) : at + 1])
+        near = (self._alive(range(at - 1, -1, -1)), self._alive(range(at, len(self._order))))
+        n, best = max([(common(one, text), one) for one in near if one is not None], default=(0, text))
         return (self.where[best], n) if n else (-1, 0)
+
+    def _alive(self, places: range) -> Text | None:
+        """The first of the order that has a slot."""
+        return next((self._order[i] for i in places if self._order[i] in self.where), None)
 
     def vacate(self, slot: int, stays: Text | None = None) -> None:
         """The slot will be overwritten, but for the text that `stays`: give the trie what it may not hold."""
@@ -72,7 +79,7 @@ class Residents:
         for text in self.texts.pop(slot, ()):
             if text != stays and self.where.get(text) == slot:
                 del self.where[text]
-                self._gone = True
+                self._gone += 1
         if stays is not None:
             self.texts[slot] = [stays]
 

@@ -10,7 +10,8 @@ from ramify.engine.rows import Row
 
 FOR_SLOTS = 0.75  # share of the memory that several slots may take; the trie remembers in the rest
 SPARE = 8  # slots in which prefixes of waiting requests are prefilled beside those of newcomers, where the memory has room for them
-POOL = 16  # slots a row, where a row can sit in any: those that have finished stay where they are as long as nobody needs the slot
+POOL = 16  # most slots a row, where a row can sit in any: those that have finished stay where they are as long as nobody needs the slot
+ENOUGH = 4  # slots a row that are worth more than longer slots
 
 
 class Seating:
@@ -133,9 +134,9 @@ class Seating:
         """Bytes of prefixes that can be remembered without dropping any."""
         return self.trie.budget - self.trie.used
 
-    def early(self) -> list[int]:
-        """Slots in which prefixes of waiting requests may be prefilled."""
-        return list(range(self.room(self.capacity), self.slots.rows))
+    def early(self, count: int) -> list[int]:
+        """At most so many slots in which prefixes of waiting requests may be prefilled."""
+        return list(range(self.room(self.capacity), self.slots.rows))[:count]
 
     def prefilled(self, row: Row) -> None:
         """The row's text, computed just now, lies in its slot: remember it."""
@@ -150,20 +151,22 @@ class Seating:
         """Send all rows away; what they left stays."""
         self.rows = []
 
-    def vacate(self, slots: list[int]) -> None:
+    def went(self, rows: list[Row]) -> None:
         """The rows that were prefilled early have no slot any more."""
 
 
 class Pool(Seating):
     """Rows sit in any slot, so that a finished row keeps its own, for all that go on from it, until none is free; the longest unused goes first.
 
-    For kernels alone, which take the rows where they are. Slots that were made once stay as long as they serve: `capacity` is what they must
-    hold, `slots.capacity` what they can.
+    For kernels alone, which take the rows where they are. `capacity` is what slots must hold, `slots.capacity` what they can: from the start as
+    much as leaves ENOUGH of them, so that they grow seldom. Their shape depends on the requests since the last `forget` alone.
     """
 
-    def __init__(self, geometry: Geometry, most: int, memory: int, kernels: Copying) -> None:
+    def __init__(self, geometry: Geometry, most: int, memory: int, limit: int, kernels: Copying) -> None:
         self.idle: dict[int, None] = {}  # slots without a row, the longest unused first
         super().__init__(geometry, most, memory, kernels)
+        ample = int(memory * FOR_SLOTS) // (ENOUGH * most * geometry.token_bytes)
+        self.ample = min(rounded(limit), max(ample // ROUND * ROUND, ROUND))
 
     def forget(self) -> None:
         """Drop all KV; slots keep their memory for the next requests."""
@@ -172,46 +175,59 @@ class Pool(Seating):
 
     def seat(self, seated: list[Row], now: int) -> list[tuple[int, int]]:
         """Give each newcomer a slot and a place, from the step `now` on; returns the moves (from, to) that closed holes, in their order."""
-        if seated and (self.slots.capacity < self.capacity or self.slots.rows < self.room(self.capacity)):
-            self._renew(now)
+        if seated:
+            self._fitting(now)
         for row in seated:  # what they go on from is used now
             self._use(self.residents.where.get(row.text, -1))
         holes = iter([i for i, row in enumerate(self.rows) if row is None] if None in self.rows and seated else ())
-        for row in seated:  # in the slot that its parent has left, else in that unused for longest
-            slot = self.residents.where.get(row.text, -1)
-            if slot in self.idle and self.residents.unkept.get(slot, row.text) == row.text:
-                self.residents.vacate(slot, stays=row.text)
-                row.length = row.known = len(row.text)
-            else:
-                slot = next(iter(self.idle))
-                self.residents.vacate(slot)
-            del self.idle[slot]
-            row.slot = slot
+        for row in seated:
+            row.slot = self._slot(row)
             place = next(holes, len(self.rows))
             row.sit(place, now)
             self.rows[place : place + 1] = [row]
         return self._close(now)
 
-    def _move(self, row: Row, place: int, now: int) -> None:
-        """Only the place changes."""
+    def _slot(self, row: Row) -> int:
+        """The slot that its parent has left, unless more than the parent's text would be lost; else that unused for longest."""
+        slot, first = self.residents.where.get(row.text, -1), next(iter(self.idle))
+        if slot in self.idle and (slot == first or self.residents.unkept.get(slot, row.text) == row.text):
+            self.residents.vacate(slot, stays=row.text)
+            row.length = row.known = len(row.text)
+        else:
+            slot = first
+            self.residents.vacate(slot)
+        del self.idle[slot]
+        return slot
 
     def _use(self, slot: int) -> None:
         if slot in self.idle:
             del self.idle[slot]
             self.idle[slot] = None
 
-    def _renew(self, now: int) -> None:
-        """Make slots of the capacity, as many as fit, for the rows there are and for the texts used last."""
-        count = max(self.room(self.capacity), min(POOL * self.most, self._fit(self.capacity)))
+    def _move(self, row: Row, place: int, now: int) -> None:
+        """Only the place changes."""
+
+    def _fitting(self, now: int) -> None:
+        """Make slots anew where these are too short, or of another shape than they would have been without what came before the last `forget`."""
+        held = bool(self.residents.where) or self.active > 0
+        capacity = self.slots.capacity if held else self.ample
+        if capacity < self.capacity:
+            capacity = self.capacity
+        count = max(self.room(capacity), min(POOL * self.most, self._fit(capacity)))
+        if (count, capacity) != (self.slots.rows, self.slots.capacity):
+            self._renew(count, capacity, now)
+
+    def _renew(self, count: int, capacity: int, now: int) -> None:
+        """Make so many slots of that capacity, for the rows there are and for the texts used last."""
         active = {row.slot: len(row.text) + now - row.began for row in self.rows if row is not None}
         held = [slot for slot in reversed(self.idle) if self.residents.texts.get(slot)]
         stay = held[: count - len(active)]
         for slot in held[count - len(active) :]:
             self.residents.vacate(slot)
-        self.trie.shrink(max(0, self.memory - count * self.capacity * self.geometry.token_bytes))
+        self.trie.shrink(max(0, self.memory - count * capacity * self.geometry.token_bytes))
         lengths = {slot: max(map(len, self.residents.texts[slot])) for slot in stay}
         kept = [*active.items(), *((slot, lengths[slot]) for slot in stay)]
-        self.slots.renew(count, self.capacity, kept)
+        self.slots.renew(count, capacity, kept)
         names = {slot: i for i, (slot, _) in enumerate(kept)}
         self.residents.rename(names)
         for row in self.rows:
@@ -224,13 +240,12 @@ class Pool(Seating):
         """Bytes of prefixes that can be remembered: they stay in their slots."""
         return self.slots.nbytes
 
-    def early(self) -> list[int]:
-        """Slots in which prefixes of waiting requests may be prefilled."""
-        found = []
-        for slot in list(self.idle)[:SPARE] if len(self.idle) >= 2 * SPARE else ():
+    def early(self, count: int) -> list[int]:
+        """At most so many slots in which prefixes of waiting requests may be prefilled."""
+        found = list(self.idle)[: min(count, SPARE)] if len(self.idle) >= 2 * SPARE else []
+        for slot in found:
             self.residents.vacate(slot)
             del self.idle[slot]
-            found.append(slot)
         return found
 
     def prefilled(self, row: Row) -> None:
@@ -247,6 +262,9 @@ class Pool(Seating):
         self.idle |= dict.fromkeys(row.slot for row in self.rows if row is not None)
         self.rows = []
 
-    def vacate(self, slots: list[int]) -> None:
-        """The rows that were prefilled early have no slot any more; what is in it stays."""
-        self.idle |= dict.fromkeys(slots)
+    def went(self, rows: list[Row]) -> None:
+        """The rows that were prefilled early have no slot any more; what is whole in it stays."""
+        for row in rows:
+            if row.length == len(row.text):
+                self.residents.hold(row.slot, row.text)
+            self.idle[row.slot] = None

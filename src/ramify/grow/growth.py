@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -25,7 +25,7 @@ Rewards = Sequence[tuple[Reward, float, str]]
 """(reward, weight in the total, name of its part in the verdict) of each."""
 
 
-PATIENCE = 0.002  # seconds for which the rewards of a tree are asked one after the other
+PATIENCE = 0.005  # seconds for which the rewards of a tree are asked one after the other
 
 
 class RewardError(ValueError):
@@ -219,11 +219,21 @@ async def judged(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> l
 
 async def asked(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> list[dict[str, Any]]:
     """Of plain functions, which run in threads so that they never hold up the sampling: in one while they are quick, else each in its own."""
-    quick = await asyncio.to_thread(first_of, [(reward, tree.task, path) for path, reward, _ in questions]) if questions else []
-    given = dict(enumerate(quick))
-    rest = [i for i in range(len(questions)) if i not in given or given[i][1] is not None or inspect.isawaitable(given[i][0])]
-    more = await together(judge(tree, *questions[i], given.get(i)) for i in rest) if rest else []
-    known = dict(zip(rest, more, strict=True))
+    if not questions:
+        return []
+    numbers = iter(range(len(questions)))  # whoever takes the next one asks it
+    calls = [(reward, tree.task, path) for path, reward, _ in questions]
+    first = asyncio.ensure_future(asyncio.to_thread(each_of, calls, numbers))
+    try:
+        await asyncio.wait({first}, timeout=PATIENCE)
+        slow = list(numbers)
+        answers = await together([first, *(judge(tree, *questions[i]) for i in slow)])
+    finally:
+        deque(numbers, 0)  # the thread goes no further
+    given: dict[int, tuple[Any, Exception | None]] = answers[0]
+    rest = [i for i, (said, error) in given.items() if error is not None or inspect.isawaitable(said)]
+    more = await together(judge(tree, *questions[i], given[i]) for i in rest) if rest else []
+    known = dict(zip(slow + rest, answers[1:] + more, strict=True))
     return [known[i] if i in known else checked(tree, name, given[i][0]) for i, (_, _, name) in enumerate(questions)]
 
 
@@ -232,15 +242,9 @@ def waits(reward: Reward) -> bool:
     return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
 
 
-def first_of(calls: Sequence[tuple[Reward, Task, Path]]) -> list[tuple[Any, Exception | None]]:
-    """What the first of these calls answer, as many as there is patience for."""
-    answers: list[tuple[Any, Exception | None]] = []
-    began = time.monotonic()
-    for call in calls:
-        answers.append(caught(*call))
-        if time.monotonic() - began > PATIENCE:
-            break
-    return answers
+def each_of(calls: Sequence[tuple[Reward, Task, Path]], numbers: Iterator[int]) -> dict[int, tuple[Any, Exception | None]]:
+    """What those calls answer whose numbers nobody else takes."""
+    return {i: caught(*calls[i]) for i in numbers}
 
 
 async def judge(

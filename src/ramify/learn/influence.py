@@ -307,7 +307,7 @@ class Influence:
 
 def folding(row: Layout, trails: Sequence[Trail], last: Sequence[int], base: Sequence[int]) -> Folding:
     """Of every token that adds something to a path, what and to which columns; `last` [K] as for `stretches`."""
-    parent, tokens = np.array(row.parent, dtype=np.int64), []
+    parent, tokens = row.parent, []
     for path, token in zip(trails, last, strict=True):
         line = np.empty(len(path.limit), dtype=np.int64)
         for i in range(len(line) - 1, -1, -1):
@@ -333,7 +333,7 @@ def stretches(row: Layout, trails: Sequence[Trail], last: Sequence[int]) -> list
     """The runs of a row with something to add, `last` [K] being the row index of each path's last token."""
     if not len(row):
         return []
-    parent = np.array(row.parent)
+    parent = row.parent
     line = runs(parent, row.spread(row.ends, np.int64))
     above = np.where(parent[line.start] == line.start, -1, np.searchsorted(line.stop, parent[line.start], side="right"))
     paths: list[list[int]] = [[] for _ in range(len(line))]

@@ -81,7 +81,7 @@ class SubgroupMean:
         deepest = min(deepest, self.depth or deepest)
         flat = np.array([value for leaves, group in zip(groups, lines, strict=True) for value in self.of_tree(leaves, group, deepest - 1)])
         if self.whiten and len(flat):
-            counts = [sum([len(node.tokens) for node in line if node.author is Author.POLICY]) for group in lines for line in group]
+            counts = [learned(leaf) for leaves in groups for leaf in leaves]
             flat = scaled(flat, np.array(counts, dtype=np.float64), sum(counts))
         answers = iter(flat.tolist())
         return [Credits({leaf.id: next(answers) for leaf in leaves}) for leaves in groups]
@@ -106,7 +106,6 @@ class SubgroupMean:
     ) -> float:
         """One leaf's mean over the levels of its line; groups are (size, mean)."""
         parts = list(root)
-        most = min(most, self.depth or most)
         for node in line[1:]:
             if most <= 0:
                 break

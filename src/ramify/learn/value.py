@@ -61,7 +61,7 @@ class ActorCritic(TorchPolicy):
         longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
         for row in lay_out(forest, None, max(self.score_tokens, longest)):
             self._score_row(self.model, row, None, True)
-            values = self.read(torch.tensor(row.parent, device=self.device)).double().tolist()
+            values = self.read(torch.from_numpy(row.parent).to(self.device)).double().tolist()
             for _, node, start, stop in row.nodes:
                 if node.author in (Author.POLICY, Author.EXPERT):
                     node.signals["value"] = values[start:stop]

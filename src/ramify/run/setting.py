@@ -31,13 +31,14 @@ def collect_seldom() -> None:
 @contextmanager
 def collecting_seldom() -> Iterator[None]:
     """The same while it is entered."""
-    before = gc.get_threshold()
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
     collect_seldom()
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.set_threshold(*before)
+        if not frozen:
+            gc.unfreeze()
 
 
 def set_threads(threads: int | None) -> int:
