@@ -190,7 +190,7 @@ def test_a_cut_folder_ends_as_a_whole_one(whole: Path, model: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "number"), [("sampling", 30), ("between_files", 5), ("half_a_tree", 5)])
+@pytest.mark.parametrize(("moment", "number"), [("sampling", 20), ("between_files", 5), ("half_a_tree", 5)])
 def test_a_killed_process_goes_on_bit_for_bit(whole: Path, model: Path, tmp_path: Path, moment: str, number: int):
     out = tmp_path / "out"
     words = [str(word) for word in (model, *WORDS, *TREES, "--out", out)]
