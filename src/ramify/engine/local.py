@@ -29,8 +29,9 @@ class LocalEngine:
 
     `model`: on one device; its parameters are read in place or copied by `load`: call it after every optimizer step, since the KV
     of the old weights must go too. `slots`: rows that decode together. `memory`: bytes of KV, for the active rows and for what is
-    remembered of finished ones; the least recently used goes first and is prefilled again when needed. Slots that grow while they hold
-    anything exist twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
+    remembered of finished ones; the least recently used goes first and is prefilled again when needed. The kernels reserve up to three
+    quarters of it for slots at the first request; the system gives pages as they are used. Slots that grow while they hold anything exist
+    twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
     copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
     the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `packed`: on a CPU
     such models are decoded from one more copy of their matrices, in the layout that few rows multiply fastest, where it takes at most
