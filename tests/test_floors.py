@@ -33,6 +33,7 @@ WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "eng
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
 OPTIONAL = {
+    "orjson": "run/setting.py",
     "math_verify": "tasks/math.py",
     "reasoning_gym": "tasks/gym.py",
     "datasets": "tasks/rows.py",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -109,11 +110,37 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
 @settings(max_examples=120)
 @given(trees())
 def test_a_line_is_lossless(tree: Tree) -> None:
-    line = dump(tree)
-    assert line.isascii()
-    assert line.count(b"\n") == 1
-    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert description(load(line)) == description(tree)
+    """By json and by the quick encoder."""
+    orjson = pytest.importorskip("orjson")
+    lines = []
+    for quick in (None, orjson.dumps):
+        with mock.patch.object(store, "QUICK", quick):
+            lines.append(dump(tree))
+    for line in lines:
+        assert line.isascii()
+        assert line.count(b"\n") == 1
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert description(load(line)) == description(tree)
+
+
+def test_the_quick_encoder_is_used_where_it_can_say_the_same() -> None:
+    orjson = pytest.importorskip("orjson")
+    tree, calls = bush(1), []
+
+    def quick(line: dict[str, object]) -> bytes:
+        calls.append(line)
+        return orjson.dumps(line)
+
+    with mock.patch.object(store, "QUICK", quick):
+        assert description(load(dump(tree))) == description(tree)
+        usual = [bush(2, task="\u00e9\u03c0"), bush(3), bush(4)]
+        usual[1].root.children[0].verdict["big"] = 2**70
+        usual[2].root.children[0].why = "\ud800"
+        lines = [dump(tree) for tree in usual]
+    assert len(calls) == 4
+    with mock.patch.object(store, "QUICK", None):
+        assert lines == [dump(tree) for tree in usual], "letters, integers and halves of letters that it says otherwise or not at all"
+    assert [description(load(line)) for line in lines] == [description(tree) for tree in usual]
 
 
 def test_the_description_sees_small_differences() -> None:

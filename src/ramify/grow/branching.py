@@ -71,7 +71,7 @@ def depth(node: Node) -> int:
 
 def length(node: Node) -> int:
     """Response tokens from the prompt to the end of this node."""
-    return sum(len(above.tokens) for above in node.line() if above.author is not Author.PROMPT)
+    return sum([len(above.tokens) for above in node.line() if above.author is not Author.PROMPT])
 
 
 def dice(tree: Tree, purpose: str) -> random.Random:

@@ -167,17 +167,19 @@ def pieces(lines: Sequence[list[Node]], budget: int) -> list[tuple[list[list[Nod
     piece: list[list[Node]] = []
     size = 0
     before: list[Node] = []
+    sums = [0]  # tokens above each node of the line before, and on all of it
     for line in lines:
-        path = sum([len(node.tokens) for node in line])
+        common = 0
+        while common < len(before) and common < len(line) and line[common] is before[common]:
+            common += 1
+        del sums[common + 1 :]
+        for node in line[common:]:
+            sums.append(sums[-1] + len(node.tokens))
+        path, shared = sums[-1], sums[common]
         if budget and path > budget:
             raise ValueError(
                 f"a path of {path} tokens does not fit in tokens_per_batch={budget}: raise it to at least {path}"
             )
-        shared = 0
-        for ours, theirs in zip(line, before, strict=False):
-            if ours is not theirs:
-                break
-            shared += len(ours.tokens)
         if piece and budget and size + path - shared > budget:
             cut.append((piece, size))
             piece, size, shared = [], 0, 0

@@ -23,7 +23,12 @@ def levels(leaf: Node, depth: int | None = None) -> list[Node]:
 
 def learned(leaf: Node) -> int:
     """Policy tokens on the path of a leaf."""
-    return sum(len(node.tokens) for node in leaf.line() if node.author is Author.POLICY)
+    return sampled(leaf.line())
+
+
+def sampled(line: Sequence[Node]) -> int:
+    """Policy tokens of the nodes of a path."""
+    return sum([len(node.tokens) for node in line if node.author is Author.POLICY])
 
 
 def members(leaves: Sequence[Node]) -> dict[int, list[Node]]:
@@ -81,7 +86,7 @@ class SubgroupMean:
         deepest = min(deepest, self.depth or deepest)
         flat = np.array([value for leaves, group in zip(groups, lines, strict=True) for value in self.of_tree(leaves, group, deepest - 1)])
         if self.whiten and len(flat):
-            counts = [learned(leaf) for leaves in groups for leaf in leaves]
+            counts = [sampled(line) for group in lines for line in group]
             flat = scaled(flat, np.array(counts, dtype=np.float64), sum(counts))
         answers = iter(flat.tolist())
         return [Credits({leaf.id: next(answers) for leaf in leaves}) for leaves in groups]

@@ -25,7 +25,7 @@ from ramify.look.show import bill, draw
 from ramify.run.checkpoint import model_folder
 from ramify.run.progress import Count
 from ramify.run.recipe import Local
-from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
+from ramify.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramify.tasks.chain import ChainAnswer, ChainSum
 from ramify.tasks.files import File
 from ramify.tasks.problem import Source, render
@@ -88,6 +88,7 @@ class TaskSets:
 def open_bench(model: str, device: str, threads: int | None, slots: int) -> Bench:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
+    encode_quickly()
     set_threads(threads)
     net, tokenizer = Pretrained(model_path(model))()
     net.to(device_of(device)).eval().requires_grad_(False)

@@ -16,6 +16,7 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "data": ("datasets", "datasets", "Hugging Face datasets, parquet"),
     "lora": ("peft", "peft", "LoRA"),
     "tensorboard": ("tensorboard", "tensorboard", "TensorBoard"),
+    "fast": ("orjson", "orjson", "files of trees, written several times as fast"),
     "viewer": ("starlette", "starlette", "ramify view"),
     "plots": ("matplotlib", "matplotlib", "plots of ramify compare"),
     "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),

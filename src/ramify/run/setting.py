@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ramify.core import store
 from ramify.run.checkpoint import is_run, model_folder
 from ramify.run.doctor import cores
 
@@ -20,6 +21,15 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def encode_quickly() -> None:
+    """Files of trees are written by orjson where it is installed."""
+    try:
+        import orjson
+    except ImportError:
+        return
+    store.QUICK = orjson.dumps
 
 
 def collect_seldom() -> None:

@@ -33,7 +33,7 @@ from ramify.run.interrupt import Interrupt
 from ramify.run.logbook import Logbook
 from ramify.run.recipe import Exam, Run
 from ramify.run.resume import replace_text
-from ramify.run.setting import Decoder, device_of, eos_of, model_path, quiet, set_threads
+from ramify.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramify.run.signals import KNOWN, Signals, needed
 from ramify.run.trainer import State, Trainer
 from ramify.tasks.problem import render
@@ -55,6 +55,7 @@ class Parts:
 def build(run: Run, start: Path | None) -> Parts:
     """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before."""
     quiet()
+    encode_quickly()
     set_threads(run.threads)
     torch.use_deterministic_algorithms(device_of(run.device).type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
