@@ -366,8 +366,8 @@ def columns(
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
     """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
-    for _, node, start, stop in row.nodes:
-        if stop > start and leaves[start] > 0 and not node.logprobs and "behavior" in term.estimator.reads(node.author):
+    for node, start in [(node, start) for _, node, start, stop in row.nodes if stop > start and not node.logprobs]:
+        if leaves[start] > 0 and "behavior" in term.estimator.reads(node.author):
             raise ValueError(
                 f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
                 "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"
