@@ -56,7 +56,7 @@ class TornLine(UserWarning):
 def _encode(value: Any) -> Any:
     """Plain JSON for a value of str, int, float, bool, None, list, tuple and dict; TypeError for anything else."""
     kind = type(value)
-    if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()):
+    if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()) or (kind is list and _finite(value)):
         return value
     if isinstance(value, int):
         return value
@@ -65,7 +65,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, str):
         return {"$text": [ord(c) for c in value]} if PAIR.search(value) else value
     if isinstance(value, list):
-        return value if _finite(value) else [_encode(item) for item in value]
+        return [_encode(item) for item in value]
     if isinstance(value, tuple):
         return {"$tuple": [_encode(item) for item in value]}
     if isinstance(value, dict):
@@ -115,14 +115,10 @@ def _record(thing: Node | Tree | Task) -> dict[str, Any]:
     record = {}
     read, plan = _plan(type(thing))  # type: ignore[arg-type]
     for value, (name, default, filled, listed) in zip(read(thing), plan, strict=True):
-        kind = type(value)
-        if kind is filled and value == default:
+        if type(value) is filled and value == default:
             continue
         try:
-            if kind in PLAIN or (kind is list and _finite(value)) or (kind is float and math.isfinite(value)):
-                record[name] = value
-            else:
-                record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
+            record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
         except (TypeError, RecursionError) as error:
             raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
     return record
@@ -143,7 +139,7 @@ def dump(tree: Tree) -> bytes:
     places: dict[Node, int] = {}
     nodes = []
     try:
-        for place, node in enumerate(tree.nodes()):
+        for place, node in enumerate(tree.walk()):
             places[node] = place
             record = _record(node)
             nodes.append(record if node.parent is None else {"up": places[node.parent], **record})

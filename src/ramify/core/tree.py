@@ -171,16 +171,6 @@ class Tree:
         """Every node in preorder, the root first."""
         return self.root.walk()
 
-    def nodes(self) -> list[Node]:
-        """Every node in preorder, the root first."""
-        found, stack = [], [self.root]
-        while stack:
-            node = stack.pop()
-            found.append(node)
-            if node.children:
-                stack += node.children[::-1]
-        return found
-
     def leaves(self) -> list[Node]:
         """Every leaf in preorder; the bare root is no leaf."""
         return self.root.leaves() if self.root.children else []

@@ -68,7 +68,7 @@ def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
     said = fate or {}
     below: dict[int, tuple[int, int]] = {}  # at or below a node: policy leaves, flags of all leaves
     paths, mark, fates = 0, 0, dict.fromkeys(FATES, 0)
-    for node in reversed(tree.nodes()):
+    for node in reversed(list(tree.walk())):
         size, author, paths, mark = len(node.tokens), node.author, 0, 0
         for child in node.children:
             more, marks = below[child.id]
