@@ -32,7 +32,7 @@ install: $(STAMP)  ## make .venv here and install everything into it, if anythin
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "ramify needs Python 3.11 or newer and '$(PYTHON)' is not: install one, or name it: make install PYTHON=python3.12" >&2; exit 1; }
+	  echo "ramulus needs Python 3.11 or newer and '$(PYTHON)' is not: install one, or name it: make install PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	  echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu its package is separate: sudo apt-get install python3-venv" >&2; exit 1; }
 	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > .venv/constraints.txt
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install  ## teach a small model from scratch, then improve it by TreePO; minutes on two cores
-	$(THREADS) $(BIN)/ramify train quickstart out=$(OUT) $(ARGS) --fresh
+	$(THREADS) $(BIN)/ramulus train quickstart out=$(OUT) $(ARGS) --fresh
 
 test: install  ## the tests without the slow ones; minutes on two cores
 	$(TESTS) -m "not slow" $(ARGS)

@@ -1,7 +1,7 @@
-"""How long until the quickstart's task is learned, TRL's GRPO against ramify's GRPO and TreePO? `python -m benchmarks.accuracy --seeds 0 1 2`.
+"""How long until the quickstart's task is learned, TRL's GRPO against ramulus's GRPO and TreePO? `python -m benchmarks.accuracy --seeds 0 1 2`.
 
 All start from the same supervised model (the quickstart's first stage, made once a seed and kept) and train with the same learning rates, prompts
-a step and width. Every few steps the same evaluator, ramify's, measures held-out accuracy on the weights; the time of that is not counted. A
+a step and width. Every few steps the same evaluator, ramulus's, measures held-out accuracy on the weights; the time of that is not counted. A
 contender is done when mean@8 reaches the threshold. Seconds are those of the steps alone, start-up excluded.
 
 A finished pair of seed and contender is kept as one JSON file and not run again, so the command can be stopped and repeated; a pair under way
@@ -29,13 +29,13 @@ from safetensors.torch import load_file
 from benchmarks.pairing import machine, table
 from benchmarks.rivals.environment import Worker
 from benchmarks.step import Mine, Setting
-from ramify.engine.engine import Sampling
-from ramify.look.evaluate import evaluate
-from ramify.recipes.quickstart import SMALL
-from ramify.recipes.quickstart import recipe as quickstart
-from ramify.run.recipe import Run
-from ramify.run.setting import model_path
-from ramify.tasks.chain import ChainAnswer, ChainSum
+from ramulus.engine.engine import Sampling
+from ramulus.look.evaluate import evaluate
+from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import recipe as quickstart
+from ramulus.run.recipe import Run
+from ramulus.run.setting import model_path
+from ramulus.tasks.chain import ChainAnswer, ChainSum
 
 OUT = Path("runs/benchmark-accuracy")
 CONTENDERS = ("trl", "grpo", "treepo")
@@ -43,7 +43,7 @@ SAMPLES = 8
 
 
 def sft() -> Run:
-    """The quickstart's first stage alone, as a recipe: `ramify train benchmarks/accuracy.py:sft`."""
+    """The quickstart's first stage alone, as a recipe: `ramulus train benchmarks/accuracy.py:sft`."""
     return quickstart()[0]
 
 
@@ -52,7 +52,7 @@ def start(seed: int, out: Path) -> str:
     folder = out / f"seed-{seed}" / "sft"
     if not (folder / "checkpoints" / f"step-{sft().steps:06d}").is_dir():
         recipe = f"{Path(__file__)}:sft"
-        command = [sys.executable, "-m", "ramify.cli", "train", recipe, f"seed={seed}", f"out={folder}", "--resume"]
+        command = [sys.executable, "-m", "ramulus.cli", "train", recipe, f"seed={seed}", f"out={folder}", "--resume"]
         with (out / f"seed-{seed}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
     return model_path(str(folder))
@@ -68,7 +68,7 @@ def setting_of(seed: int, model: str, steps: int, threads: int) -> Setting:
 
 
 class Evaluator:
-    """Held-out mean@8 and greedy accuracy of weights, by ramify's own engine, apart from any training."""
+    """Held-out mean@8 and greedy accuracy of weights, by ramulus's own engine, apart from any training."""
 
     def __init__(self, setting: Setting, problems: int, folder: Path) -> None:
         run = replace(setting.run("grpo", folder), evals=ChainSum(problems, "test"), out=str(folder / "evaluator"))

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
 from benchmarks.pairing import SHAPES, Shape, interleave, ratio, record, settle, spread, table
-from ramify.engine.engine import Request, Sampling, Segment
-from ramify.engine.local import LocalEngine
-from ramify.run.setting import collect_seldom
+from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.local import LocalEngine
+from ramulus.run.setting import collect_seldom
 
 # largest and mean difference of log-probs to the plain forward
 TOLERANCE = {"float32": (2e-4, 2e-5), "bfloat16": (0.25, 0.03)}
@@ -166,18 +166,18 @@ def measure(args: argparse.Namespace, model: Any, equal: bool) -> dict[str, Any]
     before = engine.counters["steps"]
     sample(engine, todo)
     steps = engine.counters["steps"] - before
-    contenders = {"ramify": lambda: sample(engine, todo), "generate": lambda: generate(model, todo, args.batch)}
+    contenders = {"ramulus": lambda: sample(engine, todo), "generate": lambda: generate(model, todo, args.batch)}
     seconds = interleave(contenders, args.repeats, 0, args.device)
     row = {
         "shape": args.shape, "dtype": args.dtype, "lengths": "equal" if equal else "unequal", "tokens": todo.tokens,
-        "ramify tokens/s": str(spread([todo.tokens / s for s in seconds["ramify"]])),
+        "ramulus tokens/s": str(spread([todo.tokens / s for s in seconds["ramulus"]])),
         "generate tokens/s": str(spread([todo.tokens / s for s in seconds["generate"]])),
-        "speed-up": str(ratio(seconds, "ramify", "generate")),
-        "engine threads": engine.threads or torch.get_num_threads(), "ramify steps": steps, "log-prob error max, mean": f"{most:.1e}, {mean:.1e}",
+        "speed-up": str(ratio(seconds, "ramulus", "generate")),
+        "engine threads": engine.threads or torch.get_num_threads(), "ramulus steps": steps, "log-prob error max, mean": f"{most:.1e}, {mean:.1e}",
     }  # fmt: skip
     if args.device.startswith("cuda"):
         row["share of memory bandwidth"] = round(
-            bytes_read(model, engine, todo, steps) / spread(seconds["ramify"]).median / bandwidth(), 3
+            bytes_read(model, engine, todo, steps) / spread(seconds["ramulus"]).median / bandwidth(), 3
         )
     settle(args.device)
     return row

@@ -18,20 +18,20 @@ from typing import Any
 import torch
 
 from benchmarks.pairing import SHAPES, Shape, Spread, interleave, record, spread, table
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Request, Sampling, Segment
-from ramify.engine.local import LocalEngine
-from ramify.grow.temperature import ByEntropy
-from ramify.learn.estimator import Estimator
-from ramify.learn.factor import Product
-from ramify.learn.mask import DualClip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Recomputed
-from ramify.learn.signal import AdaptiveClip, EntropySignal, Redistribution
-from ramify.learn.token_group import TokenGroupMean
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.local import LocalEngine
+from ramulus.grow.temperature import ByEntropy
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.factor import Product
+from ramulus.learn.mask import DualClip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Recomputed
+from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.token_group import TokenGroupMean
 
 # prompt and response tokens, trees, paths of each
 SIZES = {"quickstart": (11, 32, 64, 8), "S": (64, 128, 8, 8), "0.5B": (128, 512, 16, 16), "1.5B": (128, 512, 16, 16)}

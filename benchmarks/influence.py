@@ -2,7 +2,7 @@
 
 passes: seconds and peak memory of scoring packed trees, with influence riding on that pass and with influence in a pass of its own (no head).
 The signal is checked in the same run: riding changes no log-prob and gives what its own pass gives, and the memory it adds is less than one head's
-T x T map. shares: of a step of the recipe `ramify` in small, which share goes to the gate, to adaptive sampling and to influence, by a clock
+T x T map. shares: of a step of the recipe `ramulus` in small, which share goes to the gate, to adaptive sampling and to influence, by a clock
 around their calls, beside the spread of the steps. ahead: wall-clock of `attnrl` in small one step off-policy against two generations a step.
 """
 
@@ -26,21 +26,21 @@ from benchmarks.pairing import SHAPES, interleave, record, settle, spread, table
 from benchmarks.shapes import plant, words
 from benchmarks.step import SFT, Mine
 from benchmarks.update import resident
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.grow.adaptive import Adaptive
-from ramify.grow.prompts import PromptBatch
-from ramify.learn.gate import Smooth
-from ramify.learn.influence import Influence
-from ramify.learn.model import Pretrained
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.steps import Separators
-from ramify.recipes import attnrl
-from ramify.recipes import ramify as together
-from ramify.run.forests import Forests
-from ramify.run.recipe import Run
-from ramify.run.setting import collect_seldom
-from ramify.run.signals import Signals
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.grow.adaptive import Adaptive
+from ramulus.grow.prompts import PromptBatch
+from ramulus.learn.gate import Smooth
+from ramulus.learn.influence import Influence
+from ramulus.learn.model import Pretrained
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.steps import Separators
+from ramulus.recipes import attnrl
+from ramulus.recipes import ramulus as together
+from ramulus.run.forests import Forests
+from ramulus.run.recipe import Run
+from ramulus.run.setting import collect_seldom
+from ramulus.run.signals import Signals
 
 STEP = 64  # tokens of a step of thinking, about
 KINDS = ("path", "star", "binary")

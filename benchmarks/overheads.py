@@ -1,8 +1,8 @@
-"""What does ramify cost beside sampling and learning? `python -m benchmarks.overheads`.
+"""What does ramulus cost beside sampling and learning? `python -m benchmarks.overheads`.
 
 Three questions. Of a step of the quickstart's TreePO and of one of model S: which share goes to credit, packing, gauges, trees, ledger, metrics and
 checkpoints, by the run's own clock, whose phases must add up to the step. From the command to the end of the first step of the quickstart: how
-many seconds. `import ramify` and `ramify --help`: how many seconds, and that neither loads torch.
+many seconds. `import ramulus` and `ramulus --help`: how many seconds, and that neither loads torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.pairing import record, spread, table
 from benchmarks.step import Mine, Setting, setting_of
-from ramify.recipes.quickstart import SCALE, SMALL
-from ramify.run.recipe import Run
-from ramify.run.setting import collect_seldom
+from ramulus.recipes.quickstart import SCALE, SMALL
+from ramulus.run.recipe import Run
+from ramulus.run.setting import collect_seldom
 
 WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead
 EVERY = 15  # steps between checkpoints of the quickstart: a checkpoint's seconds are spread over them
@@ -84,7 +84,7 @@ def first_step(device: str) -> float:
     """Seconds from the command to the first line of the quickstart's metrics."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "ramify.cli", "train", "quickstart", f"out={out}", f"device={device}"]
+        command = [sys.executable, "-m", "ramulus.cli", "train", "quickstart", f"out={out}", f"device={device}"]
         said = (Path(folder) / "log").open("w+")
         began = time.perf_counter()
         with said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process:
@@ -110,13 +110,13 @@ def start(words: list[str]) -> float:
 def starts(repeats: int, device: str) -> list[dict[str, Any]]:
     """Rows of what happens before the first step; Python's own start is one of them."""
     loaded = (
-        "import sys, ramify.cli; assert 'torch' not in sys.modules; import ramify; assert 'torch' not in sys.modules"
+        "import sys, ramulus.cli; assert 'torch' not in sys.modules; import ramulus; assert 'torch' not in sys.modules"
     )
     start(["-c", loaded])
     asked = {
         "python -c pass": (["-c", "pass"], ""),
-        "import ramify": (["-c", "import ramify"], "0.3"),
-        "ramify --help": (["-m", "ramify.cli", "--help"], "0.5"),
+        "import ramulus": (["-c", "import ramulus"], "0.3"),
+        "ramulus --help": (["-m", "ramulus.cli", "--help"], "0.5"),
     }
     rows = []
     for name, (words, target) in asked.items():

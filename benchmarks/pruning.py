@@ -16,16 +16,16 @@ from functools import partial
 from typing import Any
 
 from benchmarks.pairing import Spread, record, spread, table
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree, correct
-from ramify.engine.engine import Request, Sampling
-from ramify.grow.growth import grade, grow_forest, seed_of
-from ramify.grow.segments import Segments
-from ramify.grow.worth import Agreement, LowValue, MeanLogprob
-from ramify.look.ledger import cost
-from ramify.run.bench import Bench, open_bench
-from ramify.tasks.chain import ChainAnswer, ChainSum
-from ramify.tasks.problem import render
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree, correct
+from ramulus.engine.engine import Request, Sampling
+from ramulus.grow.growth import grade, grow_forest, seed_of
+from ramulus.grow.segments import Segments
+from ramulus.grow.worth import Agreement, LowValue, MeanLogprob
+from ramulus.look.ledger import cost
+from ramulus.run.bench import Bench, open_bench
+from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.problem import render
 
 REWARDS = [(ChainAnswer(), 1.0, "answer")]
 

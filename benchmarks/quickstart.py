@@ -1,6 +1,6 @@
 """How much does the quickstart gain, seed by seed? `python -m benchmarks.quickstart --seeds 0 1 2 3 4`.
 
-Runs `ramify train quickstart` once per seed, reads each summary.json, and prints a row a seed and the medians as a Markdown
+Runs `ramulus train quickstart` once per seed, reads each summary.json, and prints a row a seed and the medians as a Markdown
 table, then one line of JSON for the record.
 """
 
@@ -25,7 +25,7 @@ def one(seed: int, out: Path, overrides: list[str]) -> dict:
         command = [
             sys.executable,
             "-m",
-            "ramify.cli",
+            "ramulus.cli",
             "train",
             "quickstart",
             f"seed={seed}",
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-quickstart"))
-    parser.add_argument("overrides", nargs="*", help="field=value, as for ramify train")
+    parser.add_argument("overrides", nargs="*", help="field=value, as for ramulus train")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     found = {seed: one(seed, args.out, args.overrides) for seed in args.seeds}

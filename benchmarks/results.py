@@ -1,4 +1,4 @@
-"""The recipes that docs/results.md compares, on one budget: `ramify sweep benchmarks/results.py:grpo benchmarks/results.py:treepo ...`.
+"""The recipes that docs/results.md compares, on one budget: `ramulus sweep benchmarks/results.py:grpo benchmarks/results.py:treepo ...`.
 
 Each is the shipped `:small` recipe with 40 steps of about 64 prompts, from one shared supervised model, held out on the same 250
 problems every ten steps. `model=`, `tasks.terms=` and `evals.terms=` on the command line choose the start and the difficulty.
@@ -9,21 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ramify.grow.segments import Segments
-from ramify.grow.worth import LowValue, MeanLogprob
-from ramify.learn.model import Pretrained
-from ramify.recipes import attnrl as attnrl_recipe
-from ramify.recipes import dapo as dapo_recipe
-from ramify.recipes import grpo as grpo_recipe
-from ramify.recipes import hapo as hapo_recipe
-from ramify.recipes import hpt as hpt_recipe
-from ramify.recipes import luffy as luffy_recipe
-from ramify.recipes import ramify as ramify_recipe
-from ramify.recipes import sft_then_grpo as sft_then_grpo_recipe
-from ramify.recipes import srft as srft_recipe
-from ramify.recipes import treepo as treepo_recipe
-from ramify.recipes import treerl as treerl_recipe
-from ramify.run.recipe import AdamW, Run
+from ramulus.grow.segments import Segments
+from ramulus.grow.worth import LowValue, MeanLogprob
+from ramulus.learn.model import Pretrained
+from ramulus.recipes import attnrl as attnrl_recipe
+from ramulus.recipes import dapo as dapo_recipe
+from ramulus.recipes import grpo as grpo_recipe
+from ramulus.recipes import hapo as hapo_recipe
+from ramulus.recipes import hpt as hpt_recipe
+from ramulus.recipes import luffy as luffy_recipe
+from ramulus.recipes import ramulus as ramulus_recipe
+from ramulus.recipes import sft_then_grpo as sft_then_grpo_recipe
+from ramulus.recipes import srft as srft_recipe
+from ramulus.recipes import treepo as treepo_recipe
+from ramulus.recipes import treerl as treerl_recipe
+from ramulus.run.recipe import AdamW, Run
 
 STEPS = 40
 START = Pretrained("runs/quickstart/1-sft")
@@ -85,8 +85,8 @@ def srft() -> Run:
     return within(srft_recipe.small())
 
 
-def ramify() -> Run:
-    return within(ramify_recipe.small())
+def ramulus() -> Run:
+    return within(ramulus_recipe.small())
 
 
 def sft_then_grpo() -> tuple[Run, Run]:

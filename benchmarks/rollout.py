@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from benchmarks.pairing import SHAPES, interleave, ratio, record, spread, table
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.local import LocalEngine
-from ramify.grow.branching import Branching, Star
-from ramify.grow.growth import grow_forest
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.run.setting import collect_seldom
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local import LocalEngine
+from ramulus.grow.branching import Branching, Star
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.run.setting import collect_seldom
 
 
 @dataclass(frozen=True)

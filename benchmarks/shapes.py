@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn.batch import TreeBatch
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch import TreeBatch
 
 KINDS = ("paths", "star", "binary", "4-4", "chain")
 PATH = 256  # tokens of a path where nothing is shared

@@ -18,21 +18,21 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.pairing import record, table
-from ramify.core.task import Task
-from ramify.core.tree import Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.allocation import ByLogprob
-from ramify.grow.branching import Branching, Star
-from ramify.grow.growth import grow_forest
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.learn.batch import Credits
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Everything
-from ramify.learn.mix import ConstantLength, Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.reference import Itself
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.allocation import ByLogprob
+from ramulus.grow.branching import Branching, Star
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.learn.batch import Credits
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Everything
+from ramulus.learn.mix import ConstantLength, Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Itself
 
 VOCABULARY, LONGEST, PROMPT, EOS = 5, 6, (1,), 0
 SAMPLERS: dict[str, Branching] = {

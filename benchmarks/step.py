@@ -1,10 +1,10 @@
 """How long is a whole GRPO step, against TRL's GRPOTrainer? `python -m benchmarks.step --shape S`.
 
-Generation, reward, loss, backward pass and optimizer of TRL 1.16 (in an environment of its own, made at the first use), of ramify's GRPO, and
+Generation, reward, loss, backward pass and optimizer of TRL 1.16 (in an environment of its own, made at the first use), of ramulus's GRPO, and
 of a TreePO step that yields as many trajectories. Same weights, same prompts in the same order, same number of trajectories, fp32 on both
 sides, one step of each in turn. With random weights every response has the full length; `--shape quickstart` starts from the quickstart's
 supervised model, whose responses end by themselves. Before anything is timed, TRL's first batch and the gradient of its loss are compared with
-what ramify makes of the same completions.
+what ramulus makes of the same completions.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from rich.console import Console
 from benchmarks.pairing import SHAPES, Spread, interleave, machine, ratio, spread, table
 from benchmarks.rivals.agreement import agree
 from benchmarks.rivals.environment import Worker
-from ramify.core.task import Path as Response
-from ramify.core.task import Task
-from ramify.grow.branching import Star
-from ramify.grow.schedule import Fixed
-from ramify.grow.segments import Segments
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip, DualClip
-from ramify.learn.mix import Mix, SequenceMean, Term, TokenMean
-from ramify.learn.model import Pretrained, characters
-from ramify.learn.reference import Behavior
-from ramify.learn.subgroup import SubgroupMean
-from ramify.run.forests import Forests, epoch_order
-from ramify.run.interrupt import Interrupt
-from ramify.run.logbook import Logbook
-from ramify.run.recipe import AdamW, Local, Run
-from ramify.run.setting import collect_seldom, model_path
-from ramify.run.stage import build
-from ramify.run.trainer import State, Trainer
-from ramify.tasks.chain import ChainAnswer, ChainSum
-from ramify.tasks.problem import Problem
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.grow.branching import Star
+from ramulus.grow.schedule import Fixed
+from ramulus.grow.segments import Segments
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip, DualClip
+from ramulus.learn.mix import Mix, SequenceMean, Term, TokenMean
+from ramulus.learn.model import Pretrained, characters
+from ramulus.learn.reference import Behavior
+from ramulus.learn.subgroup import SubgroupMean
+from ramulus.run.forests import Forests, epoch_order
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.logbook import Logbook
+from ramulus.run.recipe import AdamW, Local, Run
+from ramulus.run.setting import collect_seldom, model_path
+from ramulus.run.stage import build
+from ramulus.run.trainer import State, Trainer
+from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.problem import Problem
 
 LETTERS = string.ascii_letters + string.digits  # random prompts are written in these, a token each
 GRPO = Mix((Term(Estimator(Clip(0.2, 0.2), Behavior(), GroupMean(std=True)), normaliser=SequenceMean()),))
@@ -94,10 +94,10 @@ class Setting:
     threads: int = 2
     optimizer: AdamW = GENTLE
     seed: int = 0
-    engine_threads: int | None = None  # of torch while ramify samples
+    engine_threads: int | None = None  # of torch while ramulus samples
 
     def run(self, name: str, out: Path) -> Run:
-        """The ramify run of this name, grpo or treepo."""
+        """The ramulus run of this name, grpo or treepo."""
         tree = Segments(self.width, -(-self.response // self.segment), self.segment, branching=2)
         return Run(
             name=name, model=Pretrained(self.model, dtype=self.dtype), tasks=Listed(self.problems), rewards=self.reward, template="{problem}",
@@ -111,7 +111,7 @@ class Setting:
     def rival(
         self, micro: int, out: Path, loss: str = "grpo", clip: tuple[float, float] = (0.2, 0.2)
     ) -> dict[str, Any]:
-        """TRL's settings; it takes the problems in the order in which ramify draws them."""
+        """TRL's settings; it takes the problems in the order in which ramulus draws them."""
         order = epoch_order(self.seed, 0, len(self.problems))
         rows = out / "rows.jsonl"
         drawn = [self.problems[i] for i in order]
@@ -126,7 +126,7 @@ class Setting:
 
 
 class Mine:
-    """A ramify run that makes one step at a time, with all that a run does: trees, gauges, metrics."""
+    """A ramulus run that makes one step at a time, with all that a run does: trees, gauges, metrics."""
 
     def __init__(self, run: Run, exact: bool) -> None:
         parts = build(run, None)
@@ -196,7 +196,7 @@ def check_counts(setting: Setting, told: dict[str, list[dict[str, Any]]], mine: 
     for name, run in mine.items():
         paths, tokens = {m["paths"] for m in run.metrics}, {round(m["paths"] * m["length"]) for m in run.metrics}
         if paths != {wanted} or (setting.exact and tokens != {wanted * setting.response}):
-            raise AssertionError(f"ramify {name} learned from {paths} trajectories of {tokens} tokens, not {wanted}")
+            raise AssertionError(f"ramulus {name} learned from {paths} trajectories of {tokens} tokens, not {wanted}")
 
 
 def rows_of(
@@ -216,7 +216,7 @@ def rows_of(
                 "speed-up": "1" if name == best else "",
             }
         else:
-            found = mine[name.removeprefix("ramify ")].metrics
+            found = mine[name.removeprefix("ramulus ")].metrics
             length, reuse = (sum(m[key] for m in found) / len(found) for key in ("length", "reuse_ratio"))
             faster: Spread = ratio(seconds, name, best)
             grown = spread([m["seconds"]["grow"] / m["seconds"]["step"] for m in found]).median
@@ -247,7 +247,7 @@ def measure(
         def ask(name: str) -> Callable[[], None]:
             return lambda: told[name].append(workers[name].ask("step"))
 
-        contenders = {name: ask(name) for name in workers} | {f"ramify {name}": run.step for name, run in mine.items()}
+        contenders = {name: ask(name) for name in workers} | {f"ramulus {name}": run.step for name, run in mine.items()}
         seconds = interleave(contenders, repeats, device=setting.device)
         check_counts(setting, told, mine)
         return rows_of(shape, seconds, told, mine), apart
@@ -271,11 +271,11 @@ def main() -> None:
     parser.add_argument(
         "--micro", type=int, nargs="+", default=[], help="sequences in one pass of TRL; several are several contenders"
     )
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in one packed row of ramify")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in one packed row of ramulus")
     parser.add_argument("--segment", type=int, default=0, help="tokens of a TreePO segment")
     parser.add_argument("--prompts", type=int, default=0, help="of a step; 0: 4, of the quickstart's model 64")
     parser.add_argument("--width", type=int, default=0, help="trajectories of a prompt; 0: 8")
-    parser.add_argument("--engine-threads", type=int, help="of torch while ramify samples; by default as they are")
+    parser.add_argument("--engine-threads", type=int, help="of torch while ramulus samples; by default as they are")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(args, Path(folder))

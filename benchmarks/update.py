@@ -21,15 +21,15 @@ import torch
 
 from benchmarks.pairing import SHAPES, interleave, ratio, record, settle, spread, table
 from benchmarks.shapes import KINDS, Flat, deep, flatten, plant
-from ramify.core.tree import Tree
-from ramify.learn.advantage import GroupMean
-from ramify.learn.batch import TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Behavior
+from ramulus.core.tree import Tree
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Behavior
 
 GRPO = Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
 PEAK = {

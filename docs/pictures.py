@@ -15,22 +15,22 @@ from typing import Any
 
 import torch
 
-from ramify.core.task import Path as Response
-from ramify.core.task import Task
-from ramify.core.tree import Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Branching, Star, paths
-from ramify.grow.forks import AttentionForks, EntropyForks
-from ramify.grow.growth import demonstrate, grade
-from ramify.grow.rounds import grow_rounds
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.grow.temperature import ByEntropy
-from ramify.learn.annotate import annotate
-from ramify.learn.mix import Mix
-from ramify.look.picture import paint, picture
-from ramify.recipes import attnrl, grpo, hpt, luffy, ramify, srft, treepo, treerl
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.branching import Branching, Star, paths
+from ramulus.grow.forks import AttentionForks, EntropyForks
+from ramulus.grow.growth import demonstrate, grade
+from ramulus.grow.rounds import grow_rounds
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.grow.temperature import ByEntropy
+from ramulus.learn.annotate import annotate
+from ramulus.learn.mix import Mix
+from ramulus.look.picture import paint, picture
+from ramulus.recipes import attnrl, grpo, hpt, luffy, ramulus, srft, treepo, treerl
 
 FOLDER = Path(__file__).parent / "pictures"
 SYMBOLS = ("", *"0123456789+-=?\n")  # token 0 ends a text
@@ -142,7 +142,7 @@ def scenes() -> dict[str, Scene]:
         "hpt-failed": Scene(Star(4), HARD, mix=hpt.recipe().mix, shown=1, colour="credit"),
         "luffy": Scene(Star(4), HARD, mix=luffy.recipe().mix, shown=1, colour="credit"),
         "srft": Scene(Star(4), mix=srft.recipe().mix, shown=1, colour="credit", seed=1),
-        "ramify": Scene(forks, mix=ramify.recipe().mix, shown=1, colour="credit", heat=replace(heat), seed=1),
+        "ramulus": Scene(forks, mix=ramulus.recipe().mix, shown=1, colour="credit", heat=replace(heat), seed=1),
     }
 
 

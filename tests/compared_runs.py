@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ramify.look.compare import Comparison, Place
-from ramify.look.compare_tables import publish
+from ramulus.look.compare import Comparison, Place
+from ramulus.look.compare_tables import publish
 
 
 def stage(

@@ -18,9 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile(
-    "ramify", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    "ramulus", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("ramify")
+settings.load_profile("ramulus")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

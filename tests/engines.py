@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from ramify.engine.engine import Engine, Request, Sampling, Segment
-from ramify.native.build import Unavailable, library
+from ramulus.engine.engine import Engine, Request, Sampling, Segment
+from ramulus.native.build import Unavailable, library
 
 
 def compiles() -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
 
 VOCABULARY = 11
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Request, Segment
-from ramify.engine.toy import ToyEngine
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Request, Segment
+from ramulus.engine.toy import ToyEngine
 
 EOS = 0
 LETTERS = ("", "a", "b", "\\boxed{", "{", "}", " c", "d")  # text of the toy tokens 0 to 7

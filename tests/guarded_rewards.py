@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.core.task import Path, Task
+from ramulus.core.task import Path, Task
 
 
 def length(task: Task, path: Path) -> float:

@@ -1,4 +1,4 @@
-"""Every shipped method twice: in ramify's terms, and as its textbook loss on flattened rows."""
+"""Every shipped method twice: in ramulus's terms, and as its textbook loss on flattened rows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 import textbook
 import textbook_trees
 from forests import Trajectory, flatten
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.batch import Credits
-from ramify.learn.estimator import Estimator
-from ramify.learn.global_local import GlobalLocal
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramify.learn.reference import Behavior, Itself, Recomputed
-from ramify.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.batch import Credits
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
 
 
 @dataclass
@@ -77,7 +77,7 @@ def rows_of(
 
 @dataclass
 class Method:
-    """A method in ramify's terms, and its textbook loss on rows."""
+    """A method in ramulus's terms, and its textbook loss on rows."""
 
     mix: Mix
     loss: Callable[[list[Tree], Evaluate], Tensor]

@@ -1,4 +1,4 @@
-"""HAPO and the entropy-aware baselines twice: in ramify's terms, and as their textbook losses on flattened rows."""
+"""HAPO and the entropy-aware baselines twice: in ramulus's terms, and as their textbook losses on flattened rows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 import textbook
 import textbook_hapo as book
 from methods import METHODS, Evaluate, Method, Rows, close, padded, rows_of, term
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import GroupMean
-from ramify.learn.factor import HighEntropy, ImportanceWeight, Product
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, SequenceMean
-from ramify.learn.reference import Behavior, Recomputed
-from ramify.learn.reshape import ClipCov, EntropyAdvantage
-from ramify.learn.signal import AdaptiveClip, EntropySignal, Redistribution
-from ramify.learn.token_group import TokenGroupMean
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.factor import HighEntropy, ImportanceWeight, Product
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, SequenceMean
+from ramulus.learn.reference import Behavior, Recomputed
+from ramulus.learn.reshape import ClipCov, EntropyAdvantage
+from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.token_group import TokenGroupMean
 
 
 def sampled_entropy(rows: Rows, trees: list[Tree]) -> Tensor:

@@ -14,19 +14,19 @@ from torch import Tensor
 import textbook
 import textbook_hpt as book
 from methods import METHODS, Evaluate, Method, Rows, close, fork_weights, outcome, rows_of, term
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.authors import PerAuthor
-from ramify.learn.baselines import Raw, Right, Signed, Whitened
-from ramify.learn.batch import Credits
-from ramify.learn.estimator import Estimator
-from ramify.learn.gae import GAE
-from ramify.learn.gate import Smooth, Switch
-from ramify.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramify.learn.reference import Behavior, Itself
-from ramify.learn.shaped import Capped, One, Shaped
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.authors import PerAuthor
+from ramulus.learn.baselines import Raw, Right, Signed, Whitened
+from ramulus.learn.batch import Credits
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gae import GAE
+from ramulus.learn.gate import Smooth, Switch
+from ramulus.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.shaped import Capped, One, Shaped
 
 BOTH = (Author.POLICY, Author.EXPERT)
 EXPERT = (Author.EXPERT,)

@@ -1,4 +1,4 @@
-"""The mixes of shipped recipes that no other row holds: in ramify's terms, and as their textbook losses on flattened rows."""
+"""The mixes of shipped recipes that no other row holds: in ramulus's terms, and as their textbook losses on flattened rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import textbook_hapo
 from methods import METHODS, Evaluate, Method, dapo_loss, node_advantages, on_nodes, rows_of, term, treerl_loss
 from methods_hapo import RANKS, RELEASED, Published, hapo, sampled_entropy
 from methods_hpt import BOTH, GAMMA, SHAPED, SHOWN, demonstrations, hpt, luffy, on_policy, question_sum, smooth
-from ramify.core.tree import Tree
-from ramify.learn.advantage import GroupMean
-from ramify.learn.gate import Smooth, Switch
-from ramify.learn.global_local import GlobalLocal
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean
-from ramify.learn.reference import Behavior, Recomputed
-from ramify.learn.token_group import TokenGroupMean
+from ramulus.core.tree import Tree
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.gate import Smooth, Switch
+from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean
+from ramulus.learn.reference import Behavior, Recomputed
+from ramulus.learn.token_group import TokenGroupMean
 
 
 def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:
@@ -27,7 +27,7 @@ def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     return pull + 0.05 * leash(trees, evaluate)
 
 
-def ramify(trees: list[Tree], evaluate: Evaluate) -> Tensor:
+def ramulus(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     """HAPO's clip and credit by ranks on AttnRL's advantages, or SFT (0.3), as HPT's smooth gate weighs them; shares split at forks."""
     sft = smooth(rows_of(trees, evaluate, BOTH, True, policy_only=False), len(trees))
     rows = on_policy(trees, evaluate)
@@ -67,5 +67,5 @@ METHODS |= {
         Mix((UNCLIPPED, SHOWN), entropy_bonus=0.01, gate=Switch(GAMMA)), hpt("switch", clip=None, bonus=0.01)
     ),
     "luffy_bonus": Method(Mix((MIXED,), entropy_bonus=0.01), luffy(False, None, "constant", 0.01)),
-    "ramify": Method(Mix((RL, SHOWN), share="each_fork", gate=Smooth(GAMMA)), ramify, clips=True),
+    "ramulus": Method(Mix((RL, SHOWN), share="each_fork", gate=Smooth(GAMMA)), ramulus, clips=True),
 }

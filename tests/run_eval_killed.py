@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ramify.cli import main
-from ramify.core import store
-from ramify.engine.local import LocalEngine
+from ramulus.cli import main
+from ramulus.core import store
+from ramulus.engine.local import LocalEngine
 
 
 def die(*_: Any, **__: Any) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ramify.core.task import Path, Task
-from ramify.grow.adaptive import Adaptive
-from ramify.grow.forks import AttentionForks, EarlyForks, EntropyForks
-from ramify.grow.prompts import PromptBatch
-from ramify.grow.schedule import Fixed
-from ramify.learn.estimator import Estimator
-from ramify.learn.global_local import GlobalLocal
-from ramify.learn.mask import DualClip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Behavior, Recomputed
-from ramify.run.recipe import Run
+from ramulus.core.task import Path, Task
+from ramulus.grow.adaptive import Adaptive
+from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
+from ramulus.grow.prompts import PromptBatch
+from ramulus.grow.schedule import Fixed
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.mask import DualClip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.reference import Behavior, Recomputed
+from ramulus.run.recipe import Run
 from run_recipe import rl
 
 FORKS = AttentionForks(roots=4, points=2, branches=1, distance=2, delta=1)

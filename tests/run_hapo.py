@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ramify.grow.schedule import Fixed
-from ramify.recipes import hapo
-from ramify.run.find import find
-from ramify.run.recipe import AdamW, Run
+from ramulus.grow.schedule import Fixed
+from ramulus.recipes import hapo
+from ramulus.run.find import find
+from ramulus.run.recipe import AdamW, Run
 
 
 def recipe() -> Run:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ramify.grow.branching import Star
-from ramify.grow.demonstration import Hinted
-from ramify.grow.schedule import Fixed
-from ramify.learn.estimator import Estimator
-from ramify.learn.gae import GAE
-from ramify.learn.gate import Smooth
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Behavior
-from ramify.recipes import hpt as shipped_hpt
-from ramify.recipes import luffy as shipped_luffy
-from ramify.recipes import sft_then_grpo as shipped_stages
-from ramify.recipes import srft as shipped_srft
-from ramify.run.recipe import AdamW, Run
-from ramify.tasks.chain import ChainAnswer, ForgetsCarry
+from ramulus.grow.branching import Star
+from ramulus.grow.demonstration import Hinted
+from ramulus.grow.schedule import Fixed
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gae import GAE
+from ramulus.learn.gate import Smooth
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.reference import Behavior
+from ramulus.recipes import hpt as shipped_hpt
+from ramulus.recipes import luffy as shipped_luffy
+from ramulus.recipes import sft_then_grpo as shipped_stages
+from ramulus.recipes import srft as shipped_srft
+from ramulus.run.recipe import AdamW, Run
+from ramulus.tasks.chain import ChainAnswer, ForgetsCarry
 from run_recipe import MODEL, SMALL, TEST, TRAIN, Digits
 
 TINY = SMALL | {

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from ramify.engine.local import LocalEngine
-from ramify.learn.policy import TorchPolicy
-from ramify.run import checkpoint
-from ramify.run.launch import launch
-from ramify.run.logbook import Logbook
+from ramulus.engine.local import LocalEngine
+from ramulus.learn.policy import TorchPolicy
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
+from ramulus.run.logbook import Logbook
 
 
 def die(*_: Any, **__: Any) -> None:

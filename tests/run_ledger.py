@@ -7,17 +7,17 @@ from typing import Any
 
 import run_forks
 import run_hpt
-from ramify.core.task import Path, Task
-from ramify.grow.branching import Star
-from ramify.grow.pruning import Length
-from ramify.grow.schedule import Dynamic, Fixed
-from ramify.grow.segments import Segments
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Behavior
-from ramify.run.recipe import Run
+from ramulus.core.task import Path, Task
+from ramulus.grow.branching import Star
+from ramulus.grow.pruning import Length
+from ramulus.grow.schedule import Dynamic, Fixed
+from ramulus.grow.segments import Segments
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.reference import Behavior
+from ramulus.run.recipe import Run
 from run_recipe import rl
 from run_recipe import sft as demonstrations
 

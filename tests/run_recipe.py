@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ramify.core.task import Path, Task
-from ramify.core.tree import Author
-from ramify.grow.branching import Star
-from ramify.grow.schedule import Dynamic, Fixed
-from ramify.grow.segments import Segments
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.model import Scratch
-from ramify.learn.reference import Behavior, Itself
-from ramify.run.recipe import AdamW, Exam, Local, Run
-from ramify.tasks.chain import ChainSum
+from ramulus.core.task import Path, Task
+from ramulus.core.tree import Author
+from ramulus.grow.branching import Star
+from ramulus.grow.schedule import Dynamic, Fixed
+from ramulus.grow.segments import Segments
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.model import Scratch
+from ramulus.learn.reference import Behavior, Itself
+from ramulus.run.recipe import AdamW, Exam, Local, Run
+from ramulus.tasks.chain import ChainSum
 
 TRAIN, TEST = ChainSum(40, "train", terms=(2, 3)), ChainSum(4, "test", terms=(2, 3))
 MODEL = Scratch(TRAIN.alphabet, hidden=16, layers=1, heads=2, kv_heads=1)

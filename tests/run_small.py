@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ramify.recipes import attnrl as attnrl_recipe
-from ramify.recipes import dapo as dapo_recipe
-from ramify.recipes import grpo as grpo_recipe
-from ramify.recipes import hapo as hapo_recipe
-from ramify.recipes import hpt as hpt_recipe
-from ramify.recipes import luffy as luffy_recipe
-from ramify.recipes import quickstart
-from ramify.recipes import ramify as ramify_recipe
-from ramify.recipes import sft_then_grpo as sft_then_grpo_recipe
-from ramify.recipes import srft as srft_recipe
-from ramify.recipes import treepo as treepo_recipe
-from ramify.recipes import treerl as treerl_recipe
-from ramify.run.recipe import Run
-from ramify.tasks.chain import ChainSum
+from ramulus.recipes import attnrl as attnrl_recipe
+from ramulus.recipes import dapo as dapo_recipe
+from ramulus.recipes import grpo as grpo_recipe
+from ramulus.recipes import hapo as hapo_recipe
+from ramulus.recipes import hpt as hpt_recipe
+from ramulus.recipes import luffy as luffy_recipe
+from ramulus.recipes import quickstart
+from ramulus.recipes import ramulus as ramulus_recipe
+from ramulus.recipes import sft_then_grpo as sft_then_grpo_recipe
+from ramulus.recipes import srft as srft_recipe
+from ramulus.recipes import treepo as treepo_recipe
+from ramulus.recipes import treerl as treerl_recipe
+from ramulus.run.recipe import Run
+from ramulus.tasks.chain import ChainSum
 from run_recipe import Digits
 
 FIRST, _ = quickstart.recipe()
@@ -82,8 +82,8 @@ def srft() -> Run:
     return few(srft_recipe.small())
 
 
-def ramify() -> Run:
-    return few(ramify_recipe.small())
+def ramulus() -> Run:
+    return few(ramulus_recipe.small())
 
 
 def sft_then_grpo() -> tuple[Run, Run]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ramify.grow.segments import Segments
-from ramify.grow.worth import Estimated, LowValue, MeanLogprob
-from ramify.run.recipe import Run
+from ramulus.grow.segments import Segments
+from ramulus.grow.worth import Estimated, LowValue, MeanLogprob
+from ramulus.run.recipe import Run
 from run_hpt import ppo
 
 GROWTH = Segments(6, 3, 4, 2)

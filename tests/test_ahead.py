@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Request, Segment
-from ramify.engine.toy import ToyEngine
-from ramify.grow.schedule import Fixed
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Recomputed
-from ramify.run import checkpoint
-from ramify.run.forests import START, Forests
-from ramify.run.launch import launch
-from ramify.run.recipe import Run
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Request, Segment
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.schedule import Fixed
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.reference import Recomputed
+from ramulus.run import checkpoint
+from ramulus.run.forests import START, Forests
+from ramulus.run.launch import launch
+from ramulus.run.recipe import Run
 from run_recipe import Digits, rl
 from test_resume import killed, metrics, same
 

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from forests import forest
 from methods import METHODS
-from ramify.core.store import dump, load, read
-from ramify.core.tree import Author, Tree
-from ramify.learn.annotate import annotate, annotate_ratio, names
-from ramify.learn.batch import TreeBatch
-from ramify.learn.mix import Mix
-from ramify.learn.pack import lay_out, pack
-from ramify.run import checkpoint
-from ramify.run.launch import launch
+from ramulus.core.store import dump, load, read
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.annotate import annotate, annotate_ratio, names
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.mix import Mix
+from ramulus.learn.pack import lay_out, pack
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
 
 RECIPE = str(Path(__file__).parent / "run_recipe.py")
 

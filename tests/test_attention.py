@@ -12,13 +12,13 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from engines import KERNELS
 from forests import forest
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.learn import merged
-from ramify.learn.attention import TreePlan, attending, block_mask, plan, tree_attention, visible
-from ramify.learn.gather import CHUNK, cut, runs, sizes
-from ramify.learn.pack import Layout, lay_out
-from ramify.learn.stack import Stacked
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.learn import merged
+from ramulus.learn.attention import TreePlan, attending, block_mask, plan, tree_attention, visible
+from ramulus.learn.gather import CHUNK, cut, runs, sizes
+from ramulus.learn.pack import Layout, lay_out
+from ramulus.learn.stack import Stacked
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 
@@ -222,7 +222,7 @@ def test_one_path_is_one_causal_call(tokens: int) -> None:
 @KERNELS
 def test_auto_takes_the_cheaper_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(plan(*columns(branched((2, 3), (2, 2), (2, 2)))).paths, Stacked)
-    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
     assert plan(*columns(branched((2, 3), (2, 2), (2, 2)))).mask is not None
     assert plan(*columns(branched((2, 300), (2, 300), (2, 300)))).paths is not None
 
@@ -272,5 +272,5 @@ def test_attending_gives_the_old_attention_back() -> None:
     model = nn.Identity()
     model.config = Config()
     with attending(model):
-        assert model.config._attn_implementation == "ramify_tree"
+        assert model.config._attn_implementation == "ramulus_tree"
     assert model.config._attn_implementation == "sdpa"

@@ -10,16 +10,16 @@ from rich.console import Console
 
 import run_forks
 import run_value
-from ramify.grow.branching import Star
-from ramify.grow.demonstration import Hinted
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.reference import Behavior
-from ramify.run.launch import launch
-from ramify.run.recipe import Run
-from ramify.run.stage import check_schedule, check_signals
+from ramulus.grow.branching import Star
+from ramulus.grow.demonstration import Hinted
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.reference import Behavior
+from ramulus.run.launch import launch
+from ramulus.run.recipe import Run
+from ramulus.run.stage import check_schedule, check_signals
 
 
 @pytest.mark.parametrize("rule", [Star(4), Hinted(Star(4), 2), Hinted(Hinted(Star(4)))])

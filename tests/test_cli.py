@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ramify import cli
-from ramify.cli import COMMANDS, main
+from ramulus import cli
+from ramulus.cli import COMMANDS, main
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -36,7 +36,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     capsys.readouterr()
     assert run(*words) == 2
     said = capsys.readouterr().err
-    assert said.startswith("ramify: ")
+    assert said.startswith("ramulus: ")
     assert "Traceback" not in said
     assert said.count("\n") == 1
     return said
@@ -45,7 +45,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model folder that knows every printable character."""
-    from ramify.learn.model import Scratch
+    from ramulus.learn.model import Scratch
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     net, tokenizer = Scratch(string.printable, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=4096)()
@@ -72,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_and_the_list_of_recipes_need_no_torch():
-    script = "import sys\nfrom ramify.cli import main\ntry: main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    script = "import sys\nfrom ramulus.cli import main\ntry: main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
     for words in (
         ["--help"],
         *([command, "--help"] for command in ("train", "eval", "rollout", "export")),
@@ -96,8 +96,8 @@ def test_every_command_says_what_it_needs(capsys: pytest.CaptureFixture[str], co
 
 
 def test_every_shipped_recipe_is_listed_and_builds(capsys: pytest.CaptureFixture[str]):
-    from ramify.run.find import shipped
-    from ramify.run.resume import build
+    from ramulus.run.find import shipped
+    from ramulus.run.resume import build
 
     assert run("recipes") == 0
     said = capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_variants_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from ramify.run.resume import build
+    from ramulus.run.resume import build
 
     assert run("recipes") == 0
     said = capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_bad_models(tmp_path: Path, model: Path, problems: Path, capsys: pytest.
 def test_a_broken_reward_is_found_before_anything_is_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, parts: list[str]
 ):
-    recipe = f"from dataclasses import replace\nfrom ramify.run.find import find\n\n\ndef broken(task, path):\n    {body}\n\n\n"
+    recipe = f"from dataclasses import replace\nfrom ramulus.run.find import find\n\n\ndef broken(task, path):\n    {body}\n\n\n"
     recipe += f"def recipe():\n    return replace(find({RECIPE!r}).rl(), rewards=broken)\n"
     (tmp_path / "broken.py").write_text(recipe)
     said = fails(capsys, "train", tmp_path / "broken.py", f"out={tmp_path / 'run'}")
@@ -297,7 +297,7 @@ def test_shipped_grpo_on_a_file_of_problems(
     out = tmp_path / "run"
     assert run(*grpo(out, model, problems)) == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
-    assert f"ramify eval {out} --tasks {problems}" in capsys.readouterr().out.replace("\n", "")
+    assert f"ramulus eval {out} --tasks {problems}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_eval_writes_every_answer(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
@@ -329,7 +329,7 @@ def test_what_a_run_says_to_type_next_works(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert run("train", RECIPE, f"out={out}", "steps=1", "model.max_positions=48", "evals=none") == 0
     said = capsys.readouterr().out
-    commands = [line.split("#")[0].split()[1:] for line in said.splitlines() if line.startswith("  ramify ")]
+    commands = [line.split("#")[0].split()[1:] for line in said.splitlines() if line.startswith("  ramulus ")]
     assert [words[0] for words in commands] == ["rollout", "eval", "export"]
     assert commands[0][-2:] == ["--segment", "4"]
     assert run(*commands[0]) == 0
@@ -356,7 +356,7 @@ def test_rollout_shows_and_saves_trees(tmp_path: Path, trained: Path, capsys: py
     assert "tokens sampled" in said
     assert "reward 0" in said
     assert run(*words, "--out", tmp_path / "trees.jsonl", "--limit", "2", "--star") == 0
-    from ramify.core import store
+    from ramulus.core import store
 
     trees = list(store.read(tmp_path / "trees.jsonl"))
     assert len(trees) == 2
@@ -380,9 +380,9 @@ VERL = '''"""Shipped GRPO with a reward of one's own beside the verifier."""
 
 from dataclasses import replace
 
-from ramify.recipes import grpo
-from ramify.run.recipe import Weighted
-from ramify.tasks.math import Boxed
+from ramulus.recipes import grpo
+from ramulus.run.recipe import Weighted
+from ramulus.tasks.math import Boxed
 
 
 def letters(task, path):

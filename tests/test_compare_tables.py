@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from compared_runs import shown, sweep, two_labels
-from ramify.cli import main
-from ramify.look.compare import compare
-from ramify.look.compare_tables import csv_text, json_text, latex, latex_text, publish, tables
-from ramify.look.plots import draw_plots, look
+from ramulus.cli import main
+from ramulus.look.compare import compare
+from ramulus.look.compare_tables import csv_text, json_text, latex, latex_text, publish, tables
+from ramulus.look.plots import draw_plots, look
 
 
 @pytest.fixture

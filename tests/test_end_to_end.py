@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from engines import KINDS, line, small
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Request, Sampling, Segment
-from ramify.engine.local import LocalEngine
-from ramify.engine.rng import uniform
-from ramify.engine.toy import Draw, draw
-from ramify.grow.fallback import Anyone, RandomCut
-from ramify.grow.growth import grow_forest, seed_of
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.grow.temperature import ByEntropy
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Behavior
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.local import LocalEngine
+from ramulus.engine.rng import uniform
+from ramulus.engine.toy import Draw, draw
+from ramulus.grow.fallback import Anyone, RandomCut
+from ramulus.grow.growth import grow_forest, seed_of
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.grow.temperature import ByEntropy
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Behavior
 
 EOS = 0
 STOP = Stop((0, 1, 2), 24)

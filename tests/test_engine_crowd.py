@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from engines import ask, line, mixed, run, small, worst
-from ramify.engine.engine import Segment
-from ramify.engine.local import LocalEngine
+from ramulus.engine.engine import Segment
+from ramulus.engine.local import LocalEngine
 
 MANY = 2**26
 

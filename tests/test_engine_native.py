@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
-from ramify.engine.compiled import CompiledForward
-from ramify.engine.engine import Sampling
-from ramify.engine.forward import ModelForward, verify
-from ramify.engine.fused import recognise
-from ramify.engine.kv import Reach, Slots
-from ramify.engine.local import LocalEngine
-from ramify.engine.sampling import Knobs, draw
-from ramify.grow.temperature import ByEntropy
+from ramulus.engine.compiled import CompiledForward
+from ramulus.engine.engine import Sampling
+from ramulus.engine.forward import ModelForward, verify
+from ramulus.engine.fused import recognise
+from ramulus.engine.kv import Reach, Slots
+from ramulus.engine.local import LocalEngine
+from ramulus.engine.sampling import Knobs, draw
+from ramulus.grow.temperature import ByEntropy
 
 MANY = 2**26
 pytestmark = KERNELS
@@ -43,7 +43,7 @@ def test_every_width_of_vector_passes_the_self_check(kind: str, lanes: str) -> N
         {"head_dim": 48, "num_key_value_heads": 1, "hidden_size": 52, "intermediate_size": 77, "vocab_size": 37},
     ):
         forward = forward_of(small(kind, **fields), lanes)
-        assert forward.library.ramify_lanes() == int(lanes[-2:].strip("="))
+        assert forward.library.ramulus_lanes() == int(lanes[-2:].strip("="))
         assert verify(forward, forward.reference) < 1e-5
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ramify.engine.engine import Sampling
-from ramify.engine.sampling import Drawn, Knobs, draw, inverse_cdf
+from ramulus.engine.engine import Sampling
+from ramulus.engine.sampling import Drawn, Knobs, draw, inverse_cdf
 
 CPU = torch.device("cpu")
 

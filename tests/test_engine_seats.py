@@ -12,21 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import EVERY_WAY, KERNELS, VOCABULARY, WAYS, ask, line, mixed, run, small, worst
-from ramify.engine import compiled, seating
-from ramify.engine.columns import COUNT, LEFT, POSITION, Columns
-from ramify.engine.compiled import CompiledForward, Steps
-from ramify.engine.engine import Request, Segment, sample_all
-from ramify.engine.forward import ModelForward
-from ramify.engine.fused import recognise
-from ramify.engine.kv import Geometry, Slots
-from ramify.engine.local import LocalEngine
-from ramify.engine.radix import Trie, common
-from ramify.engine.record import Record
-from ramify.engine.residents import Residents
-from ramify.engine.rng import uniform
-from ramify.engine.rows import Group, Row, Ticket
-from ramify.engine.sampling import Drawn
-from ramify.engine.toy import ToyEngine
+from ramulus.engine import compiled, seating
+from ramulus.engine.columns import COUNT, LEFT, POSITION, Columns
+from ramulus.engine.compiled import CompiledForward, Steps
+from ramulus.engine.engine import Request, Segment, sample_all
+from ramulus.engine.forward import ModelForward
+from ramulus.engine.fused import recognise
+from ramulus.engine.kv import Geometry, Slots
+from ramulus.engine.local import LocalEngine
+from ramulus.engine.radix import Trie, common
+from ramulus.engine.record import Record
+from ramulus.engine.residents import Residents
+from ramulus.engine.rng import uniform
+from ramulus.engine.rows import Group, Row, Ticket
+from ramulus.engine.sampling import Drawn
+from ramulus.engine.toy import ToyEngine
 
 MANY = 2**26
 TEXTS = st.lists(st.lists(st.integers(0, 2), max_size=7).map(tuple), max_size=12)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from ramify.engine.engine import Request, Sampling
-from ramify.engine.rng import streams, uniform, uniforms
-from ramify.engine.sampling import Knobs, draw
-from ramify.engine.toy import ToyEngine
-from ramify.engine.toy import draw as draw_one
+from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.rng import streams, uniform, uniforms
+from ramulus.engine.sampling import Knobs, draw
+from ramulus.engine.toy import ToyEngine
+from ramulus.engine.toy import draw as draw_one
 
 
 def never(tokens: list[int]) -> str | None:

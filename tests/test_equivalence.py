@@ -11,12 +11,12 @@ from torch import Tensor
 
 from forests import Trajectory, flatten, forest
 from methods import METHODS
-from ramify.core.tree import Tree
-from ramify.learn import gauges
-from ramify.learn.batch import TreeBatch
-from ramify.learn.gate import weigh
-from ramify.learn.mix import Mix
-from ramify.learn.pack import lay_out, pack
+from ramulus.core.tree import Tree
+from ramulus.learn import gauges
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.gate import weigh
+from ramulus.learn.mix import Mix
+from ramulus.learn.pack import lay_out, pack
 
 TOLERANCE = 1e-10
 SEEDS = range(12)

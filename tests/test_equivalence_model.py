@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from forests import Trajectory, flatten, forest
 from methods import METHODS
-from ramify.core.tree import Author, Tree
-from ramify.learn import gauges
-from ramify.learn.batch import TreeBatch
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
+from ramulus.core.tree import Author, Tree
+from ramulus.learn import gauges
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
 from test_equivalence import TOLERANCE, apart, budget_for, gradients
 from tiny import FAMILIES, build
 

@@ -11,15 +11,15 @@ import random
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.stop import Stop
-from ramify.look.evaluate import evaluate
-from ramify.look.ledger import Cost, cost
-from ramify.look.show import draw, safe
-from ramify.look.statistics import interval, mean, pass_at_k, vote
+from ramulus.core.task import Path, Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.stop import Stop
+from ramulus.look.evaluate import evaluate
+from ramulus.look.ledger import Cost, cost
+from ramulus.look.show import draw, safe
+from ramulus.look.statistics import interval, mean, pass_at_k, vote
 
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (4, 1, 4), (7, 3, 5)])

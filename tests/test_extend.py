@@ -13,9 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from ramify.core.task import Path as Answer
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
+from ramulus.core.task import Path as Answer
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 PARTS = ("SecondThoughts", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
@@ -94,7 +94,7 @@ def test_the_gate_shows_once(page: ModuleType) -> None:
 
 
 def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
-    from ramify.run.launch import launch
+    from ramulus.run.launch import launch
 
     small = ["tasks.count=60", "evals.count=4", "schedule.prompts=3", "model.hidden=32", "steps=2"]
     out = tmp_path / "run"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "ramify"
+PACKAGE = Path(__file__).parents[1] / "src" / "ramulus"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS: dict[str, set[str]] = {
@@ -75,9 +75,9 @@ def imports(source: str, room: str = "") -> Iterator[Import]:
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno, eager) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = ["ramify", room][: 2 - (node.level - 1)] if node.level else []
+            above = ["ramulus", room][: 2 - (node.level - 1)] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            if module in ("ramify", "torch.utils"):  # what is taken from there is the module
+            if module in ("ramulus", "torch.utils"):  # what is taken from there is the module
                 yield from (Import(f"{module}.{alias.name}", node.lineno, eager) for alias in node.names)
             else:
                 yield Import(module, node.lineno, eager)
@@ -104,7 +104,7 @@ def breaches(place: str, source: str) -> list[str]:
     found = []
     for imported in imports(source, room):
         name, where = library(imported.module), f"{place}:{imported.line} imports {imported.module}"
-        if name == "ramify":
+        if name == "ramulus":
             target = [*imported.module.split("."), "__init__"][1]
             target = target if target in FLOORS else "__init__"  # a public name
             if target != room and target not in FLOORS.get(room, set()):
@@ -137,29 +137,29 @@ def test_every_room_has_a_floor() -> None:
     ("place", "source"),
     [
         ("core/tree.py", "import numpy"),
-        ("core/tree.py", "from ramify.engine import engine"),
+        ("core/tree.py", "from ramulus.engine import engine"),
         ("core/tree.py", "def f():\n    import torch"),
-        ("core/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ramify.run.recipe import Run"),
+        ("core/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ramulus.run.recipe import Run"),
         ("core/tree.py", "from ..grow import growth"),
-        ("engine/local.py", "from ramify.core.tree import Tree"),
+        ("engine/local.py", "from ramulus.core.tree import Tree"),
         ("engine/toy.py", "import torch"),
         ("engine/toy.py", "try:\n    import torch\nexcept ImportError:\n    pass"),
         ("engine/toy.py", "from torch import nn"),
-        ("grow/growth.py", "from ramify.learn.batch import Credits"),
+        ("grow/growth.py", "from ramulus.learn.batch import Credits"),
         ("grow/growth.py", "class A:\n    from torch import Tensor"),
-        ("learn/pack.py", "def f():\n    from ramify.grow.stop import Stop"),
-        ("learn/pack.py", "import importlib\nimportlib.import_module('ramify.grow.stop')"),
-        ("learn/pack.py", "from ramify import Stop"),
-        ("look/ledger.py", "import ramify.learn.batch"),
-        ("run/trainer.py", "from ramify import cli"),
-        ("run/trainer.py", "from ramify.cli import main"),
+        ("learn/pack.py", "def f():\n    from ramulus.grow.stop import Stop"),
+        ("learn/pack.py", "import importlib\nimportlib.import_module('ramulus.grow.stop')"),
+        ("learn/pack.py", "from ramulus import Stop"),
+        ("look/ledger.py", "import ramulus.learn.batch"),
+        ("run/trainer.py", "from ramulus import cli"),
+        ("run/trainer.py", "from ramulus.cli import main"),
         ("tasks/math.py", "import math_verify"),
         ("tasks/gym.py", "def f():\n    import math_verify"),
         ("tasks/chain.py", "def f():\n    import torch"),
         ("run/trainer.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
         ("run/trainer.py", "def f():\n    from torch.utils import tensorboard"),
-        ("recipes/grpo.py", "from ramify.cli import main"),
-        ("attic/old.py", "from ramify.core import tree"),
+        ("recipes/grpo.py", "from ramulus.cli import main"),
+        ("attic/old.py", "from ramulus.core import tree"),
     ],
 )
 def test_a_breach_is_seen(place: str, source: str) -> None:
@@ -169,12 +169,12 @@ def test_a_breach_is_seen(place: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("place", "source"),
     [
-        ("core/store.py", "import json\nfrom ramify.core.tree import Tree\nfrom .task import Task"),
-        ("engine/local.py", "import torch\nfrom ramify.engine.engine import Segment"),
+        ("core/store.py", "import json\nfrom ramulus.core.tree import Tree\nfrom .task import Task"),
+        ("engine/local.py", "import torch\nfrom ramulus.engine.engine import Segment"),
         ("tasks/math.py", "def f():\n    import math_verify"),
         ("run/logbook.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
-        ("recipes/grpo.py", "from ramify import Star\nfrom ramify.run.recipe import Run"),
-        ("cli.py", "from ramify.recipes import grpo\nfrom ramify import __version__"),
+        ("recipes/grpo.py", "from ramulus import Star\nfrom ramulus.run.recipe import Run"),
+        ("cli.py", "from ramulus.recipes import grpo\nfrom ramulus import __version__"),
     ],
 )
 def test_what_is_allowed_passes(place: str, source: str) -> None:
@@ -188,14 +188,14 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_ramify_loads_no_library() -> None:
-    names = loaded("import ramify; ramify.__version__; ramify.__all__; from ramify import Tree, Author")
+def test_importing_ramulus_loads_no_library() -> None:
+    names = loaded("import ramulus; ramulus.__version__; ramulus.__all__; from ramulus import Tree, Author")
     assert names.isdisjoint({"torch", "numpy", "transformers", "tyro", "rich", *OPTIONAL})
     assert "torch" in loaded("import torch"), "the check could not fail"
 
 
 def test_rooms_without_torch_load_without_it() -> None:
     parts = [place_of(file) for file in FILES if place_of(file).startswith(WITHOUT_TORCH[:5])]
-    modules = [f"ramify.{part.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for part in parts]
+    modules = [f"ramulus.{part.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for part in parts]
     names = loaded("\n".join(f"import {module}" for module in modules if not module.endswith("_main")))
     assert names.isdisjoint({"torch", "transformers", *OPTIONAL})

@@ -10,19 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.authors import PerAuthor
-from ramify.learn.baselines import Right
-from ramify.learn.estimator import Estimator
-from ramify.learn.factor import Product
-from ramify.learn.gate import Even, Smooth, Switch, beta_cdf, draws
-from ramify.learn.mask import Everything
-from ramify.learn.mix import Mix, QuestionMean, Term, TokenMean
-from ramify.learn.pack import pack
-from ramify.learn.reference import Behavior, Itself
-from ramify.learn.signal import AdaptiveClip, Redistribution
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.authors import PerAuthor
+from ramulus.learn.baselines import Right
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.factor import Product
+from ramulus.learn.gate import Even, Smooth, Switch, beta_cdf, draws
+from ramulus.learn.mask import Everything
+from ramulus.learn.mix import Mix, QuestionMean, Term, TokenMean
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.signal import AdaptiveClip, Redistribution
 from textbook_hpt import beta_below
 
 POLICY, EXPERT = Author.POLICY, Author.EXPERT

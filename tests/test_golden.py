@@ -1,4 +1,4 @@
-"""The official functions' inputs and outputs against ramify's own: one test a case, from a folder given by --golden."""
+"""The official functions' inputs and outputs against ramulus's own: one test a case, from a folder given by --golden."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean, learned
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean, learned
 
 DEFAULT = Path(__file__).parent / "golden"
 
@@ -60,7 +60,7 @@ def runs(pairs: list[list[float]]) -> list[float]:
 
 
 def credits_of(case: dict, **changes) -> list[list[float]]:
-    """Ramify's answer for each trajectory: a value per learned token."""
+    """Ramulus's answer for each trajectory: a value per learned token."""
     options = case["options"]
     rules = {
         "tree_rfpp": lambda: SubgroupMean(
@@ -82,7 +82,7 @@ def credits_of(case: dict, **changes) -> list[list[float]]:
 
 
 def disagreements(case: dict) -> list[tuple]:
-    """Where ramify's answer and the expected one differ by more than the file's tolerance."""
+    """Where ramulus's answer and the expected one differ by more than the file's tolerance."""
     expected = case["expected"]
     wrong = []
     got = credits_of(case)

@@ -1,4 +1,4 @@
-"""AttnRL's and TreeRL's official functions against ramify's own: one test a case, from a folder given by --golden."""
+"""AttnRL's and TreeRL's official functions against ramulus's own: one test a case, from a folder given by --golden."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.grow.points import by_score, threshold
-from ramify.grow.prompts import PromptBatch
-from ramify.learn.batch import Credits
-from ramify.learn.global_local import GlobalLocal
-from ramify.learn.influence import Influence, folded
-from ramify.learn.pack import lay_out
-from ramify.learn.steps import Separators, segment
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.grow.points import by_score, threshold
+from ramulus.grow.prompts import PromptBatch
+from ramulus.learn.batch import Credits
+from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.influence import Influence, folded
+from ramulus.learn.pack import lay_out
+from ramulus.learn.steps import Separators, segment
 
 DEFAULT = Path(__file__).parent / "golden"
 KINDS = ("tree_advantage", "fci", "adaptive_batch", "segmentation")
@@ -104,7 +104,7 @@ def path_of(case: dict) -> Tree:
 
 
 def influence_of(case: dict, heads: list[list]) -> list[float]:
-    """The FCI of each step by ramify's own folding, of some heads of each layer."""
+    """The FCI of each step by ramulus's own folding, of some heads of each layer."""
     tree = path_of(case)
     (row,) = lay_out([tree])
     influence = Influence(Separators(frozenset({SEPARATOR, THINK_END}), think_end=THINK_END), case["delta"])

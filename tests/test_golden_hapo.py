@@ -1,4 +1,4 @@
-"""HAPO's official functions against ramify's own: one test a case, from a folder given by --golden."""
+"""HAPO's official functions against ramulus's own: one test a case, from a folder given by --golden."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.grow.temperature import ByEntropy
-from ramify.learn import gauges
-from ramify.learn.batch import Credits, TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.factor import Product
-from ramify.learn.mask import DualClip
-from ramify.learn.mix import Mix, SequenceMean, Term, TokenMean
-from ramify.learn.pack import pack
-from ramify.learn.reference import Recomputed
-from ramify.learn.signal import AdaptiveClip, EntropySignal, Redistribution, redistribution, widths
-from ramify.learn.token_group import TokenGroupMean
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.grow.temperature import ByEntropy
+from ramulus.learn import gauges
+from ramulus.learn.batch import Credits, TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.factor import Product
+from ramulus.learn.mask import DualClip
+from ramulus.learn.mix import Mix, SequenceMean, Term, TokenMean
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Recomputed
+from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution, redistribution, widths
+from ramulus.learn.token_group import TokenGroupMean
 
 DEFAULT = Path(__file__).parent / "golden"
 LISTS = {
@@ -115,7 +115,7 @@ class Given:
 
 
 def mix_of(inputs: dict) -> Mix:
-    """The case's loss in ramify's terms."""
+    """The case's loss in ramulus's terms."""
     signal = signal_of(inputs, inputs["mode"] == "signed")
     low, high, ceiling = inputs["eps_low"], inputs["eps_high"], inputs["dual_clip_c"]
     alpha = inputs["clip_alpha"] if inputs["adaptive_clip"] else 0.0

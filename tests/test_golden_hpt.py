@@ -1,8 +1,8 @@
-"""HPT's and LUFFY's official functions against ramify's own: one test a case, from a folder given by --golden.
+"""HPT's and LUFFY's official functions against ramulus's own: one test a case, from a folder given by --golden.
 
-Losses and gradients are those of packed trees, one tree a row, with the case's advantages as credits. Not checked are log columns that ramify
+Losses and gradients are those of packed trees, one tree a row, with the case's advantages as credits. Not checked are log columns that ramulus
 does not keep (clipfrac, ppo_kl, means of probabilities and of losses by origin). The official normalisers stand here as `Over`: they depend on
-how rows are batched, so ramify ships none of them.
+how rows are batched, so ramulus ships none of them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn import gauges
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.authors import PerAuthor
-from ramify.learn.baselines import Raw, Signed, SplitMean, Whitened
-from ramify.learn.batch import Credits
-from ramify.learn.estimator import Estimator
-from ramify.learn.gate import SOFT, Even, Soft, Switch, marks
-from ramify.learn.leaf import EntropyWeight, mean_along
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import Leaves, Mix, Term, TokenMean
-from ramify.learn.pack import lay_out, pack, shares
-from ramify.learn.reference import Behavior, Itself
-from ramify.learn.shaped import Blend, One, Power, Probable, Shaped
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn import gauges
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.authors import PerAuthor
+from ramulus.learn.baselines import Raw, Signed, SplitMean, Whitened
+from ramulus.learn.batch import Credits
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gate import SOFT, Even, Soft, Switch, marks
+from ramulus.learn.leaf import EntropyWeight, mean_along
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import Leaves, Mix, Term, TokenMean
+from ramulus.learn.pack import lay_out, pack, shares
+from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.shaped import Blend, One, Power, Probable, Shaped
 
 DEFAULT = Path(__file__).parent / "golden"
 COUNTS = {
@@ -187,7 +187,7 @@ def test_policy_loss(policy_loss_case: dict) -> None:
 
 
 def sft_loss(case: dict) -> list[str]:
-    """Loss and gradient. Where there is no token at all, the official mean is NaN and ramify's loss is 0."""
+    """Loss and gradient. Where there is no token at all, the official mean is NaN and ramulus's loss is 0."""
     given = case["inputs"]
     rows = Rows(given)
     got = rows.learn(Mix((term(Everything(), Itself(), POLICY, TokenMean()),)), [rows.credit([1.0] * len(rows.trees))])
@@ -230,7 +230,7 @@ def mixed_term(given: dict, config: dict, rows: Rows) -> Term:
 
 
 def mixed_on_off_loss(case: dict) -> list[str]:
-    """Loss and gradient; where tokens are dropped (all_max_clip) the gradient alone, as ramify's masks have the value of a clip."""
+    """Loss and gradient; where tokens are dropped (all_max_clip) the gradient alone, as ramulus's masks have the value of a clip."""
     given, config = case["inputs"], case["inputs"]["config"]
     known = given["target_probs"]
     rows = Rows(given, None if known is None else [[math.log(p + 1e-6) for p in row] for row in known])
@@ -281,8 +281,8 @@ def actor_terms(given: dict, rows: Rows) -> tuple[list[Term], list[list[Credits]
 def actor_loss(case: dict) -> list[str]:
     """Loss, gradient, mean entropy, and SRFT's row entropies.
 
-    The loss of `minus_old` differs by a constant from ramify's, so its gradient alone is checked. Where the official loss is NaN (a token mean over
-    no rollout), ramify's is the SFT term.
+    The loss of `minus_old` differs by a constant from ramulus's, so its gradient alone is checked. Where the official loss is NaN (a token mean over
+    no rollout), ramulus's is the SFT term.
     """
     given, expected = case["inputs"], case["expected"]
     config = given["config"]
@@ -345,7 +345,7 @@ def star(number: int, rewards: Sequence[float], demo: float | None) -> Tree:
 
 
 def switch_of(given: dict) -> Switch:
-    """Official gates are counts of correct rollouts, ramify's are shares."""
+    """Official gates are counts of correct rollouts, ramulus's are shares."""
     return Switch(given["switch_gate"] / given["n"], given["switch_gate_off"] / given["n"])
 
 
@@ -397,7 +397,7 @@ def test_routing(routing_case: dict) -> None:
 
 
 def soft_coefficients(case: dict) -> list[str]:
-    """The tables that the released trainer never applies; ramify's gate does."""
+    """The tables that the released trainer never applies; ramulus's gate does."""
     rule = Soft(SOFT[case["inputs"]["soft_type"]])
     wrong = []
     for correct, want in case["expected"]["table"].items():

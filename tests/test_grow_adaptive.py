@@ -8,9 +8,9 @@ import math
 import pytest
 
 from growing import plant
-from ramify.core.tree import Author, Tree
-from ramify.grow.adaptive import Adaptive, attended, difficulty
-from ramify.grow.prompts import PromptBatch
+from ramulus.core.tree import Author, Tree
+from ramulus.grow.adaptive import Adaptive, attended, difficulty
+from ramulus.grow.prompts import PromptBatch
 
 BATCH = PromptBatch(8, 8 * 30)
 

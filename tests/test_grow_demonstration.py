@@ -12,25 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ramify.core.store import read
-from ramify.core.task import Path as Response
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree, demonstrations
-from ramify.engine.engine import Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Star
-from ramify.grow.demonstration import Hinted, verify
-from ramify.grow.forks import AttentionForks
-from ramify.grow.growth import demonstrate, grow_forest
-from ramify.grow.stop import Stop
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.gate import Switch, marks
-from ramify.learn.mask import Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.reference import Itself
-from ramify.run.launch import launch
+from ramulus.core.store import read
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree, demonstrations
+from ramulus.engine.engine import Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.branching import Star
+from ramulus.grow.demonstration import Hinted, verify
+from ramulus.grow.forks import AttentionForks
+from ramulus.grow.growth import demonstrate, grow_forest
+from ramulus.grow.stop import Stop
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gate import Switch, marks
+from ramulus.learn.mask import Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Itself
+from ramulus.run.launch import launch
 
 SHOWN = (tuple(range(3, 13)), (5, 6, 7, 0))
 TASK = Task("q", (1, 2), "", demonstrations=SHOWN)

@@ -8,13 +8,13 @@ import random
 import pytest
 
 from growing import EOS, Recorder, Shuffled, plant
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Sampling
-from ramify.grow.forks import AttentionForks, EarlyForks, EntropyForks
-from ramify.grow.points import at_random, by_score, filled, quantile, threshold
-from ramify.grow.rounds import grow_rounds
-from ramify.grow.stop import Stop
-from ramify.learn.steps import Separators, holding, mark_concluded, mark_steps, segment, separators_of
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
+from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
+from ramulus.grow.rounds import grow_rounds
+from ramulus.grow.stop import Stop
+from ramulus.learn.steps import Separators, holding, mark_concluded, mark_steps, segment, separators_of
 
 LINES = Separators(frozenset(), frozenset({2}))
 

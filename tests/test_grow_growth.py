@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from growing import EOS, Clock, Recorder, chain, decode, plant
-from ramify.core.store import dump, load
-from ramify.core.task import Path, Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Request, Sampling, Segment
-from ramify.engine.toy import ToyEngine
-from ramify.grow import growth
-from ramify.grow.branching import Bud, Star, length, paths
-from ramify.grow.growth import RewardError, demonstrate, grade, grow_forest, grow_round, grow_tree, seed_of
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
+from ramulus.core.store import dump, load
+from ramulus.core.task import Path, Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow import growth
+from ramulus.grow.branching import Bud, Star, length, paths
+from ramulus.grow.growth import RewardError, demonstrate, grade, grow_forest, grow_round, grow_tree, seed_of
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
 
 STOP = Stop((EOS,), 20)
 NO_EOS = ToyEngine(vocab=8, table={(): [-50.0] + [0.0] * 7})

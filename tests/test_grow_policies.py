@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growing import chain, plant
-from ramify.core.tree import Author, Node
-from ramify.grow.allocation import ByLogprob, Even, FirstByTokens, MoreFirst, Ramp, largest_remainder, softmax
-from ramify.grow.branching import Bud, Star, length
-from ramify.grow.fallback import (
+from ramulus.core.tree import Author, Node
+from ramulus.grow.allocation import ByLogprob, Even, FirstByTokens, MoreFirst, Ramp, largest_remainder, softmax
+from ramulus.grow.branching import Bud, Star, length
+from ramulus.grow.fallback import (
     PRIORITY,
     Answered,
     Anyone,

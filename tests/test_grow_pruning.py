@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from growing import EOS, Recorder, decode, plant
-from ramify.core.tree import Author
-from ramify.engine.engine import Sampling
-from ramify.grow.branching import length
-from ramify.grow.fallback import Anyone
-from ramify.grow.growth import grow_forest
-from ramify.grow.pruning import Length, Repetition
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
+from ramulus.core.tree import Author
+from ramulus.engine.engine import Sampling
+from ramulus.grow.branching import length
+from ramulus.grow.fallback import Anyone
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.pruning import Length, Repetition
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
 
 SAMPLING = Sampling(max_tokens=64)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from growing import chain, plant
-from ramify.core.tree import Tree
-from ramify.grow.growth import demonstrate
-from ramify.grow.schedule import Dynamic, Fixed, Schedule
+from ramulus.core.tree import Tree
+from ramulus.grow.growth import demonstrate
+from ramulus.grow.schedule import Dynamic, Fixed, Schedule
 
 
 def graded(*rewards: float | None, correct: bool = False) -> Tree:

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growing import EOS, Recorder, Shuffled, chain, decode, plant
-from ramify.core.store import dump, load
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.allocation import ByLogprob, Even, FirstByTokens, MoreFirst, Ramp
-from ramify.grow.branching import Bud, depth, length, paths
-from ramify.grow.fallback import (
+from ramulus.core.store import dump, load
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.allocation import ByLogprob, Even, FirstByTokens, MoreFirst, Ramp
+from ramulus.grow.branching import Bud, depth, length, paths
+from ramulus.grow.fallback import (
     Answered,
     Anyone,
     BlockCut,
@@ -33,9 +33,9 @@ from ramify.grow.fallback import (
     RandomCut,
     WorstTokenCut,
 )
-from ramify.grow.growth import grow_forest, grow_tree, seed_of
-from ramify.grow.segments import Segments
-from ramify.grow.stop import BoxedAnswer, Repeats, Stop
+from ramulus.grow.growth import grow_forest, grow_tree, seed_of
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
 
 SAMPLING = Sampling(max_tokens=64)
 
@@ -233,8 +233,8 @@ def test_seed_visit_and_task_each_change_the_tree() -> None:
 
 def test_nothing_hangs_on_the_salt_of_hashes() -> None:
     code = (
-        "import asyncio, hashlib; from growing import *; from ramify.core.store import dump; from ramify.grow.growth "
-        "import *; from ramify.grow.segments import Segments; t = asyncio.run(grow_tree(plant(), ToyEngine(spread=1.0), "
+        "import asyncio, hashlib; from growing import *; from ramulus.core.store import dump; from ramulus.grow.growth "
+        "import *; from ramulus.grow.segments import Segments; t = asyncio.run(grow_tree(plant(), ToyEngine(spread=1.0), "
         "Segments(9, 4, 4), Sampling(64), Stop((0,), 20))); print(hashlib.md5(dump(t)).hexdigest())"
     )
     root = Path(__file__).parent

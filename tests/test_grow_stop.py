@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growing import EOS
-from ramify.grow.stop import BoxedAnswer, Repeats, Stop, has_box, repeats
+from ramulus.grow.stop import BoxedAnswer, Repeats, Stop, has_box, repeats
 
 
 def chars(tokens: list[int]) -> str:

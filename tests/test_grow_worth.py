@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growing import EOS, Recorder, plant
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Sampling
-from ramify.grow.branching import depth
-from ramify.grow.fallback import Anyone
-from ramify.grow.growth import grow_forest
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.grow.worth import Agreement, Estimated, LowValue, MeanLogprob
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.grow.branching import depth
+from ramulus.grow.fallback import Anyone
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.grow.worth import Agreement, Estimated, LowValue, MeanLogprob
 
 
 def branch(parent: Node, tree: Tree, logprobs: list[float], tokens: list[int] | None = None) -> Node:

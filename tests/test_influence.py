@@ -10,12 +10,12 @@ from torch import nn
 from transformers import AttentionInterface
 
 from forests import VOCABULARY, forest
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn import influence as module
-from ramify.learn.influence import Influence
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.steps import Separators, mark_steps
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn import influence as module
+from ramulus.learn.influence import Influence
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.steps import Separators, mark_steps
 from tiny import FAMILIES, build
 
 SEPARATORS = Separators(frozenset({3}), frozenset({3, 4, 5}), think_end=6)
@@ -24,7 +24,7 @@ SEPARATORS = Separators(frozenset({3}), frozenset({3, 4, 5}), think_end=6)
 @pytest.fixture(autouse=True, params=["kernels", pytest.param("torch", marks=pytest.mark.slow)])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the kernels that attend and fold at once, and by torch's operations beside attention."""
-    monkeypatch.setenv("RAMIFY_NATIVE", str(int(request.param == "kernels")))
+    monkeypatch.setenv("RAMULUS_NATIVE", str(int(request.param == "kernels")))
 
 
 def star(seed: int, paths: int = 4, length: int = 40) -> Tree:

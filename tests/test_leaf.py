@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from forests import forest
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.authors import PerAuthor
-from ramify.learn.baselines import Whitened
-from ramify.learn.batch import TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio, along, fold
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import lay_out, pack
-from ramify.learn.reference import Behavior, Itself, Recomputed
-from ramify.learn.shaped import Blend, Capped, Power, Probable, Shaped
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.authors import PerAuthor
+from ramulus.learn.baselines import Whitened
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio, along, fold
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import lay_out, pack
+from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.shaped import Blend, Capped, Power, Probable, Shaped
 
 
 def rows(seed: int, authors: tuple[Author, ...], budget: int) -> list[tuple[TreeBatch, list[list[int]]]]:

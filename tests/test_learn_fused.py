@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from forests import forest
-from ramify.learn.fused import fused, gated, norm, patches
-from ramify.learn.lora import Lora
-from ramify.learn.mix import Mix
-from ramify.learn.policy import TorchPolicy
+from ramulus.learn.fused import fused, gated, norm, patches
+from ramulus.learn.lora import Lora
+from ramulus.learn.mix import Mix
+from ramulus.learn.policy import TorchPolicy
 from test_policy import LEARN_ALL, batches
 from tiny import FAMILIES, build
 

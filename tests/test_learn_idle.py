@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from forests import forest
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.batch import Credits
-from ramify.learn.estimator import Estimator
-from ramify.learn.gauges import gauges, merge
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import Mix, SequenceMean, Term
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Behavior, Itself
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.batch import Credits
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gauges import gauges, merge
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import Mix, SequenceMean, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Behavior, Itself
 from test_learn_parts import star
 from tiny import build
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.batch import TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.gauges import gauges, merge
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramify.learn.pack import pack
-from ramify.learn.reference import Behavior, Itself, Recomputed
-from ramify.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gauges import gauges, merge
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
 
 PPO = Estimator(Clip(), Behavior(), GroupMean())
 

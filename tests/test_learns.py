@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.local import LocalEngine
-from ramify.grow.branching import Star
-from ramify.grow.growth import grade, grow_forest
-from ramify.grow.segments import Segments
-from ramify.grow.stop import Stop
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import Mix, SequenceMean, Term
-from ramify.learn.model import Scratch
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Behavior, Itself, Recomputed
-from ramify.learn.subgroup import SubgroupMean
+from ramulus.core.task import Path, Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local import LocalEngine
+from ramulus.grow.branching import Star
+from ramulus.grow.growth import grade, grow_forest
+from ramulus.grow.segments import Segments
+from ramulus.grow.stop import Stop
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import Mix, SequenceMean, Term
+from ramulus.learn.model import Scratch
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.subgroup import SubgroupMean
 
 LETTERS = "abcd"
 MODEL = Scratch(LETTERS + "?", hidden=32, layers=1, heads=2, kv_heads=1, max_positions=32, init_std=0.1)

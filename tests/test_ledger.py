@@ -17,28 +17,28 @@ import pytest
 import torch
 from rich.console import Console
 
-import ramify.run.waiting as waiting
+import ramulus.run.waiting as waiting
 import run_ledger
-from ramify.cli import main
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.engine.engine import Request, Sampling, Segment
-from ramify.engine.local import LocalEngine
-from ramify.learn.annotate import names
-from ramify.learn.gate import demonstrated
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import Selection, Share
-from ramify.look.account import FATES, PHASES, TOKENS
-from ramify.look.ledger import Cost, account, cost, tree_cost
-from ramify.look.statement import read_statements
-from ramify.run import checkpoint
-from ramify.run.forests import Harvest
-from ramify.run.launch import launch
-from ramify.run.lesson import Lesson
-from ramify.run.machine import Machine
-from ramify.run.recipe import Run
-from ramify.run.trainer import Clock, differences
+from ramulus.cli import main
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.local import LocalEngine
+from ramulus.learn.annotate import names
+from ramulus.learn.gate import demonstrated
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import Selection, Share
+from ramulus.look.account import FATES, PHASES, TOKENS
+from ramulus.look.ledger import Cost, account, cost, tree_cost
+from ramulus.look.statement import read_statements
+from ramulus.run import checkpoint
+from ramulus.run.forests import Harvest
+from ramulus.run.launch import launch
+from ramulus.run.lesson import Lesson
+from ramulus.run.machine import Machine
+from ramulus.run.recipe import Run
+from ramulus.run.trainer import Clock, differences
 from run_ledger import PLAIN
 
 RECIPE = str(Path(__file__).parent / "run_ledger.py")
@@ -269,7 +269,7 @@ def test_only_the_time_in_which_nothing_but_grades_is_awaited_is_grading(monkeyp
 
 
 def test_seconds_move_to_a_part_and_the_rest_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ramify.run.trainer as trainer
+    import ramulus.run.trainer as trainer
 
     now = [100.0]
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engines import KERNELS, mixed, run, small, worst
-from ramify.engine.local import LocalEngine
-from ramify.native import build
-from ramify.run.doctor import machine
+from ramulus.engine.local import LocalEngine
+from ramulus.native import build
+from ramulus.run.doctor import machine
 
 MANY = 2**26
 
@@ -22,7 +22,7 @@ MANY = 2**26
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """No kernels compiled so far."""
-    monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("RAMULUS_CACHE", str(tmp_path / "kernels"))
     build.opened.cache_clear()
     yield tmp_path
     build.opened.cache_clear()
@@ -70,9 +70,9 @@ def test_a_compiler_without_openmp_will_do(empty: Path, monkeypatch: pytest.Monk
 
 
 def test_the_environment_switches_them_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
     assert LocalEngine(small(), slots=2, memory=MANY).forward.name == "packed"
-    assert "RAMIFY_NATIVE=0" in build.why()
+    assert "RAMULUS_NATIVE=0" in build.why()
 
 
 @KERNELS
@@ -87,7 +87,7 @@ def test_without_a_home_torch_decodes(empty: Path, monkeypatch: pytest.MonkeyPat
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("RAMIFY_CACHE")
+    monkeypatch.delenv("RAMULUS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(build.Unavailable, match="home directory"):
@@ -96,7 +96,7 @@ def test_without_a_home_torch_decodes(empty: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_folder_that_cannot_be_written_is_named(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (empty / "file").write_text("")
-    monkeypatch.setenv("RAMIFY_CACHE", str(empty / "file" / "below"))
+    monkeypatch.setenv("RAMULUS_CACHE", str(empty / "file" / "below"))
     with pytest.raises(build.Unavailable, match="cannot be loaded or kept"):
         build.library("draw.c", {})
 
@@ -104,9 +104,9 @@ def test_a_folder_that_cannot_be_written_is_named(empty: Path, monkeypatch: pyte
 @KERNELS
 def test_several_processes_build_at_once(empty: Path) -> None:
     """Each finds a whole library, and one is left."""
-    code = "from ramify.native.build import library; assert library('draw.c', {}).ramify_entropy"
-    environment = os.environ | {"RAMIFY_CACHE": str(empty / "kernels")}
+    code = "from ramulus.native.build import library; assert library('draw.c', {}).ramulus_entropy"
+    environment = os.environ | {"RAMULUS_CACHE": str(empty / "kernels")}
     children = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [child.wait(100) for child in children] == [0, 0, 0]
     (left,) = (empty / "kernels").iterdir()
-    assert ctypes.CDLL(str(left)).ramify_entropy
+    assert ctypes.CDLL(str(left)).ramulus_entropy

@@ -26,9 +26,9 @@ def test_it_is_committed_without_outputs() -> None:
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("RAMIFY_NOTEBOOK_SFT_STEPS", "8")
-    monkeypatch.setenv("RAMIFY_NOTEBOOK_STEPS", "2")
-    monkeypatch.setenv("RAMIFY_NOTEBOOK_OUT", str(tmp_path / "run"))
+    monkeypatch.setenv("RAMULUS_NOTEBOOK_SFT_STEPS", "8")
+    monkeypatch.setenv("RAMULUS_NOTEBOOK_STEPS", "2")
+    monkeypatch.setenv("RAMULUS_NOTEBOOK_OUT", str(tmp_path / "run"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     notebook = read()
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()

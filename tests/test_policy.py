@@ -25,19 +25,19 @@ from transformers import (
 
 from engines import KERNELS
 from forests import VOCABULARY, forest
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.learn import head as head_module
-from ramify.learn.advantage import Constant, GroupMean
-from ramify.learn.batch import TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.lora import Lora
-from ramify.learn.mask import Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.model import Scratch
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Behavior, Itself, Recomputed
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.learn import head as head_module
+from ramulus.learn.advantage import Constant, GroupMean
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.lora import Lora
+from ramulus.learn.mask import Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.model import Scratch
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Behavior, Itself, Recomputed
 from tiny import FAMILIES, SIZES, build
 
 LEARN_ALL = Mix((Term(Estimator(Everything(), Itself(), Constant(1.0)), (Author.POLICY, Author.EXPERT)),))
@@ -200,11 +200,11 @@ def test_activation_checkpointing_changes_nothing(family: str) -> None:
         lambda *_: calls.append(policy.model.config._attn_implementation)
     )
     again = gradients(policy, trees)
-    assert calls == ["ramify_tree"] * 2  # forward, and once more in the backward pass, on the tree both times
+    assert calls == ["ramulus_tree"] * 2  # forward, and once more in the backward pass, on the tree both times
     assert plain.keys() == again.keys()
     assert all(torch.equal(plain[name], again[name]) for name in plain)
     assert not any(module.training for module in policy.model.modules())
-    assert policy.model.config._attn_implementation != "ramify_tree"
+    assert policy.model.config._attn_implementation != "ramulus_tree"
 
 
 def test_chunked_head_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,13 +426,13 @@ def test_written_folder_loads_in_transformers(kind: str, tmp_path: Path) -> None
     weights = policy.weights()
     assert loaded.state_dict().keys() == weights.keys()
     assert all(torch.equal(t, weights[name]) for name, t in loaded.state_dict().items())
-    assert "ramify" not in (tmp_path / "config.json").read_text()
+    assert "ramulus" not in (tmp_path / "config.json").read_text()
     assert (tmp_path / "tokenizer.json").exists() == (kind == "full")
 
 
 def test_lora_without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ImportError, match=r'pip install "ramify\[lora\]"'):
+    with pytest.raises(ImportError, match=r'pip install "ramulus\[lora\]"'):
         TorchPolicy(build(), lora=Lora())
 
 

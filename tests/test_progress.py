@@ -13,12 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from ramify.engine.engine import Request, Sampling
-from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Star
-from ramify.run.bench import TaskSets, copy, grow_trees, open_bench
-from ramify.run.exam import answers, counted
-from ramify.run.recipe import Exam
+from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.branching import Star
+from ramulus.run.bench import TaskSets, copy, grow_trees, open_bench
+from ramulus.run.exam import answers, counted
+from ramulus.run.recipe import Exam
 from run_recipe import MODEL
 
 
@@ -79,7 +79,7 @@ def test_an_examination_counts_its_answers(terminal: bool) -> None:
 
 def test_a_pipe_gets_plain_text_even_from_a_notebook() -> None:
     """Kernels set FORCE_COLOR, which rich takes for a terminal."""
-    command = [sys.executable, "-m", "ramify.cli", "recipes"]
+    command = [sys.executable, "-m", "ramulus.cli", "recipes"]
     done = subprocess.run(command, env=os.environ | {"FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout
     assert "\x1b" not in done.stdout

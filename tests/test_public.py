@@ -9,35 +9,35 @@ from pathlib import Path
 
 import pytest
 
-import ramify
+import ramulus
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ramify.__all__)
+@pytest.mark.parametrize("name", ramulus.__all__)
 def test_each_name_resolves(name: str) -> None:
-    (module,) = [module for module, names in ramify.HOMES.items() if name in names]
-    home = import_module(f"ramify.{module}")
-    assert getattr(ramify, name) is getattr(home, name)
-    assert getattr(ramify, name).__module__ == f"ramify.{module}", "the name is defined elsewhere: name that module"
-    assert name in dir(ramify)
+    (module,) = [module for module, names in ramulus.HOMES.items() if name in names]
+    home = import_module(f"ramulus.{module}")
+    assert getattr(ramulus, name) is getattr(home, name)
+    assert getattr(ramulus, name).__module__ == f"ramulus.{module}", "the name is defined elsewhere: name that module"
+    assert name in dir(ramulus)
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    source = (ROOT / "src/ramify/__init__.py").read_text()
+    source = (ROOT / "src/ramulus/__init__.py").read_text()
     seen = {
-        ((node.module or "").removeprefix("ramify."), alias.name, alias.asname)
+        ((node.module or "").removeprefix("ramulus."), alias.name, alias.asname)
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ramify.")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ramulus.")
         for alias in node.names
     }
-    assert seen == {(module, name, name) for module, names in ramify.HOMES.items() for name in names}
+    assert seen == {(module, name, name) for module, names in ramulus.HOMES.items() for name in names}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="'ramify' has no attribute 'Forest'"):
-        ramify.Forest  # noqa: B018
+    with pytest.raises(AttributeError, match="'ramulus' has no attribute 'Forest'"):
+        ramulus.Forest  # noqa: B018
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert ramify.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ramulus.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from ramify.core import store
-from ramify.grow.schedule import Fixed
-from ramify.learn.model import Scratch
-from ramify.recipes import hapo
-from ramify.run.find import stages_of
-from ramify.run.recipe import Run
-from ramify.tasks.chain import ChainSum
+from ramulus.core import store
+from ramulus.grow.schedule import Fixed
+from ramulus.learn.model import Scratch
+from ramulus.recipes import hapo
+from ramulus.run.find import stages_of
+from ramulus.run.recipe import Run
+from ramulus.tasks.chain import ChainSum
 from run_recipe import Digits
 from test_resume import metrics, train
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 TINY = """
 from dataclasses import replace
-from ramify.recipes import hapo
+from ramulus.recipes import hapo
 from test_recipe_hapo import tiny
 
 def recipe():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from ramify.core.store import read
-from ramify.core.tree import Author
-from ramify.run import checkpoint
-from ramify.run.launch import launch
+from ramulus.core.store import read
+from ramulus.core.tree import Author
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
 
 RECIPES = Path(__file__).with_name("run_hpt.py")
 

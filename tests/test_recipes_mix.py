@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-import ramify.recipes
+import ramulus.recipes
 from methods import METHODS
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.gate import Smooth, Switch
-from ramify.learn.global_local import GlobalLocal
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term
-from ramify.learn.reference import Behavior, Itself, Recomputed
-from ramify.learn.signal import AdaptiveClip, Redistribution
-from ramify.learn.token_group import TokenGroupMean
-from ramify.recipes import dapo, grpo, hpt
-from ramify.recipes import ramify as everything
-from ramify.run.recipe import Run
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gate import Smooth, Switch
+from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term
+from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.signal import AdaptiveClip, Redistribution
+from ramulus.learn.token_group import TokenGroupMean
+from ramulus.recipes import dapo, grpo, hpt
+from ramulus.recipes import ramulus as everything
+from ramulus.run.recipe import Run
 
 NUMBERS = {  # settings that change no form as long as they stay on (or off: 0 or None)
     Mix: {"leash", "entropy_bonus", "value"},
@@ -72,8 +72,8 @@ def rows_for(mix: Mix) -> list[str]:
 
 def shipped() -> Iterator[tuple[str, Mix]]:
     """Every stage of every variant of every recipe module, and its mix."""
-    for found in pkgutil.iter_modules(ramify.recipes.__path__):
-        module = importlib.import_module(f"ramify.recipes.{found.name}")
+    for found in pkgutil.iter_modules(ramulus.recipes.__path__):
+        module = importlib.import_module(f"ramulus.recipes.{found.name}")
         variants = {
             name: make
             for name, make in inspect.getmembers(module, inspect.isfunction)
@@ -98,9 +98,9 @@ def test_a_shipped_mix_is_held_against_a_textbook(name: str) -> None:
 
 
 def test_no_recipe_and_no_stage_is_left_out() -> None:
-    modules = {found.name for found in pkgutil.iter_modules(ramify.recipes.__path__)}
+    modules = {found.name for found in pkgutil.iter_modules(ramulus.recipes.__path__)}
     assert {name.split(".")[0] for name in SHIPPED} == modules
-    assert {"attnrl.recipe.0", "hapo.released.0", "quickstart.recipe.1", "ramify.small.0"} <= set(SHIPPED)
+    assert {"attnrl.recipe.0", "hapo.released.0", "quickstart.recipe.1", "ramulus.small.0"} <= set(SHIPPED)
     assert "sft" in rows_for(SHIPPED["sft_then_grpo.recipe.0"])
     assert "grpo" in rows_for(SHIPPED["sft_then_grpo.recipe.1"])
 

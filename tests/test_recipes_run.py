@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ramify.run import checkpoint
-from ramify.run.launch import launch
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
 from test_resume import metrics, same
 
 RECIPE = str(Path(__file__).parent / "run_small.py")
-ONE_STAGE = ("sft", "grpo", "dapo", "treepo", "treerl", "attnrl", "early", "hapo", "hpt", "luffy", "srft", "ramify")
+ONE_STAGE = ("sft", "grpo", "dapo", "treepo", "treerl", "attnrl", "early", "hapo", "hpt", "luffy", "srft", "ramulus")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_as_it_was")]
 
 

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ramify.cli import main
-from ramify.run import checkpoint
-from ramify.run.launch import launch
+from ramulus.cli import main
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -122,7 +122,7 @@ def test_killed_again_and_again_through_two_stages(tmp_path: Path):
 
 def start(out: Path, *overrides: str) -> subprocess.Popen[str]:
     """A run in a process of its own that has done at least one step."""
-    command = [sys.executable, "-m", "ramify.cli", "train", RECIPE, f"out={out}", *overrides]
+    command = [sys.executable, "-m", "ramulus.cli", "train", RECIPE, f"out={out}", *overrides]
     process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
@@ -151,7 +151,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Sig
 
 
 def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ramify.run.trainer import Trainer
+    from ramulus.run.trainer import Trainer
 
     real = Trainer.evaluate
 
@@ -170,8 +170,8 @@ def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monke
 
 
 def test_a_reward_that_fails_late_loses_no_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ramify.grow.growth import RewardError
-    from ramify.run.forests import Forests
+    from ramulus.grow.growth import RewardError
+    from ramulus.run.forests import Forests
 
     real = Forests.get
 
@@ -252,15 +252,15 @@ def test_an_existing_run_is_not_overwritten(whole: Path, tmp_path: Path):
 
 
 def test_the_saved_recipe_reads_as_python_and_nothing_is_evaluated_from_it(whole: Path, tmp_path: Path):
-    from ramify.run.find import find
-    from ramify.run.resume import build
+    from ramulus.run.find import find
+    from ramulus.run.resume import build
 
     text = (whole / "recipe.py").read_text()
     find(RECIPE)  # its module holds the reward of this recipe
     space: dict = {}
     exec(text, space)
     stages, _ = build(RECIPE, [f"out={whole}"])
-    from ramify.run.describe import to_json
+    from ramulus.run.describe import to_json
 
     assert to_json(space["run"]) == to_json(stages[0])
     run = tmp_path / "run"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramify.core import store
-from ramify.core.tree import Author, Tree
-from ramify.learn.policy import TorchPolicy
-from ramify.run import checkpoint
-from ramify.run.launch import launch
-from ramify.run.signals import Signals
+from ramulus.core import store
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.policy import TorchPolicy
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
+from ramulus.run.signals import Signals
 from test_resume import metrics, same
 
 HERE = Path(__file__).parent

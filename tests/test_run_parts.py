@@ -17,20 +17,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Star
-from ramify.grow.growth import grade
-from ramify.grow.schedule import Dynamic, Fixed
-from ramify.grow.stop import Stop
-from ramify.run import checkpoint
-from ramify.run.describe import changes, recipe_text, to_json
-from ramify.run.find import find
-from ramify.run.forests import START, Forests, Harvest
-from ramify.run.launch import launch
-from ramify.run.recipe import AdamW, Exam, Local, Run, Weighted
-from ramify.run.trainer import parts
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.branching import Star
+from ramulus.grow.growth import grade
+from ramulus.grow.schedule import Dynamic, Fixed
+from ramulus.grow.stop import Stop
+from ramulus.run import checkpoint
+from ramulus.run.describe import changes, recipe_text, to_json
+from ramulus.run.find import find
+from ramulus.run.forests import START, Forests, Harvest
+from ramulus.run.launch import launch
+from ramulus.run.recipe import AdamW, Exam, Local, Run, Weighted
+from ramulus.run.trainer import parts
 from test_resume import MEASURED
 
 RECIPE = str(Path(__file__).with_name("run_recipe.py"))
@@ -85,7 +85,7 @@ def test_rewards_get_names():
 def test_json_names_classes_and_differences():
     old = to_json(run())
     assert json.loads(json.dumps(old, allow_nan=False)) == old
-    assert old["branching"]["class"] == "ramify.grow.segments.Segments"
+    assert old["branching"]["class"] == "ramulus.Segments"
     new = to_json(run(steps=9, branching=Star(4), optimizer=AdamW(lr=1e-2, decay="linear", clip=math.inf)))
     found = {path: (a, b) for path, a, b in changes(old, new)}
     assert found.keys() == {"steps", "branching", "optimizer.clip"}
@@ -332,7 +332,7 @@ def test_a_run_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path):
 
 
 def test_a_step_without_signal_changes_no_weight(tmp_path: Path):
-    text = "from dataclasses import replace\nfrom ramify.grow.schedule import Fixed\nfrom ramify.run.find import find\n\n\n"
+    text = "from dataclasses import replace\nfrom ramulus.grow.schedule import Fixed\nfrom ramulus.run.find import find\n\n\n"
     text += f"def flat(task, path):\n    return 1.0\n\n\ndef recipe():\n    run = find({RECIPE!r}).rl()\n"
     text += "    return replace(run, rewards=flat, schedule=Fixed(2), mix=replace(run.mix, leash=0.0, entropy_bonus=0.0), steps=2)\n"
     (tmp_path / "flat.py").write_text(text)
@@ -349,7 +349,7 @@ def test_tensorboard_is_written_and_purged_on_resume(tmp_path: Path):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from ramify.run import checkpoint as saved
+    from ramulus.run import checkpoint as saved
 
     out = tmp_path / "run"
     train(out, "steps=4", "tensorboard=true")

@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-import ramify
+import ramulus
 from growing import plant
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.look.picture import clean, paint, scale_of
-from ramify.look.picture import picture as drawn_by
-from ramify.look.show import Shown, show
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.look.picture import clean, paint, scale_of
+from ramulus.look.picture import picture as drawn_by
+from ramulus.look.show import Shown, show
 from viewer_runs import run_folder, small_tree, tokenizer
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -140,7 +140,7 @@ def test_trees_of_a_run_a_file_and_a_list(tmp_path: Path) -> None:
     assert len(show(file).trees) == len(show(tmp_path / "1-sft" / "trees").trees) == 3
     assert len(show(iter([grown(), grown()])).trees) == 2
     assert len(show([grown(name="a"), grown(name="b")], pick=lambda tree: tree.task.id == "b").trees) == 1
-    assert ramify.show(grown(), plain).trees[0].task.id == "t"
+    assert ramulus.show(grown(), plain).trees[0].task.id == "t"
     assert "1 1 1 1" in str(show(grown())), "tokens, where nobody says how to read them"
     assert repr(show(grown())) == str(show(grown())), "what an interactive session shows"
     with pytest.raises(ValueError, match="no trees of step 7: it has those of 5, 10"):

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from forests import flatten, forest
 from methods import METHODS
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import GroupMean
-from ramify.learn.batch import TreeBatch
-from ramify.learn.estimator import Estimator
-from ramify.learn.factor import HighEntropy, ImportanceWeight, Product
-from ramify.learn.gate import Even, Switch
-from ramify.learn.mask import Clip, DualClip, Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import pack
-from ramify.learn.reference import Behavior, Recomputed
-from ramify.learn.reshape import ClipCov, EntropyAdvantage
-from ramify.learn.signal import RANKS, AdaptiveClip, EntropySignal, Redistribution, flattened, quantiles
-from ramify.learn.subgroup import learned
-from ramify.learn.token_group import TokenGroupMean
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.batch import TreeBatch
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.factor import HighEntropy, ImportanceWeight, Product
+from ramulus.learn.gate import Even, Switch
+from ramulus.learn.mask import Clip, DualClip, Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.reference import Behavior, Recomputed
+from ramulus.learn.reshape import ClipCov, EntropyAdvantage
+from ramulus.learn.signal import RANKS, AdaptiveClip, EntropySignal, Redistribution, flattened, quantiles
+from ramulus.learn.subgroup import learned
+from ramulus.learn.token_group import TokenGroupMean
 
 ENTROPY = st.floats(0, 8, allow_subnormal=False)
 SIGNALS = [EntropySignal(), EntropySignal(signed=False), EntropySignal(scale="rank"), EntropySignal(0.5, scale="rank")]

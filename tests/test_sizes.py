@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "ramify"
+PACKAGE = Path(__file__).parents[1] / "src" / "ramulus"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN = {"util", "utils", "manager", "handler", "helper", "helpers", "base", "v2"}
 PRINTERS = {"cli.py", "run/logbook.py"}

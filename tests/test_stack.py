@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from engines import KERNELS, LANES
-from ramify.learn import stack
-from ramify.learn.attention import plan
-from ramify.learn.gather import runs
-from ramify.learn.stack import Folding, Stacked
+from ramulus.learn import stack
+from ramulus.learn.attention import plan
+from ramulus.learn.gather import runs
+from ramulus.learn.stack import Folding, Stacked
 
 pytestmark = KERNELS
 SHAPES = {
@@ -86,7 +86,7 @@ def test_kernels_are_the_dense_mask(
             got = [out, *torch.autograd.grad(out, tensors[:3], tensors[3])]
         finally:
             torch.set_num_threads(threads)
-        lane = stack.kernels(dtype).ramify_attention_lanes()
+        lane = stack.kernels(dtype).ramulus_attention_lanes()
         assert lane == (lanes if dtype == torch.float32 else lanes // 2)
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(
@@ -165,7 +165,7 @@ def test_where_there_are_no_kernels_others_are_taken(monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(ValueError, match=r"'stack' cannot be had on cpu in torch\.bfloat16"):
         plan(parent, end, torch.bfloat16, "stack")
-    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
     assert not isinstance(plan(parent, end).paths, Stacked)
-    with pytest.raises(ValueError, match="RAMIFY_NATIVE=0"):
+    with pytest.raises(ValueError, match="RAMULUS_NATIVE=0"):
         plan(parent, end, torch.float32, "stack")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compared_runs import run, stage, sweep
-from ramify.cli import main
-from ramify.look.statement import read_statements
+from ramulus.cli import main
+from ramulus.look.statement import read_statements
 
 
 def test_seeds_are_runs_and_no_stages(tmp_path: Path):

@@ -25,10 +25,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.core import store
-from ramify.core.store import StoreError, TornLine, dump, load, read, truncate_after, write
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
+from ramulus.core import store
+from ramulus.core.store import StoreError, TornLine, dump, load, read, truncate_after, write
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
 
 SUFFIX = pytest.mark.parametrize("name", ["trees.jsonl", "trees.jsonl.gz"])
 
@@ -170,7 +170,7 @@ class Later(Node):
 def test_a_field_that_comes_later_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree(bush(1).task, Later(0, [1, 2], Author.PROMPT, shade=[0.5, math.inf]))
     line = dump(tree)
-    with pytest.raises(StoreError, match=r"unknown Node fields \['shade'\]: of a newer ramify"):
+    with pytest.raises(StoreError, match=r"unknown Node fields \['shade'\]: of a newer ramulus"):
         load(line)
     monkeypatch.setattr(store, "Node", Later)
     root = load(line).root
@@ -221,7 +221,7 @@ def test_older_formats_are_upgraded_and_newer_ones_named(tmp_path: Path, monkeyp
     assert [description(tree) for tree in read(path)] == [description(bush(1)), description(bush(2))]
     monkeypatch.setattr(store, "FORMAT", 1)
     path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":1', b'"format":3'))
-    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 3 .* newer ramify.* up to 1: upgrade"):
+    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 3 .* newer ramulus.* up to 1: upgrade"):
         list(read(path))
 
 
@@ -343,8 +343,8 @@ def test_truncating_a_damaged_file_leaves_it_alone(tmp_path: Path) -> None:
 def test_a_killed_writer_loses_nothing_it_flushed(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     code = (
-        "import itertools, sys; from ramify.core.store import Writer; from ramify.core.task import Task\n"
-        "from ramify.core.tree import Tree\n"
+        "import itertools, sys; from ramulus.core.store import Writer; from ramulus.core.task import Task\n"
+        "from ramulus.core.tree import Tree\n"
         "writer = Writer(sys.argv[1])\n"
         "for step in itertools.count():\n"
         "    writer.write(Tree.plant(Task('t', tuple(range(500)), ''), step=step))\n"

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramify.cli import main
-from ramify.run.crew import Crew, Job
-from ramify.run.doctor import cores
-from ramify.run.interrupt import Interrupt
-from ramify.run.launch import launch
-from ramify.run.resume import prepare
-from ramify.run.sweep import allot, label_of, plan
-from ramify.run.sweep import sweep as run_sweep
+from ramulus.cli import main
+from ramulus.run.crew import Crew, Job
+from ramulus.run.doctor import cores
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.launch import launch
+from ramulus.run.resume import prepare
+from ramulus.run.sweep import allot, label_of, plan
+from ramulus.run.sweep import sweep as run_sweep
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -61,7 +61,7 @@ def test_the_plan_goes_seed_by_seed(tmp_path: Path):
     assert job.folder == tmp_path / "dapo-small" / "seed-4"
     assert job.log == tmp_path / "dapo-small" / "seed-4.log"
     words = ["train", "dapo:small", f"out={job.folder}", "seed=4", "steps=3", "threads=2", "--resume"]
-    assert job.command == [sys.executable, "-m", "ramify.cli", *words]
+    assert job.command == [sys.executable, "-m", "ramulus.cli", *words]
     assert (job.stages[0].seed, job.stages[0].steps, job.total()) == (4, 3, 3)
 
 
@@ -173,7 +173,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         main(["sweep", "grpo", "steps=many", "--seeds", "0", "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("ramify: steps")
+    assert capsys.readouterr().err.startswith("ramulus: steps")
 
 
 def start(out: Path, *words: str) -> subprocess.Popen[str]:
@@ -181,7 +181,7 @@ def start(out: Path, *words: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "ramify.cli",
+        "ramulus.cli",
         "sweep",
         RECIPE,
         *words,
@@ -262,7 +262,7 @@ def test_stopped_then_killed_then_finished(tmp_path: Path):
     sweep.send_signal(signal.SIGTERM)
     status, said = finish(sweep)
     assert status == 128 + signal.SIGTERM
-    assert "go on with\n  ramify sweep" in said
+    assert "go on with\n  ramulus sweep" in said
     assert "FAILED" not in said
     before = [len(rows(out / "run_recipe" / f"seed-{seed}")) for seed in (0, 1)]
     assert all(5 <= count < 100 for count in before)
@@ -287,13 +287,13 @@ def test_stopped_then_killed_then_finished(tmp_path: Path):
 def test_a_failing_run_stops_no_other(tmp_path: Path):
     recipe = tmp_path / "two.py"
     recipe.write_text(
-        f"from ramify.run.find import find\nfrom dataclasses import replace\nfrom ramify.tasks.files import File\n"
+        f"from ramulus.run.find import find\nfrom dataclasses import replace\nfrom ramulus.tasks.files import File\n"
         f"def good(): return find({RECIPE!r}).rl()\n"
         f"def bad(): return replace(good(), tasks=File('nowhere.jsonl'))\n"
     )
     words = [f"{recipe}:bad", f"{recipe}:good", "steps=2", "--seeds", "0", "--out", str(tmp_path / "out"), "--jobs=1"]
     done = subprocess.run(
-        [sys.executable, "-m", "ramify.cli", "sweep", *words], env=ENV, capture_output=True, text=True
+        [sys.executable, "-m", "ramulus.cli", "sweep", *words], env=ENV, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
     assert "two-bad seed 0 ended with status 2; the end of" in done.stdout

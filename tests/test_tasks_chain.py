@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry, Right, Slips, teacher_accuracy
+from ramulus.core.task import Path, Task
+from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry, Right, Slips, teacher_accuracy
 
 ALWAYS = ForgetsCarry(1.0)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ramify.tasks.files import File
-from ramify.tasks.gym import Gym
-from ramify.tasks.math import Boxed
+from ramulus.tasks.files import File
+from ramulus.tasks.gym import Gym
+from ramulus.tasks.math import Boxed
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_a_missing_library_names_its_extra(
         "datasets": File(str(tmp_path)),
     }[library]
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
-    with pytest.raises(ImportError, match=rf'pip install "ramify\[{extra}\]"'):
+    with pytest.raises(ImportError, match=rf'pip install "ramulus\[{extra}\]"'):
         use()

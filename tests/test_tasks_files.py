@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ramify.tasks.files import File
-from ramify.tasks.problem import Problem, references
+from ramulus.tasks.files import File
+from ramulus.tasks.problem import Problem, references
 
 VERL = Path(__file__).parents[2] / "shared" / "data" / "verl"
 needs_data = pytest.mark.skipif(not VERL.is_dir(), reason="needs the benchmarks in ../shared/data/verl")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.tasks.answers import LastBox, LastLine, Whole
-from ramify.tasks.arithmetic import worked
-from ramify.tasks.gym import FORMULA, LITERAL, Gym, GymScore, Scorer, freeze, thaw, unsafe
-from ramify.tasks.problem import Problem
+from ramulus.core.task import Path, Task
+from ramulus.tasks.answers import LastBox, LastLine, Whole
+from ramulus.tasks.arithmetic import worked
+from ramulus.tasks.gym import FORMULA, LITERAL, Gym, GymScore, Scorer, freeze, thaw, unsafe
+from ramulus.tasks.problem import Problem
 
 
 def scored(problem: Problem, text: str, reward: GymScore | None = None) -> dict[str, Any]:

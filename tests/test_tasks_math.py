@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.tasks.math import Boxed, Equal, algebra
-from ramify.tasks.notation import compare, number, tidy, unwrap
+from ramulus.core.task import Path, Task
+from ramulus.tasks.math import Boxed, Equal, algebra
+from ramulus.tasks.notation import compare, number, tidy, unwrap
 
 DATA = File(__file__).parents[2] / "shared" / "data" / "math"
 SETS = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiad")

@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
-from ramify.tasks.chain import ChainSum
-from ramify.tasks.problem import PORTION, Problem, references, render
+from ramulus.tasks.chain import ChainSum
+from ramulus.tasks.problem import PORTION, Problem, references, render
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=?{}\\ .:\n"
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"

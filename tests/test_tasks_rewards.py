@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ramify.core.task import Path, Task
-from ramify.tasks.answers import LastBox, LastLine, Tagged, Whole, last_box
-from ramify.tasks.rewards import ExactAnswer, Format, Overlong
+from ramulus.core.task import Path, Task
+from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole, last_box
+from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
 
 TASK = Task("t", (), "?", "7", extra={})
 

@@ -15,9 +15,9 @@ from pathlib import Path as File
 import pytest
 
 import guarded_rewards as rewards
-from ramify.core.task import Path, Task
-from ramify.tasks.guard import Guarded
-from ramify.tasks.workers import Crew, Outcome, crew
+from ramulus.core.task import Path, Task
+from ramulus.tasks.guard import Guarded
+from ramulus.tasks.workers import Crew, Outcome, crew
 
 TASK = Task("t", (), "?", "yes")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -46,7 +46,7 @@ def test_a_value_and_lean_start_up(two: Crew) -> None:
     fresh = Crew(1)
     names = fresh.submit(rewards.loaded, seconds=5).result(timeout=60).value
     fresh.close()
-    assert "ramify.core.task" in names
+    assert "ramulus.core.task" in names
     assert not heavy & set(names)
 
 
@@ -189,8 +189,8 @@ PARENT = """
 import sys, time, os, signal
 sys.path.insert(0, {tests!r})
 import guarded_rewards as rewards
-from ramify.core.task import Path, Task
-from ramify.tasks.workers import Crew
+from ramulus.core.task import Path, Task
+from ramulus.tasks.workers import Crew
 crew = Crew(2)
 first = crew.submit(rewards.process, Task("t", (), "?"), Path("", (), "eos"), seconds=60).result()
 crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
@@ -224,8 +224,8 @@ def test_rewards_of_a_script_and_of_a_file_that_is_no_module(tmp_path: File) -> 
         textwrap.dedent(f"""
         import asyncio, importlib.util, sys
         from dataclasses import dataclass
-        from ramify.core.task import Path, Task
-        from ramify.tasks.guard import Guarded
+        from ramulus.core.task import Path, Task
+        from ramulus.tasks.guard import Guarded
 
         @dataclass(frozen=True)
         class Mine:

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import ask, line, run, small
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.engine.engine import Sampling
-from ramify.engine.local import LocalEngine
-from ramify.engine.sampling import Knobs, draw
-from ramify.engine.toy import ToyEngine
-from ramify.grow.branching import Star
-from ramify.grow.growth import grow_forest
-from ramify.grow.stop import Stop
-from ramify.grow.temperature import ByEntropy
-from ramify.run import checkpoint
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local import LocalEngine
+from ramulus.engine.sampling import Knobs, draw
+from ramulus.engine.toy import ToyEngine
+from ramulus.grow.branching import Star
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.stop import Stop
+from ramulus.grow.temperature import ByEntropy
+from ramulus.run import checkpoint
 from test_resume import killed, metrics, same, train
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from ramify.core.task import Task
-from ramify.core.tree import PER_TOKEN, Author, Node, Tree
+from ramulus.core.task import Task
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
 TASK = Task(id="t", prompt=(1, 2, 3), text="1 2 3")
 MOVES = st.lists(

@@ -12,12 +12,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engines import KERNELS
 from forests import forest
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
-from ramify.learn import merged, trunk
-from ramify.learn.attention import TreePlan, attending, plan, tree_attention
-from ramify.learn.gather import CHUNK, runs
-from ramify.learn.pack import Layout, lay_out
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn import merged, trunk
+from ramulus.learn.attention import TreePlan, attending, plan, tree_attention
+from ramulus.learn.gather import CHUNK, runs
+from ramulus.learn.pack import Layout, lay_out
 from test_attention import branched, columns
 
 
@@ -238,7 +238,7 @@ def chosen(row: Layout, width: int = 128) -> str:
 @KERNELS
 def test_auto_takes_trunks_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(branched((4, 60), prompt=3)) == "Stacked"
-    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
     assert chosen(branched((1000, 6), prompt=2000)) == "Trunk"
     assert chosen(lay_out([grown(900, 4, 4)])[0]) == "Trunk"
     assert chosen(branched((4, 30), prompt=10)) == "dense"
@@ -248,6 +248,6 @@ def test_auto_takes_trunks_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_the_operators_there_are_no_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMIFY_NATIVE", "0")
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
     monkeypatch.setattr(merged, "FORWARD", "_an_operator_that_torch_lacks")
     assert chosen(branched((1000, 6), prompt=2000)) == "dense"

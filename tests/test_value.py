@@ -13,23 +13,23 @@ from torch import Tensor
 from forests import Trajectory, flatten, forest
 from methods import METHODS, rows_of
 from methods_hpt import returns
-from ramify.core.store import read
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.grow.worth import Estimated
-from ramify.learn import gauges
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.gae import GAE
-from ramify.learn.leaf import EntropyWeight
-from ramify.learn.mask import Clip, Everything
-from ramify.learn.mix import Mix, Term
-from ramify.learn.pack import lay_out, pack
-from ramify.learn.reference import Behavior, Itself
-from ramify.learn.value import ActorCritic
-from ramify.run import checkpoint
-from ramify.run.launch import launch
-from ramify.run.trainer import loss
+from ramulus.core.store import read
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.grow.worth import Estimated
+from ramulus.learn import gauges
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.gae import GAE
+from ramulus.learn.leaf import EntropyWeight
+from ramulus.learn.mask import Clip, Everything
+from ramulus.learn.mix import Mix, Term
+from ramulus.learn.pack import lay_out, pack
+from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.value import ActorCritic
+from ramulus.run import checkpoint
+from ramulus.run.launch import launch
+from ramulus.run.trainer import loss
 from test_equivalence import budget_for
 from tiny import build
 

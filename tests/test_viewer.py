@@ -1,4 +1,4 @@
-"""`ramify view`: a real server on a free port, asked as a browser would, and as one should not."""
+"""`ramulus view`: a real server on a free port, asked as a browser would, and as one should not."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytest.importorskip("starlette")
 
 from rich.console import Console
 
-from ramify.cli import main
-from ramify.core import store
-from ramify.look.show import show
-from ramify.look.viewer import Hosts, bind, server
-from ramify.look.viewer_api import Api
-from ramify.look.viewer_page import everything, one_file
-from ramify.look.viewer_page import write as write_page
-from ramify.look.viewer_runs import Shelf
+from ramulus.cli import main
+from ramulus.core import store
+from ramulus.look.show import show
+from ramulus.look.viewer import Hosts, bind, server
+from ramulus.look.viewer_api import Api
+from ramulus.look.viewer_page import everything, one_file
+from ramulus.look.viewer_page import write as write_page
+from ramulus.look.viewer_runs import Shelf
 from viewer_runs import NASTY, add_rows, large_tree, row, run_folder, small_tree, tokenizer, write
 
 
@@ -498,8 +498,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(folder: Path, 
 
 def test_a_page_is_text_in_any_locale(folder: Path, tmp_path: Path) -> None:
     """Nothing depends on the encoding of the machine."""
-    code = "import sys; from ramify.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning:ramify", "-c", code]
+    code = "import sys; from ramulus.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning:ramulus", "-c", code]
     subprocess.run([*command, "view", folder, "--out", tmp_path / "p.html"], check=True, capture_output=True)
 
 
@@ -516,7 +516,7 @@ def test_progress_is_shown_on_a_terminal_alone(folder: Path, tmp_path: Path) -> 
 
 
 def test_an_evaluation_is_shown_with_its_tokenizer(serve: Serve, tmp_path: Path) -> None:
-    """As `ramify eval --out FOLDER` keeps it; the whole way is in the slow test below."""
+    """As `ramulus eval --out FOLDER` keeps it; the whole way is in the slow test below."""
     out = tmp_path / "mine"
     for name in ("chain", "chain-tree"):
         store.write(out / f"{name}.jsonl", [small_tree(0)])
@@ -536,7 +536,7 @@ def test_an_evaluation_is_shown_with_its_tokenizer(serve: Serve, tmp_path: Path)
 def test_a_real_evaluation_from_the_command_line(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     import torch
 
-    from ramify.learn.model import Scratch
+    from ramulus.learn.model import Scratch
 
     torch.manual_seed(0)
     net, words = Scratch("0123456789+-=?\n", hidden=16, layers=1, heads=2, kv_heads=1, max_positions=256)()
@@ -555,7 +555,7 @@ def test_a_real_evaluation_from_the_command_line(serve: Serve, tmp_path: Path, c
     assert "⟨" not in str(show(tmp_path / "mine"))
     assert told(capsys, *command, tmp_path / "a.json")[0] == 0
     status, said = told(capsys, "view", tmp_path / "a.json")
-    assert (status, "ramify eval --out FOLDER" in said) == (2, True)
+    assert (status, "ramulus eval --out FOLDER" in said) == (2, True)
 
 
 @pytest.mark.parametrize("given", ["2-rl", "2-rl/trees", "2-rl/trees/000010.jsonl"])
@@ -571,7 +571,7 @@ def test_a_stage_alone_finds_the_tokenizer_of_another(serve: Serve, tmp_path: Pa
     [
         (["view", "{tmp}/nothing"], "there is nothing at"),
         (["view", "{tmp}"], "holds neither metrics.jsonl nor trees"),
-        (["view", "{run}/run.json"], "ramify eval --out FOLDER"),
+        (["view", "{run}/run.json"], "ramulus eval --out FOLDER"),
         (["view", "{run}", "--port", "99999"], "port 99999: bind(): port must be 0-65535.; leave --port out"),
         (["view", "{run}", "--out", "{tmp}"], "is a folder: name a file in it"),
         (["view", "{run}", "--out", "{tmp}/p.html", "--steps", "6"], "no trees of step 6"),
@@ -592,7 +592,7 @@ def test_errors_name_the_remedy(
 @pytest.mark.slow
 def test_a_real_run_from_the_command_line(tmp_path: Path) -> None:
     recipe = Path(__file__).parent / "run_small.py"
-    command = [sys.executable, "-m", "ramify.cli"]
+    command = [sys.executable, "-m", "ramulus.cli"]
     out = tmp_path / "real"
     paths = os.environ | {"PYTHONPATH": str(recipe.parent)}
     train = [*command, "train", f"{recipe}:attnrl", f"out={out}", "steps=2"]

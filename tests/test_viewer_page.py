@@ -18,14 +18,14 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright import sync_api as playwright
 
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Tree
-from ramify.look.viewer import bind as bound_at
-from ramify.look.viewer import server
-from ramify.look.viewer_api import Api
-from ramify.look.viewer_page import everything, one_file
-from ramify.look.viewer_runs import Shelf
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
+from ramulus.look.viewer import bind as bound_at
+from ramulus.look.viewer import server
+from ramulus.look.viewer_api import Api
+from ramulus.look.viewer_page import everything, one_file
+from ramulus.look.viewer_runs import Shelf
 from viewer_runs import add_rows, large_tree, run_folder, small_tree, tokens, write
 
 CHROMIUM = next(

@@ -1,4 +1,4 @@
-"""Textbook losses on padded rows of plain tensors, as the papers write them. Imports nothing from ramify.
+"""Textbook losses on padded rows of plain tensors, as the papers write them. Imports nothing from ramulus.
 
 Shapes: rows i of a batch, L columns. `logp`, `old`, `mask` are [B, L], `reward` [B], `group` [B] ints.
 """

@@ -1,4 +1,4 @@
-"""Textbook forms of HAPO and of the entropy-aware baselines, on padded rows of plain tensors. Imports nothing from ramify.
+"""Textbook forms of HAPO and of the entropy-aware baselines, on padded rows of plain tensors. Imports nothing from ramulus.
 
 Shapes: rows i of a batch, L columns. `logp`, `old`, `entropy` (now), `sampled` (entropy when sampled), `mask` are [B, L]; `reward` [B];
 `group` [B] ints.

@@ -1,4 +1,4 @@
-"""Textbook losses of the methods that learn from demonstrations or weigh whole sequences; plain tensors, nothing of ramify.
+"""Textbook losses of the methods that learn from demonstrations or weigh whole sequences; plain tensors, nothing of ramulus.
 
 Shapes as in textbook.py; `expert` [B, L] is 1 on the tokens of a demonstration.
 """

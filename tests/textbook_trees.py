@@ -1,4 +1,4 @@
-"""TreeRL's and AttnRL's advantages from the rows alone, as the papers and the released code write them. Imports nothing from ramify.
+"""TreeRL's and AttnRL's advantages from the rows alone, as the papers and the released code write them. Imports nothing from ramulus.
 
 `paths[i]`: names of the nodes that row i goes through, first the question or the part of a demonstration that it goes on from.
 `owner[i][t]`: the node that wrote its token t.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ramify.core import store
-from ramify.core.task import Task
-from ramify.core.tree import Author, Node, Tree
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
 
 EOS = 256
 NASTY = '</script><script>document.title="bad"</script><img src=x onerror=alert(1)>&amp;'
@@ -92,9 +92,9 @@ def run_folder(folder: Path, steps: int = 10, trees: tuple[int, ...] = (5, 10), 
     """A run of one stage."""
     (folder / "evals").mkdir(parents=True)
     add_rows(folder, range(1, steps + 1))
-    stage = {"class": "ramify.run.recipe.Run", "name": name, "steps": 20, "seed": 3}
-    stage["branching"] = {"class": "ramify.grow.segments.Segments", "width": 8, "seeds": None, "sizes": [3, 6]}
-    stage["rewards"] = [{"class": "ramify.tasks.rewards.Boxed", "weight": 2.0}]
+    stage = {"class": "ramulus.run.recipe.Run", "name": name, "steps": 20, "seed": 3}
+    stage["branching"] = {"class": "ramulus.grow.segments.Segments", "width": 8, "seeds": None, "sizes": [3, 6]}
+    stage["rewards"] = [{"class": "ramulus.tasks.rewards.Boxed", "weight": 2.0}]
     (folder / "run.json").write_text(json.dumps({"format": 1, "recipe": name, "overrides": [], "stages": [stage]}))
     for step in trees:
         forest = [small_tree(step), small_tree(step, f"what is ü at {step}?")]

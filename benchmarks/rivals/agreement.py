@@ -1,4 +1,4 @@
-"""Does ramify learn from TRL's own batch what TRL learns from it? The same completions, the same credit, the same gradient."""
+"""Does ramulus learn from TRL's own batch what TRL learns from it? The same completions, the same credit, the same gradient."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.rivals.environment import Worker
-from ramify.core.task import Path as Response
-from ramify.core.task import Task
-from ramify.core.tree import Author, Tree
-from ramify.learn.advantage import GroupMean
-from ramify.learn.estimator import Estimator
-from ramify.learn.mask import Clip
-from ramify.learn.mix import Mix, SequenceMean, Term
-from ramify.learn.pack import pack
-from ramify.learn.policy import TorchPolicy
-from ramify.learn.reference import Recomputed
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage import GroupMean
+from ramulus.learn.estimator import Estimator
+from ramulus.learn.mask import Clip
+from ramulus.learn.mix import Mix, SequenceMean, Term
+from ramulus.learn.pack import pack
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.reference import Recomputed
 
 if TYPE_CHECKING:
     from benchmarks.step import Setting
@@ -30,7 +30,7 @@ EQUAL = {"float32": 1e-4, "bfloat16": 2e-2}  # relative difference of two gradie
 def forest_of(
     seen: dict[str, torch.Tensor], setting: Setting, decode: Callable[[list[int]], str]
 ) -> tuple[list[Tree], dict[int, float]]:
-    """TRL's batch as stars, graded by ramify, and its own advantages by id(leaf)."""
+    """TRL's batch as stars, graded by ramulus, and its own advantages by id(leaf)."""
     answers = {problem.text: problem.answer for problem in setting.problems}
     trees: dict[tuple[int, ...], Tree] = {}
     theirs = {}
@@ -52,7 +52,7 @@ def forest_of(
 def agree(
     worker: Worker, policy: TorchPolicy, setting: Setting, decode: Callable[[list[int]], str], folder: Path
 ) -> float:
-    """One step of TRL; the relative difference between the gradient of its loss and ramify's of the same batch. Raises where they differ."""
+    """One step of TRL; the relative difference between the gradient of its loss and ramulus's of the same batch. Raises where they differ."""
     path = str(folder / "check.safetensors")
     worker.ask("check", path=path)
     worker.ask("step")

@@ -34,9 +34,9 @@ def reward_of(kind: str, ends: int) -> Any:
             return [sum(ids) % 10 / 10 for ids in completion_ids]
 
         return digits
-    from ramify.core.task import Path as Response
-    from ramify.core.task import Task
-    from ramify.tasks.chain import ChainAnswer
+    from ramulus.core.task import Path as Response
+    from ramulus.core.task import Task
+    from ramulus.tasks.chain import ChainAnswer
 
     grade = ChainAnswer()
 

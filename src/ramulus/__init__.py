@@ -1,0 +1,137 @@
+"""Reinforcement learning on verifiable rewards with one tree from sampler to optimizer.
+
+The public names, each loaded from its room when it is first asked for, so that `import ramulus` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ramulus.core.task import Path as Path
+    from ramulus.core.task import Task as Task
+    from ramulus.core.tree import Author as Author
+    from ramulus.core.tree import Node as Node
+    from ramulus.core.tree import Tree as Tree
+    from ramulus.engine.engine import Request as Request
+    from ramulus.engine.engine import Sampling as Sampling
+    from ramulus.engine.engine import Segment as Segment
+    from ramulus.engine.local import LocalEngine as LocalEngine
+    from ramulus.engine.toy import ToyEngine as ToyEngine
+    from ramulus.grow.adaptive import Adaptive as Adaptive
+    from ramulus.grow.branching import Bud as Bud
+    from ramulus.grow.branching import Star as Star
+    from ramulus.grow.forks import AttentionForks as AttentionForks
+    from ramulus.grow.forks import EarlyForks as EarlyForks
+    from ramulus.grow.forks import EntropyForks as EntropyForks
+    from ramulus.grow.growth import grow_forest as grow_forest
+    from ramulus.grow.prompts import PromptBatch as PromptBatch
+    from ramulus.grow.schedule import Dynamic as Dynamic
+    from ramulus.grow.schedule import Fixed as Fixed
+    from ramulus.grow.segments import Segments as Segments
+    from ramulus.grow.stop import Stop as Stop
+    from ramulus.grow.temperature import ByEntropy as ByEntropy
+    from ramulus.learn.advantage import Constant as Constant
+    from ramulus.learn.advantage import GroupMean as GroupMean
+    from ramulus.learn.batch import Credits as Credits
+    from ramulus.learn.batch import TreeBatch as TreeBatch
+    from ramulus.learn.estimator import Estimator as Estimator
+    from ramulus.learn.factor import HighEntropy as HighEntropy
+    from ramulus.learn.factor import ImportanceWeight as ImportanceWeight
+    from ramulus.learn.factor import Product as Product
+    from ramulus.learn.gate import Smooth as Smooth
+    from ramulus.learn.gate import Switch as Switch
+    from ramulus.learn.global_local import GlobalLocal as GlobalLocal
+    from ramulus.learn.mask import Clip as Clip
+    from ramulus.learn.mask import DualClip as DualClip
+    from ramulus.learn.mask import Everything as Everything
+    from ramulus.learn.mix import Mix as Mix
+    from ramulus.learn.mix import SequenceMean as SequenceMean
+    from ramulus.learn.mix import Term as Term
+    from ramulus.learn.mix import TokenMean as TokenMean
+    from ramulus.learn.model import Pretrained as Pretrained
+    from ramulus.learn.model import Scratch as Scratch
+    from ramulus.learn.pack import pack as pack
+    from ramulus.learn.policy import TorchPolicy as TorchPolicy
+    from ramulus.learn.reference import Behavior as Behavior
+    from ramulus.learn.reference import Itself as Itself
+    from ramulus.learn.reference import Recomputed as Recomputed
+    from ramulus.learn.signal import AdaptiveClip as AdaptiveClip
+    from ramulus.learn.signal import EntropySignal as EntropySignal
+    from ramulus.learn.signal import Redistribution as Redistribution
+    from ramulus.learn.subgroup import SubgroupMean as SubgroupMean
+    from ramulus.learn.token_group import TokenGroupMean as TokenGroupMean
+    from ramulus.look.evaluate import evaluate as evaluate
+    from ramulus.look.show import show as show
+    from ramulus.run.recipe import AdamW as AdamW
+    from ramulus.run.recipe import Exam as Exam
+    from ramulus.run.recipe import Run as Run
+    from ramulus.run.recipe import Weighted as Weighted
+    from ramulus.tasks.chain import ChainSum as ChainSum
+    from ramulus.tasks.files import File as File
+    from ramulus.tasks.gym import Gym as Gym
+    from ramulus.tasks.math import Boxed as Boxed
+    from ramulus.tasks.problem import Problem as Problem
+    from ramulus.tasks.rewards import ExactAnswer as ExactAnswer
+    from ramulus.tasks.rewards import Overlong as Overlong
+
+__version__ = "0.1.0"
+
+HOMES = {
+    "core.task": ("Path", "Task"),
+    "core.tree": ("Author", "Node", "Tree"),
+    "engine.engine": ("Request", "Sampling", "Segment"),
+    "engine.local": ("LocalEngine",),
+    "engine.toy": ("ToyEngine",),
+    "grow.adaptive": ("Adaptive",),
+    "grow.branching": ("Bud", "Star"),
+    "grow.forks": ("AttentionForks", "EarlyForks", "EntropyForks"),
+    "grow.growth": ("grow_forest",),
+    "grow.prompts": ("PromptBatch",),
+    "grow.schedule": ("Dynamic", "Fixed"),
+    "grow.segments": ("Segments",),
+    "grow.stop": ("Stop",),
+    "grow.temperature": ("ByEntropy",),
+    "learn.advantage": ("Constant", "GroupMean"),
+    "learn.batch": ("Credits", "TreeBatch"),
+    "learn.estimator": ("Estimator",),
+    "learn.gate": ("Smooth", "Switch"),
+    "learn.factor": ("HighEntropy", "ImportanceWeight", "Product"),
+    "learn.global_local": ("GlobalLocal",),
+    "learn.mask": ("Clip", "DualClip", "Everything"),
+    "learn.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
+    "learn.model": ("Pretrained", "Scratch"),
+    "learn.pack": ("pack",),
+    "learn.policy": ("TorchPolicy",),
+    "learn.reference": ("Behavior", "Itself", "Recomputed"),
+    "learn.signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),
+    "learn.subgroup": ("SubgroupMean",),
+    "learn.token_group": ("TokenGroupMean",),
+    "look.evaluate": ("evaluate",),
+    "look.show": ("show",),
+    "run.recipe": ("AdamW", "Exam", "Run", "Weighted"),
+    "tasks.chain": ("ChainSum",),
+    "tasks.files": ("File",),
+    "tasks.gym": ("Gym",),
+    "tasks.math": ("Boxed",),
+    "tasks.problem": ("Problem",),
+    "tasks.rewards": ("ExactAnswer", "Overlong"),
+}
+"""Module: the public names it holds. The imports above say the same to type checkers; a test holds the two together."""
+
+_HOME_OF = {name: f"ramulus.{module}" for module, names in HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ramulus' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,395 @@
+"""The command line: `ramulus train`, sweep, compare, eval, rollout, recipes, ledger, export, view, doctor.
+
+Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
+Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
+Words = Annotated[
+    Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...", help_behavior_hint="(required)")
+]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
+ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
+RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
+OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
+Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain ...")]
+
+
+def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh: bool = False) -> int:
+    """Train by a recipe: a shipped one by name (see `ramulus recipes`) or a Python file of your own.
+
+    Examples: `ramulus train grpo model=Qwen/Qwen2.5-0.5B tasks.path=problems.jsonl steps=100 out=runs/mine`,
+    `ramulus train quickstart branching.width=16 --fresh`. In a recipe of several stages a field is set in every stage that has it;
+    `sft.steps=300` sets it in the stage named sft. The model is a Hugging Face folder or name, or the folder of a run.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a .py file with a function recipe(); NAME:small and FILE.py:small are variants.
+        overrides: any field of the recipe by its dotted path, for example branching.width=16.
+        resume: go on with the run in the out folder from its last checkpoint, bit for bit; begin it where there is none.
+        fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
+    """
+    began = time.monotonic()
+    from ramulus.run.launch import launch
+    from ramulus.run.setting import collecting_seldom
+
+    with collecting_seldom():
+        return launch(recipe, list(overrides), resume, fresh, Console(), began)
+
+
+def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = None, threads: int | None = None) -> int:
+    """Train every recipe with every seed, several runs at once; the same command again goes on where a sweep was stopped.
+
+    Example: `ramulus sweep grpo dapo treepo steps=200 --seeds 0 1 2 3 4 --out runs/three`, then `ramulus compare runs/three`.
+    A run is in OUT/RECIPE/seed-N, what it says in OUT/RECIPE/seed-N.log.
+
+    Args:
+        words: recipes, as in `ramulus train`, and fields set in all of them.
+        seeds: one run of each recipe for every seed.
+        out: the folder of the sweep.
+        jobs: runs at the same time; as many as the cores allow by default.
+        threads: of each run; 1 by default, or the cores shared among the jobs where those are given.
+    """
+    from ramulus.run.sweep import sweep as run_sweep
+
+    recipes, overrides = ([word for word in words if ("=" in word) == wanted] for wanted in (False, True))
+    return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
+
+
+def compare(
+    runs: Runs,
+    metric: str = "eval/mean",
+    baseline: str | None = None,
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
+    slack: float = 0.0,
+    finished: bool = False,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    json: Path | None = None,
+    plots: Path | None = None,
+) -> int:
+    """Compare runs over seeds at equal steps, sampled tokens, trained tokens and seconds, and say which differences are within noise.
+
+    Example: `ramulus compare runs/three --baseline grpo --plots plots`. docs/compare.md says how to read the tables.
+
+    Args:
+        runs: folders of runs, or of sweeps; runs in LABEL/seed-N are the seeds of one label.
+        metric: any name in metrics.jsonl; of a run of several stages, that of the last one, at the cost of all.
+        baseline: the label that the others are compared with; the first one by default.
+        fractions: of the largest budget that every run reaches.
+        slack: share of a budget by which a value may be measured after it; 0.02 where seeds of one label spend a little more or less.
+        finished: leave out runs that are not finished.
+        csv: a file for the table.
+        latex: a file for the table, in booktabs.
+        json: a file for everything, each seed's values and curves included.
+        plots: a folder for pictures, SVG and PNG; needs the extra plots.
+    """
+    from ramulus.look.compare import compare as compare_runs
+    from ramulus.look.compare_tables import publish
+
+    publish(compare_runs(runs, metric, baseline, fractions, finished, slack), Console(), csv, latex, json, plots)
+    return 0
+
+
+def eval_(
+    model: ModelPath,
+    tasks: Tasks,
+    samples: int = 4,
+    k: tuple[str, ...] = (),
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool = True,
+    tree: bool = False,
+    independent: bool = True,
+    width: int | None = None,
+    segment: int = 64,
+    branching: int = 2,
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    prompt: str = "problem",
+    answer: str = "answer",
+    split: str | None = None,
+    prompt_limit: int = 2048,
+    template: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    chunk: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    against: str | None = None,
+    out: Path | None = None,
+) -> int:
+    """Evaluate a model on problems: avg@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
+
+    Example: `ramulus eval runs/mine --tasks aime24.jsonl aime25.jsonl --samples 32 --k 1,8,32 --out evals/mine`; the same command again
+    goes on where it was killed. docs/eval.md says what each number is.
+
+    Args:
+        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, or chain.
+        samples: independent attempts at each problem; 0 for greedy alone.
+        k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
+        temperature: of the attempts.
+        top_p: keep the most probable tokens of this total probability.
+        greedy: leave out the one greedy answer to each problem, with --no-greedy.
+        tree: also grow a tree for each problem, and compare it with independent attempts at equal answers and at equal tokens.
+        independent: leave out the independent attempts, with --no-independent: trees alone.
+        width: answers of a tree; as many as samples by default.
+        segment: tokens of a tree's segment, at the end of which it branches.
+        branching: branches of a path of a tree in each round.
+        limit: problems of each task set; all by default.
+        max_tokens: the longest response; by default 1024, or what the model has room for.
+        prompt: column of a file that holds the problems; verl's columns are known.
+        answer: column of a file that holds the answers.
+        split: of a Hugging Face dataset.
+        prompt_limit: the longest prompt; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template.
+        system: system message of the chat template.
+        seed: the same seed gives the same answers on the same machine.
+        slots: rows decoded together.
+        chunk: problems sampled together, kept together and, after a kill, done again together; by default what fills the slots four times.
+        device: cpu, cuda, cuda:1, or auto.
+        threads: of torch; all cores by default.
+        against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
+        out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
+    """
+    from ramulus.run.bench import TaskSets, open_bench
+    from ramulus.run.eval_plan import plan_of, whole_numbers
+    from ramulus.run.evaluation import run_evaluation
+
+    columns = {"prompt": prompt, "answer": answer, "split": split}
+    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
+    grown = (samples if width is None else width, segment, branching) if tree else None
+    plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
+    opener = partial(open_bench, device=device, threads=threads, slots=slots)
+    return run_evaluation(model, opener, asked, plan, whole_numbers(k), against, out, Console())
+
+
+def rollout(
+    model: ModelPath,
+    tasks: Tasks,
+    width: int = 8,
+    branching: int = 2,
+    depth: int = 8,
+    segment: int = 64,
+    star: bool = False,
+    temperature: float = 1.0,
+    limit: int = 1,
+    prompt: str = "problem",
+    answer: str = "answer",
+    split: str | None = None,
+    prompt_limit: int = 2048,
+    template: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    device: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Grow trees with a model, show or save them, and say what they cost.
+
+    Args:
+        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, or chain.
+        width: paths of a tree.
+        branching: branches of a path in each round.
+        depth: segments of a path, at most.
+        segment: tokens of a segment.
+        star: independent paths that share the prompt alone, in place of a tree.
+        temperature: of the sampling.
+        limit: problems of each task set.
+        prompt: column of a file that holds the problems; verl's columns are known.
+        answer: column of a file that holds the answers.
+        split: of a Hugging Face dataset.
+        prompt_limit: the longest prompt; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template.
+        system: system message of the chat template.
+        seed: the same seed gives the same trees on the same machine.
+        slots: rows decoded together.
+        device: cpu, cuda, cuda:1, or auto.
+        threads: of torch; all cores by default.
+        out: a file for the trees, one JSON line each; they are not shown then.
+    """
+    from ramulus.grow.branching import Star
+    from ramulus.grow.segments import Segments
+    from ramulus.run.bench import TaskSets, grow_trees, open_bench
+
+    columns = {"prompt": prompt, "answer": answer, "split": split}
+    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
+    rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
+    bench = open_bench(model, device, threads, slots)
+    return grow_trees(bench, asked, rule, temperature, depth * segment, seed, out, Console())
+
+
+def recipes() -> int:
+    """List the shipped recipes and their variants."""
+    from rich.table import Table
+
+    from ramulus.run.find import FOLDER, USUAL, shipped, variants
+
+    table = Table(box=None, show_header=False)
+    for name, about in shipped().items():
+        table.add_row(f"[bold]{name}[/bold]", about)
+        for function, purpose in variants(FOLDER / f"{name}.py").items():
+            if function != USUAL:
+                table.add_row(f"{name}:{function}", purpose)
+    console = Console()
+    console.print(table)
+    console.print(
+        "\nramulus train NAME, or the path of a Python file with a function recipe() (mine.py:small calls another function of it); "
+        "any field can be set, steps=10 for example.",
+        highlight=False,
+    )
+    return 0
+
+
+def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "last") -> int:
+    """Write the model of a run as a plain Hugging Face folder that AutoModelForCausalLM.from_pretrained loads.
+
+    Args:
+        folder: the folder of a run; of a run of several stages, its last finished stage is taken.
+        out: the new folder.
+        which: the last checkpoint, or the one with the best evaluation.
+    """
+    from ramulus.run.bench import export_model
+
+    console = Console()
+    step = export_model(folder, out, which, console)
+    console.print(f"step {step} of {folder} is now in {out}", markup=False, highlight=False)
+    return 0
+
+
+def view(
+    runs: Runs,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    tokenizer: Path | None = None,
+    open: bool = False,
+    out: Path | None = None,
+    steps: str = "",
+) -> int:
+    """Look at runs and trees in the browser, live while they train; or write them into one HTML file.
+
+    Args:
+        runs: folders of runs, a folder with runs below it, folders or files of trees.
+        port: by default a free one.
+        host: the address to listen at; with any but this machine's own, whoever reaches it can read the runs.
+        tokenizer: tokenizer.json, or the folder it is in; by default that of the run's last checkpoint.
+        open: open the browser.
+        out: write one HTML file with everything in it, and serve nothing.
+        steps: which steps' trees go into that file, as in 5,10,15; by default the last.
+    """
+    from ramulus.look.viewer import view as show
+
+    return show(runs, host, port, tokenizer, open, out, steps, Console())
+
+
+def doctor() -> int:
+    """Say what is installed, which device there is, what is missing and how to get it."""
+    from rich.table import Table
+
+    from ramulus.run.doctor import machine, packages
+
+    console, table = Console(), Table(box=None, show_header=False)
+    for name, found, remedy in packages():
+        color = "red" if found == "missing" else "yellow" if found == "not installed" else "green"
+        table.add_row(name, f"[{color}]{found}[/{color}]", remedy.replace("[", "\\["))
+    for name, found in machine():
+        table.add_row(name, found, "")
+    console.print(table)
+    return int(any(found == "missing" for _, found, _ in packages()))
+
+
+def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
+    """Say what runs cost: tokens by source and by fate, seconds by phase; of each stage, a step, a correct answer.
+
+    Args:
+        runs: folders of runs, of single stages, or of sweeps.
+        json: a file for all numbers as JSON.
+        csv: a file for all numbers as CSV, a line for each run and stage.
+        steps: tell every step as well.
+    """
+    from ramulus.look.statement import read_statements, step_tables, tables, write_csv, write_json
+
+    said = read_statements(runs)
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=200)
+    for statement in said:
+        for part in [*tables(statement), *(step_tables(statement) if steps else ())]:
+            console.print(part, highlight=False)
+            console.print()
+    for path, write in ((json, write_json), (csv, write_csv)):
+        if path is not None:
+            write(path, said, steps)
+    return 0
+
+
+COMMANDS: dict[str, Any] = {
+    "train": train,
+    "sweep": sweep,
+    "compare": compare,
+    "eval": eval_,
+    "rollout": rollout,
+    "recipes": recipes,
+    "ledger": ledger,
+    "export": export,
+    "view": view,
+    "doctor": doctor,
+}
+ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; an error of the user's is one sentence and exit status 2."""
+    # torch reads it when it starts: threads that wait busily slow shared cores down tenfold
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stdout.isatty():
+        os.environ.pop("FORCE_COLOR", None)  # notebooks set it: a bar that redraws itself would flood a pipe or a file
+    words = sys.argv[1:] if argv is None else argv
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"ramulus: {message}\n"
+    try:
+        sys.exit(run([word for word in words if word != "--debug"]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        memory = "out of memory" in str(error).lower()
+        if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
+            raise
+        remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
+        said = " ".join(str(error).split()) + remedy  # it may quote a model: nothing of that reaches the terminal unescaped
+        print("ramulus:", "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said), file=sys.stderr)
+        sys.exit(2)
+    finally:
+        warnings.formatwarning = usual
+
+
+def run(words: list[str]) -> int:
+    """The exit status of a command line."""
+    if words[:1] == ["train"]:  # its flags take no values and may stand anywhere
+        words = sorted(words, key=lambda word: word.startswith("-") and "=" not in word)
+    status: Any = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="ramulus", description=ABOUT, args=words, config=(FlagCreatePairsOff,)
+    )
+    return int(status or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Trees at rest: one JSON line a tree, lossless, written and read one tree at a time.
+
+A line is `{"format": 1, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
+parent by its place in that list (`up`). Fields that equal their default are left out, so a changed default needs a new
+FORMAT. What JSON cannot say is tagged: `{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$dict": [[key, value], ...]}`,
+`{"$text": [code points]}`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
+from functools import cache
+from operator import attrgetter
+from pathlib import Path
+from typing import IO, Any
+
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree
+
+FORMAT = 1
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From a format to the next: `UPGRADES[1]` turns the JSON of a format 1 line into that of format 2."""
+
+QUICK: Callable[[Any], bytes] | None = None
+"""A quicker encoder of plain values than json's, from whoever has one: a run hands over orjson's."""
+
+LINKS = {"parent", "children", "root", "task"}  # fields that the layout of a line says
+RESTORE: dict[str, Callable[[Any], Any]] = {
+    "author": Author,
+    "prompt": tuple,
+    "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
+}
+KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
+PLAIN = {int, bool, type(None), Author}  # types that JSON says as they are
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
+TAG = re.compile(rb'"\$(float|tuple|dict|text)":')
+
+
+class StoreError(ValueError):
+    """A line that is no tree, or a value that JSON lines cannot hold."""
+
+
+class TornLine(UserWarning):
+    """The last line of a file was cut off, as a killed write leaves it."""
+
+
+def _encode(value: Any) -> Any:
+    """Plain JSON for a value of str, int, float, bool, None, list, tuple and dict; TypeError for anything else."""
+    kind = type(value)
+    if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()) or (kind is list and _finite(value)):
+        return value
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": repr(float(value))}
+    if isinstance(value, str):
+        return {"$text": [ord(c) for c in value]} if PAIR.search(value) else value
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(item) for item in value]}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and key[:1] != "$" and (key.isascii() or not PAIR.search(key)) for key in value):
+            return {key: _encode(item) for key, item in value.items()}
+        return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
+
+
+def _finite(values: list[Any]) -> bool:
+    """Whether these are finite numbers, in one pass in C: a sum with a NaN or an infinity in it is not finite."""
+    try:
+        return math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False
+
+
+def _untag(content: dict[str, Any]) -> Any:
+    """The value that a tagged object stands for; called by the JSON reader from the inside out."""
+    if len(content) == 1:
+        match content:
+            case {"$float": text}:
+                return float(text)
+            case {"$text": points}:
+                return "".join(map(chr, points))
+            case {"$tuple": items}:
+                return tuple(items)
+            case {"$dict": pairs}:
+                return dict(pairs)
+    return content
+
+
+@cache
+def _plan(kind: type[Any]) -> tuple[Callable[[Any], tuple[Any, ...]], list[tuple[str, Any, Any, bool]]]:
+    """What reads the stored fields of a record, and of each its name, its default, the type of one that reading fills in by itself (never a float's:
+    0.0 == -0.0 == 0), and whether a tuple in it is stored as a plain list."""
+    plan = []
+    for field in fields(kind):
+        if field.name not in LINKS:
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            plan.append((field.name, default, None if isinstance(default, float) else type(default), field.name in RESTORE))
+    return attrgetter(*[name for name, *_ in plan]), plan
+
+
+def _record(thing: Node | Tree | Task) -> dict[str, Any]:
+    """The plain fields of a Node, Tree or Task by name, defaults left out."""
+    record = {}
+    read, plan = _plan(type(thing))  # type: ignore[arg-type]
+    for value, (name, default, filled, listed) in zip(read(thing), plan, strict=True):
+        if type(value) is filled and value == default:
+            continue
+        try:
+            record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
+        except (TypeError, RecursionError) as error:
+            raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
+    return record
+
+
+def _written(line: dict[str, Any]) -> bytes:
+    """Plain values as ASCII JSON; by json itself where the quick encoder cannot say it so: other letters, integers beyond 64 bits."""
+    if QUICK is not None:
+        with suppress(TypeError):
+            text = QUICK(line)
+            if text.isascii():
+                return text
+    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def dump(tree: Tree) -> bytes:
+    """One tree as one line of ASCII JSON, newline included; StoreError names a value that cannot be stored."""
+    places: dict[Node, int] = {}
+    nodes = []
+    try:
+        for place, node in enumerate(tree.walk()):
+            places[node] = place
+            record = _record(node)
+            nodes.append(record if node.parent is None else {"up": places[node.parent], **record})
+        line = {"format": FORMAT, "step": tree.step, **_record(tree), "task": _record(tree.task), "nodes": nodes}
+        return _written(line) + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        remedy = "use plain str, int, float, bool, None, list, tuple and dict"
+        raise StoreError(f"cannot store the tree of task {tree.task.id!r}: {error}; {remedy}") from error
+
+
+def load(line: bytes) -> Tree:
+    """One line as a tree; StoreError says what is wrong with it."""
+    return _plant(_parse(line))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The JSON of one line, brought to this FORMAT."""
+    try:
+        content = json.loads(line, object_hook=_untag if TAG.search(line) else None)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"not JSON ({error})") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        raise StoreError("not a tree: a JSON object with a `format` number is wanted")
+    if version > FORMAT:
+        raise StoreError(f"format {version} is of a newer ramulus, this one reads up to {FORMAT}: upgrade ramulus")
+    for old in range(version, FORMAT):
+        content = UPGRADES[old](content)
+    return content
+
+
+def _plant(content: dict[str, Any]) -> Tree:
+    """The tree that a line's JSON describes."""
+    try:
+        task = _build(Task, content.pop("task"))
+        records = content.pop("nodes")
+        content.pop("format")
+        nodes: list[Node] = []
+        for place, record in enumerate(records):
+            up = record.pop("up", None)
+            if (up is None) != (place == 0) or (up is not None and not 0 <= up < place):
+                raise StoreError(f"node {place} hangs under {up}, which is no node before it")
+            node = _build(Node, record)
+            nodes.append(node)
+            if up is not None:
+                node.parent = nodes[up]
+                nodes[up].children.append(node)
+        return _build(Tree, content, task=task, root=nodes[0])
+    except StoreError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise StoreError(f"not a tree: {type(error).__name__} {error}") from error
+
+
+def _build(kind: type[Any], record: dict[str, Any], **links: Any) -> Any:
+    """A dataclass from its record; a field it does not know is an error, so nothing is lost silently."""
+    if kind not in KNOWN:
+        KNOWN[kind] = {field.name for field in fields(kind)} - LINKS
+    unknown = sorted(record.keys() - KNOWN[kind])
+    if unknown:
+        raise StoreError(f"unknown {kind.__name__} fields {unknown}: of a newer ramulus? upgrade ramulus to read it")
+    return kind(**{k: RESTORE[k](value) if k in RESTORE else value for k, value in record.items()}, **links)
+
+
+def _open(path: Path, mode: str) -> IO[bytes]:
+    """The file as bytes, through gzip where its name ends in `.gz`."""
+    return gzip.open(path, mode, compresslevel=3) if path.suffix == ".gz" else open(path, mode)  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+    """(number from 1, line, whole) of every line that is not blank; only the last can lack its end."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no trees at {path}: there is no such file; check the path of the run")
+    number = 0
+    with _open(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line, line.endswith(b"\n")
+        except EOFError:  # a gzip stream without its end
+            yield number + 1, b"", False
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise StoreError(f"{path} after line {number}: damaged gzip data ({error})") from error
+
+
+def _parsed(path: Path, strict: bool) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """(number, line with its newline, its JSON) of every line; a bad one raises, a torn last one is reported."""
+    for number, line, whole in _lines(path):
+        try:
+            content = _parse(line)
+        except StoreError as error:
+            if whole or strict:
+                raise StoreError(f"{path} line {number}: {error}") from error
+            text = f"{path} line {number}: the file is cut off here (a killed write?), its torn end is skipped"
+            warnings.warn(text, TornLine, stacklevel=3)
+            return
+        yield number, line if whole else line + b"\n", content
+
+
+def read(path: str | os.PathLike[str], strict: bool = False) -> Iterator[Tree]:
+    """The trees of a file, one at a time; `.gz` is unpacked.
+
+    A last line that a killed write cut off is skipped with a TornLine warning, or raises where `strict`. Any other bad
+    line raises StoreError with the file and the line number.
+    """
+    for number, _, content in _parsed(Path(path), strict):
+        try:
+            yield _plant(content)
+        except StoreError as error:
+            raise StoreError(f"{path} line {number}: {error}") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError (a full disk) into one that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space or choose another output folder"
+        raise OSError(error.errno, f"cannot write trees to {path}: {error.strerror}; {remedy}") from error
+
+
+class Writer:
+    """A file of trees that is open for writing, one tree at a time; a context manager.
+
+    `append` goes on after what is there and first takes away a torn last line. OSError (a full disk) names the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
+        self.path = Path(path)
+        if append and self.path.is_file():
+            _mend(self.path)
+        with _writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = _open(self.path, "ab" if append else "wb")
+
+    def write(self, tree: Tree) -> int:
+        """Write one tree; returns the bytes of its line before compression."""
+        return self.put(dump(tree))
+
+    def put(self, line: bytes) -> int:
+        """Write one line that `dump` made."""
+        with _writing(self.path):
+            return self.file.write(line)
+
+    def flush(self) -> None:
+        """Hand what was written to the system, so that a killed process loses nothing before this point."""
+        with _writing(self.path):
+            self.file.flush()
+
+    def close(self) -> None:
+        """Flush and close; closing twice is harmless."""
+        with _writing(self.path):
+            self.file.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write(path: str | os.PathLike[str], trees: Iterable[Tree], append: bool = False) -> int:
+    """Write trees as they come; returns how many."""
+    count = 0
+    with Writer(path, append) as writer:
+        for tree in trees:
+            writer.write(tree)
+            count += 1
+    return count
+
+
+def truncate_after(path: str | os.PathLike[str], step: int) -> int:
+    """Keep the trees with `tree.step <= step`, for a run that goes on from there; returns how many others went.
+
+    Streams into a file beside it that then takes its place, so a kill leaves the old file or the new one. A torn last
+    line goes too, with a TornLine warning.
+    """
+    return _rewrite(Path(path), lambda content: content["step"] <= step)
+
+
+def _mend(path: Path) -> None:
+    """Take away a torn last line, or end a whole one, so that the next tree starts a line of its own."""
+    if path.suffix == ".gz":
+        whole = all(whole for _, _, whole in _lines(path))
+    else:
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            whole = file.read(1) in (b"", b"\n")
+    if not whole:
+        _rewrite(path, lambda content: True)
+
+
+def _rewrite(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
+    """Replace the file, atomically, by the readable lines that `keep` wants; returns how many it did not want."""
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    dropped = 0
+    try:
+        with Writer(beside) as writer:
+            for _, line, content in _parsed(path, strict=False):
+                if keep(content):
+                    writer.put(line)
+                else:
+                    dropped += 1
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return dropped

@@ -1,0 +1,181 @@
+"""The tree: prompt at the root, every response a path, every shared prefix stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from ramulus.core.task import Task
+
+
+class Author(IntEnum):
+    """Who wrote a token; only POLICY and EXPERT are learned from."""
+
+    PROMPT = 0
+    POLICY = 1
+    EXPERT = 2
+    TOOL = 3
+
+
+PER_TOKEN = ("logprobs", "kept", "entropy", "temperature")  # columns of a node that are [L] or empty
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A run of L tokens (L may be 0) with one author and one fate: all of them lie under the same leaves."""
+
+    id: int  # serial in its tree, fixed when its bud is made
+    tokens: list[int]  # [L]
+    author: Author
+    logprobs: list[float] = field(default_factory=list)  # [L] log mu(token), as really sampled; [] if not sampled
+    kept: list[float] = field(default_factory=list)  # [L] log of the mass that top-p, top-k, min-p left
+    entropy: list[float] = field(default_factory=list)  # [L] nats, of the untempered distribution
+    temperature: list[float] = field(default_factory=list)  # [L] that each token was sampled at
+    version: int = 0  # of the policy that sampled it
+    levels: int = 1  # segments that end here or were cut inside (arXiv 2508.17445 counts them)
+    finish: str | None = None  # eos, answer, length, repetition, pruned; None while alive
+    reward: float | None = None  # on leaves: weighted total; None is in no mean and no gradient
+    verdict: dict[str, Any] = field(default_factory=dict)  # on leaves: parts of the reward, `correct`, the answer found
+    signals: dict[str, list[float]] = field(default_factory=dict)  # [L] each: what a rule asked for
+    why: str = ""  # why it grew here, for the viewer
+    parent: Node | None = field(default=None, repr=False)
+    children: list[Node] = field(default_factory=list, repr=False)
+
+    def line(self) -> list[Node]:
+        """The nodes from the root down to this one."""
+        nodes = [self]
+        while (above := nodes[-1].parent) is not None:
+            nodes.append(above)
+        return nodes[::-1]
+
+    def prefix(self) -> list[int]:
+        """All tokens from the root to the end of this node, prompt included."""
+        return [token for node in self.line() for token in node.tokens]
+
+    def response(self) -> list[int]:
+        """All tokens from the root to the end of this node, prompt excluded."""
+        return [token for node in self.line() if node.author is not Author.PROMPT for token in node.tokens]
+
+    def leaves(self) -> list[Node]:
+        """The leaves at or below this node, in preorder."""
+        found, stack = [], [self]
+        while stack:
+            node = stack.pop()
+            if node.children:
+                stack += node.children[::-1]
+            else:
+                found.append(node)
+        return found
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it, in preorder; safe for deep trees."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            if node.children:
+                stack += node.children[::-1]
+
+
+def correct(leaf: Node) -> float:
+    """Whether a graded path solves its task: the verdict's `correct`, or else a reward above 0."""
+    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
+
+
+def origin(leaf: Node) -> Node:
+    """Where the policy's own part of a path begins: at the end of the prompt, or of the part of a demonstration that it goes on from."""
+    return next(node for node in reversed(leaf.line()) if node.author in (Author.PROMPT, Author.EXPERT))
+
+
+def demonstrations(tree: Tree) -> list[Node]:
+    """The demonstrations to learn from; one that failed its check has no reward and is none of them."""
+    return [leaf for leaf in tree.leaves() if leaf.author is Author.EXPERT and leaf.reward is not None]
+
+
+@dataclass(eq=False, slots=True)
+class Tree:
+    """One task and every path grown for it in one visit."""
+
+    task: Task
+    root: Node
+    seed: int = 0
+    step: int = 0
+    visit: int = 0
+    serial: int = 1  # the next node id
+    rounds: int = 0  # rounds of growth so far
+    fresh: int = 0  # serial when the last round began: leaves with id >= fresh grew in it
+
+    @classmethod
+    def plant(cls, task: Task, seed: int = 0, step: int = 0, visit: int = 0) -> Tree:
+        """A tree that holds the prompt alone."""
+        return cls(task, Node(0, list(task.prompt), Author.PROMPT, levels=0), seed, step, visit)
+
+    def add(self, parent: Node, tokens: list[int], author: Author, **fields: Any) -> Node:
+        """Hang a new node under the end of `parent`; a finished leaf stays a leaf, its end kept as an empty node."""
+        if parent.finish is not None or (parent.reward is not None and not parent.children):
+            if parent.parent is not None and not parent.tokens and not parent.levels:
+                parent = parent.parent  # an end that was kept before: all that grow here are siblings of it
+            else:
+                parent = self.cut(parent, len(parent.tokens))
+        node = Node(self.serial, tokens, author, parent=parent, **fields)
+        self.serial += 1
+        parent.children.append(node)
+        return node
+
+    def cut(self, node: Node, at: int) -> Node:
+        """Insert a head above `node` with its first `at` tokens; `node` keeps its end, children, reward and identity.
+
+        Returns the head. Raises ValueError for an `at` outside [0, L] or a cut of the root.
+        """
+        if node.parent is None or not 0 <= at <= len(node.tokens):
+            place = f"node {node.id} of {len(node.tokens)} tokens at {at}"
+            raise ValueError(f"cannot cut {place}: the root is never cut, and 0 <= at <= its length")
+        head = Node(self.serial, node.tokens[:at], node.author, version=node.version, parent=node.parent)
+        head.levels = min(node.levels, 1)
+        self.serial += 1
+        for name in PER_TOKEN:
+            column = getattr(node, name)
+            setattr(head, name, column[:at])
+            setattr(node, name, column[at:])
+        head.signals = {name: column[:at] for name, column in node.signals.items()}
+        node.signals = {name: column[at:] for name, column in node.signals.items()}
+        node.tokens = node.tokens[at:]
+        node.levels -= head.levels
+        siblings = node.parent.children
+        siblings[siblings.index(node)] = head
+        head.children = [node]
+        node.parent = head
+        return head
+
+    def graft(self, node: Node, drop: int = 0, why: str = "", author: Author = Author.POLICY) -> Node:
+        """Make an empty, living node that grows `drop` tokens before the end of `node`.
+
+        Walks up where `drop` reaches above the node (an earlier cut may have shortened it). Raises ValueError for a
+        negative `drop` and for one that reaches into the prompt.
+        """
+        if drop < 0:
+            raise ValueError(f"a bud lies at or before the end of its node, got drop={drop}")
+        wanted = drop
+        while node.parent is not None and drop >= len(node.tokens) and drop > 0:
+            drop -= len(node.tokens)
+            node = node.parent
+        if node.parent is None and drop > 0:
+            raise ValueError(f"a bud {wanted} tokens before the end of its node would lie inside the prompt")
+        if drop > 0:
+            node = self.cut(node, len(node.tokens) - drop)
+        return self.add(node, [], author, why=why)
+
+    def walk(self) -> Iterator[Node]:
+        """Every node in preorder, the root first."""
+        return self.root.walk()
+
+    def leaves(self) -> list[Node]:
+        """Every leaf in preorder; the bare root is no leaf."""
+        return self.root.leaves() if self.root.children else []
+
+    def value(self, node: Node) -> float | None:
+        """Mean reward of the graded leaves at or below `node`; None where there is none."""
+        rewards = [leaf.reward for leaf in node.leaves() if leaf.reward is not None]
+        return sum(rewards) / len(rewards) if rewards else None

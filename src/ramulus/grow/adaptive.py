@@ -1,0 +1,130 @@
+"""Adaptive sampling: which paths of a prompt are worth growing from, which prompts are dropped, how many are drawn (arXiv 2509.26628)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ramulus.core.tree import Node, Tree, correct, origin
+from ramulus.grow.branching import dice, paths
+from ramulus.grow.forks import read, steps_of
+from ramulus.grow.prompts import PromptBatch
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """AttnRL's adaptive sampling: prompts by `batch`, growth by difficulty, trees without signal dropped.
+
+    Of G first paths with a share z of right ones, K = G exp(-z) are grown from, rounded up as released or to the `nearest` as in the
+    paper (eq. 9); "all" grows from every one. From z = 1/2 on the wrong ones come first, below it the right ones; the rest is drawn.
+    `attention`: a prompt with z = 1 is dropped unless its mean influence is above the mean over all such prompts so far, this step's
+    included; with `alpha` > 0 that mean is an exponential one and forgets. `even`: trees whose trained paths are all right or all wrong
+    are dropped. `unbranched` as in GlobalLocal: whether a path that nothing grows from is trained.
+
+    Paths that go on from a part of a demonstration say nothing of a prompt's difficulty and are none of the G: where a prompt is kept,
+    all of them are grown from.
+    """
+
+    batch: PromptBatch
+    rounding: Literal["ceil", "nearest", "all"] = "ceil"
+    attention: bool = True
+    alpha: float = 0.0
+    even: bool = True
+    unbranched: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("ceil", "nearest", "all"):
+            raise ValueError(f"Adaptive's rounding is 'ceil', 'nearest' or 'all', got {self.rounding!r}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Adaptive's alpha must be in [0, 1] (0: the mean of all so far), got {self.alpha}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals it reads."""
+        return ("steps", "influence") if self.attention else ()
+
+    @property
+    def prompts(self) -> int:
+        """Trees of the first step."""
+        return self.batch.first
+
+    def asked(self, state: State) -> int:
+        """Trees of the next step."""
+        return self.batch.size(state.get("batch", {}))
+
+    def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
+        """One draw a step; what it left decides the size of the next."""
+        if draws == 0:
+            return self.asked(state), state
+        left = sum(len(self.trained(tree)) for tree in kept)
+        return 0, state | {"batch": self.batch.update(left, state.get("batch", {}))}
+
+    def keep(self, tree: Tree) -> bool:
+        """Whether any path is trained, and unless not `even`, right and wrong ones."""
+        rights = {correct(leaf) > 0 for leaf in self.trained(tree)}
+        return len(rights) == 2 if self.even else bool(rights)
+
+    def trained(self, tree: Tree) -> list[Node]:
+        """The graded paths that take part in training."""
+        return [leaf for leaf in graded(tree) if self.unbranched or leaf.parent is not origin(leaf)]
+
+    def expand(self, trees: Sequence[Tree], state: State) -> tuple[list[set[int]], State]:
+        """Trees after their first round, graded -> the ids of the leaves to grow from in each, and the state after it."""
+        easy = [tree for tree in trees if difficulty(tree) == 1] if self.attention else []
+        level = {id(tree): attended(tree) for tree in easy}
+        if level:
+            state = state | {"easy": self.moved(state.get("easy", {}), list(level.values()))}
+        bar = state.get("easy", {}).get("mean", 0.0)
+        chosen = [set() if level.get(id(tree), math.inf) <= bar else self.choose(tree) for tree in trees]
+        return chosen, state
+
+    def moved(self, easy: State, values: Sequence[float]) -> State:
+        """The running mean and the number of prompts in it, after some more."""
+        count, mean = easy.get("count", 0), easy.get("mean", 0.0)
+        weight = len(values) / (count + len(values)) if self.alpha == 0 or count == 0 else self.alpha
+        return {"count": count + len(values), "mean": mean + weight * (math.fsum(values) / len(values) - mean)}
+
+    def choose(self, tree: Tree) -> set[int]:
+        """The leaves of one tree to grow from."""
+        leaves = first(tree)
+        helped = {leaf.id for leaf in graded(tree)} - {leaf.id for leaf in leaves}
+        if self.rounding == "all" or not leaves:
+            return {leaf.id for leaf in leaves} | helped
+        z = difficulty(tree)
+        exact = len(leaves) * math.exp(-z)
+        count = math.ceil(exact) if self.rounding == "ceil" else math.floor(exact + 0.5)
+        rights, wrongs = ([leaf for leaf in leaves if (correct(leaf) > 0) == side] for side in (True, False))
+        rarer, others = (wrongs, rights) if z >= 0.5 else (rights, wrongs)
+        if not rarer or not others:
+            return {leaf.id for leaf in leaves[:count]} | helped
+        drawn = dice(tree, "expand").sample(others, len(others))
+        return {leaf.id for leaf in [*rarer, *drawn][:count]} | helped
+
+
+def graded(tree: Tree) -> list[Node]:
+    """The policy's paths that have a reward, in the order of their buds."""
+    return [leaf for leaf in paths(tree) if leaf.reward is not None]
+
+
+def first(tree: Tree) -> list[Node]:
+    """Those of them that the policy wrote alone, from the prompt on."""
+    return [leaf for leaf in graded(tree) if origin(leaf) is tree.root]
+
+
+def difficulty(tree: Tree) -> float:
+    """Share of the graded paths without help that are right; 0 where there is none."""
+    leaves = first(tree)
+    return math.fsum(correct(leaf) for leaf in leaves) / len(leaves) if leaves else 0.0
+
+
+def attended(tree: Tree) -> float:
+    """Mean influence of the steps of a path, mean over the paths without help."""
+    means = []
+    for leaf in first(tree):
+        scores = [read(leaf, "influence")[at] for at in steps_of(leaf)]
+        means.append(math.fsum(scores) / max(len(scores), 1))
+    return math.fsum(means) / max(len(means), 1)

@@ -1,0 +1,79 @@
+"""Where a tree grows next: buds, the rules that choose them, and the plain star of GRPO."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from ramulus.core.tree import Author, Node, Tree
+
+
+@dataclass(frozen=True)
+class Bud:
+    """One place to grow: `drop` tokens before the end of `node`.
+
+    `levels`: how many levels (segments, as TreePO counts them) the path has at the bud; None leaves that to Tree.cut.
+    """
+
+    node: Node
+    drop: int = 0
+    max_tokens: int | None = None  # None takes those of the Sampling
+    why: str = ""  # for the viewer
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.drop < 0:
+            raise ValueError(f"a bud drops 0 or more tokens of its node, got {self.drop}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"a bud's max_tokens must be at least 1 (None: the sampling's), got {self.max_tokens}")
+
+
+class Branching(Protocol):
+    """One round of growth, a pure function of the tree; [] means that the tree is finished.
+
+    Where it has a number `rounds`, signals are supplied for so many rounds of branching and no more.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the node signals it reads; `run` supplies them between rounds. Their options are fields of the rule."""
+        ...
+
+    def __call__(self, tree: Tree) -> list[Bud]: ...
+
+
+@dataclass(frozen=True)
+class Star:
+    """`n` independent paths from the root in one round: a GRPO group (arXiv 2402.03300); Star(0) samples nothing."""
+
+    n: int
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ValueError(f"Star(n) grows n paths, got n={self.n}: use Star(8) for a group of 8")
+
+    def __call__(self, tree: Tree) -> list[Bud]:
+        return [Bud(tree.root, why="star") for _ in range(self.n)] if tree.rounds == 0 else []
+
+
+def paths(tree: Tree) -> list[Node]:
+    """The leaves that the policy wrote, in the order in which their buds were made; demonstrations are left out."""
+    return sorted((leaf for leaf in tree.leaves() if leaf.author is Author.POLICY), key=lambda leaf: leaf.id)
+
+
+def depth(node: Node) -> int:
+    """Levels (segments) from the root to the end of this node."""
+    return sum(above.levels for above in node.line())
+
+
+def length(node: Node) -> int:
+    """Response tokens from the prompt to the end of this node."""
+    return sum([len(above.tokens) for above in node.line() if above.author is not Author.PROMPT])
+
+
+def dice(tree: Tree, purpose: str) -> random.Random:
+    """Random numbers that depend on the tree, its round and a purpose, and on nothing else."""
+    return random.Random(f"{tree.seed}/{tree.task.id}/{tree.visit}/{tree.rounds}/{purpose}")

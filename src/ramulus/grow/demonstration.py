@@ -1,0 +1,66 @@
+"""Demonstrations as something to grow from, and as something to doubt: partial ones as prefixes, and a check by the verifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ramulus.core.tree import Tree, correct, demonstrations
+from ramulus.grow.branching import Branching, Bud, dice
+from ramulus.grow.growth import Rewards, grade
+from ramulus.grow.stop import Decode
+
+
+async def verify(tree: Tree, rewards: Rewards, decode: Decode) -> Tree:
+    """Grade the demonstrations as if the policy had written them; one that is not correct keeps its verdict and loses its reward.
+
+    Without a reward it is in no mean and no gradient, begins no path, and a gate treats the question as one without a demonstration.
+    """
+    leaves = demonstrations(tree)
+    await grade(tree, rewards, decode, leaves=leaves)
+    for leaf in leaves:
+        leaf.reward = leaf.reward if correct(leaf) else None
+    return tree
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """What `branching` grows, and in the first round `n` more paths that go on from the beginning of a demonstration.
+
+    The beginning is a share of the demonstration drawn evenly from [low, high] (as in Prefix-RFT, arXiv 2507.01679), at least one token and
+    never all. Such a path's own tokens are the policy's; gates do not count it as solved alone. A tree without a demonstration gets no hint.
+    """
+
+    branching: Branching
+    n: int = 1
+    low: float = 0.1
+    high: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.n < 0 or not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"Hinted needs n >= 0 and 0 <= low <= high <= 1, got n={self.n}, low={self.low}, high={self.high}"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that the rule inside reads."""
+        return self.branching.needs
+
+    def __getattr__(self, name: str) -> Any:
+        """Options of those signals (`delta`, `words`, `rounds`) are fields of the rule inside."""
+        if name.startswith("_") or name == "branching":
+            raise AttributeError(name)
+        return getattr(self.branching, name)
+
+    def __call__(self, tree: Tree) -> list[Bud]:
+        buds = list(self.branching(tree))
+        shown = [leaf for leaf in demonstrations(tree) if len(leaf.tokens) > 1]
+        if tree.rounds > 0 or not buds or not shown:
+            return buds
+        random = dice(tree, "hint")
+        for i in range(self.n):
+            leaf = shown[i % len(shown)]
+            kept = round(random.uniform(self.low, self.high) * len(leaf.tokens))
+            buds.append(Bud(leaf, len(leaf.tokens) - min(max(kept, 1), len(leaf.tokens) - 1), why="hint"))
+        return buds

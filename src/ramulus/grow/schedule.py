@@ -1,0 +1,95 @@
+"""How many prompts to draw next, and which trees are worth a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ramulus.core.tree import Author, Tree
+
+State = dict[str, Any]
+"""Plain JSON that the trainer hands in and takes back, and keeps in every checkpoint."""
+
+
+class Schedule(Protocol):
+    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept.
+
+    One that also has `expand(trees, state) -> (ids of the leaves to grow from, of each tree; state)` is asked once for each draw,
+    after the first round of growth, when every path is graded; `needs` names the signals that it reads. See grow/adaptive.py.
+    """
+
+    @property
+    def prompts(self) -> int:
+        """Trees wanted for one training step."""
+        ...
+
+    def asked(self, state: State) -> int:
+        """Trees wanted for the step that the state leads to; an adaptive schedule changes its mind from step to step."""
+        ...
+
+    def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
+        """(trees kept so far, draws so far, state) -> (prompts to draw now, state); 0 means go and train."""
+        ...
+
+    def keep(self, tree: Tree) -> bool:
+        """Whether a grown and graded tree takes part in the step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """`prompts` prompts a step, every tree kept."""
+
+    prompts: int
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1:
+            raise ValueError(f"a step needs at least 1 prompt, got prompts={self.prompts}")
+
+    def asked(self, state: State) -> int:
+        return self.prompts
+
+    def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
+        return (self.prompts if draws == 0 else 0), state
+
+    def keep(self, tree: Tree) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """DAPO's dynamic sampling (arXiv 2503.14476): draws again in place of trees whose paths are all right or all wrong.
+
+    At most `draws` draws a step; then the step trains on the trees it has, fewer than `prompts`, even none (no update
+    that step). Nothing is filled up: a tree without signal adds no gradient. A draw asks for `oversample` times the trees
+    still missing, so with more than 1 there may be more than `prompts` in the end; the trainer takes the first in drawn
+    order.
+    """
+
+    prompts: int
+    draws: int = 3
+    oversample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.draws < 1:
+            raise ValueError(f"Dynamic needs prompts and draws of at least 1, got {self.prompts} and {self.draws}")
+        if not 1 <= self.oversample < math.inf:
+            raise ValueError(f"Dynamic's oversample must be at least 1, got {self.oversample}")
+
+    def asked(self, state: State) -> int:
+        return self.prompts
+
+    def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
+        missing = max(self.prompts - len(kept), 0)
+        return (math.ceil(missing * self.oversample) if draws < self.draws else 0), state
+
+    def keep(self, tree: Tree) -> bool:
+        """Whether the policy's graded paths differ in correctness, or in reward where one has none; a lone path is kept."""
+        paths = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
+        graded = [leaf for leaf in paths if leaf.reward is not None]
+        if len(paths) <= 1:
+            return len(graded) == len(paths)
+        by_answer = all("correct" in leaf.verdict for leaf in graded)
+        return len({leaf.verdict["correct"] if by_answer else leaf.reward for leaf in graded}) > 1

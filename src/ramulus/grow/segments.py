@@ -1,0 +1,148 @@
+"""TreePO's sampler: fixed-length segments, a branching budget, fallback to finished paths (arXiv 2508.17445)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.grow.allocation import Allocation, Even, First, MoreFirst
+from ramulus.grow.branching import Bud, depth, dice, length, paths
+from ramulus.grow.fallback import Answered, Cut, RandomCut, Seeds
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Up to `width` paths of at most `depth` segments of `length` tokens, every living path branching `branching`-fold a round.
+
+    A round with a living and f just finished paths, F finished in all, grows max(a, min(width - F, b f + b a)) branches:
+    the budget of finished siblings goes to the survivors, and F + branches never exceeds `width`. `allocation` shares them
+    out. When nothing lives and F < width, `seeds` orders the finished paths and `fallback` cuts each of them for up to b
+    new paths, until `width` paths have ended; `fallback=None` ends the tree instead. After a cut at c tokens a path has
+    ceil(c / length) levels. Pruned paths use up width, except for the first `rerolls` of a tree, which are sampled anew.
+
+    `tokens` > 0 sizes the tree by response tokens, every shared token counted once: the width aimed at is F + (tokens -
+    those of finished paths) / (tokens a living path added so far + length), or per finished path in fallback, between
+    `least` and `width`, estimated anew before each round. An estimate: living paths may go on beyond their next segment.
+    """
+
+    width: int
+    depth: int
+    length: int
+    branching: int = 2
+    first: int | First | None = None  # paths of the first round; None takes `branching`, MoreFirst() diverges more
+    allocation: Allocation = field(default_factory=Even)
+    seeds: Seeds = field(default_factory=Answered)
+    fallback: Cut | None = field(default_factory=RandomCut)
+    tokens: int = 0
+    least: int = 1
+    rerolls: int = 0
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "length", "branching"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Segments needs {name} of at least 1, got {getattr(self, name)}")
+        if self.width < self.branching:
+            raise ValueError(
+                f"Segments has width {self.width} below its branching factor {self.branching}: "
+                f"raise width to {self.branching} or more, or lower branching"
+            )
+        if isinstance(self.first, int) and not 1 <= self.first <= self.width:
+            raise ValueError(f"the first round of Segments has 1 to width={self.width} paths, got first={self.first}")
+        if isinstance(self.first, MoreFirst) and self.first.high < (self.first.low or self.branching):
+            raise ValueError(f"{self.first} is below the branching factor {self.branching}: raise high, or set low")
+        if self.tokens < 0 or self.rerolls < 0:
+            raise ValueError(f"Segments needs tokens and rerolls >= 0 (0: none), got {self.tokens} and {self.rerolls}")
+        if not 1 <= self.least <= self.width:
+            raise ValueError(f"Segments needs 1 <= least <= width={self.width}, got least={self.least}")
+
+    def __call__(self, tree: Tree) -> list[Bud]:
+        known = paths(tree)
+        if not known:
+            count = min(max(self.first_round(tree), 1), self.width)
+            return [Bud(tree.root, 0, self.length, "first") for _ in range(count)]
+        living = [leaf for leaf in known if leaf.finish is None and depth(leaf) < self.depth]
+        alive = {leaf.id for leaf in living}
+        ended = [leaf for leaf in known if leaf.id not in alive]
+        if living:
+            return self.branch(tree, living, ended)
+        return self.fall_back(tree, ended) if self.fallback is not None else []
+
+    def first_round(self, tree: Tree) -> int:
+        """Paths of the first round."""
+        if self.first is None or isinstance(self.first, int):
+            return self.first or self.branching
+        return self.first(tree, self.branching, self.width, self.length)
+
+    def branch(self, tree: Tree, living: list[Node], ended: list[Node]) -> list[Bud]:
+        """Share this round's branches out among the living paths."""
+        finished = self.count(ended)
+        just = sum(leaf.id >= tree.fresh for leaf in ended)
+        room = max(self.target(living, ended) - finished, 0)
+        total = max(len(living), min(room, self.branching * (just + len(living))))
+        shares = self.allocation(living, total, self.length, tree.step)
+        buds = [[Bud(leaf, 0, self.length, "branch")] * share for leaf, share in zip(living, shares, strict=True)]
+        return [bud for group in buds for bud in group]
+
+    def fall_back(self, tree: Tree, ended: list[Node]) -> list[Bud]:
+        """Grow again from finished paths, up to `branching` from each; from the prompt where no seed is left."""
+        assert self.fallback is not None
+        rest = self.target([], ended) - self.count(ended)
+        chance = dice(tree, "fallback")
+        order: Sequence[Node] = self.seeds([leaf for leaf in ended if leaf.finish != "pruned"], chance, self.length)
+        if getattr(self.fallback, "one", False):
+            order = order[:1]
+        buds: list[Bud] = []
+        for leaf in order or [tree.root]:
+            if rest <= 0:
+                break
+            count = min(self.branching, rest)
+            buds += [self.bud(tree, leaf, self.cut(leaf, chance))] * count
+            rest -= count
+        return buds
+
+    def cut(self, leaf: Node, chance: random.Random) -> int:
+        """How many response tokens of a seed are kept, never so many that no level would be left."""
+        assert self.fallback is not None
+        whole = length(leaf)
+        if whole == 0:
+            return 0
+        at = self.fallback(leaf, chance, self.length)
+        if not 0 <= at < whole:
+            raise ValueError(
+                f"{self.fallback} cut a path of {whole} tokens at {at}: a cut keeps 0 to {whole - 1} of them"
+            )
+        return at if math.ceil(at / self.length) < self.depth else self.length * (self.depth - 1)
+
+    def bud(self, tree: Tree, leaf: Node, at: int) -> Bud:
+        """The bud after the first `at` response tokens of a path."""
+        if at == 0:
+            return Bud(tree.root, 0, self.length, "restart")
+        return Bud(leaf, length(leaf) - at, self.length, "fallback", levels=math.ceil(at / self.length))
+
+    def count(self, ended: list[Node]) -> int:
+        """Ended paths that use up width."""
+        return len(ended) - min(sum(leaf.finish == "pruned" for leaf in ended), self.rerolls)
+
+    def target(self, living: list[Node], ended: list[Node]) -> int:
+        """The width aimed at: `width`, or in token mode what the tokens left are likely to pay for."""
+        if not self.tokens:
+            return self.width
+        spent, young = sizes(ended), sizes(living)
+        used = sum(spent.values())
+        if living:
+            each = sum(size for node, size in young.items() if node not in spent) / len(living) + self.length
+        else:
+            each = max(used / len(ended), 1.0)
+        more = math.floor((self.tokens - used) / each)
+        return min(max(self.count(ended) + more, self.least), self.width)
+
+
+def sizes(leaves: Sequence[Node]) -> dict[int, int]:
+    """Node id -> tokens, of every response node on the paths of these leaves, once each."""
+    return {node.id: len(node.tokens) for leaf in leaves for node in leaf.line() if node.author is not Author.PROMPT}

@@ -1,0 +1,140 @@
+"""Early pruning of low-value paths, promised by TreePO's abstract (arXiv 2508.17445) and absent from its code: estimates, and a rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.grow.allocation import logprobs
+from ramulus.grow.branching import depth, paths
+
+Worth = Callable[[Tree, Sequence[Node]], list[float | None]]
+"""(tree, living paths) -> an estimate of each path's value; None where nothing can be told. Higher is better."""
+
+
+@dataclass(frozen=True)
+class MeanLogprob:
+    """The mean log-prob (nats) of a path's last `tokens` tokens as sampled; 0 takes the whole path."""
+
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"MeanLogprob's tokens must be >= 0 (0: the whole path), got {self.tokens}")
+
+    def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
+        found = [logprobs(leaf)[-self.tokens :] for leaf in living]
+        return [math.fsum(values) / len(values) if values else None for values in found]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The share of the tree's other paths that reached the same partial answer.
+
+    `partial` gives the partial answers in a response's tokens, in order (intermediate results, say). A path's last one is compared
+    with what all other paths, ended and pruned ones too, have at the same place; below `least` such paths nothing can be told. Paths
+    that branched after the answer share it and agree with each other: a crowd of late branches is sure of itself.
+    """
+
+    partial: Callable[[list[int]], Sequence[str]]
+    least: int = 2
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ValueError(f"Agreement needs at least 1 other path to compare with, got least={self.least}")
+
+    def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
+        said = {leaf.id: self.partial(leaf.response()) for leaf in paths(tree)}
+        return [self.share(said[leaf.id], [said[other] for other in said if other != leaf.id]) for leaf in living]
+
+    def share(self, mine: Sequence[str], others: Sequence[Sequence[str]]) -> float | None:
+        """The share of the others that say the same at the place of my last partial answer."""
+        at = len(mine) - 1
+        votes = [theirs[at] == mine[at] for theirs in others if 0 <= at < len(theirs)]
+        return sum(votes) / len(votes) if len(votes) >= self.least else None
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A signal that something else wrote along the path, at the path's last token.
+
+    A run with a value head (`mix.value`, with an advantage such as GAE) supplies "value" after every round, for one more forward pass over
+    the trees of the round: the value of the state before the token.
+    """
+
+    signal: str = "value"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signal, for who supplies it."""
+        return (self.signal,)
+
+    def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
+        return [self.last(leaf) for leaf in living]
+
+    def last(self, leaf: Node) -> float | None:
+        """The signal at the last token that carries it."""
+        for node in reversed(leaf.line()):
+            if node.author is Author.POLICY and node.signals.get(self.signal):
+                return node.signals[self.signal][-1]
+        return None
+
+
+@dataclass(frozen=True)
+class LowValue:
+    """Prunes living paths whose estimated value lies below `below`, the worst first, within a budget.
+
+    At most `budget` paths of a tree are ever pruned by any rule, at least `keep` stay alive in a round, and no path ends before it has
+    `after` levels. `below` is in the units of `worth`; None compares within the tree: a path must lie `margin` (same units) under the
+    median of the living ones. What is saved is spent anew by Segments(rerolls=budget): pruned paths then use up no width, so the
+    survivors branch more. A pruned path earns no reward and is in no mean and no gradient: what training then sees is biased towards
+    paths that look good early, which is why no recipe prunes unless asked.
+    """
+
+    worth: Worth
+    budget: int
+    below: float | None = None
+    margin: float = 0.0
+    keep: int = 1
+    after: int = 1
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.keep < 1 or self.after < 1:
+            raise ValueError(
+                f"LowValue needs budget, keep and after of at least 1, got {self.budget}, {self.keep} and {self.after}"
+            )
+        if self.margin < 0 or not math.isfinite(self.margin):
+            raise ValueError(f"LowValue's margin must be a number of at least 0, got {self.margin}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that the estimate reads."""
+        return tuple(getattr(self.worth, "needs", ()))
+
+    def __call__(self, tree: Tree) -> list[Node]:
+        known = paths(tree)
+        living = [leaf for leaf in known if leaf.finish is None and leaf.id >= tree.fresh]
+        left = min(self.budget - sum(leaf.finish == "pruned" for leaf in known), len(living) - self.keep)
+        if left < 1:
+            return []
+        rated = [
+            (value, leaf.id, leaf)
+            for leaf, value in zip(living, self.worth(tree, living), strict=True)
+            if value is not None
+        ]
+        edge = self.below if self.below is not None else middle([value for value, _, _ in rated]) - self.margin
+        worst = sorted((value, serial) for value, serial, leaf in rated if value < edge and depth(leaf) >= self.after)[
+            :left
+        ]
+        chosen = {serial for _, serial in worst}
+        return [leaf for leaf in living if leaf.id in chosen]
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median; minus infinity of nothing."""
+    if not values:
+        return -math.inf
+    order = sorted(values)
+    return (order[(len(order) - 1) // 2] + order[len(order) // 2]) / 2

@@ -1,0 +1,80 @@
+"""The tree as columns: a forest in preorder on one row of T tokens, ready for one forward and backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramulus.core.tree import Node
+
+
+@dataclass(frozen=True)
+class Credits:
+    """What an advantage answers for one tree; exactly one of the three is given.
+
+    `leaf`: a value per leaf. `node`: a value per node, counted once for every trained leaf below it. `token`: per leaf, a value
+    for each of its learned tokens, root to leaf. Keys are node ids; a leaf that is absent or None is excluded: in no gradient,
+    denominator, KL or entropy. With `node`, `leaf` says which leaves are trained (any value that is not None).
+    """
+
+    leaf: dict[int, float | None] = field(default_factory=dict)
+    node: dict[int, float] | None = None
+    token: dict[int, list[float] | None] | None = None
+    target: dict[int, list[float]] | None = None  # beside `token`: what a value head should have said of each
+
+    def trained(self) -> set[int]:
+        """The ids of the leaves that are trained."""
+        values = self.token if self.token is not None else self.leaf
+        return {leaf for leaf, value in values.items() if value is not None}
+
+
+@dataclass
+class TreeBatch:
+    """A forest in preorder on one row of T tokens with K trained leaves, for M terms of a Mix."""
+
+    token: Tensor  # [T] long
+    position: Tensor  # [T] long, depth in the tree: rotary embeddings are those of the separate sequences
+    parent: (
+        Tensor  # [T] long, the row index whose logits predict this token; its own index for the first token of a prompt
+    )
+    end: Tensor  # [T] long, one past the last token below this token's node: k is visible to q iff k <= q < end[k]
+    author: Tensor  # [T] long
+    node: Tensor  # [T] long, serial of the node in this row
+    behavior: Tensor  # [T] log-prob of the tempered distribution before truncation; 0 where not sampled
+    kept: Tensor  # [T]
+    temperature: Tensor  # [T], 1 where not sampled
+    entropy: Tensor  # [T] nats as sampled, 0 where not sampled
+    weight: Tensor  # [M, T] sum over this row's trained leaves below of share x gate x normaliser
+    leaves: Tensor  # [M, T] their number
+    gain: Tensor  # [M, T] sum over them of weight x max(A, 0)
+    pain: Tensor  # [M, T] sum over them of weight x min(A, 0)
+    leaf_token: Tensor  # [K] long, row index of the last token of each trained leaf
+    leaf_length: Tensor  # [K] long, response tokens on its path
+    leaf_credit: Tensor  # [M, K] mean advantage over its learned tokens
+    leaf_weight: Tensor  # [M, K] weight of each of its tokens, 0 where the term does not train it
+    version: Tensor | None = None  # [T] long, of the policy that sampled each token; 0 where not sampled
+    recomputed: Tensor | None = None  # [T] log-prob of the policy at the start of the step, untempered
+    frozen: Tensor | None = None  # [T] log-prob of the leash model, untempered
+    target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
+    target_spread: Tensor | None = None  # [T] their variance around it
+    target_weight: Tensor | None = None  # [T] the sum of their weights
+    nodes: list[tuple[Node, int, int]] = field(default_factory=list)  # each with the tokens [start, stop) that are its
+    stats: dict[str, float] = field(default_factory=dict)  # of the whole step, from `Mix.measure`: TERM/NAME
+
+    def __len__(self) -> int:
+        return int(self.token.shape[0])
+
+    def to(self, device: torch.device | str) -> TreeBatch:
+        """The same batch on another device."""
+        here: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in here.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def term(self, m: int) -> TreeBatch:
+        """What the estimator of term m sees: the [M, ...] columns reduced to theirs."""
+        names = ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
+        stats = {name.removeprefix(f"{m}/"): v for name, v in self.stats.items() if name.startswith(f"{m}/")}
+        return replace(self, stats=stats, **{name: getattr(self, name)[m] for name in names})

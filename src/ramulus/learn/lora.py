@@ -1,0 +1,73 @@
+"""LoRA (arXiv 2106.09685) by peft: the only file that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters and keep the model's own weights as they are."""
+
+    rank: int = 16
+    alpha: int = 32  # the adapters' output is scaled by alpha / rank
+    targets: tuple[str, ...] | str = (
+        "all-linear"  # names of the layers to adapt; "all-linear" takes all but the output layer
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"lora.rank must be at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}")
+
+
+def attach(model: Any, lora: Lora) -> Any:
+    """Put adapters into `model`, in place, and freeze the rest; returns peft's wrapper. They start as zero: the model is unchanged.
+
+    Raises ImportError, naming the extra, without peft; ValueError where no layer has a target's name.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('LoRA needs peft: pip install "ramulus[lora]"') from error
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+@contextmanager
+def without(wrapped: Any) -> Iterator[None]:
+    """Inside, the model answers as it was before any adapter."""
+    with wrapped.disable_adapter():
+        yield
+
+
+@torch.no_grad()
+def merged(model: Any) -> dict[str, Tensor]:
+    """The state dict of the adapted `model` with adapters added to the weights, under the names it had without them.
+
+    Nothing is changed in place: merging and unmerging would round the frozen weights.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    answer = {}
+    for name, tensor in model.state_dict().items():
+        owner, _, rest = name.partition(".base_layer.")
+        if rest:
+            delta = (
+                sum(layers[owner].get_delta_weight(a) for a in layers[owner].active_adapters)
+                if rest == "weight"
+                else None
+            )
+            answer[f"{owner}.{rest}"] = tensor if delta is None else (tensor + delta).to(tensor.dtype)
+        elif ".lora_" not in name:
+            answer[name] = tensor
+    return answer

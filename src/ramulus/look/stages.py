@@ -1,0 +1,78 @@
+"""Where runs and evaluations keep their trees, and the tokenizer that reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ramulus.look.curves import STAGE, natural
+from ramulus.look.viewer_files import is_tree_file
+
+NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")
+Allowed = Callable[[Path], bool]
+
+
+def is_stage(folder: Path) -> bool:
+    """Whether a folder holds metrics, or a folder of numbered trees."""
+    trees = folder / "trees"
+    return (folder / "metrics.jsonl").is_file() or (
+        trees.is_dir() and any(NUMBERED.match(path.name) for path in trees.iterdir())
+    )
+
+
+def step_files(folder: Path, allowed: Allowed = Path.exists) -> dict[int, Path]:
+    """The file of each step in a stage or a folder of trees, ascending; a plain one counts before a packed one."""
+    folder = folder / "trees" if (folder / "trees").is_dir() else folder
+    if not allowed(folder):
+        return {}
+    found: dict[int, Path] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
+        named = NUMBERED.match(entry.name)
+        if named and (not entry.is_symlink() or allowed(Path(entry.path))):
+            found[int(named[1])] = Path(entry.path)
+    return dict(sorted(found.items()))
+
+
+def loose_files(folder: Path, allowed: Allowed = Path.exists) -> list[Path]:
+    """The files of trees in a folder whose names are no steps, as an evaluation writes them."""
+    files = [path for path in folder.iterdir() if not NUMBERED.match(path.name)]
+    return sorted((path for path in files if allowed(path) and is_tree_file(path)), key=natural)
+
+
+def stages_of(path: Path) -> list[Path]:
+    """The folder of the stage that trees at a path belong to, then the other stages of its run, the last one first."""
+    folder = path if path.is_dir() else path.parent
+    stage = folder.parent if folder.name == "trees" else folder
+    if not STAGE.fullmatch(stage.name):
+        return [stage]
+    try:
+        beside = [other for other in stage.parent.iterdir() if other != stage and STAGE.fullmatch(other.name)]
+    except OSError:  # a folder that may be entered, but not listed
+        beside = []
+    return [stage, *sorted(beside, key=natural, reverse=True)]
+
+
+def tokenizer_of(path: Path, allowed: Allowed = Path.exists) -> Path | None:
+    """tokenizer.json for the trees of a stage, a folder or a file; None where there is none yet.
+
+    An evaluation keeps it beside its trees; of a run it is that of the stage's last checkpoint, or of a stage beside it.
+    """
+    kept = (path if path.is_dir() else path.parent) / "tokenizer" / "tokenizer.json"
+    if allowed(kept):
+        return kept
+    for stage in stages_of(path):
+        for checkpoint in sorted(stage.glob("checkpoints/step-*"), key=natural, reverse=True):
+            found = checkpoint / "model" / "tokenizer.json"
+            if allowed(found):
+                return found
+    return None
+
+
+def belonging(path: Path) -> list[Path]:
+    """What is read beside a given path: the configuration of a stage, and where the tokenizer of its trees may lie."""
+    stages = stages_of(path)
+    config = [stages[0].parent / "run.json"] if STAGE.fullmatch(stages[0].name) else []
+    kept = [path.parent / "tokenizer"] if path.is_file() else []
+    return [*config, *kept, *(stage / "checkpoints" for stage in stages)]

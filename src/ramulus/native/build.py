@@ -1,0 +1,132 @@
+"""C sources into libraries: compiled by the system's C compiler for this machine, kept in the user's cache, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
+COMPILERS = ("cc", "gcc", "clang")
+TIMEOUT = 120  # seconds of the compiler
+Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""Of each function, the ctypes of its answer and its arguments."""
+
+
+class Unavailable(RuntimeError):
+    """Why there are no compiled kernels here; decoding then uses torch's operations."""
+
+
+def library(source: str, signatures: Signatures, *flags: str) -> Any:
+    """The library of a C source here; raises Unavailable, with the reason and the remedy, where it cannot be had.
+
+    RAMULUS_NATIVE=0 in the environment asks for torch's operations.
+    """
+    if os.environ.get("RAMULUS_NATIVE") == "0":
+        raise Unavailable("RAMULUS_NATIVE=0 asks for torch's operations")
+    made = opened(source, *flags)
+    if isinstance(made, Unavailable):
+        raise made
+    for name, (answer, arguments) in signatures.items():
+        function = getattr(made, name)
+        function.restype, function.argtypes = answer, arguments
+    return made
+
+
+@functools.cache
+def opened(source: str, *flags: str) -> ctypes.CDLL | Unavailable:
+    """The library, compiled first where it is not there yet, or why there is none: asked once in a process, so that no run changes its mind."""
+    try:
+        return ctypes.CDLL(str(built(source, *flags)))
+    except Unavailable as error:
+        return error
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        return Unavailable(f"the compiled kernels cannot be loaded or kept: {error}")
+
+
+def why() -> str:
+    """Whether kernels can be compiled here, for a person."""
+    try:
+        library("decode.c", {})
+    except Unavailable as error:
+        return f"none: {error}"
+    return f"compiled by {compiler()[0]}"
+
+
+def compiler() -> list[str]:
+    """The command of the C compiler: $CC, or the first that is there."""
+    named = os.environ.get("CC", "").split()
+    found = [path for name in (named[:1] or COMPILERS) if (path := shutil.which(name))]
+    if not found:
+        wanted = f"CC={named[0]}" if named else " or ".join(COMPILERS)
+        raise Unavailable(
+            f"no C compiler ({wanted}) was found: install one, say gcc, and decoding on a CPU becomes faster"
+        )
+    return [found[0], *named[1:]]
+
+
+def built(source: str, *flags: str) -> Path:
+    """The library for this source, compiler and processor, made if it is not there yet."""
+    command = [*compiler(), *FLAGS, *flags]
+    texts = [path.read_text() for path in (HERE / source, *sorted(HERE.glob("*.h")))]
+    name = hashlib.sha256("\0".join((*command, version(command[0]), processor(), *texts)).encode())
+    target = folder() / f"{Path(source).stem}-{name.hexdigest()[:20]}.so"
+    if not target.exists():
+        build(command, HERE / source, target)
+    return target
+
+
+def build(command: list[str], source: Path, target: Path) -> None:
+    """Compile into place at once, so that other processes see a whole file or none; without OpenMP where the compiler has none."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        out = Path(scratch) / target.name
+        said = ""
+        for extra in (("-fopenmp",), ()):
+            told = run([*command, *extra, "-o", str(out), str(source), "-lm"])
+            if told.returncode == 0 and out.exists():
+                out.replace(target)
+                return
+            said = said or told.stderr.strip() or f"exit status {told.returncode}"
+    raise Unavailable(f"{command[0]} could not compile the kernels: {said[:500]}")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the compiler; Unavailable where it cannot be run or takes too long."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{command[0]} could not be run: {error}") from error
+
+
+def version(command: str) -> str:
+    """The first line in which a compiler says what it is."""
+    return run([command, "--version"]).stdout.partition("\n")[0]
+
+
+def processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{sys.platform} {platform.machine()} {platform.processor()}"
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join(sorted(set(told))) or platform.machine()
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: $RAMULUS_CACHE, else the user's cache."""
+    named = os.environ.get("RAMULUS_CACHE")
+    if named:
+        return Path(named).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramulus"

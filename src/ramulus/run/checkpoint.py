@@ -1,0 +1,179 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written beside the old ones and renamed into place.
+
+A checkpoint is a folder `checkpoints/step-000123` with `model/` (a plain Hugging Face folder), `tensors.safetensors` (optimizer and
+random states) and `state.json`. A killed write leaves a `.part` folder that nobody reads. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a run folder, ascending."""
+    found = (folder / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and (path / "state.json").is_file())
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The folder of one checkpoint."""
+    return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def save(
+    folder: Path,
+    step: int,
+    write_model: Callable[[Path], None],
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of `step`, whole or not at all.
+
+    A checkpoint of that step that is there already is kept, unless its step was still to be evaluated and no longer is.
+
+    Raises OSError, naming the checkpoint that remains, when the disk is full or the write fails.
+    """
+    final = path_of(folder, step)
+    there = step in steps(folder)
+    if there and (
+        state.get("pending") is not None or json.loads((final / "state.json").read_text()).get("pending") is None
+    ):
+        return final
+    part = final.with_name(f".{final.name}.part")
+    with failing_clearly(folder, part, step):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_model(part / "model")
+        flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in (tensors | random_tensors()).items()}
+        save_file(flat, part / "tensors.safetensors")
+        (part / "state.json").write_text(
+            json.dumps({"format": FORMAT, "step": step, "random": python_random()} | state)
+        )
+        for file in sorted(part.rglob("*")):
+            sync(file)
+        sync(part)
+        if there:
+            os.replace(final, final.with_name(f".{final.name}.old.part"))
+        os.replace(part, final)
+        sync(final.parent)
+    return final
+
+
+@contextmanager
+def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
+    """Turn a failed write into one sentence, and clear away what it left."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        whole = steps(folder)
+        kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier checkpoint"
+        raise OSError(
+            f"cannot save step {step} in {part.parent}: {reason}; {kept}. Free space, then go on with --resume"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the last `keep` checkpoints and the best one, and what killed writes left."""
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            gone = path_of(folder, step)
+            os.replace(gone, gone.with_name(f".{gone.name}.part"))
+    for part in (folder / "checkpoints").glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the state of a checkpoint; the model is read from its `model` folder by whoever builds it."""
+    path = path_of(folder, step)
+    state = json.loads((path / "state.json").read_text())
+    if state["format"] > FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer ramulus (format {state['format']}, this one reads {FORMAT}): upgrade ramulus to resume it"
+        )
+    return load_file(path / "tensors.safetensors"), state
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "run.json").is_file() or (folder / "checkpoints").is_dir()
+
+
+def model_folder(run: Path, which: str) -> tuple[Path, int]:
+    """The model folder of a checkpoint and its step; of the last stage that has one."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramulus train` wrote")
+    stages = sorted(
+        (path for path in run.glob("*-*") if path.name.split("-")[0].isdigit() and (path / "checkpoints").is_dir()),
+        key=lambda path: int(path.name.split("-")[0]),
+    )
+    found = [(stage, steps(stage)) for stage in [run, *stages] if steps(stage)]
+    if not found:
+        raise ValueError(
+            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
+        )
+    stage, step = found[-1][0], found[-1][1][-1]
+    if which == "best":
+        best = json.loads((path_of(stage, step) / "state.json").read_text())["best"]
+        if best is None:
+            raise ValueError(
+                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
+            )
+        step = int(best["step"])
+    return path_of(stage, step) / "model", step
+
+
+def python_random() -> dict[str, Any]:
+    """The states of Python's and numpy's global generators, for rewards and rules that draw from them."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]}
+
+
+def random_tensors() -> dict[str, torch.Tensor]:
+    """The states of torch's generators."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Set every generator to where the checkpoint found it."""
+    version, internal, gauss = state["random"]["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["random"]["numpy"]))
+    torch.set_rng_state(tensors["random.cpu"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"random.cuda.{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+
+
+def seed_all(seed: int) -> None:
+    """Seed every global generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

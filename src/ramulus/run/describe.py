@@ -1,0 +1,125 @@
+"""A configuration as JSON for resuming, as Python text for people, and the difference of two."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+CLASS = "class"  # the key that names the class of a dataclass in JSON
+OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the package, under its former name too, in whichever room
+
+
+def qualified(thing: Any) -> str:
+    """`module.Name` of a class or function; `ramulus.Name` where it is the package's own, so that a room may move."""
+    return own(f"{thing.__module__}.{thing.__qualname__}")
+
+
+def own(name: str) -> str:
+    """A qualified name without the rooms of the package; any other text as it is."""
+    found = OWN.fullmatch(name)
+    return f"ramulus.{found[1]}" if found else name
+
+
+def brought_forward(value: Any) -> Any:
+    """JSON of `to_json` as an earlier version wrote it, with the qualified names of today."""
+    if isinstance(value, dict):
+        return {key: brought_forward(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [brought_forward(item) for item in value]
+    return own(value) if isinstance(value, str) else value
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((to_json(item) for item in value), key=repr)
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        return {
+            CLASS: "functools.partial",
+            "func": to_json(value.func),
+            "args": to_json(value.args),
+            "keywords": to_json(value.keywords),
+        }
+    if hasattr(value, "__qualname__"):
+        return qualified(value)
+    raise ValueError(
+        f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared"
+    )
+
+
+def is_default(field: Field[Any], value: Any) -> bool:
+    """Whether a field holds what its class gives it."""
+    if field.default is not MISSING:
+        return type(field.default) is type(value) and field.default == value
+    return field.default_factory is not MISSING and field.default_factory() == value
+
+
+def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
+    """Python text that builds `value`: fields at their defaults are left out, long calls get a line per field."""
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = [f for f in fields(value) if f.init and f.repr and not is_default(f, getattr(value, f.name))]
+        head, tail = f"{type(value).__name__}(", ")"
+        parts = [f"{f.name}={to_python(getattr(value, f.name), indent + 4, width)}" for f in shown]
+    elif isinstance(value, tuple | list) and value:
+        head, tail = ("(", ",)" if len(value) == 1 else ")") if isinstance(value, tuple) else ("[", "]")
+        parts = [to_python(item, indent + 4, width) for item in value]
+    else:
+        return getattr(value, "__qualname__", None) or repr(value)
+    line = head + ", ".join(parts) + tail
+    if indent + len(line) <= width and "\n" not in line:
+        return line
+    inner = ",\n".join(" " * (indent + 4) + part for part in parts)
+    return f"{head}\n{inner},\n{' ' * indent}{tail.strip(',')}"
+
+
+def classes(value: Any) -> set[type]:
+    """Every dataclass type in a nested value."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {type(value)}.union(*(classes(getattr(value, f.name)) for f in fields(value)))
+    if isinstance(value, tuple | list):
+        return set().union(*(classes(item) for item in value))
+    if isinstance(value, Enum):
+        return {type(value)}
+    return set()
+
+
+def recipe_text(run: Any) -> str:
+    """A Python module that builds `run`, for people to read; nothing of ramulus ever executes it."""
+    text = to_python(run)
+    names: dict[str, list[str]] = {}
+    for kind in (kind for kind in classes(run) if re.search(rf"\b{kind.__qualname__}\b", text)):
+        names.setdefault(kind.__module__, []).append(kind.__qualname__)
+    imports = "\n".join(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))
+    return f"{imports}\n\nrun = {text}\n"
+
+
+def changes(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: (dotted path, old, new), deepest first difference only."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get(CLASS) == new.get(CLASS):
+        keys = list(old) + [key for key in new if key not in old]
+        return [c for key in keys for c in changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [c for i, (a, b) in enumerate(zip(old, new)) for c in changes(a, b, f"{path}.{i}")]
+    return [] if old == new else [(path, old, new)]

@@ -1,0 +1,83 @@
+"""What is installed, on which device, and how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+
+NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "tyro", "rich", "jinja2")
+EXTRAS = {  # extra -> (module, distribution, what it is for)
+    "math": ("math_verify", "math-verify", "grading of boxed mathematics"),
+    "gym": ("reasoning_gym", "reasoning-gym", "reasoning-gym tasks"),
+    "data": ("datasets", "datasets", "Hugging Face datasets, parquet"),
+    "lora": ("peft", "peft", "LoRA"),
+    "tensorboard": ("tensorboard", "tensorboard", "TensorBoard"),
+    "fast": ("orjson", "orjson", "files of trees, written several times as fast"),
+    "viewer": ("starlette", "starlette", "ramulus view"),
+    "plots": ("matplotlib", "matplotlib", "plots of ramulus compare"),
+    "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),
+    "wandb": ("wandb", "wandb", "Weights & Biases"),
+    "trackio": ("trackio", "trackio", "trackio"),
+}
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """(name, version or "missing", what to do) of what is needed and what is optional."""
+    rows = [("ramulus", version("ramulus") or "not installed, run from its sources", "")]
+    for name in NEEDED:
+        found = version(name)
+        rows.append((name, found or "missing", "" if found else "pip install ramulus"))
+    for extra, (module, distribution, purpose) in EXTRAS.items():
+        found = version(distribution) if importlib.util.find_spec(module) else None
+        rows.append(
+            (
+                distribution,
+                found or "not installed",
+                purpose if found else f'for {purpose}: pip install "ramulus[{extra}]"',
+            )
+        )
+    return rows
+
+
+def machine() -> list[tuple[str, str]]:
+    """The machine as torch sees it; imports torch."""
+    rows = [("python", platform.python_version()), ("system", platform.platform()), ("cores", str(cores()))]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        from ramulus.native.build import why
+
+        rows.append(("torch threads", str(torch.get_num_threads())))
+        rows.append(("kernels for CPUs", why()))
+        if torch.cuda.is_available():
+            for i in range(torch.cuda.device_count()):
+                card = torch.cuda.get_device_properties(i)
+                rows.append((f"cuda:{i}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
+        else:
+            built = (
+                f"torch is built for CUDA {torch.version.cuda} but sees no device"
+                if torch.version.cuda
+                else "none; this torch is a CPU build"
+            )
+            rows.append(("cuda", built))
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set: busy waiting can slow shared cores down tenfold, use PASSIVE")
+    rows.append(("OMP_WAIT_POLICY", policy))
+    rows.append(("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"))
+    return rows

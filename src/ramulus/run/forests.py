@@ -1,0 +1,261 @@
+"""Where a step's trees come from: tasks drawn in a seeded order, planted, shown demonstrations, grown, graded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Node, Tree, correct
+from ramulus.engine.engine import Engine, Sampling
+from ramulus.grow.branching import length, paths
+from ramulus.grow.demonstration import verify
+from ramulus.grow.forks import EXPANDED
+from ramulus.grow.growth import demonstrate, grade, grow_forest, grow_round, prune, together
+from ramulus.grow.rounds import grow_rounds
+from ramulus.grow.stop import Stop
+from ramulus.learn.gate import demonstrated
+from ramulus.look.ledger import Fate, cost, costs, fates
+from ramulus.look.statistics import mean
+from ramulus.run.recipe import Run
+from ramulus.run.signals import needed
+from ramulus.run.waiting import Waiting
+
+Cursor = dict[str, Any]
+"""Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
+with `ahead` also `young`, the next step's trees, a line of JSON each, and `asked`, how many of them the schedule wants to train."""
+
+
+START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """The trees of one step: all that were grown, and those that are learned from."""
+
+    grown: list[Tree]
+    kept: list[Tree]
+    draws: int
+    wanted: int = 0  # trees that the schedule asked for
+    before: int = 0  # tokens of these trees that were sampled in the step before
+    ahead: int = 0  # tokens sampled meanwhile for the trees of the next step
+    grading: float = 0.0  # seconds in which nothing but grades was awaited
+
+    def metrics(self, fate: Sequence[Fate] = ()) -> dict[str, float]:
+        """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter.
+
+        `fate` says of each kept tree what the update did with its leaves.
+        """
+        said: dict[int, Fate] = {id(tree): {} for tree in self.kept} | dict(zip(map(id, self.kept), fate))
+        lost = cost(tree for tree in self.grown if id(tree) not in said)
+        kept = costs((tree, said[id(tree)]) for tree in self.grown if id(tree) in said)
+        spent = kept + lost
+        paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
+        counts: dict[str, float] = {
+            "trees": len(self.grown),
+            "dropped": len(self.grown) - len(self.kept),
+            "draws": self.draws,
+            "wanted": self.wanted,
+            "paths": len(paths),
+        }
+        counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
+        counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
+        counts |= fates(kept, lost) | {"graded": 0, "correct": 0}
+        return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
+
+
+def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
+    """Means over the policy's paths; pruned ones count in lengths only, and in no reward those that an over-long filter took out."""
+    graded = [leaf for leaf in paths if leaf.reward is not None]
+    lengths = [length(leaf) for leaf in paths]
+    means = {
+        "length": mean(lengths),
+        "length_max": float(max(lengths)),
+        "truncated": mean([float(leaf.finish == "length") for leaf in paths]),
+    }
+    if graded:
+        means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
+    if judged := [correct(leaf) for leaf in paths if leaf.verdict]:
+        means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
+    return {"reward": 0.0, "pass_rate": 0.0} | means
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n: int) -> tuple[int, ...]:
+    """The numbers 0 to n - 1 in the order of one epoch."""
+    return tuple(random.Random(f"{seed}/order/{epoch}").sample(range(n), n))
+
+
+@dataclass
+class Forests:
+    """Grows the trees of each step; everything that lasts from step to step is in the cursor, handed in and back."""
+
+    run: Run
+    tasks: Sequence[Task]
+    engine: Engine
+    stop: Stop
+    decode: Callable[[Sequence[int]], str]
+    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None = None  # only rules that read signals need it
+
+    async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
+        """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
+        cursor = cursor | {"visits": dict(cursor["visits"])}
+        run, schedule, rule = self.run, self.run.schedule, self.run.temperature
+        heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
+        kept: list[Tree] = []
+        grown: list[Tree] = []
+        draws = before = ahead = 0
+        growth = self.growth(heat, cursor)
+        asked = cursor.pop("asked", 0) or schedule.asked(cursor["schedule"])
+        while True:
+            wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
+            if wanted < 1:
+                if hasattr(rule, "measure"):
+                    cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
+                return Harvest(grown, kept[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
+            if draws == 0 and (
+                run.ahead or cursor.get("young")
+            ):  # young trees of a run that looked ahead are finished first
+                trees, before, ahead = await self.overlap(wanted, step, growth, cursor)
+            else:
+                trees = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
+                await growth.check(trees)
+                await growth.finish(trees)
+            grown += trees
+            kept += [tree for tree in trees if schedule.keep(tree) or (run.mix.gate is not None and demonstrated(tree))]
+            draws += 1
+
+    def draw(self, n: int, cursor: Cursor) -> list[Task]:
+        """The next n tasks; every epoch has an order of its own, and the last tasks of one are followed by the first of the next."""
+        drawn: list[Task] = []
+        while len(drawn) < n:
+            order = epoch_order(self.run.seed, cursor["epoch"], len(self.tasks))
+            take = order[cursor["place"] : cursor["place"] + n - len(drawn)]
+            drawn += [self.tasks[i] for i in take]
+            cursor["place"] += len(take)
+            if cursor["place"] == len(order):
+                cursor["epoch"], cursor["place"] = cursor["epoch"] + 1, 0
+        return drawn
+
+    def plant(self, task: Task, step: int, cursor: Cursor) -> Tree:
+        """A tree for this visit of the task, with its demonstrations."""
+        visit = cursor["visits"].get(task.id, 0)
+        cursor["visits"][task.id] = visit + 1
+        tree = Tree.plant(task, seed=self.run.seed, step=step, visit=visit)
+        demonstrate(tree, self.run.demonstrations, self.run.response_limit)
+        return tree
+
+    async def overlap(self, wanted: int, step: int, growth: Growth, cursor: Cursor) -> tuple[list[Tree], int, int]:
+        """The trees of `step`, the first round of which grew a step ago, finished in one crowd with the first round of the next step's.
+
+        AttnRL's pipeline (arXiv 2509.26628, section 3.3). The first step, and one after a last step, grow both by themselves; the last
+        step begins nothing. The young trees are in the cursor as lines of JSON, so that what stops half-way leaves them as they were.
+        Also returns how many of their tokens were sampled before, and how many were sampled now for the next step's.
+        """
+        young = [store.load(line.encode()) for line in cursor.pop("young", ())]
+        before = cost(young).sampled
+        if not young:
+            young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
+            await growth.check(young)
+            await growth.begin(young)
+        coming: list[Tree] = []
+        if self.run.ahead and step < self.run.steps:
+            cursor["asked"] = self.run.schedule.asked(cursor["schedule"])
+            count, cursor["schedule"] = self.run.schedule([], 0, cursor["schedule"])
+            coming = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
+        await growth.check(
+            coming
+        )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
+        await together([growth.finish(young), growth.begin(coming)])
+        if coming:
+            cursor["young"] = [store.dump(tree).decode() for tree in coming]
+        return young, before, cost(coming).sampled
+
+    def growth(self, heat: Any, cursor: Cursor) -> Growth:
+        """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
+        return Growth(self.run, Waiting(self.engine), self.stop, self.decode, self.signals, heat, cursor)
+
+
+@dataclass
+class Growth:
+    """One recipe's growth, from the first round to the grades."""
+
+    run: Run
+    engine: Waiting
+    stop: Stop
+    decode: Callable[[Sequence[int]], str]
+    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None
+    heat: Any
+    cursor: Cursor
+
+    def __post_init__(self) -> None:
+        run = self.run
+        self.sampling = Sampling(run.response_limit, self.heat, run.top_p, run.top_k, run.min_p)
+        self.rewards = run.weighted()
+        self.late = [rule for rule in run.pruning if needed(rule)]  # asked when their signals are there
+        self.soon = [rule for rule in run.pruning if not needed(rule)]
+        self.names = needed(run.branching, run.schedule)
+        self.expands = hasattr(run.schedule, "expand")
+
+    async def check(self, trees: list[Tree]) -> None:
+        """Let the verifier look at demonstrations, where that is asked for."""
+        if self.run.check_demonstrations:
+            with self.engine.grading():
+                await together(verify(tree, self.rewards, self.decode) for tree in trees)
+
+    async def begin(self, trees: list[Tree]) -> None:
+        """The first round of young trees, and what rules and schedules want to know of it, by the weights that sampled it."""
+        run = self.run
+        await together(
+            grow_round(tree, self.engine, run.branching, self.sampling, self.stop, self.soon) for tree in trees
+        )
+        if trees and self.waits():
+            await self.between(trees)
+
+    async def finish(self, trees: list[Tree]) -> list[Tree]:
+        """Grow until the trees are done, from wherever they are, grading each as it is done; in rounds, for a rule or a schedule that looks
+        at all of them in between."""
+        run = self.run
+        if not self.waits():
+            return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.judge)
+        return await grow_rounds(
+            trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.between, self.judge
+        )
+
+    def waits(self) -> bool:
+        """Whether some rule or the schedule wants to look at all trees between rounds."""
+        return bool(self.names or self.expands or self.late)
+
+    async def judge(self, tree: Tree) -> None:
+        """Grade what has ended."""
+        with self.engine.grading():
+            await grade(tree, self.rewards, self.decode, self.run.filter_overlong)
+
+    async def between(self, grown: list[Tree]) -> None:
+        """After a round: supply signals, prune by them, and let the schedule choose what to grow from."""
+        run = self.run
+        young = [tree for tree in grown if tree.rounds == 1 and self.expands]
+        await together(self.judge(tree) for tree in young)
+        last = getattr(run.branching, "rounds", None)
+        asking = [tree for tree in grown if last is None or tree.rounds <= last]
+        if self.signals is not None and self.names and asking:
+            self.signals(asking, self.names, run.branching)
+        if self.signals is not None and self.late:
+            self.signals(grown, needed(*self.late), run.branching)
+            for tree in grown:
+                prune(tree, self.late)
+        if young:
+            chosen, self.cursor["schedule"] = run.schedule.expand(young, self.cursor["schedule"])
+            choose(young, chosen)
+
+
+def choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:
+    """Write into the verdict of every graded path whether the schedule wants anything to grow from it."""
+    for tree, ids in zip(trees, chosen, strict=True):
+        for leaf in paths(tree):
+            if leaf.verdict:
+                leaf.verdict[EXPANDED] = float(leaf.id in ids)

@@ -1,0 +1,155 @@
+"""`ramulus train`: stage after stage, stopped cleanly by a signal, and the summary at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from ramulus.core import store
+from ramulus.look.show import draw
+from ramulus.run import checkpoint
+from ramulus.run.exam import scores, table
+from ramulus.run.interrupt import Interrupt, Stopped
+from ramulus.run.logbook import clock
+from ramulus.run.recipe import Run
+from ramulus.run.resume import Plan, prepare, replace_text
+from ramulus.run.setting import Decoder
+from ramulus.run.stage import finished, train_stage
+
+
+def launch(
+    recipe: str, overrides: list[str], resume: bool, fresh: bool, console: Console, began: float | None = None
+) -> int:
+    """Run every stage that is not finished; returns the exit status: 0, or 128 + the signal that stopped the run.
+
+    `began` is when the command was given, by time.monotonic(): what start-up took counts among the seconds of the summary.
+    """
+    began = time.monotonic() if began is None else began
+    plan = prepare(recipe, overrides, resume, fresh)
+    earlier = sum(worked(run) for run in plan.stages)
+    for note in plan.notes:
+        console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
+    refuse_rework(plan)
+    with Interrupt() as interrupt:
+        try:
+            run_stages(plan, interrupt, console)
+        except Stopped as stopped:
+            again = f"ramulus train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
+            console.print(
+                f"\nstopped by {stopped}, everything done so far is saved in {plan.folder}; go on with\n  {again}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 128 + signal.Signals[str(stopped)].value
+    conclude(plan, console, earlier + time.monotonic() - began)
+    return 0
+
+
+def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
+    """Each stage in a loop of its own; a later one starts from the weights of the one before."""
+    start: Path | None = None
+    for i, run in enumerate(plan.stages, 1):
+        if finished(run):
+            console.print(
+                f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
+            )
+        else:
+            if len(plan.stages) > 1:
+                console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
+            asyncio.run(train_stage(run, start, plan.save, interrupt, console))
+        start = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+
+
+def refuse_rework(plan: Plan) -> None:
+    """ValueError where a stage is not finished although a later one has begun from its weights (its steps were raised)."""
+    for run, later in zip(plan.stages, plan.stages[1:]):
+        if checkpoint.steps(later.folder) and not finished(run):
+            raise ValueError(
+                f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: "
+                f"set {run.name}.steps back, or begin anew with --fresh"
+            )
+
+
+def conclude(plan: Plan, console: Console, seconds: float) -> None:
+    """Write summary.json, show before and after, and say what to type next; `seconds` is what it all took."""
+    last = plan.stages[-1]
+    summary: dict[str, Any] = {
+        "seconds": seconds,
+        "stages": {run.name: worked(run) for run in plan.stages},
+        "steps": {run.name: run.steps for run in plan.stages},
+    }
+    before, after = (read(last.folder / f"exam-{when}.json") for when in ("before", "after"))
+    if last.exam is not None and after is not None:
+        told = {
+            "before": scores(before, last.exam.samples) if before else None,
+            "after": scores(after, last.exam.samples),
+        }
+        summary = told | {"problems": after["problems"]} | summary
+        if before is not None:
+            start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
+            console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
+    replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
+    if last.exam is not None:
+        show_tree(last, console)
+    folder, words = shlex.quote(str(plan.folder)), task_words(last)
+    said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    for command, purpose in (
+        (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
+        (f"ramulus eval {folder} --tasks {words}", "measure it"),
+        (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),
+    ):
+        console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_tree(run: Run, console: Console, most: int = 10) -> None:
+    """Draw a tree of the last forest that was written: one with right and wrong paths, and no more than `most` of them."""
+    written = sorted((run.folder / "trees").glob("*.jsonl"))
+    for tree in store.read(written[-1]) if written else ():
+        rewards = [leaf.reward for leaf in tree.leaves()]
+        if len(set(rewards)) > 1 and len(rewards) <= most:
+            folder = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+            decode = Decoder(AutoTokenizer.from_pretrained(folder))
+            console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
+            console.print(draw(tree, decode))
+            return
+
+
+def worked(run: Run) -> float:
+    """Seconds of training, evaluation and examination in a stage, over all resumptions."""
+    found = checkpoint.steps(run.folder)
+    state = read(checkpoint.path_of(run.folder, found[-1]) / "state.json") if found else None
+    exams = [read(run.folder / f"exam-{when}.json") for when in ("before", "after")]
+    return (state["seconds"] if state else 0.0) + sum(exam["seconds"] for exam in exams if exam)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON file, or None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def segment_word(run: Run) -> str:
+    """How the command line asks for segments as long as those of a run."""
+    length = getattr(run.branching, "length", None)
+    return f" --segment {length}" if isinstance(length, int) else ""
+
+
+def task_words(run: Run) -> str:
+    """How the command line names the problems a run was trained on, and how they become prompts."""
+    source = run.evals or run.tasks
+    kind = type(source).__name__
+    path = getattr(source, "path", "FILE")
+    name = "chain" if kind == "ChainSum" else f"gym:{source.name}" if kind == "Gym" else path
+    said = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
+    options = [(word, getattr(source, word)) for word, usual in said if getattr(source, word) not in (usual, None)]
+    options += [(word, value) for word, value in (("template", run.template), ("system", run.system)) if value]
+    return " ".join([shlex.quote(name), *(f"--{word} {shlex.quote(value)}" for word, value in options)])

@@ -1,0 +1,256 @@
+"""Run: one frozen dataclass is the whole configuration; a recipe module returns it from `recipe()`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ramulus.core.task import Reward
+
+Model = Callable[[], tuple[Any, Any]]
+"""A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One reward among several: its weight in the total, and the name of its part in a leaf's verdict."""
+
+    reward: Reward
+    weight: float = 1.0
+    name: str = ""  # "" takes the class name of the reward, in lower case
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"the weight of a reward must be a finite number, got {self.weight}")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (arXiv 1711.05101) with warm-up, decay and gradient clipping; `lr` is the peak learning rate."""
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0  # of the gradient norm; inf clips nothing
+    warmup: int = 0  # steps of linear rise to `lr`
+    decay: Literal["constant", "linear", "cosine"] = "constant"  # from the end of the warm-up to the last step
+    floor: float = 0.0  # the share of `lr` at which a decay ends
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise ValueError(f"optimizer.lr must be at least 0 (at 0 nothing is learned: a control), got {self.lr}")
+        if not self.clip > 0:
+            raise ValueError(f"optimizer.clip must be above 0 (inf clips nothing), got {self.clip}")
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"optimizer.betas must be in [0, 1), eps above 0 and weight_decay at least 0, got {self.betas}, {self.eps} and {self.weight_decay}"
+            )
+        if self.warmup < 0 or not 0 <= self.floor <= 1:
+            raise ValueError(f"warmup must be >= 0 and floor in [0, 1], got {self.warmup} and {self.floor}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (1-based) of `steps`."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        if self.decay == "constant":
+            return self.lr
+        share = (step - self.warmup - 1) / max(steps - self.warmup, 1)
+        left = 1 - share if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+        return self.lr * (self.floor + (1 - self.floor) * left)
+
+
+@dataclass(frozen=True)
+class Local:
+    """The local engine: samples with the trainer's own weights, on CPU or one GPU."""
+
+    slots: int = 64  # rows decoded together
+    memory_mb: int = 1024  # of kept KV; the oldest is dropped beyond it and prefilled again
+    copy: Literal["float32", "bfloat16"] | None = (
+        None  # dtype of a second copy of the weights; None reads the trainer's
+    )
+    threads: int | None = (
+        None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
+    )
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.memory_mb < 1:
+            raise ValueError(
+                f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"engine.threads must be at least 1, got {self.threads}: leave it out for all")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A final examination on held-out tasks, before the first step and after the last one."""
+
+    tasks: Any = None  # Source; None examines on the run's `evals`
+    samples: int = 8  # per problem, at temperature 1: mean@k, pass@k; greedy comes on top
+    temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # of the starting model only: what mere sharpening would give
+    limit: int | None = None  # problems; None takes all
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"exam.samples must be at least 1, got {self.samples}")
+        if any(not t > 0 for t in self.temperatures):
+            raise ValueError(f"exam.temperatures must be above 0 (greedy is always examined), got {self.temperatures}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The whole configuration of one training run.
+
+    Its parts are objects, not names; the command line sets any field by its dotted path (`branching.width=16`).
+    Raises ValueError, with the value and the remedy, for settings that cannot work together.
+    """
+
+    name: str
+    model: (
+        Model | str
+    )  # Pretrained(...), Scratch(...), or a folder or hub name; later stages of a recipe continue from the one before
+    tasks: Any  # Source: what to train on
+    evals: Any = None  # Source: held-out problems; None evaluates nothing
+
+    # prompts
+    template: str | None = None  # with {problem}; None uses the tokenizer's chat template
+    system: str | None = None  # system message of the chat template
+    prompt_limit: int = 512  # tokens
+    on_long: Literal["error", "drop"] = "error"  # what happens to a prompt above the limit
+
+    # growing
+    branching: Any  # Star(8), Segments(...): where trees grow
+    response_limit: int = 512  # tokens
+    temperature: Any = 1.0  # a number, or a rule on the logits
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    answer: Any = None  # grow.stop.Boxed(): stop at a complete answer, not at EOS alone
+    repetition: Any = None  # grow.stop.Repeats(): stop where the text goes in circles
+    pruning: tuple[Any, ...] = ()  # rules that end paths after a round
+    schedule: Any  # Fixed(prompts), Dynamic(prompts): prompts per step
+    demonstrations: int = 0  # of each task, grafted on its tree as expert leaves
+    check_demonstrations: bool = (
+        False  # by the rewards, as if the policy had written them; what fails is not learned from
+    )
+
+    # judging
+    rewards: Reward | tuple[Weighted, ...] = ()  # () only where nothing is sampled
+    filter_overlong: bool = False  # paths cut off at the limit are in no mean and no gradient (DAPO)
+
+    # learning
+    mix: Any  # Mix: the terms, the leash, the entropy bonus
+    steps: int
+    minibatches: int = 1  # optimizer steps per forest
+    ahead: int = (
+        0  # 1: the first round of the next step's trees grows beside the later rounds of this one's, a version older
+    )
+    tokens_per_batch: int = 8192  # unique tokens in one forward and backward pass
+    optimizer: AdamW = field(default_factory=AdamW)
+    autocast: bool = False  # bfloat16 matrix products
+    activation_checkpointing: bool = False
+    lora: Any = None
+
+    # the machine
+    engine: Local = field(default_factory=Local)
+    seed: int = 0
+    threads: int | None = None  # of torch; None takes the number of cores
+    device: str = "auto"  # cpu, cuda, cuda:1; auto takes cuda where there is one
+
+    # watching and keeping
+    eval_every: int = 0  # steps; 0 evaluates at the end only
+    eval_samples: int = 4  # per problem, at temperature 1; greedy comes on top
+    eval_limit: int | None = None  # problems
+    exam: Exam | None = None
+    save_every: int = 50  # steps
+    keep: int = 2  # checkpoints besides the best one
+    trees_every: int = 1  # steps between written forests; 0 writes none
+    out: str = ""  # folder; "" is runs/NAME
+    tensorboard: bool | None = None  # None: where it is installed
+    wandb: bool = False
+    trackio: bool = False
+
+    def __post_init__(self) -> None:
+        missing = [
+            name for name in ("name", "model", "tasks", "branching", "schedule", "mix") if not getattr(self, name)
+        ]
+        if missing:
+            raise ValueError(
+                f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
+            )
+        for name in ("evals", "answer", "repetition", "lora"):
+            if isinstance(getattr(self, name), bool | int | float | str):
+                raise ValueError(
+                    f"{name} is an object that only a recipe file can make, or None; got {getattr(self, name)!r}"
+                )
+        for name in (
+            "steps",
+            "minibatches",
+            "tokens_per_batch",
+            "prompt_limit",
+            "response_limit",
+            "save_every",
+            "keep",
+            "eval_samples",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("demonstrations", "eval_every", "trees_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: 1.0 is usual")
+        if self.tokens_per_batch < self.prompt_limit + self.response_limit:
+            raise ValueError(
+                f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
+                f"{self.prompt_limit} + {self.response_limit} "
+                f"tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
+            )
+        check_ahead(self.ahead, self.mix)
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1 (None takes the number of cores), got {self.threads}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.out or f"runs/{self.name}")
+
+    def weighted(self) -> tuple[tuple[Reward, float, str], ...]:
+        """(reward, weight, name) of each reward, as `grow.grade` takes them."""
+        rewards = self.rewards if isinstance(self.rewards, tuple) else (Weighted(self.rewards),)
+        parts = [r if isinstance(r, Weighted) else Weighted(r) for r in rewards]
+        named = tuple(
+            (r.reward, r.weight, r.name or getattr(r.reward, "__name__", type(r.reward).__name__).lower())
+            for r in parts
+        )
+        names = [name for _, _, name in named]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two rewards have the same name in {names}: name them, Weighted(reward, weight, name)")
+        return named
+
+
+def check_ahead(ahead: int, mix: Any) -> None:
+    """Raise ValueError for a look ahead that is not built, or whose ratios would be wrong."""
+    if ahead not in (0, 1):
+        raise ValueError(f"ahead is 0 (on-policy) or 1 (one step off-policy), got {ahead}")
+    if ahead and "recomputed" in mix.columns:
+        raise ValueError(
+            "ahead=1 trains tokens that an older version sampled, and Recomputed would take them for the newest: "
+            "use Behavior() and column='behavior', or ahead=0"
+        )
+
+
+def writable(folder: Path, remedy: str = "choose another with out=FOLDER") -> None:
+    """Raise OSError, naming the remedy, unless files can be made in `folder`; makes it where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write in the folder {folder}: {error.strerror or error}; {remedy}") from error

@@ -1,0 +1,120 @@
+"""The small things every model needs before it can answer: threads, device, EOS, text of tokens."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramulus.core import store
+from ramulus.run.checkpoint import is_run, model_folder
+from ramulus.run.doctor import cores
+
+
+def quiet() -> None:
+    """No progress bars of transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def encode_quickly() -> None:
+    """Files of trees are written by orjson where it is installed."""
+    try:
+        import orjson
+    except ImportError:
+        return
+    store.QUICK = orjson.dumps
+
+
+def collect_seldom() -> None:
+    """Python's collector walks through what was made since the imports, and not at every turn: trees are many small objects in cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """The same while it is entered."""
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    collect_seldom()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        if not frozen:
+            gc.unfreeze()
+
+
+def set_threads(threads: int | None) -> int:
+    """Give torch its threads (None: the cores this process may use); returns the number."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}: leave it out for all cores")
+    count = threads or cores()
+    torch.set_num_threads(count)
+    return count
+
+
+def device_of(name: str) -> torch.device:
+    """cpu, cuda, cuda:1; auto takes cuda where there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name}: not a device; use cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch {torch.__version__} sees no CUDA device here; use device=cpu or auto")
+    return device
+
+
+def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's EOS and those of the model's generation settings.
+
+    Raises ValueError for a tokenizer without EOS, or with one that the model does not know.
+    """
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    remedy = "set eos_token in its tokenizer_config.json to a token of the model"
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer {name!r} has no EOS token, so no response could end: {remedy}")
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = found if isinstance(found, list | tuple) else [found]
+    ends = tuple(dict.fromkeys(int(end) for end in [tokenizer.eos_token_id, *listed] if end is not None))
+    known = int(model.get_input_embeddings().weight.shape[0])
+    if ends[0] >= known:
+        raise ValueError(
+            f"the tokenizer {name!r} has the EOS token {tokenizer.eos_token!r} with id {ends[0]}, but the model has {known} tokens, "
+            f"so no response could end: {remedy}"
+        )
+    return ends
+
+
+def model_path(name: str) -> str:
+    """A model folder or hub name as it is; of the folder of a run, or of a stage of one, the model of its last checkpoint.
+
+    Raises FileNotFoundError for a path in `runs` where there is nothing.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise NotADirectoryError(f"{name} is a file: name the folder of a model or of a run")
+    if is_run(path):
+        return str(model_folder(path, "last")[0])
+    if "runs" in path.parts[:-1] and not path.exists():
+        remedy = "run `make quickstart` first" if "quickstart" in path.parts else "train it first"
+        raise FileNotFoundError(f"there is no run at {name} to take the model from: {remedy}, or name another model")
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """Text of token ids, special tokens left out."""
+
+    tokenizer: Any
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

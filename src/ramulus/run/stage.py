@@ -1,0 +1,273 @@
+"""Build the parts of one stage, checking every input before work begins, and train it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local import LocalEngine
+from ramulus.grow.adaptive import Adaptive
+from ramulus.grow.branching import Star
+from ramulus.grow.growth import judge
+from ramulus.grow.stop import Stop
+from ramulus.learn.model import Pretrained
+from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.value import ActorCritic
+from ramulus.run import checkpoint
+from ramulus.run.exam import Scores, answers, counted, examine
+from ramulus.run.forests import Forests
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.logbook import Logbook
+from ramulus.run.recipe import Exam, Run
+from ramulus.run.resume import replace_text
+from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.signals import KNOWN, Signals, needed
+from ramulus.run.trainer import State, Trainer
+from ramulus.tasks.problem import render
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one stage works with."""
+
+    policy: TorchPolicy
+    engine: LocalEngine
+    tasks: Sequence[Task]
+    evals: Sequence[Task]
+    exam: Sequence[Task]
+    decode: Decoder
+    stop: Stop
+
+
+def build(run: Run, start: Path | None) -> Parts:
+    """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before."""
+    quiet()
+    encode_quickly()
+    set_threads(run.threads)
+    torch.use_deterministic_algorithms(device_of(run.device).type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    sources = [
+        source() if source is not None else []
+        for source in (run.tasks, run.evals, run.exam.tasks if run.exam else None)
+    ]
+    checkpoint.seed_all(run.seed)
+    model, tokenizer = model_of(run, start)
+    tasks, evals, exam = (
+        render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
+    )
+    decode = Decoder(tokenizer)
+    stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
+    model = model.to(device_of(run.device))
+    how = run.optimizer
+    policy = (ActorCritic if run.mix.value else TorchPolicy)(
+        model, tokenizer, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, clip=how.clip, autocast=run.autocast,
+        activation_checkpointing=run.activation_checkpointing, lora=run.lora, frozen="frozen" in run.mix.columns,
+    )  # fmt: skip
+    copy = getattr(torch, run.engine.copy) if run.engine.copy else None
+    engine = LocalEngine(policy.model, run.engine.slots, run.engine.memory_mb * 2**20, copy, threads=run.engine.threads)
+    limits = (run.eval_limit, run.exam.limit if run.exam else None)
+    parts = Parts(policy, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
+    check(run, parts)
+    return parts
+
+
+def model_of(run: Run, start: Path | None) -> tuple[Any, Any]:
+    """The model and its tokenizer: from the stage before, or as the recipe says."""
+    named = Pretrained(run.model) if isinstance(run.model, str) else run.model
+    if start is not None:
+        return (replace(named, path=str(start)) if isinstance(named, Pretrained) else Pretrained(str(start)))()
+    return (replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named)()
+
+
+def check(run: Run, parts: Parts) -> None:
+    """Raise ValueError for settings that only show with the tasks and the model at hand."""
+    Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
+    if not parts.tasks:
+        raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
+    check_signals(run)
+    check_schedule(run)
+    samples = bool(run.branching(Tree.plant(parts.tasks[0])))
+    if samples and not run.weighted():
+        raise ValueError(
+            f"{run.name} samples paths but has no reward to grade them: give rewards=..., or branching=Star(0) to learn from demonstrations alone"
+        )
+    if not samples and not run.demonstrations:
+        raise ValueError(
+            f"{run.name} samples nothing and shows no demonstrations: set demonstrations=1, or give a branching that samples"
+        )
+    if run.demonstrations and not any(task.demonstrations for task in parts.tasks):
+        raise ValueError(
+            f"demonstrations={run.demonstrations}, but no task has one: set tasks.demonstration to the column that holds them, or demonstrations=0"
+        )
+    if run.check_demonstrations and not run.weighted():
+        raise ValueError(
+            "check_demonstrations asks the rewards about each demonstration: give rewards=..., or leave it off"
+        )
+    if run.exam is not None and not parts.exam:
+        raise ValueError("an exam needs problems: set evals or exam.tasks")
+    if (run.exam is not None or parts.evals) and not run.weighted():
+        raise ValueError("evaluating needs a reward: give rewards=...")
+    longest = max((len(task.prompt) for task in [*parts.tasks, *parts.evals, *parts.exam]), default=0)
+    if (samples or parts.evals or parts.exam) and longest + run.response_limit > parts.engine.limit:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
+            f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit, "
+            "or extend its context: Pretrained(max_positions=..., rope=...)"
+        )
+    warn_of_leaks(run, parts)
+
+
+def check_signals(run: Run) -> None:
+    """Raise ValueError for a signal that nobody supplies."""
+    wanted = needed(run.branching, run.schedule, *run.pruning)
+    if unknown := [name for name in wanted if name not in KNOWN]:
+        raise ValueError(
+            f"{type(run.branching).__name__} with {type(run.schedule).__name__} and the pruning rules read the signals "
+            f"{', '.join(unknown)}, which this version does not compute: it knows {', '.join(KNOWN)}"
+        )
+    if "value" in wanted and not run.mix.value:
+        raise ValueError(
+            f"a rule of {run.name} reads the signal value, but the run trains no value head: give the mix one (value=0.5 with the advantage GAE), "
+            "or judge paths by MeanLogprob or Agreement"
+        )
+
+
+def check_schedule(run: Run) -> None:
+    """Raise ValueError where an adaptive schedule would drop every tree, or count as trained what the advantage does not train."""
+    if not isinstance(run.schedule, Adaptive):
+        return
+    rule = run.branching
+    while hasattr(rule, "branching"):
+        rule = rule.branching
+    if isinstance(rule, Star) and not run.schedule.unbranched:
+        raise ValueError(
+            f"Adaptive trains no path that nothing branches from, and {rule} never branches, so that every tree would be dropped: "
+            "take a rule that branches (AttentionForks, EntropyForks), or set unbranched=True in Adaptive"
+        )
+    for advantage in (term.estimator.advantage for term in run.mix.terms):
+        found = getattr(advantage, "unbranched", run.schedule.unbranched)
+        if found != run.schedule.unbranched:
+            raise ValueError(
+                f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={found}, so it would "
+                "count other paths than those that are trained: set both alike"
+            )
+
+
+def warn_of_leaks(run: Run, parts: Parts) -> None:
+    """Warn where held-out problems are trained on."""
+    seen = {task.text for task in parts.tasks}
+    known = {task.text for task in [*parts.evals, *parts.exam] if task.text in seen}
+    if known:
+        warnings.warn(
+            f"{len(known)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
+            stacklevel=3,
+        )
+
+
+async def probe(run: Run, parts: Parts) -> None:
+    """Ask every reward about a response that repeats the problem: one that raises or gives NaN is found before anything is sampled."""
+    tree = Tree.plant(parts.tasks[0])
+    said = Response(tree.task.text, tree.task.prompt, "eos")
+    for reward, _, name in run.weighted():
+        await judge(tree, said, reward, name)
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """A fingerprint of ids, prompts, answers and demonstrations: resuming with other problems is refused."""
+    made = hashlib.blake2b(digest_size=16)
+    for task in tasks:
+        made.update(repr((task.id, task.prompt, task.answer, task.demonstrations)).encode())
+    return made.hexdigest()
+
+
+def restore(run: Run, parts: Parts, console: Console) -> State:
+    """The state to go on from: that of the last checkpoint, or a new one. Raises ValueError where the problems are others now."""
+    found = checkpoint.steps(run.folder)
+    if not found:
+        return State(tasks=digest(parts.tasks))
+    tensors, saved = checkpoint.load(run.folder, found[-1])
+    names = asdict(State())
+    state = State(**{name: saved[name] for name in names})
+    if state.tasks != digest(parts.tasks):
+        raise ValueError(
+            f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
+        )
+    parts.policy.restore(tensors, saved["policy"])
+    checkpoint.restore_random(tensors, saved)
+    for path in (run.folder / "trees").glob("*.jsonl"):
+        if int(path.stem) > state.step:
+            path.unlink()
+    console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
+    return state
+
+
+async def train_stage(
+    run: Run, start: Path | None, ready: Callable[[], None], interrupt: Interrupt, console: Console
+) -> None:
+    """Examine if asked, train what is left of the stage, examine again; all of it picks up where it was stopped.
+
+    `ready` is called once every input has been found good, before any work.
+    """
+    parts = build(run, start)
+    state = restore(run, parts, console)
+    await interrupt.abandonable(probe(run, parts))
+    ready()
+    await parts.engine.load(None, parts.policy.version)
+    if run.exam is not None and state.step == 0:
+        await sit(run, run.exam, parts, "before", interrupt, console)
+    signals = Signals(parts.policy, parts.decode.tokenizer, run.mix.columns)
+    forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
+    logbook = Logbook(run, console, state.step, state.metrics_bytes)
+    try:
+        await Trainer(run, parts.policy, parts.engine, forests, parts.evals, logbook, interrupt, state).train()
+    finally:
+        logbook.close()
+    if run.exam is not None:
+        await sit(run, run.exam, parts, "after", interrupt, console)
+
+
+async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrupt, console: Console) -> None:
+    """Examine the model as it is now and keep the result, unless that was done already."""
+    path = run.folder / f"exam-{when}.json"
+    if path.exists() and (when == "before" or json.loads(path.read_text())["step"] == run.steps):
+        return
+    console.print(
+        f"examining the model {when} training, on {len(parts.exam)} problems it is not trained on ...",
+        markup=False,
+        highlight=False,
+    )
+    began = time.monotonic()
+    start = when == "before"
+    with counted(parts.engine, console, answers(exam, len(parts.exam), start)) as engine:
+        work = examine(run, exam, engine, parts.exam, parts.decode, parts.stop, start)
+        found: Scores = await interrupt.abandonable(work)
+    await parts.engine.load(
+        None, parts.policy.version
+    )  # what the exam left in the engine's memory must not touch training
+    replace_text(
+        path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
+    )
+
+
+def finished(run: Run) -> bool:
+    """Whether nothing is left to do in a stage."""
+    found = checkpoint.steps(run.folder)
+    if not found or found[-1] < run.steps:
+        return False
+    state = json.loads((checkpoint.path_of(run.folder, found[-1]) / "state.json").read_text())
+    after = run.folder / "exam-after.json"
+    examined = run.exam is None or (after.exists() and json.loads(after.read_text())["step"] == run.steps)
+    return state["pending"] is None and examined

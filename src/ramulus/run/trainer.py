@@ -1,0 +1,305 @@
+"""The loop: grow, score, credit, pack, accumulate, update, write, load. The trainer owns no transformation of data."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local import LocalEngine
+from ramulus.learn.annotate import annotate, annotate_ratio
+from ramulus.learn.batch import Credits, TreeBatch
+from ramulus.learn.gate import Weights, openness
+from ramulus.learn.gauges import counts, gauges, surrogate
+from ramulus.learn.mix import Mix
+from ramulus.learn.pack import Selection, pack, select
+from ramulus.learn.policy import TorchPolicy
+from ramulus.look.evaluate import evaluate
+from ramulus.look.ledger import decoding
+from ramulus.run import checkpoint
+from ramulus.run.forests import START, Cursor, Forests, Harvest
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.lesson import Lesson
+from ramulus.run.logbook import Logbook
+from ramulus.run.machine import Machine
+from ramulus.run.recipe import Run
+from ramulus.run.resume import replace_text
+
+Answers = Sequence[Sequence[Credits]]
+"""What `Mix.credit` answered: of each term, of each tree."""
+
+
+@dataclass
+class State:
+    """What lasts from step to step beside the weights; plain JSON, in every checkpoint."""
+
+    step: int = 0  # steps done
+    cursor: Cursor = field(default_factory=lambda: dict(START))
+    best: dict[str, float] | None = None  # step and score of the best evaluation
+    mix: dict[str, Any] = field(default_factory=dict)  # of the gate
+    pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
+    seconds: float = 0.0  # of work so far, over all resumptions
+    metrics_bytes: int = 0
+    tasks: str = ""  # digest of the tasks
+
+
+class Clock:
+    """Seconds by phase, and since it was made; `earlier` phases count in both. Phases must not overlap."""
+
+    def __init__(self, earlier: Mapping[str, float] | None = None) -> None:
+        self.seconds = dict(earlier or {})
+        self.start = time.monotonic() - sum(self.seconds.values())
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
+
+    def move(self, seconds: float, phase: str, part: str) -> None:
+        """Count some seconds of a phase as those of a part of it that has a name of its own."""
+        self.seconds[phase] -= seconds
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def rest(self) -> float:
+        """Seconds since it was made that are of no phase."""
+        return max(time.monotonic() - self.start - math.fsum(self.seconds.values()), 0.0)
+
+    def step(self) -> dict[str, float]:
+        """The seconds of all phases, those of none as `idle`, and their sum as `step`."""
+        parts = self.seconds | {"idle": self.seconds.get("idle", 0.0) + self.rest()}
+        return parts | {"step": math.fsum(parts.values())}
+
+
+@dataclass
+class Trainer:
+    """One stage of training: the parts are built by `stage.py`."""
+
+    run: Run
+    policy: TorchPolicy
+    engine: LocalEngine
+    forests: Forests
+    evals: Sequence[Task]
+    logbook: Logbook
+    interrupt: Interrupt
+    state: State
+    whole: bool = True  # weights and state belong together: not in the middle of an update
+    late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
+
+    def __post_init__(self) -> None:
+        self.machine = Machine(self.policy.device)
+
+    async def train(self) -> None:
+        """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
+        try:
+            if self.state.pending is not None:
+                await self.close_step()
+            while self.state.step < self.run.steps:
+                self.state.pending = await self.step()
+                await self.close_step()
+                self.interrupt.check()
+            self.save()
+        except (Exception, KeyboardInterrupt):
+            if self.whole and self.state.step > 0:
+                self.save()
+            raise
+
+    async def step(self) -> dict[str, Any]:
+        """One step, from drawn tasks to new weights in the engine; returns its metrics.
+
+        Its `seconds` are those of `step` and of its phases, which do not overlap and add up to it. `grow` is what growing took but for
+        `grade`, the time in which nothing but grades was awaited; `idle` is the rest. `log` and `save` are those of the step before.
+        """
+        run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
+        counters = dict(self.engine.counters)
+        with clock("grow"):
+            harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
+        clock.move(harvest.grading, "grow", "grade")
+        self.whole = False
+        with clock("score"):
+            known = getattr(self.forests.signals, "rides", ())
+            self.policy.score(harvest.kept, run.mix.columns, known=known)
+        with clock("credit"):
+            credits = run.mix.credit(harvest.kept) if harvest.kept else []
+            said, self.state.mix = run.mix.gates(
+                harvest.grown, self.state.mix
+            )  # a gate learns from trees that are dropped, too
+            places = {id(tree): i for i, tree in enumerate(harvest.grown)}
+            gates = [said[places[id(tree)]] for tree in harvest.kept] if said is not None else None
+        lesson = self.learn(harvest.kept, credits, gates, number, clock)
+        with clock("write"):
+            self.write_trees(harvest, credits, gates, number)
+        with clock("load"):
+            await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
+        with clock("ledger"):
+            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | lesson.metrics() | openness(gates)
+            found |= differences(found) | self.machine.read()
+        self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
+        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
+
+    def learn(
+        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, number: int, clock: Clock
+    ) -> Lesson:
+        """One optimizer step for each part of a credited forest; parts without signal change nothing."""
+        run, cut = self.run, parts(len(forest), self.run.minibatches)
+        lesson = Lesson(len(cut), run.optimizer.rate(number, run.steps))
+        version = self.policy.version  # whose tokens these weights should give the recorded log-probs
+        with clock("pack"):
+            stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
+        for part in cut:
+            with clock("pack"):
+                selection, batches = self.pack(forest, credits, gates, part, stats)
+            learns = any(has_signal(run.mix, batch) for batch in batches)
+            with clock("ledger"):
+                lesson.add_fates(selection, run.mix, learns)
+            if not learns:
+                lesson.empty += 1
+                continue
+            for batch in batches:
+                with clock("update"):
+                    tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
+                    settle(tempered.device)
+                with clock("gauges"):
+                    batch = batch.to(tempered.device)
+                    row = (tempered, plain, entropy, batch)
+                    values = valued(self.policy, batch)
+                    told = gauges(run.mix, *row, version, values)
+                    lesson.add_row(told, loss(run.mix, *row, values), counts(batch))
+                    if self.writes(number):
+                        annotate_ratio(batch, tempered)
+            with clock("update"):
+                lesson.add_update(self.policy.update(lesson.rate))
+        return lesson
+
+    def pack(
+        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, part: slice, stats: dict[str, float]
+    ) -> tuple[Selection, list[TreeBatch]]:
+        """The leaves and the rows of one optimizer step: a part of the forest, with what was found out about all of it."""
+        cut, opened = [term[part] for term in credits], None if gates is None else gates[part]
+        selection = select(forest[part], cut, self.run.mix, opened, drop_idle=True)
+        options: dict[str, Any] = {"stats": stats, "gates": opened, "selection": selection}
+        return selection, pack(forest[part], cut, self.run.mix, self.run.tokens_per_batch, **options)
+
+    def writes(self, number: int) -> bool:
+        """Whether the trees of a step are kept."""
+        return bool(self.run.trees_every) and number % self.run.trees_every == 0
+
+    def write_trees(self, harvest: Harvest, credits: Answers, gates: list[Weights] | None, number: int) -> None:
+        """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
+        if self.writes(number):
+            if harvest.kept:  # without trees there is no credit, not even an empty one for each term
+                annotate(harvest.kept, self.run.mix, credits, gates)
+            store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
+
+    async def close_step(self) -> None:
+        """Evaluate if it is time, write the metrics, save if it is time."""
+        run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
+        improved = False
+        if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
+            sampled = self.engine.counters["sampled"]
+            with clock("eval"):
+                found = await self.interrupt.abandonable(self.evaluate(step))
+            metrics |= found | {"eval_sampled": self.engine.counters["sampled"] - sampled}
+            improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
+            if improved:
+                self.state.best = {"step": step, "score": found["eval/mean"]}
+        metrics["seconds"] = metrics["seconds"] | clock.seconds
+        self.state.seconds += sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
+        metrics["seconds"] = metrics["seconds"] | {"mean": self.state.seconds / step}
+        with clock("log"):
+            self.logbook.write(step, metrics)
+        self.state.pending = None
+        if improved or step % run.save_every == 0:
+            with clock("save"):
+                self.save()
+        late = {name: clock.seconds[name] for name in ("log", "save") if name in clock.seconds}
+        self.late = late | {"idle": clock.rest()}
+
+    async def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
+        run, sampling = self.run, Sampling(self.run.response_limit)
+        found = await evaluate(
+            self.engine,
+            self.evals,
+            run.weighted(),
+            self.forests.decode,
+            self.forests.stop,
+            sampling,
+            run.eval_samples,
+            True,
+            run.seed,
+        )
+        await self.engine.load(
+            None, self.policy.version
+        )  # a resumed run does not repeat this evaluation: leave no trace of it
+        path = run.folder / "evals" / f"{step:06d}.json"
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, json.dumps(found))
+        return {
+            "eval/mean": found[f"mean@{run.eval_samples}"],
+            "eval/greedy": found["greedy"],
+            "eval/length": found["length"],
+        }
+
+    def save(self) -> None:
+        """A checkpoint of the last whole step."""
+        self.state.metrics_bytes = self.logbook.size()
+        state = asdict(self.state) | {"policy": self.policy.state()}
+        checkpoint.save(self.run.folder, self.state.step, self.policy.write, self.policy.tensors(), state)
+        checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
+
+
+def differences(found: Mapping[str, float]) -> dict[str, float]:
+    """Tokens that follow from two other counts: sampled by the engine but in no tree, and trained once more in another row of a cut tree."""
+    held = found["sampled"] - found["sampled_before"] + found["sampled_ahead"]
+    once = found["trained_policy"] + found["trained_expert"]
+    return {"thrown_away": found["engine_sampled"] - held, "repeated": found["trained"] - once}
+
+
+@torch.no_grad()
+def valued(policy: TorchPolicy, batch: TreeBatch) -> Tensor | None:
+    """What a value head says of the row that was just evaluated [T]; None without one."""
+    return policy.value(batch)
+
+
+def loss(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
+) -> list[float]:
+    """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
+    known = all(
+        hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms
+    )
+    return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
+
+
+def settle(device: torch.device) -> None:
+    """Wait for a GPU, so that its work is counted in the phase that asked for it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def parts(n: int, wanted: int) -> list[slice]:
+    """n trees in at most `wanted` runs of whole trees, as even as can be."""
+    count = min(n, wanted)
+    edges = [i * n // count for i in range(count + 1)] if count else []
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def has_signal(mix: Mix, batch: TreeBatch) -> bool:
+    """Whether anything in a row pulls at the weights."""
+    pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
+    return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))

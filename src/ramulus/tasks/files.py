@@ -1,0 +1,80 @@
+"""Problems from JSONL, JSON, CSV, parquet (verl's layout too) and Hugging Face datasets, with the columns mapped by name."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ramulus.tasks.columns import field_of, is_verl, plain, read_answers, read_demonstrations, read_prompt
+from ramulus.tasks.problem import Problem
+from ramulus.tasks.rows import read
+
+VERL = {"prompt": "prompt", "answer": "reward_model.ground_truth"}  # arXiv 2409.19256's column layout
+
+
+@dataclass(frozen=True)
+class File:
+    """Problems of a .jsonl, .json, .csv or .parquet file, of a dataset folder, or of a Hugging Face dataset named `owner/name`.
+
+    Columns may be dotted paths into nested fields (`reward_model.ground_truth`, `choices.0`). A prompt is text or a chat (a list
+    of role and content); an answer is text, a number, or a list of which any counts; None for `answer` reads none. Rows with an
+    empty answer are left out and counted in a warning; an empty prompt or a missing column raises ValueError with its row.
+    `layout`: "verl" reads prompt, reward_model.ground_truth, data_source and extra_info; "auto" does if those are there and
+    neither `prompt` nor `answer` was changed. `keep` names further columns for a scorer, which finds them in task.extra.
+    """
+
+    path: str
+    prompt: str = "problem"
+    answer: str | None = "answer"
+    demonstration: str | None = None  # text, a list of texts, or a chat whose assistant turns are meant
+    id: str | None = None  # None numbers the rows: name of the file and row from 0
+    split: str | None = None  # of a Hugging Face dataset
+    config: str | None = None  # of a Hugging Face dataset: its configuration, such as "main"
+    limit: int | None = None  # read only the first rows
+    layout: Literal["auto", "columns", "verl"] = "auto"
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("auto", "columns", "verl"):
+            raise ValueError(f'layout must be "auto", "columns" or "verl", got {self.layout!r}')
+
+    def __call__(self) -> list[Problem]:
+        problems: list[Problem] = []
+        unanswered: list[str] = []
+        verl = self.layout == "verl"
+        for number, (where, row) in enumerate(read(self.path, self.split, self.config, self.limit)):
+            if number == 0 and self.layout == "auto":
+                verl = (self.prompt, self.answer) == ("problem", "answer") and is_verl(row)
+            problem = self._problem(row, number, f"{self.path}, {where}", verl)
+            if problem is None:
+                unanswered.append(where)
+            else:
+                problems.append(problem)
+        if not problems:
+            raise ValueError(f"{self.path!r} has no rows" + (" with an answer" if unanswered else ""))
+        if unanswered:
+            text = f"{self.path}: left out {len(unanswered)} of {len(problems) + len(unanswered)} rows whose answer is empty, first {unanswered[0]}"
+            warnings.warn(text, stacklevel=2)
+        return problems
+
+    def _problem(self, row: dict[str, Any], number: int, where: str, verl: bool) -> Problem | None:
+        """The problem of one row; None if its answer is empty, since nothing could ever be right."""
+        prompt, answer = (VERL["prompt"], VERL["answer"]) if verl else (self.prompt, self.answer)
+        messages, text = read_prompt(field_of(row, prompt, where), where, prompt)
+        answers = () if answer is None else read_answers(field_of(row, answer, where), where, answer)
+        if answer is not None and not answers:
+            return None
+        extra: dict[str, Any] = {name: plain(field_of(row, name, where), where, name) for name in self.keep}
+        if verl:
+            extra |= {name: plain(row[name], where, name) for name in ("data_source", "extra_info") if name in row}
+        if len(answers) > 1:
+            extra["answers"] = list(answers)
+        shown = (
+            ()
+            if self.demonstration is None
+            else read_demonstrations(field_of(row, self.demonstration, where), where, self.demonstration)
+        )
+        name = f"{Path(self.path).stem}-{number}" if self.id is None else str(field_of(row, self.id, where))
+        return Problem(name, text, answers[0] if answers else "", shown, extra, messages)

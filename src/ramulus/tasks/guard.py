@@ -1,0 +1,35 @@
+"""Run any reward in a worker process, under a limit on its time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ramulus.core.task import Path, Reward, Task
+from ramulus.tasks.workers import crew
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """`reward`, killed after `seconds` of computing or `wall` seconds of waiting (default 5 x seconds): then the response earns `wrong`.
+
+    The reward, a plain or async function or frozen dataclass at the top level of a module, is pickled into the worker. Running
+    out of memory and taking the worker down count as `wrong` too; an exception of the reward's own is raised as RuntimeError.
+    """
+
+    reward: Reward
+    seconds: float = 5.0
+    wall: float | None = None
+    wrong: float = 0.0
+    workers: int = 2
+    gigabytes: float | None = None  # of address space; leave None if the reward imports torch
+
+    async def __call__(self, task: Task, path: Path) -> Any:
+        outcome = await crew(self.workers, self.gigabytes).run(
+            self.reward, task, path, seconds=self.seconds, wall=self.wall
+        )
+        if outcome.cut:
+            return {"reward": self.wrong, "correct": 0.0, "reason": f"{outcome.cause}: {outcome.failure}"}
+        if outcome.failure is not None:
+            raise RuntimeError(f"the guarded reward {self.reward!r} failed on task {task.id!r}: {outcome.failure}")
+        return outcome.value

@@ -1,0 +1,97 @@
+r"""Mathematics with a boxed answer, graded by math-verify in worker processes that are killed at a time limit."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any
+
+from ramulus.core.task import Path, Task
+from ramulus.tasks.answers import Extract, LastBox
+from ramulus.tasks.notation import compare, tidy
+from ramulus.tasks.problem import references
+from ramulus.tasks.workers import crew
+
+
+@dataclass(frozen=True)
+class Boxed:
+    r"""`correct` if the last complete \boxed{...} equals a reference answer, else `wrong`.
+
+    What cannot be graded within `seconds` of computing, or makes the grader fail, is wrong, with the `reason` in the verdict.
+    `window`: the box must lie within the last so many characters of the response (DAPO and HAPO use 300).
+    """
+
+    correct: float = 1.0
+    wrong: float = 0.0
+    window: int | None = None
+    longest: int = 2000  # characters of an answer; a longer one is wrong and not tried
+    extract: Extract = field(default_factory=LastBox)
+    seconds: float = 5.0
+    workers: int = 2
+    gigabytes: float | None = 4.0  # of address space for each worker: 9^{9^{9}} fills any memory
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ImportError('grading mathematics needs math-verify: pip install "ramulus[math]"')
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is a number of characters, at least 1, got {self.window}")
+        if self.seconds <= 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+
+    async def __call__(self, task: Task, path: Path) -> dict[str, Any]:
+        answer = self.extract(path.text if self.window is None else path.text[-self.window :])
+        if answer is None:
+            where = "" if self.window is None else f" in the last {self.window} characters"
+            return self._verdict(False, "", f"no answer found{where}")
+        right, reason = await self._grade(references(task), answer)
+        return self._verdict(right, answer, reason)
+
+    async def _grade(self, right: tuple[str, ...], answer: str) -> tuple[bool, str]:
+        if any(answer == reference.strip() for reference in right):
+            return True, ""
+        if len(answer) > self.longest:
+            return False, f"the answer has {len(answer)} characters, more than {self.longest}"
+        outcome = await crew(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds)
+        if outcome.cause == "broken":
+            raise RuntimeError(f"the grader of mathematics cannot run: {outcome.failure}")
+        return bool(outcome.value), "" if outcome.failure is None else f"{outcome.cause}: {outcome.failure}"
+
+    def _verdict(self, right: bool, answer: str, reason: str) -> dict[str, Any]:
+        verdict = {"reward": self.correct if right else self.wrong, "correct": float(right), "answer": answer[:1000]}
+        return verdict | {"reason": reason} if reason else verdict
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Whether an answer equals one of the references. Runs in a worker: it may hang, fill the memory or raise."""
+
+    def prepare(self) -> None:
+        """Import math-verify and grade once, which builds its tables: about a second, once per worker, on nobody's clock."""
+        import logging
+
+        import math_verify  # noqa: F401
+
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        if not _warm:
+            _warm.append(algebra(r"\frac{1}{2}", "x+1"))
+
+    def __call__(self, right: tuple[str, ...], answer: str) -> bool:
+        return any(_equal(reference, answer) for reference in right)
+
+
+_warm: list[bool] = []  # not empty once this worker has graded
+
+
+def _equal(reference: str, answer: str) -> bool:
+    plain = compare(reference, answer)
+    if plain is not None:
+        return plain
+    return algebra(reference, answer)
+
+
+def algebra(reference: str, answer: str) -> bool:
+    """math-verify's judgement. Its own time limits are off: they are alarms inside the process, ours kill the process."""
+    from math_verify import parse, verify
+
+    one, other = (parse(rf"\boxed{{{tidy(text)}}}", parsing_timeout=None) for text in (reference, answer))
+    return bool(one and other) and verify(one, other, timeout_seconds=None)

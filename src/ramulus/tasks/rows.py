@@ -1,0 +1,139 @@
+"""Rows of files and Hugging Face datasets as dictionaries, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Rows = Iterator[tuple[str, dict[str, Any]]]  # ("line 3", {...}) or ("row 3", {...}); both count from 1
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read(path: str, split: str | None, config: str | None, limit: int | None) -> Rows:
+    """The first `limit` rows of a .jsonl, .json, .csv or .parquet file, a dataset folder, or a dataset on the hub.
+
+    Raises FileNotFoundError for a path that is not there and ValueError for contents that cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a number of rows, at least 1, got {limit}")
+    file = Path(path).expanduser()
+    if file.is_file():
+        if file.suffix not in READERS:
+            raise ValueError(
+                f"{path!r} is no {', '.join(READERS)} file: convert it, or give a folder that Hugging Face datasets can load"
+            )
+        return islice(READERS[file.suffix](file), limit)
+    return islice(_dataset(path, file, split, config, limit), limit)
+
+
+def _jsonl(file: Path) -> Rows:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in _decoded(enumerate(lines, 1), file):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"{file}, line {number} is not JSON ({error.msg} at column {error.colno}): {line[:60]!r}"
+                    ) from None
+                yield f"line {number}", _object(row, file, f"line {number}")
+
+
+def _decoded(lines: Iterator[Any], file: Path) -> Iterator[Any]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+
+
+def _json(file: Path) -> Rows:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{file}, line {error.lineno} is not JSON ({error.msg}); for one object a line name the file .jsonl"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{file} holds a JSON {type(rows).__name__}, a list of objects was expected")
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", _object(row, file, f"row {number}")
+
+
+def _object(row: Any, file: Path, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{file}, {where} is a {type(row).__name__}, an object with named fields was expected")
+    return row
+
+
+def _csv(file: Path) -> Rows:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in _decoded(iter(reader), file):
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{file}, line {reader.line_num} has more or fewer fields than the {len(reader.fieldnames or ())} of the header"
+                    )
+                yield f"line {reader.line_num}", row
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {reader.reader.line_num} is not CSV: {error}") from None
+
+
+def _parquet(file: Path) -> Rows:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f'reading {file} needs pyarrow: pip install "ramulus[data]"') from None
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        number = 0
+        for batch in table.iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file} is not a readable parquet file: {error}") from None
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+def _dataset(path: str, folder: Path, split: str | None, config: str | None, limit: int | None) -> Rows:
+    """Rows of a dataset folder (saved by save_to_disk, or of data files) or of a dataset on the hub."""
+    on_disk = folder.is_dir()
+    if not on_disk and (folder.suffix in READERS or not HUB_NAME.fullmatch(path)):
+        raise FileNotFoundError(f"no file or folder {path!r} (in {Path.cwd()}): check the path")
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f'the dataset {path!r} needs Hugging Face datasets: pip install "ramulus[data]"') from None
+    saved = on_disk and any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    try:
+        found = (
+            datasets.load_from_disk(str(folder))
+            if saved
+            else datasets.load_dataset(str(folder) if on_disk else path, config)
+        )
+    except Exception as error:  # whatever the library or the network raises, the name is what the user can mend
+        place = "the folder" if on_disk else "no such folder here, and the hub dataset"
+        raise FileNotFoundError(
+            f"{place} {path!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}"
+        ) from None
+    if hasattr(found, "keys"):
+        splits = list(found.keys())
+        if split is None and len(splits) == 1:
+            split = splits[0]
+        if split not in splits:
+            what = "several splits" if split is None else f"no split {split!r}"
+            raise ValueError(f"the dataset {path!r} has {what}: choose one of {', '.join(splits)} as split")
+        found = found[split]
+    size = len(found) if limit is None else min(limit, len(found))
+    yield from ((f"row {index + 1}", found[index]) for index in range(size))

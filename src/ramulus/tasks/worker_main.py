@@ -1,0 +1,122 @@
+"""What runs inside a worker process: take a call, arm the limits, answer. Imports the standard library only."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import pickle
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class _Finder(pickle.Unpickler):
+    """Finds classes by module name, or in the module's file where the name cannot be imported."""
+
+    def __init__(self, data: bytes, files: dict[str, str]) -> None:
+        super().__init__(io.BytesIO(data))
+        self.files = files
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in self.files:
+            _load(module, self.files[module])
+        return super().find_class(module, name)
+
+
+def _load(name: str, file: str) -> None:
+    """Import `file` as the module `name`; a script is imported as `__mp_main__`, so that its main block does not run."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__ramulus_file__", None) == file:
+        return
+    spec = importlib.util.spec_from_file_location("__mp_main__" if name == "__main__" else name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__ramulus_file__ = file  # type: ignore[attr-defined]
+    sys.modules[name] = sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+
+
+def serve(fd: int, parent: int, gigabytes: float | None) -> None:
+    """Answer calls on the pipe until it closes; `parent` is the id of the process that started this one."""
+    _bind_to(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    if gigabytes is not None:
+        _limit_memory(gigabytes)
+    os.dup2(2, 1)  # what a reward prints goes to stderr
+    pipe = Connection(fd)
+    while True:
+        try:
+            seconds, wall = pickle.loads(pipe.recv_bytes())
+            files, data = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        pipe.send_bytes(_answer(pipe, files, data, seconds, wall))
+
+
+def _answer(pipe: Connection, files: dict[str, str], data: bytes, seconds: float, wall: float) -> bytes:
+    """Prepare the call, say so, run it under its limits, and pickle (value, failure, cause)."""
+    try:
+        call, args = _Finder(data, files).load()
+        prepare = getattr(call, "prepare", None)
+        if prepare is not None:
+            prepare()
+    except BaseException as error:
+        pipe.send_bytes(b"ready")
+        return _failure(error, "broken")
+    pipe.send_bytes(b"ready")
+    # the kernel ends the process even while a long C call (a huge power) keeps the interpreter from running anything
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the parent is gone
+    try:
+        return pickle.dumps((_run(call, args), None, None))
+    except BaseException as error:  # SystemExit of a scorer is a failure like any other
+        return _failure(error, "memory" if isinstance(error, MemoryError | RecursionError) else "raised")
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _run(call: Any, args: tuple[Any, ...]) -> Any:
+    value = call(*args)
+    if not hasattr(value, "__await__"):
+        return value
+    import asyncio
+
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait())
+
+
+def _failure(error: BaseException, cause: str) -> bytes:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException:  # an exception may fail to print itself
+        text = type(error).__name__
+    return pickle.dumps((None, text[:500], cause))
+
+
+def _bind_to(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies; elsewhere than on Linux the alarm and the closed pipe do it."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
+
+
+def _limit_memory(gigabytes: float) -> None:
+    if sys.platform != "linux":  # macOS refuses this limit
+        return
+    import resource
+
+    limit = int(gigabytes * 2**30)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

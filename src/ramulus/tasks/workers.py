@@ -1,0 +1,247 @@
+"""Worker processes that can be killed: anything that judges untrusted output runs here, under a limit on time and memory.
+
+A worker is a fresh Python process (no fork, so threads and torch in the parent do no harm; the parent's main module is not run
+again). It works on one call at a time. A call that exceeds its limit costs its worker its life, and a new one takes its place.
+Workers ignore Ctrl-C, end when the parent closes their pipe, and are killed by the kernel when the parent dies (Linux) or at
+the latest when the limit of the call under way runs out (elsewhere).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib.util
+import io
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.connection import Connection, Pipe
+from types import ModuleType
+from typing import Any, Literal
+
+ATTEMPTS = 3
+START_LIMIT = (
+    120.0  # wall seconds for a worker to start and to import what a call needs; not counted in the call's own limit
+)
+BOOT = "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import serve; serve({fd}, {parent}, {gigabytes!r})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call: its value, or why there is none."""
+
+    value: Any = None
+    failure: str | None = None
+    cause: Literal["timeout", "died", "memory", "raised", "broken"] | None = None  # broken: the call never began
+
+    @property
+    def cut(self) -> bool:
+        """Whether the limits ended the call, or it took its worker down: what a hostile input does."""
+        return self.cause in ("timeout", "died", "memory")
+
+
+class WorkerDied(Exception):
+    """The worker ended before the call began."""
+
+
+class Worker:
+    """One process and the pipe to it; used by one thread."""
+
+    def __init__(self, gigabytes: float | None) -> None:
+        self.gigabytes = gigabytes
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pipe: Connection | None = None
+
+    def start(self) -> None:
+        """Start the process; it answers `ready` when it can take a call."""
+        here, there = Pipe(duplex=True)
+        boot = BOOT.format(
+            path=[p for p in sys.path if p], fd=there.fileno(), parent=os.getpid(), gigabytes=self.gigabytes
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", boot],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(there.fileno(),),
+            process_group=0,  # Ctrl-C in the terminal goes to the parent's group alone
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        there.close()
+        self.pipe = here
+
+    def call(self, payload: bytes, seconds: float, wall: float) -> Outcome:
+        """Run one call; never takes longer than the start limit plus `wall` seconds. Raises WorkerDied if it never began."""
+        if self.process is None or self.process.poll() is not None:
+            self.kill()
+            self.start()
+        assert self.pipe is not None
+        try:
+            self.pipe.send_bytes(pickle.dumps((seconds, wall)))
+            self.pipe.send_bytes(payload)
+            if not self.pipe.poll(START_LIMIT):
+                self.kill()
+                return Outcome(None, f"the worker did not get ready within {START_LIMIT:g} seconds", "broken")
+            self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise WorkerDied(self.kill()) from None
+        return self._result(seconds, wall)
+
+    def _result(self, seconds: float, wall: float) -> Outcome:
+        assert self.pipe is not None
+        try:
+            if not self.pipe.poll(wall):
+                self.kill()
+                return Outcome(None, f"no result within {wall:g} seconds", "timeout")
+            return Outcome(*pickle.loads(self.pipe.recv_bytes()))
+        except (EOFError, OSError):
+            how = self.kill()
+            if how == "SIGPROF":
+                return Outcome(None, f"no result within {seconds:g} seconds of computing", "timeout")
+            return Outcome(None, f"the worker died: {how}", "died")
+
+    def kill(self) -> str:
+        """End the process and whatever it started, if there is one, and say how it ended: a signal's name or an exit code."""
+        process, pipe = self.process, self.pipe
+        self.process = self.pipe = None
+        if pipe is not None:
+            pipe.close()
+        if process is None:
+            return "not running"
+        try:  # a closed pipe means it is ending by itself; how it does is worth knowing
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        code = process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class Crew:
+    """`count` workers behind one queue; calls run in the order they come, `count` at a time. Safe in threads and in any event loop."""
+
+    def __init__(self, count: int = 2, gigabytes: float | None = None) -> None:
+        if count < 1:
+            raise ValueError(f"a crew needs at least one worker, got {count}")
+        self.calls: queue.SimpleQueue[tuple[Future[Outcome], bytes, float, float] | None] = queue.SimpleQueue()
+        self.workers = [Worker(gigabytes) for _ in range(count)]
+        self.closed = False
+        self.threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self.workers]
+        for thread in self.threads:  # each thread starts its process at the first call
+            thread.start()
+        atexit.register(self.close)
+
+    def submit(
+        self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None
+    ) -> Future[Outcome]:
+        """Run `call(*args)` in a worker, at most `seconds` of computing and `wall` seconds (default: 5 x seconds) of waiting.
+
+        The future holds an Outcome and never an exception. `call` may have a method `prepare()`: what it loads is not timed.
+        Raises ValueError if `call` cannot be pickled.
+        """
+        if self.closed:
+            raise RuntimeError("this crew was closed")
+        future: Future[Outcome] = Future()
+        self.calls.put((future, pack_call(call, args), seconds, 5 * seconds if wall is None else wall))
+        return future
+
+    async def run(self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None) -> Outcome:
+        """The same, awaited."""
+        return await asyncio.wrap_future(self.submit(call, *args, seconds=seconds, wall=wall))
+
+    def _serve(self, worker: Worker) -> None:
+        while (item := self.calls.get()) is not None:
+            future, payload, seconds, wall = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            if self.closed:
+                future.set_result(Outcome(None, "the crew was closed", "broken"))
+                continue
+            try:
+                future.set_result(_persistent(worker, payload, seconds, wall))
+            except Exception as error:  # a thread that ended here would leave callers waiting for ever
+                worker.kill()
+                future.set_result(Outcome(None, f"{type(error).__name__}: {error}", "broken"))
+        worker.kill()
+
+    def close(self) -> None:
+        """Kill the workers; calls under way end as failures."""
+        if self.closed:
+            return
+        self.closed = True
+        for _ in self.threads:
+            self.calls.put(None)
+        for worker in self.workers:
+            process = worker.process
+            if process is not None and process.poll() is None:
+                process.kill()
+        atexit.unregister(self.close)
+
+
+def _persistent(worker: Worker, payload: bytes, seconds: float, wall: float) -> Outcome:
+    """A worker that died between calls is replaced and the call made again, twice at most: such a death is not the call's doing."""
+    for _ in range(ATTEMPTS):
+        try:
+            return worker.call(payload, seconds, wall)
+        except WorkerDied as death:
+            how = str(death)
+    return Outcome(None, f"no worker got ready, the last of {ATTEMPTS} ended with {how}", "broken")
+
+
+@lru_cache(maxsize=8)
+def _crew(count: int, gigabytes: float | None, pid: int) -> Crew:
+    return Crew(count, gigabytes)
+
+
+def crew(count: int = 2, gigabytes: float | None = None) -> Crew:
+    """The process-wide crew of this size; one that was closed, or that belongs to the process we were forked from, is replaced."""
+    found = _crew(count, gigabytes, os.getpid())
+    if found.closed:
+        _crew.cache_clear()
+        found = _crew(count, gigabytes, os.getpid())
+    return found
+
+
+def pack_call(call: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """Pickle a call together with the files of the modules it needs, since a recipe's module may not be importable by its name."""
+    files: dict[str, str] = {}
+
+    class Noting(pickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            module = (
+                sys.modules.get(getattr(obj, "__module__", None) or "")
+                if isinstance(obj, type) or callable(obj)
+                else None
+            )
+            if module is not None and _needs_file(module):
+                files[module.__name__] = os.path.abspath(str(module.__file__))
+            return NotImplemented
+
+    buffer = io.BytesIO()
+    try:
+        Noting(buffer).dump((call, args))
+    except Exception as error:
+        raise ValueError(
+            f"{call!r} cannot be sent to a worker process ({type(error).__name__}: {error}): "
+            "use a function or frozen dataclass defined at the top level of a module"
+        ) from None
+    return pickle.dumps((files, buffer.getvalue()))
+
+
+def _needs_file(module: ModuleType) -> bool:
+    if not getattr(module, "__file__", None):
+        return False
+    if module.__name__ == "__main__":
+        return True
+    try:
+        return importlib.util.find_spec(module.__name__) is None
+    except (ImportError, ValueError):  # ValueError: a module made by hand has no __spec__
+        return True

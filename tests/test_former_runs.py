@@ -1,0 +1,71 @@
+"""A run that was written before the package was called ramulus: read, shown, accounted for and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ramulus.cli import main
+from ramulus.core.store import read
+from ramulus.run.find import find
+from ramulus.run.resume import read_saved
+
+RUN = Path(__file__).parent / "data" / "run-0.1"
+RECIPE = str(Path(__file__).with_name("run_recipe.py"))
+
+
+def done(*words: str) -> bool:
+    """Whether the command line ends well."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return ended.value.code in (0, None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of the run in a folder of its own, as its recipe and folder are full paths."""
+    folder = tmp_path / "run"
+    shutil.copytree(RUN, folder)
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace("RECIPE", RECIPE).replace("OUT", str(folder)))
+    return folder
+
+
+def test_its_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert done("train", RECIPE, f"out={run}", "steps=4", "--resume")
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert "cannot resume" not in "".join(capsys.readouterr())
+
+
+def test_its_trees_are_read(run: Path):
+    forest = [tree for path in sorted((run / "trees").iterdir()) for tree in read(path)]
+    assert {tree.step for tree in forest} == {1, 2}
+    assert all(len(node.logprobs) in (0, len(node.tokens)) for tree in forest for node in tree.root.walk())
+
+
+def test_its_ledger_and_comparison_are_shown(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert done("ledger", str(run))
+    assert done("compare", str(run))
+    shown = capsys.readouterr().out
+    assert "2 steps, 10 trees" in shown
+    assert "one seed only" in shown
+
+
+def test_the_recipe_that_joins_everything_has_its_new_name(run: Path):
+    path = run / "run.json"
+    saved = json.loads(path.read_text())
+    saved["recipe"], saved["stages"][0]["name"] = "ramify:small", "ramify"
+    path.write_text(json.dumps(saved))
+    read = read_saved(path)
+    assert (read["recipe"], read["stages"][0]["name"]) == ("ramulus:small", "ramulus")
+    assert read["stages"][0]["branching"]["class"] == "ramulus.Segments"
+
+
+def test_a_recipe_that_imports_the_former_name_is_told_the_new_one(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("from ramify import Run\n")
+    with pytest.raises(ImportError, match=r"mine\.py imports ramify, which is called ramulus now"):
+        find(str(path))
