@@ -30,10 +30,10 @@ from benchmarks.pairing import machine, table
 from benchmarks.rivals.environment import Worker
 from benchmarks.step import Mine, Setting
 from ramulus.engine.engine import Sampling
-from ramulus.look.evaluate import evaluate
+from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.recipes.quickstart import SMALL
 from ramulus.recipes.quickstart import recipe as quickstart
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 from ramulus.run.setting import model_path
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 

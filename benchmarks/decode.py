@@ -20,7 +20,7 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from benchmarks.pairing import SHAPES, Shape, interleave, ratio, record, settle, spread, table
 from ramulus.engine.engine import Request, Sampling, Segment
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.run.setting import collect_seldom
 
 # largest and mean difference of log-probs to the plain forward

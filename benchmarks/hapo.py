@@ -21,17 +21,17 @@ from benchmarks.pairing import SHAPES, Shape, Spread, interleave, record, spread
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import Product
-from ramulus.learn.mask import DualClip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Recomputed
-from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Recomputed
+from ramulus.learn.objective.token_weight import Product
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 # prompt and response tokens, trees, paths of each
 SIZES = {"quickstart": (11, 32, 64, 8), "S": (64, 128, 8, 8), "0.5B": (128, 512, 16, 16), "1.5B": (128, 512, 16, 16)}

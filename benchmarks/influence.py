@@ -30,15 +30,15 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.prompts import PromptBatch
-from ramulus.learn.gate import Smooth
-from ramulus.learn.influence import Influence
-from ramulus.learn.model import Pretrained
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.steps import Separators
+from ramulus.learn.objective.gate import Smooth
+from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.model import Pretrained
+from ramulus.learn.policy.steps import Separators
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.recipes import attnrl
 from ramulus.recipes import ramulus as together
+from ramulus.run.config.recipe import Run
 from ramulus.run.forests import Forests
-from ramulus.run.recipe import Run
 from ramulus.run.setting import collect_seldom
 from ramulus.run.signals import Signals
 

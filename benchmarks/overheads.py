@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.pairing import record, spread, table
 from benchmarks.step import Mine, Setting, setting_of
 from ramulus.recipes.quickstart import SCALE, SMALL
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 from ramulus.run.setting import collect_seldom
 
 WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead

@@ -22,8 +22,8 @@ from ramulus.engine.engine import Request, Sampling
 from ramulus.grow.growth import grade, grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import Agreement, LowValue, MeanLogprob
-from ramulus.look.ledger import cost
-from ramulus.run.bench import Bench, open_bench
+from ramulus.look.cost.ledger import cost
+from ramulus.run.evaluation.bench import Bench, open_bench
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.problem import render
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import LowValue, MeanLogprob
-from ramulus.learn.model import Pretrained
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes import attnrl as attnrl_recipe
 from ramulus.recipes import dapo as dapo_recipe
 from ramulus.recipes import grpo as grpo_recipe
@@ -23,7 +23,7 @@ from ramulus.recipes import sft_then_grpo as sft_then_grpo_recipe
 from ramulus.recipes import srft as srft_recipe
 from ramulus.recipes import treepo as treepo_recipe
 from ramulus.recipes import treerl as treerl_recipe
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 
 STEPS = 40
 START = Pretrained("runs/quickstart/1-sft")

@@ -18,7 +18,7 @@ from benchmarks.pairing import SHAPES, interleave, ratio, record, spread, table
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.branching import Branching, Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.segments import Segments

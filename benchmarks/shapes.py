@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.batch import TreeBatch
+from ramulus.learn.batch.tree_batch import TreeBatch
 
 KINDS = ("paths", "star", "binary", "4-4", "chain")
 PATH = 256  # tokens of a path where nothing is shared

@@ -27,12 +27,12 @@ from ramulus.grow.branching import Branching, Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
-from ramulus.learn.batch import Credits
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import ConstantLength, Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Itself
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, Term
+from ramulus.learn.objective.reference import Itself
+from ramulus.learn.packing.pack import pack
 
 VOCABULARY, LONGEST, PROMPT, EOS = 5, 6, (1,), 0
 SAMPLERS: dict[str, Branching] = {

@@ -31,17 +31,17 @@ from ramulus.core.task import Task
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip, DualClip
-from ramulus.learn.mix import Mix, SequenceMean, Term, TokenMean
-from ramulus.learn.model import Pretrained, characters
-from ramulus.learn.reference import Behavior
-from ramulus.learn.subgroup import SubgroupMean
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.subgroup import SubgroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip, DualClip
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.policy.model import Pretrained, characters
+from ramulus.run.config.recipe import AdamW, Local, Run
 from ramulus.run.forests import Forests, epoch_order
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
-from ramulus.run.recipe import AdamW, Local, Run
 from ramulus.run.setting import collect_seldom, model_path
 from ramulus.run.stage import build
 from ramulus.run.trainer import State, Trainer

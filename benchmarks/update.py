@@ -22,14 +22,14 @@ import torch
 from benchmarks.pairing import SHAPES, interleave, ratio, record, settle, spread, table
 from benchmarks.shapes import KINDS, Flat, deep, flatten, plant
 from ramulus.core.tree import Tree
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 GRPO = Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
 PEAK = {

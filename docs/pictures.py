@@ -27,9 +27,9 @@ from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn.annotate import annotate
-from ramulus.learn.mix import Mix
-from ramulus.look.picture import paint, picture
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.annotate import annotate
+from ramulus.look.viewer.picture import paint, picture
 from ramulus.recipes import attnrl, grpo, hpt, luffy, ramulus, srft, treepo, treerl
 
 FOLDER = Path(__file__).parent / "pictures"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ramulus.look.compare import Comparison, Place
-from ramulus.look.compare_tables import publish
+from ramulus.look.compare.compare import Comparison, Place
+from ramulus.look.compare.tables import publish
 
 
 def stage(

@@ -12,14 +12,14 @@ import textbook
 import textbook_trees
 from forests import Trajectory, flatten
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.batch import Credits
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramulus.learn.reference import Behavior, Itself, Recomputed
-from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.advantage.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 
 
 @dataclass

@@ -12,14 +12,14 @@ import textbook
 import textbook_hapo as book
 from methods import METHODS, Evaluate, Method, Rows, close, padded, rows_of, term
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.factor import HighEntropy, ImportanceWeight, Product
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, SequenceMean
-from ramulus.learn.reference import Behavior, Recomputed
-from ramulus.learn.reshape import ClipCov, EntropyAdvantage
-from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.entropy_advantage import ClipCov, EntropyAdvantage
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, SequenceMean
+from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.learn.objective.token_weight import HighEntropy, ImportanceWeight, Product
 
 
 def sampled_entropy(rows: Rows, trees: list[Tree]) -> Tensor:

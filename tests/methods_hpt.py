@@ -15,18 +15,18 @@ import textbook
 import textbook_hpt as book
 from methods import METHODS, Evaluate, Method, Rows, close, fork_weights, outcome, rows_of, term
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.authors import PerAuthor
-from ramulus.learn.baselines import Raw, Right, Signed, Whitened
-from ramulus.learn.batch import Credits
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gae import GAE
-from ramulus.learn.gate import Smooth, Switch
-from ramulus.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.shaped import Capped, One, Shaped
+from ramulus.learn.advantage.baselines import Raw, Right, Signed, Whitened
+from ramulus.learn.advantage.gae import GAE
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Smooth, Switch
+from ramulus.learn.objective.leaf_weight import EntropyWeight, GeometricMean, SequenceRatio
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.objective.shaped_reference import Capped, One, Shaped
 
 BOTH = (Author.POLICY, Author.EXPERT)
 EXPERT = (Author.EXPERT,)

@@ -11,13 +11,13 @@ from methods import METHODS, Evaluate, Method, dapo_loss, node_advantages, on_no
 from methods_hapo import RANKS, RELEASED, Published, hapo, sampled_entropy
 from methods_hpt import BOTH, GAMMA, SHAPED, SHOWN, demonstrations, hpt, luffy, on_policy, question_sum, smooth
 from ramulus.core.tree import Tree
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.gate import Smooth, Switch
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean
-from ramulus.learn.reference import Behavior, Recomputed
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.objective.gate import Smooth, Switch
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean
+from ramulus.learn.objective.reference import Behavior, Recomputed
 
 
 def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:

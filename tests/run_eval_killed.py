@@ -13,7 +13,7 @@ from typing import Any
 
 from ramulus.cli import main
 from ramulus.core import store
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 
 
 def die(*_: Any, **__: Any) -> None:

@@ -9,12 +9,12 @@ from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.prompts import PromptBatch
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import DualClip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.reference import Behavior, Recomputed
-from ramulus.run.recipe import Run
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.run.config.recipe import Run
 from run_recipe import rl
 
 FORKS = AttentionForks(roots=4, points=2, branches=1, distance=2, delta=1)

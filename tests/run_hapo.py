@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ramulus.grow.schedule import Fixed
 from ramulus.recipes import hapo
-from ramulus.run.find import find
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.find import find
+from ramulus.run.config.recipe import AdamW, Run
 
 
 def recipe() -> Run:

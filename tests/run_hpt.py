@@ -7,17 +7,17 @@ from dataclasses import replace
 from ramulus.grow.branching import Star
 from ramulus.grow.demonstration import Hinted
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gae import GAE
-from ramulus.learn.gate import Smooth
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.gae import GAE
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Smooth
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior
 from ramulus.recipes import hpt as shipped_hpt
 from ramulus.recipes import luffy as shipped_luffy
 from ramulus.recipes import sft_then_grpo as shipped_stages
 from ramulus.recipes import srft as shipped_srft
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.chain import ChainAnswer, ForgetsCarry
 from run_recipe import MODEL, SMALL, TEST, TRAIN, Digits
 

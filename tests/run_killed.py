@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ramulus.engine.local import LocalEngine
-from ramulus.learn.policy import TorchPolicy
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.logbook import Logbook

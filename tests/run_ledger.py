@@ -12,12 +12,12 @@ from ramulus.grow.branching import Star
 from ramulus.grow.pruning import Length
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.segments import Segments
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.reference import Behavior
-from ramulus.run.recipe import Run
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.run.config.recipe import Run
 from run_recipe import rl
 from run_recipe import sft as demonstrations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ramulus.learn.lora import Lora
-from ramulus.run.find import find
-from ramulus.run.recipe import Local, Run
+from ramulus.learn.policy.lora import Lora
+from ramulus.run.config.find import find
+from ramulus.run.config.recipe import Local, Run
 
 
 def recipe() -> Run:

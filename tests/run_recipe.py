@@ -9,13 +9,13 @@ from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.segments import Segments
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.model import Scratch
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.run.recipe import AdamW, Exam, Local, Run
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.policy.model import Scratch
+from ramulus.run.config.recipe import AdamW, Exam, Local, Run
 from ramulus.tasks.chain import ChainSum
 
 TRAIN, TEST = ChainSum(40, "train", terms=(2, 3)), ChainSum(4, "test", terms=(2, 3))

@@ -16,7 +16,7 @@ from ramulus.recipes import sft_then_grpo as sft_then_grpo_recipe
 from ramulus.recipes import srft as srft_recipe
 from ramulus.recipes import treepo as treepo_recipe
 from ramulus.recipes import treerl as treerl_recipe
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 from ramulus.tasks.chain import ChainSum
 from run_recipe import Digits
 

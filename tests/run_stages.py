@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ramulus.run.find import find
+from ramulus.run.config.find import find
 
 
 def recipe():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import Estimated, LowValue, MeanLogprob
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 from run_hpt import ppo
 
 GROWTH = Segments(6, 3, 4, 2)

@@ -18,15 +18,15 @@ from ramulus.engine.toy import ToyEngine
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.reference import Recomputed
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Recomputed
 from ramulus.run import checkpoint
+from ramulus.run.config.recipe import Run
 from ramulus.run.forests import START, Forests
 from ramulus.run.launch import launch
-from ramulus.run.recipe import Run
 from run_recipe import Digits, rl
 from test_resume import killed, metrics, same
 

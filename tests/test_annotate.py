@@ -15,10 +15,11 @@ from forests import forest
 from methods import METHODS
 from ramulus.core.store import dump, load, read
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.annotate import annotate, annotate_ratio, names
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.mix import Mix
-from ramulus.learn.pack import lay_out, pack
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.annotate import annotate, annotate_ratio, names
+from ramulus.learn.packing.pack import pack
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 

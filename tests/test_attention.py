@@ -14,11 +14,11 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn import merged
-from ramulus.learn.attention import TreePlan, attending, block_mask, plan, tree_attention, visible
-from ramulus.learn.gather import CHUNK, cut, runs, sizes
-from ramulus.learn.pack import Layout, lay_out
-from ramulus.learn.stack import Stacked
+from ramulus.learn.attention import merged
+from ramulus.learn.attention.compiled import Stacked
+from ramulus.learn.attention.gather import CHUNK, cut, runs, sizes
+from ramulus.learn.attention.tree_attention import TreePlan, attending, block_mask, plan, tree_attention, visible
+from ramulus.learn.batch.layout import Layout, lay_out
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 

@@ -12,13 +12,13 @@ import run_forks
 import run_value
 from ramulus.grow.branching import Star
 from ramulus.grow.demonstration import Hinted
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.run.config.recipe import Run
 from ramulus.run.launch import launch
-from ramulus.run.recipe import Run
 from ramulus.run.stage import check_schedule, check_signals
 
 

@@ -45,7 +45,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model folder that knows every printable character."""
-    from ramulus.learn.model import Scratch
+    from ramulus.learn.policy.model import Scratch
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     net, tokenizer = Scratch(string.printable, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=4096)()
@@ -96,8 +96,8 @@ def test_every_command_says_what_it_needs(capsys: pytest.CaptureFixture[str], co
 
 
 def test_every_shipped_recipe_is_listed_and_builds(capsys: pytest.CaptureFixture[str]):
-    from ramulus.run.find import shipped
-    from ramulus.run.resume import build
+    from ramulus.run.config.find import shipped
+    from ramulus.run.config.resume import build
 
     assert run("recipes") == 0
     said = capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_variants_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from ramulus.run.resume import build
+    from ramulus.run.config.resume import build
 
     assert run("recipes") == 0
     said = capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_bad_models(tmp_path: Path, model: Path, problems: Path, capsys: pytest.
 def test_a_broken_reward_is_found_before_anything_is_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, parts: list[str]
 ):
-    recipe = f"from dataclasses import replace\nfrom ramulus.run.find import find\n\n\ndef broken(task, path):\n    {body}\n\n\n"
+    recipe = f"from dataclasses import replace\nfrom ramulus.run.config.find import find\n\n\ndef broken(task, path):\n    {body}\n\n\n"
     recipe += f"def recipe():\n    return replace(find({RECIPE!r}).rl(), rewards=broken)\n"
     (tmp_path / "broken.py").write_text(recipe)
     said = fails(capsys, "train", tmp_path / "broken.py", f"out={tmp_path / 'run'}")
@@ -381,7 +381,7 @@ VERL = '''"""Shipped GRPO with a reward of one's own beside the verifier."""
 from dataclasses import replace
 
 from ramulus.recipes import grpo
-from ramulus.run.recipe import Weighted
+from ramulus.run.config.recipe import Weighted
 from ramulus.tasks.math import Boxed
 
 

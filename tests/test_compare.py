@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compared_runs import at, run, shown, stage, sweep, two_labels
-from ramulus.look.compare import Difference, Estimate, Place, compare, estimate, paired, quantile
+from ramulus.look.compare.compare import Difference, Estimate, Place, compare, estimate, paired, quantile
 from ramulus.look.curves import find_runs, read_curve
 
 T2 = 4.302652729696144  # Student's t, two degrees of freedom, 95 %

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from compared_runs import shown, sweep, two_labels
 from ramulus.cli import main
-from ramulus.look.compare import compare
-from ramulus.look.compare_tables import csv_text, json_text, latex, latex_text, publish, tables
-from ramulus.look.plots import draw_plots, look
+from ramulus.look.compare.compare import compare
+from ramulus.look.compare.plots import draw_plots, look
+from ramulus.look.compare.tables import csv_text, json_text, latex, latex_text, publish, tables
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from engines import KINDS, line, small
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.rng import uniform
 from ramulus.engine.toy import Draw, draw
 from ramulus.grow.fallback import Anyone, RandomCut
@@ -22,13 +22,13 @@ from ramulus.grow.growth import grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 EOS = 0
 STOP = Stop((0, 1, 2), 24)

@@ -21,7 +21,7 @@ from transformers import (
 
 from engines import ask, line, mixed, run, small, worst
 from ramulus.engine.engine import Segment
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 
 MANY = 2**26
 

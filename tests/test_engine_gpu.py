@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engines import KINDS, ask, line, mixed, run, small, worst
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from engines import EVERY_WAY, KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
-from ramulus.engine.forward import ModelForward
-from ramulus.engine.fused import recognise
-from ramulus.engine.local import LocalEngine
-from ramulus.engine.packed import working_dtype
-from ramulus.engine.radix import common
+from ramulus.engine.local.forward import ModelForward
+from ramulus.engine.local.fused import recognise
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.local.packed import working_dtype
+from ramulus.engine.local.radix import common
 
 MANY = 2**26
 
@@ -113,9 +113,9 @@ def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytes
             parameter.mul_(0.9)
     asyncio.run(engine.load(None, 1))
     assert worst(model.float(), requests, run(engine, requests)) < 1e-4
-    monkeypatch.setattr("ramulus.engine.packed.TINY", 0)
+    monkeypatch.setattr("ramulus.engine.local.packed.TINY", 0)
     for halves, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("ramulus.engine.packed.halves", lambda answer=halves: answer)
+        monkeypatch.setattr("ramulus.engine.local.packed.halves", lambda answer=halves: answer)
         assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16)))) == dtype
         assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16))), 2**20) == torch.float32
 
@@ -267,7 +267,7 @@ def test_eviction_changes_costs_and_not_logprobs() -> None:
 
 
 def test_long_prompts_are_prefilled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ramulus.engine.prefill.PIECE", 16)
+    monkeypatch.setattr("ramulus.engine.local.prefill.PIECE", 16)
     model = small()
     for fast in (True, False):
         engine = LocalEngine(model, slots=4, memory=MANY, fast=fast)

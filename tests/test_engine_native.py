@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
-from ramulus.engine.compiled import CompiledForward
 from ramulus.engine.engine import Sampling
-from ramulus.engine.forward import ModelForward, verify
-from ramulus.engine.fused import recognise
-from ramulus.engine.kv import Reach, Slots
-from ramulus.engine.local import LocalEngine
-from ramulus.engine.sampling import Knobs, draw
+from ramulus.engine.local.compiled import CompiledForward
+from ramulus.engine.local.forward import ModelForward, verify
+from ramulus.engine.local.fused import recognise
+from ramulus.engine.local.kv import Reach, Slots
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.local.sampling import Knobs, draw
 from ramulus.grow.temperature import ByEntropy
 
 MANY = 2**26

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramulus.engine.radix import Trie, common
+from ramulus.engine.local.radix import Trie, common
 
 TOKEN = 2 * 3 * 4  # bytes of a token: [1, 2, 1, n, 3] float32
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ramulus.engine.engine import Sampling
-from ramulus.engine.sampling import Drawn, Knobs, draw, inverse_cdf
+from ramulus.engine.local.sampling import Drawn, Knobs, draw, inverse_cdf
 
 CPU = torch.device("cpu")
 

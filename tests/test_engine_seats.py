@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import EVERY_WAY, KERNELS, VOCABULARY, WAYS, ask, line, mixed, run, small, worst
-from ramulus.engine import compiled, seating
-from ramulus.engine.columns import COUNT, LEFT, POSITION, Columns
-from ramulus.engine.compiled import CompiledForward, Steps
 from ramulus.engine.engine import Request, Segment, sample_all
-from ramulus.engine.forward import ModelForward
-from ramulus.engine.fused import recognise
-from ramulus.engine.kv import Geometry, Slots
-from ramulus.engine.local import LocalEngine
-from ramulus.engine.radix import Trie, common
-from ramulus.engine.record import Record
-from ramulus.engine.residents import Residents
+from ramulus.engine.local import compiled, seating
+from ramulus.engine.local.columns import COUNT, LEFT, POSITION, Columns
+from ramulus.engine.local.compiled import CompiledForward, Steps
+from ramulus.engine.local.forward import ModelForward
+from ramulus.engine.local.fused import recognise
+from ramulus.engine.local.kv import Geometry, Slots
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.local.radix import Trie, common
+from ramulus.engine.local.record import Record
+from ramulus.engine.local.residents import Residents
+from ramulus.engine.local.rows import Group, Row, Ticket
+from ramulus.engine.local.sampling import Drawn
 from ramulus.engine.rng import uniform
-from ramulus.engine.rows import Group, Row, Ticket
-from ramulus.engine.sampling import Drawn
 from ramulus.engine.toy import ToyEngine
 
 MANY = 2**26

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.local.sampling import Knobs, draw
 from ramulus.engine.rng import streams, uniform, uniforms
-from ramulus.engine.sampling import Knobs, draw
 from ramulus.engine.toy import ToyEngine
 from ramulus.engine.toy import draw as draw_one
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from forests import Trajectory, flatten, forest
 from methods import METHODS
 from ramulus.core.tree import Tree
-from ramulus.learn import gauges
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.gate import weigh
-from ramulus.learn.mix import Mix
-from ramulus.learn.pack import lay_out, pack
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective import gauges
+from ramulus.learn.objective.gate import weigh
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.pack import pack
 
 TOLERANCE = 1e-10
 SEEDS = range(12)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from forests import Trajectory, flatten, forest
 from methods import METHODS
 from ramulus.core.tree import Author, Tree
-from ramulus.learn import gauges
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective import gauges
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_equivalence import TOLERANCE, apart, budget_for, gradients
 from tiny import FAMILIES, build
 

@@ -20,11 +20,11 @@ from ramulus.core import store
 from ramulus.engine.engine import Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.stop import Stop
-from ramulus.look.evaluate import evaluate
-from ramulus.run import evaluation, progress
-from ramulus.run.answers import naming
-from ramulus.run.bench import Bench, TaskSets, open_bench
-from ramulus.run.eval_plan import Plan, plan_of, whole_numbers
+from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.run.evaluation import evaluation, progress
+from ramulus.run.evaluation.answers import naming
+from ramulus.run.evaluation.bench import Bench, TaskSets, open_bench
+from ramulus.run.evaluation.plan import Plan, plan_of, whole_numbers
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import render
@@ -42,7 +42,7 @@ def built(folder: Path, letters: str, seed: int = 0) -> Path:
     """A tiny random model with these letters."""
     import torch
 
-    from ramulus.learn.model import Scratch
+    from ramulus.learn.policy.model import Scratch
 
     torch.manual_seed(seed)
     net, tokenizer = Scratch(letters, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=2048)()
@@ -133,7 +133,7 @@ def test_tokens_of_trees_are_counted_once(whole: Path):
 
 
 def test_the_viewer_finds_the_trees_and_their_tokenizer(whole: Path):
-    from ramulus.look.viewer_runs import Shelf
+    from ramulus.look.viewer.runs import Shelf
 
     shown = Shelf([whole]).refresh()
     assert sorted(one.path.name for one in shown) == ["chain-greedy.jsonl", "chain-tree.jsonl", "chain.jsonl"]

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramulus.look.measures import EQUAL_TOKENS, GREEDY, INDEPENDENT, TREE, Row, report_of, scores_of
-from ramulus.look.paired import against, compared, difference, tree_gains
-from ramulus.look.scoreboard import about_half, boards, note, overall, problems_csv, results_csv
-from ramulus.look.statistics import ballot, between, interval, interval_over, mean, pass_at_k, vote
+from ramulus.look.evaluation.measures import EQUAL_TOKENS, GREEDY, INDEPENDENT, TREE, Row, report_of, scores_of
+from ramulus.look.evaluation.paired import against, compared, difference, tree_gains
+from ramulus.look.evaluation.scoreboard import about_half, boards, note, overall, problems_csv, results_csv
+from ramulus.look.evaluation.statistics import ballot, between, interval, interval_over, mean, pass_at_k, vote
 
 PUBLIC = json.loads((Path(__file__).parent / "pass_at_k.json").read_text())
 

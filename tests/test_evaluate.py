@@ -16,10 +16,10 @@ from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.stop import Stop
-from ramulus.look.evaluate import evaluate
-from ramulus.look.ledger import Cost, cost
-from ramulus.look.show import draw, safe
-from ramulus.look.statistics import interval, mean, pass_at_k, vote
+from ramulus.look.cost.ledger import Cost, cost
+from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.look.evaluation.statistics import interval, mean, pass_at_k, vote
+from ramulus.look.viewer.show import draw, safe
 
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (4, 1, 4), (7, 3, 5)])

@@ -29,6 +29,14 @@ FLOORS: dict[str, set[str]] = {
 FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
 FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
 
+SUB_ROOMS: dict[str, tuple[str, ...]] = {
+    "engine": ("local",),
+    "learn": ("batch", "advantage", "objective", "packing", "attention", "policy"),
+    "look": ("evaluation", "compare", "cost", "viewer"),
+    "run": ("config", "evaluation", "sweep"),
+}
+"""The sub-rooms of a room from the ground up: each imports only those before it. Modules that lie in none may be anywhere, in no circle."""
+
 WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/toy.py", "recipes/", "__init__.py")
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
@@ -38,15 +46,15 @@ OPTIONAL = {
     "reasoning_gym": "tasks/gym.py",
     "datasets": "tasks/rows.py",
     "pyarrow": "tasks/rows.py",
-    "peft": "learn/lora.py",
+    "peft": "learn/policy/lora.py",
     "tensorboard": "run/logbook.py",
     "wandb": "run/logbook.py",
     "trackio": "run/logbook.py",
     "ray": "run/cluster.py",
     "vllm": "engine/vllm.py",
-    "matplotlib": "look/plots.py",
-    "starlette": "look/viewer.py",
-    "uvicorn": "look/viewer.py",
+    "matplotlib": "look/compare/plots.py",
+    "starlette": "look/viewer/viewer.py",
+    "uvicorn": "look/viewer/viewer.py",
 }
 """Libraries that only some users install, and the one file that imports each, inside a function."""
 
@@ -77,7 +85,8 @@ def imports(source: str, room: str = "") -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             above = ["ramulus", room][: 2 - (node.level - 1)] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            if module in ("ramulus", "torch.utils"):  # what is taken from there is the module
+            package = module in ("ramulus", "torch.utils") or (module.startswith("ramulus.") and (PACKAGE.parent / module.replace(".", "/")).is_dir())
+            if package:  # what is taken from there is the module
                 yield from (Import(f"{module}.{alias.name}", node.lineno, eager) for alias in node.names)
             else:
                 yield Import(module, node.lineno, eager)
@@ -130,7 +139,49 @@ def test_imports_go_downward_only(file: Path) -> None:
 def test_every_room_has_a_floor() -> None:
     rooms = {place_of(file).split("/")[0].removesuffix(".py") for file in FILES}
     assert rooms <= FLOORS.keys()
-    assert not [file for file in FILES if len(file.relative_to(PACKAGE).parts) > 2], "rooms are flat"
+    inside = {place_of(file).rpartition("/")[0] for file in FILES if place_of(file).count("/") > 1}
+    assert inside == {f"{room}/{part}" for room, parts in SUB_ROOMS.items() for part in parts}
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules that reach themselves."""
+    found = []
+    for start in arrows:
+        seen: set[str] = set()
+        pending = [*arrows[start]]
+        while pending:
+            module = pending.pop()
+            if module not in seen:
+                seen.add(module)
+                pending += arrows.get(module, ())
+        found += [start] if start in seen else []
+    return found
+
+
+def within(room: str) -> dict[str, set[str]]:
+    """Which modules of a room each of its modules imports."""
+    names = {f"ramulus.{place_of(file).removesuffix('.py').replace('/', '.')}": file for file in FILES if place_of(file).startswith(f"{room}/")}
+    return {name: {one.module for one in imports(file.read_text(), room)} & names.keys() - {name} for name, file in names.items()}
+
+
+def below(importer: str, imported: str, order: tuple[str, ...]) -> bool:
+    """Whether a module of a room may import another, by their sub-rooms."""
+    one, other = (name.split(".")[2] if name.count(".") > 2 else None for name in (importer, imported))
+    return one is None or other is None or order.index(other) <= order.index(one)
+
+
+@pytest.mark.parametrize("room", ["core", "native", "engine", "tasks", "grow", "learn", "look", "run"])
+def test_the_arrows_of_a_room_go_downward(room: str) -> None:
+    arrows = within(room)
+    order = SUB_ROOMS.get(room, ())
+    assert [(one, other) for one in arrows for other in arrows[one] if not below(one, other, order)] == []
+    assert set(circles(arrows)) <= {"ramulus.learn.attention.gather", "ramulus.learn.attention.merged"}
+
+
+def test_a_circle_and_an_arrow_upward_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert not below("ramulus.learn.batch.layout", "ramulus.learn.packing.pack", SUB_ROOMS["learn"])
+    assert below("ramulus.learn.packing.pack", "ramulus.learn.batch.layout", SUB_ROOMS["learn"])
 
 
 @pytest.mark.parametrize(
@@ -139,18 +190,18 @@ def test_every_room_has_a_floor() -> None:
         ("core/tree.py", "import numpy"),
         ("core/tree.py", "from ramulus.engine import engine"),
         ("core/tree.py", "def f():\n    import torch"),
-        ("core/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ramulus.run.recipe import Run"),
+        ("core/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ramulus.run.config.recipe import Run"),
         ("core/tree.py", "from ..grow import growth"),
-        ("engine/local.py", "from ramulus.core.tree import Tree"),
+        ("engine/local/local_engine.py", "from ramulus.core.tree import Tree"),
         ("engine/toy.py", "import torch"),
         ("engine/toy.py", "try:\n    import torch\nexcept ImportError:\n    pass"),
         ("engine/toy.py", "from torch import nn"),
-        ("grow/growth.py", "from ramulus.learn.batch import Credits"),
+        ("grow/growth.py", "from ramulus.learn.batch.tree_batch import Credits"),
         ("grow/growth.py", "class A:\n    from torch import Tensor"),
-        ("learn/pack.py", "def f():\n    from ramulus.grow.stop import Stop"),
-        ("learn/pack.py", "import importlib\nimportlib.import_module('ramulus.grow.stop')"),
-        ("learn/pack.py", "from ramulus import Stop"),
-        ("look/ledger.py", "import ramulus.learn.batch"),
+        ("learn/packing/pack.py", "def f():\n    from ramulus.grow.stop import Stop"),
+        ("learn/packing/pack.py", "import importlib\nimportlib.import_module('ramulus.grow.stop')"),
+        ("learn/packing/pack.py", "from ramulus import Stop"),
+        ("look/cost/ledger.py", "import ramulus.learn.batch.tree_batch"),
         ("run/trainer.py", "from ramulus import cli"),
         ("run/trainer.py", "from ramulus.cli import main"),
         ("tasks/math.py", "import math_verify"),
@@ -170,10 +221,10 @@ def test_a_breach_is_seen(place: str, source: str) -> None:
     ("place", "source"),
     [
         ("core/store.py", "import json\nfrom ramulus.core.tree import Tree\nfrom .task import Task"),
-        ("engine/local.py", "import torch\nfrom ramulus.engine.engine import Segment"),
+        ("engine/local/local_engine.py", "import torch\nfrom ramulus.engine.engine import Segment"),
         ("tasks/math.py", "def f():\n    import math_verify"),
         ("run/logbook.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter"),
-        ("recipes/grpo.py", "from ramulus import Star\nfrom ramulus.run.recipe import Run"),
+        ("recipes/grpo.py", "from ramulus import Star\nfrom ramulus.run.config.recipe import Run"),
         ("cli.py", "from ramulus.recipes import grpo\nfrom ramulus import __version__"),
     ],
 )

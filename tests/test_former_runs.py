@@ -10,8 +10,8 @@ import pytest
 
 from ramulus.cli import main
 from ramulus.core.store import read
-from ramulus.run.find import find
-from ramulus.run.resume import read_saved
+from ramulus.run.config.find import find
+from ramulus.run.config.resume import read_saved
 
 RUN = Path(__file__).parent / "data" / "run-0.1"
 RECIPE = str(Path(__file__).with_name("run_recipe.py"))

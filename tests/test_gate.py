@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.authors import PerAuthor
-from ramulus.learn.baselines import Right
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import Product
-from ramulus.learn.gate import Even, Smooth, Switch, beta_cdf, draws
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, QuestionMean, Term, TokenMean
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.signal import AdaptiveClip, Redistribution
+from ramulus.learn.advantage.baselines import Right
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, Redistribution
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Even, Smooth, Switch, beta_cdf, draws
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, QuestionMean, Term, TokenMean
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.objective.token_weight import Product
+from ramulus.learn.packing.pack import pack
 from textbook_hpt import beta_below
 
 POLICY, EXPERT = Author.POLICY, Author.EXPERT

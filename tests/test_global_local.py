@@ -8,7 +8,7 @@ import pytest
 
 from growing import plant
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.global_local import GlobalLocal
+from ramulus.learn.advantage.global_local import GlobalLocal
 
 
 def path(tree: Tree, above: Node, reward: float, size: int = 2) -> Node:

@@ -11,7 +11,7 @@ import pytest
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean, learned
+from ramulus.learn.advantage.subgroup import SegmentValue, SegmentZScore, SubgroupMean, learned
 
 DEFAULT = Path(__file__).parent / "golden"
 

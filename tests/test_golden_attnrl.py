@@ -13,11 +13,11 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.grow.points import by_score, threshold
 from ramulus.grow.prompts import PromptBatch
-from ramulus.learn.batch import Credits
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.influence import Influence, folded
-from ramulus.learn.pack import lay_out
-from ramulus.learn.steps import Separators, segment
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.policy.influence import Influence, folded
+from ramulus.learn.policy.steps import Separators, segment
 
 DEFAULT = Path(__file__).parent / "golden"
 KINDS = ("tree_advantage", "fci", "adaptive_batch", "segmentation")

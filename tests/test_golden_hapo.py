@@ -16,16 +16,16 @@ from torch import Tensor
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn import gauges
-from ramulus.learn.batch import Credits, TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import Product
-from ramulus.learn.mask import DualClip
-from ramulus.learn.mix import Mix, SequenceMean, Term, TokenMean
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Recomputed
-from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution, redistribution, widths
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.batch.tree_batch import Credits, TreeBatch
+from ramulus.learn.objective import gauges
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, EntropySignal, Redistribution, redistribution, widths
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
+from ramulus.learn.objective.reference import Recomputed
+from ramulus.learn.objective.token_weight import Product
+from ramulus.learn.packing.pack import pack
 
 DEFAULT = Path(__file__).parent / "golden"
 LISTS = {

@@ -19,19 +19,21 @@ import torch
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn import gauges
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.authors import PerAuthor
-from ramulus.learn.baselines import Raw, Signed, SplitMean, Whitened
-from ramulus.learn.batch import Credits
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gate import SOFT, Even, Soft, Switch, marks
-from ramulus.learn.leaf import EntropyWeight, mean_along
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import Leaves, Mix, Term, TokenMean
-from ramulus.learn.pack import lay_out, pack, shares
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.shaped import Blend, One, Power, Probable, Shaped
+from ramulus.learn.advantage.baselines import Raw, Signed, SplitMean, Whitened
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective import gauges
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import SOFT, Even, Soft, Switch, marks
+from ramulus.learn.objective.leaf_weight import EntropyWeight, mean_along
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import Leaves, Mix, Term, TokenMean
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.objective.shaped_reference import Blend, One, Power, Probable, Shaped
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.packing.weights import shares
 
 DEFAULT = Path(__file__).parent / "golden"
 COUNTS = {

@@ -23,13 +23,13 @@ from ramulus.grow.demonstration import Hinted, verify
 from ramulus.grow.forks import AttentionForks
 from ramulus.grow.growth import demonstrate, grow_forest
 from ramulus.grow.stop import Stop
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gate import Switch, marks
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Itself
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Switch, marks
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Itself
+from ramulus.learn.packing.pack import pack
 from ramulus.run.launch import launch
 
 SHOWN = (tuple(range(3, 13)), (5, 6, 7, 0))

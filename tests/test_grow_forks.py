@@ -14,7 +14,7 @@ from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
 from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
-from ramulus.learn.steps import Separators, holding, mark_concluded, mark_steps, segment, separators_of
+from ramulus.learn.policy.steps import Separators, holding, mark_concluded, mark_steps, segment, separators_of
 
 LINES = Separators(frozenset(), frozenset({2}))
 

@@ -12,10 +12,10 @@ from transformers import AttentionInterface
 from forests import VOCABULARY, forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn import influence as module
-from ramulus.learn.influence import Influence
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.steps import Separators, mark_steps
+from ramulus.learn.policy import influence as module
+from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.steps import Separators, mark_steps
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from tiny import FAMILIES, build
 
 SEPARATORS = Separators(frozenset({3}), frozenset({3, 4, 5}), think_end=6)

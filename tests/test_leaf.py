@@ -7,17 +7,18 @@ import torch
 
 from forests import forest
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.authors import PerAuthor
-from ramulus.learn.baselines import Whitened
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.leaf import EntropyWeight, GeometricMean, SequenceRatio, along, fold
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import lay_out, pack
-from ramulus.learn.reference import Behavior, Itself, Recomputed
-from ramulus.learn.shaped import Blend, Capped, Power, Probable, Shaped
+from ramulus.learn.advantage.baselines import Whitened
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.leaf_weight import EntropyWeight, GeometricMean, SequenceRatio, along, fold
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
+from ramulus.learn.objective.shaped_reference import Blend, Capped, Power, Probable, Shaped
+from ramulus.learn.packing.pack import pack
 
 
 def rows(seed: int, authors: tuple[Author, ...], budget: int) -> list[tuple[TreeBatch, list[list[int]]]]:

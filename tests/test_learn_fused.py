@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from forests import forest
-from ramulus.learn.fused import fused, gated, norm, patches
-from ramulus.learn.lora import Lora
-from ramulus.learn.mix import Mix
-from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.fused import fused, gated, norm, patches
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_policy import LEARN_ALL, batches
 from tiny import FAMILIES, build
 

@@ -7,15 +7,15 @@ import torch
 
 from forests import forest
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.batch import Credits
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gauges import gauges, merge
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import Mix, SequenceMean, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gauges import gauges, merge
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_learn_parts import star
 from tiny import build
 

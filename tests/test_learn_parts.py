@@ -11,15 +11,15 @@ import torch
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gauges import gauges, merge
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Behavior, Itself, Recomputed
-from ramulus.learn.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.advantage.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gauges import gauges, merge
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
+from ramulus.learn.packing.pack import pack
 
 PPO = Estimator(Clip(), Behavior(), GroupMean())
 

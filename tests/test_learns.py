@@ -12,20 +12,20 @@ import pytest
 from ramulus.core.task import Path, Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import grade, grow_forest
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import Mix, SequenceMean, Term
-from ramulus.learn.model import Scratch
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Behavior, Itself, Recomputed
-from ramulus.learn.subgroup import SubgroupMean
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.subgroup import SubgroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 LETTERS = "abcd"
 MODEL = Scratch(LETTERS + "?", hidden=32, layers=1, heads=2, kv_heads=1, max_positions=32, init_std=0.1)

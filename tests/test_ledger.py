@@ -24,20 +24,20 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
-from ramulus.engine.local import LocalEngine
-from ramulus.learn.annotate import names
-from ramulus.learn.gate import demonstrated
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import Selection, Share
-from ramulus.look.account import FATES, PHASES, TOKENS
-from ramulus.look.ledger import Cost, account, cost, tree_cost
-from ramulus.look.statement import read_statements
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.objective.gate import demonstrated
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.packing.annotate import names
+from ramulus.learn.packing.weights import Selection, Share
+from ramulus.look.cost.account import FATES, PHASES, TOKENS
+from ramulus.look.cost.ledger import Cost, account, cost, tree_cost
+from ramulus.look.cost.statement import read_statements
 from ramulus.run import checkpoint
+from ramulus.run.config.recipe import Run
 from ramulus.run.forests import Harvest
 from ramulus.run.launch import launch
 from ramulus.run.lesson import Lesson
 from ramulus.run.machine import Machine
-from ramulus.run.recipe import Run
 from ramulus.run.trainer import Clock, differences
 from run_ledger import PLAIN
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ramulus.engine.local import LocalEngine
-from ramulus.learn.model import Pretrained, Scratch
-from ramulus.learn.policy import TorchPolicy
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 ALPHABET = "0123456789+-=? \n\taZéß漢"
 SMALL = Scratch(ALPHABET, hidden=16, layers=1, heads=2, kv_heads=1, max_positions=64)

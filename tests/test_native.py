@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines import KERNELS, mixed, run, small, worst
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.native import build
 from ramulus.run.doctor import machine
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ramulus.run.override import override
+from ramulus.run.config.override import override
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,17 @@ from engines import KERNELS
 from forests import VOCABULARY, forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn import head as head_module
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.lora import Lora
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.model import Scratch
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Behavior, Itself, Recomputed
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy import head as head_module
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from tiny import FAMILIES, SIZES, build
 
 LEARN_ALL = Mix((Term(Estimator(Everything(), Itself(), Constant(1.0)), (Author.POLICY, Author.EXPERT)),))

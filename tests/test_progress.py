@@ -16,9 +16,9 @@ from rich.console import Console
 from ramulus.engine.engine import Request, Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
-from ramulus.run.bench import TaskSets, copy, grow_trees, open_bench
-from ramulus.run.exam import answers, counted
-from ramulus.run.recipe import Exam
+from ramulus.run.config.recipe import Exam
+from ramulus.run.evaluation.bench import TaskSets, copy, grow_trees, open_bench
+from ramulus.run.evaluation.exam import answers, counted
 from run_recipe import MODEL
 
 

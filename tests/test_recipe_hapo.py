@@ -9,10 +9,10 @@ import pytest
 
 from ramulus.core import store
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.model import Scratch
+from ramulus.learn.policy.model import Scratch
 from ramulus.recipes import hapo
-from ramulus.run.find import stages_of
-from ramulus.run.recipe import Run
+from ramulus.run.config.find import stages_of
+from ramulus.run.config.recipe import Run
 from ramulus.tasks.chain import ChainSum
 from run_recipe import Digits
 from test_resume import metrics, train

@@ -14,18 +14,18 @@ import pytest
 
 import ramulus.recipes
 from methods import METHODS
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gate import Smooth, Switch
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term
-from ramulus.learn.reference import Behavior, Itself, Recomputed
-from ramulus.learn.signal import AdaptiveClip, Redistribution
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, Redistribution
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Smooth, Switch
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean, Term
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 from ramulus.recipes import dapo, grpo, hpt
 from ramulus.recipes import ramulus as everything
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 
 NUMBERS = {  # settings that change no form as long as they stay on (or off: 0 or None)
     Mix: {"leash", "entropy_bonus", "value"},

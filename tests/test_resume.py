@@ -252,15 +252,15 @@ def test_an_existing_run_is_not_overwritten(whole: Path, tmp_path: Path):
 
 
 def test_the_saved_recipe_reads_as_python_and_nothing_is_evaluated_from_it(whole: Path, tmp_path: Path):
-    from ramulus.run.find import find
-    from ramulus.run.resume import build
+    from ramulus.run.config.find import find
+    from ramulus.run.config.resume import build
 
     text = (whole / "recipe.py").read_text()
     find(RECIPE)  # its module holds the reward of this recipe
     space: dict = {}
     exec(text, space)
     stages, _ = build(RECIPE, [f"out={whole}"])
-    from ramulus.run.describe import to_json
+    from ramulus.run.config.describe import to_json
 
     assert to_json(space["run"]) == to_json(stages[0])
     run = tmp_path / "run"

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ramulus.core import store
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.policy import TorchPolicy
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.signals import Signals

@@ -25,11 +25,11 @@ from ramulus.grow.growth import grade
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.stop import Stop
 from ramulus.run import checkpoint
-from ramulus.run.describe import changes, recipe_text, to_json
-from ramulus.run.find import find
+from ramulus.run.config.describe import changes, recipe_text, to_json
+from ramulus.run.config.find import find
+from ramulus.run.config.recipe import AdamW, Exam, Local, Run, Weighted
 from ramulus.run.forests import START, Forests, Harvest
 from ramulus.run.launch import launch
-from ramulus.run.recipe import AdamW, Exam, Local, Run, Weighted
 from ramulus.run.trainer import parts
 from test_resume import MEASURED
 
@@ -332,7 +332,7 @@ def test_a_run_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path):
 
 
 def test_a_step_without_signal_changes_no_weight(tmp_path: Path):
-    text = "from dataclasses import replace\nfrom ramulus.grow.schedule import Fixed\nfrom ramulus.run.find import find\n\n\n"
+    text = "from dataclasses import replace\nfrom ramulus.grow.schedule import Fixed\nfrom ramulus.run.config.find import find\n\n\n"
     text += f"def flat(task, path):\n    return 1.0\n\n\ndef recipe():\n    run = find({RECIPE!r}).rl()\n"
     text += "    return replace(run, rewards=flat, schedule=Fixed(2), mix=replace(run.mix, leash=0.0, entropy_bonus=0.0), steps=2)\n"
     (tmp_path / "flat.py").write_text(text)

@@ -13,9 +13,9 @@ from growing import plant
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.look.picture import clean, paint, scale_of
-from ramulus.look.picture import picture as drawn_by
-from ramulus.look.show import Shown, show
+from ramulus.look.viewer.picture import clean, paint, scale_of
+from ramulus.look.viewer.picture import picture as drawn_by
+from ramulus.look.viewer.show import Shown, show
 from viewer_runs import run_folder, small_tree, tokenizer
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -15,19 +15,26 @@ from forests import flatten, forest
 from methods import METHODS
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.batch import TreeBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import HighEntropy, ImportanceWeight, Product
-from ramulus.learn.gate import Even, Switch
-from ramulus.learn.mask import Clip, DualClip, Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.reference import Behavior, Recomputed
-from ramulus.learn.reshape import ClipCov, EntropyAdvantage
-from ramulus.learn.signal import RANKS, AdaptiveClip, EntropySignal, Redistribution, flattened, quantiles
-from ramulus.learn.subgroup import learned
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.entropy_advantage import ClipCov, EntropyAdvantage
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.subgroup import learned
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.entropy_signal import (
+    RANKS,
+    AdaptiveClip,
+    EntropySignal,
+    Redistribution,
+    flattened,
+    quantiles,
+)
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Even, Switch
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.learn.objective.token_weight import HighEntropy, ImportanceWeight, Product
+from ramulus.learn.packing.pack import pack
 
 ENTROPY = st.floats(0, 8, allow_subnormal=False)
 SIGNALS = [EntropySignal(), EntropySignal(signed=False), EntropySignal(scale="rank"), EntropySignal(0.5, scale="rank")]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from engines import KERNELS, LANES
-from ramulus.learn import stack
-from ramulus.learn.attention import plan
-from ramulus.learn.gather import runs
-from ramulus.learn.stack import Folding, Stacked
+from ramulus.learn.attention import compiled as stack
+from ramulus.learn.attention.compiled import Folding, Stacked
+from ramulus.learn.attention.gather import runs
+from ramulus.learn.attention.tree_attention import plan
 
 pytestmark = KERNELS
 SHAPES = {

@@ -9,7 +9,7 @@ import pytest
 
 from compared_runs import run, stage, sweep
 from ramulus.cli import main
-from ramulus.look.statement import read_statements
+from ramulus.look.cost.statement import read_statements
 
 
 def test_seeds_are_runs_and_no_stages(tmp_path: Path):

@@ -18,13 +18,13 @@ import pytest
 from rich.console import Console
 
 from ramulus.cli import main
-from ramulus.run.crew import Crew, Job
+from ramulus.run.config.resume import prepare
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
-from ramulus.run.resume import prepare
-from ramulus.run.sweep import allot, label_of, plan
-from ramulus.run.sweep import sweep as run_sweep
+from ramulus.run.sweep.crew import Crew, Job
+from ramulus.run.sweep.sweep import allot, label_of, plan
+from ramulus.run.sweep.sweep import sweep as run_sweep
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -287,7 +287,7 @@ def test_stopped_then_killed_then_finished(tmp_path: Path):
 def test_a_failing_run_stops_no_other(tmp_path: Path):
     recipe = tmp_path / "two.py"
     recipe.write_text(
-        f"from ramulus.run.find import find\nfrom dataclasses import replace\nfrom ramulus.tasks.files import File\n"
+        f"from ramulus.run.config.find import find\nfrom dataclasses import replace\nfrom ramulus.tasks.files import File\n"
         f"def good(): return find({RECIPE!r}).rl()\n"
         f"def bad(): return replace(good(), tasks=File('nowhere.jsonl'))\n"
     )

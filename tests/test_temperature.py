@@ -17,8 +17,8 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local import LocalEngine
-from ramulus.engine.sampling import Knobs, draw
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.local.sampling import Knobs, draw
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest

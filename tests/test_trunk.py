@@ -14,10 +14,10 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn import merged, trunk
-from ramulus.learn.attention import TreePlan, attending, plan, tree_attention
-from ramulus.learn.gather import CHUNK, runs
-from ramulus.learn.pack import Layout, lay_out
+from ramulus.learn.attention import merged, trunk
+from ramulus.learn.attention.gather import CHUNK, runs
+from ramulus.learn.attention.tree_attention import TreePlan, attending, plan, tree_attention
+from ramulus.learn.batch.layout import Layout, lay_out
 from test_attention import branched, columns
 
 

@@ -17,16 +17,17 @@ from ramulus.core.store import read
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.grow.worth import Estimated
-from ramulus.learn import gauges
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gae import GAE
-from ramulus.learn.leaf import EntropyWeight
-from ramulus.learn.mask import Clip, Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.pack import lay_out, pack
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.value import ActorCritic
+from ramulus.learn.advantage.gae import GAE
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.objective import gauges
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.leaf_weight import EntropyWeight
+from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.trainer import loss

@@ -27,12 +27,12 @@ from rich.console import Console
 
 from ramulus.cli import main
 from ramulus.core import store
-from ramulus.look.show import show
-from ramulus.look.viewer import Hosts, bind, server
-from ramulus.look.viewer_api import Api
-from ramulus.look.viewer_page import everything, one_file
-from ramulus.look.viewer_page import write as write_page
-from ramulus.look.viewer_runs import Shelf
+from ramulus.look.viewer.api import Api
+from ramulus.look.viewer.page import everything, one_file
+from ramulus.look.viewer.page import write as write_page
+from ramulus.look.viewer.runs import Shelf
+from ramulus.look.viewer.show import show
+from ramulus.look.viewer.viewer import Hosts, bind, server
 from viewer_runs import NASTY, add_rows, large_tree, row, run_folder, small_tree, tokenizer, write
 
 
@@ -536,7 +536,7 @@ def test_an_evaluation_is_shown_with_its_tokenizer(serve: Serve, tmp_path: Path)
 def test_a_real_evaluation_from_the_command_line(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     import torch
 
-    from ramulus.learn.model import Scratch
+    from ramulus.learn.policy.model import Scratch
 
     torch.manual_seed(0)
     net, words = Scratch("0123456789+-=?\n", hidden=16, layers=1, heads=2, kv_heads=1, max_positions=256)()

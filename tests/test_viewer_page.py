@@ -21,11 +21,11 @@ from playwright import sync_api as playwright
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.look.viewer import bind as bound_at
-from ramulus.look.viewer import server
-from ramulus.look.viewer_api import Api
-from ramulus.look.viewer_page import everything, one_file
-from ramulus.look.viewer_runs import Shelf
+from ramulus.look.viewer.api import Api
+from ramulus.look.viewer.page import everything, one_file
+from ramulus.look.viewer.runs import Shelf
+from ramulus.look.viewer.viewer import bind as bound_at
+from ramulus.look.viewer.viewer import server
 from viewer_runs import add_rows, large_tree, run_folder, small_tree, tokens, write
 
 CHROMIUM = next(

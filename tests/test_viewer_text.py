@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.look.viewer_files import Changed, Fence, Lines, Metrics
-from ramulus.look.viewer_text import Text
-from ramulus.look.viewer_tree import Outline, step_row, texts, tree_json
+from ramulus.look.viewer.files import Changed, Fence, Lines, Metrics
+from ramulus.look.viewer.text import Text
+from ramulus.look.viewer.tree_json import Outline, step_row, texts, tree_json
 from viewer_runs import EOS, small_tree, tokenizer, tokens, write
 
 MIXED = "Größe 日本語 👩‍👩‍👧 e\u0301 ∑ \u202e ok\n"
@@ -191,8 +191,8 @@ def test_rows_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 def test_tasks_with_fields_like_columns(tmp_path: Path) -> None:
     """A task whose own fields look like a node's columns is read all the same."""
-    from ramulus.look.viewer_api import Api
-    from ramulus.look.viewer_runs import Shelf
+    from ramulus.look.viewer.api import Api
+    from ramulus.look.viewer.runs import Shelf
 
     tree = small_tree(0)
     odd = Task("x", (97,), 'says "entropy":[1] and [', "", extra={"entropy": [[1, 2], 3], "kept": [1]})

@@ -13,13 +13,13 @@ from benchmarks.rivals.environment import Worker
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, SequenceMean, Term
-from ramulus.learn.pack import pack
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.reference import Recomputed
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term
+from ramulus.learn.objective.reference import Recomputed
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 if TYPE_CHECKING:
     from benchmarks.step import Setting

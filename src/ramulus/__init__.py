@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ramulus.engine.engine import Request as Request
     from ramulus.engine.engine import Sampling as Sampling
     from ramulus.engine.engine import Segment as Segment
-    from ramulus.engine.local import LocalEngine as LocalEngine
+    from ramulus.engine.local.local_engine import LocalEngine as LocalEngine
     from ramulus.engine.toy import ToyEngine as ToyEngine
     from ramulus.grow.adaptive import Adaptive as Adaptive
     from ramulus.grow.branching import Bud as Bud
@@ -32,42 +32,42 @@ if TYPE_CHECKING:
     from ramulus.grow.segments import Segments as Segments
     from ramulus.grow.stop import Stop as Stop
     from ramulus.grow.temperature import ByEntropy as ByEntropy
-    from ramulus.learn.advantage import Constant as Constant
-    from ramulus.learn.advantage import GroupMean as GroupMean
-    from ramulus.learn.batch import Credits as Credits
-    from ramulus.learn.batch import TreeBatch as TreeBatch
-    from ramulus.learn.estimator import Estimator as Estimator
-    from ramulus.learn.factor import HighEntropy as HighEntropy
-    from ramulus.learn.factor import ImportanceWeight as ImportanceWeight
-    from ramulus.learn.factor import Product as Product
-    from ramulus.learn.gate import Smooth as Smooth
-    from ramulus.learn.gate import Switch as Switch
-    from ramulus.learn.global_local import GlobalLocal as GlobalLocal
-    from ramulus.learn.mask import Clip as Clip
-    from ramulus.learn.mask import DualClip as DualClip
-    from ramulus.learn.mask import Everything as Everything
-    from ramulus.learn.mix import Mix as Mix
-    from ramulus.learn.mix import SequenceMean as SequenceMean
-    from ramulus.learn.mix import Term as Term
-    from ramulus.learn.mix import TokenMean as TokenMean
-    from ramulus.learn.model import Pretrained as Pretrained
-    from ramulus.learn.model import Scratch as Scratch
-    from ramulus.learn.pack import pack as pack
-    from ramulus.learn.policy import TorchPolicy as TorchPolicy
-    from ramulus.learn.reference import Behavior as Behavior
-    from ramulus.learn.reference import Itself as Itself
-    from ramulus.learn.reference import Recomputed as Recomputed
-    from ramulus.learn.signal import AdaptiveClip as AdaptiveClip
-    from ramulus.learn.signal import EntropySignal as EntropySignal
-    from ramulus.learn.signal import Redistribution as Redistribution
-    from ramulus.learn.subgroup import SubgroupMean as SubgroupMean
-    from ramulus.learn.token_group import TokenGroupMean as TokenGroupMean
-    from ramulus.look.evaluate import evaluate as evaluate
-    from ramulus.look.show import show as show
-    from ramulus.run.recipe import AdamW as AdamW
-    from ramulus.run.recipe import Exam as Exam
-    from ramulus.run.recipe import Run as Run
-    from ramulus.run.recipe import Weighted as Weighted
+    from ramulus.learn.advantage.global_local import GlobalLocal as GlobalLocal
+    from ramulus.learn.advantage.group import Constant as Constant
+    from ramulus.learn.advantage.group import GroupMean as GroupMean
+    from ramulus.learn.advantage.subgroup import SubgroupMean as SubgroupMean
+    from ramulus.learn.advantage.token_group import TokenGroupMean as TokenGroupMean
+    from ramulus.learn.batch.tree_batch import Credits as Credits
+    from ramulus.learn.batch.tree_batch import TreeBatch as TreeBatch
+    from ramulus.learn.objective.entropy_signal import AdaptiveClip as AdaptiveClip
+    from ramulus.learn.objective.entropy_signal import EntropySignal as EntropySignal
+    from ramulus.learn.objective.entropy_signal import Redistribution as Redistribution
+    from ramulus.learn.objective.estimator import Estimator as Estimator
+    from ramulus.learn.objective.gate import Smooth as Smooth
+    from ramulus.learn.objective.gate import Switch as Switch
+    from ramulus.learn.objective.mask import Clip as Clip
+    from ramulus.learn.objective.mask import DualClip as DualClip
+    from ramulus.learn.objective.mask import Everything as Everything
+    from ramulus.learn.objective.mix import Mix as Mix
+    from ramulus.learn.objective.mix import SequenceMean as SequenceMean
+    from ramulus.learn.objective.mix import Term as Term
+    from ramulus.learn.objective.mix import TokenMean as TokenMean
+    from ramulus.learn.objective.reference import Behavior as Behavior
+    from ramulus.learn.objective.reference import Itself as Itself
+    from ramulus.learn.objective.reference import Recomputed as Recomputed
+    from ramulus.learn.objective.token_weight import HighEntropy as HighEntropy
+    from ramulus.learn.objective.token_weight import ImportanceWeight as ImportanceWeight
+    from ramulus.learn.objective.token_weight import Product as Product
+    from ramulus.learn.packing.pack import pack as pack
+    from ramulus.learn.policy.model import Pretrained as Pretrained
+    from ramulus.learn.policy.model import Scratch as Scratch
+    from ramulus.learn.policy.torch_policy import TorchPolicy as TorchPolicy
+    from ramulus.look.evaluation.evaluate import evaluate as evaluate
+    from ramulus.look.viewer.show import show as show
+    from ramulus.run.config.recipe import AdamW as AdamW
+    from ramulus.run.config.recipe import Exam as Exam
+    from ramulus.run.config.recipe import Run as Run
+    from ramulus.run.config.recipe import Weighted as Weighted
     from ramulus.tasks.chain import ChainSum as ChainSum
     from ramulus.tasks.files import File as File
     from ramulus.tasks.gym import Gym as Gym
@@ -82,7 +82,7 @@ HOMES = {
     "core.task": ("Path", "Task"),
     "core.tree": ("Author", "Node", "Tree"),
     "engine.engine": ("Request", "Sampling", "Segment"),
-    "engine.local": ("LocalEngine",),
+    "engine.local.local_engine": ("LocalEngine",),
     "engine.toy": ("ToyEngine",),
     "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),
@@ -93,24 +93,24 @@ HOMES = {
     "grow.segments": ("Segments",),
     "grow.stop": ("Stop",),
     "grow.temperature": ("ByEntropy",),
-    "learn.advantage": ("Constant", "GroupMean"),
-    "learn.batch": ("Credits", "TreeBatch"),
-    "learn.estimator": ("Estimator",),
-    "learn.gate": ("Smooth", "Switch"),
-    "learn.factor": ("HighEntropy", "ImportanceWeight", "Product"),
-    "learn.global_local": ("GlobalLocal",),
-    "learn.mask": ("Clip", "DualClip", "Everything"),
-    "learn.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
-    "learn.model": ("Pretrained", "Scratch"),
-    "learn.pack": ("pack",),
-    "learn.policy": ("TorchPolicy",),
-    "learn.reference": ("Behavior", "Itself", "Recomputed"),
-    "learn.signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),
-    "learn.subgroup": ("SubgroupMean",),
-    "learn.token_group": ("TokenGroupMean",),
-    "look.evaluate": ("evaluate",),
-    "look.show": ("show",),
-    "run.recipe": ("AdamW", "Exam", "Run", "Weighted"),
+    "learn.advantage.group": ("Constant", "GroupMean"),
+    "learn.batch.tree_batch": ("Credits", "TreeBatch"),
+    "learn.objective.estimator": ("Estimator",),
+    "learn.objective.gate": ("Smooth", "Switch"),
+    "learn.objective.token_weight": ("HighEntropy", "ImportanceWeight", "Product"),
+    "learn.advantage.global_local": ("GlobalLocal",),
+    "learn.objective.mask": ("Clip", "DualClip", "Everything"),
+    "learn.objective.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
+    "learn.policy.model": ("Pretrained", "Scratch"),
+    "learn.packing.pack": ("pack",),
+    "learn.policy.torch_policy": ("TorchPolicy",),
+    "learn.objective.reference": ("Behavior", "Itself", "Recomputed"),
+    "learn.objective.entropy_signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),
+    "learn.advantage.subgroup": ("SubgroupMean",),
+    "learn.advantage.token_group": ("TokenGroupMean",),
+    "look.evaluation.evaluate": ("evaluate",),
+    "look.viewer.show": ("show",),
+    "run.config.recipe": ("AdamW", "Exam", "Run", "Weighted"),
     "tasks.chain": ("ChainSum",),
     "tasks.files": ("File",),
     "tasks.gym": ("Gym",),

@@ -64,7 +64,7 @@ def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = No
         jobs: runs at the same time; as many as the cores allow by default.
         threads: of each run; 1 by default, or the cores shared among the jobs where those are given.
     """
-    from ramulus.run.sweep import sweep as run_sweep
+    from ramulus.run.sweep.sweep import sweep as run_sweep
 
     recipes, overrides = ([word for word in words if ("=" in word) == wanted] for wanted in (False, True))
     return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
@@ -98,8 +98,8 @@ def compare(
         json: a file for everything, each seed's values and curves included.
         plots: a folder for pictures, SVG and PNG; needs the extra plots.
     """
-    from ramulus.look.compare import compare as compare_runs
-    from ramulus.look.compare_tables import publish
+    from ramulus.look.compare.compare import compare as compare_runs
+    from ramulus.look.compare.tables import publish
 
     publish(compare_runs(runs, metric, baseline, fractions, finished, slack), Console(), csv, latex, json, plots)
     return 0
@@ -168,9 +168,9 @@ def eval_(
         against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
         out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
     """
-    from ramulus.run.bench import TaskSets, open_bench
-    from ramulus.run.eval_plan import plan_of, whole_numbers
-    from ramulus.run.evaluation import run_evaluation
+    from ramulus.run.evaluation.bench import TaskSets, open_bench
+    from ramulus.run.evaluation.evaluation import run_evaluation
+    from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
@@ -228,7 +228,7 @@ def rollout(
     """
     from ramulus.grow.branching import Star
     from ramulus.grow.segments import Segments
-    from ramulus.run.bench import TaskSets, grow_trees, open_bench
+    from ramulus.run.evaluation.bench import TaskSets, grow_trees, open_bench
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
@@ -241,7 +241,7 @@ def recipes() -> int:
     """List the shipped recipes and their variants."""
     from rich.table import Table
 
-    from ramulus.run.find import FOLDER, USUAL, shipped, variants
+    from ramulus.run.config.find import FOLDER, USUAL, shipped, variants
 
     table = Table(box=None, show_header=False)
     for name, about in shipped().items():
@@ -267,7 +267,7 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
         out: the new folder.
         which: the last checkpoint, or the one with the best evaluation.
     """
-    from ramulus.run.bench import export_model
+    from ramulus.run.evaluation.bench import export_model
 
     console = Console()
     step = export_model(folder, out, which, console)
@@ -295,7 +295,7 @@ def view(
         out: write one HTML file with everything in it, and serve nothing.
         steps: which steps' trees go into that file, as in 5,10,15; by default the last.
     """
-    from ramulus.look.viewer import view as show
+    from ramulus.look.viewer.viewer import view as show
 
     return show(runs, host, port, tokenizer, open, out, steps, Console())
 
@@ -325,7 +325,7 @@ def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps:
         csv: a file for all numbers as CSV, a line for each run and stage.
         steps: tell every step as well.
     """
-    from ramulus.look.statement import read_statements, step_tables, tables, write_csv, write_json
+    from ramulus.look.cost.statement import read_statements, step_tables, tables, write_csv, write_json
 
     said = read_statements(runs)
     terminal = Console()

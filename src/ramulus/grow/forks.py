@@ -22,7 +22,7 @@ class AttentionForks:
     steps than that, the earliest again; from a response of one step nothing grows. The step itself is sampled anew. `delta`: a step
     attends to those at least so many steps before it. `rounds`: how often the newest paths are branched; the paper does it once.
 
-    The signal "influence" is that of learn/influence.py; on a shared token it is the mean over the paths that share it.
+    The signal "influence" is that of learn/policy/influence.py; on a shared token it is the mean over the paths that share it.
     """
 
     roots: int = 6

@@ -1,1 +1,5 @@
-"""What a run did and what it cost: evaluation and the ledger."""
+"""Trees and runs become understanding: evaluation, comparison, costs, and the viewer.
+
+`curves.py` reads what runs have written; `evaluation` measures a model, `compare` sets runs side by side, `cost` accounts for tokens and
+seconds, `viewer` shows trees in a browser, a terminal or a notebook. Nothing here changes a run.
+"""

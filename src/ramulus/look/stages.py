@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ramulus.look.curves import STAGE, natural
-from ramulus.look.viewer_files import is_tree_file
+from ramulus.look.viewer.files import is_tree_file
 
 NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")
 Allowed = Callable[[Path], bool]

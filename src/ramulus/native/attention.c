@@ -4,7 +4,7 @@
  * and every run below it finds them there. What is added to the gradients of a key and a value is kept beside them and written down when the
  * token is popped, so nothing is gathered, scattered or masked but the triangle of a run's own tokens.
  *
- * learn/stack.py calls it.
+ * learn/attention/compiled.py calls it.
  */
 #include "vectors.h"
 

@@ -4,7 +4,7 @@
  * tokens through all layers by itself, so that decoding waits for nobody; of very few tokens threads share out the matrices instead. What a token's numbers are does not depend on how many others
  * run beside it, on the number of threads, or on whether it is prefilled or decoded: every sum runs in the order of its own terms.
  *
- * engine/compiled.py calls it.
+ * engine/local/compiled.py calls it.
  */
 #include "vectors.h"
 
@@ -13,7 +13,7 @@
 #define FEW 12 /* tokens a thread up to which threads share out the matrices instead */
 #endif
 
-/* What `shape` holds, in this order; see engine/compiled.py. */
+/* What `shape` holds, in this order; see engine/local/compiled.py. */
 typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, threads; } Shape;
 /* Panels [columns / P][inputs][P] and biases [columns] or NULL. */
 typedef struct { const float *weight, *bias; } Matrix;

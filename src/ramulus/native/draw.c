@@ -1,6 +1,6 @@
 /* One token a row from its logits, for a CPU and in float32: entropy, temperature, inverse CDF.
  *
- * engine/compiled.py calls it.
+ * engine/local/compiled.py calls it.
  */
 #include "vectors.h"
 

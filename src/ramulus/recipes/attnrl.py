@@ -5,14 +5,14 @@ from dataclasses import replace
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.forks import AttentionForks, EarlyForks
 from ramulus.grow.prompts import PromptBatch
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import DualClip
-from ramulus.learn.mix import Mix, Term, TokenMean
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mix import Mix, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, SequenceMean, Term
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import Product
-from ramulus.learn.mix import Mix, Term, TokenMean
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Recomputed
-from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
-from ramulus.learn.token_group import TokenGroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mix import Mix, Term, TokenMean
+from ramulus.learn.objective.reference import Recomputed
+from ramulus.learn.objective.token_weight import Product
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
-from ramulus.run.recipe import AdamW, Run, Weighted
+from ramulus.run.config.recipe import AdamW, Run, Weighted
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.rewards import Overlong

@@ -6,15 +6,15 @@ from typing import Any
 from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.gate import Switch
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, QuestionMean, Term
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Behavior, Itself
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Switch
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, QuestionMean, Term
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes import quickstart
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.chain import ChainSum
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed

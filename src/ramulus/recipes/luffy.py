@@ -4,15 +4,15 @@ from dataclasses import replace
 
 from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
-from ramulus.learn.advantage import GroupMean
-from ramulus.learn.authors import PerAuthor
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import ConstantLength, Mix, Term
-from ramulus.learn.reference import Behavior
-from ramulus.learn.shaped import Shaped
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import ConstantLength, Mix, Term
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.objective.shaped_reference import Shaped
 from ramulus.recipes.hpt import PUBLISHED, SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 
 
 def mix(length: int) -> Mix:

@@ -6,14 +6,14 @@ from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
-from ramulus.learn.advantage import Constant
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import DualClip, Everything
-from ramulus.learn.mix import Mix, Term, TokenMean
-from ramulus.learn.model import Scratch
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.subgroup import SubgroupMean
-from ramulus.run.recipe import AdamW, Exam, Local, Run
+from ramulus.learn.advantage.group import Constant
+from ramulus.learn.advantage.subgroup import SubgroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip, Everything
+from ramulus.learn.objective.mix import Mix, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.policy.model import Scratch
+from ramulus.run.config.recipe import AdamW, Exam, Local, Run
 from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry
 
 TEACHER = ForgetsCarry(0.6)  # forgets the carry in 60 % of the steps that cross a ten

@@ -7,17 +7,17 @@ from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.forks import AttentionForks
 from ramulus.grow.prompts import PromptBatch
 from ramulus.grow.temperature import ByEntropy
-from ramulus.learn.advantage import Constant
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.factor import Product
-from ramulus.learn.gate import Smooth
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, QuestionMean, Term
-from ramulus.learn.reference import Behavior, Itself
-from ramulus.learn.signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.advantage.group import Constant
+from ramulus.learn.objective.entropy_signal import AdaptiveClip, EntropySignal, Redistribution
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Smooth
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, QuestionMean, Term
+from ramulus.learn.objective.reference import Behavior, Itself
+from ramulus.learn.objective.token_weight import Product
 from ramulus.recipes.hpt import PUBLISHED, SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 
 
 def recipe() -> Run:

@@ -3,13 +3,13 @@
 from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.advantage import Constant
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, Term
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Itself
-from ramulus.run.recipe import AdamW, Run
+from ramulus.learn.advantage.group import Constant
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.reference import Itself
+from ramulus.learn.policy.model import Pretrained
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.files import File
 
 

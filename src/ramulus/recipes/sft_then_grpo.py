@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from ramulus.learn.model import Scratch
+from ramulus.learn.policy.model import Scratch
 from ramulus.recipes import grpo, quickstart, sft
-from ramulus.run.recipe import Run
+from ramulus.run.config.recipe import Run
 from ramulus.tasks.chain import ChainSum
 
 

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 from ramulus.core.tree import Author
 from ramulus.grow.branching import Star
-from ramulus.learn.advantage import Constant, GroupMean
-from ramulus.learn.baselines import Signed
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.leaf import EntropyWeight
-from ramulus.learn.mask import Everything
-from ramulus.learn.mix import Mix, QuestionMean, Term
-from ramulus.learn.reference import Itself
-from ramulus.learn.shaped import One
+from ramulus.learn.advantage.baselines import Signed
+from ramulus.learn.advantage.group import Constant, GroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.leaf_weight import EntropyWeight
+from ramulus.learn.objective.mask import Everything
+from ramulus.learn.objective.mix import Mix, QuestionMean, Term
+from ramulus.learn.objective.reference import Itself
+from ramulus.learn.objective.shaped_reference import One
 from ramulus.recipes.hpt import PUBLISHED, SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 
 EXPERT = (Author.EXPERT,)
 

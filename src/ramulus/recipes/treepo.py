@@ -5,14 +5,14 @@ from dataclasses import replace
 from ramulus.grow.schedule import Dynamic
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import BoxedAnswer, Repeats
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.mask import DualClip
-from ramulus.learn.mix import Mix, Term, TokenMean
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Behavior
-from ramulus.learn.subgroup import SubgroupMean
+from ramulus.learn.advantage.subgroup import SubgroupMean
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mix import Mix, Term, TokenMean
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
-from ramulus.run.recipe import AdamW, Run, Weighted
+from ramulus.run.config.recipe import AdamW, Run, Weighted
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.rewards import Overlong

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from ramulus.grow.forks import EntropyForks
 from ramulus.grow.schedule import Fixed
-from ramulus.learn.estimator import Estimator
-from ramulus.learn.global_local import GlobalLocal
-from ramulus.learn.mask import Clip
-from ramulus.learn.mix import Mix, SequenceMean, Term
-from ramulus.learn.model import Pretrained
-from ramulus.learn.reference import Behavior
+from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mix import Mix, SequenceMean, Term
+from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
-from ramulus.run.recipe import AdamW, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 

@@ -18,10 +18,10 @@ from ramulus.grow.forks import EXPANDED
 from ramulus.grow.growth import demonstrate, grade, grow_forest, grow_round, prune, together
 from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
-from ramulus.learn.gate import demonstrated
-from ramulus.look.ledger import Fate, cost, costs, fates
-from ramulus.look.statistics import mean
-from ramulus.run.recipe import Run
+from ramulus.learn.objective.gate import demonstrated
+from ramulus.look.cost.ledger import Fate, cost, costs, fates
+from ramulus.look.evaluation.statistics import mean
+from ramulus.run.config.recipe import Run
 from ramulus.run.signals import needed
 from ramulus.run.waiting import Waiting
 

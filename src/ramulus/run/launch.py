@@ -14,13 +14,13 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import store
-from ramulus.look.show import draw
+from ramulus.look.viewer.show import draw
 from ramulus.run import checkpoint
-from ramulus.run.exam import scores, table
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import Plan, prepare, replace_text
+from ramulus.run.evaluation.exam import scores, table
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import clock
-from ramulus.run.recipe import Run
-from ramulus.run.resume import Plan, prepare, replace_text
 from ramulus.run.setting import Decoder
 from ramulus.run.stage import finished, train_stage
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ramulus.learn.gauges import merge
-from ramulus.learn.mix import Mix
-from ramulus.learn.pack import Selection
-from ramulus.look.ledger import IDLE, TRAINED
+from ramulus.learn.objective.gauges import merge
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.weights import Selection
+from ramulus.look.cost.ledger import IDLE, TRAINED
 
 
 @dataclass

@@ -19,8 +19,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from ramulus.run.describe import to_json
-from ramulus.run.recipe import Run
+from ramulus.run.config.describe import to_json
+from ramulus.run.config.recipe import Run
 
 SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
 

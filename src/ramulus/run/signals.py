@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from ramulus.core.tree import Tree
-from ramulus.learn.influence import Influence
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.steps import Separators, holding, mark_concluded, mark_steps, separators_of
+from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.steps import Separators, holding, mark_concluded, mark_steps, separators_of
+from ramulus.learn.policy.torch_policy import TorchPolicy
 
 KNOWN = ("steps", "influence", "concluded", "value")
 THINK_END = "</think>"

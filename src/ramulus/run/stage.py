@@ -18,21 +18,21 @@ from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local import LocalEngine
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import judge
 from ramulus.grow.stop import Stop
-from ramulus.learn.model import Pretrained
-from ramulus.learn.policy import TorchPolicy
-from ramulus.learn.value import ActorCritic
+from ramulus.learn.policy.model import Pretrained
+from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.run import checkpoint
-from ramulus.run.exam import Scores, answers, counted, examine
+from ramulus.run.config.recipe import Exam, Run
+from ramulus.run.config.resume import replace_text
+from ramulus.run.evaluation.exam import Scores, answers, counted, examine
 from ramulus.run.forests import Forests
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
-from ramulus.run.recipe import Exam, Run
-from ramulus.run.resume import replace_text
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import KNOWN, Signals, needed
 from ramulus.run.trainer import State, Trainer

@@ -18,24 +18,25 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local import LocalEngine
-from ramulus.learn.annotate import annotate, annotate_ratio
-from ramulus.learn.batch import Credits, TreeBatch
-from ramulus.learn.gate import Weights, openness
-from ramulus.learn.gauges import counts, gauges, surrogate
-from ramulus.learn.mix import Mix
-from ramulus.learn.pack import Selection, pack, select
-from ramulus.learn.policy import TorchPolicy
-from ramulus.look.evaluate import evaluate
-from ramulus.look.ledger import decoding
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.batch.tree_batch import Credits, TreeBatch
+from ramulus.learn.objective.gate import Weights, openness
+from ramulus.learn.objective.gauges import counts, gauges, surrogate
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.annotate import annotate, annotate_ratio
+from ramulus.learn.packing.pack import pack
+from ramulus.learn.packing.weights import Selection, select
+from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.look.cost.ledger import decoding
+from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import replace_text
 from ramulus.run.forests import START, Cursor, Forests, Harvest
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lesson import Lesson
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
-from ramulus.run.recipe import Run
-from ramulus.run.resume import replace_text
 
 Answers = Sequence[Sequence[Credits]]
 """What `Mix.credit` answered: of each term, of each tree."""

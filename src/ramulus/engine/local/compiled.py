@@ -1,0 +1,280 @@
+"""The forward pass of native/decode.c and the draw of native/draw.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramulus.engine.local.columns import COUNT, LEFT, POSITION, STREAM, Columns
+from ramulus.engine.local.fused import FusedForward, Layer
+from ramulus.engine.local.kv import Reach, Slots
+from ramulus.engine.local.packed import Part, joined
+from ramulus.engine.local.record import Record
+from ramulus.native.build import library
+
+WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
+FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
+KERNELS = {
+    "ramulus_lanes": (WORD, ()),
+    "ramulus_room": (WORD, (ADDRESS, WORD, WORD)),
+    "ramulus_forward": (None, (ADDRESS,) * 4),
+    "ramulus_steps": (WORD, (*(ADDRESS,) * 5, WORD)),
+    "ramulus_copy": (None, (*(ADDRESS,) * 3, WORD)),
+}
+DRAWS = {
+    "ramulus_entropy": (None, (ADDRESS, *(WORD,) * 4, ADDRESS)),
+    "ramulus_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
+}
+
+
+AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
+
+
+class Panels:
+    """W and b of stacked linear layers as the kernels read them, the weight of the norm before them folded in.
+
+    weight [columns / width, inputs, width] and bias [columns], float32, columns padded with zeros to whole panels.
+    """
+
+    def __init__(self, parts: Sequence[Part], width: int, norm: Tensor | None = None) -> None:
+        self.parts, self.norm = parts, norm
+        columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
+        count = -(-columns // width)
+        self.weight = torch.zeros(count, inputs, width, **FLOAT)
+        self.bias = torch.zeros(count * width, **FLOAT) if any(b is not None for _, b in parts) else None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the weights as they are now, to where the old ones were."""
+        count, inputs, width = self.weight.shape
+        flat, bias = joined(self.parts, torch.float32, self.norm)
+        whole = len(flat) // width
+        self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
+        if whole < count:
+            self.weight[whole, :, : len(flat) - whole * width].copy_(flat[whole * width :].t())
+        if self.bias is not None and bias is not None:
+            self.bias[: len(flat)].copy_(bias)
+
+    def pointers(self) -> list[int]:
+        """Where they lie; 0 for no bias."""
+        return [self.weight.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()]
+
+
+class PanelLayer:
+    """The matrices of one decoder layer."""
+
+    def __init__(self, layer: Layer, width: int) -> None:
+        after, before = layer.after, layer.before
+        self.matrices = [
+            Panels((layer.query, layer.key, layer.value), width, before),
+            Panels((layer.out,), width),
+            Panels((layer.gate,), width, after),
+            Panels((layer.up,), width, after),
+            Panels((layer.down,), width),
+        ]
+        self.norms = [None if norm is None else norm.detach().float() for norm in (layer.query_norm, layer.key_norm)]
+        self.source = layer
+
+    def refresh(self) -> None:
+        """Copy the weights as they are now."""
+        for matrix in self.matrices:
+            matrix.refresh()
+        for mine, theirs in zip(self.norms, (self.source.query_norm, self.source.key_norm), strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs.detach())
+
+    def pointers(self) -> list[int]:
+        """As decode.c lays them out."""
+        matrices = [address for matrix in self.matrices for address in matrix.pointers()]
+        return matrices + [0 if norm is None else norm.data_ptr() for norm in self.norms]
+
+
+class CompiledForward(FusedForward):
+    """All layers in one call without torch; a token's logits are the same bits whatever runs beside it, prefilled or decoded.
+
+    Raises ValueError for a model that the kernels do not fit, and Unavailable without a compiler. `flags` are the compiler's.
+    """
+
+    name = "compiled"
+
+    def __init__(self, fused: FusedForward, flags: Sequence[str] = ()) -> None:
+        self.library, self.draws = library("decode.c", KERNELS, *flags), library("draw.c", DRAWS, *flags)
+        super().__init__(fused.reference, fused.layers, fused.epsilon)
+        g = self.geometry = replace(fused.geometry, dtype=torch.float32)
+        lanes = int(self.library.ramulus_lanes())
+        if g.dim % lanes:
+            raise ValueError(f"the compiled kernels take heads of a multiple of {lanes} numbers, not {g.dim}")
+        width = 2 * lanes
+        self.panels = [PanelLayer(layer, width) for layer in self.layers]
+        self.last = Panels((self.head,), width, self.norm)
+        self.table = self.embedding.detach().float().contiguous()
+        self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
+        self.vocabulary, hidden = self.head[0].shape
+        if self.vocabulary > len(self.table):
+            raise ValueError(f"the compiled kernels take no head of {self.vocabulary} tokens over {len(self.table)} embeddings")
+        inner = len(self.layers[0].gate[0])
+        self.shape = np.array(
+            (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, 1), dtype=np.int64
+        )
+        self.room = torch.empty(0, **FLOAT)
+        self.line = torch.arange(64, device="cpu")
+        self.size = sum(matrix.weight.numel() for matrix in self._matrices())
+        self.model = self._model()
+
+    def _matrices(self) -> list[Panels]:
+        return [self.last, *(matrix for layer in self.panels for matrix in layer.matrices)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy."""
+        copied = 0 if self.table.data_ptr() == self.embedding.data_ptr() else self.table.nbytes
+        return copied + sum(matrix.weight.nbytes for matrix in self._matrices())
+
+    def refresh(self) -> None:
+        """Renew the copy."""
+        for layer in self.panels:
+            layer.refresh()
+        self.last.refresh()
+        self.table = self.embedding.detach().float().contiguous()
+        self.model = self._model()
+
+    def rotary(self, length: int) -> None:
+        """Fill the tables, [length, dim / 2] each."""
+        super().rotary(length)
+        half = self.geometry.dim // 2
+        self.cosine, self.sine = (x[:, 0, half:].float().contiguous() for x in (self.cosine, self.sine))
+        self.model = self._model()
+
+    def _model(self) -> np.ndarray:
+        """The model as decode.c reads it: addresses, in the order of its structs."""
+        parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr(), *self.last.pointers()]
+        return np.array(parts + [address for layer in self.panels for address in layer.pointers()], dtype=np.uint64)
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
+        """tokens, positions [B, n] -> logits [B, V] after each row's token, a view of padded columns; a pass of several tokens a row gives none."""
+        slots = reach.slots
+        if logits and tokens.shape[1] > 1:
+            raise ValueError("the compiled kernels give logits in passes of one token a row alone")
+        if slots.capacity > len(self.cosine):
+            self.rotary(slots.capacity)
+        b, n = tokens.shape
+        if b > len(self.line):
+            self.line = torch.arange(2 * b, device="cpu")
+        seats = self.line[:b] if reach.rows is None else reach.rows
+        if n > 1:
+            seats = seats.repeat_interleave(n)
+        tokens, positions = tokens.reshape(-1), positions.reshape(-1)
+        if reach.chosen is not None:
+            tokens, positions, seats = (x[reach.chosen] for x in (tokens, positions, seats))
+        answers = self.line[:b] if logits else torch.full_like(tokens, -1)
+        out = torch.empty(b if logits else 0, self.columns, **FLOAT)
+        self._run(tokens, positions, seats, answers, slots, n > 1, out)
+        return out[:, : self.vocabulary] if logits else None
+
+    def _run(
+        self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Slots, together: bool, out: Tensor
+    ) -> None:
+        """Call the kernel; every tensor is long and contiguous but `out`, which is float32."""
+        columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
+        told = self.told([x.data_ptr() for x in columns], len(tokens), slots, together, out)
+        held = held_by(slots.store)
+        self.library.ramulus_forward(*(array.ctypes.data for array in (self.model, self.shape, held, told)))
+
+    def told(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> np.ndarray:
+        """A pass of n tokens as decode.c reads it, with room for it; `columns` are addresses."""
+        self.shape[-1] = torch.get_num_threads()
+        needed = self.library.ramulus_room(self.shape.ctypes.data, n, slots.capacity)
+        if len(self.room) < needed:
+            self.room = torch.empty(needed, **FLOAT)
+        told = np.empty(9, dtype=np.uint64)
+        told[:8] = (*columns, n, together, out.data_ptr(), self.room.data_ptr())
+        told[8:].view(np.float32)[:] = self.epsilon, self.scale
+        return told
+
+    def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
+        """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
+        held, told = held_by(store), np.array(moves, dtype=np.int64)
+        self.library.ramulus_copy(self.shape.ctypes.data, held.ctypes.data, told.ctypes.data, len(moves))
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """logits [B, V] -> [B] nats; NaN where a logit is."""
+        found = torch.empty(len(logits), **FLOAT)
+        where = logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], torch.get_num_threads()
+        self.draws.ramulus_entropy(*where, found.data_ptr())
+        return found
+
+    def draw(
+        self, logits: Tensor, temperature: Tensor, uniform: Tensor, entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """logits [B, V], temperature [B] float32, uniform [B] float64 -> tokens, their log-probs, entropies [B].
+
+        Nothing is truncated; an `entropy` that is known already is not computed again.
+        """
+        count = len(logits)
+        tokens, chosen = torch.empty(count, dtype=torch.long, device="cpu"), torch.empty(count, **FLOAT)
+        found = torch.empty(count, **FLOAT) if entropy is None else entropy
+        temperature = temperature.contiguous()  # a rule's may be a view
+        where = logits.data_ptr(), logits.stride(0), count, logits.shape[1], torch.get_num_threads()
+        drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
+        self.draws.ramulus_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
+        return tokens, chosen, found
+
+
+def held_by(store: Tensor) -> np.ndarray:
+    """Slots as decode.c reads them: store [layers, 2, rows, heads, capacity, dim]."""
+    return np.array((store.data_ptr(), store.shape[2], store.shape[4]), dtype=np.uint64)
+
+
+class Steps:
+    """Several decode steps in one call, of rows with nothing truncated and no temperature rule."""
+
+    def __init__(self, forward: CompiledForward, most: int) -> None:
+        self.forward = forward
+        self.line, self.uniform = np.arange(most), np.empty(most)
+        self.tokens, self.numbers = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.float32)
+        self.out = torch.empty(0, forward.columns, **FLOAT)
+        self.draw = ctypes.cast(forward.draws.ramulus_draw, ADDRESS).value
+
+    def run(self, columns: Columns, slots: Slots, record: Record, most: int) -> int:
+        """Up to `most` steps, until a row draws a token in `columns.ends` or has logits that are not finite; the columns go on and the record is
+        written. Returns how many, at least one."""
+        forward, n = self.forward, columns.n
+        if slots.capacity > len(forward.cosine):
+            forward.rotary(slots.capacity)
+        if len(self.out) < n:
+            self.out = torch.empty(n, forward.columns, **FLOAT)
+        wide = 2 * forward.geometry.layers * forward.query_heads * forward.geometry.dim  # multiplications of a row for each token it looks at
+        most = max(1, min(most, AT_ONCE // (forward.size * n + wide * int(columns.state[POSITION, :n].sum()))))
+        at, ends = record.room(most, columns.rows), columns.ends
+        state = [line.ctypes.data for line in columns.state]
+        told = forward.told([*state[:3], self.line.ctypes.data], n, slots, False, self.out)
+        drawing = np.array(
+            (
+                columns.heat.ctypes.data, state[STREAM], state[COUNT], 0 if ends is None else ends.ctypes.data, self.uniform.ctypes.data,
+                self.draw, self.tokens.ctypes.data, *(x.ctypes.data for x in self.numbers), record.tokens[at:].ctypes.data,
+                *(x[at:].ctypes.data for x in record.numbers[:2]), record.tokens.shape[1],
+            ),
+            dtype=np.uint64,
+        )  # fmt: skip
+        arrays = (forward.model, forward.shape, held_by(slots.store), told, drawing)
+        steps = int(forward.library.ramulus_steps(*(array.ctypes.data for array in arrays), most))
+        columns.state[LEFT, :n] -= steps
+        record.now += steps
+        return steps
+
+    def release(self) -> None:
+        """Give the memory of the logits back."""
+        self.out = torch.empty(0, self.forward.columns, **FLOAT)
+
+    @property
+    def logits(self) -> Tensor:
+        """[most, V] of the last step."""
+        return self.out[:, : self.forward.vocabulary]

@@ -1,0 +1,154 @@
+"""The forward pass of Llama-like models, read from the model's own parameters without a module call in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ramulus.engine.local.forward import ModelForward
+from ramulus.engine.local.kv import Reach
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+TRUNK = {"embed_tokens", "layers", "norm", "rotary_emb"}
+SILU = ("SiLU", "SiLUActivation", "Silu")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The parameters of one decoder layer; not copies."""
+
+    before: Tensor  # RMSNorm weight before attention
+    query: tuple[Tensor, Tensor | None]
+    key: tuple[Tensor, Tensor | None]
+    value: tuple[Tensor, Tensor | None]
+    query_norm: Tensor | None  # over each head (Qwen3)
+    key_norm: Tensor | None
+    out: tuple[Tensor, Tensor | None]
+    after: Tensor  # RMSNorm weight before the MLP
+    gate: tuple[Tensor, Tensor | None]
+    up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
+
+
+def recognise(reference: ModelForward) -> FusedForward | None:
+    """A fused forward where the modules are, by name and type, those of Llama, Qwen2 or Qwen3 (dense); None otherwise.
+
+    Names do not prove arithmetic: the caller must `verify` it.
+    """
+    model = reference.model
+    trunk = getattr(model, "model", None)
+    head = getattr(model, "lm_head", None)
+    if trunk is None or _names(model) != {"model", "lm_head"} or _names(trunk) != TRUNK or type(head) is not nn.Linear:
+        return None
+    if len(reference.survey.scales) != 1 or reference.model.config.get_text_config() is not model.config:
+        return None
+    layers = []
+    for block in trunk.layers:
+        layer = _layer(block)
+        if layer is None:
+            return None
+        layers.append(layer)
+    epsilon = {_epsilon(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
+    if len(epsilon) != 1 or None in epsilon:
+        return None
+    return FusedForward(reference, layers, epsilon.pop() or 0.0)
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _epsilon(norm: Any) -> float | None:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _layer(block: Any) -> Layer | None:
+    """The parameters of a block that has exactly the parts we know; None otherwise."""
+    if _names(block) != LAYER or _names(block.self_attn) - {"q_norm", "k_norm"} != ATTENTION or _names(block.mlp) - {"act_fn"} != MLP:
+        return None
+    if type(block.mlp.act_fn).__name__ not in SILU:
+        return None
+    linear = {name: getattr(part, name) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
+    if any(type(module) is not nn.Linear for module in linear.values()):
+        return None  # an adapter, a quantised layer
+    pairs = {name.removesuffix("_proj"): (module.weight, module.bias) for name, module in linear.items()}
+    norms = [getattr(block.self_attn, name, None) for name in ("q_norm", "k_norm")]
+    weights = [None if norm is None else norm.weight for norm in norms]
+    return Layer(
+        block.input_layernorm.weight, pairs["q"], pairs["k"], pairs["v"], weights[0], weights[1], pairs["o"],
+        block.post_attention_layernorm.weight, pairs["gate"], pairs["up"], pairs["down"],
+    )
+
+
+class FusedForward:
+    """Same tensors, same KV, about half the overhead on small models; chosen only after `verify`."""
+
+    name = "fused"
+
+    def __init__(self, reference: ModelForward, layers: list[Layer], epsilon: float) -> None:
+        self.geometry, self.reference, self.layers, self.epsilon = reference.geometry, reference, layers, epsilon
+        model = reference.model
+        self.embedding = model.model.embed_tokens.weight
+        self.norm = model.model.norm.weight
+        self.head = (model.lm_head.weight, model.lm_head.bias)
+        self.scale = next(iter(reference.survey.scales))
+        self.query_heads = layers[0].query[0].shape[0] // self.geometry.dim
+        self.cosine = self.sine = torch.empty(0)
+
+    def refresh(self) -> None:
+        """Nothing is derived from the weights; the rotary table does not depend on them."""
+
+    def rotary(self, length: int) -> None:
+        """Fill the table of rotary factors [length, 1, dim] from the model's own module; the sine carries the sign of the rotation."""
+        g = self.geometry
+        positions = torch.arange(length, device=g.device)[None]
+        like = torch.empty(0, dtype=g.dtype, device=g.device)
+        cosine, sine = self.reference.model.model.rotary_emb(like, positions)
+        half = g.dim // 2
+        self.cosine = cosine[0][:, None].contiguous()
+        self.sine = torch.cat((-sine[0, :, :half], sine[0, :, half:]), -1)[:, None].contiguous()
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
+        """tokens, positions [B, n] -> logits [B, V] after the last token of each row."""
+        if reach.slots.capacity > len(self.cosine):
+            self.rotary(reach.slots.capacity)
+        b, n = tokens.shape
+        dim, heads, h = self.geometry.dim, self.query_heads, self.geometry.heads
+        flat = positions.flatten()
+        cosine, sine = self.cosine[flat], self.sine[flat]  # [N, 1, dim] with N = B x n
+        x = F.embedding(tokens.flatten(), self.embedding)  # [N, d]
+        for i, layer in enumerate(self.layers):
+            y = self._normed(x, layer.before)
+            q, k, v = F.linear(y, *layer.query), F.linear(y, *layer.key), F.linear(y, *layer.value)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                q = self._normed(q.view(-1, heads, dim), layer.query_norm).flatten(1)
+                k = self._normed(k.view(-1, h, dim), layer.key_norm).flatten(1)
+            both = torch.cat((q, k), -1).view(-1, heads + h, dim)
+            turned = torch.addcmul(both * cosine, both.roll(dim // 2, -1), sine)
+            reach.write(i, turned[:, heads:], v.view(-1, h, dim))
+            x = _added(x, reach.attend(i, turned[:, :heads], self.scale), *layer.out)
+            y = self._normed(x, layer.after)
+            x = _added(x, F.silu(F.linear(y, *layer.gate)).mul_(F.linear(y, *layer.up)), *layer.down)
+        if not logits:
+            return None
+        last = x if n == 1 else x.view(b, n, -1)[:, -1]
+        return F.linear(self._normed(last, self.norm), *self.head)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm in float32, scaled in the model's dtype, as transformers does it."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, weight.shape, weight, self.epsilon)
+        return weight * F.rms_norm(x.float(), weight.shape, None, self.epsilon).to(x.dtype)
+
+
+def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x + y W^T + bias: [N, d] + [N, m] [d, m]."""
+    out = torch.addmm(x, y, weight.t())
+    return out if bias is None else out + bias

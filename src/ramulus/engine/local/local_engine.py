@@ -1,0 +1,263 @@
+"""The local engine: torch on CPU or one GPU, reading the trainer's own weights."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ramulus.engine.engine import Request, Segment
+from ramulus.engine.local.compiled import CompiledForward
+from ramulus.engine.local.decode import Decoder
+from ramulus.engine.local.forward import Forward, ModelForward, verify
+from ramulus.engine.local.fused import FusedForward, recognise
+from ramulus.engine.local.packed import PackedForward, size_of_copy, working_dtype
+from ramulus.engine.local.rows import Group
+from ramulus.native.build import Unavailable
+
+SMALL = 2**26  # bytes in float32 of half-precision matrices that the kernels decode in float32: up to here that is the faster
+QUIET = 8  # turns of the event loop without a new request before the next step
+
+
+class LocalEngine:
+    """Samples from a Hugging Face causal LM by continuous batching, with KV shared along prefixes.
+
+    `model`: on one device; its parameters are read in place or copied by `load`: call it after every optimizer step, since the KV
+    of the old weights must go too. `slots`: rows that decode together. `memory`: bytes of KV, for the active rows and for what is
+    remembered of finished ones; the least recently used goes first and is prefilled again when needed. The kernels reserve up to three
+    quarters of it for slots at the first request; the system gives pages as they are used. Slots that grow while they hold anything exist
+    twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
+    copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
+    the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `packed`: on a CPU
+    such models are decoded from one more copy of their matrices, in the layout that few rows multiply fastest, where it takes at most
+    this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. In float32 that copy is decoded by compiled kernels
+    (`native`; False, or no C compiler, leaves it to torch's operations, several times slower). Matrices in half precision that take up to
+    64 MiB in float32 (4 MiB without the kernels), or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights,
+    rounded less in between.
+    `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
+
+    Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
+    and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
+    adapters are in place, and keep the parameters the same objects (optimizer steps and `load_state_dict` do).
+
+    Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count,
+    memory, `packed` and `native`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's
+    random numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
+    within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in compiled kernels without truncation.
+    (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: int = 64,
+        memory: int = 2**30,
+        copy_dtype: torch.dtype | None = None,
+        fast: bool = True,
+        packed: int = 2**28,
+        native: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1 (None leaves torch's), got {threads}")
+        self.model, self.copy_dtype, self.threads = model, copy_dtype, threads
+        self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
+        reference = ModelForward(model if self._copy is None else self._copy)
+        verify(reference, reference)
+        self.forward: Forward = (_fast(reference, packed, native) if fast else None) or reference
+        vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
+        self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._driver: asyncio.Task[None] | None = None
+        self._gate: asyncio.Future[None] | None = None  # held while `load` waits
+        self._arrivals = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+        return self._decoder.version
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Since construction: tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the
+        former that had been dropped; prefill `passes`; decode `steps`, `row_steps` the rows in them. Every prefix runs at least its last token."""
+        return self._decoder.counters
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of prefix and continuation together."""
+        return self._decoder.limit
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of the low-precision copy of the weights; 0 when the trainer's own are read."""
+        return sum(p.nbytes for p in self._copy.parameters()) if self._copy is not None else 0
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the copy of the matrices in the layout that decodes fastest; 0 when there is none."""
+        return self.forward.nbytes if isinstance(self.forward, PackedForward | CompiledForward) else 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
+        return self._decoder.seating.slots.nbytes + self._decoder.seating.trie.used
+
+    async def sample(self, request: Request) -> Segment:
+        """Sample one continuation; many at once share each decode step.
+
+        Raises ValueError for an empty prefix, an unknown token, a text beyond the model's positions, or a text that `memory` cannot hold.
+        """
+        return (await self.sample_many([request]))[0]
+
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        """Sample one continuation of each, all in one crowd; cheaper than a call for each. Raises as `sample` does, before any is sampled."""
+        self._decoder.check(requests)
+        if not requests:
+            return []
+        loop = self._attach()
+        while self._gate is not None:
+            await asyncio.wait({self._gate})  # not the gate itself: it would be cancelled with whoever waits
+        future: asyncio.Future[list[Segment]] = loop.create_future()
+        self._decoder.enqueue(Group(future, [None] * len(requests), len(requests)), requests)
+        self._arrivals += 1
+        if self._driver is None or self._driver.done():
+            self._driver = loop.create_task(self._drive())
+        return await future
+
+    async def load(self, weights: Any, version: int) -> None:
+        """Take new weights once requests in flight have finished; requests made meanwhile wait for them.
+
+        `weights`: None when the trainer changed the model in place, else a state dict for it. All KV is dropped and the low-precision
+        copy renewed.
+        """
+        if weights is not None and not isinstance(weights, Mapping):
+            raise TypeError(f"weights must be None (shared with the trainer) or a state dict, got {type(weights).__name__}")
+        loop = self._attach()
+        while self._gate is not None:
+            await asyncio.wait({self._gate})
+        self._gate = loop.create_future()
+        try:
+            while self._driver is not None and not self._driver.done():
+                await asyncio.wait({self._driver})
+            self._take(weights)
+            self._decoder.version = version
+        finally:
+            gate, self._gate = self._gate, None
+            gate.set_result(None)
+
+    def release(self) -> None:
+        """Drop all KV and give its memory back, say before a training step on a GPU; raises RuntimeError while requests are in flight."""
+        if self._decoder.busy:
+            raise RuntimeError("requests are in flight: await them before releasing the KV memory")
+        self._decoder.abandon(None)  # nobody; it closes the holes of the last step
+        self._decoder.release()
+
+    def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        if self._copy is not None:
+            with torch.no_grad():
+                for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
+                    mine.copy_(theirs)
+        self.forward.refresh()
+        self._decoder.forget()
+
+    def _attach(self) -> asyncio.AbstractEventLoop:
+        """The running loop; whatever an earlier, closed one left behind is dropped."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._decoder.abandon(None)
+            self._loop, self._driver, self._gate = loop, None, None
+        return loop
+
+    async def _drive(self) -> None:
+        """Steps until there is nothing to do; a failure reaches all who wait."""
+        decoder = self._decoder
+        try:
+            answered = 1
+            while True:
+                await self._settle(answered)
+                with _threads(self.threads):
+                    decoder.admit()
+                    if not decoder.rows:
+                        return
+                    answered = decoder.step()
+        except asyncio.CancelledError:  # between two steps, so what is remembered is whole
+            decoder.abandon(None)
+            raise
+        except Exception as error:
+            decoder.abandon(error)
+            decoder.release()
+        except BaseException:
+            decoder.abandon(None)
+            decoder.release()
+            raise
+
+    async def _settle(self, answered: int) -> None:
+        """Let coroutines that an answer woke make their next requests: counted in turns of the loop, not in time."""
+        quiet = 0 if answered else QUIET - 1
+        while quiet < QUIET:
+            before = self._arrivals
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._arrivals == before else 0
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch's threads set to `count` and put back; None leaves them."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fast(reference: ModelForward, packed: int, native: bool) -> Forward | None:
+    """The compiled forward, else the packed one, else the fused one, where the architecture is known and the self-check agrees."""
+    fused = recognise(reference)
+    if fused is None or _verified(fused, reference) is None:  # same names, other arithmetic: the model's own is right
+        return None
+    if size_of_copy(fused) > packed or fused.geometry.device.type != "cpu":
+        return fused
+    return (_compiled(fused, packed) if native else None) or _verified(PackedForward(fused), reference) or fused
+
+
+def _compiled(fused: FusedForward, packed: int) -> Forward | None:
+    """The compiled forward, where there is a compiler, the model's shape suits and the self-check agrees."""
+    if working_dtype(fused, SMALL) != torch.float32:
+        return None
+    try:
+        made = CompiledForward(fused)
+    except (Unavailable, ValueError):
+        return None
+    return _verified(made, fused.reference) if made.nbytes <= packed else None
+
+
+def _verified(forward: Forward, reference: ModelForward) -> Forward | None:
+    """The forward if it passes the self-check."""
+    try:
+        verify(forward, reference)
+    except ValueError:
+        return None
+    return forward
+
+
+def _narrow(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model with its parameters in `dtype`; buffers (rotary frequencies) keep their precision."""
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return twin

@@ -1,0 +1,107 @@
+"""Which texts have their KV in a slot, so that a fork goes on where its parent ended, or copies from a neighbour."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from ramulus.engine.local.kv import Slots
+from ramulus.engine.local.radix import Trie, common
+
+Text = tuple[int, ...]
+
+
+class Residents:
+    """The texts whose KV lies at the start of a slot; the trie is given one only when its slot is wanted for something else.
+
+    A slot keeps its texts until it is overwritten, also when its row has finished. `where` has those of active rows' prefixes and of
+    finished rows; nothing is lost when a text is not in it.
+    """
+
+    def __init__(self, slots: Slots, trie: Trie) -> None:
+        self.slots, self.trie = slots, trie
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.where: dict[Text, int] = {}  # the slot of each text
+        self.texts: dict[int, list[Text]] = {}  # those of each slot
+        self.unkept: dict[int, Text] = {}  # of each slot, the longest text that the trie may not hold
+        self._order: list[Text] = []  # all of them, sorted when somebody looks for the beginning of one
+        self._added: list[Text] = []  # since then
+        self._gone = 0  # about how many in the order have no slot any more
+
+    @property
+    def end(self) -> int:
+        """One past the last slot that holds a text."""
+        return max(self.texts, default=-1) + 1
+
+    def hold(self, slot: int, text: Text) -> None:
+        """The slot begins with this text."""
+        before = self.where.get(text)
+        if before == slot:
+            return
+        if before is None:
+            self._added.append(text)
+        self.where[text] = slot
+        self.texts.setdefault(slot, []).append(text)
+
+    def finish(self, slot: int, text: Text) -> None:
+        """The whole text stays in the slot for those that go on from it."""
+        self.hold(slot, text)
+        self.unkept[slot] = text
+
+    def find(self, text: Text) -> tuple[int, int]:
+        """A slot that begins as `text` does, and the length of what they share, the most that there is; (-1, 0) where nothing is."""
+        slot = self.where.get(text)
+        if slot is not None:
+            return slot, len(text)
+        if not self.where:
+            return -1, 0
+        if 2 * self._gone > len(self._order):
+            self._order = sorted(set(self._order) & self.where.keys())
+            self._gone = 0
+        for new in self._added:
+            insort(self._order, new)
+        self._added = []
+        at = bisect_left(self._order, text)  # the longest common beginning is a neighbour's
+        near = (self._alive(range(at - 1, -1, -1)), self._alive(range(at, len(self._order))))
+        n, best = max([(common(one, text), one) for one in near if one is not None], default=(0, text))
+        return (self.where[best], n) if n else (-1, 0)
+
+    def _alive(self, places: range) -> Text | None:
+        """The first of the order that has a slot."""
+        return next((self._order[i] for i in places if self._order[i] in self.where), None)
+
+    def vacate(self, slot: int, stays: Text | None = None) -> None:
+        """The slot will be overwritten, but for the text that `stays`: give the trie what it may not hold."""
+        if stays is None or self.unkept.get(slot) != stays:
+            self._keep(slot)
+        for text in self.texts.pop(slot, ()):
+            if text != stays and self.where.get(text) == slot:
+                del self.where[text]
+                self._gone += 1
+        if stays is not None:
+            self.texts[slot] = [stays]
+
+    def move(self, source: int, target: int, n: int) -> None:
+        """Put the row of `source`, of n tokens, into a slot whose texts end here."""
+        self.vacate(target)
+        self.slots.move([(source, target, n)])
+        if source in self.unkept:
+            self.unkept[target] = self.unkept.pop(source)
+        texts = self.texts.pop(source, [])
+        for text in texts:
+            if self.where.get(text) == source:
+                self.where[text] = target
+        self.texts[target] = texts
+
+    def rename(self, slots: dict[int, int]) -> None:
+        """The slots have other numbers now: those of the keys their values; no other holds a text."""
+        self.where = {text: slots[slot] for text, slot in self.where.items()}
+        self.texts = {slots[slot]: texts for slot, texts in self.texts.items()}
+        self.unkept = {slots[slot]: text for slot, text in self.unkept.items()}
+
+    def _keep(self, slot: int) -> None:
+        text = self.unkept.pop(slot, None)
+        if text is not None:
+            self.trie.insert(text, lambda start, stop: self.slots.get(slot, start, stop))

@@ -1,0 +1,117 @@
+"""Advantages made over token by token, before they are folded down the tree: the entropy advantage and Clip-Cov.
+
+What is nonlinear in an advantage beyond its sign must act on each path's own value, as the paths that share a token may disagree. Both use
+what was recorded when the tokens were sampled, once for the whole step; their papers recompute it at every update.
+
+KL-Cov (arXiv 2505.22617) does not fit the formula and is left out: its loss adds |log r| on the chosen tokens, whose gradient,
+sign(log r) grad log pi, is proportional to no advantage, so no mask, reference or advantage gives it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.batch.tree_batch import Credits
+
+Path = list[Node]
+"""The nodes of a path that the policy wrote, root to leaf, those without tokens left out."""
+
+
+def along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tuple[int, Path, np.ndarray]]]:
+    """Per tree and trained leaf: its id, its path, and the credit of each of the path's tokens [L]."""
+    answer = []
+    for tree, credit in zip(forest, credits, strict=True):
+        trained, rows = credit.trained(), []
+        for leaf in tree.leaves():
+            path = [node for node in leaf.line() if node.author is Author.POLICY and node.tokens]
+            if leaf.id in trained:
+                rows.append((leaf.id, path, credit_of(credit, leaf.id, path)))
+        answer.append(rows)
+    return answer
+
+
+def credit_of(credit: Credits, leaf: int, path: Path) -> np.ndarray:
+    """The credit of each token of a trained path [L]."""
+    if credit.token is not None:
+        return np.asarray(credit.token[leaf], dtype=np.float64)
+    each = [credit.leaf[leaf] if credit.node is None else credit.node.get(node.id, 0.0) for node in path]
+    return np.repeat(np.asarray(each, dtype=np.float64), [len(node.tokens) for node in path])
+
+
+def recorded(path: Path, name: str) -> np.ndarray:
+    """`entropy`, or `behavior`, the log-probs before truncation, of each token of a path [L]; ValueError where a node has none."""
+    for node in path:
+        if len(node.logprobs) != len(node.tokens) or len(node.entropy) != len(node.tokens):
+            raise ValueError(
+                f"node {node.id} has no recorded log-probs or entropies to read: sample with an engine that records them"
+            )
+    columns = [np.add(node.logprobs, node.kept) if name == "behavior" else np.asarray(node.entropy) for node in path]
+    return np.concatenate(columns) if columns else np.zeros(0)
+
+
+@dataclass(frozen=True)
+class EntropyAdvantage:
+    """Another advantage plus a bonus for uncertain tokens: A + min(alpha H, |A| / kappa) (arXiv 2506.14758).
+
+    H is the entropy as sampled, in nats. With kappa above 1 no credit changes its sign, and what has none gets none.
+    """
+
+    advantage: Any = field(default_factory=GroupMean)
+    alpha: float = 0.4
+    kappa: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0 or not self.kappa > 1:
+            raise ValueError(f"EntropyAdvantage needs alpha >= 0 and kappa above 1, got {self.alpha} and {self.kappa}")
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        return [
+            Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in rows})
+            for rows in along(forest, self.advantage(forest))
+        ]
+
+    def raised(self, value: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+        """Credits [L] and entropies [L] -> credits with the bonus [L]."""
+        return value + np.minimum(self.alpha * entropy, np.abs(value) / self.kappa)
+
+
+@dataclass(frozen=True)
+class ClipCov:
+    """Another advantage, 0 on a few tokens whose advantage and log-prob vary together the most (arXiv 2505.22617).
+
+    Of the tokens with `low` < (A - mean A) (log p - mean log p) < `high`, as many as `share` of all, at least one, are drawn with a seed of the
+    step's. Means, share and draw are over flattened tokens of the whole step; the tokens stay in every denominator.
+    """
+
+    advantage: Any = field(default_factory=GroupMean)
+    share: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or not self.low < self.high:
+            raise ValueError(
+                f"ClipCov needs a share in (0, 1] and low < high, got {self.share}, {self.low} and {self.high}"
+            )
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        trees = along(forest, self.advantage(forest))
+        rows = [row for tree in trees for row in tree]
+        if not sum(len(value) for _, _, value in rows):
+            return [Credits(token={leaf: value.tolist() for leaf, _, value in tree}) for tree in trees]
+        value = np.concatenate([value for _, _, value in rows])
+        logp = np.concatenate([recorded(path, "behavior") for _, path, _ in rows])
+        cov = (value - value.mean()) * (logp - logp.mean())
+        near = np.flatnonzero((cov > self.low) & (cov < self.high)).tolist()
+        most = min(len(near), max(1, int(self.share * len(value))))
+        draw = random.Random(f"{forest[0].seed}/{forest[0].step}/clip-cov")
+        value[draw.sample(near, most)] = 0.0
+        parts = iter(np.split(value, np.cumsum([len(old) for _, _, old in rows])[:-1]))
+        return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}) for tree in trees]

@@ -1,0 +1,80 @@
+"""Advantages: what credit each leaf earns, from the forest alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.tree_batch import Credits
+
+Advantage = Callable[[Sequence[Tree]], list[Credits]]
+"""A forest -> the credits of each of its trees."""
+
+Over = Literal["policy", "all", "expert"]
+
+
+def graded(tree: Tree, over: Over = "policy") -> list[Node]:
+    """The leaves that carry a reward: those the policy wrote, the demonstrations, or all of them."""
+    authors = {"policy": {Author.POLICY}, "expert": {Author.EXPERT}, "all": set(Author)}[over]
+    return [leaf for leaf in tree.leaves() if leaf.reward is not None and leaf.author in authors]
+
+
+def rewards_of(leaves: Sequence[Node]) -> list[float]:
+    """The rewards of graded leaves."""
+    return [leaf.reward for leaf in leaves if leaf.reward is not None]
+
+
+def mean_of(rewards: Sequence[float]) -> float:
+    """Their mean; exactly the one value where all are alike, so that rounding leaves no credit behind."""
+    return rewards[0] if len(set(rewards)) == 1 else math.fsum(rewards) / len(rewards)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same credit for every graded leaf (SFT with 1).
+
+    With over="expert" a path that the policy wrote on from a part of a demonstration is left out.
+    """
+
+    value: float = 1.0
+    over: Over = "all"
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        return [Credits({leaf.id: self.value for leaf in graded(tree, self.over)}) for tree in forest]
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """Reward minus the mean of its group: GRPO with `std` (arXiv 2402.03300, section 4.1.2), Dr.GRPO without (2503.20783),
+    RLOO with `leave_one_out` (2402.14740, eq. 8).
+
+    `over` says whether the baseline runs over the leaves the policy wrote or over the demonstrations as well. The standard
+    deviation is the sample's; a single leaf has the baseline 0.
+    """
+
+    std: bool = True
+    leave_one_out: bool = False
+    over: Over = "policy"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.over not in ("policy", "all"):
+            raise ValueError(f"GroupMean's over is 'policy' or 'all', got {self.over!r}")
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        return [self.credit(graded(tree, self.over)) for tree in forest]
+
+    def credit(self, leaves: Sequence[Node]) -> Credits:
+        """The credits of one group."""
+        rewards = rewards_of(leaves)
+        if len(rewards) < 2:
+            return Credits({leaf.id: leaf.reward for leaf in leaves})
+        mean = mean_of(rewards)
+        apart = [reward - mean for reward in rewards]
+        scale = len(rewards) / (len(rewards) - 1) if self.leave_one_out else 1.0
+        if self.std:
+            scale /= math.sqrt(math.fsum(a * a for a in apart) / (len(rewards) - 1)) + self.eps
+        return Credits({leaf.id: a * scale for leaf, a in zip(leaves, apart, strict=True)})

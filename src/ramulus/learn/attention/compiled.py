@@ -1,0 +1,179 @@
+"""Tree attention by compiled kernels, on a CPU: the root path on a stack, met by every run below it (native/attention.c)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ramulus.learn.attention.gather import Runs
+from ramulus.native.build import Unavailable, library
+
+ADDRESS = ctypes.c_void_p
+KERNELS = {
+    "ramulus_attention_lanes": (ctypes.c_int64, ()),
+    "ramulus_attention_room": (ctypes.c_int64, (ADDRESS, ADDRESS)),
+    "ramulus_attention": (None, (*(ADDRESS,) * 6, ctypes.c_double, *(ADDRESS,) * 3)),
+    "ramulus_attention_backward": (None, (*(ADDRESS,) * 6, ctypes.c_double, *(ADDRESS,) * 6)),
+}
+FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("-DREAL=double",)}
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What queries add to the keys of some paths: entries [first[t], first[t + 1]) of token t, each `weight` times its attention in every head
+    to the keys before `limit` on its path, added to sums [H, columns] from column `base` on. Trees of a row have columns of their own."""
+
+    first: np.ndarray  # [T + 1]
+    base: np.ndarray  # [N]
+    limit: np.ndarray  # [N]
+    weight: np.ndarray  # [N]
+    cast: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)  # made so far
+
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        """The weights as the kernels of a dtype read them."""
+        if dtype not in self.cast:
+            self.cast[dtype] = torch.from_numpy(self.weight).to(dtype)
+        return self.cast[dtype]
+
+
+def kernels(dtype: torch.dtype) -> Any:
+    """The kernels for float32 or float64, None where there are none."""
+    if dtype not in FLAGS:
+        return None
+    try:
+        return library("attention.c", KERNELS, *FLAGS[dtype])
+    except Unavailable:
+        return None
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The plan of one row: its runs, and where its trees begin."""
+
+    start: np.ndarray  # [R] as in Runs
+    stop: np.ndarray  # [R]
+    before: np.ndarray  # [R]
+    tree: np.ndarray  # [trees + 1] the first run of each tree, then R
+    depth: int  # tokens on the longest path
+    told: np.ndarray = field(init=False, repr=False)  # the row as attention.c reads it
+
+    def __post_init__(self) -> None:
+        columns = self.start, self.stop, self.before, self.tree
+        words = *(x.ctypes.data for x in columns), len(self.tree) - 1, self.depth
+        object.__setattr__(self, "told", np.array(words, dtype=np.uint64))
+
+    @classmethod
+    def of(cls, row: Runs) -> Stacked:
+        """The plan of the runs of a row."""
+        tree = np.append(np.flatnonzero(row.before == 0), len(row))
+        start, stop, before = (np.ascontiguousarray(x, dtype=np.int64) for x in (row.start, row.stop, row.before))
+        return cls(start, stop, before, tree.astype(np.int64), row.depth)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+        return self.watched(query, key, value, scale, None, None)
+
+    def watched(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        folding: Folding | None,
+        sums: Tensor | None,
+    ) -> Tensor:
+        """As `attend`; what `folding` says is added to `sums` [H, columns] on the way, in the dtype of the query."""
+        if not (key.shape == value.shape and query.dtype == key.dtype == value.dtype and query.shape[3] == key.shape[3]):
+            told = ", ".join(f"{tuple(x.shape)} in {x.dtype}" for x in (query, key, value))
+            raise ValueError(f"the compiled kernels want heads of one size and one dtype, got {told}: use attention='dense'")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        out: Tensor = Attention.apply(query, key, value, scale, self, folding, sums)  # type: ignore[no-untyped-call]
+        return out
+
+
+class Attention(torch.autograd.Function):
+    """Attention on a packed row by the kernels, in float32 or float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        plan: Stacked,
+        folding: Folding | None,
+        sums: Tensor | None,
+    ) -> Tensor:
+        """[1, H, T, D], [1, Hk, T, D] twice -> [1, T, H, D]."""
+        query, key, value = (together(x) for x in (query, key, value))
+        _, heads, tokens, dim = query.shape
+        out, level = query.new_empty(1, tokens, heads, dim), query.new_empty(tokens, heads)
+        call = Call(query, key, plan)
+        call.run("ramulus_attention", (query, key, value), (watching(folding, sums),), scale, (out, level))
+        ctx.save_for_backward(query, key, value, out, level)
+        ctx.plan = scale, plan
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key and value."""
+        query, key, value, out, level = ctx.saved_tensors
+        scale, plan = ctx.plan
+        given = together(given.transpose(1, 2))
+        grads = [x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)]
+        call = Call(query, key, plan)
+        tensors = (query, key, value, given)
+        call.run("ramulus_attention_backward", tensors, (), scale, (out, level, *(strides(x) for x in grads)))
+        return *grads, None, None, None, None
+
+
+class Call:
+    """One call of a kernel: the row, the shape and the room to work in."""
+
+    def __init__(self, query: Tensor, key: Tensor, plan: Stacked) -> None:
+        self.library = kernels(query.dtype)
+        shape = (query.shape[1], key.shape[1], query.shape[3], torch.get_num_threads())
+        self.row, self.shape = plan.told, np.array(shape, dtype=np.int64)
+        size = self.library.ramulus_attention_room(self.row.ctypes.data, self.shape.ctypes.data)
+        self.room = query.new_empty(size)
+
+    def run(
+        self, name: str, tensors: Sequence[Tensor], more: Sequence[np.ndarray], scale: float, rest: Sequence[Any]
+    ) -> None:
+        """Call it: tensors by their strides, then whatever follows."""
+        told = [self.row, self.shape, *(strides(x) for x in tensors), *more]
+        after = [*rest, self.room]
+        first, last = ([address(x) for x in part] for part in (told, after))
+        getattr(self.library, name)(*first, scale, *last)
+
+
+def address(x: Any) -> int:
+    """Where an array or a tensor begins."""
+    return int(x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data)
+
+
+def together(x: Tensor) -> Tensor:
+    """A tensor whose last dimension lies together."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def strides(x: Tensor) -> np.ndarray:
+    """[1, H, T, D] as attention.c reads it: where it begins, from token to token, from head to head."""
+    return np.array((x.data_ptr(), x.stride(2), x.stride(1)), dtype=np.uint64)
+
+
+def watching(folding: Folding | None, sums: Tensor | None) -> np.ndarray:
+    """A folding as attention.c reads it; nothing to fold is no column."""
+    if folding is None or sums is None:
+        return np.zeros(6, dtype=np.uint64)
+    columns = folding.first, folding.base, folding.limit, folding.weights(sums.dtype)
+    return np.array((*map(address, columns), sums.data_ptr(), sums.shape[1]), dtype=np.uint64)

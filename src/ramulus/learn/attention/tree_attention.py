@@ -1,0 +1,220 @@
+"""Tree attention for transformers: token k is visible to q iff k <= q < end[k].
+
+Registered as "ramulus_tree" through transformers' AttentionInterface. No mask builder has that name, so transformers builds no mask and
+looks for no packed sequences; the plan reaches every layer as the keyword `tree` of the model call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+
+from ramulus.learn.attention.compiled import Stacked, kernels
+from ramulus.learn.attention.gather import CALL, Gather, Runs, cut, fit, gather, runs, sizes
+from ramulus.learn.attention.trunk import Trunk, trunks
+from ramulus.native.build import why
+
+NAME = "ramulus_tree"
+BLOCK = 128  # FlexAttention's tile
+Way = Literal["auto", "stack", "dense", "gather", "trunk", "flex"]
+"""stack: compiled kernels, on a CPU in float32 or float64. dense: a T x T mask. gather: each run against its own path. trunk: gather, but a
+path that many tokens share is met in one call, on CPU and where some call pays. flex: FlexAttention's block mask, for CUDA. auto: stack or
+flex where they can be had, else the cheapest of the others."""
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """How every layer attends on one row, made once per row."""
+
+    length: int  # T tokens the model must be given: those of the row, and the padding that flex wants
+    depth: int  # tokens on the longest path
+    mask: Tensor | None = None  # [1, 1, T, T], 0 or -inf
+    paths: Stacked | Gather | Trunk | None = None
+    blocks: BlockMask | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+        if self.paths is not None:
+            return self.paths.attend(query, key, value, scale)
+        grouped = query.shape[1] != key.shape[1]
+        if self.blocks is not None:
+            flex: Any = compiled() if query.is_cuda else flex_attention
+            out = flex(query, key, value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
+            return out.transpose(1, 2)
+        assert self.mask is not None
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=fit(self.mask, query), scale=scale, enable_gqa=grouped
+        )
+        return out.transpose(1, 2)
+
+
+def plan(
+    parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto", width: int = 256
+) -> TreePlan:
+    """Plan one row of T tokens.
+
+    `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `width` is heads x head
+    size, which weighs arithmetic against calls. Raises ValueError for an unknown way, one that cannot be had here, or an empty row.
+    """
+    if way not in get_args(Way):
+        raise ValueError(f"tree attention is one of {', '.join(map(repr, get_args(Way)))}, got {way!r}")
+    if not len(parent):
+        raise ValueError("a row without tokens has nothing to attend to: pack at least one path")
+    columns = parent.cpu().numpy(), end.cpu().numpy()
+    row = runs(*columns)
+    if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
+        length, blocks = block_mask(end)
+        return TreePlan(length, row.depth, blocks=blocks)
+    if way in ("auto", "stack") and (stack := stacked(row, parent.device, dtype, way == "stack")):
+        return TreePlan(len(parent), row.depth, paths=stack)
+    chunks = cut(row)
+    groups, cost = sizes(chunks, width)
+    felling = trunks(row, *columns, width, parent.device) if way in ("auto", "trunk") else None
+    if felling is not None and way == "auto" and cost <= felling.cost:
+        felling = None
+    if felling is not None:
+        cost = felling.cost
+    if way == "dense" or (way == "auto" and len(row) > 1 and len(parent) ** 2 + CALL / width < cost):
+        return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
+    if felling is not None:
+        return TreePlan(len(parent), row.depth, paths=felling.plan(parent.device))
+    return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, parent.device))
+
+
+def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -> Stacked | None:
+    """The plan of the compiled kernels; where there are none for this device and dtype None, or ValueError if they are `wanted`."""
+    if device.type == "cpu" and kernels(dtype) is not None:
+        return Stacked.of(row)
+    if wanted:
+        raise ValueError(
+            f"attention 'stack' cannot be had on {device} in {dtype}: it runs on a CPU in float32 or float64 by compiled kernels "
+            f"(here: {why()}); use 'auto'"
+        )
+    return None
+
+
+def visible(end: Tensor) -> Tensor:
+    """end [T] -> [T, T] bool: may query (row) see key (column)?"""
+    index = torch.arange(len(end), device=end.device)
+    return (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
+
+
+def dense_mask(end: Tensor, dtype: torch.dtype) -> Tensor:
+    """end [T] -> [1, 1, T, T], 0 where visible and -inf elsewhere; additive, because every attention takes it alike."""
+    return torch.zeros(len(end), len(end), dtype=dtype, device=end.device).masked_fill_(~visible(end), -torch.inf)[
+        None, None
+    ]
+
+
+def block_mask(end: Tensor) -> tuple[int, BlockMask]:
+    """end [T] -> T padded to whole tiles, and FlexAttention's mask for it; padding sees itself alone.
+
+    A tile of keys j < i is seen by tile i of queries somewhere iff its largest end lies beyond the tile's first query, and everywhere iff
+    its smallest end lies beyond its last: no T x T mask is built.
+    """
+    length = -(-len(end) // BLOCK) * BLOCK
+    end = torch.cat([end, torch.arange(len(end), length, device=end.device) + 1])
+    tiles = end.view(-1, BLOCK)
+    first = torch.arange(0, length, BLOCK, device=end.device)
+    below = first[None, :] < first[:, None]
+    everywhere = below & (tiles.amin(1)[None, :] >= first[:, None] + BLOCK)
+    somewhere = below & (tiles.amax(1)[None, :] > first[:, None]) & ~everywhere
+    somewhere |= torch.eye(len(first), dtype=torch.bool, device=end.device)
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < end[key])
+
+    mask = BlockMask.from_kv_blocks(
+        *listed(somewhere), *listed(everywhere), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(length, length)
+    )
+    return length, mask
+
+
+def listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, N] bool -> how many tiles of keys each tile of queries sees [1, 1, N], and which, those first [1, 1, N, N]."""
+    count = tiles.sum(1, dtype=torch.int32)
+    order = torch.argsort(tiles.to(torch.int32), dim=1, descending=True, stable=True).to(torch.int32)
+    return count[None, None], order[None, None].contiguous()
+
+
+@functools.cache
+def compiled() -> Callable[..., Any]:
+    """FlexAttention, compiled once per process: uncompiled it builds the whole score matrix."""
+    return torch.compile(flex_attention)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: TreePlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of "ramulus_tree": [1, H, T, D] -> [1, T, H, D].
+
+    Raises ValueError for a call without a plan, or with what the tree's attention does not provide.
+    """
+    if tree is None:
+        raise ValueError(
+            f"{NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
+        )
+    refuse(module, tree, query, attention_mask, dropout, kwargs)
+    return tree.attend(query, key, value, scaling), None
+
+
+def refuse(
+    module: nn.Module, tree: TreePlan, query: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]
+) -> None:
+    """Raise ValueError for an attention that would silently be another one."""
+    name = type(module).__name__
+    if tuple(query.shape[::2]) != (1, tree.length):
+        got = f"{query.shape[0]} rows of {query.shape[2]} tokens"
+        raise ValueError(f"{name} got {got}, the plan is for one of {tree.length}: pack and plan one row at a time")
+    if mask is not None:
+        raise ValueError(
+            f"{name} was given an attention mask beside the tree's: call the model with attention_mask=None"
+        )
+    if dropout:
+        raise ValueError(
+            f"{name} wants attention dropout {dropout}, which tree attention lacks: set attention_dropout=0 or call model.eval()"
+        )
+    window = options.get("sliding_window")
+    if window is not None and window < tree.depth:
+        remedy = f"shorten paths to {window}, or use a model with full attention"
+        raise ValueError(f"{name} sees a window of {window} tokens but a path holds {tree.depth}: {remedy}")
+    for option in ("softcap", "s_aux", "position_bias"):
+        if options.get(option) is not None:
+            raise ValueError(
+                f"{name} needs attention with {option}, which tree attention lacks: use a model without it (Qwen2, Qwen3, Llama)"
+            )
+
+
+@contextmanager
+def attending(model: nn.Module, name: str = NAME) -> Iterator[None]:
+    """Let `model` attend by the implementation `name`, and as before afterwards."""
+    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+AttentionInterface.register(NAME, tree_attention)

@@ -1,0 +1,62 @@
+"""The formula: grad = mask x (1 / reference) x advantage x grad pi."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ramulus.core.tree import Author
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.leaf_weight import fold
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The unified policy gradient, grad = 1_stable * (1 / pi_ref) * A * grad pi (arXiv 2509.04419, eq. 6).
+
+    Raises ValueError where mask and reference name a tempered and an untempered column at once.
+    """
+
+    mask: Any  # Mask
+    reference: Any  # Reference
+    advantage: Any  # Advantage; pack folds its answer into gain and pain
+    leaf: Any = None  # Leaf or None; weighs each path's credit before it is folded
+
+    def __post_init__(self) -> None:
+        if {"behavior", "recomputed"} <= self.columns:
+            raise ValueError(
+                f"a term is tempered or untempered as a whole, but {self.mask}, {self.reference} and {self.leaf} name one column of each: "
+                "use Behavior with column='behavior', or Recomputed with column='recomputed'"
+            )
+
+    @property
+    def columns(self) -> set[str]:
+        """The log-prob columns that mask, reference and leaf weight read."""
+        return {part.column for part in (self.mask, self.reference, self.leaf) if getattr(part, "column", None)}
+
+    def reads(self, author: Author) -> set[str]:
+        """The columns that are read at the tokens of one author."""
+        parts = (self.mask, self.reference, self.leaf)
+        found = [p.column_of(author) if hasattr(p, "column_of") else getattr(p, "column", None) for p in parts]
+        return {column for column in found if column is not None}
+
+    @property
+    def tempered(self) -> bool:
+        """Whether log-probs are taken at the temperature each token was sampled at."""
+        return "recomputed" not in self.columns
+
+    def coefficient(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs [T], entropy [T], a term's batch -> the factor of grad log pi at each token [T]; nothing is differentiated."""
+        ratio = (logp - self.reference(logp, batch)).clamp(-20, 20).exp()
+        gain, pain = self.pulls(logp, entropy, batch)
+        return ratio * (self.mask(+1, logp, entropy, batch) * gain + self.mask(-1, logp, entropy, batch) * pain)
+
+    def pulls(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Gain and pain [T]: as packed, or folded anew with the leaf weights that the log-probs give."""
+        if self.leaf is None:
+            return batch.gain, batch.pain
+        credit = batch.leaf_weight * batch.leaf_credit
+        up, down = (self.leaf(sign, logp, entropy, batch) for sign in (1, -1))
+        return fold(up * credit.clamp(min=0), batch), fold(down * credit.clamp(max=0), batch)

@@ -1,0 +1,165 @@
+"""Gauges: what the maths did, recomputed beside it from log-probs and a batch; nothing here is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ramulus.core.tree import Author
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.leaf_weight import along, fold
+from ramulus.learn.objective.mix import Mix
+
+EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
+
+
+@torch.no_grad()
+def surrogate(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
+) -> float:
+    """The textbook loss of this row, for example PPO's -sum min(r A, clip(r) A); rows add up.
+
+    A mask with `clamp` and a reference with `potential` have one; others raise AttributeError. The regression of a value head counts where its
+    `values` [T] are given.
+    """
+    total = mix.extras(plain, entropy, batch, values)
+    for m, term in enumerate(mix.terms):
+        part, rule = batch.term(m), term.estimator
+        logp = tempered if rule.tempered else plain
+        if hasattr(rule.leaf, "potential"):
+            total = total - term.coefficient * path_value(rule, logp, entropy, part)
+            continue
+        gain, pain = rule.pulls(logp, entropy, part)
+        up, down = (value(rule, sign, logp, entropy, part) for sign in (1, -1))
+        total = total - term.coefficient * (gain * up + pain * down).sum()
+    return float(total)
+
+
+def value(rule: Estimator, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+    """What the textbook loss multiplies credit of one sign by, [T]."""
+    moved = rule.reference.potential(rule.mask.clamp(sign, logp, entropy, batch), batch)
+    return moved * rule.mask.factor(sign, logp, entropy, batch) if hasattr(rule.mask, "factor") else moved
+
+
+def path_value(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+    """The sum over leaves of weight x tokens x credit x potential, where the textbook loss has one ratio a path."""
+    credit = batch.leaf_weight * along(torch.ones_like(logp), batch) * batch.leaf_credit
+    up, down = (rule.leaf.potential(sign, logp, entropy, batch) for sign in (1, -1))
+    return (credit.clamp(min=0) * up + credit.clamp(max=0) * down).sum()
+
+
+@torch.no_grad()
+def gauges(
+    mix: Mix,
+    tempered: Tensor,
+    plain: Tensor,
+    entropy: Tensor,
+    batch: TreeBatch,
+    version: int | None = None,
+    values: Tensor | None = None,
+) -> dict[str, float]:
+    """Sums over this row for `merge`; a shared token counts once per trained leaf below it.
+
+    `mismatch_max` is over the tokens that `version` of the policy sampled; None takes all. With the `values` [T] of a head, what `merge` needs
+    for `explained_variance`.
+
+    Clip fractions are shares of credit: of the positive credit how much lies above the clip, of the negative how much below it.
+    Leaves without credit may not be packed: `entropy` takes them as they were sampled, `kl_sampler`, the ratios and `mismatch_max` leave them out.
+    """
+    sums: dict[str, float] = {}
+    clipped(sums, mix, tempered, plain, entropy, batch)
+    if values is not None and batch.target is not None:
+        moments(sums, values, batch)
+    leaves = batch.leaves.amax(0)
+    idle, count = (batch.stats.get(f"idle/{name}", 0.0) for name in ("entropy", "tokens"))
+    add(sums, "entropy", float((leaves * entropy).sum()) + idle, float(leaves.sum()) + count)
+    sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
+    sampled &= (batch.behavior != 0) | (
+        batch.entropy > 0
+    )  # a sure token has log-prob 0, one that was not sampled neither
+    if bool(sampled.any()):
+        weight, apart = leaves[sampled], (tempered - batch.behavior)[sampled].clamp(-20, 20)
+        add(sums, "kl_sampler", float((weight * (apart.exp() - apart - 1)).sum()), float(weight.sum()))
+        ratio = apart.exp()
+        sums |= {
+            "ratio_max": float(ratio.max()),
+            "ratio_min": float(ratio.min()),
+        }
+        same = apart if version is None or batch.version is None else apart[batch.version[sampled] == version]
+        sums["mismatch_max"] = float(same.abs().max()) if len(same) else 0.0
+    return sums
+
+
+def clipped(
+    sums: dict[str, float], mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch
+) -> None:
+    """Add the shares of credit that lie beyond the clips, over all terms."""
+    for m, term in enumerate(mix.terms):
+        part, rule = batch.term(m), term.estimator
+        logp = tempered if rule.tempered else plain
+        for name, sign, credit in (("clip_high", 1, part.gain), ("clip_low", -1, -part.pain)):
+            cut = credit * (rule.mask(sign, logp, entropy, part) == 0)
+            if hasattr(rule.mask, "factor"):  # what a factor takes away is not clipped
+                cut = cut * (rule.mask.factor(sign, logp, entropy, part) != 0)
+            if rule.leaf is not None:
+                outside = rule.leaf(sign, logp, entropy, part) == 0
+                below = part.leaf_weight * (sign * part.leaf_credit).clamp(min=0) * outside
+                cut = torch.maximum(cut, fold(below, part))
+            add(sums, name, float(cut.sum()), float(credit.sum()))
+
+
+@torch.no_grad()
+def counts(batch: TreeBatch) -> dict[str, int]:
+    """Tokens of a row: `packed`, and `flattened` if every path stood alone, both with prompts; `trained` by some term, and of those with
+    `zero_credit` from every term."""
+    trained = batch.leaves.amax(0) > 0
+    silent = trained & (batch.gain == 0).all(0) & (batch.pain == 0).all(0)
+    flattened = batch.position[batch.leaf_token].sum() + len(batch.leaf_token)
+    found = torch.stack((trained.sum(), silent.sum(), flattened)).tolist()  # one wait for the device, not three
+    return {"packed": len(batch)} | dict(zip(("trained", "zero_credit", "flattened"), found, strict=True))
+
+
+def moments(sums: dict[str, float], values: Tensor, batch: TreeBatch) -> None:
+    """Add the first two moments of the targets and of what values [T] leave of them, over flattened paths."""
+    assert batch.target is not None
+    assert batch.target_weight is not None
+    assert batch.target_spread is not None
+    total, left = float(batch.target_weight.sum()), batch.target - values
+    for name, column in (("target", batch.target), ("left", left)):
+        add(sums, f"value/{name}", float((batch.target_weight * column).sum()), total)
+        add(sums, f"value/{name}_square", float((batch.target_weight * (column**2 + batch.target_spread)).sum()), total)
+
+
+def explained(means: dict[str, float]) -> dict[str, float]:
+    """`explained_variance`: 1 - Var(target - value) / Var(target), 1 for a perfect head, 0 for a constant one; nothing where targets do not vary."""
+    found = {name: means.pop(f"value/{name}", 0.0) for name in ("target", "target_square", "left", "left_square")}
+    spread = found["target_square"] - found["target"] ** 2
+    unexplained = found["left_square"] - found["left"] ** 2
+    return {"explained_variance": 1 - unexplained / spread} if spread > 1e-12 else {}
+
+
+def add(sums: dict[str, float], name: str, value: float, count: float) -> None:
+    """Add a value and what it is a mean over."""
+    sums[f"{name}/sum"] = sums.get(f"{name}/sum", 0.0) + value
+    sums[f"{name}/count"] = sums.get(f"{name}/count", 0.0) + count
+
+
+def merge(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The gauges of many rows as metrics: means of sums, extremes of extremes; a mean over nothing is 0."""
+    total: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in EXTREMES:
+                total[name] = EXTREMES[name](total[name], value) if name in total else value
+            else:
+                total[name] = total.get(name, 0.0) + value
+    means = {
+        name[:-4]: total[name] / total[f"{name[:-4]}/count"] if total[f"{name[:-4]}/count"] else 0.0
+        for name in total
+        if name.endswith("/sum")
+    }
+    found = explained(means)
+    return means | found | {name: total[name] for name in EXTREMES if name in total}

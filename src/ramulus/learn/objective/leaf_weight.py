@@ -1,0 +1,118 @@
+"""Path-level weights: ratios of whole sequences (GSPO, GMPO) and weights of rows (SRFT), computed per leaf and folded down the tree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.reference import read
+
+Leaf = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
+"""(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0.
+
+`column` names what it reads. One whose textbook loss is differentiated through the factor has `potential`, of the same signature: what the
+leaf's whole weight times its credit is multiplied by there.
+"""
+
+
+def along(x: Tensor, batch: TreeBatch) -> Tensor:
+    """x [T] -> its sum over the learned tokens of each leaf's path [K], in O(T + K).
+
+    A running sum in preorder adds each token where it stands and takes it off where its subtree ends; in float64, as sums of
+    other paths come and go in it.
+    """
+    own = torch.where(batch.leaves > 0, x, torch.zeros_like(x)).double()
+    steps = torch.cat([own, own.new_zeros(1)]).index_add(0, batch.end, -own)
+    return steps.cumsum(0)[batch.leaf_token].to(x.dtype)
+
+
+def fold(v: Tensor, batch: TreeBatch) -> Tensor:
+    """v [K] -> at each learned token the sum over the leaves below it [T]: those with t <= leaf_token < end[t]."""
+    placed = v.new_zeros(len(batch) + 1, dtype=torch.float64).index_add(0, batch.leaf_token + 1, v.double())
+    before = placed.cumsum(0)
+    index = torch.arange(len(batch), device=v.device)
+    return ((before[batch.end] - before[index]) * (batch.leaves > 0)).to(v.dtype)
+
+
+def mean_along(x: Tensor, batch: TreeBatch) -> Tensor:
+    """x [T] -> its mean over the learned tokens of each leaf's path [K]; 0 where there are none."""
+    return along(x, batch) / along(torch.ones_like(x), batch).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SequenceRatio:
+    """GSPO: the geometric mean of a path's token ratios, clipped as one number (arXiv 2507.18071, eqs. 5-7).
+
+    Goes with Everything() and Itself(): the factor is the ratio where it is inside the clip, else 0.
+    """
+
+    low: float = 3e-4
+    high: float = 4e-4
+    column: str = "behavior"
+
+    def __post_init__(self) -> None:
+        Clip(self.low, self.high, self.column)  # it checks its values
+
+    def ratio(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """[K]."""
+        return mean_along(logp - read(batch, self.column), batch).clamp(-20, 20).exp()
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        ratio = self.ratio(logp, batch)
+        return ratio * (ratio <= 1 + self.high if sign > 0 else ratio >= 1 - self.low)
+
+    def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """The clipped ratio."""
+        ratio = self.ratio(logp, batch)
+        return ratio.clamp(max=1 + self.high) if sign > 0 else ratio.clamp(min=1 - self.low)
+
+
+CLIP = Clip(low=1 - math.exp(-0.4), high=math.exp(0.4) - 1)
+
+
+@dataclass(frozen=True)
+class GeometricMean:
+    """GMPO: the geometric mean of a path's token ratios, each clipped first (arXiv 2507.20673, eq. 4).
+
+    Goes with the same Clip as mask, which takes the gradient of the clipped tokens, and with Itself(). The paper's range is [e^-0.4, e^0.4].
+    """
+
+    clip: Clip = CLIP
+
+    @property
+    def column(self) -> str:
+        """What the clip reads."""
+        return self.clip.column
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        apart = self.clip.clamp(sign, logp, entropy, batch) - read(batch, self.column)
+        return mean_along(apart, batch).clamp(-20, 20).exp()
+
+    def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """The mean itself."""
+        return self(sign, logp, entropy, batch)
+
+
+@dataclass(frozen=True)
+class EntropyWeight:
+    """SRFT: `scale` x exp(`slope` x mean entropy of the path), a constant of the gradient; 1 for negative credit (arXiv 2506.19767, eqs. 7-10).
+
+    (0.5, -1) on demonstrations, (0.1, +1) on the policy's own right paths.
+    """
+
+    scale: float
+    slope: float
+
+    column: ClassVar[str | None] = None
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        if sign < 0:
+            return torch.ones_like(batch.leaf_weight)
+        return self.scale * (self.slope * mean_along(entropy, batch)).exp()

@@ -1,0 +1,93 @@
+"""Masks: where, and how far, an update is trusted (the stabilisation mask of arXiv 2509.04419, section 2.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.reference import read
+
+Mask = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
+"""(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
+
+Optional methods, with the same arguments: `clamp`, log-probs at which the textbook loss is evaluated; `factor`, what that loss is multiplied by
+where the mask is more than a clip. `measure(forest, keep)` answers numbers of the whole step, which the mask finds in `batch.stats`.
+"""
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Trust every token."""
+
+    column: ClassVar[str | None] = None
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        return torch.ones_like(logp)
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs at which the textbook loss is evaluated: unchanged."""
+        return logp
+
+
+@dataclass(frozen=True)
+class Clip:
+    """PPO's clip as a mask (arXiv 1707.06347, eq. 7), with DAPO's higher ceiling (arXiv 2503.14476, eq. 10).
+
+    The ratio is taken against `column`: `behavior` (as sampled) or `recomputed` (start of the step).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    column: str = "behavior"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low < 1 and self.high >= 0):
+            raise ValueError(f"Clip needs 0 <= low < 1 and high >= 0, got low={self.low}, high={self.high}")
+        if self.column not in ("behavior", "recomputed"):
+            raise ValueError(f"Clip's column is 'behavior' or 'recomputed', got {self.column!r}")
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        return (ratio <= 1 + self.high if sign > 0 else ratio >= 1 - self.low).to(logp.dtype)
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs moved to the edge of the trusted region where they lie beyond it."""
+        old = read(batch, self.column)
+        return (
+            torch.minimum(logp, old + math.log1p(self.high))
+            if sign > 0
+            else torch.maximum(logp, old + math.log1p(-self.low))
+        )
+
+
+@dataclass(frozen=True)
+class DualClip:
+    """Clip, and for negative advantages a ceiling on the ratio as well (arXiv 1912.09729, eq. 5)."""
+
+    low: float = 0.2
+    high: float = 0.2
+    ceiling: float = 3.0
+    column: str = "behavior"
+
+    def __post_init__(self) -> None:
+        Clip(self.low, self.high, self.column)
+        if self.ceiling <= 1:
+            raise ValueError(f"DualClip's ceiling must be above 1, got {self.ceiling}")
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        inside = Clip(self.low, self.high, self.column)(sign, logp, entropy, batch)
+        if sign > 0:
+            return inside
+        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        return inside * (ratio <= self.ceiling).to(logp.dtype)
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs moved to the edge of the trusted region where they lie beyond it."""
+        moved = Clip(self.low, self.high, self.column).clamp(sign, logp, entropy, batch)
+        return moved if sign > 0 else torch.minimum(moved, read(batch, self.column) + math.log(self.ceiling))

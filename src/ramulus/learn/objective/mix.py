@@ -1,0 +1,220 @@
+"""Mix: a sum of terms of the one formula, and the three things that are not advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.tree_batch import Credits, TreeBatch
+from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gate import Gate, Weights, weigh
+
+Leaves = Sequence[
+    Sequence[tuple[int, float]]
+]  # per tree and trained leaf: (learned tokens, share); shares of a tree sum to its leaves
+Normaliser = Callable[[Leaves], list[list[float]]]
+"""The trained leaves of a whole optimizer step -> what each token of each leaf weighs."""
+
+
+@dataclass(frozen=True)
+class TokenMean:
+    """Every trained token of the optimizer step weighs the same (DAPO, arXiv 2503.14476, eq. 8)."""
+
+    def __call__(self, leaves: Leaves) -> list[list[float]]:
+        total = sum(n * share for tree in leaves for n, share in tree)
+        return [[share / total for _, share in tree] for tree in leaves]
+
+
+@dataclass(frozen=True)
+class SequenceMean:
+    """Every leaf weighs the same, spread over its tokens (GRPO, arXiv 2402.03300, eq. 3)."""
+
+    def __call__(self, leaves: Leaves) -> list[list[float]]:
+        total = sum(share for tree in leaves for _, share in tree)
+        return [[share / total / n for n, share in tree] for tree in leaves]
+
+
+@dataclass(frozen=True)
+class ConstantLength:
+    """Every leaf's token sum over one fixed length (Dr.GRPO, arXiv 2503.20783, section 3.2)."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"ConstantLength needs a length of at least 1 token, got {self.length}")
+
+    def __call__(self, leaves: Leaves) -> list[list[float]]:
+        total = sum(share for tree in leaves for _, share in tree)
+        return [[share / total / self.length for _, share in tree] for tree in leaves]
+
+
+@dataclass(frozen=True)
+class QuestionMean:
+    """Every question of the step weighs 1/Q, its leaves alike, each spread over its tokens."""
+
+    def __call__(self, leaves: Leaves) -> list[list[float]]:
+        return [[share / (len(tree) * len(leaves) * n) for n, share in tree] for tree in leaves]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One estimator on the tokens of some authors.
+
+    `side` says whose weight of the Mix's gate its leaves take: None for that of each leaf's author, or a name that the gate gives.
+    """
+
+    estimator: Estimator
+    authors: tuple[Author, ...] = (Author.POLICY,)
+    normaliser: Normaliser | None = None  # None: TokenMean, and QuestionMean in a Mix with a gate
+    coefficient: float = 1.0
+    side: Author | str | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [author for author in self.authors if author not in (Author.POLICY, Author.EXPERT)]
+        if wrong or not self.authors:
+            raise ValueError(f"a term learns from POLICY or EXPERT tokens, got {self.authors}")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A sum of terms, a KL leash to a frozen model and an entropy bonus.
+
+    A gate multiplies what each leaf weighs after the normaliser has spoken, so that a question weighs the same whichever way it goes.
+
+    Leash and bonus are weighted by the sum of the terms' weights. `share` says how a tree's leaves share its weight: all alike, or
+    split equally at each fork.
+    """
+
+    terms: tuple[Term, ...]
+    leash: float = 0.0  # coefficient of KL(pi || frozen), k3 estimate of http://joschu.net/blog/kl-approx.html
+    entropy_bonus: float = 0.0
+    share: Literal["each_leaf", "each_fork"] = "each_leaf"
+    gate: Gate | None = None  # from whom each question is learned; None takes every leaf as it is
+    value: float = 0.0  # coefficient of the value head's regression (PPO)
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("a Mix needs at least one term")
+        usual = TokenMean() if self.gate is None else QuestionMean()
+        terms = (t if t.normaliser is not None else replace(t, normaliser=usual) for t in self.terms)
+        object.__setattr__(self, "terms", tuple(terms))
+        if self.gate is None and any(term.side is not None for term in self.terms):
+            raise ValueError(
+                "a term's side is a weight of the Mix's gate, but the Mix has none: give it gate=Switch(), say, or leave side out"
+            )
+        reads = any("value" in getattr(term.estimator.advantage, "needs", ()) for term in self.terms)
+        if not (math.isfinite(self.value) and (self.value > 0 if reads else self.value == 0)):
+            raise ValueError(
+                f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}"
+            )
+        if not (math.isfinite(self.leash) and self.leash >= 0 and math.isfinite(self.entropy_bonus)):
+            raise ValueError(
+                f"leash must be a finite number of at least 0 and entropy_bonus finite, got {self.leash} and {self.entropy_bonus}"
+            )
+        if self.share not in ("each_leaf", "each_fork"):
+            raise ValueError(f"share is 'each_leaf' or 'each_fork', got {self.share!r}")
+
+    @property
+    def columns(self) -> set[str]:
+        """The log-prob columns that some part reads."""
+        named = {column for term in self.terms for column in term.estimator.columns}
+        return named | ({"frozen"} if self.leash else set()) | ({"value"} if self.value else set())
+
+    def credit(self, forest: Sequence[Tree]) -> list[list[Credits]]:
+        """Every term's credits for the whole forest, term by term, tree by tree.
+
+        Raises ValueError where a leaf weight meets credit that differs along a path: it weighs a path as one.
+        """
+        answers: list[list[Credits]] = [term.estimator.advantage(forest) for term in self.terms]
+        for term, answer in zip(self.terms, answers, strict=True):
+            if term.estimator.leaf is not None and any(c.token is not None or c.node is not None for c in answer):
+                raise ValueError(
+                    f"{term.estimator.leaf} weighs each path as one, but {term.estimator.advantage} credits tokens or nodes: "
+                    "take an advantage with one value a leaf, or leave leaf out"
+                )
+        return answers
+
+    def gates(self, forest: Sequence[Tree], state: dict[str, Any]) -> tuple[list[Weights] | None, dict[str, Any]]:
+        """What the gate says of every tree, in order, and its state afterwards; None without a gate."""
+        if self.gate is None:
+            return None, state
+        answers = []
+        for tree in forest:
+            weights, state = self.gate(tree, state)
+            answers.append(weights)
+        return answers, state
+
+    def measure(
+        self, forest: Sequence[Tree], credits: Sequence[Sequence[Credits]], gates: Sequence[Weights] | None = None
+    ) -> dict[str, float]:
+        """Numbers of the whole step for masks and references that ask for some, as `TERM/NAME`, over the leaves that each term trains.
+
+        For `TreeBatch.stats`; measured before minibatches and rows are cut, so that no result depends on the cutting.
+        """
+        found: dict[str, float] = {}
+        for m, (term, answers) in enumerate(zip(self.terms, credits, strict=True)):
+            parts = [part for part in (term.estimator.mask, term.estimator.reference) if hasattr(part, "measure")]
+            keep = kept(term, forest, answers, gates) if parts else []
+            found |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, keep).items()}
+        return found
+
+    def loss(
+        self, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None
+    ) -> Tensor:
+        """A scalar whose gradient is the estimate; its value is not the textbook loss (`gauges.surrogate` gives that).
+
+        `tempered` and `plain` are log-probs [T] at the sampling temperature and at 1, `value` [T] is what a value head says.
+        """
+        total = plain.new_zeros(())
+        for m, term in enumerate(self.terms):
+            logp = tempered if term.estimator.tempered else plain
+            coefficient = term.estimator.coefficient(logp.detach(), entropy.detach(), batch.term(m))
+            total = total - term.coefficient * (coefficient * logp).sum()
+        return total + self.extras(plain, entropy, batch, value)
+
+    def extras(self, plain: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None) -> Tensor:
+        """The additive terms that are no advantages: leash, entropy bonus and, where values are given, their regression."""
+        total = plain.new_zeros(())
+        weight = batch.weight.sum(0)
+        if self.leash:
+            if batch.frozen is None:
+                raise ValueError(
+                    "the leash needs the frozen model's log-probs: score the forest for 'frozen' before packing"
+                )
+            apart = (batch.frozen - plain).clamp(-20, 20)
+            total = total + self.leash * (weight * (apart.exp() - apart - 1)).sum()
+        if self.entropy_bonus:
+            total = total - self.entropy_bonus * (weight * entropy).sum()
+        if self.value and value is not None:
+            total = total + self.value * regression(value, batch)
+        return total
+
+
+def kept(
+    term: Term, forest: Sequence[Tree], credits: Sequence[Credits], gates: Sequence[Weights] | None
+) -> list[set[int]]:
+    """The ids of the leaves that a term trains, per tree; those that the gate closes are not among them."""
+    trained = [credit.trained() for credit in credits]
+    if gates is None:
+        return trained
+    return [
+        {leaf.id for leaf in tree.leaves() if leaf.id in some and weigh(leaf, term.side, gate)}
+        for tree, some, gate in zip(forest, trained, gates, strict=True)
+    ]
+
+
+def regression(value: Tensor, batch: TreeBatch) -> Tensor:
+    """Half the weighted squared error of values [T] to each path's targets, as PPO sums it over flattened paths (arXiv 1707.06347, eq. 9).
+
+    The paths below a shared token have one mean target there and a spread around it, which no gradient sees.
+    """
+    assert batch.target is not None
+    assert batch.target_weight is not None
+    assert batch.target_spread is not None
+    return 0.5 * (batch.target_weight * ((value - batch.target) ** 2 + batch.target_spread)).sum()

@@ -1,0 +1,72 @@
+"""One part for what the policy wrote and another for demonstrations, inside one term: a mask or a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.tree_batch import TreeBatch
+
+
+@dataclass(frozen=True)
+class PerAuthor:
+    """`expert` on the tokens of demonstrations, `policy` on all others: both masks, or both references.
+
+    A term for rollouts and demonstrations together has one normaliser over both, as the mixed loss of LUFFY has (arXiv 2504.14945, eq. 5).
+    """
+
+    policy: Any
+    expert: Any
+
+    def __post_init__(self) -> None:
+        found = {self.policy.column, self.expert.column} - {None}
+        if len(found) > 1:
+            raise ValueError(
+                f"the two parts of PerAuthor read {sorted(found)}: a term reads one column, so let both name it, or one none"
+            )
+
+    @property
+    def column(self) -> str | None:
+        """What either part reads."""
+        return self.policy.column or self.expert.column
+
+    def column_of(self, author: Author) -> str | None:
+        """What the part for the tokens of one author reads."""
+        part = self.expert if author is Author.EXPERT else self.policy
+        column: str | None = part.column
+        return column
+
+    def choose(self, batch: TreeBatch, policy: Tensor, expert: Tensor) -> Tensor:
+        """[T] of each -> [T]."""
+        return torch.where(batch.author == int(Author.EXPERT), expert, policy)
+
+    def __call__(self, *given: Any) -> Tensor:
+        return self.choose(given[-1], self.policy(*given), self.expert(*given))
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        """What the parts need of the step."""
+        parts = [part for part in (self.policy, self.expert) if hasattr(part, "measure")]
+        return {name: value for part in parts for name, value in part.measure(forest, keep).items()}
+
+    def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """What the textbook loss is multiplied by; 1 for a part that only clips."""
+        given = (sign, logp, entropy, batch)
+        factors = [
+            part.factor(*given) if hasattr(part, "factor") else torch.ones_like(logp)
+            for part in (self.policy, self.expert)
+        ]
+        return self.choose(batch, *factors)
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """As the masks do."""
+        given = (sign, logp, entropy, batch)
+        return self.choose(batch, self.policy.clamp(*given), self.expert.clamp(*given))
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """As the references do."""
+        return self.choose(batch, self.policy.potential(logp, batch), self.expert.potential(logp, batch))

@@ -1,0 +1,64 @@
+"""References: the policy that the likelihood gradient is divided by (arXiv 2509.04419, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ramulus.learn.batch.tree_batch import TreeBatch
+
+Reference = Callable[[Tensor, TreeBatch], Tensor]
+"""(log-probs [T], batch) -> log pi_ref [T]. A class attribute `column` names what it reads, None for nothing."""
+
+
+@dataclass(frozen=True)
+class Itself:
+    """The current policy: the ratio is 1 (SFT, REINFORCE, RLOO)."""
+
+    column: ClassVar[str | None] = None
+
+    def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        return logp
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """What the textbook loss multiplies the advantage by: log pi."""
+        return logp
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """The distribution that really sampled the token: tempered, before truncation."""
+
+    column: ClassVar[str | None] = "behavior"
+
+    def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        return batch.behavior
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """The importance ratio."""
+        return (logp - batch.behavior).clamp(-20, 20).exp()
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """The untempered policy at the start of the step, evaluated by the learner, as the papers' `old_log_prob`."""
+
+    column: ClassVar[str | None] = "recomputed"
+
+    def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        return read(batch, "recomputed")
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
+        """The importance ratio."""
+        return (logp - read(batch, "recomputed")).clamp(-20, 20).exp()
+
+
+def read(batch: TreeBatch, column: str) -> Tensor:
+    """A log-prob column [T]; raises ValueError where the batch was packed without it."""
+    value = getattr(batch, column)
+    if value is None:
+        raise ValueError(f"the batch holds no {column!r} log-probs: score the forest for them before packing")
+    return value

@@ -1,0 +1,128 @@
+"""Masks that weigh tokens instead of clipping their ratio, and the product of several masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.entropy_signal import flattened, quantiles
+from ramulus.learn.objective.reference import read
+
+
+@dataclass(frozen=True)
+class Product:
+    """Several masks at once: a token is trusted as far as all of them trust it."""
+
+    parts: tuple[Any, ...]  # Masks
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(self.columns) > 1:
+            raise ValueError(f"a Product multiplies masks that take their ratio against one column, got {self.parts}")
+
+    @property
+    def columns(self) -> set[str]:
+        """The log-prob columns that the parts take ratios against."""
+        return {part.column for part in self.parts if part.column is not None}
+
+    @property
+    def column(self) -> str | None:
+        """The one of them."""
+        return next(iter(self.columns), None)
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        """What the parts need of the step; a signal that several of them share is measured once."""
+        sources = dict.fromkeys(getattr(part, "signal", part) for part in self.parts if hasattr(part, "measure"))
+        return {name: value for source in sources for name, value in source.measure(forest, keep).items()}
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        answer = torch.ones_like(logp)
+        for part in self.parts:
+            answer = answer * part(sign, logp, entropy, batch)
+        return answer
+
+    def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """What the textbook loss is multiplied by."""
+        answer = torch.ones_like(logp)
+        for part in self.parts:
+            answer = answer * part.factor(sign, logp, entropy, batch) if hasattr(part, "factor") else answer
+        return answer
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs moved to the edge of the region that all parts trust."""
+        moved = logp
+        for part in self.parts:
+            edge = part.clamp(sign, logp, entropy, batch)
+            moved = torch.where((edge - logp).abs() > (moved - logp).abs(), edge, moved)
+        return moved
+
+
+@dataclass(frozen=True)
+class HighEntropy:
+    """Only the forking tokens: the `share` of the step's trained tokens that were sampled at the highest entropy (arXiv 2506.01939).
+
+    The threshold is a quantile over the whole step, each token counted as often as trained leaves lie below it; ties at the
+    threshold are in. Denominators stay those of all tokens, unless `rescale`: then the loss is the mean over the chosen ones.
+    """
+
+    share: float = 0.2
+    rescale: bool = False
+    column: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"HighEntropy's share must be in (0, 1], got {self.share}")
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        """The threshold in nats, and the share of tokens at or above it."""
+        entropy, counts = flattened(forest, keep)
+        if not len(entropy):
+            return {}
+        (threshold,) = quantiles(entropy, counts, [1 - self.share])
+        chosen = float(counts[entropy >= threshold].sum() / counts.sum())
+        return {f"forks/{self.share:g}/threshold": threshold, f"forks/{self.share:g}/share": chosen}
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        if f"forks/{self.share:g}/threshold" not in batch.stats:
+            raise ValueError(f"the batch holds no statistics for {self}: pack with a mix whose mask measures them")
+        # a float32 column rounds to either side of a threshold in float64: compare as rounded
+        threshold = batch.entropy.new_tensor(batch.stats[f"forks/{self.share:g}/threshold"])
+        chosen = (batch.entropy >= threshold).to(logp.dtype)
+        return chosen / batch.stats[f"forks/{self.share:g}/share"] if self.rescale else chosen
+
+    factor = __call__
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs at which the textbook loss is evaluated: unchanged."""
+        return logp
+
+
+@dataclass(frozen=True)
+class ImportanceWeight:
+    """The untempered policy over the distribution that really sampled the token, both at the start of the step, at most `cap`.
+
+    Truncated importance sampling (arXiv 1802.01561): it makes `Recomputed`, which pretends that the untempered policy sampled, right in
+    expectation per token as far as the cap lets it. 1 on tokens that the policy did not write. Truncation by top-p and the like is not undone.
+    """
+
+    cap: float = 2.0
+    column: ClassVar[str | None] = "recomputed"
+
+    def __post_init__(self) -> None:
+        if not self.cap >= 1:
+            raise ValueError(f"ImportanceWeight's cap must be at least 1, got {self.cap}")
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        weight = (read(batch, "recomputed") - batch.behavior).clamp(-20, 20).exp().clamp(max=self.cap)
+        return torch.where(batch.author == int(Author.POLICY), weight, 1.0)
+
+    factor = __call__
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs at which the textbook loss is evaluated: unchanged."""
+        return logp

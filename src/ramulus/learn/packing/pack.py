@@ -1,0 +1,100 @@
+"""Tree to columns: lay a forest out in preorder on rows within a token budget, with what each leaf weighs and earns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.layout import Layout, lay_out
+from ramulus.learn.batch.tree_batch import Credits, TreeBatch
+from ramulus.learn.objective.gate import Weights
+from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.packing.fold import fold_down, targets
+from ramulus.learn.packing.weights import Selection, Share, entropy_of, select
+
+
+def pack(
+    trees: Sequence[Tree],
+    credits: Sequence[Sequence[Credits]],
+    mix: Mix,
+    tokens_per_batch: int = 0,
+    dtype: torch.dtype = torch.float32,
+    stats: dict[str, float] | None = None,
+    gates: Sequence[Weights] | None = None,
+    drop_idle: bool = False,
+    selection: Selection | None = None,
+) -> list[TreeBatch]:
+    """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
+
+    With `drop_idle` so are leaves without any credit, unless a leash or an entropy bonus pulls at them: gradients stay the same.
+
+    `credits` holds one Credits per term and tree. Denominators are those of all `trees`, so results do not depend on the cutting.
+    `stats` is what `mix.measure` answered for the whole forest where `trees` are a part of it; None measures `trees`.
+    `gates` holds what `mix.gates` answered for each tree; leaves that the gate closes are left out as well. Raises ValueError where a mix with
+    a gate is packed without. `selection` is what `select` answered for the same arguments, where somebody has asked it already.
+    """
+    chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
+    stats = mix.measure(trees, credits, gates) if stats is None else stats
+    rows = lay_out(trees, chosen.kept(), tokens_per_batch)
+    seen = entropy_of(trees, chosen.idle, chosen.terms, mix)  # it is counted once, on the first row
+    return [
+        replace(columns(row, chosen.terms, credits, mix, dtype), stats=stats | seen if row is rows[0] else stats)
+        for row in rows
+    ]
+
+
+def columns(
+    row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[Sequence[Credits]], mix: Mix, dtype: torch.dtype
+) -> TreeBatch:
+    """One row's TreeBatch: its layout, and every term's weights and credits folded down the paths of the row's own leaves."""
+    folded = [
+        fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)
+    ]
+    for part, one in zip(mix.terms, folded, strict=True):
+        if "behavior" in part.estimator.columns:
+            check_sampled(row, one["leaves"], part)
+    parts: dict[str, Any] = {
+        name: torch.from_numpy(np.stack([f[name] for f in folded])).to(dtype)
+        for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
+    }
+    parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
+    parts |= {
+        name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
+    }
+    if mix.value:
+        parts |= {
+            name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()
+        }
+    whole = {name: getattr(row, name) for name in ("token", "position", "parent")}
+    nodes = row.known[0]
+    each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
+    spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
+    whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
+    whole |= {
+        "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
+        "leaf_length": response_lengths(row),
+    }
+    parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
+    return TreeBatch(**parts, nodes=[(node, start, stop) for _, node, start, stop in row.nodes])
+
+
+def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
+    """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
+    for node, start in [(node, start) for _, node, start, stop in row.nodes if stop > start and not node.logprobs]:
+        if leaves[start] > 0 and "behavior" in term.estimator.reads(node.author):
+            raise ValueError(
+                f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
+                "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"
+            )
+
+
+def response_lengths(row: Layout) -> np.ndarray:
+    """[K] response tokens on the path of each leaf."""
+    nodes, _, sizes = row.known
+    size = [0 if node.author is Author.PROMPT else count for node, count in zip(nodes, sizes.tolist(), strict=True)]
+    return np.array([sum([size[i] for i in path]) for path in row.paths], dtype=np.int64)

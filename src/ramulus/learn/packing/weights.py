@@ -1,0 +1,183 @@
+"""Which leaves an optimizer step trains: what each token of theirs weighs, and which are left out since nothing pulls at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.gate import Weights, weigh
+from ramulus.learn.objective.mix import Mix, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A trained leaf of one term: what each of its learned tokens weighs, and its credit."""
+
+    weight: float
+    learned: int  # learned tokens on its path
+    leaf: float | None  # credit of the leaf, if it has one value
+    token: np.ndarray | None  # [learned] credit of each learned token, root to leaf
+
+
+def shares(
+    trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str, gates: Sequence[Weights] | None = None
+) -> list[dict[int, Share]]:
+    """The trained leaves of one term, per tree by leaf id, with weights that are final for the whole optimizer step."""
+    assert term.normaliser is not None  # Mix has seen to it
+    counts: list[dict[int, int]] = []
+    for tree, credit in zip(trees, credits, strict=True):
+        values = credit.token if credit.token is not None else credit.leaf
+        learned = learned_tokens(tree, term.authors)
+        counts.append({leaf: n for leaf, n in learned.items() if n and values.get(leaf) is not None})
+    parts = [
+        fork_shares(tree, count) if share == "each_fork" else dict.fromkeys(count, 1.0)
+        for tree, count in zip(trees, counts, strict=True)
+    ]
+    weights = term.normaliser(
+        [[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)]
+    )
+    if gates is not None:
+        weights = [gated(*each, term) for each in zip(trees, counts, weights, gates, strict=True)]
+    return [
+        {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
+        for credit, count, weight in zip(credits, counts, weights, strict=True)
+    ]
+
+
+def learned_tokens(tree: Tree, authors: Sequence[Author]) -> dict[int, int]:
+    """How many tokens of these authors are on the path of each leaf, by leaf id, in preorder."""
+    found: dict[int, int] = {}
+    stack = [(tree.root, 0)]
+    while stack:
+        node, above = stack.pop()
+        count = above + len(node.tokens) if node.author in authors else above
+        if node.children:
+            stack += [(child, count) for child in reversed(node.children)]
+        elif node.parent is not None:
+            found[node.id] = count
+    return found
+
+
+def gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: Weights, term: Term) -> list[float]:
+    """The weights of a tree's trained leaves, in the order of `count`, each times what the gate says of it."""
+    by_id = {leaf.id: weigh(leaf, term.side, gate) for leaf in tree.leaves() if leaf.id in count}
+    return [weight * by_id[leaf] for leaf, weight in zip(count, weights, strict=True)]
+
+
+def share_of(credit: Credits, leaf: int, learned: int, weight: float) -> Share:
+    """A leaf's share; raises ValueError where its credit does not have one value a learned token."""
+    if credit.token is None:
+        return Share(weight, learned, credit.leaf[leaf] if credit.node is None else None, None)
+    tokens = np.asarray(credit.token[leaf], dtype=np.float64)
+    if len(tokens) != learned:
+        raise ValueError(f"leaf {leaf} has {learned} learned tokens but its credit holds {len(tokens)} values")
+    return Share(weight, learned, None, tokens)
+
+
+def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
+    """Leaf shares split equally at each fork, scaled so that they sum to the number of trained leaves."""
+    below: dict[int, int] = {}
+    lines = {leaf.id: leaf.line() for leaf in tree.leaves() if leaf.id in trained}
+    for line in lines.values():
+        for node in line:
+            below[node.id] = below.get(node.id, 0) + 1
+    answer = {}
+    for leaf, line in lines.items():
+        part = float(len(lines))
+        for node in line[:-1]:
+            part /= sum(1 for child in node.children if child.id in below)
+        answer[leaf] = part
+    return answer
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The leaves that an optimizer step trains."""
+
+    terms: list[list[dict[int, Share]]]  # of each term, of each tree, by leaf id
+    idle: list[set[int]]  # of each tree, those of them that nothing pulls at and that are left out
+
+    def kept(self) -> list[set[int]]:
+        """Of each tree the leaves to pack: trained by some term, and not left out."""
+        return [{leaf for term in self.terms for leaf in term[i]} - out for i, out in enumerate(self.idle)]
+
+
+def select(
+    trees: Sequence[Tree],
+    credits: Sequence[Sequence[Credits]],
+    mix: Mix,
+    gates: Sequence[Weights] | None = None,
+    drop_idle: bool = False,
+) -> Selection:
+    """Which leaves are trained, with what weights; the arguments are those of `pack`, which packs them.
+
+    Raises ValueError where a mix with a gate is asked without `gates`.
+    """
+    if mix.gate is not None and gates is None:
+        raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
+    terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
+    return Selection(terms, idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees])
+
+
+Trained = Sequence[dict[int, Share]]  # of one term, per tree by leaf id
+
+
+def pulls(leaf: Node, part: Share, credit: Credits, authors: Sequence[object]) -> bool:
+    """Whether a trained leaf of a term has credit anywhere on its path."""
+    if part.token is not None:
+        return bool(part.token.any())
+    if part.leaf is not None:
+        return part.leaf != 0
+    nodes = credit.node or {}
+    return any(nodes.get(node.id, 0.0) != 0 for node in leaf.line() if node.author in authors)
+
+
+def idle(
+    trees: Sequence[Tree], terms: Sequence[Trained], credits: Sequence[Sequence[Credits]], mix: Mix
+) -> list[set[int]]:
+    """The ids of the trained leaves that change nothing, per tree; none where a leash, an entropy bonus or a value head pulls at all of them.
+
+    Their weights stay in every denominator, so leaving them out is exact.
+    """
+    if mix.leash or mix.entropy_bonus or mix.value:
+        return [set() for _ in trees]
+    found = []
+    for index, tree in enumerate(trees):
+        parts = [(leaf, part) for term in terms for leaf, part in term[index].items()]
+        rest = {leaf for leaf, _ in parts} - {leaf for leaf, part in parts if part.leaf}
+        several = rest & {leaf for leaf, part in parts if part.leaf is None}  # whose credit is not one value a path
+        pulled = {
+            leaf.id
+            for leaf in (tree.leaves() if several else ())
+            if leaf.id in several
+            and any(
+                pulls(leaf, term[index][leaf.id], credit[index], part.authors)
+                for part, term, credit in zip(mix.terms, terms, credits, strict=True)
+                if leaf.id in term[index]
+            )
+        }
+        found.append(rest - pulled)
+    return found
+
+
+def entropy_of(
+    trees: Sequence[Tree], left_out: Sequence[set[int]], terms: Sequence[Trained], mix: Mix
+) -> dict[str, float]:
+    """`idle/entropy` and `idle/tokens`: sum and number of the sampled entropies on the paths left out, for the gauge of all trained tokens."""
+    total, count = 0.0, 0
+    for index, (tree, some) in enumerate(zip(trees, left_out, strict=True)):
+        for leaf in tree.leaves() if some else ():
+            if leaf.id not in some:
+                continue
+            authors = {
+                a for part, term in zip(mix.terms, terms, strict=True) if leaf.id in term[index] for a in part.authors
+            }
+            for node in leaf.line():
+                if node.author in authors and node.logprobs:
+                    total += sum(node.entropy)
+                    count += len(node.entropy)
+    return {"idle/entropy": total, "idle/tokens": float(count)} if count else {}

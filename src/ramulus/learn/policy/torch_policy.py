@@ -1,0 +1,389 @@
+"""The policy: log-probs of packed trees, gradients, optimizer steps, weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ramulus.core.tree import Author, Tree
+from ramulus.learn.attention.tree_attention import Way, attending, plan
+from ramulus.learn.batch.layout import Layout, lay_out
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
+from ramulus.learn.policy.fused import fused, patches
+from ramulus.learn.policy.head import head_of
+from ramulus.learn.policy.lora import Lora, attach, merged, without
+
+if TYPE_CHECKING:
+    from ramulus.learn.objective.mix import Mix
+    from ramulus.learn.policy.influence import Influence, Watch
+
+LEARNED = (Author.POLICY, Author.EXPERT)
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+Columns = tuple[Tensor, Tensor, Tensor]  # tempered, plain, entropy, each [T]; 0 where the row has no target
+
+
+class Policy(Protocol):
+    """What the trainer asks of whatever holds the weights."""
+
+    version: int
+
+    def score(self, forest: Sequence[Tree], columns: Collection[str]) -> None:
+        """Write the log-prob columns that some part of a Mix reads into every node's signals."""
+        ...
+
+    def accumulate(self, mix: Mix, batch: TreeBatch) -> Columns:
+        """Add one row's gradient."""
+        ...
+
+    def update(self, lr: float) -> dict[str, float]:
+        """One optimizer step with the gradients so far."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict an engine loads."""
+        ...
+
+
+class TorchPolicy:
+    """A transformers causal LM that learns from packed trees.
+
+    The model stays in eval mode, so no dropout is active. Raises ValueError, at once, for a model whose log-probs on a packed tree are not
+    those of its separate sequences (recurrent layers, attention sinks and the like).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,  # only `write` needs it
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,  # of matrices only, not of norms and biases
+        clip: float = 1.0,  # of the gradient norm; inf clips nothing
+        autocast: bool = False,  # bfloat16 matrix products
+        activation_checkpointing: bool = False,  # keep only each layer's input and compute the layer again in the backward pass
+        lora: Lora | None = None,
+        frozen: bool = False,  # keep what `score` needs for "frozen"; a second copy of the weights unless LoRA gives it
+        chunk: int = 1024,  # targets whose logits exist at once
+        attention: Way = "auto",
+        score_tokens: int = 16384,  # row length of `score`
+    ) -> None:
+        self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
+        self.clip, self.attention, self.score_tokens = clip, attention, score_tokens
+        self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
+        self.autocast = autocast
+        self.width = attention_width(model.config.get_text_config())
+        self.head = head_of(model, chunk)
+        self.patches = [] if autocast else patches(model)
+        verify(self)
+        self.reference = copy.deepcopy(model).requires_grad_(False) if frozen and lora is None else None
+        self.wrapped = attach(model, lora) if lora is not None else None
+        if lora is not None:
+            self.patches = [] if autocast else patches(model)  # adapters stay as they are
+        self.reference_patches = patches(self.reference) if self.patches and self.reference is not None else []
+        self.layers = checkpointed(model) if activation_checkpointing else []
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        groups = [[p for p in self.trainable.values() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (weight_decay, 0.0)) if group],
+            lr=0.0, betas=betas, eps=eps, fused=self.device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+
+    def evaluate(
+        self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True
+    ) -> Columns:
+        """Tempered log-probs, plain log-probs and entropy [T] of the tokens that some term weighs; 0 elsewhere.
+
+        Tempered is plain, the same tensor, where every temperature is 1. Raises ValueError for a greedy token whose tempered log-prob is asked for.
+        """
+        batch = batch.to(self.device)
+        target = learned(batch.author) & (batch.weight != 0).any(0)
+        heat = temperatures(batch.temperature, target, tempered)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            return self._logprobs(
+                self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad
+            )
+
+    def accumulate(self, mix: Mix, batch: TreeBatch) -> Columns:
+        """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
+        batch = batch.to(self.device)
+        tempered = any(term.estimator.tempered for term in mix.terms)
+        columns = self.evaluate(batch, entropy_grad=mix.entropy_bonus != 0, tempered=tempered)
+        loss = mix.loss(*columns, batch, self.value(batch))
+        if loss.requires_grad:
+            loss.backward()
+        hot, plain, entropy = (column.detach() for column in columns)
+        return plain if columns[0] is columns[1] else hot, plain, entropy
+
+    def value(self, batch: TreeBatch) -> Tensor | None:
+        """What a value head says of the row that was just evaluated; this policy has none."""
+        return None
+
+    def update(self, lr: float) -> dict[str, float]:
+        """Clip, step and clear the gradients; where there are none, or the norm is not finite, only the latter (`skipped` is 1)."""
+        held = [p for p in self.trainable.values() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(held, self.clip)) if held else 0.0
+        step = bool(held) and math.isfinite(norm)
+        if step:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group.get("speed", 1.0)
+            self.optimizer.step()
+            self.version += 1
+        self.skipped += not step
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "skipped": float(not step)}
+
+    @torch.no_grad()
+    def score(
+        self,
+        forest: Sequence[Tree],
+        columns: Collection[str],
+        influence: Influence | None = None,
+        known: Collection[str] = (),
+    ) -> None:
+        """Write plain log-probs into the signals of POLICY and EXPERT nodes: "recomputed" by these weights, "frozen" by the first ones.
+
+        Other names in `columns` are left alone, as engines record them. `influence` is read and recorded in the forward pass of
+        "recomputed", or in one of its own. Columns in `known` stay where nodes have them, by the same weights, and only paths that lack
+        some are passed. Raises ValueError for "frozen" in a policy made without it.
+        """
+        wanted = [name for name in ("recomputed", "frozen") if name in columns]
+        if "frozen" in wanted and self.reference is None and self.wrapped is None:
+            raise ValueError(
+                "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
+            )
+        held = [name for name in wanted if name in known and influence is None]
+        for name in held:
+            self._score(forest, [name], lacking(forest, name))
+        wanted = [name for name in wanted if name not in held]
+        if wanted or influence is not None:
+            self._score(forest, wanted, None, influence)
+
+    def _score(
+        self,
+        forest: Sequence[Tree],
+        wanted: Sequence[str],
+        keep: Sequence[set[int]] | None,
+        influence: Influence | None = None,
+    ) -> None:
+        """As `score`; with `keep`, the leaves to pass, what a node has stays."""
+        alone = influence is not None and "recomputed" not in wanted
+        longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
+        for row in lay_out(forest, keep, max(self.score_tokens, longest)):
+            watch = influence.watch(row) if influence is not None else None
+            for name in [*wanted, "influence"] if alone else wanted:
+                other = without(self.wrapped) if name == "frozen" and self.wrapped is not None else nullcontext()
+                model = self.reference if name == "frozen" and self.reference is not None else self.model
+                with other:
+                    values = self._score_row(model, row, None if name == "frozen" else watch, name == "influence")
+                for _, node, start, stop in row.nodes:
+                    if node.author in LEARNED and values and (keep is None or name not in node.signals):
+                        node.signals[name] = values[start:stop]
+            if influence is not None and watch is not None:
+                influence.take(watch)
+        if influence is not None:
+            influence.record()
+
+    def _score_row(self, model: Any, row: Layout, watch: Watch | None = None, headless: bool = False) -> list[float]:
+        """Plain log-probs [T] of every learned token of a row; without the head none: [], the pass is for the watch."""
+        ends = torch.from_numpy(row.spread(row.ends, np.int64))
+        author = torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
+        tensors = [torch.from_numpy(column) for column in (row.token, row.position, row.parent)]
+        token, position, parent, end = (t.to(self.device) for t in (*tensors, ends))
+        if headless:
+            with self._casting():
+                self._hidden(model, token, position, parent, end, watch)
+            return []
+        _, plain, _ = self._logprobs(
+            model, (token, position, parent, end), learned(author.to(self.device)), None, False, watch
+        )
+        return plain.double().tolist()
+
+    def _logprobs(
+        self,
+        model: Any,
+        row: tuple[Tensor, Tensor, Tensor, Tensor],
+        target: Tensor,
+        heat: Tensor | None,
+        entropy_grad: bool,
+        watch: Watch | None = None,
+    ) -> Columns:
+        """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T]."""
+        token, _, parent, _ = row
+        index = target.nonzero()[:, 0]
+        zeros = torch.zeros(
+            len(token), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32, device=self.device
+        )
+        if not len(index):
+            return zeros, zeros, zeros
+        if bool((parent[index] == index).any()):
+            raise ValueError(
+                "a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt"
+            )
+        with self._casting():
+            hidden = self._hidden(model, *row, watch)
+            head = self.head if model is self.model else head_of(model, self.head.chunk)
+            found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad)
+        plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
+        return plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy
+
+    def _hidden(
+        self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: Watch | None = None
+    ) -> Tensor:
+        """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
+        count = len(token)
+        way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention, self.width)
+        if way.length > count:
+            token, position = (nn.functional.pad(x, (0, way.length - count)) for x in (token, position))
+        rows = {"input_ids": token[None], "position_ids": position[None]}
+        mine = model is self.model
+        quick = self.patches if mine else self.reference_patches
+        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick):
+            out = model.base_model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
+        return out.last_hidden_state[0, :count]
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state dict, LoRA merged; without LoRA no copy is made."""
+        return merged(self.model) if self.wrapped is not None else self.model.state_dict()
+
+    def write(self, path: Path | str) -> None:
+        """A plain Hugging Face folder, LoRA merged, that AutoModelForCausalLM.from_pretrained loads; with the tokenizer if there is one."""
+        with attending(self.model, "sdpa"):
+            self.model.save_pretrained(path, state_dict=self.weights() if self.wrapped is not None else None)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(path)
+
+    def tensors(self, weights: bool = True) -> dict[str, Tensor]:
+        """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, frozen copy."""
+        flat = {f"weights/{name}": tensor for name, tensor in self._kept().items()} if weights else {}
+        for name, parameter in self.trainable.items():
+            flat |= {f"adam/{part}/{name}": value for part, value in self.optimizer.state.get(parameter, {}).items()}
+        if self.reference is not None:
+            flat |= {f"frozen/{name}": p for name, p in self.reference.named_parameters()}
+        return {name: tensor.detach() for name, tensor in flat.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What belongs beside `tensors()`, as plain JSON."""
+        return {"version": self.version, "skipped": self.skipped}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take back `tensors()` and `state()`, bit for bit and in place, so that an engine that shares the weights sees them.
+
+        Raises ValueError where the checkpoint is of another model.
+        """
+        kept = dict(self._kept())
+        if any(name.startswith("weights/") for name in tensors):
+            fill(kept, tensors, "weights/")
+        if self.reference is not None:
+            fill(dict(self.reference.named_parameters()), tensors, "frozen/")
+        self.optimizer.state.clear()
+        for name, parameter in self.trainable.items():
+            found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
+            if found:
+                self.optimizer.state[parameter] = {
+                    part: value.to(self.device, copy=True) for part, value in found.items()
+                }
+        self.version, self.skipped = int(state["version"]), int(state["skipped"])
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What training changes: trained parameters, and the buffers that a checkpoint holds."""
+        buffers = {
+            name: t
+            for name, t in self.model.named_buffers()
+            if self.wrapped is None and name in self.model.state_dict()
+        }
+        return {**self.trainable, **buffers}
+
+
+def attention_width(config: Any) -> int:
+    """Heads x head size."""
+    heads = getattr(config, "num_attention_heads", 1)
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def lacking(forest: Sequence[Tree], name: str) -> list[set[int]]:
+    """The ids of the leaves, per tree, on whose paths some learned token has no such signal."""
+    return [
+        {
+            leaf.id
+            for leaf in tree.leaves()
+            if any(node.tokens and node.author in LEARNED and name not in node.signals for node in leaf.line())
+        }
+        for tree in forest
+    ]
+
+
+def learned(author: Tensor) -> Tensor:
+    """author [T] -> [T] bool: is the token one that can be learned from?"""
+    return (author == int(Author.POLICY)) | (author == int(Author.EXPERT))
+
+
+def temperatures(heat: Tensor, target: Tensor, needed: bool) -> Tensor | None:
+    """Temperatures [T] to divide logits by, or None where all are 1; 0 where the text was greedy, which has no tempered log-prob."""
+    greedy = target & (heat == 0)
+    if bool(greedy.any()):
+        if needed:
+            raise ValueError(
+                f"{int(greedy.sum())} tokens to be learned were sampled at temperature 0, where the sampler's distribution is one token and has "
+                "no gradient: sample above 0, or use the reference Recomputed(), which is untempered"
+            )
+        heat = heat.masked_fill(greedy, 1.0)
+    return None if bool((heat[target] == 1).all()) else heat
+
+
+def fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
+    """Copy the tensors under a prefix into those of the same names; ValueError where names or shapes differ."""
+    for name, tensor in into.items():
+        found = tensors.get(prefix + name)
+        if found is None or found.shape != tensor.shape:
+            held = "no" if found is None else f"{tuple(found.shape)} as"
+            raise ValueError(
+                f"the checkpoint has {held} {prefix}{name}, the model wants {tuple(tensor.shape)}: resume with the model it is of"
+            )
+        tensor.copy_(found)
+
+
+@torch.no_grad()
+def verify(policy: TorchPolicy) -> None:
+    """Hold the packed logits of a tiny tree against those of its two paths; ValueError where they differ or the model takes no tree."""
+    model, name = policy.model, type(policy.model).__name__
+    if model.base_model is model:
+        raise ValueError(f"{name} has no body to read hidden states from: load it with AutoModelForCausalLM")
+    size = model.get_input_embeddings().weight.shape[0]
+    rows = [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 3, 4, 5], [0, 0, 1, 2, 3, 2, 5, 6], [8, 8, 8, 5, 5, 8, 8, 8]]
+    token, position, parent, end = (torch.tensor(row, device=policy.device) for row in rows)
+    token = (token * 7 + 1) % size
+    padded = policy.attention == "flex" or policy.device.type != "cpu"
+    way = plan(parent, end, policy.dtype, "gather" if padded else policy.attention)
+    usual = model.config._attn_implementation
+    row = {
+        "input_ids": token[None],
+        "position_ids": position[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "tree": way,
+    }
+    with attending(model), fused(policy.patches):
+        packed = policy.head.logits(model.base_model(**row).last_hidden_state[0])
+    for path in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
+        with attending(model, "sdpa" if usual is None or usual.startswith("ramulus") else usual):
+            alone = model(input_ids=token[path][None], use_cache=False).logits[0]
+        off = float((packed[path] - alone).abs().max() / alone.abs().max().clamp(min=1))
+        if not off <= (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.1):
+            raise ValueError(
+                f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}. Layers with a "
+                "state, attention sinks and logits changed after the output layer are not supported; Qwen2, Qwen3 and Llama are"
+            )

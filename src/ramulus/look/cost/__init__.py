@@ -1,0 +1,1 @@
+"""What a run cost: every token and second by what became of it."""

@@ -1,0 +1,201 @@
+"""The statement of account of a run: read from its folder, as tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
+from ramulus.look.curves import flat, load, rows, runs_in, stage_folders
+from ramulus.look.terminal import safe
+
+Account = dict[str, Any]
+WHOLE = "run"  # the column of all stages together
+ALWAYS = {"sampled", *FATES, "step", "total"}  # lines that are told even where they are 0
+UNKNOWN = "?"
+STEPS = (
+    "sampled", "reused", "expert", "trained", "idle_tokens", "excluded", "pruned", "dropped_tokens", "prefilled", "paths", "correct",
+)  # fmt: skip
+SPENT = {"s sampling": "grow", "s grading": "grade", "s update": "update", "s idle": "idle"}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One run: the rows of each of its stages, and the seconds of its examinations, which are in no step."""
+
+    folder: Path
+    stages: dict[str, list[dict[str, Any]]]
+    exams: float
+
+    def accounts(self) -> dict[str, Account]:
+        """The account of each stage, and of the run where it has several."""
+        told = {name: account(rows) for name, rows in self.stages.items()}
+        return (
+            told if len(told) == 1 else told | {WHOLE: account([row for rows in self.stages.values() for row in rows])}
+        )
+
+    def to_json(self, steps: bool) -> dict[str, Any]:
+        """All of it as plain JSON; with `steps` also the account of every step of each stage."""
+        told = {"run": str(self.folder), "accounts": self.accounts(), "exam_seconds": self.exams}
+        each = {name: [{"step": row["step"], **account([row])} for row in rows] for name, rows in self.stages.items()}
+        return told | ({"steps": each} if steps else {})
+
+
+def read_statement(folder: Path) -> Statement:
+    """The metrics of a run's folder, or of the folder of one stage; a stage that has not made a step is left out."""
+    found = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
+    stages = {path.resolve().name: read for path in found if (read := rows(path / "metrics.jsonl"))}
+    exams = [load(exam) for path in found for exam in sorted(path.glob("exam-*.json"))]
+    return Statement(folder, stages, sum(exam.get("seconds", 0.0) for exam in exams))
+
+
+def read_statements(folders: Sequence[Path]) -> list[Statement]:
+    """Those of several runs, and of all runs in a folder of runs; of these, it is said which have not made a step.
+
+    Raises ValueError for no folder at all, FileNotFoundError for one without a step.
+    """
+    if not folders:
+        raise ValueError("name the folder of a run, or of runs: ramulus ledger runs/mine")
+    found: dict[Path, Statement] = {}
+    for folder in folders:
+        inside = [read_statement(path) for path in (runs_in(folder) if folder.is_dir() else ())]
+        begun = {told.folder.resolve(): told for told in inside if told.stages}
+        if not begun:
+            raise FileNotFoundError(
+                f"{folder} holds no metrics.jsonl with a step in it, nor does a folder in it: "
+                "give the folder of a run, of one of its stages, or of several runs"
+            )
+        if silent := [str(told.folder) for told in inside if not told.stages]:
+            warnings.warn(f"left out, without a step so far: {', '.join(silent)}", stacklevel=2)
+        found |= begun
+    return list(found.values())
+
+
+def tables(statement: Statement) -> Iterator[str | Table]:
+    """Headings and tables for a terminal; lines that are 0 everywhere are left out."""
+    accounts = statement.accounts()
+    last = accounts.get(WHOLE) or next(iter(accounts.values()))
+    yield f"[bold]{safe(str(statement.folder))}[/bold]  {headline(last)}"
+    for title, group, names in (
+        ("tokens by source", "tokens", SOURCES),
+        ("sampled tokens by fate", "tokens", FATES),
+        ("tokens of the update", "tokens", UPDATES),
+        ("tokens of prefixes", "tokens", PREFIXES),
+        ("seconds", "seconds", phases(last)),
+    ):
+        yield table(title, group, names, accounts)
+    yield footing(last, statement.exams)
+
+
+def phases(told: Account) -> dict[str, str]:
+    """The lines of the table of seconds."""
+    others = {name: name for name in told["seconds"] if name not in (*PHASES, "step", "eval", "total")}
+    return PHASES | others | {"step": "all steps", "eval": "evaluation", "total": "steps and evaluation"}
+
+
+def table(title: str, group: str, names: Mapping[str, str], accounts: Mapping[str, Account]) -> Table:
+    """A line for each name: totals of every stage and, last, of the run; then the run's for each step and correct answer, and a share."""
+    made = Table(box=None, pad_edge=False)
+    made.add_column(title, style="bold")  # the only one that gives way on a narrow terminal
+    for heading in (*accounts, "per step", "per correct", "share"):
+        made.add_column(safe(heading), justify="right", no_wrap=True)
+    digits, last = 2 * (group == "seconds"), list(accounts.values())[-1]
+    for name, words in names.items():
+        values = [told[group].get(name) for told in accounts.values()]
+        if name not in ALWAYS and not any(value is None or value for value in values):
+            continue
+        each = share(values[-1], last["steps"]), share(values[-1], last["answers"]["correct"])
+        cells = [number(value, digits) for value in values]
+        cells += [number(each[0], digits + 1), number(each[1], digits + 2)]
+        made.add_row(words, *cells, percent(share(values[-1], base(name, last))))
+    return made
+
+
+def base(name: str, told: Account) -> float | None:
+    """What a line is a share of; None where it is of nothing."""
+    tokens, seconds = told["tokens"], told["seconds"]
+    if name in FATES:
+        return tokens["sampled"]
+    if name in ("repeated", "zero_credit"):
+        return tokens["trained"]
+    if name in PREFIXES:
+        return added([tokens["prefilled"], tokens["prefix_reused"]])
+    return seconds["step"] if name in seconds and name not in ("eval", "total") else None
+
+
+def headline(told: Account) -> str:
+    """What the run was, in a line."""
+    answers = {name: number(value) for name, value in told["answers"].items()}
+    right = f", {answers['correct']} of {answers['graded']} graded ones correct" if told["answers"]["paths"] else ""
+    return f"{told['steps']:,} steps, {answers['trees']} trees ({answers['dropped']} dropped), {answers['paths']} paths{right}"
+
+
+def footing(told: Account, exams: float) -> str:
+    """Ratios and the machine, in a few lines."""
+    ratios, machine = told["ratios"], told["machine"]
+    said = [
+        f"reuse: {number(ratios['reuse'], 2)} trajectory tokens for each sampled one, {number(ratios['update_reuse'], 2)} flattened tokens for each "
+        f"packed one, {percent(ratios['kv_reuse']) or UNKNOWN} of prefix tokens from the KV memory"
+    ]
+    known = [f"processor {machine['cpu_seconds']:,.1f} s"] if machine["cpu_seconds"] is not None else []
+    for name, words in (("peak_rss", "peak memory"), ("peak_gpu", "peak memory of the GPU")):
+        known += [f"{words} {machine[name] / 2**20:,.0f} MiB"] if machine[name] else []
+    known += [f"GPU busy {percent(machine['gpu_busy'])}"] if machine["gpu_busy"] is not None else []
+    known += [f"examinations, in no step, {exams:,.1f} s"] if exams else []
+    return "\n".join([*said, *([", ".join(known)] if known else [])]) + "\n"
+
+
+def step_tables(statement: Statement) -> Iterator[str | Table]:
+    """A table for each stage with a line for each step."""
+    for stage, steps in statement.stages.items():
+        made = Table(box=None, pad_edge=False, title=safe(stage), title_justify="left")
+        for heading in ("step", *STEPS, *SPENT, "s other", "s step"):
+            made.add_column(heading.removesuffix("_tokens"), justify="right", no_wrap=True)
+        for row in steps:
+            told = account([row])
+            counts = told["tokens"] | told["answers"]
+            spent = [told["seconds"].get(name) for name in (*SPENT.values(), "step")]
+            other = spent[-1] - sum(s or 0.0 for s in spent[:-1]) if spent[-1] is not None else None
+            cells = [number(counts[name]) for name in STEPS] + [number(s, 3) for s in (*spent[:-1], other, spent[-1])]
+            made.add_row(str(row["step"]), *cells)
+        yield made
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number for a table."""
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share for a table; nothing where it is unknown."""
+    return "" if value is None else f"{value:.1%}"
+
+
+def write_csv(path: Path, statements: Sequence[Statement], steps: bool) -> None:
+    """A line for each run and stage, and for each step with `steps`; what is unknown is left empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for statement in statements:
+        told = statement.to_json(steps)
+        lines += [{"run": told["run"], "stage": name} | flat(each) for name, each in told["accounts"].items()]
+        for name, each in told.get("steps", {}).items():
+            lines += [{"run": told["run"], "stage": name} | flat(row) for row in each]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    names.insert(2, names.pop(names.index("step"))) if "step" in names else None
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def write_json(path: Path, statements: Sequence[Statement], steps: bool) -> None:
+    """The accounts of all runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"runs": [statement.to_json(steps) for statement in statements]}, indent=1))

@@ -1,0 +1,182 @@
+"""Trees and texts for a terminal and a notebook; what a model wrote is made harmless first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.tree import Tree as Drawing
+
+from ramulus.core import store
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.look.cost.ledger import Cost
+from ramulus.look.curves import natural
+from ramulus.look.stages import NUMBERED, is_stage, loose_files, step_files, tokenizer_of
+from ramulus.look.terminal import safe
+from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, scale_of
+from ramulus.look.viewer.text import Text
+from ramulus.look.viewer.tree_json import judgement, right
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def draw(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
+    """The tree with the text of every node, and the end and reward of every path."""
+    named, text = safe(tree.task.id), safe(tree.task.text, width)
+    made = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
+    branches = {tree.root.id: made}
+    for node in tree.walk():
+        if node.parent is not None:
+            branches[node.id] = branches[node.parent.id].add(label(node, decode, width))
+    return made
+
+
+def label(node: Node, decode: Decode, width: int) -> str:
+    """One node in one line."""
+    text = f"[dim]{len(node.tokens):4d}[/dim]  {safe(decode(node.tokens), width)}"
+    if node.author is Author.EXPERT:
+        text += "  [cyan]demonstration[/cyan]"
+    if node.children:
+        return text
+    reward = "" if node.reward is None else f"  reward {node.reward:g}"
+    color = "green" if (node.reward or 0) > 0 else "red"
+    return f"{text}  [{color}]{node.finish or 'alive'}{reward}[/{color}]"
+
+
+def bill(spent: Cost) -> str:
+    """What some trees cost, in one sentence."""
+    return (
+        f"{spent.trees} {'tree' if spent.trees == 1 else 'trees'}, {spent.paths} paths: {spent.sampled} tokens sampled, {spent.reused} reused "
+        f"({spent.reuse_ratio:.2f} trajectory tokens for each sampled), {spent.pruned} pruned"
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """Some trees to look at: pictures in a notebook, text in a terminal."""
+
+    trees: tuple[Tree, ...]
+    decode: Decode
+    colour: str = "value"
+    more: int = 0  # trees that are left out
+    place: str = ""  # where they come from
+
+    def _repr_html_(self) -> str:
+        """One self-contained piece of HTML without scripts; its text takes the colour of the page, dark or light."""
+        try:
+            scale = scale_of(self.trees, self.colour)
+            drawn = [self.drawn(tree, scale) for tree in self.trees]
+        except ValueError as error:
+            drawn = [f"<div>{clean(str(error))}</div>"]
+        parts = [
+            f'<div style="margin:.8em 0 .1em">{self.heading(tree)}</div>{one}' for tree, one in zip(self.trees, drawn)
+        ]
+        head = f'<div style="opacity:.7">{clean(self.place)}</div>' if self.place else ""
+        return f'<div style="font:13px/1.4 system-ui,sans-serif">{head}{"".join(parts)}<div style="opacity:.7">{self.rest()}</div></div>'
+
+    def drawn(self, tree: Tree, scale: Scale) -> str:
+        """The picture of one tree, and its legend."""
+        how = paint(tree, self.colour, scale)
+        return f'{picture(tree, self.decode, how)}<div style="opacity:.7;font-size:11px">{legend(how)}</div>'
+
+    def heading(self, tree: Tree) -> str:
+        """The task of a tree, and how its paths did."""
+        paths, judged = judgement(tree)
+        marks = f", {right(judged)} right" if judged else ""
+        answer = f" = {clean(str(tree.task.answer), 80)}" if tree.task.answer else ""
+        return f"<b>{clean(tree.task.text, 240)}</b>{answer} <span style='opacity:.7'>{len(paths)} paths{marks}</span>"
+
+    def rest(self) -> str:
+        """How many trees are not shown."""
+        return f"and {self.more} more: show them with limit={len(self.trees) + self.more}" if self.more else ""
+
+    def __rich__(self) -> Group:
+        head = [f"[dim]{safe(self.place)}[/dim]"] if self.place else []
+        return Group(*head, *(draw(tree, self.decode) for tree in self.trees), *([self.rest()] if self.more else []))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=160, color_system=None, force_jupyter=False)
+        console.print(self)
+        return str(console.file.getvalue()).rstrip()  # type: ignore[attr-defined]
+
+
+def show(
+    what: Any,
+    decode: Decode | None = None,
+    step: int | None = None,
+    colour: str = "value",
+    limit: int = 6,
+    pick: Callable[[Tree], bool] | None = None,
+) -> Shown:
+    """Trees to look at, as pictures in a notebook and as text in a terminal.
+
+    `what` is a tree, several, a file of them, the folder of an evaluation, or a Run or the folder of one, of which the last written step is
+    shown unless `step` says. `decode` turns tokens into text; of a run it is that of its last checkpoint, of an evaluation that of its model,
+    elsewhere tokens are shown as numbers. `colour`: value,
+    credit, or a column such as entropy or temperature. `pick` says which trees are wanted, `limit` how many at most.
+    Raises FileNotFoundError where a run has no trees, ValueError for a step without.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is how many trees are shown, at least 1, got {limit}")
+    place = ""
+    if isinstance(what, Tree):
+        forest = [what]
+    elif isinstance(what, str | Path) or hasattr(what, "folder"):
+        file, others = file_of(Path(getattr(what, "folder", what)).expanduser(), step)
+        place, decode = f"{file}{others}", decode or decoder_of(file)
+        forest = of_step(file, step)
+    else:
+        forest = list(what)
+    forest = [tree for tree in forest if pick is None or pick(tree)]
+    return Shown(tuple(islice(forest, limit)), decode or numbers, colour, max(len(forest) - limit, 0), place)
+
+
+def numbers(tokens: Sequence[int]) -> str:
+    """Tokens without a tokenizer."""
+    return " ".join(str(token) for token in tokens)
+
+
+def file_of(path: Path, step: int | None) -> tuple[Path, str]:
+    """(file of trees, a remark on others beside it) of a file, a run, a stage, a folder of trees, or an evaluation."""
+    if path.is_file():
+        return path, ""
+    inside = sorted((folder for folder in path.glob("*/") if is_stage(folder)), key=natural)
+    found = [(folder, files) for folder in (path, *inside) if (files := step_files(folder))]
+    if found:
+        folder, files = found[-1]
+        if step is not None and step not in files:
+            raise ValueError(f"{folder} has no trees of step {step}: it has those of {', '.join(map(str, files))}")
+        return files[max(files) if step is None else step], ""
+    loose = loose_files(path) if path.is_dir() else []
+    if not loose:
+        raise FileNotFoundError(
+            f"there are no trees in {path}: name the folder of a run (with trees_every above 0) or of an evaluation, or a file of trees"
+        )
+    file, *others = sorted(loose, key=lambda file: not file.name.partition(".")[0].endswith("-tree"))
+    return file, f" (also here: {', '.join(other.name for other in others)})" if others else ""
+
+
+def of_step(file: Path, step: int | None) -> list[Tree]:
+    """The trees of a file; of one with any steps those of `step`, if one is named."""
+    forest = list(store.read(file))
+    if step is None or NUMBERED.match(file.name):
+        return forest
+    if not (found := [tree for tree in forest if tree.step == step]):
+        known = ", ".join(map(str, sorted({tree.step for tree in forest})))
+        raise ValueError(f"{file} has no trees of step {step}: it has those of {known}")
+    return found
+
+
+def decoder_of(file: Path) -> Decode | None:
+    """Text of tokens by the tokenizer that belongs to a file of trees; None where there is none."""
+    path = tokenizer_of(file.absolute())
+    return partial(Text(path).whole, special=False) if path else None

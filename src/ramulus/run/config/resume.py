@@ -1,0 +1,183 @@
+"""Decide whether its run begins or goes on, and say what changed since it was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ramulus.run import checkpoint
+from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json
+from ramulus.run.config.find import absolute, split_name, stages_of
+from ramulus.run.config.override import override, split
+from ramulus.run.config.recipe import Run, writable
+
+FORMAT = 2
+FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
+FIXED = (
+    "name",
+    "model",
+    "lora",
+    "seed",
+    "tasks",
+    "template",
+    "system",
+    "prompt_limit",
+    "on_long",
+)  # a change would make it another run
+SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and the number of terms may not
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `train` will do: the stages in their folders, under one top folder."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    stages: tuple[Run, ...]
+    folder: Path
+    notes: tuple[str, ...] = ()  # what changed since the run was saved
+
+    def save(self) -> None:
+        """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
+        content = {"format": FORMAT, "recipe": self.recipe, "overrides": list(self.overrides)}
+        for stage in self.stages:
+            replace_text(stage.folder / "recipe.py", recipe_text(stage))
+        content["stages"] = [to_json(stage) for stage in self.stages]
+        replace_text(self.folder / "run.json", json.dumps(content, indent=1))
+
+
+def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
+    """The stages with their overrides, each with its folder, and the top folder."""
+    stages = override(stages_of(recipe), overrides)
+    if len(stages) == 1:
+        return stages, stages[0].folder
+    top = Path(stages[-1].out or f"runs/{Path(split_name(recipe)[0]).stem}")
+    return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
+
+
+def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool = False) -> Plan:
+    """Build the run and make its folder ready; an existing run is resumed, moved aside, or refused.
+
+    Raises ValueError where the folder holds a run and neither was asked for, or where a change cannot be made in a running run.
+    """
+    if resume and fresh:
+        raise ValueError(
+            "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
+        )
+    recipe = absolute(recipe)
+    stages, top = build(recipe, overrides)
+    saved_at = top / "run.json"
+    notes: list[str] = []
+    there = saved_at.exists() or any(checkpoint.steps(folder) for folder in {top, *(stage.folder for stage in stages)})
+    if there and fresh:
+        move_aside(top)
+    elif there:
+        if not resume:
+            raise ValueError(
+                f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew "
+                "(the old one is kept beside it), or choose another out=FOLDER"
+            )
+        saved = read_saved(saved_at)
+        if saved["recipe"] != recipe:
+            raise ValueError(
+                f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
+            )
+        overrides = merge(saved["overrides"], overrides)
+        stages, top = build(recipe, overrides)
+        notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+    for stage in stages:
+        writable(stage.folder)
+    return Plan(recipe, tuple(overrides), stages, top, tuple(notes))
+
+
+def merge(saved: list[str], new: list[str]) -> list[str]:
+    """Saved overrides, then new ones; of two for one path the later stays."""
+    last = {split(assignment)[0]: assignment for assignment in [*saved, *new]}
+    return list(last.values())
+
+
+def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str]:
+    """One sentence for every change; ValueError for those that cannot be made."""
+    if len(old) != len(new):
+        raise ValueError(
+            f"the saved run has {len(old)} stages and the recipe now {len(new)}: begin a new run with --fresh or another out=FOLDER"
+        )
+    notes: list[str] = []
+    refused: list[str] = []
+    for stage, before, after in zip(stages, old, new):
+        for path, was, now in changes(before, after):
+            head = path.split(".")[0]
+            if head == "out":
+                continue
+            where = f"{stage.name}: {path}" if len(stages) > 1 else path
+            text = f"{where} was {brief(was)}, is now {brief(now)}"
+            shape = head in SHAPED and not isinstance(now, int | float)
+            (refused if head in FIXED or shape else notes).append(text)
+    if refused:
+        raise ValueError(
+            f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER"
+        )
+    return notes
+
+
+def brief(value: Any) -> str:
+    """A JSON value in a few words."""
+    if isinstance(value, dict) and CLASS in value:
+        return f"{value[CLASS].rpartition('.')[2]}(...)"
+    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """run.json of a run folder."""
+    try:
+        saved = json.loads(path.read_text())
+        if saved["format"] > FORMAT:
+            raise ValueError(f"{path} was written by a newer ramulus: upgrade ramulus to resume it")
+        return renamed(saved) if saved["format"] < FORMAT else saved
+    except (KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is no saved run ({error}): begin a new one with --fresh or another out=FOLDER"
+        ) from error
+
+
+def renamed(saved: dict[str, Any]) -> dict[str, Any]:
+    """run.json of format 1 with the names of today."""
+    name, colon, function = saved["recipe"].partition(":")
+    stages = [stage | {"name": "ramulus" if stage["name"] == FORMER else stage["name"]} for stage in saved["stages"]]
+    recipe = f"ramulus{colon}{function}" if name == FORMER else saved["recipe"]
+    return saved | {"recipe": recipe, "stages": brought_forward(stages)}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old one or the new one; OSError names it and the remedy."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; free space, then go on with --resume") from error
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free NAME.1, NAME.2 ..."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def progress(top: Path) -> str:
+    """How far the run in a folder has come, in words."""
+    found = [
+        (path.parent, checkpoint.steps(path.parent))
+        for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))
+    ]
+    done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in found if steps]
+    return f"saved at {done[-1]}" if done else "nothing saved yet"

@@ -1,0 +1,177 @@
+"""A model on the bench: problems for it, trees grown with it, its export; no training."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ramulus.core import store
+from ramulus.core.task import Reward, Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.grow.growth import grade, grow_forest
+from ramulus.grow.stop import Stop
+from ramulus.learn.policy.model import Pretrained
+from ramulus.look.cost.ledger import cost
+from ramulus.look.viewer.show import bill, draw
+from ramulus.run.checkpoint import model_folder
+from ramulus.run.config.recipe import Local
+from ramulus.run.evaluation.progress import Count
+from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.files import File
+from ramulus.tasks.problem import Source, render
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model that is ready to answer."""
+
+    name: str
+    tokenizer: Any
+    engine: LocalEngine
+    decode: Decoder
+    ends: tuple[int, ...]
+    slots: int
+
+    def stop(self, tasks: Sequence[Task], wanted: int | None, usual: int) -> Stop:
+        """Ends of responses of at most `wanted` tokens, or of the `usual` number where the model has room for them."""
+        longest = max(len(task.prompt) for task in tasks)
+        room = self.engine.limit - longest
+        if wanted is not None and wanted > room:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens and {wanted} are wanted for a response, but the model ends at {self.engine.limit}: "
+                f"ask for at most {room} tokens, or leave out long prompts with --prompt-limit"
+            )
+        if room < 1:
+            raise ValueError(
+                f"a prompt has {longest} tokens and the model ends at {self.engine.limit}: lower --prompt-limit"
+            )
+        return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
+
+
+@dataclass(frozen=True)
+class TaskSets:
+    """The problems asked for on the command line, and how they become prompts."""
+
+    specs: tuple[str, ...]
+    limit: int | None
+    columns: dict[str, Any]  # of File: prompt, answer, split
+    prompts: dict[str, Any]  # of render: template, system, limit
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
+
+    def read(self, tokenizer: Any) -> list[tuple[str, list[Task], Reward]]:
+        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning."""
+        sets = []
+        for spec in self.specs:
+            source, reward = source_of(spec, self.limit, self.columns)
+            tasks = render(source(), tokenizer, on_long="drop", **self.prompts)
+            if not tasks:
+                raise ValueError(
+                    f"no problem of {spec} has a prompt of at most {self.prompts['limit']} tokens: raise --prompt-limit"
+                )
+            sets.append((spec, tasks, reward))
+        return sets
+
+
+def open_bench(model: str, device: str, threads: int | None, slots: int) -> Bench:
+    """Load a model folder, a hub name, or the last checkpoint of a run."""
+    quiet()
+    encode_quickly()
+    set_threads(threads)
+    net, tokenizer = Pretrained(model_path(model))()
+    net.to(device_of(device)).eval().requires_grad_(False)
+    settings = Local(slots)
+    engine = LocalEngine(net, settings.slots, settings.memory_mb * 2**20)
+    return Bench(model, tokenizer, engine, Decoder(tokenizer), eos_of(net, tokenizer), settings.slots)
+
+
+def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
+    """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
+    if spec == "chain":
+        return ChainSum(limit or 100, "test"), ChainAnswer()
+    if spec.startswith("gym:"):
+        from ramulus.tasks.gym import Gym, GymScore
+
+        return Gym(spec[4:], size=limit or 100), GymScore()
+    from ramulus.tasks.math import Boxed
+
+    return File(spec, limit=limit, **columns), Boxed()
+
+
+def grow_trees(
+    bench: Bench,
+    asked: TaskSets,
+    branching: Any,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    out: Path | None,
+    console: Console,
+) -> int:
+    """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
+    sets = asked.read(bench.tokenizer)
+    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
+    sampling = Sampling(stop.max_tokens, temperature)
+    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench.engine)
+
+    async def grow(tasks: list[Task], reward: Reward) -> list[Tree]:
+        async def judge(tree: Tree) -> None:
+            await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
+            count.add(1)
+            count.chunk("rollout", round(count.done), count.total)
+
+        trees = [Tree.plant(task, seed=seed) for task in tasks]
+        return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
+
+    try:
+        forest = [tree for _, tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
+    finally:
+        count.close()
+    if out is None:
+        for tree in forest:
+            console.print(draw(tree, bench.decode, max(console.width - 30, 40)))
+    else:
+        store.write(out, forest)
+    console.print(bill(cost(forest)) + (f"; saved in {out}" if out else ""), markup=False, highlight=False)
+    return 0
+
+
+def export_model(run: Path, out: Path, which: str, console: Console | None = None) -> int:
+    """Copy the model of a run to a new folder, with a bar on a terminal; returns its step."""
+    folder, step = model_folder(run, which)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not empty: choose a new folder")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    copy(folder, part, console or Console(quiet=True))
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    return step
+
+
+def copy(folder: Path, to: Path, console: Console) -> None:
+    """Copy a folder file by file, saying on a terminal how many bytes are done and what time is left."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    columns = (TextColumn("export"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("export", total=size)
+
+        def one(source: str, target: str) -> str:
+            done = shutil.copy2(source, target)
+            progress.advance(bar, Path(source).stat().st_size)
+            return str(done)
+
+        shutil.copytree(folder, to, copy_function=one)

@@ -1,0 +1,206 @@
+"""`ramulus eval`: sample a model's answers to sets of problems chunk by chunk, so that a killed evaluation goes on, and say what they are worth."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ramulus.core.task import Reward, Task
+from ramulus.core.tree import Tree
+from ramulus.engine.engine import Sampling
+from ramulus.grow.branching import Branching
+from ramulus.grow.growth import grade, grow_forest, together
+from ramulus.grow.stop import Stop
+from ramulus.look.evaluation.evaluate import numbers
+from ramulus.run.config.recipe import writable
+from ramulus.run.evaluation.answers import Answers, Earlier, earlier, naming, settle
+from ramulus.run.evaluation.bench import Bench, TaskSets
+from ramulus.run.evaluation.plan import Plan
+from ramulus.run.evaluation.progress import Count
+from ramulus.run.evaluation.results import Outcome, Report, Set, share_a_set
+from ramulus.run.setting import model_path
+
+WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
+Open = Callable[[str], Bench]
+
+
+def run_evaluation(
+    model: str,
+    open_model: Open,
+    asked: TaskSets,
+    plan: Plan,
+    k: Sequence[int],
+    against: str | None,
+    out: Path | None,
+    console: Console,
+) -> int:
+    """Evaluate, compare with another model or an earlier evaluation, print the tables, write the files."""
+    if plan.samples or not plan.width:
+        numbers(plan.samples, plan.greedy, k)
+    elif k:
+        raise ValueError(
+            "--k is told by independent attempts, the answers of a tree depend on each other: leave out --k, or --no-independent"
+        )
+    folder = out if out is not None and out.suffix != ".json" else None
+    rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
+    if out is not None:
+        place(out)
+    outcome = evaluate_one(model, open_model, asked, plan, folder, console)
+    report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
+    if out is not None:
+        report.write(out)  # whatever becomes of the comparison
+    try:
+        if against is not None and rival is None:
+            gc.collect()  # the first model's memory, before the second one is loaded
+            other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
+            rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
+        if rival is not None:
+            report.compare(rival)
+            if out is not None:
+                report.write(out)
+    finally:
+        report.show(console)
+        if out is not None:
+            console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def place(out: Path) -> None:
+    """Make the folder that `out` lies in; ValueError or OSError where nothing can be written there."""
+    if out.suffix == ".json" and out.is_dir():
+        raise ValueError(f"{out} is a folder, and a name that ends in .json is for one file: choose another --out")
+    writable(out if out.is_dir() else out.parent, "choose another --out")
+
+
+def rival_of(against: str, asked: TaskSets) -> Earlier | None:
+    """The earlier evaluation to compare with; None for a model. Raises an error for neither, and for other sets of problems."""
+    rival = earlier(Path(against))
+    if rival is None:
+        there(against)
+    else:
+        share_a_set(list(naming(asked.specs).values()), rival)
+    return rival
+
+
+def there(model: str) -> None:
+    """Raise FileNotFoundError for a path where there is nothing; a hub's name is not looked up."""
+    path = Path(model_path(model)).expanduser()
+    if not path.exists() and (path.suffix == ".json" or model.startswith(("/", ".", "~")) or model.count("/") > 1):
+        raise FileNotFoundError(f"there is neither a model nor an evaluation at {model}: check --against")
+
+
+def evaluate_one(
+    model: str, open_model: Open, asked: TaskSets, plan: Plan, folder: Path | None, console: Console
+) -> Outcome:
+    """The answers of one model to all sets of problems; those that the folder holds already are not sampled again."""
+    bench = open_model(model)
+    sets = asked.read(bench.tokenizer)  # all inputs are read before any work
+    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, 1024)
+    kinds = plan.kinds(stop.max_tokens)
+    chunk = plan.chunk or max(1, WAVES * bench.slots // plan.answers)
+    settings = settings_of(plan, bench, stop, list(kinds), chunk)
+    names = naming([spec for spec, _, _ in sets])
+    if folder is not None:
+        digests = {
+            names[spec]: {"spec": spec, "problems": len(tasks), "digest": digest(tasks)} for spec, tasks, _ in sets
+        }
+        settle(folder, model, settings, digests)
+        if not (folder / "tokenizer").exists():
+            bench.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
+    kept = [Answers(names[spec], tasks, list(kinds), bench.decode, chunk, folder) for spec, tasks, _ in sets]
+    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), bench.engine)
+    try:
+        asyncio.run(sample(bench, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
+    except KeyboardInterrupt:
+        count.close()
+        rest = f": the same command goes on from there, in {folder}" if folder else ""
+        kept_now = sum(len(one.rows) for one in kept)
+        console.print(
+            f"stopped after {kept_now} of {count.total} problems{rest}", markup=False, highlight=False, soft_wrap=True
+        )
+        raise
+    finally:
+        count.close()
+    found = [Set(spec, one.name, one.rows) for (spec, _, _), one in zip(sets, kept)]
+    return Outcome(model, settings, found)
+
+
+async def sample(
+    bench: Bench,
+    kept: Sequence[Answers],
+    rewards: Sequence[Reward],
+    plan: Plan,
+    kinds: dict[str, Any],
+    stop: Stop,
+    count: Count,
+) -> None:
+    """Every chunk that is left. Each begins with an engine that remembers nothing, so it does not depend on those before it."""
+    for answers, reward in zip(kept, rewards):
+        for tasks in answers.left():
+            await bench.engine.load(None, bench.engine.version)
+            answers.append(await grow(bench, tasks, reward, plan, kinds, stop, count))
+            count.chunk(answers.name, len(answers.rows), len(answers.tasks))
+
+
+async def grow(
+    bench: Bench, tasks: Sequence[Task], reward: Reward, plan: Plan, kinds: dict[str, Any], stop: Stop, count: Count
+) -> dict[str, list[Tree]]:
+    """The graded trees of some problems, all kinds in one crowd."""
+
+    async def judge(tree: Tree) -> None:
+        await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
+        count.add(len(tree.leaves()) / plan.answers)
+
+    async def forest(branching: Branching, sampling: Sampling, visit: int) -> list[Tree]:
+        trees = [Tree.plant(task, seed=plan.seed, visit=visit) for task in tasks]
+        return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
+
+    grown = await together(forest(*kind) for kind in kinds.values())
+    return dict(zip(kinds, grown, strict=True))
+
+
+def settings_of(plan: Plan, bench: Bench, stop: Stop, kinds: list[str], chunk: int) -> dict[str, Any]:
+    """All that the answers depend on, bit for bit, beside the problems; plain JSON."""
+    tree = {"width": plan.width, "segment": plan.segment, "branching": plan.branching} if plan.width else None
+    sampled = {
+        "samples": plan.samples,
+        "temperature": plan.temperature,
+        "top_p": plan.top_p,
+        "tree": tree,
+        "seed": plan.seed,
+    }
+    parameter = next(bench.engine.model.parameters())
+    machine = {
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype),
+        "threads": torch.get_num_threads(),
+        "slots": bench.slots,
+    }
+    rest = {"chunk": chunk, "torch": torch.__version__, "weights": fingerprint(bench.engine.model)}
+    return {"kinds": kinds} | sampled | {"max_tokens": stop.max_tokens} | machine | rest
+
+
+def fingerprint(model: torch.nn.Module, most: int = 256) -> str:
+    """A digest of the weights: names, shapes and up to `most` numbers of each, evenly spread."""
+    made = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, len(flat) // most)].cpu()
+        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        made.update(some.double().numpy().tobytes())
+    return made.hexdigest()
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """A digest of the problems as the model sees them and as they are graded."""
+    made = hashlib.blake2b(digest_size=16)
+    for task in tasks:
+        made.update(repr((task.id, task.prompt, task.text, task.answer, task.extra)).encode())
+    return made.hexdigest()

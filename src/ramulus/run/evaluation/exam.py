@@ -1,0 +1,102 @@
+"""The final examination: one model before the first step and after the last, on problems that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ramulus.core.task import Task
+from ramulus.engine.engine import Engine, Request, Sampling, Segment, sample_all
+from ramulus.grow.stop import Stop
+from ramulus.look.evaluation.evaluate import Decode, evaluate
+from ramulus.run.config.recipe import Exam, Run
+
+Scores = dict[str, Any]
+LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
+
+
+@dataclass
+class Counted:
+    """An engine that tells a bar of every answer it has given."""
+
+    engine: Engine
+    tick: Callable[[int], None]
+
+    async def sample(self, request: Request) -> Segment:
+        return (await self.sample_many([request]))[0]
+
+    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
+        segments = await sample_all(self.engine, requests)
+        self.tick(len(segments))
+        return segments
+
+    async def load(self, weights: Any, version: int) -> None:
+        await self.engine.load(weights, version)
+
+
+@contextmanager
+def counted(engine: Engine, console: Console, total: int) -> Iterator[Engine]:
+    """The engine, with a bar of its answers and the time left on a terminal."""
+    columns = (TextColumn("examining"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("examining", total=total)
+        yield Counted(engine, lambda count: progress.advance(bar, count))
+
+
+def answers(exam: Exam, problems: int, start: bool) -> int:
+    """How many answers an examination asks for."""
+    return problems * (exam.samples * (1 + (len(exam.temperatures) if start else 0)) + 1)
+
+
+async def examine(
+    run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool
+) -> Scores:
+    """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers."""
+    sampling = Sampling(run.response_limit)
+    rewards = run.weighted()
+    found = await evaluate(engine, tasks, rewards, decode, stop, sampling, exam.samples, True, run.seed)
+    found["cooler"] = {}
+    for heat in exam.temperatures if start else ():
+        cool = Sampling(run.response_limit, heat)
+        again = await evaluate(engine, tasks, rewards, decode, stop, cool, exam.samples, False, run.seed)
+        found["cooler"][str(heat)] = again[f"mean@{exam.samples}"]
+    return found
+
+
+def scores(found: Scores, samples: int) -> Scores:
+    """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
+    plain = {name: value for name, value in found.items() if name not in LEFT_OUT}
+    cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in found["cooler"].items()}
+    return plain | cooler | {"intervals": found["intervals"]}
+
+
+def table(before: Scores, after: Scores, exam: Exam, problems: int, start: str, end: str) -> Table:
+    """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
+    made = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
+    made.add_column("")
+    for name in (f"before ({start})", f"after ({end})", "gain"):
+        made.add_column(name, justify="right")
+    k = exam.samples
+    rows = {f"mean@{k} at temperature 1": f"mean@{k}", "greedy": "greedy", f"pass@{k}": f"pass@{k}"}
+    for label, name in rows.items():
+        if name in before:
+            made.add_row(
+                label, percent(before, name), percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
+            )
+    made.add_section()
+    for heat in exam.temperatures:
+        name = f"mean@{k} at temperature {heat}"
+        made.add_row(name, f"{100 * before[name]:.1f}", "", "")
+    return made
+
+
+def percent(found: Scores, name: str) -> str:
+    """The value with half the width of its 95 % interval."""
+    low, high = found["intervals"][name]
+    return f"{100 * found[name]:.1f} ± {50 * (high - low):.1f}"

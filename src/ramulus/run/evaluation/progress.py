@@ -1,0 +1,63 @@
+"""What is said while problems are answered, by an evaluation or for a look at trees."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.run.logbook import clock
+
+SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
+
+
+class Count:
+    """Problems done: a bar with the time left on a terminal, else a line now and then, and none for what takes no time."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int, engine: LocalEngine) -> None:
+        self.console, self.total, self.before, self.done, self.engine = console, total, done, float(done), engine
+        self.start = self.last = time.monotonic()
+        self.progress: Progress | None = None
+        if done:
+            console.print(f"going on after {done} of {total} problems", markup=False, highlight=False)
+        if console.is_terminal and done < total:
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("problems"),
+            )
+            self.progress = Progress(
+                *columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console, transient=True
+            )
+            self.bar = self.progress.add_task(
+                Path(title).name.replace("[", "\\["), total=total, completed=done, speed=""
+            )
+            self.progress.start()
+
+    def add(self, share: float) -> None:
+        """Some answers to a problem are there: a share of them."""
+        self.done += share
+        if self.progress is not None:
+            self.progress.update(self.bar, completed=round(self.done, 6), speed=f"{self.speed():.0f} tok/s")
+
+    def chunk(self, name: str, done: int, total: int) -> None:
+        """A chunk is kept."""
+        now = time.monotonic()
+        if self.progress is None and now - self.last > SPOKEN:
+            left = (now - self.start) / max(self.done - self.before, 1e-9) * (self.total - self.done)
+            text = f"{name} {done}/{total} problems  {self.speed():.0f} tok/s  left {clock(max(left, 0.0))}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.last = now
+
+    def speed(self) -> float:
+        """Tokens sampled in a second."""
+        return self.engine.counters["sampled"] / max(time.monotonic() - self.start, 1e-9)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()

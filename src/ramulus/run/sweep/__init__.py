@@ -1,0 +1,1 @@
+"""Recipes times seeds, each a run in a process of its own."""

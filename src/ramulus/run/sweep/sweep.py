@@ -1,0 +1,175 @@
+"""`ramulus sweep`: recipes x seeds, each an ordinary `ramulus train` in a process of its own, as many at once as the machine allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from ramulus.look.terminal import safe
+from ramulus.run.config.describe import changes, to_json
+from ramulus.run.config.find import absolute, split_name
+from ramulus.run.config.override import split
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import brief, build, read_saved, replace_text
+from ramulus.run.doctor import cores
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.sweep.crew import Crew, Job
+
+TAIL = 12  # lines of a failed run's log that are shown
+
+
+def label_of(recipe: str) -> str:
+    """A recipe's name as a folder: `grpo:small` is grpo-small, `path/easy.py:grpo` is easy-grpo."""
+    name, function = split_name(absolute(recipe))
+    words = [Path(name).stem if name.endswith(".py") else name] + [function] * (absolute(recipe) != name)
+    safe_words = (re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.") for word in words)
+    return "-".join(word for word in safe_words if word) or "recipe"
+
+
+def plan(recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], out: Path, threads: int) -> list[Job]:
+    """Every run, seed by seed, all built and checked; ValueError for what cannot run or is not what the folder holds."""
+    labels = [label_of(recipe) for recipe in recipes]
+    refuse(recipes, labels, overrides, seeds)
+    jobs = []
+    for seed in seeds:
+        for recipe, label in zip(recipes, labels):
+            folder = out / label / f"seed-{seed}"
+            stages, _ = build(absolute(recipe), [f"out={folder}", f"seed={seed}", *overrides])
+            saved = (folder / "run.json").exists()  # a run goes on with the threads it began with
+            free = not saved and all(stage.threads is None for stage in stages)
+            extra = (f"threads={threads}",) if free else ()
+            jobs.append(Job(label, seed, absolute(recipe), folder, tuple(overrides), extra, stages))
+    for job in jobs:
+        check(job)
+    return jobs
+
+
+def refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str], seeds: Sequence[int]) -> None:
+    """ValueError for a sweep that makes no sense."""
+    if not recipes or not seeds:
+        raise ValueError(
+            "a sweep needs at least one recipe and one seed: ramulus sweep grpo dapo --seeds 0 1 2 --out FOLDER"
+        )
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different and not negative, got {' '.join(map(str, seeds))}")
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(
+            f"two recipes have the label {', '.join(twice)}: name each once, or sweep them into different --out folders"
+        )
+    for assignment in overrides:
+        if split(assignment)[0] in ("seed", "out"):
+            raise ValueError(f"{assignment}: a sweep sets it for each run, use --seeds and --out")
+
+
+def check(job: Job) -> None:
+    """ValueError where the folder holds another run than the one that is asked for; a field that is new since then is no difference."""
+    path = job.folder / "run.json"
+    if not path.exists():
+        return
+    saved = read_saved(path)
+    said: list[str] = []
+    if saved["recipe"] != job.recipe:
+        said.append(f"its recipe is {saved['recipe']}, not {job.recipe}")
+    asked, there = (dict(map(split, words)) for words in (job.overrides, saved["overrides"]))
+    for name in sorted((asked.keys() | there.keys()) - {"out", "seed"} - ({"threads"} - asked.keys())):
+        if asked.get(name) != there.get(name):
+            said.append(f"{name} was {there.get(name, 'not set')}, is now {asked.get(name, 'not set')}")
+    if not said:
+        said = edited(saved["stages"], job.stages)
+    if said:
+        raise ValueError(
+            f"{job.folder} holds another run: {'; '.join(said)}. Ask for what it holds, choose another --out, or move the folder away"
+        )
+
+
+def edited(saved: list[Any], stages: tuple[Run, ...]) -> list[str]:
+    """What is different in the recipe since a run of it was saved."""
+    if len(saved) != len(stages):
+        return [f"it has {len(saved)} stages, the recipe now {len(stages)}"]
+    found = []
+    for old, stage in zip(saved, stages):
+        for path, was, now in changes(old, to_json(stage)):
+            if path.split(".")[0] not in ("out", "threads") and holds(old, path):
+                found.append(f"{stage.name}: {path} was {brief(was)}, is now {brief(now)}")
+    return found
+
+
+def holds(value: Any, path: str) -> bool:
+    """Whether nested JSON has something at a dotted path."""
+    for word in path.split("."):
+        if isinstance(value, dict) and word not in value:
+            return False
+        value = value[word] if isinstance(value, dict) else value[int(word)]
+    return True
+
+
+def allot(jobs: int | None, threads: int | None) -> tuple[int, int]:
+    """(processes at once, threads of each): one thread each on all cores where nothing is said."""
+    for name, value in (("--jobs", jobs), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    threads = threads or (max(cores() // jobs, 1) if jobs else 1)
+    return jobs or max(cores() // threads, 1), threads
+
+
+def sweep(
+    recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], out: Path, console: Console,
+    jobs: int | None = None, threads: int | None = None,
+) -> int:  # fmt: skip
+    """Run what is not finished; returns the exit status: 0, 1 where a run failed, 128 + the signal that stopped the sweep."""
+    most, count = allot(jobs, threads)
+    planned = plan(recipes, overrides, seeds, out.resolve(), count)
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value is not None]
+    command = ["ramulus", "sweep", *recipes, *overrides, "--seeds", *map(str, seeds), "--out", str(out), *numbers]
+    content = {
+        "format": 1, "command": command, "recipes": [absolute(recipe) for recipe in recipes],
+        "labels": [label_of(recipe) for recipe in recipes], "overrides": list(overrides), "seeds": list(seeds), "threads": count,
+    }  # fmt: skip
+    with open(out / ".lock", "a") as lock:
+        hold(lock, out)
+        replace_text(out / "sweep.json", json.dumps(content, indent=1))
+        environment = os.environ | {"OMP_NUM_THREADS": str(count), "PYTHONUNBUFFERED": "1"}
+        crew = Crew(planned, min(most, len(planned)), environment, lock, console)
+        with Interrupt() as interrupt:
+            crew.work(interrupt)
+    report(crew.failed, len(planned), out, interrupt.asked, console)
+    if interrupt.asked is not None:
+        crew.say(f"stopped by {interrupt.asked}, everything done so far is saved; go on with\n  {shlex.join(command)}")
+        return 128 + signal.Signals[interrupt.asked].value
+    return int(bool(crew.failed))
+
+
+def hold(lock: IO[str], out: Path) -> None:
+    """Take the folder for this sweep; its processes inherit the lock, so that none of them is started twice."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"a sweep, or a run that it started, is still at work in {out}: wait for it, or stop its processes"
+        ) from error
+
+
+def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:
+    """What failed, with the end of its log, and what to do next."""
+    for said, job in failed.items():
+        console.print(f"\n{said}; the end of {job.log}:", markup=False, highlight=False, soft_wrap=True)
+        for line in job.log.read_text(errors="replace").splitlines()[-TAIL:]:
+            console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
+    if stopped is None:
+        text = f"{total - len(failed)} of {total} runs are finished in {out}; "
+        rest = "the same command tries the others again" if failed else f"ramulus compare {shlex.quote(str(out))}"
+        console.print(f"\n{text}{rest}", markup=False, highlight=False, soft_wrap=True)
