@@ -29,6 +29,7 @@ from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.annotate import annotate
+from ramulus.learn.packing.weights import select
 from ramulus.look.viewer.picture import paint, picture
 from ramulus.recipes import attnrl, grpo, hpt, luffy, ramulus, srft, treepo, treerl
 
@@ -118,7 +119,8 @@ class Scene:
         asyncio.run(grow_rounds([tree], engine, self.branching, sampling, stop, (), between, judge))
         if self.mix is not None:
             gates, _ = self.mix.gates([tree], {})
-            annotate([tree], self.mix, self.mix.credit([tree]), gates)
+            credits = self.mix.credit([tree])
+            annotate([tree], self.mix, credits, select([tree], credits, self.mix, gates))
         return tree
 
     def draw(self) -> str:

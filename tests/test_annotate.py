@@ -18,8 +18,9 @@ from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.layout import lay_out
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.annotate import annotate, annotate_ratio, names
+from ramulus.learn.packing.annotate import annotate, annotate_ratio, names, nodes_of
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.packing.weights import select
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 
@@ -37,7 +38,7 @@ def same(ours: list[TreeBatch], theirs: list[TreeBatch]) -> bool:
 def annotated(mix: Mix, trees: list[Tree]) -> list[Tree]:
     """The trees as they were, by way of the store, after their copies in `trees` were annotated."""
     before = [load(dump(tree)) for tree in trees]
-    annotate(trees, mix, mix.credit(trees))
+    annotate(trees, mix, mix.credit(trees), select(trees, mix.credit(trees), mix, mix.gates(trees, {})[0]))
     return before
 
 
@@ -54,7 +55,7 @@ def test_credit_survives_the_store_and_changes_no_row(name: str) -> None:
                     column.pop(key, None)
         assert dump(tree) == dump(old), "nothing else was touched"
     gates, _ = mix.gates(trees, {})
-    annotate(trees, mix, mix.credit(trees), gates)
+    annotate(trees, mix, mix.credit(trees), select(trees, mix.credit(trees), mix, gates))
     assert same(
         pack(trees, mix.credit(trees), mix, 40, gates=gates), pack(before, mix.credit(before), mix, 40, gates=gates)
     )
@@ -62,7 +63,7 @@ def test_credit_survives_the_store_and_changes_no_row(name: str) -> None:
 
 def test_a_leaf_s_credit_stands_in_its_verdict() -> None:
     mix, trees = METHODS["treepo"].mix, forest(2, tempered=True)
-    annotate(trees, mix, mix.credit(trees))
+    annotate(trees, mix, mix.credit(trees), select(trees, mix.credit(trees), mix))
     (answers,) = mix.credit(trees)
     count = 0
     for tree, answer in zip(trees, answers, strict=True):
@@ -79,7 +80,7 @@ def test_a_leaf_s_credit_stands_in_its_verdict() -> None:
 def test_credit_along_a_path_stands_in_the_signals(name: str) -> None:
     """Where all leaves weigh alike, weight x the mean credit of the leaves below is gain + pain."""
     mix, trees = METHODS[name].mix, forest(2, tempered=True)
-    annotate(trees, mix, mix.credit(trees))
+    annotate(trees, mix, mix.credit(trees), select(trees, mix.credit(trees), mix))
     (key,) = names(mix)
     (batch,) = pack(trees, mix.credit(trees), mix, 0, torch.float64)
     (row,) = lay_out(trees, [{leaf.id for leaf in tree.leaves() if key in leaf.verdict} for tree in trees])
@@ -100,7 +101,7 @@ def test_terms_of_one_kind_have_names_of_their_own() -> None:
 def test_the_ratio_to_the_sampler_stands_in_the_signals_of_trained_nodes() -> None:
     mix, trees = METHODS["grpo"].mix, forest(2, tempered=True)
     for batch in pack(trees, mix.credit(trees), mix, 40):
-        annotate_ratio(batch, batch.behavior + math.log(1.25))
+        annotate_ratio(nodes_of(trees), batch, batch.behavior + math.log(1.25))
     held = {node for tree in trees for node in tree.walk() if "ratio" in node.signals}
     graded = {node for tree in trees for leaf in tree.leaves() if leaf.reward is not None for node in leaf.line()}
     assert held == {node for node in graded if node.author is Author.POLICY and node.tokens}

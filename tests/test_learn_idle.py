@@ -15,6 +15,7 @@ from ramulus.learn.objective.mask import Clip, Everything
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.packing.weights import idle_entropy, select
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_learn_parts import star
 from tiny import build
@@ -108,7 +109,10 @@ def test_gauges_say_the_same_where_the_sampler_was_right() -> None:
     for drop in (False, True):
         rows = pack(trees, mix.credit(trees), mix, 12, torch.float64, drop_idle=drop)
         assert len(rows) > 1
-        found.append(merge(gauges(mix, row.behavior + 0.3, row.behavior + 0.3, row.entropy, row) for row in rows))
+        told = [gauges(mix, row.behavior + 0.3, row.behavior + 0.3, row.entropy, row) for row in rows]
+        chosen = select(trees, mix.credit(trees), mix, drop_idle=drop)
+        assert (idle_entropy(trees, chosen, mix) != {}) == drop
+        found.append(merge([*told, idle_entropy(trees, chosen, mix)]))
     assert found[0] == pytest.approx(found[1])
     assert found[1]["entropy"] == pytest.approx(0.5)
     assert found[1]["clip_high"] == 1.0

@@ -30,7 +30,7 @@ from ramulus.run.config.find import find
 from ramulus.run.config.recipe import AdamW, Exam, Local, Run, Weighted
 from ramulus.run.forests import START, Forests, Harvest
 from ramulus.run.launch import launch
-from ramulus.run.trainer import parts
+from ramulus.run.minibatch import parts
 from test_resume import MEASURED
 
 RECIPE = str(Path(__file__).with_name("run_recipe.py"))
@@ -316,7 +316,7 @@ def test_paths_that_a_filter_took_out_count_as_failed():
     for finish in ("eos", "length"):
         tree.add(tree.root, [2, 3], Author.POLICY, finish=finish)
     asyncio.run(grade(tree, rewards, lambda tokens: "text", filter_overlong=True))
-    told = Harvest([tree], [tree], 1).metrics()
+    told = Harvest([tree], [0], 1).metrics()
     assert (told["reward"], told["pass_rate"], told["truncated"]) == (1.0, 0.5, 0.5)
 
 

@@ -35,6 +35,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior, Recomputed
 from ramulus.learn.objective.token_weight import HighEntropy, ImportanceWeight, Product
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.packing.weights import select
 
 ENTROPY = st.floats(0, 8, allow_subnormal=False)
 SIGNALS = [EntropySignal(), EntropySignal(signed=False), EntropySignal(scale="rank"), EntropySignal(0.5, scale="rank")]
@@ -126,10 +127,10 @@ def test_minibatches_and_rows_share_the_numbers_of_the_step(name: str) -> None:
     """Parts of the forest, packed with its statistics, give the gradient of the whole up to the denominators."""
     trees, mix = forest(7, trees=4, tempered=True), METHODS[name].mix
     credits = mix.credit(trees)
-    stats = mix.measure(trees, credits)
+    stats = mix.measure(trees, select(trees, credits, mix).terms)
     part = pack(trees[:2], [c[:2] for c in credits], mix, 0, torch.float64, stats)
     assert all(stats.items() <= batch.stats.items() for batch in part)
-    alone = mix.measure(trees[:2], [c[:2] for c in credits])
+    alone = mix.measure(trees[:2], select(trees[:2], [c[:2] for c in credits], mix).terms)
     assert (alone != stats) == (name != "clip_cov"), "statistics of a part are others"
     cut = pack(trees, credits, mix, max(len(leaf.prefix()) for tree in trees for leaf in tree.leaves()), torch.float64)
     assert len(cut) > 1
@@ -146,14 +147,18 @@ def test_each_term_finds_its_own_numbers() -> None:
     assert set(batch.term(2).stats) == {"forks/0.5/threshold", "forks/0.5/share"}
 
 
+def measured(mix: Mix, trees: list[Tree]) -> dict[str, float]:
+    """The numbers of a step whose gates are asked."""
+    return mix.measure(trees, select(trees, mix.credit(trees), mix, mix.gates(trees, {})[0]).terms)
+
+
 def test_leaves_that_a_gate_closes_are_not_counted() -> None:
     trees = forest(4)
     term = Term(Estimator(HighEntropy(), Behavior(), GroupMean()))
-    even, switched = Mix((term,), gate=Even()), Mix((term,), gate=Switch(threshold=1.0))
-    credits = even.credit(trees)
-    found = [mix.measure(trees, credits, mix.gates(trees, {})[0]) for mix in (even, switched)]
-    (shut,) = [mix.measure(trees[2:], [credits[0][2:]], None) for mix in (even,)]
-    assert found[0] == even.measure(trees, credits)
+    plain, even, switched = Mix((term,)), Mix((term,), gate=Even()), Mix((term,), gate=Switch(threshold=1.0))
+    found = [measured(mix, trees) for mix in (even, switched)]
+    shut = measured(plain, trees[2:])
+    assert found[0] == measured(plain, trees)
     assert found[1] == shut, "only the tree without a demonstration is left"
 
 

@@ -38,21 +38,26 @@ class Harvest:
     """The trees of one step: all that were grown, and those that are learned from."""
 
     grown: list[Tree]
-    kept: list[Tree]
+    places: list[int]  # in `grown`, of those that are learned from
     draws: int
     wanted: int = 0  # trees that the schedule asked for
     before: int = 0  # tokens of these trees that were sampled in the step before
     ahead: int = 0  # tokens sampled meanwhile for the trees of the next step
     grading: float = 0.0  # seconds in which nothing but grades was awaited
 
+    @property
+    def kept(self) -> list[Tree]:
+        """The trees that are learned from."""
+        return [self.grown[i] for i in self.places]
+
     def metrics(self, fate: Sequence[Fate] = ()) -> dict[str, float]:
         """Reward, pass rate, lengths and token counts; over everything grown, so that dropping trees does not flatter.
 
         `fate` says of each kept tree what the update did with its leaves.
         """
-        said: dict[int, Fate] = {id(tree): {} for tree in self.kept} | dict(zip(map(id, self.kept), fate))
-        lost = cost(tree for tree in self.grown if id(tree) not in said)
-        kept = costs((tree, said[id(tree)]) for tree in self.grown if id(tree) in said)
+        said: dict[int, Fate] = {place: {} for place in self.places} | dict(zip(self.places, fate))
+        lost = cost(tree for i, tree in enumerate(self.grown) if i not in said)
+        kept = costs((tree, said[i]) for i, tree in enumerate(self.grown) if i in said)
         spent = kept + lost
         paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
         counts: dict[str, float] = {
@@ -106,17 +111,17 @@ class Forests:
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
-        kept: list[Tree] = []
+        places: list[int] = []
         grown: list[Tree] = []
         draws = before = ahead = 0
         growth = self.growth(heat, cursor)
         asked = cursor.pop("asked", 0) or schedule.asked(cursor["schedule"])
         while True:
-            wanted, cursor["schedule"] = schedule(kept, draws, cursor["schedule"])
+            wanted, cursor["schedule"] = schedule([grown[i] for i in places], draws, cursor["schedule"])
             if wanted < 1:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
-                return Harvest(grown, kept[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
+                return Harvest(grown, places[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
             if draws == 0 and (
                 run.ahead or cursor.get("young")
             ):  # young trees of a run that looked ahead are finished first
@@ -125,8 +130,9 @@ class Forests:
                 trees = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
                 await growth.check(trees)
                 await growth.finish(trees)
+            shown = run.mix.gate is not None
+            places += [i for i, tree in enumerate(trees, len(grown)) if schedule.keep(tree) or (shown and demonstrated(tree))]
             grown += trees
-            kept += [tree for tree in trees if schedule.keep(tree) or (run.mix.gate is not None and demonstrated(tree))]
             draws += 1
 
     def draw(self, n: int, cursor: Cursor) -> list[Task]:

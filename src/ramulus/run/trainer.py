@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,27 +18,25 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.learn.batch.tree_batch import Credits, TreeBatch
-from ramulus.learn.objective.gate import Weights, openness
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.gate import openness
 from ramulus.learn.objective.gauges import counts, gauges, surrogate
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.annotate import annotate, annotate_ratio
+from ramulus.learn.packing.annotate import annotate, annotate_ratio, nodes_of
 from ramulus.learn.packing.pack import pack
-from ramulus.learn.packing.weights import Selection, select
+from ramulus.learn.packing.weights import Selection, idle_entropy
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.forests import START, Cursor, Forests, Harvest
+from ramulus.run.forests import START, Cursor, Forests
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lesson import Lesson
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
-
-Answers = Sequence[Sequence[Credits]]
-"""What `Mix.credit` answered: of each term, of each tree."""
+from ramulus.run.minibatch import Minibatch, minibatches
 
 
 @dataclass
@@ -135,15 +132,17 @@ class Trainer:
             known = getattr(self.forests.signals, "rides", ())
             self.policy.score(harvest.kept, run.mix.columns, known=known)
         with clock("credit"):
-            credits = run.mix.credit(harvest.kept) if harvest.kept else []
+            kept = harvest.kept
+            credits = run.mix.credit(kept) if kept else []
             said, self.state.mix = run.mix.gates(
                 harvest.grown, self.state.mix
             )  # a gate learns from trees that are dropped, too
-            places = {id(tree): i for i, tree in enumerate(harvest.grown)}
-            gates = [said[places[id(tree)]] for tree in harvest.kept] if said is not None else None
-        lesson = self.learn(harvest.kept, credits, gates, number, clock)
+            gates = [said[place] for place in harvest.places] if said is not None else None
+        with clock("pack"):
+            cut = minibatches(kept, credits, gates, run.mix, run.minibatches)
+        lesson = self.learn(cut, number, clock)
         with clock("write"):
-            self.write_trees(harvest, credits, gates, number)
+            self.write_trees(harvest.grown, cut, number)
         with clock("load"):
             await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
         with clock("ledger"):
@@ -152,24 +151,28 @@ class Trainer:
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
 
-    def learn(
-        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, number: int, clock: Clock
-    ) -> Lesson:
-        """One optimizer step for each part of a credited forest; parts without signal change nothing."""
-        run, cut = self.run, parts(len(forest), self.run.minibatches)
+    def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> Lesson:
+        """One optimizer step for each minibatch; those without signal change nothing."""
+        run, writes = self.run, self.writes(number)
         lesson = Lesson(len(cut), run.optimizer.rate(number, run.steps))
         version = self.policy.version  # whose tokens these weights should give the recorded log-probs
         with clock("pack"):
-            stats = run.mix.measure(forest, credits, gates) if forest else {}  # of the whole step, not of a part
+            whole = Selection.joined([part.selection for part in cut]) if cut else None
+            stats = run.mix.measure([tree for part in cut for tree in part.trees], whole.terms) if whole else {}
         for part in cut:
             with clock("pack"):
-                selection, batches = self.pack(forest, credits, gates, part, stats)
+                batches = pack(
+                    part.trees, part.credits, run.mix, run.tokens_per_batch, stats=stats, selection=part.selection
+                )
             learns = any(has_signal(run.mix, batch) for batch in batches)
             with clock("ledger"):
-                lesson.add_fates(selection, run.mix, learns)
+                lesson.add_fates(part.selection, run.mix, learns)
             if not learns:
                 lesson.empty += 1
                 continue
+            with clock("gauges"):
+                lesson.rows.append(idle_entropy(part.trees, part.selection, run.mix))
+                nodes = nodes_of(part.trees) if writes else []
             for batch in batches:
                 with clock("update"):
                     tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
@@ -180,31 +183,22 @@ class Trainer:
                     values = valued(self.policy, batch)
                     told = gauges(run.mix, *row, version, values)
                     lesson.add_row(told, loss(run.mix, *row, values), counts(batch))
-                    if self.writes(number):
-                        annotate_ratio(batch, tempered)
+                    if writes:
+                        annotate_ratio(nodes, batch, tempered)
             with clock("update"):
                 lesson.add_update(self.policy.update(lesson.rate))
         return lesson
-
-    def pack(
-        self, forest: list[Tree], credits: Answers, gates: list[Weights] | None, part: slice, stats: dict[str, float]
-    ) -> tuple[Selection, list[TreeBatch]]:
-        """The leaves and the rows of one optimizer step: a part of the forest, with what was found out about all of it."""
-        cut, opened = [term[part] for term in credits], None if gates is None else gates[part]
-        selection = select(forest[part], cut, self.run.mix, opened, drop_idle=True)
-        options: dict[str, Any] = {"stats": stats, "gates": opened, "selection": selection}
-        return selection, pack(forest[part], cut, self.run.mix, self.run.tokens_per_batch, **options)
 
     def writes(self, number: int) -> bool:
         """Whether the trees of a step are kept."""
         return bool(self.run.trees_every) and number % self.run.trees_every == 0
 
-    def write_trees(self, harvest: Harvest, credits: Answers, gates: list[Weights] | None, number: int) -> None:
+    def write_trees(self, grown: list[Tree], cut: Sequence[Minibatch], number: int) -> None:
         """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
         if self.writes(number):
-            if harvest.kept:  # without trees there is no credit, not even an empty one for each term
-                annotate(harvest.kept, self.run.mix, credits, gates)
-            store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", harvest.grown)
+            for part in cut:
+                annotate(part.trees, self.run.mix, part.credits, part.selection)
+            store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", grown)
 
     async def close_step(self) -> None:
         """Evaluate if it is time, write the metrics, save if it is time."""
@@ -291,13 +285,6 @@ def settle(device: torch.device) -> None:
     """Wait for a GPU, so that its work is counted in the phase that asked for it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def parts(n: int, wanted: int) -> list[slice]:
-    """n trees in at most `wanted` runs of whole trees, as even as can be."""
-    count = min(n, wanted)
-    edges = [i * n // count for i in range(count + 1)] if count else []
-    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def has_signal(mix: Mix, batch: TreeBatch) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ramulus.core.tree import Node
+Span = tuple[int, int, int, int]
+"""(tree, node id, start, stop): the tokens [start, stop) of a row are those of this node of the forest's tree with this number."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Credits:
 
 @dataclass
 class TreeBatch:
-    """A forest in preorder on one row of T tokens with K trained leaves, for M terms of a Mix."""
+    """A forest in preorder on one row of T tokens with K trained leaves, for M terms of a Mix: tensors and plain numbers, to be pickled."""
 
     token: Tensor  # [T] long
     position: Tensor  # [T] long, depth in the tree: rotary embeddings are those of the separate sequences
@@ -47,6 +48,7 @@ class TreeBatch:
     kept: Tensor  # [T]
     temperature: Tensor  # [T], 1 where not sampled
     entropy: Tensor  # [T] nats as sampled, 0 where not sampled
+    sampled: Tensor  # [T] bool: has the log-prob of a sampler
     weight: Tensor  # [M, T] sum over this row's trained leaves below of share x gate x normaliser
     leaves: Tensor  # [M, T] their number
     gain: Tensor  # [M, T] sum over them of weight x max(A, 0)
@@ -61,7 +63,7 @@ class TreeBatch:
     target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
     target_spread: Tensor | None = None  # [T] their variance around it
     target_weight: Tensor | None = None  # [T] the sum of their weights
-    nodes: list[tuple[Node, int, int]] = field(default_factory=list)  # each with the tokens [start, stop) that are its
+    spans: list[Span] = field(default_factory=list)  # what stands where; trees are numbered as `pack` was given them
     stats: dict[str, float] = field(default_factory=dict)  # of the whole step, from `Mix.measure`: TERM/NAME
 
     def __len__(self) -> int:

@@ -67,19 +67,16 @@ def gauges(
     for `explained_variance`.
 
     Clip fractions are shares of credit: of the positive credit how much lies above the clip, of the negative how much below it.
-    Leaves without credit may not be packed: `entropy` takes them as they were sampled, `kl_sampler`, the ratios and `mismatch_max` leave them out.
+    Leaves without credit may not be packed: `weights.idle_entropy` gives their part of `entropy`, as they were sampled; `kl_sampler`, the ratios
+    and `mismatch_max` leave them out.
     """
     sums: dict[str, float] = {}
     clipped(sums, mix, tempered, plain, entropy, batch)
     if values is not None and batch.target is not None:
         moments(sums, values, batch)
     leaves = batch.leaves.amax(0)
-    idle, count = (batch.stats.get(f"idle/{name}", 0.0) for name in ("entropy", "tokens"))
-    add(sums, "entropy", float((leaves * entropy).sum()) + idle, float(leaves.sum()) + count)
-    sampled = (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
-    sampled &= (batch.behavior != 0) | (
-        batch.entropy > 0
-    )  # a sure token has log-prob 0, one that was not sampled neither
+    add(sums, "entropy", float((leaves * entropy).sum()), float(leaves.sum()))
+    sampled = batch.sampled & (leaves > 0) & (batch.author == int(Author.POLICY)) & (batch.temperature > 0)
     if bool(sampled.any()):
         weight, apart = leaves[sampled], (tempered - batch.behavior)[sampled].clamp(-20, 20)
         add(sums, "kl_sampler", float((weight * (apart.exp() - apart - 1)).sum()), float(weight.sum()))

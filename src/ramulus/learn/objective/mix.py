@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.gate import Gate, Weights, weigh
+from ramulus.learn.objective.gate import Gate, Weights
 
 Leaves = Sequence[
     Sequence[tuple[int, float]]
@@ -150,18 +150,16 @@ class Mix:
             answers.append(weights)
         return answers, state
 
-    def measure(
-        self, forest: Sequence[Tree], credits: Sequence[Sequence[Credits]], gates: Sequence[Weights] | None = None
-    ) -> dict[str, float]:
-        """Numbers of the whole step for masks and references that ask for some, as `TERM/NAME`, over the leaves that each term trains.
+    def measure(self, forest: Sequence[Tree], trained: Sequence[Sequence[Collection[int]]]) -> dict[str, float]:
+        """Numbers of the whole step for masks and references that ask for some, as `TERM/NAME`; for `TreeBatch.stats`.
 
-        For `TreeBatch.stats`; measured before minibatches and rows are cut, so that no result depends on the cutting.
+        `trained` gives the ids of the leaves that each term trains, per tree: `Selection.terms`, of all minibatches, so that no result
+        depends on the cutting.
         """
         found: dict[str, float] = {}
-        for m, (term, answers) in enumerate(zip(self.terms, credits, strict=True)):
+        for m, (term, leaves) in enumerate(zip(self.terms, trained, strict=True)):
             parts = [part for part in (term.estimator.mask, term.estimator.reference) if hasattr(part, "measure")]
-            keep = kept(term, forest, answers, gates) if parts else []
-            found |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, keep).items()}
+            found |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, leaves).items()}
         return found
 
     def loss(
@@ -194,19 +192,6 @@ class Mix:
         if self.value and value is not None:
             total = total + self.value * regression(value, batch)
         return total
-
-
-def kept(
-    term: Term, forest: Sequence[Tree], credits: Sequence[Credits], gates: Sequence[Weights] | None
-) -> list[set[int]]:
-    """The ids of the leaves that a term trains, per tree; those that the gate closes are not among them."""
-    trained = [credit.trained() for credit in credits]
-    if gates is None:
-        return trained
-    return [
-        {leaf.id for leaf in tree.leaves() if leaf.id in some and weigh(leaf, term.side, gate)}
-        for tree, some, gate in zip(forest, trained, gates, strict=True)
-    ]
 
 
 def regression(value: Tensor, batch: TreeBatch) -> Tensor:

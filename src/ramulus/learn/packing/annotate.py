@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
-from ramulus.learn.objective.gate import Weights
 from ramulus.learn.objective.mix import Mix, Term
-from ramulus.learn.packing.weights import Share, shares
+from ramulus.learn.packing.weights import Selection, Share
+
+Forest = Sequence[Mapping[int, Node]]
+"""The nodes of each tree by their ids: what the spans of rows name."""
+
+
+def nodes_of(trees: Sequence[Tree]) -> list[dict[int, Node]]:
+    """The nodes of each tree by their ids, as long as nothing is cut."""
+    return [{node.id: node for node in tree.walk()} for tree in trees]
 
 
 def names(mix: Mix) -> list[str]:
@@ -21,16 +28,14 @@ def names(mix: Mix) -> list[str]:
     return [f"credit/{kind}" if nth == 1 else f"credit/{kind}/{nth}" for kind, nth in zip(kinds, again, strict=True)]
 
 
-def annotate(
-    forest: Sequence[Tree], mix: Mix, credits: Sequence[Sequence[Credits]], gates: Sequence[Weights] | None = None
-) -> None:
+def annotate(forest: Sequence[Tree], mix: Mix, credits: Sequence[Sequence[Credits]], selection: Selection) -> None:
     """Write each term's credit into `verdict` of the leaves it trains: the mean over their learned tokens, as a float.
 
     Where credit differs along a path, `signals` of its nodes hold it too: [L], the mean over the trained leaves below; nodes with
-    no learned token have none. `credits` and `gates` are what `mix.credit` and `mix.gates` answered. No reward, token or log-prob is touched.
+    no learned token have none. `credits` is what `mix.credit` answered, `selection` what `select` did. No reward, token or log-prob is touched.
     """
-    for name, term, answers in zip(names(mix), mix.terms, credits, strict=True):
-        for tree, answer, trained in zip(forest, answers, shares(forest, answers, term, mix.share, gates), strict=True):
+    for name, term, answers, trees in zip(names(mix), mix.terms, credits, selection.terms, strict=True):
+        for tree, answer, trained in zip(forest, answers, trees, strict=True):
             annotate_tree(tree, answer, trained, term, name)
 
 
@@ -56,16 +61,16 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
             node.signals[name] = np.mean(below[number], axis=0).tolist()
 
 
-def annotate_ratio(batch: TreeBatch, tempered: Tensor) -> None:
+def annotate_ratio(forest: Forest, batch: TreeBatch, tempered: Tensor) -> None:
     """Write into `signals["ratio"]` [L] of a row's trained, sampled nodes what the policy now makes of each token over what its sampler did.
 
-    `tempered` [T] are the log-probs that the row's update begins from.
+    `forest` holds the nodes that `nodes_of` found of the trees that were packed, `tempered` [T] the log-probs that the row's update begins from.
     """
     ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).tolist()
-    trained = (batch.weight != 0).any(0).tolist()
-    for node, start, stop in batch.nodes:
-        if stop > start and node.author is Author.POLICY and node.logprobs and trained[start]:
-            node.signals["ratio"] = ratio[start:stop]
+    trained = ((batch.weight != 0).any(0) & batch.sampled & (batch.author == int(Author.POLICY))).tolist()
+    for tree, number, start, stop in batch.spans:
+        if stop > start and trained[start]:
+            forest[tree][number].signals["ratio"] = ratio[start:stop]
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.gate import Weights
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.fold import fold_down, targets
-from ramulus.learn.packing.weights import Selection, Share, entropy_of, select
+from ramulus.learn.packing.weights import Selection, Share, select
 
 
 def pack(
@@ -39,13 +39,9 @@ def pack(
     a gate is packed without. `selection` is what `select` answered for the same arguments, where somebody has asked it already.
     """
     chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
-    stats = mix.measure(trees, credits, gates) if stats is None else stats
+    stats = mix.measure(trees, chosen.terms) if stats is None else stats
     rows = lay_out(trees, chosen.kept(), tokens_per_batch)
-    seen = entropy_of(trees, chosen.idle, chosen.terms, mix)  # it is counted once, on the first row
-    return [
-        replace(columns(row, chosen.terms, credits, mix, dtype), stats=stats | seen if row is rows[0] else stats)
-        for row in rows
-    ]
+    return [replace(columns(row, chosen.terms, credits, mix, dtype), stats=stats) for row in rows]
 
 
 def columns(
@@ -76,11 +72,12 @@ def columns(
     spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
     whole |= {
+        "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
         "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
         "leaf_length": response_lengths(row),
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
-    return TreeBatch(**parts, nodes=[(node, start, stop) for _, node, start, stop in row.nodes])
+    return TreeBatch(**parts, spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:

@@ -96,7 +96,7 @@ def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The leaves that an optimizer step trains."""
+    """The leaves that an optimizer step trains: asked once, then read by packing, statistics, annotations and the ledger."""
 
     terms: list[list[dict[int, Share]]]  # of each term, of each tree, by leaf id
     idle: list[set[int]]  # of each tree, those of them that nothing pulls at and that are left out
@@ -104,6 +104,12 @@ class Selection:
     def kept(self) -> list[set[int]]:
         """Of each tree the leaves to pack: trained by some term, and not left out."""
         return [{leaf for term in self.terms for leaf in term[i]} - out for i, out in enumerate(self.idle)]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Selection]) -> Selection:
+        """That of a forest from those of its parts, in order."""
+        terms = zip(*(part.terms for part in parts), strict=True)
+        return cls([[tree for part in term for tree in part] for term in terms], [out for part in parts for out in part.idle])
 
 
 def select(
@@ -164,12 +170,10 @@ def idle(
     return found
 
 
-def entropy_of(
-    trees: Sequence[Tree], left_out: Sequence[set[int]], terms: Sequence[Trained], mix: Mix
-) -> dict[str, float]:
-    """`idle/entropy` and `idle/tokens`: sum and number of the sampled entropies on the paths left out, for the gauge of all trained tokens."""
-    total, count = 0.0, 0
-    for index, (tree, some) in enumerate(zip(trees, left_out, strict=True)):
+def idle_entropy(trees: Sequence[Tree], chosen: Selection, mix: Mix) -> dict[str, float]:
+    """Sum and number of the sampled entropies on the paths left out: one more row for `gauges.merge`, whose entropy is that of all trained paths."""
+    total, count, terms = 0.0, 0, chosen.terms
+    for index, (tree, some) in enumerate(zip(trees, chosen.idle, strict=True)):
         for leaf in tree.leaves() if some else ():
             if leaf.id not in some:
                 continue
@@ -180,4 +184,4 @@ def entropy_of(
                 if node.author in authors and node.logprobs:
                     total += sum(node.entropy)
                     count += len(node.entropy)
-    return {"idle/entropy": total, "idle/tokens": float(count)} if count else {}
+    return {"entropy/sum": total, "entropy/count": float(count)} if count else {}

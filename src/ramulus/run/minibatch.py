@@ -1,0 +1,44 @@
+"""A step's trees in minibatches, each with what is derived of it once: credit, weights, and which leaves are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ramulus.core.tree import Tree
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.gate import Weights
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.packing.weights import Selection, select
+
+Answers = Sequence[Sequence[Credits]]
+"""What `Mix.credit` answered: of each term, of each tree."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Whole trees for one optimizer step, with their credit and the leaves that are trained."""
+
+    trees: list[Tree]
+    credits: Answers
+    selection: Selection
+
+
+def minibatches(
+    forest: list[Tree], credits: Answers, gates: Sequence[Weights] | None, mix: Mix, wanted: int
+) -> list[Minibatch]:
+    """A credited forest in at most `wanted` minibatches; `gates` holds what `mix.gates` answered for each tree."""
+    found = []
+    for part in parts(len(forest), wanted):
+        trees, answers = forest[part], [term[part] for term in credits]
+        opened = None if gates is None else gates[part]
+        found.append(Minibatch(trees, answers, select(trees, answers, mix, opened, drop_idle=True)))
+    return found
+
+
+def parts(n: int, wanted: int) -> list[slice]:
+    """n trees in at most `wanted` runs of whole trees, as even as can be."""
+    count = min(n, wanted)
+    edges = [i * n // count for i in range(count + 1)] if count else []
+    return [slice(a, b) for a, b in pairwise(edges)]
