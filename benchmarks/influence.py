@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from ramulus.recipes import ramulus as together
 from ramulus.run.config.recipe import Run
 from ramulus.run.forests import Forests
 from ramulus.run.setting import collect_seldom
-from ramulus.run.signals import Signals
+from ramulus.run.signals import SignalContext, Signals, provided
 
 STEP = 64  # tokens of a step of thinking, about
 KINDS = ("path", "star", "binary")
@@ -164,7 +165,8 @@ class Seen(Mine):
     def __init__(self, run: Run) -> None:
         super().__init__(run, False)
         old, parts = self.trainer.forests, self.parts
-        signals = Signals(parts.policy, parts.decode.tokenizer, run.mix.columns)
+        context = SignalContext(parts.policy, parts.decode.tokenizer, run.mix.columns)
+        signals = Signals(provided(run.signals), context)
         self.trainer.forests = Forests(run, old.tasks, old.engine, old.stop, old.decode, signals)
 
 
@@ -173,6 +175,13 @@ def timed(book: dict[str, float], what: str, owner: Any, names: tuple[str, ...],
     inside = [False]
 
     def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+        async def awaited(*args: Any, **options: Any) -> Any:
+            start = clock()
+            try:
+                return await inner(*args, **options)
+            finally:
+                book[what] = book.get(what, 0.0) + clock() - start
+
         def call(*args: Any, **options: Any) -> Any:
             if inside[0]:
                 return inner(*args, **options)
@@ -183,7 +192,7 @@ def timed(book: dict[str, float], what: str, owner: Any, names: tuple[str, ...],
                 inside[0] = False
                 book[what] = book.get(what, 0.0) + clock() - start
 
-        return call
+        return awaited if iscoroutinefunction(inner) else call
 
     for name in names:
         setattr(owner, name, around(getattr(owner, name)))

@@ -133,11 +133,11 @@ def scenes() -> dict[str, Scene]:
     """The pictures by name."""
     heat = ByEntropy(tau=0.1)
     heat = heat.given(heat.measure([Scene(Star(8), seed=seed).grow() for seed in range(4)]))
-    forks = AttentionForks(roots=3, points=2, branches=1, distance=4, delta=1)
+    forks = AttentionForks(roots=3, points=2, branches=1, distance=4)
     return {
         "grpo": Scene(Star(5), mix=grpo.recipe().mix, colour="credit", seed=1),
         "treepo": Scene(Segments(width=8, depth=8, length=6, branching=2), mix=treepo.recipe().mix),
-        "treerl": Scene(EntropyForks(roots=3, points=2, branches=1, words=()), mix=treerl.recipe().mix),
+        "treerl": Scene(EntropyForks(roots=3, points=2, branches=1, closed=None), mix=treerl.recipe().mix),
         "attnrl": Scene(forks, mix=attnrl.recipe().mix, seed=1),
         "hapo": Scene(Star(5), heat=heat, colour="temperature", seed=1),
         "hpt-solved": Scene(Star(4), mix=hpt.recipe().mix, shown=1, colour="credit", seed=1),

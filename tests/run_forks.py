@@ -15,16 +15,18 @@ from ramulus.learn.objective.mask import DualClip
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior, Recomputed
 from ramulus.run.config.recipe import Run
+from ramulus.run.signals import Concluded, ForwardInfluence
 from run_recipe import rl
 
-FORKS = AttentionForks(roots=4, points=2, branches=1, distance=2, delta=1)
+FORKS = AttentionForks(roots=4, points=2, branches=1, distance=2)
 
 
 def recipe() -> Run:
     """AttnRL in small: prompts, roots and branches all depend on what was seen before."""
     mix = Mix((Term(Estimator(DualClip(0.2, 0.28), Behavior(), GlobalLocal())),))
     schedule = Adaptive(PromptBatch(4, target=60, rounding="none", most=9))
-    return replace(rl(), name="attnrl", branching=FORKS, schedule=schedule, mix=mix, evals=None, eval_every=0)
+    signals = (ForwardInfluence(delta=1),)
+    return replace(rl(), name="attnrl", branching=FORKS, signals=signals, schedule=schedule, mix=mix, evals=None, eval_every=0)
 
 
 def early() -> Run:
@@ -44,7 +46,7 @@ def hopeless() -> Run:
 
 
 def entropy() -> Run:
-    return replace(recipe(), branching=EntropyForks(4, 2, 2, 1, words=("=",)), schedule=Fixed(4))
+    return replace(recipe(), branching=EntropyForks(4, 2, 2, 1), signals=(Concluded(("=",)),), schedule=Fixed(4))
 
 
 def recomputed() -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 
 import pytest
 
@@ -14,9 +15,15 @@ from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
 from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
-from ramulus.learn.policy.steps import Separators, holding, mark_concluded, mark_steps, segment, separators_of
+from ramulus.learn.policy.steps import Marked, Separators, holding, marked_after, marked_steps, segment, separators_of
 
 LINES = Separators(frozenset(), frozenset({2}))
+
+
+def write(columns: Iterable[Marked]) -> None:
+    """Signals into their nodes."""
+    for node, name, values in columns:
+        node.signals[name] = values
 
 
 def star(tokens: list[list[int]], scores: list[list[float]] | None = None, prompt: int = 3) -> Tree:
@@ -27,7 +34,7 @@ def star(tokens: list[list[int]], scores: list[list[float]] | None = None, promp
         leaf.logprobs, leaf.kept = [-float(token) for token in path], [0.0] * len(path)
         leaf.entropy = [float(token % 3) for token in path]
     tree.rounds = 1
-    mark_steps(tree, LINES)
+    write(marked_steps(tree, LINES))
     for leaf, values in zip(tree.leaves(), scores or []):
         starts = [*segment(leaf.tokens, LINES).starts, len(leaf.tokens)]
         leaf.signals["influence"] = [v for v, a, b in zip(values, starts, starts[1:]) for _ in range(b - a)]
@@ -79,7 +86,7 @@ def test_paths_that_are_pruned_or_ruled_out_grow_nothing() -> None:
         pruned, out, chosen, free = tree.leaves()
         pruned.finish, out.verdict, chosen.verdict = "pruned", {"expanded": 0.0}, {"expanded": 1.0}
         assert [node for node, _ in places(tree, rule)] == [chosen.id, free.id]
-    assert {node for node, _ in places(tree, EntropyForks(1, 1, 1, 1, words=()))} == {chosen.id, free.id}
+    assert {node for node, _ in places(tree, EntropyForks(1, 1, 1, 1, closed=None))} == {chosen.id, free.id}
 
 
 def test_later_rounds_branch_the_newest_paths_only() -> None:
@@ -91,7 +98,7 @@ def test_later_rounds_branch_the_newest_paths_only() -> None:
     leaf = tree.graft(bud.node, bud.drop)
     leaf.tokens, leaf.finish = lines([1, 2, 3]), "eos"
     tree.rounds = 2
-    mark_steps(tree, LINES)
+    write(marked_steps(tree, LINES))
     for node in tree.walk():
         node.signals["influence"] = [0.0, 9, 9, 1, 1, 1] if node is leaf else [0.5] * len(node.tokens)
     assert places(tree, rule) == [(leaf.id, 3)]
@@ -116,15 +123,15 @@ def test_early_steps_are_early_and_drawn_by_the_tree() -> None:
 def test_entropy_takes_the_least_expected_tokens_of_each_root() -> None:
     tree = star([[9, 3, 7, 2, 5], [1, 1, 6]])
     first, second = tree.leaves()
-    assert places(tree, EntropyForks(1, 2, 1, 1, words=())) == [
+    assert places(tree, EntropyForks(1, 2, 1, 1, closed=None)) == [
         (first.id, 2),
         (first.id, 4),
         (second.id, 2),
         (second.id, 1),
     ]
     first.kept = [0.0, 0.0, 3.5, 0.0, 0.0]  # what truncation took off is not surprise
-    assert places(tree, EntropyForks(1, 1, 1, 1, words=()))[0] == (first.id, 4)
-    assert places(tree, EntropyForks(1, 1, 1, 2, by="entropy", words=())) == [(first.id, 3)] * 2 + [(second.id, 1)] * 2
+    assert places(tree, EntropyForks(1, 1, 1, 1, closed=None))[0] == (first.id, 4)
+    assert places(tree, EntropyForks(1, 1, 1, 2, by="entropy", closed=None)) == [(first.id, 3)] * 2 + [(second.id, 1)] * 2
 
 
 def test_entropy_forks_after_the_words_never_come() -> None:
@@ -132,14 +139,14 @@ def test_entropy_forks_after_the_words_never_come() -> None:
     first, second = tree.leaves()
     with pytest.raises(ValueError, match="no signal 'concluded'"):
         EntropyForks(1, 2, 1, 1)(tree)
-    mark_concluded(tree, holding(lambda rows: ["The ANSWER" if row == [7] else "" for row in rows], 10, ("answer",)))
+    write(marked_after(tree, holding(lambda rows: ["The ANSWER" if row == [7] else "" for row in rows], 10, ("answer",))))
     assert first.signals["concluded"] == [0, 0, 0, 1, 1]
     assert places(tree, EntropyForks(1, 2, 1, 1)) == [(first.id, 2), (first.id, 1), (second.id, 2), (second.id, 1)]
 
 
 def test_a_token_is_branched_at_once_and_rounds_go_on_below_each_root() -> None:
     engine = Recorder(vocab=6)
-    rule = EntropyForks(2, 2, 3, 2, words=())
+    rule = EntropyForks(2, 2, 3, 2, closed=None)
     (tree,) = asyncio.run(grow_rounds([plant()], engine, rule, Sampling(12), Stop((EOS,), 12)))
     assert tree.rounds == 4
     prefixes = [request.prefix for request, _ in engine.seen]
@@ -156,7 +163,7 @@ def test_between_sees_whole_rounds_in_order_whatever_arrives_first() -> None:
         async def between(trees: list[Tree]) -> None:
             seen.append([(tree.task.id, [leaf.tokens for leaf in tree.leaves()]) for tree in trees])
             for tree in trees:
-                mark_steps(tree, LINES)
+                write(marked_steps(tree, LINES))
 
         trees = [plant(f"t{i}", prompt=(1, i % 4)) for i in range(6)]
         asyncio.run(
@@ -210,7 +217,6 @@ def test_separators_come_from_the_text_of_every_token() -> None:
     [
         lambda: AttentionForks(0),
         lambda: AttentionForks(points=0),
-        lambda: AttentionForks(delta=0),
         lambda: AttentionForks(quantile=1.1),
         lambda: EarlyForks(early=0),
         lambda: EarlyForks(distance=-1),
@@ -219,7 +225,7 @@ def test_separators_come_from_the_text_of_every_token() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(make) -> None:
-    with pytest.raises(ValueError, match=r"must be at least|goes by|share of the steps|quantile in"):
+    with pytest.raises(ValueError, match=r"must be at least|goes by|share of the steps|quantile must"):
         make()
 
 
@@ -241,13 +247,13 @@ def test_diverse_points_lie_far_apart_in_the_tree() -> None:
     branch = tree.graft(leaf, 8)
     branch.tokens, branch.logprobs, branch.kept, branch.finish = [1] * 5, [-0.1] * 3 + [-5.0, -0.1], [0.0] * 5, "eos"
     tree.rounds = 1
-    assert places(tree, EntropyForks(1, 2, words=(), branches=1)) == [(leaf.id, 8), (leaf.id, 7)]
-    assert places(tree, EntropyForks(1, 2, words=(), branches=1, diverse=2)) == [(leaf.id, 8), (leaf.id, 4)]
-    far = places(tree, EntropyForks(1, 2, words=(), branches=1, diverse=5))
+    assert places(tree, EntropyForks(1, 2, closed=None, branches=1)) == [(leaf.id, 8), (leaf.id, 7)]
+    assert places(tree, EntropyForks(1, 2, closed=None, branches=1, diverse=2)) == [(leaf.id, 8), (leaf.id, 4)]
+    far = places(tree, EntropyForks(1, 2, closed=None, branches=1, diverse=5))
     assert far == [(leaf.id, 8), (branch.id, 5)], "6 tokens up to where the paths part and 3 down, not |6 - 3|"
-    three = places(tree, EntropyForks(1, 3, words=(), branches=1, diverse=2))
+    three = places(tree, EntropyForks(1, 3, closed=None, branches=1, diverse=2))
     assert three == [(leaf.id, 8), (branch.id, 5), (leaf.id, 4)], "4 from the first as the trunk is, and less expected"
-    everything = EntropyForks(1, 50, words=(), branches=1, diverse=5)
-    assert sorted(places(tree, everything)) == sorted(places(tree, EntropyForks(1, 50, words=(), branches=1)))
+    everything = EntropyForks(1, 50, closed=None, branches=1, diverse=5)
+    assert sorted(places(tree, everything)) == sorted(places(tree, EntropyForks(1, 50, closed=None, branches=1)))
     with pytest.raises(ValueError, match="diverse is how many times"):
         EntropyForks(diverse=0)

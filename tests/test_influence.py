@@ -14,7 +14,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.policy import influence as module
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.steps import Separators, mark_steps
+from ramulus.learn.policy.steps import Separators, marked_steps
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from tiny import FAMILIES, build
 
@@ -221,7 +221,8 @@ def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
     before = model.config._attn_implementation
     policy.score([tree], (), Influence(SEPARATORS))
     assert model.config._attn_implementation == before
-    mark_steps(tree, SEPARATORS)
+    for node, name, values in marked_steps(tree, SEPARATORS):
+        node.signals[name] = values
     for leaf in tree.leaves():
         steps, _ = naive_steps(leaf.response())
         assert [at for at, start in enumerate(leaf.signals["steps"]) if start] == [step[0] for step in steps]

@@ -13,7 +13,7 @@ from ramulus.core.tree import Author, Tree
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
-from ramulus.run.signals import Signals
+from ramulus.run.signals import SignalContext
 from test_resume import metrics, same
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def test_influence_rides_on_the_pass_that_recomputes(tmp_path: Path, monkeypatch
     assert passes
     assert not any(passes)
     passes.clear()
-    monkeypatch.setattr(Signals, "rides", ())
+    monkeypatch.setattr(SignalContext, "rides", ())
     assert train(tmp_path / "alone", "steps=3", still, variant=":recomputed") == 0
     every = zip(trees(tmp_path / "ridden"), trees(tmp_path / "alone"), strict=True)
     nodes = [pair for ridden, alone in every for pair in zip(ridden.walk(), alone.walk(), strict=True)]
@@ -109,8 +109,3 @@ def test_steps_in_which_every_tree_is_dropped_are_written_and_change_nothing(tmp
     assert train(tmp_path / "run", "steps=2", variant=":hopeless") == 0
     assert [(line["trees"], line["dropped"], line["updates"]) for line in metrics(tmp_path / "run")] == [(4, 4, 0)] * 2
     assert len(trees(tmp_path / "run")) == 8
-
-
-def test_a_signal_that_nobody_computes_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown signals mood: this version computes steps, influence, concluded"):
-        Signals(None, None)([], ("mood",), None)

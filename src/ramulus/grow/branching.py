@@ -30,14 +30,16 @@ class Bud:
 
 
 class Branching(Protocol):
-    """One round of growth, a pure function of the tree; [] means that the tree is finished.
-
-    Where it has a number `rounds`, signals are supplied for so many rounds of branching and no more.
-    """
+    """One round of growth, a pure function of the tree; [] means that the tree is finished."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the node signals it reads; `run` supplies them between rounds. Their options are fields of the rule."""
+        """Names of the node signals it reads; `run` supplies them between rounds, see run/signals.py."""
+        ...
+
+    @property
+    def rounds(self) -> int | None:
+        """After how many rounds it reads them; None reads them after every round."""
         ...
 
     def __call__(self, tree: Tree) -> list[Bud]: ...
@@ -50,6 +52,7 @@ class Star:
     n: int
 
     needs: ClassVar[tuple[str, ...]] = ()
+    rounds: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.n < 0:

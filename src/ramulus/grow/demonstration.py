@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ramulus.core.tree import Tree, correct, demonstrations
 from ramulus.grow.branching import Branching, Bud, dice
@@ -47,11 +46,10 @@ class Hinted:
         """The signals that the rule inside reads."""
         return self.branching.needs
 
-    def __getattr__(self, name: str) -> Any:
-        """Options of those signals (`delta`, `words`, `rounds`) are fields of the rule inside."""
-        if name.startswith("_") or name == "branching":
-            raise AttributeError(name)
-        return getattr(self.branching, name)
+    @property
+    def rounds(self) -> int | None:
+        """Those of the rule inside."""
+        return self.branching.rounds
 
     def __call__(self, tree: Tree) -> list[Bud]:
         buds = list(self.branching(tree))

@@ -19,10 +19,8 @@ class AttentionForks:
 
     A step reaches the `quantile` of the scores of its response; of such, the earliest that begin at token `distance` or later, the
     prompt counted, and lie `distance` tokens apart. Where these are too few the earliest steps fill up, and where a response has fewer
-    steps than that, the earliest again; from a response of one step nothing grows. The step itself is sampled anew. `delta`: a step
-    attends to those at least so many steps before it. `rounds`: how often the newest paths are branched; the paper does it once.
-
-    The signal "influence" is that of learn/policy/influence.py; on a shared token it is the mean over the paths that share it.
+    steps than that, the earliest again; from a response of one step nothing grows. The step itself is sampled anew. `rounds`: how often
+    the newest paths are branched; the paper does it once. The signal "influence" is that of ForwardInfluence, whose `delta` it is to choose.
     """
 
     roots: int = 6
@@ -30,15 +28,14 @@ class AttentionForks:
     branches: int = 2
     quantile: float = 0.8
     distance: int = 512
-    delta: int = 4
     rounds: int = 1
 
     needs: ClassVar[tuple[str, ...]] = ("steps", "influence")
 
     def __post_init__(self) -> None:
         check_counts(self, self.roots, self.points, self.branches, self.rounds, self.distance)
-        if self.delta < 1 or not 0 <= self.quantile <= 1:
-            raise ValueError(f"{self}: delta must be at least 1 and quantile in [0, 1]")
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"AttentionForks' quantile must be in [0, 1], got {self.quantile}")
 
     def __call__(self, tree: Tree) -> list[Bud]:
         if tree.rounds == 0:
@@ -98,7 +95,8 @@ class EntropyForks:
 
     `by`: the surprisal -log p of the sampled token, as in the released code, or the entropy of the distribution it came from. p is the
     tempered distribution before truncation, entropy the untempered one's. Never branched at: the first token of a node, which is where
-    its siblings left, and the tokens after one whose text holds one of `words` (() masks none). The token itself is sampled anew.
+    its siblings left, and tokens where the signal `closed` is not 0: "concluded", after the words of Concluded; None leaves all open. The
+    token itself is sampled anew.
     `diverse`: among so many times N least expected tokens, the first and then whichever lies farthest from those taken, along the tree
     (an option of the released code, with 5, which measures positions inside nodes even across nodes).
     """
@@ -108,7 +106,7 @@ class EntropyForks:
     rounds: int = 1
     branches: int = 2
     by: Literal["surprisal", "entropy"] = "surprisal"
-    words: tuple[str, ...] = ("conclusion", "answer")
+    closed: str | None = "concluded"
     diverse: int | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +121,7 @@ class EntropyForks:
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals it reads."""
-        return ("concluded",) if self.words else ()
+        return (self.closed,) if self.closed else ()
 
     def __call__(self, tree: Tree) -> list[Bud]:
         if tree.rounds == 0:
@@ -153,7 +151,7 @@ class EntropyForks:
             scores = node.entropy
         else:
             scores = [-(logp + kept) for logp, kept in zip(node.logprobs, node.kept, strict=True)]
-        closed = read(node, "concluded") if self.words else [0.0] * len(scores)
+        closed = read(node, self.closed) if self.closed else [0.0] * len(scores)
         return [(at, scores[at]) for at in range(1, len(scores)) if not closed[at]]
 
 
@@ -208,7 +206,7 @@ def above(node: Node) -> int:
 def read(node: Node, name: str) -> list[float]:
     """A signal [L]; raises ValueError where it was not supplied."""
     if node.tokens and name not in node.signals:
-        raise ValueError(f"node {node.id} has no signal {name!r}: grow with a callable that supplies it, as `run` does")
+        raise ValueError(f"node {node.id} has no signal {name!r}: supply it after each round, as `run` does")
     return node.signals.get(name, [])
 
 

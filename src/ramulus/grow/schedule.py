@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ramulus.core.tree import Author, Tree
 
@@ -14,11 +14,18 @@ State = dict[str, Any]
 
 
 class Schedule(Protocol):
-    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept.
+    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept."""
 
-    One that also has `expand(trees, state) -> (ids of the leaves to grow from, of each tree; state)` is asked once for each draw,
-    after the first round of growth, when every path is graded; `needs` names the signals that it reads. See grow/adaptive.py.
-    """
+    @property
+    def expand(self) -> Callable[[Sequence[Tree], State], tuple[list[set[int]], State]] | None:
+        """(trees, state) -> (ids of the leaves to grow from, of each tree; state): asked once a draw, after the first round of growth, when
+        every path is graded. None grows from whatever the branching rule says. See grow/adaptive.py."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the node signals that `expand` reads."""
+        ...
 
     @property
     def prompts(self) -> int:
@@ -43,6 +50,9 @@ class Fixed:
     """`prompts` prompts a step, every tree kept."""
 
     prompts: int
+
+    expand: ClassVar[None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.prompts < 1:
@@ -71,6 +81,9 @@ class Dynamic:
     prompts: int
     draws: int = 3
     oversample: float = 1.0
+
+    expand: ClassVar[None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.draws < 1:

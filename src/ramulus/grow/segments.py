@@ -42,6 +42,7 @@ class Segments:
     rerolls: int = 0
 
     needs: ClassVar[tuple[str, ...]] = ()
+    rounds: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "length", "branching"):

@@ -18,6 +18,7 @@ from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.objective.token_weight import Product
 from ramulus.recipes.hpt import PUBLISHED, SMALL
 from ramulus.run.config.recipe import AdamW, Run
+from ramulus.run.signals import ForwardInfluence
 
 
 def recipe() -> Run:
@@ -29,13 +30,15 @@ def recipe() -> Run:
     schedule = Adaptive(PromptBatch(128, target=128 * 30, rounding="none", least=64, most=256), even=False, unbranched=True)
     changes = PUBLISHED | {"schedule": schedule, "minibatches": 4}
     return Run(
-        name="ramulus", branching=AttentionForks(roots=6, points=2, branches=2, quantile=0.8, distance=128, delta=4), ahead=1,
-        temperature=ByEntropy(tau=0.1), mix=Mix((rl, sft), share="each_fork", gate=Smooth(0.1)), optimizer=AdamW(lr=1e-6), **changes,
+        name="ramulus", branching=AttentionForks(roots=6, points=2, branches=2, quantile=0.8, distance=128), ahead=1,
+        signals=(ForwardInfluence(delta=4),), temperature=ByEntropy(tau=0.1),
+        mix=Mix((rl, sft), share="each_fork", gate=Smooth(0.1)), optimizer=AdamW(lr=1e-6), **changes,
     )  # fmt: skip
 
 
 def small() -> Run:
     """All of it on the quickstart's task, from its supervised model, with a teacher that is right, on a CPU."""
-    forks = AttentionForks(roots=4, points=2, branches=1, distance=4, delta=1)
+    forks = AttentionForks(roots=4, points=2, branches=1, distance=4)
     schedule = Adaptive(PromptBatch(48, target=48 * 12, rounding="none", least=32, most=96), even=False, unbranched=True)
-    return replace(recipe(), **SMALL | {"branching": forks, "schedule": schedule, "minibatches": 2})
+    changes = {"branching": forks, "signals": (ForwardInfluence(delta=1),), "schedule": schedule, "minibatches": 2}
+    return replace(recipe(), **SMALL | changes)

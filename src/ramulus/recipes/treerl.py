@@ -12,6 +12,7 @@ from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes.quickstart import SMALL
 from ramulus.run.config.recipe import AdamW, Run
+from ramulus.run.signals import Concluded
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 
@@ -21,7 +22,8 @@ def recipe() -> Run:
     return Run(
         name="treerl", model=Pretrained("Qwen/Qwen2.5-14B"), tasks=File("problems.jsonl"), rewards=Boxed(),
         prompt_limit=1024, response_limit=8192, temperature=1.2, top_p=0.95, branching=EntropyForks(roots=6, points=2, rounds=1, branches=2),
-        schedule=Fixed(64), mix=Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal(trained=16)), normaliser=SequenceMean()),)),
+        signals=(Concluded(),), schedule=Fixed(64),
+        mix=Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal(trained=16)), normaliser=SequenceMean()),)),
         steps=500, minibatches=4, tokens_per_batch=16384, optimizer=AdamW(lr=1.5e-6, decay="cosine"),
         autocast=True, activation_checkpointing=True,
     )  # fmt: skip
@@ -29,7 +31,7 @@ def recipe() -> Run:
 
 def small() -> Run:
     """TreeRL on the quickstart's task, from its supervised model, on a CPU."""
-    forks = EntropyForks(roots=4, points=2, branches=1, words=())
+    forks = EntropyForks(roots=4, points=2, branches=1, closed=None)
     mix = Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal()), normaliser=SequenceMean()),))
     return replace(
         recipe(),

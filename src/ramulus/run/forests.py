@@ -22,7 +22,7 @@ from ramulus.learn.objective.gate import demonstrated
 from ramulus.look.cost.ledger import Fate, cost, costs, fates
 from ramulus.look.evaluation.statistics import mean
 from ramulus.run.config.recipe import Run
-from ramulus.run.signals import needed
+from ramulus.run.signals import Signals, needed
 from ramulus.run.waiting import Waiting
 
 Cursor = dict[str, Any]
@@ -104,7 +104,7 @@ class Forests:
     engine: Engine
     stop: Stop
     decode: Callable[[Sequence[int]], str]
-    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None = None  # only rules that read signals need it
+    signals: Signals | None = None  # only rules that read signals need them
 
     async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
         """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
@@ -194,7 +194,7 @@ class Growth:
     engine: Waiting
     stop: Stop
     decode: Callable[[Sequence[int]], str]
-    signals: Callable[[Sequence[Tree], Sequence[str], Any], None] | None
+    signals: Signals | None
     heat: Any
     cursor: Cursor
 
@@ -205,7 +205,7 @@ class Growth:
         self.late = [rule for rule in run.pruning if needed(rule)]  # asked when their signals are there
         self.soon = [rule for rule in run.pruning if not needed(rule)]
         self.names = needed(run.branching, run.schedule)
-        self.expands = hasattr(run.schedule, "expand")
+        self.expands = run.schedule.expand is not None
 
     async def check(self, trees: list[Tree]) -> None:
         """Let the verifier look at demonstrations, where that is asked for."""
@@ -246,12 +246,12 @@ class Growth:
         run = self.run
         young = [tree for tree in grown if tree.rounds == 1 and self.expands]
         await together(self.judge(tree) for tree in young)
-        last = getattr(run.branching, "rounds", None)
+        last = run.branching.rounds
         asking = [tree for tree in grown if last is None or tree.rounds <= last]
         if self.signals is not None and self.names and asking:
-            self.signals(asking, self.names, run.branching)
+            await self.signals(asking, self.names)
         if self.signals is not None and self.late:
-            self.signals(grown, needed(*self.late), run.branching)
+            await self.signals(grown, needed(*self.late))
             for tree in grown:
                 prune(tree, self.late)
         if young:

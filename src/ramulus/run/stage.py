@@ -34,7 +34,7 @@ from ramulus.run.forests import Forests
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
-from ramulus.run.signals import KNOWN, Signals, needed
+from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trainer import State, Trainer
 from ramulus.tasks.problem import render
 
@@ -54,6 +54,7 @@ class Parts:
 
 def build(run: Run, start: Path | None) -> Parts:
     """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before."""
+    check_signals(run)
     quiet()
     encode_quickly()
     set_threads(run.threads)
@@ -97,7 +98,6 @@ def check(run: Run, parts: Parts) -> None:
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
-    check_signals(run)
     check_schedule(run)
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
@@ -131,18 +131,14 @@ def check(run: Run, parts: Parts) -> None:
 
 
 def check_signals(run: Run) -> None:
-    """Raise ValueError for a signal that nobody supplies."""
-    wanted = needed(run.branching, run.schedule, *run.pruning)
-    if unknown := [name for name in wanted if name not in KNOWN]:
-        raise ValueError(
-            f"{type(run.branching).__name__} with {type(run.schedule).__name__} and the pruning rules read the signals "
-            f"{', '.join(unknown)}, which this version does not compute: it knows {', '.join(KNOWN)}"
-        )
-    if "value" in wanted and not run.mix.value:
-        raise ValueError(
-            f"a rule of {run.name} reads the signal value, but the run trains no value head: give the mix one (value=0.5 with the advantage GAE), "
-            "or judge paths by MeanLogprob or Agreement"
-        )
+    """Raise ValueError for a signal that nothing provides, and for one of two providers."""
+    providers = provided(run.signals)
+    for reader in (run.branching, run.schedule, *run.pruning, *(term.estimator.advantage for term in run.mix.terms)):
+        if StateValue() in ordered(providers, needed(reader), type(reader).__name__) and not run.mix.value:
+            raise ValueError(
+                f"{type(reader).__name__} needs the signal 'value', but the run trains no value head: give the mix one (value=0.5 with the "
+                "advantage GAE), or judge paths by MeanLogprob or Agreement"
+            )
 
 
 def check_schedule(run: Run) -> None:
@@ -228,7 +224,7 @@ async def train_stage(
     await parts.engine.load(None, parts.policy.version)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
-    signals = Signals(parts.policy, parts.decode.tokenizer, run.mix.columns)
+    signals = Signals(provided(run.signals), SignalContext(parts.policy, parts.decode.tokenizer, run.mix.columns))
     forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.step, state.metrics_bytes)
     try:

@@ -129,8 +129,10 @@ class Trainer:
         clock.move(harvest.grading, "grow", "grade")
         self.whole = False
         with clock("score"):
-            known = getattr(self.forests.signals, "rides", ())
-            self.policy.score(harvest.kept, run.mix.columns, known=known)
+            signals = self.forests.signals
+            self.policy.score(harvest.kept, run.mix.columns, known=signals.context.rides if signals else ())
+            if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
+                await signals(harvest.kept, names)
         with clock("credit"):
             kept = harvest.kept
             credits = run.mix.credit(kept) if kept else []

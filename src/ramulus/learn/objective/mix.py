@@ -108,8 +108,7 @@ class Mix:
             raise ValueError(
                 "a term's side is a weight of the Mix's gate, but the Mix has none: give it gate=Switch(), say, or leave side out"
             )
-        reads = any("value" in getattr(term.estimator.advantage, "needs", ()) for term in self.terms)
-        if not (math.isfinite(self.value) and (self.value > 0 if reads else self.value == 0)):
+        if not (math.isfinite(self.value) and (self.value > 0 if "value" in self.needs else self.value == 0)):
             raise ValueError(
                 f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}"
             )
@@ -119,6 +118,11 @@ class Mix:
             )
         if self.share not in ("each_leaf", "each_fork"):
             raise ValueError(f"share is 'each_leaf' or 'each_fork', got {self.share!r}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that some advantage reads; `needs` may be left out by one that reads none."""
+        return tuple(name for term in self.terms for name in getattr(term.estimator.advantage, "needs", ()))
 
     @property
     def columns(self) -> set[str]:

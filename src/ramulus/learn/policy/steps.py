@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,6 +14,9 @@ LEVELS = 3  # double separators, single ones, every token
 
 Texts = Callable[[list[list[int]]], list[str]]
 """Token id lists -> their texts, special tokens kept."""
+
+Marked = tuple[Node, str, Sequence[float]]
+"""A node, the name of a signal, and one number for each of the node's tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,23 @@ def holding(texts: Texts, size: int, words: Sequence[str]) -> frozenset[int]:
     return frozenset(token for token, text in enumerate(found) if any(word in text.lower() for word in words))
 
 
-def mark_steps(tree: Tree, separators: Separators) -> None:
-    """Write the signal "steps" of every node on the policy's paths: 1 where a step of some path begins."""
-    mark(tree, "steps", lambda response: segment(response, separators).starts)
+def marked_steps(tree: Tree, separators: Separators) -> Iterator[Marked]:
+    """The signal "steps" of every node on the policy's paths: 1 where a step of some path begins."""
+    return marked(tree, "steps", lambda response: segment(response, separators).starts)
 
 
-def mark_concluded(tree: Tree, words: frozenset[int]) -> None:
-    """Write the signal "concluded" of every node on the policy's paths: 1 after the first of these tokens."""
+def marked_after(tree: Tree, words: frozenset[int]) -> Iterator[Marked]:
+    """The signal "concluded" of every node on the policy's paths: 1 after the first of these tokens."""
 
     def after(response: Sequence[int]) -> list[int]:
         first = next((at for at, token in enumerate(response) if token in words), len(response))
         return list(range(first + 1, len(response)))
 
-    mark(tree, "concluded", after)
+    return marked(tree, "concluded", after)
 
 
-def mark(tree: Tree, name: str, where: Callable[[Sequence[int]], list[int]]) -> None:
-    """Write a signal that is 1 at these offsets of some path that shares the token, else 0."""
+def marked(tree: Tree, name: str, where: Callable[[Sequence[int]], list[int]]) -> Iterator[Marked]:
+    """A signal that is 1 at these offsets of some path that shares the token, else 0."""
     nodes: dict[int, tuple[Node, np.ndarray]] = {}
     for leaf in tree.leaves():
         if leaf.author is not Author.POLICY:
@@ -107,5 +110,4 @@ def mark(tree: Tree, name: str, where: Callable[[Sequence[int]], list[int]]) -> 
                 continue
             here = flags[at : (at := at + len(node.tokens))]
             nodes[id(node)] = (node, np.maximum(here, nodes[id(node)][1]) if id(node) in nodes else here)
-    for node, found in nodes.values():
-        node.signals[name] = found.tolist()
+    return ((node, name, flags.tolist()) for node, flags in nodes.values())

@@ -14,6 +14,12 @@ Updates = dict[str, Any]
 """A tree of updates: field name or tuple index -> text of the value, or further updates."""
 
 
+MOVED = {
+    ("AttentionForks", "delta"): "signals.0.delta: write signals=(ForwardInfluence(delta=...),) in a recipe file",
+    ("EntropyForks", "words"): "signals.0.words: write signals=(Concluded(words=...),) in a recipe file, or set branching.closed=None for no words",
+}
+"""(class, field) that went elsewhere: its place now."""
+
 BOOLS = {"true": True, "True": True, "yes": True, "on": True, "false": False, "False": False, "no": False, "off": False}
 
 
@@ -127,6 +133,8 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
 
 
 def unknown(name: str, known: list[str], where: str, owner: str) -> str:
+    if (owner, name) in MOVED:
+        return f"{where}: {owner} has no field {name!r} any more, it is {MOVED[owner, name]}"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {where[: len(where) - len(name)]}{close[0]}?" if close else ""
     return f"{where}: {owner} has no field {name!r}.{guess} It has: {', '.join(known) or 'no fields'}"

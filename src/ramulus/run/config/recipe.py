@@ -134,6 +134,7 @@ class Run:
     repetition: Any = None  # grow.stop.Repeats(): stop where the text goes in circles
     pruning: tuple[Any, ...] = ()  # rules that end paths after a round
     schedule: Any  # Fixed(prompts), Dynamic(prompts): prompts per step
+    signals: tuple[Any, ...] = ()  # what computes the signals that rules and advantages need; shipped ones need no mention but for an option
     demonstrations: int = 0  # of each task, grafted on its tree as expert leaves
     check_demonstrations: bool = (
         False  # by the rewards, as if the policy had written them; what fails is not learned from

@@ -16,6 +16,7 @@ from ramulus.run.config.recipe import Run, writable
 
 FORMAT = 2
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
+MOVED = {"branching.delta": "signals.0.delta", "branching.words": "signals.0.words"}  # overrides of format 1, as the shipped recipes take them
 FIXED = (
     "name",
     "model",
@@ -148,7 +149,9 @@ def renamed(saved: dict[str, Any]) -> dict[str, Any]:
     name, colon, function = saved["recipe"].partition(":")
     stages = [stage | {"name": "ramulus" if stage["name"] == FORMER else stage["name"]} for stage in saved["stages"]]
     recipe = f"ramulus{colon}{function}" if name == FORMER else saved["recipe"]
-    return saved | {"recipe": recipe, "stages": brought_forward(stages)}
+    pairs = [split(assignment) for assignment in saved["overrides"]]
+    overrides = [f"{MOVED.get(path, path)}={value}" for path, value in pairs]
+    return saved | {"recipe": recipe, "overrides": overrides, "stages": brought_forward(stages)}
 
 
 def replace_text(path: Path, text: str) -> None:
