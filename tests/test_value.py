@@ -201,7 +201,7 @@ def test_a_run_prunes_by_its_value_head(tmp_path: Path) -> None:
 
 def test_a_run_without_a_head_cannot_prune_by_one(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"reads the signal value, but the run trains no value head: .*GAE.*MeanLogprob"
+        ValueError, match=r"LowValue needs the signal 'value', but the run trains no value head: .*GAE.*MeanLogprob"
     ):
         run_of("headless", tmp_path)
 
