@@ -13,12 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
+from ramulus.run.launch import launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
-PARTS = ("SecondThoughts", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
+PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +51,36 @@ def test_every_part_is_under_twenty_lines(page: ModuleType) -> None:
 def grown() -> Tree:
     tree = Tree.plant(Task("t", (1,), "t"))
     for reward in (0.0, 1.0, 1.0):
-        tree.add(tree.root, [1] * 6, Author.POLICY, finish="eos", reward=reward)
+        leaf = tree.add(tree.root, [1] * 6, Author.POLICY, finish="eos", reward=reward)
+        leaf.logprobs = [-0.1, -0.7, -0.5 - reward, -2.0 + reward, -0.2, -0.4]
     return tree
 
 
-def test_the_branching_rule_grows_again_from_the_middle(page: ModuleType) -> None:
+def test_the_branching_rule_grows_again_from_the_most_surprising_token(page: ModuleType) -> None:
     rule, tree = page.SecondThoughts(3), Tree.plant(Task("t", (1,), "t"))
     assert len(rule(tree)) == 3
     tree = grown()
     tree.rounds = 1
-    assert [(bud.node, bud.drop) for bud in rule(tree)] == [(leaf, 3) for leaf in tree.leaves()]
+    for node, name, values in page.Surprise()([tree], None):
+        node.signals[name] = values
+    assert [(bud.node, bud.drop) for bud in rule(tree)] == list(zip(tree.leaves(), (3, 4, 4), strict=True))
     tree.rounds = 2
     assert rule(tree) == []
+
+
+def test_the_signal_is_what_lies_above_the_usual(page: ModuleType) -> None:
+    columns = list(page.Surprise(usual=0.25)([grown()], None))
+    assert [name for _, name, _ in columns] == ["surprise"] * 3
+    assert columns[0][2] == pytest.approx([0, 0.45, 0.25, 1.75, 0, 0.15])
+
+
+def test_a_rule_whose_signal_is_missing_is_refused(page: ModuleType, tmp_path: Path) -> None:
+    bare = Path(str(page.__file__)).with_name("extend_bare.py")
+    bare.write_text(Path(str(page.__file__)).read_text().replace("        signals=(Surprise(),),\n", ""))
+    known = "StepStarts provides steps, ForwardInfluence provides influence, Concluded provides concluded, StateValue provides value"
+    with pytest.raises(ValueError, match=rf"SecondThoughts needs the signal 'surprise', which nothing provides \({known}\): give signals"):
+        launch(str(bare), [f"out={tmp_path / 'run'}"], False, True, Console(quiet=True))
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_the_advantage_is_over_the_middle_reward(page: ModuleType) -> None:
@@ -94,11 +114,15 @@ def test_the_gate_shows_once(page: ModuleType) -> None:
 
 
 def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
-    from ramulus.run.launch import launch
-
-    small = ["tasks.count=60", "evals.count=4", "schedule.prompts=3", "model.hidden=32", "steps=2"]
+    small = ["tasks.count=60", "evals.count=4", "schedule.prompts=3", "model.hidden=32", "steps=2", "trees_every=1"]
     out = tmp_path / "run"
     assert launch(str(page.__file__), [*small, f"out={out}"], False, True, Console(quiet=True)) == 0
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 2
     assert all(step["trained"] > 0 and step["updates"] == 1 for step in steps)
+    for tree in (tree for file in sorted((out / "trees").iterdir()) for tree in read(file)):
+        first = [leaf for leaf in tree.leaves() if leaf.why == "first"]
+        again = [leaf for leaf in tree.leaves() if leaf.why == "again"]
+        assert len(again) == len(first) == 4
+        assert all("surprise" in leaf.signals for leaf in first)
+        assert not any("surprise" in leaf.signals for leaf in again), "nobody would read it"

@@ -109,3 +109,13 @@ def test_steps_in_which_every_tree_is_dropped_are_written_and_change_nothing(tmp
     assert train(tmp_path / "run", "steps=2", variant=":hopeless") == 0
     assert [(line["trees"], line["dropped"], line["updates"]) for line in metrics(tmp_path / "run")] == [(4, 4, 0)] * 2
     assert len(trees(tmp_path / "run")) == 8
+
+
+def test_an_advantage_reads_a_signal_of_the_recipe(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "steps=2", variant=":credited") == 0
+    leaves = [leaf for tree in trees(tmp_path / "run") for leaf in tree.leaves()]
+    assert leaves
+    for leaf in leaves:
+        assert list(leaf.signals["change"]) == [float(a != b) for a, b in zip(leaf.tokens, [-1, *leaf.tokens])]
+        assert list(leaf.signals["credit/Unlike"]) == [(leaf.reward or 0.0) * x for x in leaf.signals["change"]]
+    assert any(leaf.reward for leaf in leaves)

@@ -68,6 +68,11 @@ if TYPE_CHECKING:
     from ramulus.run.config.recipe import Exam as Exam
     from ramulus.run.config.recipe import Run as Run
     from ramulus.run.config.recipe import Weighted as Weighted
+    from ramulus.run.signals import Concluded as Concluded
+    from ramulus.run.signals import ForwardInfluence as ForwardInfluence
+    from ramulus.run.signals import SignalContext as SignalContext
+    from ramulus.run.signals import StateValue as StateValue
+    from ramulus.run.signals import StepStarts as StepStarts
     from ramulus.tasks.chain import ChainSum as ChainSum
     from ramulus.tasks.files import File as File
     from ramulus.tasks.gym import Gym as Gym
@@ -111,6 +116,7 @@ HOMES = {
     "look.evaluation.evaluate": ("evaluate",),
     "look.viewer.show": ("show",),
     "run.config.recipe": ("AdamW", "Exam", "Run", "Weighted"),
+    "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),
     "tasks.chain": ("ChainSum",),
     "tasks.files": ("File",),
     "tasks.gym": ("Gym",),
