@@ -19,7 +19,8 @@ from benchmarks.pairing import Spread, record, spread, table
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correct
 from ramulus.engine.engine import Request, Sampling
-from ramulus.grow.growth import grade, grow_forest, seed_of
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import Agreement, LowValue, MeanLogprob
 from ramulus.look.cost.ledger import cost

@@ -22,7 +22,8 @@ from ramulus.engine.engine import Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Branching, Star, paths
 from ramulus.grow.forks import AttentionForks, EntropyForks
-from ramulus.grow.growth import demonstrate, grade
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import demonstrate
 from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop

@@ -15,9 +15,10 @@ from ramulus.core.task import Path, Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.toy import ToyEngine
-from ramulus.grow import growth
+from ramulus.grow import grading
 from ramulus.grow.branching import Bud, Star, length, paths
-from ramulus.grow.growth import RewardError, demonstrate, grade, grow_forest, grow_round, grow_tree, seed_of
+from ramulus.grow.grading import RewardError, grade
+from ramulus.grow.growth import demonstrate, grow_forest, grow_round, grow_tree, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 
@@ -265,7 +266,7 @@ def test_quick_rewards_share_a_thread_and_slow_ones_do_not_wait_for_each_other(m
         threads.add(threading.get_ident())
         return float(path.tokens[0])
 
-    monkeypatch.setattr(growth, "PATIENCE", 60.0)
+    monkeypatch.setattr(grading, "PATIENCE", 60.0)
     tree = asyncio.run(grade(starred(6), ((quick, 1.0, "quick"),), decode))
     assert [leaf.reward for leaf in tree.leaves()] == [1, 2, 3, 4, 5, 6]
     assert len(threads) == 1
@@ -277,7 +278,7 @@ def test_quick_rewards_share_a_thread_and_slow_ones_do_not_wait_for_each_other(m
             everybody.wait(20)
         return float(path.tokens[0])
 
-    monkeypatch.setattr(growth, "PATIENCE", -1.0)
+    monkeypatch.setattr(grading, "PATIENCE", -1.0)
     tree = asyncio.run(grade(starred(5), ((slow, 1.0, "slow"),), decode))
     assert [leaf.reward for leaf in tree.leaves()] == [1, 2, 3, 4, 5]
 

@@ -14,7 +14,8 @@ from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.branching import Star
-from ramulus.grow.growth import grade, grow_forest
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import grow_forest
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 from ramulus.learn.advantage.group import GroupMean

@@ -170,7 +170,7 @@ def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monke
 
 
 def test_a_reward_that_fails_late_loses_no_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ramulus.grow.growth import RewardError
+    from ramulus.grow.grading import RewardError
     from ramulus.run.forests import Forests
 
     real = Forests.get

@@ -21,7 +21,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
-from ramulus.grow.growth import grade
+from ramulus.grow.grading import grade
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.stop import Stop
 from ramulus.run import checkpoint

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ramulus.core.tree import Tree, correct, demonstrations
 from ramulus.grow.branching import Branching, Bud, dice
-from ramulus.grow.growth import Rewards, grade
+from ramulus.grow.grading import Rewards, grade
 from ramulus.grow.stop import Decode
 
 

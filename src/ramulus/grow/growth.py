@@ -1,35 +1,19 @@
-"""Growing trees: rounds of buds, requests, new nodes; then grading. Every tree goes at its own pace."""
+"""Growing trees: rounds of buds, requests, new nodes. Every tree goes at its own pace."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from numbers import Real
-from typing import Any
 
-from ramulus.core.task import Path, Reward, Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Engine, Request, Sampling, Segment, sample_all, together
 from ramulus.grow.branching import Branching, Bud, depth, paths
 from ramulus.grow.pruning import Pruning
-from ramulus.grow.stop import Decode, Stop
+from ramulus.grow.stop import Stop
 
 OnTree = Callable[[Tree], Awaitable[None] | None]
-Rewards = Sequence[tuple[Reward, float, str]]
-"""(reward, weight in the total, name of its part in the verdict) of each."""
-
-
-PATIENCE = 0.005  # seconds for which the rewards of a tree are asked one after the other
-
-
-class RewardError(ValueError):
-    """A reward raised, or returned what is no reward; names the reward, the task and the remedy."""
 
 
 async def grow_forest(
@@ -172,121 +156,3 @@ def demonstrate(tree: Tree, n: int, limit: int | None = None) -> list[Node]:
         fields = {"finish": finish, "reward": 1.0, "why": "demonstration"}
         leaves.append(tree.add(tree.root, list(tokens[:limit]), Author.EXPERT, **fields))
     return leaves
-
-
-async def grade(
-    tree: Tree, rewards: Rewards, decode: Decode, filter_overlong: bool = False, leaves: Sequence[Node] | None = None
-) -> Tree:
-    """Give every ended policy path that was not pruned its reward (the weighted total) and its verdict; once, not again.
-
-    The verdict holds each reward's value by name, `correct` and `answer` from the first reward that tells them, and any
-    other part as NAME/PART. Rewards run concurrently, plain functions in threads. With `filter_overlong` a path that ended
-    by length has a verdict but no reward: it is in no mean and no gradient. `leaves` are graded in place of the policy's
-    where given. Raises RewardError.
-    """
-    leaves = paths(tree) if leaves is None else leaves
-    leaves = [leaf for leaf in leaves if leaf.finish not in (None, "pruned") and not leaf.verdict]
-    if leaves and not rewards:
-        raise ValueError("sampled paths cannot be graded without a reward: give at least one")
-    given = [(tuple(leaf.response()), leaf) for leaf in leaves]
-    ways = [Path(decode(list(tokens)), tokens, leaf.finish) for tokens, leaf in given]
-    answers = await judged(tree, [(way, reward, name) for way in ways for reward, _, name in rewards])
-    for i, leaf in enumerate(leaves):
-        total = 0.0
-        leaf.verdict = {}
-        for (_, weight, name), parts in zip(rewards, answers[i * len(rewards) : (i + 1) * len(rewards)], strict=True):
-            total += weight * parts["reward"]
-            leaf.verdict[name] = parts["reward"]
-            for key, value in parts.items():
-                if key != "reward":
-                    leaf.verdict.setdefault(key if key in ("correct", "answer") else f"{name}/{key}", value)
-        leaf.reward = None if filter_overlong and leaf.finish == "length" else total
-    return tree
-
-
-async def judged(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> list[dict[str, Any]]:
-    """What each reward says of its path: plain numbers and strings by part, `reward` a finite float; all side by side, coroutines in this loop."""
-    kinds = {id(reward): waits(reward) for reward in {id(reward): reward for _, reward, _ in questions}.values()}
-    waiting = [i for i, (_, reward, _) in enumerate(questions) if kinds[id(reward)]]
-    plain = [i for i, (_, reward, _) in enumerate(questions) if not kinds[id(reward)]]
-    if not waiting:
-        return await asked(tree, questions)
-    others = asked(tree, [questions[i] for i in plain])
-    first, *answers = await together([others, *(judge(tree, *questions[i]) for i in waiting)])
-    known = dict(zip(plain + waiting, first + answers, strict=True))
-    return [known[i] for i in range(len(questions))]
-
-
-async def asked(tree: Tree, questions: Sequence[tuple[Path, Reward, str]]) -> list[dict[str, Any]]:
-    """Of plain functions, which run in threads so that they never hold up the sampling: in one while they are quick, else each in its own."""
-    if not questions:
-        return []
-    numbers = iter(range(len(questions)))  # whoever takes the next one asks it
-    calls = [(reward, tree.task, path) for path, reward, _ in questions]
-    first = asyncio.ensure_future(asyncio.to_thread(each_of, calls, numbers))
-    try:
-        await asyncio.wait({first}, timeout=PATIENCE)
-        slow = list(numbers)
-        answers = await together([first, *(judge(tree, *questions[i]) for i in slow)])
-    finally:
-        deque(numbers, 0)  # the thread goes no further
-    given: dict[int, tuple[Any, Exception | None]] = answers[0]
-    rest = [i for i, (said, error) in given.items() if error is not None or inspect.isawaitable(said)]
-    more = await together(judge(tree, *questions[i], given[i]) for i in rest) if rest else []
-    known = dict(zip(slow + rest, answers[1:] + more, strict=True))
-    return [known[i] if i in known else checked(tree, name, given[i][0]) for i, (_, _, name) in enumerate(questions)]
-
-
-def waits(reward: Reward) -> bool:
-    """Whether a reward is a coroutine function."""
-    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
-
-
-def each_of(calls: Sequence[tuple[Reward, Task, Path]], numbers: Iterator[int]) -> dict[int, tuple[Any, Exception | None]]:
-    """What those calls answer whose numbers nobody else takes."""
-    return {i: caught(*calls[i]) for i in numbers}
-
-
-async def judge(
-    tree: Tree, path: Path, reward: Reward, name: str, given: tuple[Any, Exception | None] | None = None
-) -> dict[str, Any]:
-    """What one reward says of one path; `given` is its answer or error where it was asked already."""
-    try:
-        said = await ask(reward, tree.task, path, given)
-    except Exception as error:
-        where, remedy = f"reward {name!r} on task {tree.task.id!r}", "let it return a number for any text a model may write"
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}; {remedy}") from error
-    return checked(tree, name, said)
-
-
-async def ask(reward: Reward, task: Task, path: Path, given: tuple[Any, Exception | None] | None) -> Any:
-    """Call a reward: coroutines in this loop, plain functions in a thread."""
-    if given is None and waits(reward):
-        said: Any = reward(task, path)
-    else:
-        said, error = await asyncio.to_thread(caught, reward, task, path) if given is None else given
-        if error is not None:
-            raise error
-    return await said if inspect.isawaitable(said) else said
-
-
-def checked(tree: Tree, name: str, said: Any) -> dict[str, Any]:
-    """The parts of an answer, if it is one; raises RewardError."""
-    where = f"reward {name!r} on task {tree.task.id!r}"
-    parts = said if isinstance(said, dict) else {"reward": said}
-    if not isinstance(parts.get("reward"), Real) or not math.isfinite(float(parts["reward"])):
-        raise RewardError(f"{where} returned {said!r}: it must return a finite number, or a dict with one as 'reward'")
-    for key, value in parts.items():
-        if not isinstance(key, str) or not isinstance(value, Real | str):
-            raise RewardError(
-                f"{where} returned {value!r} as {key!r}: the parts of a reward are numbers or strings by name"
-            )
-    return {key: value if isinstance(value, str) else float(value) for key, value in parts.items()}
-
-
-def caught(reward: Reward, task: Task, path: Path) -> tuple[Any, Exception | None]:
-    """The answer or the error of a call: a StopIteration must not reach a future, it would hang there."""
-    try:
-        return reward(task, path), None
-    except Exception as error:
-        return None, error

@@ -15,7 +15,8 @@ from ramulus.engine.engine import Engine, Sampling
 from ramulus.grow.branching import length, paths
 from ramulus.grow.demonstration import verify
 from ramulus.grow.forks import EXPANDED
-from ramulus.grow.growth import demonstrate, grade, grow_forest, grow_round, prune, together
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import demonstrate, grow_forest, grow_round, prune, together
 from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
 from ramulus.learn.objective.gate import demonstrated

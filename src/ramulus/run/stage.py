@@ -21,7 +21,7 @@ from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
-from ramulus.grow.growth import judge
+from ramulus.grow.grading import Call, settle_all
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -175,10 +175,9 @@ def warn_of_leaks(run: Run, parts: Parts) -> None:
 
 async def probe(run: Run, parts: Parts) -> None:
     """Ask every reward about a response that repeats the problem: one that raises or gives NaN is found before anything is sampled."""
-    tree = Tree.plant(parts.tasks[0])
-    said = Response(tree.task.text, tree.task.prompt, "eos")
-    for reward, _, name in run.weighted():
-        await judge(tree, said, reward, name)
+    task = parts.tasks[0]
+    response = Response(task.text, task.prompt, "eos")
+    await settle_all([Call(reward, name, task, response) for reward, _, name in run.weighted()])
 
 
 def digest(tasks: Sequence[Task]) -> str:

@@ -10,7 +10,8 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correct
 from ramulus.engine.engine import Engine, Sampling
 from ramulus.grow.branching import Star
-from ramulus.grow.growth import Rewards, grade, grow_forest
+from ramulus.grow.grading import Rewards, grade
+from ramulus.grow.growth import grow_forest
 from ramulus.look.evaluation.measures import Row, report_of, scores_of
 
 Decode = Callable[[Sequence[int]], str]

@@ -17,7 +17,8 @@ from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.grow.growth import grade, grow_forest
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost

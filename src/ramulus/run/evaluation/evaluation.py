@@ -16,7 +16,8 @@ from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.grow.branching import Branching
-from ramulus.grow.growth import grade, grow_forest, together
+from ramulus.grow.grading import grade
+from ramulus.grow.growth import grow_forest, together
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers
 from ramulus.run.config.recipe import writable
