@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import fields
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +15,6 @@ from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.packing.annotate import nodes_of
 from ramulus.learn.packing.pack import pack
-
-RECIPES = sorted(
-    file.stem for file in (Path(__file__).parents[1] / "src/ramulus/recipes").glob("*.py") if file.stem != "__init__"
-)
 
 
 def deep(nodes: int) -> Tree:
@@ -56,13 +50,6 @@ def test_rows_and_mixes_are_pickled(name: str) -> None:
     for batch in pack(trees, mix.credit(trees), mix, 40, gates=gates):
         assert same(pickle.loads(pickle.dumps(batch)), batch)
     assert pickle.loads(pickle.dumps(mix)) == mix
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_part_of_a_recipe_is_pickled(name: str) -> None:
-    made = import_module(f"ramulus.recipes.{name}").recipe()
-    for run in made if isinstance(made, tuple | list) else (made,):
-        assert pickle.loads(pickle.dumps(run)) == run
 
 
 def test_spans_name_the_nodes_of_every_token() -> None:

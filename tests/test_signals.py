@@ -170,6 +170,16 @@ def test_a_name_that_nothing_provides_is_refused_before_work_begins(reader: str)
         check_signals(made)
 
 
+def test_a_rule_and_a_schedule_say_what_they_read() -> None:
+    class Bare:
+        needs = ()
+
+    with pytest.raises(ValueError, match="Bare has no 'rounds': write rounds: ClassVar = None"):
+        check_signals(replace(run_forks.recipe(), branching=Bare()))
+    with pytest.raises(ValueError, match="Bare has no 'expand': write expand: ClassVar = None"):
+        check_signals(replace(run_forks.recipe(), schedule=Bare()))
+
+
 def test_a_pruning_rule_is_served_by_a_signal_of_the_recipe() -> None:
     run = replace(run_forks.recipe(), branching=Segments(4, 2, 4), pruning=(LowValue(Estimated("depth"), budget=1),), signals=(Depth(),))
     check_signals(run)

@@ -131,7 +131,11 @@ def check(run: Run, parts: Parts) -> None:
 
 
 def check_signals(run: Run) -> None:
-    """Raise ValueError for a signal that nothing provides, and for one of two providers."""
+    """Raise ValueError for a signal that nothing provides or two objects do, and for a rule or schedule that does not say what it reads."""
+    for part, names in ((run.branching, ("needs", "rounds")), (run.schedule, ("needs", "expand"))):
+        for name in (name for name in names if not hasattr(part, name)):
+            usual = "()" if name == "needs" else "None"
+            raise ValueError(f"{type(part).__name__} has no {name!r}: write {name}: ClassVar = {usual} into the class, or what it reads")
     providers = provided(run.signals)
     for reader in (run.branching, run.schedule, *run.pruning, *(term.estimator.advantage for term in run.mix.terms)):
         if StateValue() in ordered(providers, needed(reader), type(reader).__name__) and not run.mix.value:
