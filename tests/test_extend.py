@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,10 @@ from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.tree_batch import Credits
+from ramulus.run.checkpoint import path_of
 from ramulus.run.launch import launch
+from ramulus.run.signals import SHIPPED
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
@@ -88,6 +92,21 @@ def test_the_advantage_is_over_the_middle_reward(page: ModuleType) -> None:
     assert list(credit.leaf.values()) == [-1.0, 0.0, 0.0]
 
 
+def test_credit_is_of_leaves_nodes_or_tokens_and_none_is_left_out() -> None:
+    assert {f.name for f in fields(Credits)} >= {"leaf", "node", "token"}
+    assert Credits({1: 0.5, 2: None}).trained() == {1}
+    assert Credits(token={1: [0.5, 0.25]}).trained() == {1}
+
+
+def test_the_shipped_signals_are_those_that_the_page_names() -> None:
+    (line,) = re.findall(r"Shipped ones: (.*?)\.\n", PAGE.read_text())
+    named = re.findall(r"`(\w+)(?:\((\w+)=(.*?)\))?`", line)
+    assert [name for name, _, _ in named] == [type(signal).__name__ for signal in SHIPPED]
+    for signal, (_, option, value) in zip(SHIPPED, named, strict=True):
+        assert not option or hasattr(signal, option)
+        assert value in ("", "...") or repr(getattr(signal, option)) == value
+
+
 def test_the_clip_rule_fades_out_on_its_side_only(page: ModuleType) -> None:
     class Row:
         behavior = torch.zeros(3)
@@ -120,6 +139,9 @@ def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 2
     assert all(step["trained"] > 0 and step["updates"] == 1 for step in steps)
+    state = json.loads((path_of(out, 2) / "state.json").read_text())
+    assert len(state["mix"]) == 6, "the gate's state: every question that was seen"
+    assert set(state["mix"].values()) == {True}
     for tree in (tree for file in sorted((out / "trees").iterdir()) for tree in read(file)):
         first = [leaf for leaf in tree.leaves() if leaf.why == "first"]
         again = [leaf for leaf in tree.leaves() if leaf.why == "again"]

@@ -16,7 +16,7 @@ from ramulus.run.config.recipe import Run, writable
 
 FORMAT = 2
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
-MOVED = {"branching.delta": "signals.0.delta", "branching.words": "signals.0.words"}  # overrides of format 1, as the shipped recipes take them
+FORMER_PATHS = {"branching.delta": "signals.0.delta", "branching.words": "signals.0.words"}  # overrides of format 1, as the shipped recipes take them
 FIXED = (
     "name",
     "model",
@@ -150,7 +150,7 @@ def renamed(saved: dict[str, Any]) -> dict[str, Any]:
     stages = [stage | {"name": "ramulus" if stage["name"] == FORMER else stage["name"]} for stage in saved["stages"]]
     recipe = f"ramulus{colon}{function}" if name == FORMER else saved["recipe"]
     pairs = [split(assignment) for assignment in saved["overrides"]]
-    overrides = [f"{MOVED.get(path, path)}={value}" for path, value in pairs]
+    overrides = [f"{FORMER_PATHS.get(path, path)}={value}" for path, value in pairs]
     return saved | {"recipe": recipe, "overrides": overrides, "stages": brought_forward(stages)}
 
 
