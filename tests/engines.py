@@ -27,7 +27,7 @@ KERNELS = pytest.mark.skipif(not compiles(), reason="needs a C compiler")
 LANES = [pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 16]
 """Widths of vector; 16 is two of AVX2's, and what AVX-512 has. A build takes seconds."""
 VOCABULARY = 48
-WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "packed": {"native": False}, "fused": {"packed": 0}, "transformers": {"fast": False}}
+WAYS: dict[str, dict[str, Any]] = {"compiled": {}, "fused": {"native": False}, "transformers": {"fast": False}}
 """Options of LocalEngine by the name of the forward that they choose."""
 EVERY_WAY = [pytest.param(way, marks=KERNELS) if way == "compiled" else way for way in WAYS]
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {

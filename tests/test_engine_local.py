@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 import torch
 
-from engines import EVERY_WAY, KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
-from ramulus.engine.local.forward import ModelForward
-from ramulus.engine.local.fused import recognise
+from engines import EVERY_WAY, KERNELS, KINDS, VOCABULARY, WAYS, ask, line, mixed, run, scored, small, worst
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.engine.local.packed import working_dtype
 from ramulus.engine.local.radix import common
 
 MANY = 2**26
@@ -33,30 +29,6 @@ def test_logprobs_are_those_of_the_plain_forward(kind: str, way: str) -> None:
         p = model(text).logits[0, len(requests[3].prefix) - 1 : -1].double().softmax(-1)
     entropy = -(p * p.log()).sum(-1)
     assert torch.allclose(entropy, torch.tensor(segments[3].entropy, dtype=torch.float64), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_a_packed_copy_is_stated_bounded_and_renewed(kind: str) -> None:
-    """The packed copy gives the fused forward's tokens, and those of new weights only after `load`."""
-    model = small(kind)
-    plain: dict[str, Any] = {"slots": 6, "memory": MANY, "native": False}
-    packed, fused = LocalEngine(model, **plain), LocalEngine(model, **plain, packed=0)
-    assert (packed.forward.name, fused.forward.name) == ("packed", "fused")
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    tied = model.config.tie_word_embeddings  # the head is packed all the same
-    assert packed.packed_bytes == sum(p.nbytes for p in matrices) + tied * model.lm_head.weight.nbytes
-    assert fused.packed_bytes == 0
-    bound = packed.packed_bytes
-    assert LocalEngine(model, **plain, packed=bound).packed_bytes == bound
-    assert LocalEngine(model, **plain, packed=bound - 1).packed_bytes == 0
-    requests = mixed(10)
-    before = run(packed, requests)
-    assert [s.tokens for s in before] == [s.tokens for s in run(fused, requests)]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.9)
-    asyncio.run(packed.load(None, 1))
-    assert worst(model, requests, run(packed, requests)) < 1e-5 < worst(model, requests, before)
 
 
 def test_threads_are_set_for_the_engine_alone() -> None:
@@ -98,13 +70,13 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:
     assert float(differences.mean()) < tolerance / 5
 
 
-@pytest.mark.parametrize("way", EVERY_WAY[:2])
-def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+@KERNELS
+def test_a_small_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same bf16 weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
     model = small("qwen2", torch.bfloat16)
     requests = mixed(12)
-    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
-    assert engine.forward.name == way
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    assert engine.forward.name == "compiled"
     assert engine.forward.geometry.dtype == torch.float32
     exact = small("qwen2", torch.bfloat16).float()
     assert worst(exact, requests, run(engine, requests)) < 1e-4
@@ -113,11 +85,10 @@ def test_a_tiny_model_in_half_precision_is_decoded_in_float32(monkeypatch: pytes
             parameter.mul_(0.9)
     asyncio.run(engine.load(None, 1))
     assert worst(model.float(), requests, run(engine, requests)) < 1e-4
-    monkeypatch.setattr("ramulus.engine.local.packed.TINY", 0)
-    for halves, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("ramulus.engine.local.packed.halves", lambda answer=halves: answer)
-        assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16)))) == dtype
-        assert working_dtype(recognise(ModelForward(small("qwen2", torch.bfloat16))), 2**20) == torch.float32
+    monkeypatch.setattr("ramulus.engine.local.compiled.SMALL", 0)
+    for halves, name in ((True, "fused"), (False, "compiled")):
+        monkeypatch.setattr("ramulus.engine.local.compiled.halves", lambda answer=halves: answer)
+        assert LocalEngine(small("qwen2", torch.bfloat16), slots=1, memory=MANY).forward.name == name
 
 
 def test_the_model_is_left_as_it_was() -> None:

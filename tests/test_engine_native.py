@@ -11,6 +11,7 @@ import torch
 
 from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
 from ramulus.engine.engine import Sampling
+from ramulus.engine.local import compiled
 from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.forward import ModelForward, verify
 from ramulus.engine.local.fused import recognise
@@ -195,9 +196,20 @@ def test_new_weights_are_taken_by_load() -> None:
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
-def test_its_copy_is_bounded_by_packed() -> None:
-    model = small()
-    bound = LocalEngine(model, slots=1, memory=MANY).packed_bytes
-    assert bound >= sum(p.nbytes for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
-    assert LocalEngine(model, slots=1, memory=MANY, packed=bound).forward.name == "compiled"
-    assert LocalEngine(model, slots=1, memory=MANY, packed=bound - 1).forward.name != "compiled"
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_its_copy_is_stated_and_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is copied too where it is tied to the embeddings; padding to whole panels comes on top."""
+    model = small(kind)
+    bound = sum(p.nbytes for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    bound += model.config.tie_word_embeddings * model.lm_head.weight.nbytes
+    plain: dict[str, Any] = {"slots": 1, "memory": MANY}
+    engine = LocalEngine(model, **plain, native_limit=bound)
+    assert engine.forward.name == "compiled"
+    assert bound <= engine.native_bytes < 1.2 * bound
+    fused = LocalEngine(model, **plain, native_limit=bound - 1)
+    assert (fused.forward.name, fused.native_bytes) == ("fused", 0)
+    requests = mixed(10)
+    assert [s.tokens for s in run(engine, requests)] == [s.tokens for s in run(fused, requests)]
+    for memory, name in ((4 * bound, "compiled"), (4 * bound - 4, "fused")):
+        monkeypatch.setattr(compiled, "machine_memory", lambda memory=memory: memory)
+        assert LocalEngine(model, **plain).forward.name == name

@@ -35,7 +35,7 @@ def test_without_a_compiler_torch_decodes(empty: Path, monkeypatch: pytest.Monke
     assert dict(machine())["kernels for CPUs"].startswith("none: no C compiler")
     model, requests = small(), mixed(6)
     engine = LocalEngine(model, slots=4, memory=MANY)
-    assert engine.forward.name == "packed"
+    assert engine.forward.name == "fused"
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
@@ -71,7 +71,7 @@ def test_a_compiler_without_openmp_will_do(empty: Path, monkeypatch: pytest.Monk
 
 def test_the_environment_switches_them_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMULUS_NATIVE", "0")
-    assert LocalEngine(small(), slots=2, memory=MANY).forward.name == "packed"
+    assert LocalEngine(small(), slots=2, memory=MANY).forward.name == "fused"
     assert "RAMULUS_NATIVE=0" in build.why()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor
 from ramulus.engine.local.columns import COUNT, LEFT, POSITION, STREAM, Columns
 from ramulus.engine.local.fused import FusedForward, Layer
 from ramulus.engine.local.kv import Reach, Slots
-from ramulus.engine.local.packed import Part, joined
 from ramulus.engine.local.record import Record
 from ramulus.native.build import library
+
+Part = tuple[Tensor, Tensor | None]
+"""Weight [m, k] and bias [m] of one linear layer."""
 
 WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
 FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
@@ -32,8 +35,48 @@ DRAWS = {
     "ramulus_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
 }
 
-
+SMALL = 2**26  # bytes in float32 of half-precision matrices that are decoded in float32: up to here that is the faster
 AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
+
+
+def suits(fused: FusedForward, most: int | None) -> bool:
+    """Whether the kernels, which compute in float32, are the faster way for this model, and its copy for them takes at most `most` bytes.
+
+    Half precision is computed in float32 where its matrices take at most SMALL bytes so, or where the processor does not multiply bfloat16.
+    None as `most`: a quarter of the machine's memory, whatever is free at the moment, so that the same run takes the same way again.
+    """
+    dtype, device = fused.geometry.dtype, fused.geometry.device
+    size = copy_bytes(fused)
+    wide = dtype == torch.float32 or (dtype.itemsize < 4 and (size <= SMALL or not halves()))
+    return device.type == "cpu" and wide and size <= (machine_memory() // 4 if most is None else most)
+
+
+def copy_bytes(fused: FusedForward) -> int:
+    """Bytes of all matrices in float32, the head too where it is tied to the embeddings."""
+    parts = [part for layer in fused.layers for part in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)]
+    return 4 * sum(weight.numel() for weight, _ in (*parts, fused.head))
+
+
+def halves() -> bool:
+    """Whether this processor multiplies bfloat16."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has; where the system does not say, what any has that trains."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**32
+
+
+def joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights [m, k] of stacked layers in float32, that of the norm before them folded in, and their biases [m]; None where no part has one."""
+    weight = torch.cat([w for w, _ in parts])
+    if norm is not None:
+        weight = weight.float() * norm.float()
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
+    return weight.float(), None if all(b is None for _, b in parts) else torch.cat(biases).float()
 
 
 class Panels:
@@ -54,7 +97,7 @@ class Panels:
     def refresh(self) -> None:
         """Copy the weights as they are now, to where the old ones were."""
         count, inputs, width = self.weight.shape
-        flat, bias = joined(self.parts, torch.float32, self.norm)
+        flat, bias = joined(self.parts, self.norm)
         whole = len(flat) // width
         self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
         if whole < count:

@@ -91,10 +91,8 @@ class Slots:
         self.store = store
         self.rows, self.capacity = store.shape[2], store.shape[4]
         self.flat = store.flatten(0, 1).flatten(1, 3).unbind(0)  # 2 x layers of [rows x heads x capacity, dim]
-        self.pairs = store.flatten(1, 4).unbind(0)  # layers of [2 x rows x heads x capacity, dim]
         g, device = self.geometry, store.device
         self.base = torch.arange(self.rows * g.heads, device=device).view(self.rows, 1, g.heads) * self.capacity  # of each row and head in flat
-        self.bases = torch.cat((self.base, self.base + self.rows * g.heads * self.capacity), 2)  # and in pairs: of keys, then of values
         self._shape = 0, 0
         self._dense: tuple[Tensor, ...] = ()
         self.line = torch.arange(self.capacity, device=device)
@@ -140,7 +138,7 @@ class Reach:
         self.n = positions.shape[1]
         self.slots, self.rows, self.positions, self.length = slots, rows, positions, length
         self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
-        self.index: Tensor | None = None  # where keys and values go in slots.flat, or both in slots.pairs; made when asked for
+        self.index: Tensor | None = None  # where keys and values go in slots.flat; made when asked for
         self.folded: Tensor | None = None
 
     @cached_property
@@ -156,20 +154,15 @@ class Reach:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Remember key and value [B x n, heads, dim] of one layer."""
-        index = self._index(self.slots.base)
+        index = self._index()
         for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
             source = part if self.chosen is None else part[self.chosen]
             flat.index_copy_(0, index, source.reshape(-1, source.shape[2]))
 
-    def write_both(self, layer: int, pair: Tensor) -> None:
-        """Remember keys, then values, [B x n, 2 x heads, dim] of one layer; a pass has either all its layers written so, or none."""
-        source = pair if self.chosen is None else pair[self.chosen]
-        self.slots.pairs[layer].index_copy_(0, self._index(self.slots.bases), source.reshape(-1, source.shape[2]))
-
-    def _index(self, base: Tensor) -> Tensor:
-        """Where each token's heads begin: base [rows, 1, heads or both] -> [tokens x heads or both]."""
+    def _index(self) -> Tensor:
+        """Where each token's heads begin in slots.flat: [tokens x heads]."""
         if self.index is None:
-            b = len(self.positions)
+            b, base = len(self.positions), self.slots.base
             index = (base[:b] if self.rows is None else base[self.rows]) + self.positions[:, :, None]
             self.index = (index if self.chosen is None else index.flatten(0, 1)[self.chosen]).flatten()
         return self.index

@@ -12,15 +12,13 @@ import torch
 from torch import nn
 
 from ramulus.engine.engine import Request, Segment
-from ramulus.engine.local.compiled import CompiledForward
+from ramulus.engine.local.compiled import CompiledForward, suits
 from ramulus.engine.local.decode import Decoder
 from ramulus.engine.local.forward import Forward, ModelForward, verify
-from ramulus.engine.local.fused import FusedForward, recognise
-from ramulus.engine.local.packed import PackedForward, size_of_copy, working_dtype
+from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.rows import Group
 from ramulus.native.build import Unavailable
 
-SMALL = 2**26  # bytes in float32 of half-precision matrices that the kernels decode in float32: up to here that is the faster
 QUIET = 8  # turns of the event loop without a new request before the next step
 
 
@@ -33,12 +31,11 @@ class LocalEngine:
     quarters of it for slots at the first request; the system gives pages as they are used. Slots that grow while they hold anything exist
     twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
     copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
-    the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `packed`: on a CPU
-    such models are decoded from one more copy of their matrices, in the layout that few rows multiply fastest, where it takes at most
-    this many bytes; `packed_bytes` says how many it takes, `load` renews it, 0 makes none. In float32 that copy is decoded by compiled kernels
-    (`native`; False, or no C compiler, leaves it to torch's operations, several times slower). Matrices in half precision that take up to
-    64 MiB in float32 (4 MiB without the kernels), or more on a processor without bfloat16, are copied, and KV held, in float32: the same weights,
-    rounded less in between.
+    the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `native`: on a CPU
+    such models are decoded in float32 by compiled kernels, from one more copy of their matrices, which `load` renews; False, or no C compiler,
+    leaves them to torch's operations, two to four times slower. `native_limit`: most bytes of that copy (`native_bytes` says how many it takes);
+    None allows a quarter of the machine's memory. Models in half precision take this way too where their matrices take up to 64 MiB in
+    float32, or the processor has no bfloat16: the same weights and KV, rounded less in between.
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
@@ -46,9 +43,10 @@ class LocalEngine:
     adapters are in place, and keep the parameters the same objects (optimizer steps and `load_state_dict` do).
 
     Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count,
-    memory, `packed` and `native`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A request's
-    random numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change log-probs only
-    within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in compiled kernels without truncation.
+    memory, `native` and `native_limit`, run after run, counted from construction, a `load` or a `release`: nothing depends on the clock. (2) A
+    request's random numbers are a function of its seed and the token index; its neighbours, the batch shape, forking and eviction change
+    log-probs only within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in compiled kernels
+    without truncation.
     (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
     """
 
@@ -59,8 +57,8 @@ class LocalEngine:
         memory: int = 2**30,
         copy_dtype: torch.dtype | None = None,
         fast: bool = True,
-        packed: int = 2**28,
         native: bool = True,
+        native_limit: int | None = None,
         threads: int | None = None,
     ) -> None:
         if slots < 1:
@@ -71,7 +69,7 @@ class LocalEngine:
         self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
         reference = ModelForward(model if self._copy is None else self._copy)
         verify(reference, reference)
-        self.forward: Forward = (_fast(reference, packed, native) if fast else None) or reference
+        self.forward: Forward = (_fast(reference, native, native_limit) if fast else None) or reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
         self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -101,9 +99,9 @@ class LocalEngine:
         return sum(p.nbytes for p in self._copy.parameters()) if self._copy is not None else 0
 
     @property
-    def packed_bytes(self) -> int:
-        """Bytes of the copy of the matrices in the layout that decodes fastest; 0 when there is none."""
-        return self.forward.nbytes if isinstance(self.forward, PackedForward | CompiledForward) else 0
+    def native_bytes(self) -> int:
+        """Bytes of the copy of the matrices that the kernels read; 0 when there is none."""
+        return self.forward.nbytes if isinstance(self.forward, CompiledForward) else 0
 
     @property
     def kv_bytes(self) -> int:
@@ -224,25 +222,18 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fast(reference: ModelForward, packed: int, native: bool) -> Forward | None:
-    """The compiled forward, else the packed one, else the fused one, where the architecture is known and the self-check agrees."""
+def _fast(reference: ModelForward, native: bool, native_limit: int | None) -> Forward | None:
+    """The compiled forward, else the fused one, where the architecture is known and the self-check agrees."""
     fused = recognise(reference)
     if fused is None or _verified(fused, reference) is None:  # same names, other arithmetic: the model's own is right
         return None
-    if size_of_copy(fused) > packed or fused.geometry.device.type != "cpu":
+    if not native or not suits(fused, native_limit):
         return fused
-    return (_compiled(fused, packed) if native else None) or _verified(PackedForward(fused), reference) or fused
-
-
-def _compiled(fused: FusedForward, packed: int) -> Forward | None:
-    """The compiled forward, where there is a compiler, the model's shape suits and the self-check agrees."""
-    if working_dtype(fused, SMALL) != torch.float32:
-        return None
     try:
-        made = CompiledForward(fused)
+        compiled = CompiledForward(fused)
     except (Unavailable, ValueError):
-        return None
-    return _verified(made, fused.reference) if made.nbytes <= packed else None
+        return fused
+    return _verified(compiled, reference) or fused
 
 
 def _verified(forward: Forward, reference: ModelForward) -> Forward | None:
