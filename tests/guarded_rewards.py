@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from ramulus.core.task import Path, Task
@@ -76,7 +81,7 @@ def quit(task: Task, path: Path) -> float:
     sys.exit(1)
 
 
-def unpicklable(task: Task, path: Path) -> Any:
+def no_json(task: Task, path: Path) -> Any:
     return lambda: 1
 
 
@@ -99,3 +104,67 @@ def square(n: int) -> int:
 
 def loaded() -> list[str]:
     return sorted(sys.modules)
+
+
+class Mark:
+    """Unpickling it leaves a file: proof that whoever unpickled it ran code."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.file,)
+
+
+def line_to_parent() -> socket.socket:
+    """The worker's own line, as code that took the worker over would find it."""
+    frame = sys._getframe()
+    while "pipe" not in frame.f_locals:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame.f_locals["pipe"]  # type: ignore[no-any-return]
+
+
+def forge(kind: str, file: str) -> float:
+    """Answer in the worker's place with what is no answer, then hang."""
+    pickled = pickle.dumps((Mark(file), None, None))
+    caused = json.dumps({"failure": "f", "cause": "hacked"}).encode()
+    frames = {
+        "pickle": struct.pack("!I", len(pickled)) + pickled,
+        "no JSON": struct.pack("!I", 3) + b"{]}",
+        "no ASCII": struct.pack("!I", 3) + b'"\xff"',
+        "deep": struct.pack("!I", 200_000) + b"[" * 200_000,
+        "long number": struct.pack("!I", 10_010) + b'{"value":' + b"9" * 10_000 + b"}",
+        "shape": struct.pack("!I", 8) + b"[1,2,3] ",
+        "more": struct.pack("!I", 22) + b'{"value":1,"cause":"x"',
+        "cause": struct.pack("!I", len(caused)) + caused,
+        "huge": struct.pack("!I", 2**32 - 1) + b"x" * 10,
+        "bytes": pickled,
+        "half": struct.pack("!I", 1000) + b'{"value":',
+    }
+    line_to_parent().sendall(frames[kind])
+    time.sleep(60)
+    return 1.0
+
+
+def drip(n: int) -> float:
+    """A byte every tenth of a second."""
+    line = line_to_parent()
+    line.sendall(struct.pack("!I", 1000))
+    for _ in range(n):
+        line.sendall(b" ")
+        time.sleep(0.1)
+    return 1.0
+
+
+def forge_ready(n: int) -> float:
+    """Answer twice: the second one is there before the next call asks."""
+    line_to_parent().sendall(struct.pack("!I", 11) + b'{"value":1}')
+    return 2.0
+
+
+def long_text(n: int) -> str:
+    return "x" * n
+
+
+def numbers() -> Any:
+    return {"reward": Fraction(1, 2), "parts": (1, 2.5, True, None), "text": "\ud800 \u00e9"}

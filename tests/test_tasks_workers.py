@@ -77,10 +77,61 @@ def test_a_call_that_goes_wrong_is_bounded_and_the_next_one_works(
     assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
 
 
-def test_an_answer_that_cannot_be_pickled(two: Crew) -> None:
-    outcome = ask(two, rewards.unpicklable, "")
+def test_answers_are_plain_json_of_a_limited_size(two: Crew) -> None:
+    outcome = ask(two, rewards.no_json, "")
+    assert (outcome.cause, outcome.failure) == (
+        "raised", "TypeError: a function is no answer: return numbers, strings, lists and dicts of them"
+    )  # fmt: skip
+    outcome = two.submit(rewards.long_text, 2**21, seconds=5).result(timeout=60)
     assert outcome.cause == "raised"
-    assert "pickle" in str(outcome.failure)
+    assert str(outcome.failure).startswith("ValueError: the answer has 2097")
+    assert len(two.submit(rewards.long_text, 10**6, seconds=5).result(timeout=60).value) == 10**6
+    known = {"reward": 0.5, "parts": [1, 2.5, True, None], "text": "\ud800 \u00e9"}
+    assert two.submit(rewards.numbers, seconds=5).result(timeout=60) == Outcome(known)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "failure"),
+    [
+        ("pickle", "died", "codec can't decode"),
+        ("no JSON", "died", "Expecting property name"),
+        ("no ASCII", "died", "codec can't decode"),
+        ("deep", "died", "JSON nested too deep"),
+        ("long number", "died", "Exceeds the limit"),
+        ("shape", "died", "JSON of another shape"),
+        ("more", "died", "Expecting ',' delimiter"),
+        ("cause", "died", "JSON of another shape"),
+        ("huge", "died", "4294967295 bytes are announced, at most 1048576 are taken"),
+        ("bytes", "died", "bytes are announced"),
+        ("half", "timeout", "no result within 1 seconds"),
+    ],
+)
+def test_what_a_hostile_worker_sends_is_refused_and_never_run(
+    two: Crew, tmp_path: File, kind: str, cause: str, failure: str
+) -> None:
+    ask(two, rewards.length, "warm")
+    trap = tmp_path / "trap"
+    outcome = two.submit(rewards.forge, kind, str(trap), seconds=5, wall=1).result(timeout=60)
+    assert outcome.value is None
+    assert outcome.cause == cause
+    assert failure in str(outcome.failure)
+    assert not trap.exists()
+    assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
+
+
+def test_an_answer_that_drips_in_ends_at_the_limit(two: Crew) -> None:
+    ask(two, rewards.length, "warm")
+    began = time.monotonic()
+    assert two.submit(rewards.drip, 600, seconds=5, wall=0.8).result(timeout=60).cause == "timeout"
+    assert time.monotonic() - began < 10
+
+
+def test_an_answer_nobody_asked_for_is_not_taken_for_the_next_call() -> None:
+    made = Crew(1)
+    first = int(ask(made, rewards.process, "").value)
+    assert made.submit(rewards.forge_ready, 1, seconds=5).result(timeout=60) == Outcome(1)
+    assert int(ask(made, rewards.process, "").value) != first, "the worker is replaced"
+    made.close()
 
 
 def test_many_at_once_from_several_event_loops(two: Crew) -> None:

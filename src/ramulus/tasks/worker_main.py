@@ -1,15 +1,19 @@
-"""What runs inside a worker process: take a call, arm the limits, answer. Imports the standard library only."""
+"""What runs inside a worker process: take a call, arm the limits, answer in JSON. Imports the standard library only, but for the frames."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import pickle
 import signal
+import socket
 import sys
-from multiprocessing.connection import Connection
+from numbers import Real
 from typing import Any
+
+from ramulus.tasks.frames import LARGEST_ANSWER, receive, send
 
 
 class _Finder(pickle.Unpickler):
@@ -47,33 +51,33 @@ def serve(fd: int, parent: int, gigabytes: float | None) -> None:
     if gigabytes is not None:
         _limit_memory(gigabytes)
     os.dup2(2, 1)  # what a reward prints goes to stderr
-    pipe = Connection(fd)
+    pipe = socket.socket(fileno=fd)
     while True:
         try:
-            seconds, wall = pickle.loads(pipe.recv_bytes())
-            files, data = pickle.loads(pipe.recv_bytes())
+            seconds, wall = pickle.loads(receive(pipe))
+            files, data = pickle.loads(receive(pipe))
         except (EOFError, OSError):
             return
-        pipe.send_bytes(_answer(pipe, files, data, seconds, wall))
+        send(pipe, _answer(pipe, files, data, seconds, wall))
 
 
-def _answer(pipe: Connection, files: dict[str, str], data: bytes, seconds: float, wall: float) -> bytes:
-    """Prepare the call, say so, run it under its limits, and pickle (value, failure, cause)."""
+def _answer(pipe: socket.socket, files: dict[str, str], data: bytes, seconds: float, wall: float) -> bytes:
+    """Prepare the call, say so, run it under its limits, and say in JSON what became of it."""
     try:
         call, args = _Finder(data, files).load()
         prepare = getattr(call, "prepare", None)
         if prepare is not None:
             prepare()
     except BaseException as error:
-        pipe.send_bytes(b"ready")
+        send(pipe, b"ready")
         return _failure(error, "broken")
-    pipe.send_bytes(b"ready")
+    send(pipe, b"ready")
     # the kernel ends the process even while a long C call (a huge power) keeps the interpreter from running anything
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the parent is gone
     try:
-        return pickle.dumps((_run(call, args), None, None))
+        return _value(_run(call, args))
     except BaseException as error:  # SystemExit of a scorer is a failure like any other
         return _failure(error, "memory" if isinstance(error, MemoryError | RecursionError) else "raised")
     finally:
@@ -93,12 +97,27 @@ def _run(call: Any, args: tuple[Any, ...]) -> Any:
     return asyncio.run(wait())
 
 
+def _value(value: Any) -> bytes:
+    """The answer of a call; raises TypeError or ValueError where it is no JSON, or too large."""
+    message = json.dumps({"value": value}, default=_number).encode("ascii")
+    if len(message) > LARGEST_ANSWER:
+        raise ValueError(f"the answer has {len(message)} bytes as JSON, more than {LARGEST_ANSWER}: return less")
+    return message
+
+
+def _number(value: Any) -> float:
+    """numpy's numbers and fractions as plain ones."""
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} is no answer: return numbers, strings, lists and dicts of them")
+
+
 def _failure(error: BaseException, cause: str) -> bytes:
     try:
         text = f"{type(error).__name__}: {error}"
     except BaseException:  # an exception may fail to print itself
         text = type(error).__name__
-    return pickle.dumps((None, text[:500], cause))
+    return json.dumps({"failure": text[:500], "cause": cause}).encode("ascii")
 
 
 def _bind_to(parent: int) -> None:

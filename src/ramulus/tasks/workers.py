@@ -1,9 +1,10 @@
 """Worker processes that can be killed: anything that judges untrusted output runs here, under a limit on time and memory.
 
 A worker is a fresh Python process (no fork, so threads and torch in the parent do no harm; the parent's main module is not run
-again). It works on one call at a time. A call that exceeds its limit costs its worker its life, and a new one takes its place.
-Workers ignore Ctrl-C, end when the parent closes their pipe, and are killed by the kernel when the parent dies (Linux) or at
-the latest when the limit of the call under way runs out (elsewhere).
+again). It works on one call at a time. What the parent sends is pickled; what comes back is JSON of a limited size, read by a
+deadline and checked, since a worker reads hostile text and may no longer be itself. A call that exceeds its limit costs its
+worker its life, and a new one takes its place. Workers ignore Ctrl-C, end when the parent closes their pipe, and are killed by
+the kernel when the parent dies (Linux) or at the latest when the limit of the call under way runs out (elsewhere).
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import asyncio
 import atexit
 import importlib.util
 import io
+import json
 import os
 import pickle
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing.connection import Connection, Pipe
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from ramulus.tasks.frames import LARGEST_ANSWER, receive, send
 
 ATTEMPTS = 3
 START_LIMIT = (
@@ -35,13 +40,17 @@ START_LIMIT = (
 BOOT = "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import serve; serve({fd}, {parent}, {gigabytes!r})"
 
 
+Cause = Literal["timeout", "died", "memory", "raised", "broken"]
+"""Why a call has no value; broken: it never began."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a call: its value, or why there is none."""
 
     value: Any = None
     failure: str | None = None
-    cause: Literal["timeout", "died", "memory", "raised", "broken"] | None = None  # broken: the call never began
+    cause: Cause | None = None
 
     @property
     def cut(self) -> bool:
@@ -59,11 +68,11 @@ class Worker:
     def __init__(self, gigabytes: float | None) -> None:
         self.gigabytes = gigabytes
         self.process: subprocess.Popen[bytes] | None = None
-        self.pipe: Connection | None = None
+        self.pipe: socket.socket | None = None
 
     def start(self) -> None:
         """Start the process; it answers `ready` when it can take a call."""
-        here, there = Pipe(duplex=True)
+        here, there = socket.socketpair()
         boot = BOOT.format(
             path=[p for p in sys.path if p], fd=there.fileno(), parent=os.getpid(), gigabytes=self.gigabytes
         )
@@ -83,29 +92,34 @@ class Worker:
             self.kill()
             self.start()
         assert self.pipe is not None
+        ready_by = time.monotonic() + START_LIMIT
         try:
-            self.pipe.send_bytes(pickle.dumps((seconds, wall)))
-            self.pipe.send_bytes(payload)
-            if not self.pipe.poll(START_LIMIT):
-                self.kill()
-                return Outcome(None, f"the worker did not get ready within {START_LIMIT:g} seconds", "broken")
-            self.pipe.recv_bytes()
-        except (EOFError, OSError):
+            send(self.pipe, pickle.dumps((seconds, wall)), ready_by)
+            send(self.pipe, payload, ready_by)
+            if receive(self.pipe, LARGEST_ANSWER, ready_by) != b"ready":
+                raise ValueError("not a worker's first word")
+        except TimeoutError:
+            self.kill()
+            return Outcome(None, f"the worker did not get ready within {START_LIMIT:g} seconds", "broken")
+        except (EOFError, OSError, ValueError):
             raise WorkerDied(self.kill()) from None
         return self._result(seconds, wall)
 
     def _result(self, seconds: float, wall: float) -> Outcome:
         assert self.pipe is not None
         try:
-            if not self.pipe.poll(wall):
-                self.kill()
-                return Outcome(None, f"no result within {wall:g} seconds", "timeout")
-            return Outcome(*pickle.loads(self.pipe.recv_bytes()))
+            return read_answer(receive(self.pipe, LARGEST_ANSWER, time.monotonic() + wall))
+        except TimeoutError:
+            self.kill()
+            return Outcome(None, f"no result within {wall:g} seconds", "timeout")
         except (EOFError, OSError):
             how = self.kill()
             if how == "SIGPROF":
                 return Outcome(None, f"no result within {seconds:g} seconds of computing", "timeout")
             return Outcome(None, f"the worker died: {how}", "died")
+        except ValueError as error:
+            self.kill()
+            return Outcome(None, f"the worker was ended, what it sent is no answer: {error}", "died")
 
     def kill(self) -> str:
         """End the process and whatever it started, if there is one, and say how it ended: a signal's name or an exit code."""
@@ -123,6 +137,20 @@ class Worker:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def read_answer(message: bytes) -> Outcome:
+    """What a worker sent, if it is the JSON of an outcome; raises ValueError."""
+    try:
+        content = json.loads(message.decode("ascii"))
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
+    match content:
+        case {"value": value, **rest} if not rest:
+            return Outcome(value)
+        case {"failure": str(failure), "cause": str(cause), **rest} if not rest and cause in get_args(Cause):
+            return Outcome(None, failure, cause)  # type: ignore[arg-type]
+    raise ValueError(f"JSON of another shape: {message[:80]!r}")
 
 
 class Crew:
