@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import types
 import typing
 from dataclasses import fields, is_dataclass, replace
@@ -141,18 +140,11 @@ def unknown(name: str, known: list[str], where: str, owner: str) -> str:
 
 
 def field_types(kind: type) -> dict[str, Any]:
-    """The type hints of a dataclass, resolved one by one: a name that cannot be resolved counts as Any."""
-    hints: dict[str, Any] = {}
-    for owner in reversed(kind.__mro__):
-        space = vars(sys.modules.get(owner.__module__, typing))
-        for name, hint in vars(owner).get("__annotations__", {}).items():
-            try:
-                hints[name] = (
-                    eval(hint, dict(vars(typing)) | dict(space)) if isinstance(hint, str) else hint
-                )  # our own source, not input
-            except (NameError, AttributeError, TypeError):
-                hints[name] = Any
-    return hints
+    """The types of a dataclass' fields; none where a name in them cannot be resolved (a class made in a function), and all count as Any."""
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, AttributeError, TypeError):
+        return {}
 
 
 def parse(text: str, hint: Any, current: Any, where: str) -> Any:
