@@ -145,7 +145,7 @@ def contend(name: str, setting: Setting, args: argparse.Namespace, folder: Path)
         mine.step()
         return time.perf_counter() - before
 
-    policy = mine.trainer.policy
+    policy = mine.trainer.learner.policy
     return train(step, lambda: policy.model.state_dict(), evaluator, args.steps, args.every, args.threshold)
 
 

@@ -31,6 +31,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.learn.objective.token_weight import Product
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
 # prompt and response tokens, trees, paths of each
@@ -118,7 +119,7 @@ def update(
 ) -> dict[str, list[float]]:
     """Seconds of an update with each mask."""
     trees, policy = forest(shape, model, size, args.slots), TorchPolicy(model)
-    policy.score(trees, {"recomputed"})
+    score_now(policy, trees, {"recomputed"})
     ranks = EntropySignal(scale="rank")
     masks = {
         "dual clip": DualClip(0.2, 0.28, 10.0, "recomputed"),

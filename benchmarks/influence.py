@@ -34,6 +34,7 @@ from ramulus.grow.prompts import PromptBatch
 from ramulus.learn.objective.gate import Smooth
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.model import Pretrained
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.steps import Separators
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.recipes import attnrl
@@ -69,21 +70,21 @@ class Scored:
 
     def __init__(self, args: argparse.Namespace, kind: str, tokens: int) -> None:
         shape = SHAPES[args.shape]
-        self.policy = TorchPolicy(shape(args.device, getattr(torch, args.dtype)), score_tokens=1 << 20)
+        self.policy = TorchPolicy(shape(args.device, getattr(torch, args.dtype)))
         self.trees = forest(kind, tokens, shape.vocabulary)
         self.marks = separators(shape.vocabulary)
 
     def forward(self) -> None:
         """The pass that is needed anyway."""
-        self.policy.score(self.trees, {"recomputed"})
+        score_now(self.policy, self.trees, {"recomputed"}, tokens=1 << 20)
 
     def riding(self) -> None:
         """Influence in that pass."""
-        self.policy.score(self.trees, {"recomputed"}, Influence(self.marks))
+        score_now(self.policy, self.trees, {"recomputed"}, Influence(self.marks), tokens=1 << 20)
 
     def alone(self) -> None:
         """Influence in a pass of its own."""
-        self.policy.score(self.trees, (), Influence(self.marks))
+        score_now(self.policy, self.trees, (), Influence(self.marks), tokens=1 << 20)
 
     def column(self, name: str) -> torch.Tensor:
         """A signal of all tokens."""
@@ -165,7 +166,7 @@ class Seen(Mine):
     def __init__(self, run: Run) -> None:
         super().__init__(run, False)
         old, parts = self.trainer.forests, self.parts
-        context = SignalContext(parts.policy, parts.decode.tokenizer, run.mix.columns)
+        context = SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns)
         signals = Signals(provided(run.signals), context)
         self.trainer.forests = Forests(run, old.tasks, old.engine, old.stop, old.decode, signals)
 

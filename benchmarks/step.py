@@ -134,7 +134,7 @@ class Mine:
         run.folder.mkdir(parents=True, exist_ok=True)
         forests = Forests(run, parts.tasks, parts.engine, stop, parts.decode)
         logbook = Logbook(run, Console(quiet=True))
-        self.trainer = Trainer(run, parts.policy, parts.engine, forests, [], logbook, Interrupt(), State())
+        self.trainer = Trainer(run, parts.learner, parts.engine, forests, [], logbook, Interrupt(), State())
         self.parts, self.loop = parts, asyncio.new_event_loop()
         self.metrics: list[dict[str, Any]] = []
 

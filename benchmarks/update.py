@@ -29,6 +29,7 @@ from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
 GRPO = Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
@@ -132,7 +133,7 @@ class Pair:
 @torch.no_grad()
 def sample(policy: TorchPolicy, tree: Tree) -> None:
     """Give every response node the log-probs of a policy a little off this one, so that some ratios are clipped."""
-    policy.score([tree], {"recomputed"})
+    score_now(policy, [tree], {"recomputed"})
     noise = torch.Generator().manual_seed(1)
     for node in tree.walk():
         count = len(node.tokens)

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.policy import in_process
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
@@ -38,7 +39,7 @@ MOMENTS = {  # name -> (owner, attribute, what stands in at the moment)
     "growing": (LocalEngine, "sample_many", die),
     "updating": (TorchPolicy, "update", die),
     "metrics": (Logbook, "write", half_a_line),
-    "checkpoint": (checkpoint, "save_file", half_a_file),
+    "checkpoint": (in_process, "save_file", half_a_file),
     "renaming": (checkpoint.os, "replace", die),
     "pruning": (checkpoint, "prune", die),
 }

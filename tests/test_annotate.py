@@ -12,16 +12,17 @@ import torch
 from rich.console import Console
 
 from forests import forest
+from kept import tensors
 from methods import METHODS
 from ramulus.core.store import dump, load, read
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.annotate import annotate, annotate_ratio, names, nodes_of
+from ramulus.learn.packing.annotate import annotate, annotate_ratio, names
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.packing.weights import select
-from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 
 RECIPE = str(Path(__file__).parent / "run_recipe.py")
@@ -110,7 +111,7 @@ def test_the_ratio_to_the_sampler_stands_in_the_signals_of_trained_nodes() -> No
 
 def trained(out: Path, every: int) -> dict[str, Any]:
     launch(RECIPE, [f"out={out}", "steps=2", "save_every=2", f"trees_every={every}"], True, False, Console(quiet=True))
-    return checkpoint.load(out, 2)[0]
+    return tensors(out, 2)
 
 
 def test_a_run_writes_credit_and_learns_as_without(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from forests import forest
 from methods import METHODS
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
+from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.packing.annotate import nodes_of
 from ramulus.learn.packing.pack import pack
 
 

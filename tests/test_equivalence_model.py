@@ -75,7 +75,7 @@ def through(
     total, value = torch.zeros((), dtype=torch.float64), 0.0
     seen = []
     for batch in pack(trees, mix.credit(trees), mix, budget, dtype=torch.float64, gates=mix.gates(trees, {})[0]):
-        hot, plain, entropy = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus))
+        hot, plain, entropy, _ = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus))
         total = total + mix.loss(hot, plain, entropy, batch)
         value += gauges.surrogate(mix, hot, plain, entropy, batch)
         seen.append(gauges.gauges(mix, hot, plain, entropy, batch))

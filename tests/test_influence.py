@@ -14,6 +14,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.policy import influence as module
 from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.steps import Separators, marked_steps
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from tiny import FAMILIES, build
@@ -157,7 +158,7 @@ def test_packed_and_blockwise_is_the_dense_recipe(family: str, shape, monkeypatc
     model = build(family, double=True)
     policy = TorchPolicy(model)
     trees = [shape(0), shape(1)]
-    policy.score(trees, (), Influence(SEPARATORS, delta=4))
+    score_now(policy, trees, (), Influence(SEPARATORS, delta=4))
     check(model, trees, 4, 1e-12)
 
 
@@ -166,8 +167,8 @@ def test_any_tree_any_distance(delta: int) -> None:
     """Cuts, empty nodes, strict prefixes, tool turns and demonstrations; and a forest on several rows."""
     model = build("qwen2", double=True)
     trees = forest(5)
-    policy = TorchPolicy(model, score_tokens=8)
-    policy.score(trees, (), Influence(SEPARATORS, delta))
+    policy = TorchPolicy(model)
+    score_now(policy, trees, (), Influence(SEPARATORS, delta), tokens=8)
     check(model, trees, delta, 1e-12)
 
 
@@ -184,9 +185,9 @@ def test_it_rides_on_the_pass_that_recomputes(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(type(model.base_model), "forward", counted)
     tree, alone = deep(2), deep(2)
-    policy.score([alone], ("recomputed",))
+    score_now(policy, [alone], ("recomputed",))
     assert passes == 1
-    policy.score([tree], ("recomputed",), Influence(SEPARATORS))
+    score_now(policy, [tree], ("recomputed",), Influence(SEPARATORS))
     assert passes == 2
     check(model, [tree], 4, 1e-12)
     for one, other in zip(tree.walk(), alone.walk(), strict=True):
@@ -200,15 +201,15 @@ def test_what_rode_along_is_kept_and_only_later_paths_are_passed(monkeypatch: py
     inner = TorchPolicy._score_row
     monkeypatch.setattr(TorchPolicy, "_score_row", lambda *a, **k: (passed.append(len(a[2])), inner(*a, **k))[1])
     tree, other = star(5), star(6)
-    policy.score([tree, other], ("recomputed",), Influence(SEPARATORS))
+    score_now(policy, [tree, other], ("recomputed",), Influence(SEPARATORS))
     leaf = tree.graft(tree.leaves()[0], 9)
     leaf.tokens, leaf.finish = [1, 2, 3, 4], "eos"
     before = {id(node): node.signals.get("recomputed") for node in tree.walk()}
-    policy.score([tree, other], ("recomputed",), known=("recomputed",))
+    score_now(policy, [tree, other], ("recomputed",), known=("recomputed",))
     assert passed == [2 * (5 + 4 * 41.5), 5 + 40 - 9 + 4]
     assert all(node.signals["recomputed"] == before[id(node)] for node in tree.walk() if before[id(node)])
     kept = [x for node in (*tree.walk(), *other.walk()) for x in node.signals.get("recomputed", [])]
-    policy.score([tree, other], ("recomputed",))
+    score_now(policy, [tree, other], ("recomputed",))
     again = [x for node in (*tree.walk(), *other.walk()) for x in node.signals.get("recomputed", [])]
     assert kept == pytest.approx(again, abs=1e-12)
     assert len(kept) == 2 * 4 * 41.5 + 4
@@ -219,7 +220,7 @@ def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
     policy = TorchPolicy(model)
     tree = star(3)
     before = model.config._attn_implementation
-    policy.score([tree], (), Influence(SEPARATORS))
+    score_now(policy, [tree], (), Influence(SEPARATORS))
     assert model.config._attn_implementation == before
     for node, name, values in marked_steps(tree, SEPARATORS):
         node.signals[name] = values
@@ -236,7 +237,7 @@ def test_products_too_large_for_an_exponential(times: int) -> None:
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight *= times
     tree = star(7)
-    TorchPolicy(model).score([tree], (), Influence(SEPARATORS))
+    score_now(TorchPolicy(model), [tree], (), Influence(SEPARATORS))
     check(model, [tree], 4, 1e-9)  # so do the roundings of the products
 
 
@@ -247,8 +248,8 @@ def test_a_distance_of_no_step_is_refused() -> None:
 
 def test_autocast_narrows_the_model_and_not_the_attention_weights() -> None:
     plain, narrow = star(4), star(4)
-    TorchPolicy(build("qwen2")).score([plain], (), Influence(SEPARATORS))
-    TorchPolicy(build("qwen2"), autocast=True).score([narrow], (), Influence(SEPARATORS))
+    score_now(TorchPolicy(build("qwen2")), [plain], (), Influence(SEPARATORS))
+    score_now(TorchPolicy(build("qwen2"), autocast=True), [narrow], (), Influence(SEPARATORS))
     for one, other in zip(plain.leaves(), narrow.leaves(), strict=True):
         assert one.signals["influence"] == pytest.approx(other.signals["influence"], rel=0.05, abs=0.02)
         assert one.signals["influence"] != other.signals["influence"]

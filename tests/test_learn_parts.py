@@ -186,7 +186,7 @@ def test_a_term_is_tempered_or_not_as_a_whole() -> None:
 
 def test_columns_that_were_not_filled_are_named() -> None:
     tree = star(1.0, 0.0)
-    with pytest.raises(ValueError, match="has no 'frozen' log-probs: call policy"):
+    with pytest.raises(ValueError, match="has no 'frozen' log-probs: have the forest scored"):
         row([tree], Mix((Term(PPO),), leash=0.1))
     with pytest.raises(ValueError, match="has no 'recomputed' log-probs"):
         row([tree], Mix((Term(Estimator(Everything(), Recomputed(), GroupMean())),)))

@@ -26,6 +26,7 @@ from ramulus.learn.objective.mix import Mix, SequenceMean, Term
 from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
 LETTERS = "abcd"
@@ -78,7 +79,7 @@ async def train(how: Way, steps: int, worst: bool = False) -> list[float]:
         rewards.append(sum(leaf.reward or 0.0 for leaf in leaves) / len(leaves))
         for leaf in leaves if worst else ():
             leaf.reward = -(leaf.reward or 0.0)
-        policy.score(forest, how.mix.columns)
+        score_now(policy, forest, how.mix.columns)
         for batch in pack(forest, how.mix.credit(forest), how.mix, tokens_per_batch=1024):
             policy.accumulate(how.mix, batch)
         policy.update(6e-3)

@@ -37,6 +37,7 @@ from ramulus.learn.packing.pack import pack
 from ramulus.learn.policy import head as head_module
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from tiny import FAMILIES, SIZES, build
 
@@ -85,7 +86,7 @@ def compare(model: nn.Module, trees: list[Tree], rows: list[TreeBatch], policy: 
     generator = torch.Generator().manual_seed(1)
     ours, theirs, seen = torch.zeros(()), torch.zeros(()), 0
     for row in rows:
-        columns = policy.evaluate(row, entropy_grad=True)
+        columns = policy.evaluate(row, entropy_grad=True)[:3]
         for spot, t in spots(row).items():
             if not bool((row.weight[:, t] != 0).any()):
                 continue
@@ -121,8 +122,8 @@ def test_flex_equals_sequences_forward() -> None:
     model, trees = build(), forest(4)
     (row,) = batches(trees)
     with torch.no_grad():
-        _, expected, _ = TorchPolicy(model, attention="gather").evaluate(row)
-        _, got, _ = TorchPolicy(model, attention="flex").evaluate(row)
+        _, expected, _, _ = TorchPolicy(model, attention="gather").evaluate(row)
+        _, got, _, _ = TorchPolicy(model, attention="flex").evaluate(row)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
@@ -143,16 +144,16 @@ def test_causal_mask_would_be_noticed() -> None:
     model, trees = build(), forest(5)
     (row,) = batches(trees)
     policy = TorchPolicy(model)
-    _, right, _ = policy.evaluate(row, grad=False)
-    _, wrong, _ = policy.evaluate(replace(row, end=torch.full_like(row.end, len(row))), grad=False)
+    _, right, _, _ = policy.evaluate(row, grad=False)
+    _, wrong, _, _ = policy.evaluate(replace(row, end=torch.full_like(row.end, len(row))), grad=False)
     assert float((right - wrong).abs().max()) > 0.05
 
 
 def test_tempered_is_plain_where_nothing_is_tempered() -> None:
     (row,) = batches(forest(3))
-    tempered, plain, _ = TorchPolicy(build()).evaluate(row)
+    tempered, plain, _, _ = TorchPolicy(build()).evaluate(row)
     assert tempered is plain
-    tempered, plain, _ = TorchPolicy(build()).accumulate(LEARN_ALL, row)
+    tempered, plain, _, _ = TorchPolicy(build()).accumulate(LEARN_ALL, row)
     assert tempered is plain
     assert not plain.requires_grad
 
@@ -160,7 +161,7 @@ def test_tempered_is_plain_where_nothing_is_tempered() -> None:
 def test_only_weighted_tokens_are_evaluated() -> None:
     (row,) = batches(forest(3), mix=REINFORCE)
     assert bool((row.author == int(Author.EXPERT)).any()) or bool((row.author == int(Author.TOOL)).any())
-    _, plain, entropy = TorchPolicy(build()).evaluate(row)
+    _, plain, entropy, _ = TorchPolicy(build()).evaluate(row)
     trained = (row.weight != 0).any(0)
     assert torch.equal(plain != 0, trained)
     assert torch.equal(entropy != 0, trained)
@@ -168,7 +169,7 @@ def test_only_weighted_tokens_are_evaluated() -> None:
 
 def test_every_branch_point_has_all_its_targets() -> None:
     (row,) = batches(forest(0))
-    _, plain, _ = TorchPolicy(build()).evaluate(row)
+    _, plain, _, _ = TorchPolicy(build()).evaluate(row)
     heads = [int(p) for t, p in enumerate(row.parent) if plain[t] != 0]
     assert max(heads.count(p) for p in heads) >= 5
 
@@ -180,7 +181,7 @@ def test_greedy_tokens_have_no_tempered_log_prob() -> None:
     with pytest.raises(ValueError, match="sampled at temperature 0"):
         policy.evaluate(row)
     untempered = Mix((Term(Estimator(Everything(), Recomputed(), Constant(1.0))),))
-    tempered, plain, _ = policy.accumulate(untempered, replace(row, recomputed=row.behavior))
+    tempered, plain, _, _ = policy.accumulate(untempered, replace(row, recomputed=row.behavior))
     assert tempered is plain
 
 
@@ -233,8 +234,8 @@ def test_bf16_autocast() -> None:
     (row,) = batches(trees)
     for way in ("dense", "gather"):
         policy = TorchPolicy(build(), autocast=True, attention=way, activation_checkpointing=way == "gather")
-        _, plain, entropy = policy.accumulate(LEARN_ALL, row)
-        _, exact, _ = TorchPolicy(build()).evaluate(row, grad=False)
+        _, plain, entropy, _ = policy.accumulate(LEARN_ALL, row)
+        _, exact, _, _ = TorchPolicy(build()).evaluate(row, grad=False)
         assert plain.dtype == entropy.dtype == torch.float32
         assert 0 < float((plain - exact).abs().max()) < 0.2
         assert all(p.grad.dtype == torch.float32 for p in policy.trainable.values())
@@ -244,7 +245,7 @@ def test_bf16_autocast() -> None:
 def test_bf16_weights() -> None:
     (row,) = batches(forest(6))
     policy = TorchPolicy(build().to(torch.bfloat16))
-    _, plain, _ = policy.accumulate(LEARN_ALL, row)
+    _, plain, _, _ = policy.accumulate(LEARN_ALL, row)
     assert plain.dtype == torch.float32
     assert policy.update(1e-3)["skipped"] == 0
 
@@ -339,7 +340,7 @@ def test_weight_decay_is_for_matrices() -> None:
 def test_nothing_to_learn_is_no_error() -> None:
     (row,) = batches(forest(1))
     policy = TorchPolicy(build())
-    _, plain, _ = policy.accumulate(LEARN_ALL, replace(row, weight=row.weight * 0, gain=row.gain * 0))
+    _, plain, _, _ = policy.accumulate(LEARN_ALL, replace(row, weight=row.weight * 0, gain=row.gain * 0))
     assert not plain.any()
     assert policy.update(1e-3) == {"grad_norm": 0.0, "skipped": 1.0}
 
@@ -350,10 +351,10 @@ def test_lora_trains_adapters_alone_and_keeps_the_base() -> None:
     assert policy.trainable
     assert all(".lora_" in name for name in policy.trainable)
     trees = forest(2)
-    policy.score(trees, {"recomputed", "frozen"})
+    score_now(policy, trees, {"recomputed", "frozen"})
     start = [list(node.signals["frozen"]) for tree in trees for node in tree.walk() if "frozen" in node.signals]
     train(policy, range(3))
-    policy.score(trees, {"recomputed", "frozen"})
+    score_now(policy, trees, {"recomputed", "frozen"})
     nodes = [node for tree in trees for node in tree.walk() if "frozen" in node.signals]
     assert [node.signals["frozen"] for node in nodes] == start
     assert any(node.signals["recomputed"] != node.signals["frozen"] for node in nodes)
@@ -374,12 +375,12 @@ def test_lora_trains_adapters_alone_and_keeps_the_base() -> None:
 @pytest.mark.parametrize("budget", [0, 30])
 def test_score_writes_what_separate_sequences_say(budget: int) -> None:
     trees = forest(7, tempered=True)
-    policy = TorchPolicy(build(), frozen=True, score_tokens=budget or 4096)
+    policy = TorchPolicy(build(), frozen=True)
     train(policy, range(2))
     for tree in trees:
         for node in tree.walk():
             node.signals.clear()
-    policy.score(trees, {"behavior", "recomputed", "frozen"})
+    score_now(policy, trees, {"behavior", "recomputed", "frozen"}, tokens=budget or 4096)
     for name, model in (("recomputed", policy.model), ("frozen", build())):
         with torch.no_grad():
             expected = {path: values[1] for (path, _), values in sequences(model, trees).items()}
@@ -394,20 +395,20 @@ def test_score_writes_what_separate_sequences_say(budget: int) -> None:
 
 def test_score_of_nothing_and_without_a_frozen_copy() -> None:
     policy = TorchPolicy(build())
-    policy.score([], {"recomputed"})
-    policy.score(forest(1), set())
+    score_now(policy, [], {"recomputed"})
+    score_now(policy, forest(1), set())
     with pytest.raises(ValueError, match="frozen=True"):
-        policy.score(forest(1), {"frozen"})
+        score_now(policy, forest(1), {"frozen"})
 
 
 def test_frozen_stays_where_it_was() -> None:
     policy, trees = TorchPolicy(build(), frozen=True), forest(2)
-    policy.score(trees, {"recomputed", "frozen"})
+    score_now(policy, trees, {"recomputed", "frozen"})
     nodes = [node for tree in trees for node in tree.walk() if node.author is Author.POLICY and node.tokens]
     assert all(node.signals["recomputed"] == node.signals["frozen"] for node in nodes)
     train(policy, range(1))
     before = [node.signals["frozen"] for node in nodes]
-    policy.score(trees, {"recomputed", "frozen"})
+    score_now(policy, trees, {"recomputed", "frozen"})
     assert [node.signals["frozen"] for node in nodes] == before
     assert all(node.signals["recomputed"] != node.signals["frozen"] for node in nodes)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from kept import tensors
 from ramulus.core.store import read
 from ramulus.core.tree import Author
 from ramulus.run import checkpoint
@@ -62,8 +63,9 @@ def test_the_smooth_gate_remembers_and_resumes(tmp_path: Path) -> None:
     train("smooth", whole)
     train("smooth", parts, "steps=2")
     train("smooth", parts, "steps=4", resume=True)
-    (tensors, state), (again, other) = checkpoint.load(whole, 4), checkpoint.load(parts, 4)
-    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+    state, other = checkpoint.load(whole, 4), checkpoint.load(parts, 4)
+    kept, again = tensors(whole, 4), tensors(parts, 4)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
     assert state["mix"] == other["mix"]
     assert len(state["mix"]) == 4
     assert max(sum(counts) for counts in state["mix"].values()) > 3, "earlier visits count"

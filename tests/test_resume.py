@@ -203,11 +203,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
 ):
     real, (soft, hard) = checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def save(folder: Path, step: int, *rest) -> Path:
+    async def save(folder: Path, step: int, *rest) -> Path:
         try:
             if step == 4:  # from here on no file may grow beyond 20 kB
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-            return real(folder, step, *rest)
+            return await real(folder, step, *rest)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

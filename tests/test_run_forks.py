@@ -67,9 +67,9 @@ def test_influence_rides_on_the_pass_that_recomputes(tmp_path: Path, monkeypatch
     passes: list[bool] = []  # of each, whether it was for influence alone
     inner = TorchPolicy._score_row
 
-    def counted(self, model, row, watch=None, headless=False):
-        passes.append(headless)
-        return inner(self, model, row, watch, headless)
+    def counted(self, model, row, head, watch=None):
+        passes.append(not head)
+        return inner(self, model, row, head, watch)
 
     monkeypatch.setattr(TorchPolicy, "_score_row", counted)
     still = "optimizer.decay=constant"

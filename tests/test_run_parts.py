@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
+from kept import tensors
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.toy import ToyEngine
@@ -189,9 +191,11 @@ def test_parts_are_whole_and_even():
 
 
 def write(folder: Path, step: int, **state) -> None:
-    checkpoint.save(
-        folder, step, lambda path: path.mkdir(), {"w": torch.full((3,), float(step))}, {"pending": None} | state
-    )
+    async def save(part: Path) -> dict:
+        save_file({"w": torch.full((3,), float(step))}, part / "tensors.safetensors")
+        return {"version": step}
+
+    asyncio.run(checkpoint.save(folder, step, save, {"pending": None} | state))
 
 
 def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):
@@ -199,9 +203,9 @@ def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):
         write(tmp_path, step)
         checkpoint.prune(tmp_path, 2, best=2)
     assert checkpoint.steps(tmp_path) == [2, 4, 5]
-    tensors, state = checkpoint.load(tmp_path, 4)
-    assert state["step"] == 4
-    assert torch.equal(tensors["w"], torch.full((3,), 4.0))
+    state = checkpoint.load(tmp_path, 4)
+    assert (state["step"], state["policy"]) == (4, {"version": 4})
+    assert torch.equal(tensors(tmp_path, 4)["w"], torch.full((3,), 4.0))
 
 
 def test_what_a_killed_write_left_is_not_read(tmp_path: Path):
@@ -218,9 +222,9 @@ def test_what_a_killed_write_left_is_not_read(tmp_path: Path):
 def test_a_step_that_was_still_to_be_evaluated_is_saved_again(tmp_path: Path):
     write(tmp_path, 1, pending={"reward": 1.0})
     write(tmp_path, 1, best={"step": 1, "score": 0.5})
-    assert checkpoint.load(tmp_path, 1)[1]["best"] == {"step": 1, "score": 0.5}
+    assert checkpoint.load(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
     write(tmp_path, 1, best=None)
-    assert checkpoint.load(tmp_path, 1)[1]["best"] == {"step": 1, "score": 0.5}
+    assert checkpoint.load(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
 
 
 def test_nothing_is_pickled(tmp_path: Path):
@@ -232,10 +236,10 @@ def test_nothing_is_pickled(tmp_path: Path):
 def test_random_states_come_back(tmp_path: Path):
     checkpoint.seed_all(3)
     write(tmp_path, 1)
-    first = (random.random(), np.random.rand(), torch.rand(2).tolist(), np.random.randn())
+    first = (random.random(), np.random.rand(), np.random.randn())
     checkpoint.seed_all(4)
-    checkpoint.restore_random(*checkpoint.load(tmp_path, 1))
-    assert (random.random(), np.random.rand(), torch.rand(2).tolist(), np.random.randn()) == first
+    checkpoint.restore_random(checkpoint.load(tmp_path, 1))
+    assert (random.random(), np.random.rand(), np.random.randn()) == first
 
 
 # a run, small
@@ -339,7 +343,7 @@ def test_a_step_without_signal_changes_no_weight(tmp_path: Path):
     console = Console(record=True, width=200, file=io.StringIO())
     assert launch(str(tmp_path / "flat.py"), [f"out={tmp_path / 'run'}", "save_every=1"], False, False, console) == 0
     assert "no signal, weights unchanged" in console.export_text()
-    first, last = (checkpoint.load(tmp_path / "run", step)[0] for step in (1, 2))
+    first, last = (tensors(tmp_path / "run", step) for step in (1, 2))
     assert all(torch.equal(first[name], last[name]) for name in first if name.startswith("weights/"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [2, 2]

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from forests import Trajectory, flatten, forest
+from kept import tensors
 from methods import METHODS, rows_of
 from methods_hpt import returns
 from ramulus.core.store import read
@@ -27,8 +28,8 @@ from ramulus.learn.objective.mask import Clip, Everything
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.value_head import ActorCritic
-from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.trainer import loss
 from test_equivalence import budget_for
@@ -111,7 +112,7 @@ def test_values_are_those_of_separate_paths_and_learn() -> None:
     with torch.no_grad():
         policy.critic.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     trees = forest(5)
-    policy.score(trees, {"value"})
+    score_now(policy, trees, {"value"})
     nodes = [{node.id: node for node in tree.walk()} for tree in trees]
     for row in flatten(trees):
         ids = torch.tensor([row.prompt + row.tokens])
@@ -125,11 +126,10 @@ def test_values_are_those_of_separate_paths_and_learn() -> None:
         credits = PPO.credit(trees)
         error = 0.0
         for batch in pack(trees, credits, PPO, 0, torch.float64):
-            policy.accumulate(PPO, batch)
-            with torch.no_grad():
-                error += float((batch.target_weight * (policy.value(batch) - batch.target) ** 2).sum())
+            value = policy.accumulate(PPO, batch).value
+            error += float((batch.target_weight * (value - batch.target) ** 2).sum())
         policy.update(3e-3)
-        policy.score(trees, {"value"})
+        score_now(policy, trees, {"value"})
         errors.append(error)
     assert errors[-1] < 0.5 * errors[0]
 
@@ -144,7 +144,7 @@ def test_ppo_runs_and_resumes(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-    whole, parts = (checkpoint.load(tmp_path / name, 3)[0] for name in ("whole", "parts"))
+    whole, parts = (tensors(tmp_path / name, 3) for name in ("whole", "parts"))
     assert float(whole["weights/critic/weight"].abs().max()) > 0
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -193,7 +193,7 @@ def test_a_run_prunes_by_its_value_head(tmp_path: Path) -> None:
     assert all("explained_variance" in row for row in rows)
     run_of("pruned", tmp_path / "parts", "steps=2")
     run_of("pruned", tmp_path / "parts", "steps=4", resume=True)
-    whole, parts = (checkpoint.load(tmp_path / name, 4)[0] for name in ("whole", "parts"))
+    whole, parts = (tensors(tmp_path / name, 4) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     again = [(tmp_path / name / "trees" / "000004.jsonl").read_bytes() for name in ("whole", "parts")]
     assert again[0] == again[1]

@@ -19,6 +19,7 @@ from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def agree(
     forest, theirs = forest_of(seen, setting, decode)
     mean = GroupMean(std=True, eps=1e-4)  # TRL adds that much to the deviation
     mix = Mix((Term(Estimator(Clip(0.2, 0.2, "recomputed"), Recomputed(), mean), normaliser=SequenceMean()),))
-    policy.score(forest, {"recomputed"})
+    score_now(policy, forest, {"recomputed"})
     for tree in forest:
         for leaf in tree.leaves():
             zeros = [0.0] * len(leaf.tokens)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ramulus.learn.packing.pack import pack as pack
     from ramulus.learn.policy.model import Pretrained as Pretrained
     from ramulus.learn.policy.model import Scratch as Scratch
+    from ramulus.learn.policy.torch_learner import Torch as Torch
     from ramulus.learn.policy.torch_policy import TorchPolicy as TorchPolicy
     from ramulus.look.evaluation.evaluate import evaluate as evaluate
     from ramulus.look.viewer.show import show as show
@@ -108,6 +109,7 @@ HOMES = {
     "learn.objective.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
     "learn.policy.model": ("Pretrained", "Scratch"),
     "learn.packing.pack": ("pack",),
+    "learn.policy.torch_learner": ("Torch",),
     "learn.policy.torch_policy": ("TorchPolicy",),
     "learn.objective.reference": ("Behavior", "Itself", "Recomputed"),
     "learn.objective.entropy_signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),

@@ -6,11 +6,12 @@ random states) and `state.json`. A killed write leaves a `.part` folder that nob
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 FORMAT = 1
 
@@ -34,14 +34,8 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}"
 
 
-def save(
-    folder: Path,
-    step: int,
-    write_model: Callable[[Path], None],
-    tensors: dict[str, torch.Tensor],
-    state: dict[str, Any],
-) -> Path:
-    """Write the checkpoint of `step`, whole or not at all.
+async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step`, whole or not at all; `write` is a learner's `save`, and what it answers is kept as "policy".
 
     A checkpoint of that step that is there already is kept, unless its step was still to be evaluated and no longer is.
 
@@ -57,20 +51,21 @@ def save(
     with failing_clearly(folder, part, step):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        write_model(part / "model")
-        flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in (tensors | random_tensors()).items()}
-        save_file(flat, part / "tensors.safetensors")
-        (part / "state.json").write_text(
-            json.dumps({"format": FORMAT, "step": step, "random": python_random()} | state)
-        )
-        for file in sorted(part.rglob("*")):
-            sync(file)
-        sync(part)
-        if there:
-            os.replace(final, final.with_name(f".{final.name}.old.part"))
-        os.replace(part, final)
-        sync(final.parent)
+        state = {"format": FORMAT, "step": step, "random": python_random()} | state | {"policy": await write(part)}
+        (part / "state.json").write_text(json.dumps(state))
+        await asyncio.to_thread(put, part, final, there)
     return final
+
+
+def put(part: Path, final: Path, there: bool) -> None:
+    """Have a finished checkpoint on the disk, in its place."""
+    for file in sorted(part.rglob("*")):
+        sync(file)
+    sync(part)
+    if there:
+        os.replace(final, final.with_name(f".{final.name}.old.part"))
+    os.replace(part, final)
+    sync(final.parent)
 
 
 @contextmanager
@@ -107,15 +102,15 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and the state of a checkpoint; the model is read from its `model` folder by whoever builds it."""
+def load(folder: Path, step: int) -> dict[str, Any]:
+    """The state of a checkpoint; all else in its folder is read by whoever builds the model, and by the learner."""
     path = path_of(folder, step)
-    state = json.loads((path / "state.json").read_text())
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
     if state["format"] > FORMAT:
         raise ValueError(
             f"{path} was written by a newer ramulus (format {state['format']}, this one reads {FORMAT}): upgrade ramulus to resume it"
         )
-    return load_file(path / "tensors.safetensors"), state
+    return state
 
 
 def is_run(folder: Path) -> bool:
@@ -153,23 +148,11 @@ def python_random() -> dict[str, Any]:
     return {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]}
 
 
-def random_tensors() -> dict[str, torch.Tensor]:
-    """The states of torch's generators."""
-    states = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def restore_random(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Set every generator to where the checkpoint found it."""
+def restore_random(state: dict[str, Any]) -> None:
+    """Set these generators to where the checkpoint found them; those of torch are the learner's."""
     version, internal, gauss = state["random"]["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["random"]["numpy"]))
-    torch.set_rng_state(tensors["random.cpu"])
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"random.cuda.{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
 
 
 def seed_all(seed: int) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ramulus.core.tree import Tree
 from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.learner import Learner
+from ramulus.learn.policy.scoring import score
 from ramulus.learn.policy.steps import Marked, Separators, holding, marked_after, marked_steps, separators_of
-
-if TYPE_CHECKING:
-    from ramulus.learn.policy.torch_policy import TorchPolicy
 
 THINK_END = "</think>"
 
@@ -22,7 +21,7 @@ THINK_END = "</think>"
 class SignalContext:
     """What a signal may ask for: words of the vocabulary, and forward passes of the weights that are being trained."""
 
-    policy: TorchPolicy
+    learner: Learner
     tokenizer: Any
     columns: Collection[str] = ()  # that the step's Mix reads
     known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class SignalContext:
 
     async def score(self, trees: Sequence[Tree], columns: Collection[str], influence: Influence | None = None) -> None:
         """Write columns of the learner, and influence, into the signals of every learned node."""
-        self.policy.score(trees, columns, influence)
+        await score(self.learner, trees, columns, influence)
 
 
 class Signal(Protocol):

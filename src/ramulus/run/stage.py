@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,11 +22,10 @@ from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
 from ramulus.grow.grading import Call, settle_all
 from ramulus.grow.stop import Stop
+from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
-from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.run import checkpoint
-from ramulus.run.config.recipe import Exam, Run
+from ramulus.run.config.recipe import Exam, Model, Run
 from ramulus.run.config.resume import replace_text
 from ramulus.run.evaluation.exam import Scores, answers, counted, examine
 from ramulus.run.forests import Forests
@@ -35,7 +33,7 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
-from ramulus.run.trainer import State, Trainer
+from ramulus.run.trainer import State, Trainer, hand_over
 from ramulus.tasks.problem import render
 
 
@@ -43,7 +41,7 @@ from ramulus.tasks.problem import render
 class Parts:
     """What one stage works with."""
 
-    policy: TorchPolicy
+    learner: Learner
     engine: LocalEngine
     tasks: Sequence[Task]
     evals: Sequence[Task]
@@ -65,7 +63,8 @@ def build(run: Run, start: Path | None) -> Parts:
         for source in (run.tasks, run.evals, run.exam.tasks if run.exam else None)
     ]
     checkpoint.seed_all(run.seed)
-    model, tokenizer = model_of(run, start)
+    source = source_of(run, start)
+    model, tokenizer = source()
     tasks, evals, exam = (
         render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
     )
@@ -73,24 +72,25 @@ def build(run: Run, start: Path | None) -> Parts:
     stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
     how = run.optimizer
-    policy = (ActorCritic if run.mix.value else TorchPolicy)(
-        model, tokenizer, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, clip=how.clip, autocast=run.autocast,
-        activation_checkpointing=run.activation_checkpointing, lora=run.lora, frozen="frozen" in run.mix.columns,
-    )  # fmt: skip
+    options = {
+        "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": run.autocast,
+        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "frozen": "frozen" in run.mix.columns,
+    }  # fmt: skip
+    learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
     copy = getattr(torch, run.engine.copy) if run.engine.copy else None
-    engine = LocalEngine(policy.model, run.engine.slots, run.engine.memory_mb * 2**20, copy, threads=run.engine.threads)
+    engine = LocalEngine(model, run.engine.slots, run.engine.memory_mb * 2**20, copy, threads=run.engine.threads)
     limits = (run.eval_limit, run.exam.limit if run.exam else None)
-    parts = Parts(policy, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
+    parts = Parts(learner, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
     check(run, parts)
     return parts
 
 
-def model_of(run: Run, start: Path | None) -> tuple[Any, Any]:
-    """The model and its tokenizer: from the stage before, or as the recipe says."""
+def source_of(run: Run, start: Path | None) -> Model:
+    """What builds the model and its tokenizer: from the stage before, or as the recipe says."""
     named = Pretrained(run.model) if isinstance(run.model, str) else run.model
     if start is not None:
-        return (replace(named, path=str(start)) if isinstance(named, Pretrained) else Pretrained(str(start)))()
-    return (replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named)()
+        return replace(named, path=str(start)) if isinstance(named, Pretrained) else Pretrained(str(start))
+    return replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named
 
 
 def check(run: Run, parts: Parts) -> None:
@@ -192,20 +192,20 @@ def digest(tasks: Sequence[Task]) -> str:
     return made.hexdigest()
 
 
-def restore(run: Run, parts: Parts, console: Console) -> State:
+async def restore(run: Run, parts: Parts, console: Console) -> State:
     """The state to go on from: that of the last checkpoint, or a new one. Raises ValueError where the problems are others now."""
     found = checkpoint.steps(run.folder)
     if not found:
         return State(tasks=digest(parts.tasks))
-    tensors, saved = checkpoint.load(run.folder, found[-1])
+    saved = checkpoint.load(run.folder, found[-1])
     names = asdict(State())
     state = State(**{name: saved[name] for name in names})
     if state.tasks != digest(parts.tasks):
         raise ValueError(
             f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
         )
-    parts.policy.restore(tensors, saved["policy"])
-    checkpoint.restore_random(tensors, saved)
+    await parts.learner.restore(checkpoint.path_of(run.folder, found[-1]), saved["policy"])
+    checkpoint.restore_random(saved)
     for path in (run.folder / "trees").glob("*.jsonl"):
         if int(path.stem) > state.step:
             path.unlink()
@@ -221,17 +221,25 @@ async def train_stage(
     `ready` is called once every input has been found good, before any work.
     """
     parts = build(run, start)
-    state = restore(run, parts, console)
-    await interrupt.abandonable(probe(run, parts))
-    ready()
-    await parts.engine.load(None, parts.policy.version)
+    try:
+        state = await restore(run, parts, console)
+        await interrupt.abandonable(probe(run, parts))
+        ready()
+        await train(run, parts, state, interrupt, console)
+    finally:
+        parts.learner.close()
+
+
+async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, console: Console) -> None:
+    """What is left of a stage."""
+    await hand_over(parts.learner, parts.engine, run.folder)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
-    signals = Signals(provided(run.signals), SignalContext(parts.policy, parts.decode.tokenizer, run.mix.columns))
+    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
     forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.step, state.metrics_bytes)
     try:
-        await Trainer(run, parts.policy, parts.engine, forests, parts.evals, logbook, interrupt, state).train()
+        await Trainer(run, parts.learner, parts.engine, forests, parts.evals, logbook, interrupt, state).train()
     finally:
         logbook.close()
     if run.exam is not None:
@@ -254,7 +262,7 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
         work = examine(run, exam, engine, parts.exam, parts.decode, parts.stop, start)
         found: Scores = await interrupt.abandonable(work)
     await parts.engine.load(
-        None, parts.policy.version
+        None, parts.learner.version
     )  # what the exam left in the engine's memory must not touch training
     replace_text(
         path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})

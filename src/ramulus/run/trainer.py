@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ramulus.core import store
@@ -18,14 +18,16 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.gate import openness
 from ramulus.learn.objective.gauges import counts, gauges, surrogate
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.annotate import annotate, annotate_ratio, nodes_of
+from ramulus.learn.packing.annotate import annotate, annotate_ratio
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.packing.weights import Selection, idle_entropy
-from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.policy.learner import Evaluated, Learner
+from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
@@ -37,6 +39,7 @@ from ramulus.run.lesson import Lesson
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.minibatch import Minibatch, minibatches
+from ramulus.run.setting import device_of
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Trainer:
     """One stage of training: the parts are built by `stage.py`."""
 
     run: Run
-    policy: TorchPolicy
+    learner: Learner
     engine: LocalEngine
     forests: Forests
     evals: Sequence[Task]
@@ -99,7 +102,7 @@ class Trainer:
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
 
     def __post_init__(self) -> None:
-        self.machine = Machine(self.policy.device)
+        self.machine = Machine(device_of(self.run.device))
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -110,10 +113,10 @@ class Trainer:
                 self.state.pending = await self.step()
                 await self.close_step()
                 self.interrupt.check()
-            self.save()
+            await self.save()
         except (Exception, KeyboardInterrupt):
             if self.whole and self.state.step > 0:
-                self.save()
+                await self.save()
             raise
 
     async def step(self) -> dict[str, Any]:
@@ -130,7 +133,9 @@ class Trainer:
         self.whole = False
         with clock("score"):
             signals = self.forests.signals
-            self.policy.score(harvest.kept, run.mix.columns, known=signals.context.rides if signals else ())
+            await score(
+                self.learner, harvest.kept, run.mix.columns, known=signals.context.rides if signals else ()
+            )
             if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
                 await signals(harvest.kept, names)
         with clock("credit"):
@@ -142,22 +147,21 @@ class Trainer:
             gates = [said[place] for place in harvest.places] if said is not None else None
         with clock("pack"):
             cut = minibatches(kept, credits, gates, run.mix, run.minibatches)
-        lesson = self.learn(cut, number, clock)
+        lesson = await self.learn(cut, number, clock)
         with clock("write"):
             self.write_trees(harvest.grown, cut, number)
         with clock("load"):
-            await self.engine.load(None, self.policy.version)  # the engine reads the policy's own weights
+            await hand_over(self.learner, self.engine, run.folder)
         with clock("ledger"):
             found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | lesson.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
 
-    def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> Lesson:
+    async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> Lesson:
         """One optimizer step for each minibatch; those without signal change nothing."""
-        run, writes = self.run, self.writes(number)
+        run, version = self.run, self.learner.version  # whose tokens these weights should give the recorded log-probs
         lesson = Lesson(len(cut), run.optimizer.rate(number, run.steps))
-        version = self.policy.version  # whose tokens these weights should give the recorded log-probs
         with clock("pack"):
             whole = Selection.joined([part.selection for part in cut]) if cut else None
             stats = run.mix.measure([tree for part in cut for tree in part.trees], whole.terms) if whole else {}
@@ -166,30 +170,33 @@ class Trainer:
                 batches = pack(
                     part.trees, part.credits, run.mix, run.tokens_per_batch, stats=stats, selection=part.selection
                 )
-            learns = any(has_signal(run.mix, batch) for batch in batches)
+                learns = any(has_signal(run.mix, batch) for batch in batches)
             with clock("ledger"):
                 lesson.add_fates(part.selection, run.mix, learns)
             if not learns:
                 lesson.empty += 1
                 continue
-            with clock("gauges"):
-                lesson.rows.append(idle_entropy(part.trees, part.selection, run.mix))
-                nodes = nodes_of(part.trees) if writes else []
-            for batch in batches:
-                with clock("update"):
-                    tempered, plain, entropy = self.policy.accumulate(run.mix, batch)
-                    settle(tempered.device)
-                with clock("gauges"):
-                    batch = batch.to(tempered.device)
-                    row = (tempered, plain, entropy, batch)
-                    values = valued(self.policy, batch)
-                    told = gauges(run.mix, *row, version, values)
-                    lesson.add_row(told, loss(run.mix, *row, values), counts(batch))
-                    if writes:
-                        annotate_ratio(nodes, batch, tempered)
             with clock("update"):
-                lesson.add_update(self.policy.update(lesson.rate))
+                told = await self.learner.accumulate(run.mix, batches)
+            with clock("gauges"):
+                self.read(lesson, part, batches, told, version)
+                if self.writes(number):
+                    nodes = nodes_of(part.trees)
+                    for batch, row in zip(batches, told, strict=True):
+                        annotate_ratio(nodes, batch, row.tempered)
+            with clock("update"):
+                lesson.add_update(await self.learner.update(lesson.rate))
         return lesson
+
+    def read(
+        self, lesson: Lesson, part: Minibatch, batches: Sequence[TreeBatch], told: Sequence[Evaluated], version: int
+    ) -> None:
+        """What the rows of a minibatch have shown, and the paths that were left out of them."""
+        lesson.rows.append(idle_entropy(part.trees, part.selection, self.run.mix))
+        for batch, (tempered, plain, entropy, values) in zip(batches, told, strict=True):
+            row = (tempered, plain, entropy, batch)
+            found = gauges(self.run.mix, *row, version, values)
+            lesson.add_row(found, loss(self.run.mix, *row, values), counts(batch))
 
     def writes(self, number: int) -> bool:
         """Whether the trees of a step are kept."""
@@ -222,7 +229,7 @@ class Trainer:
         self.state.pending = None
         if improved or step % run.save_every == 0:
             with clock("save"):
-                self.save()
+                await self.save()
         late = {name: clock.seconds[name] for name in ("log", "save") if name in clock.seconds}
         self.late = late | {"idle": clock.rest()}
 
@@ -241,7 +248,7 @@ class Trainer:
             run.seed,
         )
         await self.engine.load(
-            None, self.policy.version
+            None, self.learner.version
         )  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         path.parent.mkdir(exist_ok=True)
@@ -252,12 +259,17 @@ class Trainer:
             "eval/length": found["length"],
         }
 
-    def save(self) -> None:
+    async def save(self) -> None:
         """A checkpoint of the last whole step."""
         self.state.metrics_bytes = self.logbook.size()
-        state = asdict(self.state) | {"policy": self.policy.state()}
-        checkpoint.save(self.run.folder, self.state.step, self.policy.write, self.policy.tensors(), state)
+        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, asdict(self.state))
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
+
+
+async def hand_over(learner: Learner, engine: LocalEngine, folder: Path) -> None:
+    """Load the learner's weights into the engine: in place where they share them, else by way of a run's folder."""
+    shared = "in_place" in learner.features
+    await engine.load(None if shared else await learner.weights(folder / "weights"), learner.version)
 
 
 def differences(found: Mapping[str, float]) -> dict[str, float]:
@@ -265,12 +277,6 @@ def differences(found: Mapping[str, float]) -> dict[str, float]:
     held = found["sampled"] - found["sampled_before"] + found["sampled_ahead"]
     once = found["trained_policy"] + found["trained_expert"]
     return {"thrown_away": found["engine_sampled"] - held, "repeated": found["trained"] - once}
-
-
-@torch.no_grad()
-def valued(policy: TorchPolicy, batch: TreeBatch) -> Tensor | None:
-    """What a value head says of the row that was just evaluated [T]; None without one."""
-    return policy.value(batch)
 
 
 def loss(
@@ -281,12 +287,6 @@ def loss(
         hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms
     )
     return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
-
-
-def settle(device: torch.device) -> None:
-    """Wait for a GPU, so that its work is counted in the phase that asked for it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def has_signal(mix: Mix, batch: TreeBatch) -> bool:

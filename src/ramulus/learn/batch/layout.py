@@ -128,7 +128,7 @@ class Layout:
             if node.author in (Author.POLICY, Author.EXPERT) and stop > start:
                 if name not in node.signals:
                     raise ValueError(
-                        f"node {node.id} has no {name!r} log-probs: call policy.score(forest, {{{name!r}}}) before pack"
+                        f"node {node.id} has no {name!r} log-probs: have the forest scored for {{{name!r}}} before pack"
                     )
                 column[start:stop] = node.signals[name]
         return column

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.score_row import Nodes
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.weights import Selection, Share
-
-Forest = Sequence[Mapping[int, Node]]
-"""The nodes of each tree by their ids: what the spans of rows name."""
-
-
-def nodes_of(trees: Sequence[Tree]) -> list[dict[int, Node]]:
-    """The nodes of each tree by their ids, as long as nothing is cut."""
-    return [{node.id: node for node in tree.walk()} for tree in trees]
 
 
 def names(mix: Mix) -> list[str]:
@@ -61,16 +54,16 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
             node.signals[name] = np.mean(below[number], axis=0).tolist()
 
 
-def annotate_ratio(forest: Forest, batch: TreeBatch, tempered: Tensor) -> None:
+def annotate_ratio(nodes: Nodes, batch: TreeBatch, tempered: Tensor) -> None:
     """Write into `signals["ratio"]` [L] of a row's trained, sampled nodes what the policy now makes of each token over what its sampler did.
 
-    `forest` holds the nodes that `nodes_of` found of the trees that were packed, `tempered` [T] the log-probs that the row's update begins from.
+    `nodes` are those that `nodes_of` found of the trees that were packed, `tempered` [T] the log-probs that the row's update begins from.
     """
     ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).tolist()
     trained = ((batch.weight != 0).any(0) & batch.sampled & (batch.author == int(Author.POLICY))).tolist()
     for tree, number, start, stop in batch.spans:
         if stop > start and trained[start]:
-            forest[tree][number].signals["ratio"] = ratio[start:stop]
+            nodes[tree][number].signals["ratio"] = ratio[start:stop]
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ only a number per head and key of each path stays. Queries that paths share are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ramulus.core.tree import Author, Node
+from ramulus.core.tree import Author
 from ramulus.learn.attention.compiled import Folding, Stacked
 from ramulus.learn.attention.gather import runs
 from ramulus.learn.policy.steps import LEVELS, Separators, Steps, segment
 
 if TYPE_CHECKING:
     from ramulus.learn.attention.tree_attention import TreePlan
-    from ramulus.learn.batch.layout import Layout
+    from ramulus.learn.batch.score_row import ScoreRow
 
 BLOCK = 64  # queries met at once
 HELD = 2**18  # attention weights computed at once on a CPU, where a single key head needs no more
@@ -36,7 +36,7 @@ CALM = 60.0  # exp(-60) to exp(60), and the sum of 2^40 of them, are ordinary nu
 class Trail:
     """One path of a row: its steps, and what each token of it, as a query, adds to the keys before `limit`."""
 
-    leaf: Node
+    line: np.ndarray  # [L] where its tokens stand on the row
     steps: Steps
     prompt: int  # tokens before the response
     level: int  # of the separators
@@ -46,11 +46,11 @@ class Trail:
     weight: np.ndarray  # [L] one over the size of the query's step, 0 where limit is
 
 
-def trail(leaf: Node, separators: Separators, delta: int) -> Trail:
-    """Cut a path into steps."""
-    response = leaf.response()
+def trail(line: np.ndarray, row: ScoreRow, separators: Separators, delta: int) -> Trail:
+    """Cut the path of these tokens of a row into steps."""
+    prompt = int((row.author.numpy()[line] == Author.PROMPT).sum())
+    response = row.token.numpy()[line[prompt:]].tolist()
     steps = segment(response, separators)
-    prompt = sum(len(node.tokens) for node in leaf.line() if node.author is Author.PROMPT)
     starts = np.array([*steps.starts, steps.length])
     number = np.searchsorted(starts, np.arange(len(response)), side="right") - 1
     early = number - delta + 1  # the first step that is too near
@@ -58,7 +58,7 @@ def trail(leaf: Node, separators: Separators, delta: int) -> Trail:
     weight = np.where(limit > 0, 1 / np.diff(starts)[number], 0.0)
     nothing = np.zeros(prompt)
     level = separators.level(response)
-    return Trail(leaf, steps, prompt, level, np.append(nothing.astype(int), limit), np.append(nothing, weight))
+    return Trail(line, steps, prompt, level, np.append(nothing.astype(int), limit), np.append(nothing, weight))
 
 
 @dataclass(frozen=True)
@@ -258,22 +258,20 @@ class Watched:
         return self.way.attend(query, key, value, scale)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Influence:
-    """FCI of a forest, row by row, written down as signals once every path has been seen."""
+    """What FCI is asked for: how paths are cut into steps, and how far apart steps must be."""
 
     separators: Separators
     delta: int = 4
-    found: list[tuple[Trail, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.delta < 1:
             raise ValueError(f"delta is a number of steps, at least 1, got {self.delta}")
 
-    def watch(self, row: Layout) -> Watch:
+    def watch(self, row: ScoreRow) -> Watch:
         """The watch of one row, for all paths on it that the policy ended."""
-        ended = [(leaf, last) for _, leaf, last in row.leaves if leaf.author is Author.POLICY]
-        trails = [trail(leaf, self.separators, self.delta) for leaf, _ in ended]
+        trails = [trail(line, row, self.separators, self.delta) for line in row.lines()]
         sizes = [np.diff([*path.steps.starts, path.steps.length]) for path in trails]
         first = np.cumsum([0, *map(len, sizes)])
         step = [
@@ -283,42 +281,40 @@ class Influence:
         base = np.cumsum([0, *map(len, step)]).tolist()
         columns = torch.from_numpy(np.concatenate([np.zeros(0, dtype=int), *step]))
         counts = torch.from_numpy(np.concatenate([*sizes, np.ones(1)]))
-        last = [token for _, token in ended]
-        return Watch(trails, partial(stretches, row, trails, last), base, columns, counts, folding(row, trails, last, base))
-
-    def take(self, watch: Watch) -> None:
-        """Keep what a watch found."""
-        self.found += watch.scores()
-
-    def record(self) -> None:
-        """Write the signal "influence" of every node on the paths seen: the FCI of each token's step, its mean over those paths."""
-        nodes: dict[int, tuple[Node, np.ndarray, int]] = {}
-        for path, score in self.found:
-            value, at = np.repeat(score, np.diff([*path.steps.starts, path.steps.length])), 0
-            for node in path.leaf.line():
-                if node.author is Author.PROMPT:
-                    continue
-                here = slice(at, at := at + len(node.tokens))
-                _, total, seen = nodes.get(id(node), (node, 0.0, 0))
-                nodes[id(node)] = (node, total + value[here], seen + 1)
-        for node, total, seen in nodes.values():
-            node.signals["influence"] = (total / seen).tolist()
+        return Watch(trails, partial(stretches, row, trails), base, columns, counts, folding(row, trails, base))
 
 
-def folding(row: Layout, trails: Sequence[Trail], last: Sequence[int], base: Sequence[int]) -> Folding:
-    """Of every token that adds something to a path, what and to which columns; `last` [K] as for `stretches`."""
-    parent, tokens = row.parent, []
-    for path, token in zip(trails, last, strict=True):
-        line = np.empty(len(path.limit), dtype=np.int64)
-        for i in range(len(line) - 1, -1, -1):
-            line[i] = token
-            token = int(parent[token])
-        tokens.append(line)
+def influences(rows: Sequence[ScoreRow], watches: Sequence[Watch]) -> list[Tensor]:
+    """[T] of each row: the FCI of each token's step, its mean over the paths seen that share the token, on whichever row; 0 on no such path."""
+    nodes: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of each node so far: sum and number
+    for row, watch in zip(rows, watches, strict=True):
+        total, seen = (np.zeros(len(row)) for _ in range(2))
+        spans = [(nodes.get((tree, node)), slice(start, stop)) for tree, node, start, stop in row.spans]
+        for before, place in spans:
+            if before is not None:
+                total[place], seen[place] = before
+        for path, score in watch.scores():
+            response = path.line[path.prompt :]
+            total[response] += np.repeat(score, np.diff([*path.steps.starts, path.steps.length]))
+            seen[response] += 1
+        nodes |= {(tree, node): (total[start:stop], seen[start:stop]) for tree, node, start, stop in row.spans}
+    found = []
+    for row in rows:
+        column = np.zeros(len(row))
+        for tree, node, start, stop in row.spans:
+            total, seen = nodes[tree, node]
+            column[start:stop] = total / np.maximum(seen, 1)
+        found.append(torch.from_numpy(column))
+    return found
+
+
+def folding(row: ScoreRow, trails: Sequence[Trail], base: Sequence[int]) -> Folding:
+    """Of every token that adds something to a path, what and to which columns."""
     used = [np.flatnonzero(path.limit) for path in trails]
     found = [
         np.concatenate([np.zeros(0, dtype=kind), *parts])
         for kind, parts in (
-            (np.int64, [line[some] for line, some in zip(tokens, used, strict=True)]),
+            (np.int64, [path.line[some] for path, some in zip(trails, used, strict=True)]),
             (np.int64, [np.full(len(some), at) for some, at in zip(used, base, strict=False)]),
             (np.int64, [path.limit[some] for path, some in zip(trails, used, strict=True)]),
             (np.float64, [path.weight[some] for path, some in zip(trails, used, strict=True)]),
@@ -329,16 +325,16 @@ def folding(row: Layout, trails: Sequence[Trail], last: Sequence[int], base: Seq
     return Folding(np.searchsorted(asking, np.arange(len(row) + 1)), at, limit, weight)
 
 
-def stretches(row: Layout, trails: Sequence[Trail], last: Sequence[int]) -> list[Stretch]:
-    """The runs of a row with something to add, `last` [K] being the row index of each path's last token."""
+def stretches(row: ScoreRow, trails: Sequence[Trail]) -> list[Stretch]:
+    """The runs of a row with something to add."""
     if not len(row):
         return []
-    parent = row.parent
-    line = runs(parent, row.spread(row.ends, np.int64))
+    parent = row.parent.numpy()
+    line = runs(parent, row.end.numpy())
     above = np.where(parent[line.start] == line.start, -1, np.searchsorted(line.stop, parent[line.start], side="right"))
     paths: list[list[int]] = [[] for _ in range(len(line))]
-    for path, token in enumerate(last):
-        run = int(np.searchsorted(line.stop, token, side="right")) if token >= 0 else -1
+    for path, one in enumerate(trails):
+        run = int(np.searchsorted(line.stop, one.line[-1], side="right")) if len(one.line) else -1
         while run >= 0:
             paths[run].append(path)
             run = int(above[run])

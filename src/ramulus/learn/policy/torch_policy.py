@@ -7,50 +7,26 @@ import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author
 from ramulus.learn.attention.tree_attention import Way, attending, plan
-from ramulus.learn.batch.layout import Layout, lay_out
+from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
 from ramulus.learn.policy.fused import fused, patches
 from ramulus.learn.policy.head import head_of
+from ramulus.learn.policy.influence import Influence, Watch, influences
+from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
 
 if TYPE_CHECKING:
     from ramulus.learn.objective.mix import Mix
-    from ramulus.learn.policy.influence import Influence, Watch
 
-LEARNED = (Author.POLICY, Author.EXPERT)
 ADAM = ("step", "exp_avg", "exp_avg_sq")
-Columns = tuple[Tensor, Tensor, Tensor]  # tempered, plain, entropy, each [T]; 0 where the row has no target
-
-
-class Policy(Protocol):
-    """What the trainer asks of whatever holds the weights."""
-
-    version: int
-
-    def score(self, forest: Sequence[Tree], columns: Collection[str]) -> None:
-        """Write the log-prob columns that some part of a Mix reads into every node's signals."""
-        ...
-
-    def accumulate(self, mix: Mix, batch: TreeBatch) -> Columns:
-        """Add one row's gradient."""
-        ...
-
-    def update(self, lr: float) -> dict[str, float]:
-        """One optimizer step with the gradients so far."""
-        ...
-
-    def weights(self) -> dict[str, Tensor]:
-        """The state dict an engine loads."""
-        ...
 
 
 class TorchPolicy:
@@ -75,12 +51,12 @@ class TorchPolicy:
         frozen: bool = False,  # keep what `score` needs for "frozen"; a second copy of the weights unless LoRA gives it
         chunk: int = 1024,  # targets whose logits exist at once
         attention: Way = "auto",
-        score_tokens: int = 16384,  # row length of `score`
     ) -> None:
         self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
-        self.clip, self.attention, self.score_tokens = clip, attention, score_tokens
+        self.clip, self.attention = clip, attention
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.autocast = autocast
+        self.critic: nn.Linear | None = None  # a value head
         self.width = attention_width(model.config.get_text_config())
         self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
@@ -100,8 +76,8 @@ class TorchPolicy:
 
     def evaluate(
         self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True
-    ) -> Columns:
-        """Tempered log-probs, plain log-probs and entropy [T] of the tokens that some term weighs; 0 elsewhere.
+    ) -> Evaluated:
+        """Tempered log-probs, plain log-probs, entropy and values [T] of the tokens that some term weighs; 0 elsewhere.
 
         Tempered is plain, the same tensor, where every temperature is 1. Raises ValueError for a greedy token whose tempered log-prob is asked for.
         """
@@ -113,19 +89,18 @@ class TorchPolicy:
                 self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad
             )
 
-    def accumulate(self, mix: Mix, batch: TreeBatch) -> Columns:
+    def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
         batch = batch.to(self.device)
         tempered = any(term.estimator.tempered for term in mix.terms)
-        columns = self.evaluate(batch, entropy_grad=mix.entropy_bonus != 0, tempered=tempered)
-        loss = mix.loss(*columns, batch, self.value(batch))
+        found = self.evaluate(batch, entropy_grad=mix.entropy_bonus != 0, tempered=tempered)
+        loss = mix.loss(found.tempered, found.plain, found.entropy, batch, found.value)
         if loss.requires_grad:
             loss.backward()
-        hot, plain, entropy = (column.detach() for column in columns)
-        return plain if columns[0] is columns[1] else hot, plain, entropy
+        return found.each(Tensor.detach)
 
-    def value(self, batch: TreeBatch) -> Tensor | None:
-        """What a value head says of the row that was just evaluated; this policy has none."""
+    def read(self, hidden: Tensor, parent: Tensor) -> Tensor | None:
+        """What a value head says of the state before each token [T], from hidden states [T, d]; this policy has none."""
         return None
 
     def update(self, lr: float) -> dict[str, float]:
@@ -143,70 +118,41 @@ class TorchPolicy:
         return {"grad_norm": norm, "skipped": float(not step)}
 
     @torch.no_grad()
-    def score(
-        self,
-        forest: Sequence[Tree],
-        columns: Collection[str],
-        influence: Influence | None = None,
-        known: Collection[str] = (),
-    ) -> None:
-        """Write plain log-probs into the signals of POLICY and EXPERT nodes: "recomputed" by these weights, "frozen" by the first ones.
+    def score(self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
+        """As `Learner.score`: influence rides on the pass of "recomputed", or on that of "value", or takes one of its own, without the head."""
+        self._keeps(columns)
+        watches = [influence.watch(row) for row in rows] if influence is not None else []
+        scored: list[Scored] = [{} for _ in rows]
+        for i, (row, found) in enumerate(zip(rows, scored, strict=True)):
+            watch = watches[i] if watches else None
+            if "recomputed" in columns or "value" in columns or watch is not None:
+                logprobs, values = self._score_row(self.model, row, "recomputed" in columns, watch)
+                found |= {"recomputed": logprobs} if "recomputed" in columns else {}
+                found |= {"value": values} if "value" in columns and values is not None else {}
+            if "frozen" in columns:
+                with without(self.wrapped) if self.wrapped is not None else nullcontext():
+                    found["frozen"], _ = self._score_row(self.model if self.reference is None else self.reference, row, True)
+        for found, column in zip(scored, influences(rows, watches) if watches else (), strict=bool(watches)):
+            found["influence"] = column
+        return scored
 
-        Other names in `columns` are left alone, as engines record them. `influence` is read and recorded in the forward pass of
-        "recomputed", or in one of its own. Columns in `known` stay where nodes have them, by the same weights, and only paths that lack
-        some are passed. Raises ValueError for "frozen" in a policy made without it.
-        """
-        wanted = [name for name in ("recomputed", "frozen") if name in columns]
-        if "frozen" in wanted and self.reference is None and self.wrapped is None:
+    def _keeps(self, columns: Collection[str]) -> None:
+        """Raise ValueError for a column that this policy cannot compute."""
+        if "frozen" in columns and self.reference is None and self.wrapped is None:
             raise ValueError(
                 "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
             )
-        held = [name for name in wanted if name in known and influence is None]
-        for name in held:
-            self._score(forest, [name], lacking(forest, name))
-        wanted = [name for name in wanted if name not in held]
-        if wanted or influence is not None:
-            self._score(forest, wanted, None, influence)
+        if "value" in columns and self.critic is None:
+            raise ValueError('the column "value" needs a value head, but this policy has none: make an ActorCritic')
 
-    def _score(
-        self,
-        forest: Sequence[Tree],
-        wanted: Sequence[str],
-        keep: Sequence[set[int]] | None,
-        influence: Influence | None = None,
-    ) -> None:
-        """As `score`; with `keep`, the leaves to pass, what a node has stays."""
-        alone = influence is not None and "recomputed" not in wanted
-        longest = max((sum(len(n.tokens) for n in leaf.line()) for tree in forest for leaf in tree.leaves()), default=0)
-        for row in lay_out(forest, keep, max(self.score_tokens, longest)):
-            watch = influence.watch(row) if influence is not None else None
-            for name in [*wanted, "influence"] if alone else wanted:
-                other = without(self.wrapped) if name == "frozen" and self.wrapped is not None else nullcontext()
-                model = self.reference if name == "frozen" and self.reference is not None else self.model
-                with other:
-                    values = self._score_row(model, row, None if name == "frozen" else watch, name == "influence")
-                for _, node, start, stop in row.nodes:
-                    if node.author in LEARNED and values and (keep is None or name not in node.signals):
-                        node.signals[name] = values[start:stop]
-            if influence is not None and watch is not None:
-                influence.take(watch)
-        if influence is not None:
-            influence.record()
-
-    def _score_row(self, model: Any, row: Layout, watch: Watch | None = None, headless: bool = False) -> list[float]:
-        """Plain log-probs [T] of every learned token of a row; without the head none: [], the pass is for the watch."""
-        ends = torch.from_numpy(row.spread(row.ends, np.int64))
-        author = torch.from_numpy(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
-        tensors = [torch.from_numpy(column) for column in (row.token, row.position, row.parent)]
-        token, position, parent, end = (t.to(self.device) for t in (*tensors, ends))
-        if headless:
-            with self._casting():
-                self._hidden(model, token, position, parent, end, watch)
-            return []
-        _, plain, _ = self._logprobs(
-            model, (token, position, parent, end), learned(author.to(self.device)), None, False, watch
-        )
-        return plain.double().tolist()
+    def _score_row(
+        self, model: Any, row: ScoreRow, head: bool, watch: Watch | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Plain log-probs [T] of every learned token of a row, 0 without the head, and values where this model has a head for them."""
+        token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
+        target = learned(row.author.to(self.device)) if head else torch.zeros_like(token, dtype=torch.bool)
+        found = self._logprobs(model, (token, position, parent, end), target, None, False, watch, bare=not head)
+        return found.plain.cpu(), None if found.value is None else found.value.cpu()
 
     def _logprobs(
         self,
@@ -216,25 +162,32 @@ class TorchPolicy:
         heat: Tensor | None,
         entropy_grad: bool,
         watch: Watch | None = None,
-    ) -> Columns:
-        """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T]."""
+        bare: bool = False,
+    ) -> Evaluated:
+        """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T].
+
+        `bare` makes a pass without targets, for the watch and for values.
+        """
         token, _, parent, _ = row
         index = target.nonzero()[:, 0]
         zeros = torch.zeros(
             len(token), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32, device=self.device
         )
-        if not len(index):
-            return zeros, zeros, zeros
+        if not len(index) and not bare:
+            return Evaluated(zeros, zeros, zeros, zeros if self.critic is not None else None)
         if bool((parent[index] == index).any()):
             raise ValueError(
                 "a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt"
             )
         with self._casting():
             hidden = self._hidden(model, *row, watch)
+            value = self.read(hidden, parent) if model is self.model else None
+            if bare:
+                return Evaluated(zeros, zeros, zeros, value)
             head = self.head if model is self.model else head_of(model, self.head.chunk)
             found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad)
         plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
-        return plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy
+        return Evaluated(plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy, value)
 
     def _hidden(
         self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: Watch | None = None
@@ -312,18 +265,6 @@ def attention_width(config: Any) -> int:
     """Heads x head size."""
     heads = getattr(config, "num_attention_heads", 1)
     return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
-def lacking(forest: Sequence[Tree], name: str) -> list[set[int]]:
-    """The ids of the leaves, per tree, on whose paths some learned token has no such signal."""
-    return [
-        {
-            leaf.id
-            for leaf in tree.leaves()
-            if any(node.tokens and node.author in LEARNED and name not in node.signals for node in leaf.line())
-        }
-        for tree in forest
-    ]
 
 
 def learned(author: Tensor) -> Tensor:

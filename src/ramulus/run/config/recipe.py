@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ramulus.core.task import Reward
+from ramulus.learn.policy.torch_learner import Torch
 
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
+
+LearnerFactory = Callable[..., Any]
+"""A frozen dataclass that builds the learner, called as `Torch` is."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Run:
     autocast: bool = False  # bfloat16 matrix products
     activation_checkpointing: bool = False
     lora: Any = None
+    learner: LearnerFactory = field(default_factory=Torch)  # Torch(...): what trains
 
     # the machine
     engine: Local = field(default_factory=Local)

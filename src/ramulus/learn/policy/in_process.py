@@ -1,0 +1,141 @@
+"""A learner in this process: a policy whose work is done in a thread of its own, so that the event loop goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ramulus.learn.batch.score_row import Scored, ScoreRow
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.learner import Evaluated, Handle
+from ramulus.learn.policy.torch_policy import TorchPolicy
+
+T = TypeVar("T")
+
+
+class Thread:
+    """One thread that works while the event loop waits, with as many threads of torch as the one that made it."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1, "learner", torch.set_num_threads, (torch.get_num_threads(),))
+        self.left = Event()  # nobody waits for the work any more
+
+    async def do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work` answers or raises. Where the wait is cancelled, `left` is set, for work that can stop half-way."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+    def close(self) -> None:
+        """End it, once its work is done."""
+        self.pool.shutdown(wait=False)
+
+
+class InProcess:
+    """A Learner whose policy lives here; engines of this process can read its parameters."""
+
+    features = frozenset({"in_place"})
+
+    def __init__(self, policy: TorchPolicy) -> None:
+        self.policy, self.thread = policy, Thread()
+
+    @property
+    def version(self) -> int:
+        """How many updates the weights have had."""
+        return self.policy.version
+
+    async def score(
+        self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
+    ) -> list[Scored]:
+        """Columns of each row."""
+        return await self.thread.do(self.policy.score, rows, columns, influence)
+
+    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
+        """Add the gradient of all rows."""
+        return await self.thread.do(accumulated, self.policy, mix, batches, self.thread.left)
+
+    async def update(self, lr: float) -> dict[str, float]:
+        """One optimizer step."""
+        return await self.thread.do(self.policy.update, lr)
+
+    async def weights(self, folder: Path | None = None) -> Handle:
+        """Weights to hand over."""
+        return await self.thread.do(handed, self.policy, folder)
+
+    async def save(self, folder: Path) -> dict[str, Any]:
+        """Write a checkpoint's model and tensors."""
+        return await self.thread.do(saved, self.policy, folder)
+
+    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take them back."""
+        await self.thread.do(restored, self.policy, folder, state)
+
+    def close(self) -> None:
+        """End the thread."""
+        self.thread.close()
+
+
+def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], left: Event | None = None) -> list[Evaluated]:
+    """Add the gradient of some rows; their columns, on the CPU. Raises InterruptedError, between two rows, once nobody waits any more."""
+    told = []
+    for batch in batches:
+        if left is not None and left.is_set():
+            raise InterruptedError("the update was abandoned")
+        told.append(policy.accumulate(mix, batch).each(Tensor.cpu))
+    return told
+
+
+@torch.no_grad()
+def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
+    """A policy's weights for an engine elsewhere: a new folder in `folder`, of which the one before is kept, or tensors on the CPU."""
+    if folder is None:
+        return {name: tensor.detach().cpu() for name, tensor in policy.weights().items()}
+    final = folder / f"version-{policy.version:06d}"
+    part = folder / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    policy.write(part)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    for old in sorted(folder.glob("version-*"))[:-2]:
+        shutil.rmtree(old, ignore_errors=True)
+    return str(final)
+
+
+def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
+    """Write `model` and `tensors.safetensors`: the optimizer, the frozen copy, and the states of torch's generators."""
+    policy.write(folder / "model")
+    tensors = policy.tensors() | random_tensors()
+    save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
+    return policy.state()
+
+
+def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
+    """Take back what `saved` wrote and answered."""
+    tensors = load_file(folder / "tensors.safetensors")
+    policy.restore(tensors, state)
+    torch.set_rng_state(tensors["random.cpu"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"random.cuda.{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+
+
+def random_tensors() -> dict[str, torch.Tensor]:
+    """The states of torch's generators."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states

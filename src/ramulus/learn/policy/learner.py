@@ -1,0 +1,83 @@
+"""What trains: the protocol, and what crosses it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ramulus.learn.batch.score_row import Scored, ScoreRow
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.influence import Influence
+
+Handle = None | str | os.PathLike[str] | Mapping[str, Tensor]
+"""Weights for an engine: a folder of safetensors, or name -> tensor. None: in place, the engine reads the learner's own parameters."""
+
+class Evaluated(NamedTuple):
+    """What the policy makes of the tokens of a row that some term weighs, each [T]; 0 elsewhere."""
+
+    tempered: Tensor  # log-prob at the temperature of the sampler
+    plain: Tensor  # log-prob; the same tensor as `tempered` where every temperature is 1
+    entropy: Tensor  # nats
+    value: Tensor | None = None  # of the state before each token; None without a value head
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Evaluated:
+        """Every column changed; where two are one tensor they stay so."""
+        plain = change(self.plain)
+        tempered = plain if self.tempered is self.plain else change(self.tempered)
+        return Evaluated(tempered, plain, change(self.entropy), None if self.value is None else change(self.value))
+
+
+class Learner(Protocol):
+    """Whatever holds the weights that are trained, here or elsewhere. What goes in and comes out is plain: it can be pickled.
+
+    Calls are awaited one after the other; no call blocks the event loop for as long as it takes. A learner whose call was cancelled is in the
+    middle of something, and only `close` may follow.
+    """
+
+    @property
+    def version(self) -> int:
+        """How many updates its weights have had."""
+        ...
+
+    @property
+    def features(self) -> frozenset[str]:
+        """"in_place": an engine of this process can read its parameters, which then need no `weights`."""
+        ...
+
+    async def score(
+        self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
+    ) -> list[Scored]:
+        """Columns of each row: "recomputed" log-probs by these weights, "frozen" by the first ones, the "value" of each state; "influence".
+
+        Raises ValueError for a column that this learner does not keep the model or the head of.
+        """
+        ...
+
+    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
+        """Add the gradient of all rows of an optimizer step; what each row's update begins from."""
+        ...
+
+    async def update(self, lr: float) -> dict[str, float]:
+        """One optimizer step with the gradients so far: `grad_norm`, and `skipped` is 1 where there was none or it was not finite."""
+        ...
+
+    async def weights(self, folder: Path | None = None) -> Handle:
+        """For an engine that cannot read them in place: a new folder of safetensors in `folder`, or without one tensors on the CPU."""
+        ...
+
+    async def save(self, folder: Path) -> dict[str, Any]:
+        """Write `model`, a Hugging Face folder, and `tensors.safetensors`, all else that resuming needs; answers plain JSON to keep beside them."""
+        ...
+
+    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take back what `save` wrote and answered, bit for bit."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and processes."""
+        ...

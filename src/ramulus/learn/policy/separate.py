@@ -1,0 +1,137 @@
+"""A learner in a process of its own: what crosses the pipe is pickled, and no live object is shared."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramulus.learn.batch.score_row import Scored, ScoreRow
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved
+from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.learner import Evaluated, Handle
+from ramulus.learn.policy.torch_policy import TorchPolicy
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "score": TorchPolicy.score,
+    "accumulate": accumulated,
+    "update": TorchPolicy.update,
+    "weights": handed,
+    "save": saved,
+    "restore": restored,
+}
+
+
+class Separate:
+    """A Learner in another process on this machine, with as many threads of torch as this one; engines take its weights from `weights`.
+
+    `build` makes the policy there and must be picklable. What it raises, and what any call raises, is raised here.
+    """
+
+    features: frozenset[str] = frozenset()
+
+    def __init__(self, build: Callable[[], TorchPolicy]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        strict = torch.are_deterministic_algorithms_enabled()
+        self.process = context.Process(target=serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.thread, self.version = Thread(), 0
+        self._take()
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        try:
+            self.pipe.send_bytes(pickle.dumps((name, arguments)))
+        except OSError as error:
+            raise self._gone() from error
+        return self._take()
+
+    def _take(self) -> Any:
+        try:
+            good, answer, self.version = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._gone() from error
+        if not good:
+            raise answer
+        return answer
+
+    def _gone(self) -> ChildProcessError:
+        self.process.join(5)
+        return ChildProcessError(
+            f"the learner's process ended with status {self.process.exitcode}: its own message stands above; "
+            "go on from the last checkpoint with --resume"
+        )
+
+    async def score(
+        self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
+    ) -> list[Scored]:
+        """Columns of each row."""
+        return await self.thread.do(self._ask, "score", rows, columns, influence)
+
+    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
+        """Add the gradient of all rows."""
+        return await self.thread.do(self._ask, "accumulate", mix, batches)
+
+    async def update(self, lr: float) -> dict[str, float]:
+        """One optimizer step."""
+        return await self.thread.do(self._ask, "update", lr)
+
+    async def weights(self, folder: Path | None = None) -> Handle:
+        """Weights to hand over."""
+        return await self.thread.do(self._ask, "weights", folder)
+
+    async def save(self, folder: Path) -> dict[str, Any]:
+        """Write a checkpoint's model and tensors."""
+        return await self.thread.do(self._ask, "save", folder)
+
+    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take them back."""
+        await self.thread.do(self._ask, "restore", folder, state)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.join()
+        self.pipe.close()
+        self.thread.close()
+
+
+def serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
+    """Answer calls until the other end is gone."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        policy = build()
+    except Exception as error:
+        pipe.send_bytes(told(False, error, 0))
+        return
+    pipe.send_bytes(told(True, None, policy.version))
+    while True:
+        try:
+            name, arguments = pickle.loads(pipe.recv_bytes())
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer, good = CALLS[name](policy, *arguments), True
+        except Exception as error:
+            answer, good = error, False
+        pipe.send_bytes(told(good, answer, policy.version))
+
+
+def told(good: bool, answer: Any, version: int) -> bytes:
+    """An answer for the pipe; an error that cannot be pickled becomes a RuntimeError that says the same."""
+    try:
+        return pickle.dumps((good, answer, version))
+    except Exception:
+        if good:
+            raise
+        return pickle.dumps((good, RuntimeError(f"{type(answer).__name__}: {answer}"), version))

@@ -1,0 +1,72 @@
+"""`learner=Torch(...)` in a recipe: what builds the learner. Torch itself is loaded when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ramulus.learn.policy.learner import Learner
+    from ramulus.learn.policy.torch_policy import TorchPolicy
+
+Source = Callable[[], tuple[Any, Any]]
+"""Builds (model, tokenizer): `Pretrained` or `Scratch`."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """Trains with torch, in this process or in one of its own.
+
+    In this process the engine reads the parameters in place. A process of its own has a model of its own, on its own device if it is given
+    one, and the engine is handed the weights after every step.
+    """
+
+    process: bool = False
+    device: str | None = None  # of a process of its own; None takes the run's
+    chunk: int = 1024  # targets whose logits exist at once
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.device is not None and not self.process:
+            raise ValueError(f"learner.device={self.device!r} is of a process of its own: set learner.process=true, or device=... for the run")
+        if self.chunk < 1:
+            raise ValueError(f"learner.chunk must be at least 1, got {self.chunk}")
+
+    def __call__(self, model: Any, tokenizer: Any, source: Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
+        """A learner of `model`, or where it has a process of its own of what `source` builds there; `options` are those of TorchPolicy."""
+        from ramulus.learn.policy.in_process import InProcess
+        from ramulus.learn.policy.separate import Separate
+
+        more = dict(options) | {"chunk": self.chunk, "attention": self.attention}
+        if not self.process:
+            return InProcess(policy_of(model, tokenizer, value, more))
+        return Separate(Build(source, self.device or str(model.device), seed, value, more))
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds a policy in another process."""
+
+    source: Source
+    device: str
+    seed: int
+    value: bool = False  # with a value head
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> TorchPolicy:
+        import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        torch.manual_seed(self.seed)
+        model, tokenizer = self.source()
+        return policy_of(model.to(self.device), tokenizer, self.value, self.options)
+
+
+def policy_of(model: Any, tokenizer: Any, value: bool, options: Mapping[str, Any]) -> TorchPolicy:
+    """A policy, with a value head if that is wanted."""
+    from ramulus.learn.policy.torch_policy import TorchPolicy
+    from ramulus.learn.policy.value_head import ActorCritic
+
+    return (ActorCritic if value else TorchPolicy)(model, tokenizer, **options)
