@@ -7,7 +7,8 @@ import time
 import pytest
 
 from ramulus.core.task import Path, Task
-from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole, last_box
+from ramulus.core.text import last_box
+from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole
 from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
 
 TASK = Task("t", (), "?", "7", extra={})

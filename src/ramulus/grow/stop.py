@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-BOX = "\\boxed"
-BOX_REACH = 16  # characters before its brace in which the command and some spaces fit
+from ramulus.core.text import ends_in_box, has_box
 
 Decode = Callable[[list[int]], str]
 """Token ids -> text."""
@@ -44,7 +43,7 @@ class BoxedAnswer:
         while True:
             take = min(size, self.window)
             tail = new[-take:] if len(new) >= take else response[max(len(response) - take + len(new), 0) :] + new
-            boxed, whole = closed_box(decode(tail), closing)
+            boxed, whole = ends_in_box(decode(tail), closing)
             if boxed or whole or take == self.window or len(tail) == len(response) + len(new):
                 return boxed
             size *= 2
@@ -125,56 +124,6 @@ class Stop:
 def braces_in(decode: Decode, token: int) -> int:
     """Closing braces in the text of one token; remembered, since it is asked at every token."""
     return decode([token]).count("}")
-
-
-def closed_box(text: str, closing: int) -> tuple[bool, bool]:
-    """(whether one of the last `closing` braces completes a box, whether the text reaches back far enough to tell)."""
-    marks = braces(text)
-    ends = [i for i, at in enumerate(marks) if text[at] == "}"][-closing:] if closing else []
-    whole = True
-    for end in ends:
-        start = opening(text, marks, end)
-        if start is None or start < BOX_REACH:
-            whole = False
-        if start is not None and boxed_at(text, start):
-            return True, True
-    return False, whole
-
-
-def boxed_at(text: str, brace: int) -> bool:
-    """Whether the brace at a place opens a box."""
-    return text[max(brace - BOX_REACH, 0) : brace].rstrip().endswith(BOX)
-
-
-def braces(text: str) -> list[int]:
-    """Places of the braces that are not escaped by an odd number of backslashes."""
-    found, slashes = [], 0
-    for place, letter in enumerate(text):
-        if letter in "{}" and slashes % 2 == 0:
-            found.append(place)
-        slashes = slashes + 1 if letter == "\\" else 0
-    return found
-
-
-def opening(text: str, marks: Sequence[int], end: int) -> int | None:
-    """Place of the brace that the closing brace number `end` closes; None where it is not in this text."""
-    open_braces = 0
-    for i in range(end, -1, -1):
-        open_braces += 1 if text[marks[i]] == "}" else -1
-        if open_braces == 0:
-            return marks[i]
-    return None
-
-
-def has_box(text: str) -> bool:
-    """Whether there is a complete box anywhere in a text."""
-    stack: list[int] = []
-    for place in braces(text):
-        if text[place] == "{":
-            stack.append(place)
-        elif stack and boxed_at(text, stack.pop()):
-            return True
-    return False
 
 
 def repeats(items: str | tuple[int, ...], width: int, times: int) -> bool:

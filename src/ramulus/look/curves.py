@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.run_folder import is_run, moved_aside, natural, stage_folders
+
 AXES = {
     "steps": "steps",
     "sampled": "sampled tokens",
@@ -20,8 +22,6 @@ AXES = {
 """What runs are compared at equal amounts of; all of it summed over the stages of a run, and without evaluations."""
 
 SEED = re.compile(r"seed-(\d+)")
-STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
-ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
 
 
 @dataclass(frozen=True)
@@ -84,32 +84,6 @@ def runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
         inside = [path for path in folder.iterdir() if path.is_dir() and not moved_aside(path)]
         for path in sorted(inside, key=lambda path: (order.get(path.name, len(order)), natural(path.name))):
             yield from runs_in(path, depth - 1)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, or of one stage."""
-    return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or bool(stage_folders(folder))
-
-
-def stage_folders(folder: Path) -> list[Path]:
-    """The folders of the stages that a run has begun, by number; a run of its own below the folder is no stage."""
-    found = [
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if STAGE.fullmatch(path.name) and (path / "metrics.jsonl").is_file() and not (path / "run.json").exists()
-    ]
-    return sorted(found, key=lambda path: natural(path.name))
-
-
-def moved_aside(folder: Path) -> bool:
-    """Whether a folder is an earlier run that `train --fresh` renamed to NAME.1 to begin anew as NAME."""
-    return bool(ASIDE.fullmatch(folder.name)) and is_run(folder.with_name(folder.name.rpartition(".")[0]))
-
-
-def natural(name: str | Path) -> list[tuple[int, int, str]]:
-    """A key that sorts seed-10 after seed-9."""
-    words = re.split(r"(\d+)", str(name))
-    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words if word]
 
 
 def flat(told: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ramulus.look.curves import STAGE, natural
+from ramulus.core.run_folder import NUMBERED, STAGE, natural
 from ramulus.look.viewer.files import is_tree_file
 
-NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")
 Allowed = Callable[[Path], bool]
-
-
-def is_stage(folder: Path) -> bool:
-    """Whether a folder holds metrics, or a folder of numbered trees."""
-    trees = folder / "trees"
-    return (folder / "metrics.jsonl").is_file() or (
-        trees.is_dir() and any(NUMBERED.match(path.name) for path in trees.iterdir())
-    )
 
 
 def step_files(folder: Path, allowed: Allowed = Path.exists) -> dict[int, Path]:

@@ -20,18 +20,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from ramulus.core.run_folder import path_of as path_of
+from ramulus.core.run_folder import steps as steps
+
 FORMAT = 1
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps of the whole checkpoints in a run folder, ascending."""
-    found = (folder / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and (path / "state.json").is_file())
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """The folder of one checkpoint."""
-    return folder / "checkpoints" / f"step-{step:06d}"
 
 
 async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Path:
@@ -111,35 +103,6 @@ def load(folder: Path, step: int) -> dict[str, Any]:
             f"{path} was written by a newer ramulus (format {state['format']}, this one reads {FORMAT}): upgrade ramulus to resume it"
         )
     return state
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
-    return (folder / "run.json").is_file() or (folder / "checkpoints").is_dir()
-
-
-def model_folder(run: Path, which: str) -> tuple[Path, int]:
-    """The model folder of a checkpoint and its step; of the last stage that has one."""
-    if not run.is_dir():
-        raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramulus train` wrote")
-    stages = sorted(
-        (path for path in run.glob("*-*") if path.name.split("-")[0].isdigit() and (path / "checkpoints").is_dir()),
-        key=lambda path: int(path.name.split("-")[0]),
-    )
-    found = [(stage, steps(stage)) for stage in [run, *stages] if steps(stage)]
-    if not found:
-        raise ValueError(
-            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
-        )
-    stage, step = found[-1][0], found[-1][1][-1]
-    if which == "best":
-        best = json.loads((path_of(stage, step) / "state.json").read_text())["best"]
-        if best is None:
-            raise ValueError(
-                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
-            )
-        step = int(best["step"])
-    return path_of(stage, step) / "model", step
 
 
 def python_random() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ramulus.core import store
-from ramulus.run.checkpoint import is_run, model_folder
+from ramulus.core.run_folder import is_run, model_folder
 from ramulus.run.doctor import cores
 
 

@@ -2,31 +2,13 @@ r"""Where in a response the answer stands: the whole text, its last line, the la
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ramulus.core.text import last_box
+
 Extract = Callable[[str], str | None]
 """A frozen dataclass that finds the answer in a response; None where there is none."""
-
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
-
-
-def last_box(text: str) -> str | None:
-    r"""Content of the \boxed{...} (or \fbox{...}) that closes last; an unfinished one does not count. One pass, linear."""
-    open_at: list[int] = []  # where the content of each open brace begins; -1 for a brace that is no box
-    found: str | None = None
-    for match in _BRACES.finditer(text):
-        token = match.group()
-        if token == "}":
-            start = open_at.pop() if open_at else -1
-            if start >= 0:
-                found = text[start : match.start()]
-        elif token == "{":
-            open_at.append(-1)
-        elif token.endswith("{") and len(token) > 2:  # a box; the escaped brace \{ has two characters
-            open_at.append(match.end())
-    return found
 
 
 @dataclass(frozen=True)

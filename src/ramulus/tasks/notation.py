@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from ramulus.tasks.answers import last_box
+from ramulus.core.text import last_box
 
 _SPACING = re.compile(
     r"(\\\\)(?:\[[\d.]{1,5}[a-z]{2}\])?|\\[!,;: ()\[\]]|\\q?quad\b|~|\\left\b|\\right\b|\\displaystyle\b"

@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
+from ramulus.core.run_folder import stage_folders
 from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
-from ramulus.look.curves import flat, load, rows, runs_in, stage_folders
+from ramulus.look.curves import flat, load, rows, runs_in
 from ramulus.look.terminal import safe
 
 Account = dict[str, Any]

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ramulus.look.curves import flat, natural
-from ramulus.look.stages import belonging, is_stage, loose_files, step_files, tokenizer_of
+from ramulus.core.run_folder import is_stage, natural
+from ramulus.look.curves import flat
+from ramulus.look.stages import belonging, loose_files, step_files, tokenizer_of
 from ramulus.look.viewer.files import Fence, Lines, Metrics, is_tree_file
 
 DEPTH = 6  # folders below a given one that are searched for runs

@@ -14,10 +14,10 @@ from rich.console import Console, Group
 from rich.tree import Tree as Drawing
 
 from ramulus.core import store
+from ramulus.core.run_folder import NUMBERED, is_stage, natural
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.look.cost.ledger import Cost
-from ramulus.look.curves import natural
-from ramulus.look.stages import NUMBERED, is_stage, loose_files, step_files, tokenizer_of
+from ramulus.look.stages import loose_files, step_files, tokenizer_of
 from ramulus.look.terminal import safe
 from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, scale_of
 from ramulus.look.viewer.text import Text

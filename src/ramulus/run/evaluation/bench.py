@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramulus.core import store
+from ramulus.core.run_folder import model_folder
 from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
@@ -23,7 +24,6 @@ from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost
 from ramulus.look.viewer.show import bill, draw
-from ramulus.run.checkpoint import model_folder
 from ramulus.run.config.recipe import Local
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads

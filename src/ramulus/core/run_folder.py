@@ -1,0 +1,78 @@
+"""What lies where in the folder of a run: what is a run, a stage of one, a checkpoint, a file of a step's trees.
+
+RUN/run.json, RUN/1-NAME/metrics.jsonl, RUN/1-NAME/trees/000001.jsonl, RUN/1-NAME/checkpoints/step-000100/model
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
+ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
+NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")  # the trees of a step
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of one stage."""
+    written = (
+        any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or (folder / "checkpoints").is_dir()
+    )
+    return written or bool(stage_folders(folder))
+
+
+def is_stage(folder: Path) -> bool:
+    """Whether a folder holds metrics, or a folder of numbered trees."""
+    trees = folder / "trees"
+    numbered = trees.is_dir() and any(NUMBERED.match(path.name) for path in trees.iterdir())
+    return (folder / "metrics.jsonl").is_file() or numbered
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The folders of the stages that a run has begun, by number; a run of its own below the folder is no stage."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    begun = [path for path in inside if STAGE.fullmatch(path.name) and (path / "metrics.jsonl").is_file()]
+    return sorted((path for path in begun if not (path / "run.json").exists()), key=lambda path: natural(path.name))
+
+
+def moved_aside(folder: Path) -> bool:
+    """Whether a folder is an earlier run that `train --fresh` renamed to NAME.1 to begin anew as NAME."""
+    return bool(ASIDE.fullmatch(folder.name)) and is_run(folder.with_name(folder.name.rpartition(".")[0]))
+
+
+def natural(name: str | Path) -> list[tuple[int, int, str]]:
+    """A key that sorts seed-10 after seed-9."""
+    words = re.split(r"(\d+)", str(name))
+    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words if word]
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints of a stage, ascending."""
+    found = (folder / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and (path / "state.json").is_file())
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The folder of one checkpoint of a stage."""
+    return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def model_folder(run: Path, which: str) -> tuple[Path, int]:
+    """The model folder of a checkpoint, the "last" or the "best", and its step; of the last stage that has one."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramulus train` wrote")
+    found = [stage for stage in [run, *stage_folders(run)] if steps(stage)]
+    if not found:
+        raise ValueError(
+            f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
+        )
+    stage, step = found[-1], steps(found[-1])[-1]
+    if which == "best":
+        best = json.loads((path_of(stage, step) / "state.json").read_text())["best"]
+        if best is None:
+            raise ValueError(
+                f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
+            )
+        step = int(best["step"])
+    return path_of(stage, step) / "model", step
