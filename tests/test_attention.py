@@ -14,9 +14,8 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.attention import merged
-from ramulus.learn.attention.compiled import Stacked
-from ramulus.learn.attention.gather import CHUNK, cut, runs, sizes
+from ramulus.learn.attention import compiled
+from ramulus.learn.attention.runs import PathByPath, runs
 from ramulus.learn.attention.tree_attention import TreePlan, attending, block_mask, plan, tree_attention, visible
 from ramulus.learn.batch.layout import Layout, lay_out
 
@@ -38,7 +37,7 @@ def branched(*levels: tuple[int, int], prompt: int = 3) -> Layout:
 
 
 def rows() -> list[tuple[str, Layout]]:
-    """Rows of many shapes: random forests, regular trees, chains, stars, long runs that are cut into chunks."""
+    """Rows of many shapes: random forests, regular trees, chains, stars, long runs."""
     made = [(f"random {seed}", lay_out(forest(seed, trees=1 + seed % 4))[0]) for seed in range(12)]
     made += [
         ("star", branched((16, 5))),
@@ -46,7 +45,7 @@ def rows() -> list[tuple[str, Layout]]:
         ("one path", branched((1, 40))),
     ]
     made += [
-        ("long runs", branched((2, CHUNK + 30), (1, 4), (2, CHUNK + 1), prompt=200)),
+        ("long runs", branched((2, 286), (1, 4), (2, 257), prompt=200)),
         ("forest of paths", lay_out(paths(7))[0]),
     ]
     return made
@@ -102,7 +101,7 @@ def test_ends_say_who_sees_whom(name: str, row: Layout) -> None:
     assert torch.equal(visible(end), ancestors(parent))
 
 
-@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "paths"])
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
 def test_ways_agree(name: str, row: Layout, way: str) -> None:
     parent, end = columns(row)
@@ -113,20 +112,6 @@ def test_ways_agree(name: str, row: Layout, way: str) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     for ours, theirs in zip(got, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
-
-
-def test_without_the_operators_groups_go_through_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on devices that have none."""
-    monkeypatch.setattr(merged, "FORWARD", "_an_operator_that_torch_lacks")
-    for _, row in ROWS[::3]:
-        parent, end = columns(row)
-        tensors, wanted = inputs(len(parent)), torch.randn(1, len(parent), HEADS, SIZE, dtype=torch.float64)
-        expected = softmax(*tensors, visible(end))
-        gradients = torch.autograd.grad(expected, tensors, wanted)
-        out, got = answer(plan(parent, end, torch.float64, "gather"), tensors, wanted)
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-        for ours, theirs in zip(got, gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
 def test_causal_mask_would_be_noticed() -> None:
@@ -189,42 +174,39 @@ def test_flex_forward_and_backward_on_cuda(levels: list[tuple[int, int]]) -> Non
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-3)
 
 
-def test_many_small_nodes_share_few_calls() -> None:
-    row = branched((2, 3), (2, 4), (2, 5), (2, 3), (2, 4), (2, 3), (2, 5), (2, 4), (2, 3))
-    assert len(row.nodes) > 1000
-    parent, end = columns(row)
-    way = plan(parent, end, way="gather")
-    assert way.paths is not None
-    assert len(way.paths.groups) <= 40
-    rows = sum(group.size * group.queries for group in way.paths.groups)
-    assert rows <= 2 * len(parent)
+def test_runs_know_their_paths() -> None:
+    for _, row in ROWS:
+        parent, end = columns(row)
+        found = runs(parent.numpy(), end.numpy())
+        assert np.array_equal(np.append(found.start[1:], len(parent)), found.stop)
+        for run in range(len(found)):
+            path = [t for start, stop in found.path(run) for t in range(start, stop)]
+            assert path == ancestors(parent)[found.stop[run] - 1].nonzero()[:, 0].tolist()
+            assert len(path) == found.before[run] + found.length[run]
 
 
-def test_cost_grows_with_paths_not_with_the_square_of_the_tree() -> None:
-    cost = {}
+def test_without_kernels_cost_grows_with_paths_not_with_the_square_of_the_tree() -> None:
+    held = {}
     for children in (8, 64):
-        parent, end = columns(branched((children, 50)))
-        row = runs(parent.numpy(), end.numpy())
-        cost[children] = sizes(cut(row), 256)[1]
-    assert cost[64] < 10 * cost[8]
+        way = plan(*columns(branched((children, 50))), way="paths")
+        assert isinstance(way.paths, PathByPath)
+        held[children] = sum(q * k for q, k in zip(way.paths.queries, way.paths.keys, strict=True)) + way.paths.mask.numel()
+    assert held[64] < 10 * held[8]
 
 
-@pytest.mark.parametrize("tokens", [10, 5000])
-def test_one_path_is_one_causal_call(tokens: int) -> None:
-    parent, end = columns(branched((1, tokens)))
-    way = plan(parent, end, way="gather")
-    assert way.paths is not None
-    (group,) = way.paths.groups
-    assert group.tokens == group.asked == group.known == slice(0, tokens + 3)
-    assert group.causal == (tokens == 5000)  # a short one is masked, which is faster
+def test_a_path_alone_needs_no_mask() -> None:
+    way = plan(*columns(branched((1, 5000))), way="paths")
+    assert isinstance(way.paths, PathByPath)
+    assert (way.paths.queries, way.paths.mask.numel()) == ([5003], 0)
 
 
-@KERNELS
-def test_auto_takes_the_cheaper_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(plan(*columns(branched((2, 3), (2, 2), (2, 2)))).paths, Stacked)
+def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, end = columns(branched((2, 3), (2, 2), (2, 2)))
     monkeypatch.setenv("RAMULUS_NATIVE", "0")
-    assert plan(*columns(branched((2, 3), (2, 2), (2, 2)))).mask is not None
-    assert plan(*columns(branched((2, 300), (2, 300), (2, 300)))).paths is not None
+    compiled.warn.cache_clear()
+    with pytest.warns(UserWarning, match="slower than its kernels: RAMULUS_NATIVE=0") as told:
+        assert [plan(parent, end).mask is None for _ in range(3)] == [False] * 3
+    assert len(told) == 1
 
 
 class Odd(nn.Identity):

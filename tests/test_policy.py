@@ -100,7 +100,7 @@ def compare(model: nn.Module, trees: list[Tree], rows: list[TreeBatch], policy: 
         assert float((a - b).abs().max()) < tolerance * max(1.0, float(b.abs().max()))
 
 
-@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "paths"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(3))
 def test_tree_equals_sequences_float64(family: str, way: str, seed: int) -> None:
@@ -110,7 +110,7 @@ def test_tree_equals_sequences_float64(family: str, way: str, seed: int) -> None
     compare(model, trees, batches(trees, 0 if seed else 24, dtype=torch.float64), policy, 1e-10)
 
 
-@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "gather"])
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "paths"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tree_equals_sequences_in_stock(family: str, way: str) -> None:
     model = build(family)
@@ -122,7 +122,7 @@ def test_flex_equals_sequences_forward() -> None:
     model, trees = build(), forest(4)
     (row,) = batches(trees)
     with torch.no_grad():
-        _, expected, _, _ = TorchPolicy(model, attention="gather").evaluate(row)
+        _, expected, _, _ = TorchPolicy(model, attention="paths").evaluate(row)
         _, got, _, _ = TorchPolicy(model, attention="flex").evaluate(row)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
@@ -232,8 +232,8 @@ def test_head_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_autocast() -> None:
     trees = forest(6, tempered=True)
     (row,) = batches(trees)
-    for way in ("dense", "gather"):
-        policy = TorchPolicy(build(), autocast=True, attention=way, activation_checkpointing=way == "gather")
+    for way in ("dense", "auto"):
+        policy = TorchPolicy(build(), autocast=True, attention=way, activation_checkpointing=way == "auto")
         _, plain, entropy, _ = policy.accumulate(LEARN_ALL, row)
         _, exact, _, _ = TorchPolicy(build()).evaluate(row, grad=False)
         assert plain.dtype == entropy.dtype == torch.float32

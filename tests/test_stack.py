@@ -12,7 +12,7 @@ from torch import Tensor
 from engines import KERNELS, LANES
 from ramulus.learn.attention import compiled as stack
 from ramulus.learn.attention.compiled import Folding, Stacked
-from ramulus.learn.attention.gather import runs
+from ramulus.learn.attention.runs import runs
 from ramulus.learn.attention.tree_attention import plan
 
 pytestmark = KERNELS
@@ -64,7 +64,7 @@ def inputs(tokens: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["double", "float"]
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=["double", "float", "bfloat16"]
 )
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernels_are_the_dense_mask(
@@ -87,8 +87,9 @@ def test_kernels_are_the_dense_mask(
         finally:
             torch.set_num_threads(threads)
         lane = stack.kernels(dtype).ramulus_attention_lanes()
-        assert lane == (lanes if dtype == torch.float32 else lanes // 2)
+        assert lane == (lanes // 2 if dtype == torch.float64 else lanes)
         for ours, theirs in zip(got, expected, strict=True):
+            assert ours.dtype == dtype
             torch.testing.assert_close(
                 ours.double(), theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max()))
             )
@@ -104,7 +105,7 @@ def test_long_paths_take_more_than_one_tile_of_scores() -> None:
     tensors = inputs(len(parent), (7, 1, 8), torch.float32)
     out = plan(parent, end, torch.float32, "stack").attend(*tensors[:3], None)
     got = torch.autograd.grad(out, tensors[:3], tensors[3])
-    other = plan(parent, end, torch.float32, "gather").attend(*tensors[:3], None)
+    other = plan(parent, end, torch.float32, "paths").attend(*tensors[:3], None)
     for ours, theirs in zip((out, *got), (other, *torch.autograd.grad(other, tensors[:3], tensors[3])), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -141,8 +142,8 @@ def test_folding_adds_what_it_says(lanes: int) -> None:
             expected[:, base : base + limit] += weight * score.softmax(-1)[:, :limit]
     token, base, limit, weight = (np.array(column) for column in zip(*entries, strict=True))
     folding = Folding(np.searchsorted(token, np.arange(len(parent) + 1)), base, limit, weight)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        sums = torch.zeros(heads, 1400, dtype=dtype)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        sums = torch.zeros(heads, 1400, dtype=torch.promote_types(dtype, torch.float32))
         given = [x.detach().to(dtype) for x in (q, k, v)]
         out = way.watched(*given, None, folding, sums)
         assert torch.equal(out, way.attend(*given, None))
@@ -158,13 +159,51 @@ def test_values_of_another_size_are_refused() -> None:
         plan(parent, end, torch.float64, "stack").attend(q, k.float(), v.float(), None)
 
 
+def test_bfloat16_is_float32_on_rounded_tensors() -> None:
+    """The kernels widen, compute and round: they differ from those of float32 on the same numbers by the last rounding, and by that of the
+    answers that the backward pass keeps."""
+    for seed, (longest, trees) in enumerate([(5, 3), (70, 1)]):
+        parent, end = row(seed, longest, trees)
+        narrow = inputs(len(parent), (4, 2, 32), torch.bfloat16)
+        tensors = [x.detach().float().requires_grad_() for x in narrow]
+        outs = [plan(parent, end, x[0].dtype, "stack").attend(*x[:3], None) for x in (narrow, tensors)]
+        assert torch.equal(outs[0], outs[1].bfloat16())
+        got, wanted = (torch.autograd.grad(out, x[:3], x[3]) for out, x in zip(outs, (narrow, tensors), strict=True))
+        for ours, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(ours.float(), theirs, rtol=2**-8, atol=5e-3 * float(theirs.abs().max()))
+
+
+def test_what_is_no_number_stays_none_in_bfloat16() -> None:
+    parent, end = row(1, 5, 1)
+    tensors = inputs(len(parent), (4, 2, 32), torch.bfloat16)
+    with torch.no_grad():
+        tensors[2][0, 0, 0, 3] = torch.nan
+        tensors[2][0, 1, 0, 4] = torch.inf
+    out = plan(parent, end, torch.bfloat16, "stack").attend(*tensors[:3], None)
+    assert bool(out[0, :, :2, 3].isnan().all())
+    assert bool(out[0, 0, 2:, 4].isposinf().all())
+    assert bool(out[0, :, 2:, 3].isfinite().all())
+
+
+def test_under_autocast_tensors_are_met_in_its_dtype() -> None:
+    """Queries and keys come in float32 from their rotation, values in bfloat16."""
+    parent, end = row(1, 20, 2)
+    q, k, v, _ = inputs(len(parent), (4, 2, 32), torch.float32)
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    way = plan(parent, end, torch.bfloat16, "stack")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = way.attend(q, k, v.bfloat16(), None)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, way.attend(*narrow, None))
+    got, wanted = (torch.autograd.grad(one.float().sum(), (q, k)) for one in (out, way.attend(*narrow, None)))
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(got, wanted, strict=True))
+
+
 def test_where_there_are_no_kernels_others_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     parent, end = row(0, 5, 1)
-    assert plan(parent, end, torch.bfloat16).paths is None or not isinstance(
-        plan(parent, end, torch.bfloat16).paths, Stacked
-    )
-    with pytest.raises(ValueError, match=r"'stack' cannot be had on cpu in torch\.bfloat16"):
-        plan(parent, end, torch.bfloat16, "stack")
+    assert not isinstance(plan(parent, end, torch.float16).paths, Stacked)
+    with pytest.raises(ValueError, match=r"'stack' cannot be had on cpu in torch\.float16"):
+        plan(parent, end, torch.float16, "stack")
     monkeypatch.setenv("RAMULUS_NATIVE", "0")
     assert not isinstance(plan(parent, end).paths, Stacked)
     with pytest.raises(ValueError, match="RAMULUS_NATIVE=0"):

@@ -4,6 +4,9 @@
  * and every run below it finds them there. What is added to the gradients of a key and a value is kept beside them and written down when the
  * token is popped, so nothing is gathered, scattered or masked but the triangle of a run's own tokens.
  *
+ * Queries, keys, values, answers and their gradients lie in memory as `stored`: real, or with -DBFLOAT16 bfloat16, widened when a row of them is
+ * met and rounded to the nearest when one is written. All arithmetic, the levels and what a watch adds up are in real.
+ *
  * learn/attention/compiled.py calls it.
  */
 #include "vectors.h"
@@ -14,8 +17,13 @@
 /* A row: runs [start, stop) in preorder, each `before` tokens down its path; trees are the runs [tree[i], tree[i + 1]). */
 typedef struct { const int64_t *start, *stop, *before, *tree; int64_t trees, depth; } Row;
 typedef struct { int64_t heads, kv_heads, dim, threads; } Shape;
+#ifdef BFLOAT16
+typedef uint16_t stored;
+#else
+typedef REAL stored;
+#endif
 /* Strides between tokens and heads of a tensor; a head's numbers lie together. */
-typedef struct { real *at; int64_t token, head; } Tensor;
+typedef struct { stored *at; int64_t token, head; } Tensor;
 /* What queries add to the keys of their paths: entries [first[t], first[t + 1]) of token t, each `weight` times its attention to the keys before
  * `limit`, added to sums [heads, columns] from column `base` on; no column is of two trees; columns is 0 where nobody watches. */
 typedef struct { const int64_t *first, *base, *limit; const real *weight; real *sums; int64_t columns; } Watch;
@@ -55,6 +63,32 @@ static Stack stack_of(real *room, const Row *row, const Shape *s) {
     return k;
 }
 
+/* A row of numbers to be met: as it lies, or widened in `space`. */
+ALWAYS const real *widened(const stored *x, int64_t n, real *space) {
+#ifdef BFLOAT16
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)x[i] << 16;
+        memcpy(space + i, &bits, sizeof bits);
+    }
+    return space;
+#else
+    return x;
+#endif
+}
+
+/* Write a row of numbers down. */
+ALWAYS void put(stored *to, const real *x, int64_t n) {
+#ifdef BFLOAT16
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        to[i] = (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* NaN stays NaN */
+    }
+#else
+    memcpy(to, x, n * sizeof(real));
+#endif
+}
+
 /* One row of numbers as column `at` of the panels [depth / P][dim][P]; those beyond dim stay as they are. */
 ALWAYS void upright(real *panels, int64_t width, int64_t at, const real *x, int64_t dim) {
     real *to = panels + at / P * width * P + at % P;
@@ -74,7 +108,8 @@ ALWAYS void flat(real *panels, int64_t depth, int64_t at, const real *x, int64_t
 static void push(Stack *k, const Row *row, int64_t run, const Tensor *key, const Tensor *value, int64_t h, int64_t dim, int backward) {
     int64_t at = row->before[run];
     for (int64_t t = row->start[run]; t < row->stop[run]; t++, at++) {
-        const real *a = key->at + t * key->token + h * key->head, *b = value->at + t * value->token + h * value->head;
+        const real *a = widened(key->at + t * key->token + h * key->head, dim, k->query);
+        const real *b = widened(value->at + t * value->token + h * value->head, dim, k->answer);
         upright(k->key, dim, at, a, dim);
         flat(k->value, k->depth, at, b, dim);
         k->token[at] = t;
@@ -147,7 +182,7 @@ static void fold(const real *p, real weight, int64_t limit, real *sums) {
 }
 
 /* The run's answers for the query heads of one key head. */
-static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t h, real scale, const Tensor *query, const Watch *watch, real *out,
+static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t h, real scale, const Tensor *query, const Watch *watch, stored *out,
                    real *level) {
     int64_t dim = s->dim, shared = s->heads / s->kv_heads, at = row->before[run], t = row->start[run];
     while (t < row->stop[run]) {
@@ -157,8 +192,9 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
             int64_t heads = shared - first < FEW ? shared - first : FEW;
             int n = (int)((end - t) * heads);
             for (int r = 0; r < n; r++) {
-                const real *q = query->at + (t + r / heads) * query->token + (h * shared + first + r % heads) * query->head;
-                for (int64_t i = 0; i < dim; i++) k->query[r * k->dim + i] = q[i] * scale;
+                real *scaled = k->query + r * k->dim;
+                const real *q = widened(query->at + (t + r / heads) * query->token + (h * shared + first + r % heads) * query->head, dim, scaled);
+                for (int64_t i = 0; i < dim; i++) scaled[i] = q[i] * scale;
             }
             against(n, k->query, k->dim, k->key, dim, deep, k->scores, lds);
             for (int r = 0; r < n; r++) {
@@ -171,8 +207,9 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
             }
             through(n, k->scores, lds, k->value, k->depth, k->dim, deep, k->query);
             for (int r = 0; r < n; r++) {
-                real *to = out + ((t + r / heads) * s->heads + h * shared + first + r % heads) * dim;
-                for (int64_t i = 0; i < dim; i++) to[i] = k->query[r * k->dim + i] * k->answer[r];
+                real *numbers = k->query + r * k->dim;
+                for (int64_t i = 0; i < dim; i++) numbers[i] *= k->answer[r];
+                put(out + ((t + r / heads) * s->heads + h * shared + first + r % heads) * dim, numbers, dim);
             }
         }
         t = end;
@@ -181,7 +218,7 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
 
 /* out [tokens, heads, dim] and level [tokens, heads], the log-sum-exp of each query's scores. */
 void ramulus_attention(const Row *row, const Shape *s, const Tensor *query, const Tensor *key, const Tensor *value, const Watch *watch, double scale,
-                      real *out, real *level, real *room) {
+                      stored *out, real *level, real *room) {
     int64_t each = ramulus_attention_room(row, s) / s->threads;
 #pragma omp parallel for schedule(dynamic) num_threads(s->threads)
     for (int64_t unit = 0; unit < s->kv_heads * row->trees; unit++) {
@@ -199,7 +236,7 @@ void ramulus_attention(const Row *row, const Shape *s, const Tensor *query, cons
 
 /* Gradients of the run's queries, and what they add to those of the keys and values on the stack. */
 static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t h, real scale, const Tensor *query, const Tensor *given,
-                 const real *out, const real *level, const Tensor *dquery) {
+                 const stored *out, const real *level, const Tensor *dquery) {
     int64_t dim = s->dim, shared = s->heads / s->kv_heads, at = row->before[run], t = row->start[run];
     while (t < row->stop[run]) {
         int64_t step = tokens_at_once(s, row->depth), end = t + step < row->stop[run] ? t + step : row->stop[run];
@@ -210,9 +247,10 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
             real delta[FEW];
             for (int r = 0; r < n; r++) {
                 int64_t token = t + r / heads, head = h * shared + first + r % heads;
-                const real *q = query->at + token * query->token + head * query->head, *d = given->at + token * given->token + head * given->head;
-                const real *o = out + (token * s->heads + head) * dim;
                 real *scaled = k->query + r * k->dim, *pulled = k->answer + r * k->dim;
+                const real *q = widened(query->at + token * query->token + head * query->head, dim, scaled);
+                const real *d = widened(given->at + token * given->token + head * given->head, dim, pulled);
+                const real *o = widened(out + (token * s->heads + head) * dim, dim, k->scores);
                 delta[r] = 0;
                 for (int64_t i = 0; i < dim; i++) scaled[i] = q[i] * scale, pulled[i] = d[i], delta[r] += d[i] * o[i];
                 flat(k->query_panel, FEW, r, scaled, dim);
@@ -236,8 +274,9 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
             across(n, k->pulls, lds, deep, k->query_panel, k->dim, k->dkey);
             through(n, k->pulls, lds, k->turned_key, k->depth, k->dim, deep, k->query);
             for (int r = 0; r < n; r++) {
-                real *to = dquery->at + (t + r / heads) * dquery->token + (h * shared + first + r % heads) * dquery->head;
-                for (int64_t i = 0; i < dim; i++) to[i] = k->query[r * k->dim + i] * scale;
+                real *numbers = k->query + r * k->dim;
+                for (int64_t i = 0; i < dim; i++) numbers[i] *= scale;
+                put(dquery->at + (t + r / heads) * dquery->token + (h * shared + first + r % heads) * dquery->head, numbers, dim);
             }
         }
         t = end;
@@ -248,13 +287,13 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
 static void pop(Stack *k, int64_t from, int64_t to, int64_t h, int64_t dim, const Tensor *dkey, const Tensor *dvalue) {
     for (int64_t at = from; at < to; at++) {
         int64_t t = k->token[at];
-        memcpy(dkey->at + t * dkey->token + h * dkey->head, k->dkey + at * k->dim, dim * sizeof(real));
-        memcpy(dvalue->at + t * dvalue->token + h * dvalue->head, k->dvalue + at * k->dim, dim * sizeof(real));
+        put(dkey->at + t * dkey->token + h * dkey->head, k->dkey + at * k->dim, dim);
+        put(dvalue->at + t * dvalue->token + h * dvalue->head, k->dvalue + at * k->dim, dim);
     }
 }
 
 void ramulus_attention_backward(const Row *row, const Shape *s, const Tensor *query, const Tensor *key, const Tensor *value, const Tensor *given,
-                               double scale, const real *out, const real *level, const Tensor *dquery, const Tensor *dkey, const Tensor *dvalue,
+                               double scale, const stored *out, const real *level, const Tensor *dquery, const Tensor *dkey, const Tensor *dvalue,
                                real *room) {
     int64_t each = ramulus_attention_room(row, s) / s->threads;
 #pragma omp parallel for schedule(dynamic) num_threads(s->threads)

@@ -70,7 +70,7 @@ def compiler() -> list[str]:
     if not found:
         wanted = f"CC={named[0]}" if named else " or ".join(COMPILERS)
         raise Unavailable(
-            f"no C compiler ({wanted}) was found: install one, say gcc, and decoding on a CPU becomes faster"
+            f"no C compiler ({wanted}) was found: install one, say gcc, and decoding and training on a CPU become faster"
         )
     return [found[0], *named[1:]]
 

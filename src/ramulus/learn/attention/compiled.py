@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ramulus.learn.attention.gather import Runs
+from ramulus.learn.attention.runs import Runs
 from ramulus.native.build import Unavailable, library
 
 ADDRESS = ctypes.c_void_p
@@ -22,7 +24,7 @@ KERNELS = {
     "ramulus_attention": (None, (*(ADDRESS,) * 6, ctypes.c_double, *(ADDRESS,) * 3)),
     "ramulus_attention_backward": (None, (*(ADDRESS,) * 6, ctypes.c_double, *(ADDRESS,) * 6)),
 }
-FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("-DREAL=double",)}
+FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.float64: ("-DREAL=double",), torch.bfloat16: ("-DBFLOAT16",)}
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,20 @@ class Folding:
 
 
 def kernels(dtype: torch.dtype) -> Any:
-    """The kernels for float32 or float64, None where there are none."""
+    """The kernels for a dtype, None where there are none."""
     if dtype not in FLAGS:
         return None
     try:
         return library("attention.c", KERNELS, *FLAGS[dtype])
-    except Unavailable:
+    except Unavailable as error:
+        warn(str(error))
         return None
+
+
+@functools.cache
+def warn(reason: str) -> None:
+    """Say once in a process that there are no kernels."""
+    warnings.warn(f"tree attention on a CPU takes torch's operations, which are slower than its kernels: {reason}", stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,12 @@ class Stacked:
         folding: Folding | None,
         sums: Tensor | None,
     ) -> Tensor:
-        """As `attend`; what `folding` says is added to `sums` [H, columns] on the way, in the dtype of the query."""
+        """As `attend`; what `folding` says is added to `sums` [H, columns] on the way, in the dtype of the query or float32 for bfloat16.
+
+        Under autocast all tensors are met in its dtype, as by SDPA.
+        """
+        if torch.is_autocast_enabled(query.device.type):
+            query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
         if not (key.shape == value.shape and query.dtype == key.dtype == value.dtype and query.shape[3] == key.shape[3]):
             told = ", ".join(f"{tuple(x.shape)} in {x.dtype}" for x in (query, key, value))
             raise ValueError(f"the compiled kernels want heads of one size and one dtype, got {told}: use attention='dense'")
@@ -99,7 +113,7 @@ class Stacked:
 
 
 class Attention(torch.autograd.Function):
-    """Attention on a packed row by the kernels, in float32 or float64."""
+    """Attention on a packed row by the kernels; bfloat16 is summed in float32."""
 
     @staticmethod
     def forward(
@@ -115,7 +129,7 @@ class Attention(torch.autograd.Function):
         """[1, H, T, D], [1, Hk, T, D] twice -> [1, T, H, D]."""
         query, key, value = (together(x) for x in (query, key, value))
         _, heads, tokens, dim = query.shape
-        out, level = query.new_empty(1, tokens, heads, dim), query.new_empty(tokens, heads)
+        out, level = query.new_empty(1, tokens, heads, dim), query.new_empty(tokens, heads, dtype=wide(query.dtype))
         call = Call(query, key, plan)
         call.run("ramulus_attention", (query, key, value), (watching(folding, sums),), scale, (out, level))
         ctx.save_for_backward(query, key, value, out, level)
@@ -128,7 +142,7 @@ class Attention(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, level = ctx.saved_tensors
         scale, plan = ctx.plan
-        given = together(given.transpose(1, 2))
+        given = together(given.to(query.dtype).transpose(1, 2))
         grads = [x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)]
         call = Call(query, key, plan)
         tensors = (query, key, value, given)
@@ -144,7 +158,7 @@ class Call:
         shape = (query.shape[1], key.shape[1], query.shape[3], torch.get_num_threads())
         self.row, self.shape = plan.told, np.array(shape, dtype=np.int64)
         size = self.library.ramulus_attention_room(self.row.ctypes.data, self.shape.ctypes.data)
-        self.room = query.new_empty(size)
+        self.room = query.new_empty(size, dtype=wide(query.dtype))
 
     def run(
         self, name: str, tensors: Sequence[Tensor], more: Sequence[np.ndarray], scale: float, rest: Sequence[Any]
@@ -159,6 +173,11 @@ class Call:
 def address(x: Any) -> int:
     """Where an array or a tensor begins."""
     return int(x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels of a dtype add up in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def together(x: Tensor) -> Tensor:

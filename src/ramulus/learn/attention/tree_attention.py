@@ -19,16 +19,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from ramulus.learn.attention.compiled import Stacked, kernels
-from ramulus.learn.attention.gather import CALL, Gather, Runs, cut, fit, gather, runs, sizes
-from ramulus.learn.attention.trunk import Trunk, trunks
+from ramulus.learn.attention.runs import PathByPath, Runs, cheaper, fit, runs
 from ramulus.native.build import why
 
 NAME = "ramulus_tree"
 BLOCK = 128  # FlexAttention's tile
-Way = Literal["auto", "stack", "dense", "gather", "trunk", "flex"]
-"""stack: compiled kernels, on a CPU in float32 or float64. dense: a T x T mask. gather: each run against its own path. trunk: gather, but a
-path that many tokens share is met in one call, on CPU and where some call pays. flex: FlexAttention's block mask, for CUDA. auto: stack or
-flex where they can be had, else the cheapest of the others."""
+Way = Literal["auto", "stack", "flex", "paths", "dense"]
+"""stack: compiled kernels, on a CPU in float32, float64 or bfloat16. flex: FlexAttention's block mask, for CUDA. paths: one call of SDPA an
+unbranched run. dense: a T x T mask. auto: stack or flex where they can be had, else the cheaper of the others."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class TreePlan:
     length: int  # T tokens the model must be given: those of the row, and the padding that flex wants
     depth: int  # tokens on the longest path
     mask: Tensor | None = None  # [1, 1, T, T], 0 or -inf
-    paths: Stacked | Gather | Trunk | None = None
+    paths: Stacked | PathByPath | None = None
     blocks: BlockMask | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -57,37 +55,25 @@ class TreePlan:
         return out.transpose(1, 2)
 
 
-def plan(
-    parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto", width: int = 256
-) -> TreePlan:
+def plan(parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto") -> TreePlan:
     """Plan one row of T tokens.
 
-    `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `width` is heads x head
-    size, which weighs arithmetic against calls. Raises ValueError for an unknown way, one that cannot be had here, or an empty row.
+    `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys. Raises ValueError for an
+    unknown way, one that cannot be had here, or an empty row.
     """
     if way not in get_args(Way):
         raise ValueError(f"tree attention is one of {', '.join(map(repr, get_args(Way)))}, got {way!r}")
     if not len(parent):
         raise ValueError("a row without tokens has nothing to attend to: pack at least one path")
-    columns = parent.cpu().numpy(), end.cpu().numpy()
-    row = runs(*columns)
+    row = runs(parent.cpu().numpy(), end.cpu().numpy())
     if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
         length, blocks = block_mask(end)
         return TreePlan(length, row.depth, blocks=blocks)
     if way in ("auto", "stack") and (stack := stacked(row, parent.device, dtype, way == "stack")):
         return TreePlan(len(parent), row.depth, paths=stack)
-    chunks = cut(row)
-    groups, cost = sizes(chunks, width)
-    felling = trunks(row, *columns, width, parent.device) if way in ("auto", "trunk") else None
-    if felling is not None and way == "auto" and cost <= felling.cost:
-        felling = None
-    if felling is not None:
-        cost = felling.cost
-    if way == "dense" or (way == "auto" and len(row) > 1 and len(parent) ** 2 + CALL / width < cost):
-        return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
-    if felling is not None:
-        return TreePlan(len(parent), row.depth, paths=felling.plan(parent.device))
-    return TreePlan(len(parent), row.depth, paths=gather(row, chunks, groups, parent.device))
+    if way == "paths" or (way == "auto" and cheaper(row, len(parent))):
+        return TreePlan(len(parent), row.depth, paths=PathByPath.of(row, parent.device, dtype))
+    return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
 
 
 def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -> Stacked | None:
@@ -96,8 +82,8 @@ def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -
         return Stacked.of(row)
     if wanted:
         raise ValueError(
-            f"attention 'stack' cannot be had on {device} in {dtype}: it runs on a CPU in float32 or float64 by compiled kernels "
-            f"(here: {why()}); use 'auto'"
+            f"attention 'stack' cannot be had on {device} in {dtype}: it runs on a CPU in float32, float64 or bfloat16 by compiled "
+            f"kernels (here: {why()}); use 'auto'"
         )
     return None
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ramulus.core.tree import Author
 from ramulus.learn.attention.compiled import Folding, Stacked
-from ramulus.learn.attention.gather import runs
+from ramulus.learn.attention.runs import runs
 from ramulus.learn.policy.steps import LEVELS, Separators, Steps, segment
 
 if TYPE_CHECKING:
@@ -329,30 +329,19 @@ def stretches(row: ScoreRow, trails: Sequence[Trail]) -> list[Stretch]:
     """The runs of a row with something to add."""
     if not len(row):
         return []
-    parent = row.parent.numpy()
-    line = runs(parent, row.end.numpy())
-    above = np.where(parent[line.start] == line.start, -1, np.searchsorted(line.stop, parent[line.start], side="right"))
+    line = runs(row.parent.numpy(), row.end.numpy())
     paths: list[list[int]] = [[] for _ in range(len(line))]
     for path, one in enumerate(trails):
         run = int(np.searchsorted(line.stop, one.line[-1], side="right")) if len(one.line) else -1
         while run >= 0:
             paths[run].append(path)
-            run = int(above[run])
+            run = int(line.above[run])
     made = []
     for run in range(len(line)):
         blocks = list(blocks_of(line, run, trails, paths[run]))
         if blocks:
-            made.append(Stretch(path_of(line, run, above), blocks))
+            made.append(Stretch(line.path(run), blocks))
     return made
-
-
-def path_of(line: Any, run: int, above: np.ndarray) -> list[tuple[int, int]]:
-    """Token ranges from the root to the end of a run."""
-    found = []
-    while run >= 0:
-        found.append((int(line.start[run]), int(line.stop[run])))
-        run = int(above[run])
-    return found[::-1]
 
 
 def blocks_of(line: Any, run: int, trails: Sequence[Trail], paths: Sequence[int]) -> Iterator[Block]:

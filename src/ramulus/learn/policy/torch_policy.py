@@ -57,7 +57,6 @@ class TorchPolicy:
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.autocast = autocast
         self.critic: nn.Linear | None = None  # a value head
-        self.width = attention_width(model.config.get_text_config())
         self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
         verify(self)
@@ -194,7 +193,7 @@ class TorchPolicy:
     ) -> Tensor:
         """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
         count = len(token)
-        way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention, self.width)
+        way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention)
         if way.length > count:
             token, position = (nn.functional.pad(x, (0, way.length - count)) for x in (token, position))
         rows = {"input_ids": token[None], "position_ids": position[None]}
@@ -261,12 +260,6 @@ class TorchPolicy:
         return {**self.trainable, **buffers}
 
 
-def attention_width(config: Any) -> int:
-    """Heads x head size."""
-    heads = getattr(config, "num_attention_heads", 1)
-    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
 def learned(author: Tensor) -> Tensor:
     """author [T] -> [T] bool: is the token one that can be learned from?"""
     return (author == int(Author.POLICY)) | (author == int(Author.EXPERT))
@@ -308,7 +301,7 @@ def verify(policy: TorchPolicy) -> None:
     token, position, parent, end = (torch.tensor(row, device=policy.device) for row in rows)
     token = (token * 7 + 1) % size
     padded = policy.attention == "flex" or policy.device.type != "cpu"
-    way = plan(parent, end, policy.dtype, "gather" if padded else policy.attention)
+    way = plan(parent, end, policy.dtype, "dense" if padded else policy.attention)
     usual = model.config._attn_implementation
     row = {
         "input_ids": token[None],

@@ -1,8 +1,9 @@
-"""Trunks: paths that many tokens share are met in one call, and nothing in answers or gradients changes."""
+"""Tree attention on rows of many shapes, alone and through a model, in every precision, by each way that training takes on a CPU."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.attention import merged, trunk
-from ramulus.learn.attention.gather import CHUNK, runs
+from ramulus.learn.attention.compiled import Stacked
+from ramulus.learn.attention.runs import PathByPath
 from ramulus.learn.attention.tree_attention import TreePlan, attending, plan, tree_attention
 from ramulus.learn.batch.layout import Layout, lay_out
 from test_attention import branched, columns
@@ -53,7 +54,7 @@ def shapes() -> dict[str, Layout]:
         "caterpillar": lay_out([grown(30, 4, 3)])[0],
         "caterpillar, spine first": lay_out([grown(20, 6, 2, first=False)])[0],
         "several trees": lay_out([grown(8, 3, 5), trunked, scattered(1, 12), grown(5, 9, 1, first=False)])[0],
-        "longer than a chunk": branched((2, CHUNK + 40), (3, 5), (2, CHUNK + 1), prompt=CHUNK + 9),
+        "long runs": branched((2, 296), (3, 5), (2, 257), prompt=265),
         "binary": branched((2, 3), (2, 2), (2, 7), (2, 4)),
     }
     found |= {f"scattered {seed}": lay_out([scattered(seed, 25), scattered(seed + 9, 8)])[0] for seed in range(8)}
@@ -64,11 +65,8 @@ SHAPES = shapes()
 HEADS = {"alone": (2, 2), "grouped": (6, 2), "one key head": (4, 1)}
 
 
-@pytest.fixture(params=[0.0, 1e-4, 3e-3], ids=["every fork", "many", "some"])
-def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Take trunks out of rows so small that none would pay."""
-    monkeypatch.setattr(trunk, "EAGER", (request.param,))
-    return request.param
+WAYS = [pytest.param("stack", marks=KERNELS), "paths"]
+PRECISION = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}
 
 
 def inputs(tokens: int, heads: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
@@ -85,80 +83,49 @@ def answer(way: TreePlan, tensors: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, tensors[:3], tensors[3])]
 
 
-def felled(row: Layout, dtype: torch.dtype = torch.float64) -> TreePlan:
-    """The plan with trunks, which must have some."""
-    way = plan(*columns(row), dtype, "trunk")
-    assert isinstance(way.paths, trunk.Trunk)
-    assert way.paths.keys
-    return way
-
-
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
-@pytest.mark.usefixtures("eager")
-def test_trunks_change_nothing(row: Layout, heads: tuple[int, int]) -> None:
-    way = plan(*columns(row), torch.float64, "trunk")
-    tensors = inputs(way.length, heads, torch.float64)
+def test_every_way_is_the_dense_mask(row: Layout, heads: tuple[int, int], way: str) -> None:
+    tensors = inputs(len(row.parent), heads, torch.float64)
     expected = answer(plan(*columns(row), torch.float64, "dense"), tensors)
-    for ours, theirs in zip(answer(way, tensors), expected, strict=True):
+    for ours, theirs in zip(answer(plan(*columns(row), torch.float64, way), tensors), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=["float32", "bfloat16"]
-)
-@pytest.mark.parametrize("name", ["trunk and leaves", "caterpillar", "several trees", "longer than a chunk"])
-def test_trunks_in_lower_precision(
-    name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
+@pytest.mark.parametrize("way", [*WAYS, "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["trunk and leaves", "caterpillar", "several trees", "long runs"])
+def test_lower_precision(name: str, dtype: torch.dtype, way: str) -> None:
     row = SHAPES[name]
     tensors = inputs(len(row.parent), (4, 2), dtype)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     expected = answer(plan(*columns(row), torch.float64, "dense"), exact)
-    got = answer(felled(row, dtype), tensors)
+    got = answer(plan(*columns(row), dtype, way), tensors)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == dtype
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * float(theirs.detach().abs().max()))
+        within = PRECISION[dtype] * float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=within)
 
 
-@pytest.mark.usefixtures("eager")
-def test_each_key_is_met_once() -> None:
-    for row in SHAPES.values():
-        parent, end = (x.numpy() for x in columns(row))
-        met = torch.zeros(len(parent), len(parent), dtype=torch.long)
-        found = trunk.fell(runs(parent, end), parent, end, trunk.EAGER[0])
-        for keys, first, last in zip(found.keys, found.first, found.last, strict=True):
-            met[first:last, torch.from_numpy(keys)] += 1
-        starts, near = found.row.start, found.row.near
-        for start, stop, open_ in zip(starts.tolist(), found.row.stop.tolist(), near.tolist(), strict=True):
-            at, path = start, []
-            while len(path) < open_:
-                at = int(parent[at])
-                path.append(at)
-            met[start:stop, path] += 1
-            met[start:stop, start:stop] += torch.ones(stop - start, stop - start, dtype=torch.long).tril()
-        index = torch.arange(len(parent))
-        seen = (index[None, :] <= index[:, None]) & (index[:, None] < torch.from_numpy(end)[None, :])
-        assert torch.equal(met, seen.long())
-
-
-def test_a_dropped_merge_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
+def test_a_path_cut_short_would_be_noticed() -> None:
     row = SHAPES["caterpillar"]
-    way = felled(row)
-    assert isinstance(way.paths, trunk.Trunk)
+    way = plan(*columns(row), torch.float64, "paths")
+    assert isinstance(way.paths, PathByPath)
     tensors = inputs(len(row.parent), (4, 2), torch.float64)
-    expected = answer(plan(*columns(row), torch.float64, "dense"), tensors)
-    way.paths.last[0] -= 1
-    got = answer(way, tensors)
+    expected = answer(way, tensors)
+    other = way.paths.paths.clone()
+    other[way.paths.keys[0]] = other[way.paths.keys[0] + 1]  # the first key of the second run
+    got = answer(replace(way, paths=replace(way.paths, paths=other)), tensors)
     assert all((ours - theirs).abs().max() > 1e-3 for ours, theirs in zip(got, expected, strict=True))
 
 
-def test_same_bits_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
-    tensors = inputs(len(SHAPES["caterpillar"].parent), (4, 2), torch.float32)
-    once, again = (answer(felled(SHAPES["caterpillar"], torch.float32), tensors) for _ in range(2))
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_same_bits_again(way: str, dtype: torch.dtype) -> None:
+    row = SHAPES["caterpillar"]
+    tensors = inputs(len(row.parent), (4, 2), dtype)
+    once, again = (answer(plan(*columns(row), dtype, way), tensors) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -192,62 +159,60 @@ def learned(net: Qwen2ForCausalLM, row: Layout, way: TreePlan, dtype: torch.dtyp
     return [logits.detach(), *(x.grad for x in net.parameters() if x.grad is not None)]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["trunk and leaves", "caterpillar", "several trees", "scattered 3", "random 2"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-def test_through_a_model(name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
+def test_through_a_model(name: str, checkpointing: bool, way: str) -> None:
     net, row = model(), SHAPES[name]
     expected = learned(net, row, plan(*columns(row), torch.float64, "dense"))
     if checkpointing:
         net.gradient_checkpointing_enable({"use_reentrant": False})
         net.train()
-    got = learned(net, row, felled(row))
+    got = learned(net, row, plan(*columns(row), torch.float64, way))
     for ours, theirs in zip(got, expected, strict=True):
         # transformers computes its norms in float32
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
 
 
-def test_checkpointed_call_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
-    way = felled(SHAPES["several trees"])
-    tensors = inputs(way.length, (4, 2), torch.float64)
+@pytest.mark.parametrize("way", WAYS)
+def test_checkpointed_call_is_exact(way: str) -> None:
+    tree = plan(*columns(SHAPES["several trees"]), torch.float64, way)
+    tensors = inputs(tree.length, (4, 2), torch.float64)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return tree_attention(nn.Identity(), query, key, value, tree=way)[0]
+        return tree_attention(nn.Identity(), query, key, value, tree=tree)[0]
 
     out = checkpoint(call, *tensors[:3], use_reentrant=False)
     got = [out, *torch.autograd.grad(out, tensors[:3], tensors[3])]
-    assert all(torch.equal(a, b) for a, b in zip(got, answer(way, tensors), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(got, answer(tree, tensors), strict=True))
 
 
-def test_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk, "EAGER", (1e-3,))
+@pytest.mark.parametrize("way", WAYS)
+def test_under_autocast(way: str) -> None:
     net, row = model().float(), SHAPES["caterpillar"]
-    ways = plan(*columns(row), torch.bfloat16, "dense"), felled(row, torch.bfloat16)
-    expected, got = (learned(net, row, way, torch.bfloat16) for way in ways)
+    ways = plan(*columns(row), torch.bfloat16, "dense"), plan(*columns(row), torch.bfloat16, way)
+    expected, got = (learned(net, row, one, torch.bfloat16) for one in ways)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0.1 * float(theirs.abs().max()))
 
 
-def chosen(row: Layout, width: int = 128) -> str:
+def chosen(row: Layout, dtype: torch.dtype = torch.float32) -> str:
     """What auto takes for a row."""
-    way = plan(*columns(row), width=width)
+    way = plan(*columns(row), dtype)
     return "dense" if way.mask is not None else type(way.paths).__name__
 
 
 @KERNELS
-def test_auto_takes_trunks_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(branched((4, 60), prompt=3)) == "Stacked"
+def test_auto_takes_the_kernels() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert chosen(branched((4, 60), prompt=3), dtype) == Stacked.__name__
+    assert chosen(branched((4, 60), prompt=3), torch.float16) == PathByPath.__name__
+
+
+def test_without_kernels_auto_takes_the_cheaper_of_paths_and_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAMULUS_NATIVE", "0")
-    assert chosen(branched((1000, 6), prompt=2000)) == "Trunk"
-    assert chosen(lay_out([grown(900, 4, 4)])[0]) == "Trunk"
+    assert chosen(branched((2, 300), (2, 300), (2, 300))) == PathByPath.__name__
+    assert chosen(branched((2, 700), (2, 700), prompt=20)) == PathByPath.__name__
+    assert chosen(branched((1, 900))) == PathByPath.__name__
     assert chosen(branched((4, 30), prompt=10)) == "dense"
-    assert chosen(branched((2, 700), (2, 700), prompt=20)) == "Trunk"
-    assert chosen(branched((4, 60), prompt=3)) == "Gather"
-    assert chosen(branched((1, 900))) == "Gather"
-
-
-def test_without_the_operators_there_are_no_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAMULUS_NATIVE", "0")
-    monkeypatch.setattr(merged, "FORWARD", "_an_operator_that_torch_lacks")
-    assert chosen(branched((1000, 6), prompt=2000)) == "dense"
+    assert chosen(branched((1000, 1), prompt=200)) == "dense"
