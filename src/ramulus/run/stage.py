@@ -232,7 +232,7 @@ async def train_stage(
 
 async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, console: Console) -> None:
     """What is left of a stage."""
-    await hand_over(parts.learner, parts.engine, run.folder)
+    await hand_over(parts.learner, parts.engine)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)
     signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))

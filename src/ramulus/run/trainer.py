@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -151,7 +150,7 @@ class Trainer:
         with clock("write"):
             self.write_trees(harvest.grown, cut, number)
         with clock("load"):
-            await hand_over(self.learner, self.engine, run.folder)
+            await hand_over(self.learner, self.engine)
         with clock("ledger"):
             found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | lesson.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
@@ -266,10 +265,10 @@ class Trainer:
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
-async def hand_over(learner: Learner, engine: LocalEngine, folder: Path) -> None:
-    """Load the learner's weights into the engine: in place where they share them, else by way of a run's folder."""
+async def hand_over(learner: Learner, engine: LocalEngine) -> None:
+    """Load the learner's weights into the engine: in place where it reads the learner's own parameters, else as tensors."""
     shared = "in_place" in learner.features
-    await engine.load(None if shared else await learner.weights(folder / "weights"), learner.version)
+    await engine.load(None if shared else await learner.weights(), learner.version)
 
 
 def differences(found: Mapping[str, float]) -> dict[str, float]:

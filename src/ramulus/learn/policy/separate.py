@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -106,6 +107,7 @@ class Separate:
 
 def serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
     """Answer calls until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the trainer decides what it ends
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -117,10 +119,11 @@ def serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, stri
     pipe.send_bytes(told(True, None, policy.version))
     while True:
         try:
-            name, arguments = pickle.loads(pipe.recv_bytes())
-        except (EOFError, KeyboardInterrupt):
+            call = pipe.recv_bytes()
+        except EOFError:
             return
         try:
+            name, arguments = pickle.loads(call)
             answer, good = CALLS[name](policy, *arguments), True
         except Exception as error:
             answer, good = error, False
