@@ -15,6 +15,7 @@ import time
 import timeit
 import tracemalloc
 import warnings
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,7 +29,8 @@ from hypothesis import strategies as st
 from ramulus.core import store
 from ramulus.core.store import StoreError, TornLine, dump, load, read, truncate_after, write
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
+from ramulus.run.setting import encode_quickly
 
 SUFFIX = pytest.mark.parametrize("name", ["trees.jsonl", "trees.jsonl.gz"])
 
@@ -44,6 +46,13 @@ PLAIN = st.recursive(
     max_leaves=8,
 )
 TOKENS = st.lists(st.integers(0, 200_000), max_size=5)
+
+
+def columns(size: int) -> st.SearchStrategy[Any]:
+    """[size] numbers as float32 or as float64."""
+    singles = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=size, max_size=size)
+    doubles = st.lists(NUMBERS, min_size=size, max_size=size)
+    return singles.map(column) | doubles.map(lambda values: column(values, "d"))
 
 
 @st.composite
@@ -63,12 +72,15 @@ def trees(draw: st.DrawFn) -> Tree:
         tokens = draw(TOKENS)
         node = tree.add(draw(st.sampled_from(nodes)), tokens, draw(st.sampled_from(Author)))
         node.version = draw(st.integers(0, 9))
+        node.newest = draw(st.integers(node.version, 9))
         for name in draw(st.sets(st.sampled_from(["logprobs", "kept", "entropy", "temperature"]))):
-            setattr(node, name, [draw(NUMBERS) for _ in tokens])
+            setattr(node, name, draw(columns(len(tokens))))
+        if draw(st.booleans()):
+            node.temperature = draw(NUMBERS)
         node.levels, node.why = draw(st.integers(0, 3)), draw(TEXTS)
         node.reward, node.finish = draw(st.none() | NUMBERS), draw(st.none() | st.sampled_from(["eos", "length"]))
         node.verdict = draw(st.dictionaries(TEXTS, PLAIN, max_size=2))
-        node.signals = {name: [draw(NUMBERS) for _ in tokens] for name in draw(st.lists(TEXTS, max_size=1))}
+        node.signals = {name: draw(columns(len(tokens))) for name in draw(st.lists(TEXTS, max_size=1))}
         nodes.append(node)
     tree.rounds = draw(st.integers(0, 4))
     return tree
@@ -78,6 +90,8 @@ def exact(value: Any) -> Any:
     """A value in a form whose equality is identity of type and bits: NaN equals NaN, 0.0 is not -0.0, 1 is not 1.0."""
     if isinstance(value, list | tuple):
         return type(value), [exact(item) for item in value]
+    if isinstance(value, array):
+        return (value.typecode if value else "any"), [exact(item) for item in value]
     if isinstance(value, dict):
         return dict, [(exact(key), exact(item)) for key, item in value.items()]
     return type(value), repr(value)
@@ -101,19 +115,27 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
     for _ in range(paths):
         leaf = tree.add(tree.root, [rng.randrange(150_000) for _ in range(tokens)], Author.POLICY)
         leaf.finish, leaf.reward = "eos", 1.0
-        leaf.logprobs = [-rng.expovariate(1) for _ in range(tokens)]
-        leaf.entropy = [rng.expovariate(1) for _ in range(tokens)]
-        leaf.temperature, leaf.kept = [1.0] * tokens, [0.0] * tokens
+        leaf.logprobs = column(-rng.expovariate(1) for _ in range(tokens))
+        leaf.entropy = column(rng.expovariate(1) for _ in range(tokens))
+        leaf.temperature, leaf.kept = column([1.0] * tokens), column([0.0] * tokens)
     return tree
+
+
+def orjson() -> Callable[[Any], bytes]:
+    """The quick encoder as a run hands it over."""
+    pytest.importorskip("orjson")
+    with mock.patch.object(store, "QUICK", None):
+        encode_quickly()
+        assert store.QUICK is not None
+        return store.QUICK
 
 
 @settings(max_examples=120)
 @given(trees())
 def test_a_line_is_lossless(tree: Tree) -> None:
     """By json and by the quick encoder."""
-    orjson = pytest.importorskip("orjson")
     lines = []
-    for quick in (None, orjson.dumps):
+    for quick in (None, orjson()):
         with mock.patch.object(store, "QUICK", quick):
             lines.append(dump(tree))
     for line in lines:
@@ -124,12 +146,11 @@ def test_a_line_is_lossless(tree: Tree) -> None:
 
 
 def test_the_quick_encoder_is_used_where_it_can_say_the_same() -> None:
-    orjson = pytest.importorskip("orjson")
-    tree, calls = bush(1), []
+    encode, tree, calls = orjson(), bush(1), []
 
     def quick(line: dict[str, object]) -> bytes:
         calls.append(line)
-        return orjson.dumps(line)
+        return encode(line)
 
     with mock.patch.object(store, "QUICK", quick):
         assert description(load(dump(tree))) == description(tree)
@@ -198,7 +219,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 @SUFFIX
 def test_memory_is_that_of_a_few_trees(tmp_path: Path, name: str) -> None:
-    path, count = tmp_path / name, 80
+    path, count = tmp_path / name, 120
     one = peak_of(lambda: load(dump(bush(0, 5, 40))))
     writing = peak_of(lambda: write(path, (bush(step, 5, 40) for step in range(count))))
     reading = peak_of(lambda: sum(1 for _ in read(path)))
@@ -213,16 +234,40 @@ def test_older_formats_are_upgraded_and_newer_ones_named(tmp_path: Path, monkeyp
     path = tmp_path / "trees.jsonl"
     write(path, [bush(1)])
     old = path.read_bytes().replace(b'"step":1', b'"iteration":1')
-    monkeypatch.setattr(store, "FORMAT", 2)
-    monkeypatch.setitem(store.UPGRADES, 1, lambda line: line | {"step": line.pop("iteration")})
+    monkeypatch.setattr(store, "FORMAT", 3)
+    monkeypatch.setitem(store.UPGRADES, 2, lambda line: line | {"step": line.pop("iteration")})
     path.write_bytes(old)
     write(path, [bush(2)], append=True)
-    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [2, 3]
     assert [description(tree) for tree in read(path)] == [description(bush(1)), description(bush(2))]
-    monkeypatch.setattr(store, "FORMAT", 1)
-    path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":1', b'"format":3'))
-    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 3 .* newer ramulus.* up to 1: upgrade"):
+    monkeypatch.setattr(store, "FORMAT", 2)
+    path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":2', b'"format":4'))
+    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 4 .* newer ramulus.* up to 2: upgrade"):
         list(read(path))
+
+
+def test_format_1_is_read_as_it_was(tmp_path: Path) -> None:
+    """Its sampled columns are float64, and stay so where the tree is written again."""
+    path, values = tmp_path / "trees.jsonl", [-0.1, math.nan, 1e-300]
+    node = {"up": 0, "tokens": [4, 5, 6], "author": 1, "logprobs": [-0.1, {"$float": "nan"}, 1e-300], "version": 3}
+    node["temperature"] = [0.7] * 3
+    nodes = [{"id": 0, "tokens": [1], "author": 0, "levels": 0}, node | {"id": 1}]
+    line = {"format": 1, "step": 1, "task": {"id": "t", "prompt": [1], "text": ""}, "nodes": nodes}
+    path.write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        (tree,) = read(path)
+        (leaf,) = tree.leaves()
+        assert exact(leaf.logprobs) == exact(column(values, "d"))
+        assert (leaf.kept, leaf.entropy, leaf.version, leaf.newest, list(leaf.temperature)) == (None, None, 3, 3, [0.7] * 3)
+        assert (leaf.tokens, tree.root.temperature) == (column([4, 5, 6], "i"), 1.0)
+        write(path, [tree])
+
+
+def test_sampled_numbers_are_written_in_the_digits_of_a_float32() -> None:
+    tree = bush(1, 50)
+    whole = json.loads(dump(tree))["nodes"][1]["logprobs"]
+    assert max(len(repr(value)) for value in whole) <= 15
+    assert column(whole) == tree.leaves()[0].logprobs
 
 
 def torn(path: Path, cut: int) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from ramulus.core.store import dump
 from ramulus.core.task import Task
-from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, column
 
 TASK = Task(id="t", prompt=(1, 2, 3), text="1 2 3")
 MOVES = st.lists(
@@ -27,26 +28,30 @@ MOVES = st.lists(
 
 
 def fill(node: Node, count: int, start: int) -> None:
-    """Write `count` tokens into an empty node as an engine would; every number is unique, so a mix-up shows."""
-    node.tokens = list(range(start, start + count))
+    """Write `count` tokens into an empty node as an engine would; every number is unique, so a mix-up shows. Not every engine records all."""
+    node.tokens = column(range(start, start + count), "i")
     if node.author is Author.POLICY:
         for k, name in enumerate(PER_TOKEN):
-            setattr(node, name, [token + (k + 1) / 10 for token in node.tokens])
-    node.signals = {"influence": [token / 7 for token in node.tokens]}
-    node.version = start % 5
+            setattr(node, name, column(token + (k + 1) / 10 for token in node.tokens))
+        if start % 2:
+            node.kept, node.entropy, node.temperature = None, None, start / 10
+    node.signals = {"influence": column((token / 7 for token in node.tokens), "d")}
+    node.version, node.newest = start % 5, start % 5 + start % 3
 
 
 def along(node: Node) -> dict[str, list[Any]]:
     """Everything that belongs to the tokens from the root to the end of this node."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("token", "author", "version", "influence", *PER_TOKEN)}
+    columns: dict[str, list[Any]] = {name: [] for name in ("token", "author", "version", "newest", "influence", *PER_TOKEN)}
     for above in node.line():
         blank = [None] * len(above.tokens)
         columns["token"] += above.tokens
         columns["author"] += [above.author] * len(above.tokens)
         columns["version"] += [above.version] * len(above.tokens)
+        columns["newest"] += [above.newest] * len(above.tokens)
         columns["influence"] += above.signals.get("influence", blank)
         for name in PER_TOKEN:
-            columns[name] += getattr(above, name) or blank
+            values = getattr(above, name)
+            columns[name] += [values] * len(above.tokens) if isinstance(values, float) else values or blank
     assert all(len(column) == len(columns["token"]) for column in columns.values()), "a column does not fit its tokens"
     return columns
 
@@ -101,7 +106,7 @@ class Gardener:
             return None
         new = self.tree.graft(node, depth, why="fork")
         assert new.prefix() == text[: len(text) - depth], "a bud must start exactly `drop` tokens before its node's end"
-        assert (new.tokens, new.children, new.finish, new.why) == ([], [], None, "fork")
+        assert (list(new.tokens), new.children, new.finish, new.why) == ([], [], None, "fork")
         self.grow(new, count, ends)
         return new
 
@@ -176,7 +181,7 @@ class ForgetsColumns(Tree):
     """A cut that leaves a per-token column whole."""
 
     def cut(self, node: Node, at: int) -> Node:
-        entropy = list(node.entropy)
+        entropy = node.entropy
         head = Tree.cut(self, node, at)
         node.entropy = entropy
         return head
@@ -241,11 +246,35 @@ def test_growing_on_a_finished_leaf_keeps_it_and_stays_flat() -> None:
     leaf = tree.add(tree.root, [10, 11], Author.POLICY, logprobs=[-1.0, -2.0], finish="eos", reward=0.0)
     new = [tree.graft(leaf) for _ in range(5)]
     assert tree.leaves() == [leaf, *new]
-    assert leaf.tokens == []
+    assert list(leaf.tokens) == []
     assert leaf.parent is not None
     assert leaf.parent.children == [leaf, *new]
-    assert (leaf.parent.tokens, leaf.parent.logprobs, leaf.parent.finish) == ([10, 11], [-1.0, -2.0], None)
+    assert (list(leaf.parent.tokens), list(leaf.parent.logprobs), leaf.parent.finish) == ([10, 11], [-1.0, -2.0], None)
     assert leaf.response() == [10, 11]
+
+
+@settings(max_examples=100)
+@given(MOVES, MOVES)
+def test_what_grows_on_a_copy_leaves_the_tree_as_it_was(before: list[Any], after: list[Any]) -> None:
+    gardener = Gardener(Tree.plant(TASK))
+    gardener.play(before)
+    tree = gardener.tree
+    was, twin = dump(tree), tree.copy()
+    assert dump(twin) == was
+    other = Gardener(twin, next_token=gardener.next_token)
+    other.play(after)
+    for node in twin.walk():
+        node.signals["late"], node.verdict["late"] = column([1.0] * len(node.tokens), "d"), 1.0
+    assert dump(tree) == was
+    assert not {id(node) for node in tree.walk()} & {id(node) for node in twin.walk()}
+
+
+def test_numbers_become_columns_where_a_node_is_made() -> None:
+    node = Node(1, [1, 2], Author.POLICY, logprobs=[-0.1, -0.2], entropy=(0.5, 1), temperature=1, version=3, signals={"value": [0.1, 0.2]})
+    assert [node.tokens.typecode, node.logprobs.typecode, node.entropy.typecode, node.signals["value"].typecode] == ["i", "f", "f", "d"]
+    assert (node.kept, node.temperature, node.newest) == (None, 1.0, 3)
+    assert [list(node.column(name)) for name in ("kept", "entropy", "temperature", "value", "none")] == [[], [0.5, 1.0], [1.0, 1.0], [0.1, 0.2], []]
+    assert Node(2, node.tokens, Author.POLICY).tokens is node.tokens
 
 
 @pytest.mark.parametrize(("drop", "words"), [(3, "inside the prompt"), (-1, "drop=-1")])

@@ -1,9 +1,10 @@
 """Trees at rest: one JSON line a tree, lossless, written and read one tree at a time.
 
-A line is `{"format": 1, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
+A line is `{"format": 2, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
 parent by its place in that list (`up`). Fields that equal their default are left out, so a changed default needs a new
-FORMAT. What JSON cannot say is tagged: `{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$dict": [[key, value], ...]}`,
-`{"$text": [code points]}`.
+FORMAT. Columns are lists of numbers: those of a sampler in the fewest digits that name the float32, signals in those of
+the float64. What JSON cannot say is tagged: `{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$dict": [[key, value], ...]}`,
+`{"$text": [code points]}`, and `{"$array": [kind, [...]]}` for a column of another kind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 import warnings
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
@@ -24,14 +26,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
-FORMAT = 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a format to the next: `UPGRADES[1]` turns the JSON of a format 1 line into that of format 2."""
-
+FORMAT = 2
 QUICK: Callable[[Any], bytes] | None = None
-"""A quicker encoder of plain values than json's, from whoever has one: a run hands over orjson's."""
+"""A quicker encoder of plain values and arrays than json's, from whoever has one: a run hands over orjson's."""
 
 LINKS = {"parent", "children", "root", "task"}  # fields that the layout of a line says
 RESTORE: dict[str, Callable[[Any], Any]] = {
@@ -39,10 +38,11 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
     "prompt": tuple,
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
+KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
 KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
 PLAIN = {int, bool, type(None), Author}  # types that JSON says as they are
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
-TAG = re.compile(rb'"\$(float|tuple|dict|text)":')
+TAG = re.compile(rb'"\$(float|tuple|dict|text|array)":')
 
 
 class StoreError(ValueError):
@@ -58,6 +58,8 @@ def _encode(value: Any) -> Any:
     kind = type(value)
     if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()) or (kind is list and _finite(value)):
         return value
+    if kind is array:
+        return _column(value, "d")
     if isinstance(value, int):
         return value
     if isinstance(value, float):
@@ -75,7 +77,22 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
 
 
-def _finite(values: list[Any]) -> bool:
+def _column(values: Any, usual: str) -> Any:
+    """A column as numbers, tagged where it is not of the usual kind."""
+    if type(values) is not array:
+        return _encode(values)
+    plain = values if values.typecode == "i" or _finite(values) else [_encode(value) for value in _numbers(values)]
+    return plain if values.typecode == usual else {"$array": [values.typecode, plain]}
+
+
+def _numbers(values: Any) -> list[Any]:
+    """A column as a list, for json; nine digits tell every float32 from its neighbours."""
+    if type(values) is not array:
+        raise TypeError(f"{values!r:.80} is a {type(values).__name__}")
+    return [float(f"{value:.9g}") for value in values] if values.typecode == "f" else values.tolist()
+
+
+def _finite(values: Any) -> bool:
     """Whether these are finite numbers, in one pass in C: a sum with a NaN or an infinity in it is not finite."""
     try:
         return math.isfinite(sum(values))
@@ -91,6 +108,8 @@ def _untag(content: dict[str, Any]) -> Any:
                 return float(text)
             case {"$text": points}:
                 return "".join(map(chr, points))
+            case {"$array": [kind, items]}:
+                return array(kind, items)
             case {"$tuple": items}:
                 return tuple(items)
             case {"$dict": pairs}:
@@ -100,13 +119,13 @@ def _untag(content: dict[str, Any]) -> Any:
 
 @cache
 def _plan(kind: type[Any]) -> tuple[Callable[[Any], tuple[Any, ...]], list[tuple[str, Any, Any, bool]]]:
-    """What reads the stored fields of a record, and of each its name, its default, the type of one that reading fills in by itself (never a float's:
-    0.0 == -0.0 == 0), and whether a tuple in it is stored as a plain list."""
+    """What reads the stored fields of a record, and of each its name, its default, the type of one that reading fills in by itself (never 0.0,
+    which -0.0 equals), and whether a tuple in it is stored as a plain list."""
     plan = []
     for field in fields(kind):
         if field.name not in LINKS:
             default = field.default_factory() if field.default_factory is not MISSING else field.default
-            plan.append((field.name, default, None if isinstance(default, float) else type(default), field.name in RESTORE))
+            plan.append((field.name, default, None if default == 0.0 and isinstance(default, float) else type(default), field.name in RESTORE))
     return attrgetter(*[name for name, *_ in plan]), plan
 
 
@@ -118,7 +137,10 @@ def _record(thing: Node | Tree | Task) -> dict[str, Any]:
         if type(value) is filled and value == default:
             continue
         try:
-            record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
+            if name in KINDS:
+                record[name] = _column(value, KINDS[name])
+            else:
+                record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
         except (TypeError, RecursionError) as error:
             raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
     return record
@@ -131,7 +153,7 @@ def _written(line: dict[str, Any]) -> bytes:
             text = QUICK(line)
             if text.isascii():
                 return text
-    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return json.dumps(line, allow_nan=False, separators=(",", ":"), default=_numbers).encode("ascii")
 
 
 def dump(tree: Tree) -> bytes:
@@ -142,6 +164,8 @@ def dump(tree: Tree) -> bytes:
         for place, node in enumerate(tree.walk()):
             places[node] = place
             record = _record(node)
+            if record.get("newest") == record.get("version"):
+                record.pop("newest", None)  # reading fills it in
             nodes.append(record if node.parent is None else {"up": places[node.parent], **record})
         line = {"format": FORMAT, "step": tree.step, **_record(tree), "task": _record(tree.task), "nodes": nodes}
         return _written(line) + b"\n"
@@ -166,9 +190,23 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise StoreError("not a tree: a JSON object with a `format` number is wanted")
     if version > FORMAT:
         raise StoreError(f"format {version} is of a newer ramulus, this one reads up to {FORMAT}: upgrade ramulus")
-    for old in range(version, FORMAT):
-        content = UPGRADES[old](content)
+    try:
+        for old in range(version, FORMAT):
+            content = UPGRADES[old](content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"not a tree: {type(error).__name__} {error}") from error
     return content
+
+
+def _from_lists(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 1, whose sampled columns are float64."""
+    for record in content.get("nodes", ()):
+        record |= {name: array("d", record[name]) for name in PER_TOKEN if name in record}
+    return content
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_lists}
+"""From a format to the next: `UPGRADES[1]` turns the JSON of a format 1 line into that of format 2."""
 
 
 def _plant(content: dict[str, Any]) -> Tree:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -19,29 +21,54 @@ class Author(IntEnum):
     TOOL = 3
 
 
-PER_TOKEN = ("logprobs", "kept", "entropy", "temperature")  # columns of a node that are [L] or empty
+PER_TOKEN = ("logprobs", "kept", "entropy", "temperature")  # what a sampler records of each token
+
+
+def column(values: Iterable[Any], kind: str = "f") -> array[Any]:
+    """Numbers as an array of a kind: "i" token ids, "f" what was sampled, "d" signals; an array stays the one it is."""
+    return values if isinstance(values, array) else array(kind, values)
 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A run of L tokens (L may be 0) with one author and one fate: all of them lie under the same leaves."""
+    """A run of L tokens (L may be 0) with one author and one fate: all of them lie under the same leaves.
+
+    Columns are arrays, which numpy and torch read as they are; any numbers become one where a node is made. They are replaced and never
+    written into: a copy of a tree shares them.
+    """
 
     id: int  # serial in its tree, fixed when its bud is made
-    tokens: list[int]  # [L]
+    tokens: array[int]  # [L] "i"
     author: Author
-    logprobs: list[float] = field(default_factory=list)  # [L] log mu(token), as really sampled; [] if not sampled
-    kept: list[float] = field(default_factory=list)  # [L] log of the mass that top-p, top-k, min-p left
-    entropy: list[float] = field(default_factory=list)  # [L] nats, of the untempered distribution
-    temperature: list[float] = field(default_factory=list)  # [L] that each token was sampled at
-    version: int = 0  # of the policy that sampled it
+    logprobs: array[float] = field(default_factory=lambda: array("f"))  # [L] log mu(token), as really sampled; empty if not sampled
+    kept: array[float] | None = None  # [L] log of the mass that top-p, top-k, min-p left; None: nothing was cut, or nobody recorded it
+    entropy: array[float] | None = None  # [L] nats, of the untempered distribution; None if nobody recorded it
+    temperature: array[float] | float = 1.0  # [L] that each token was sampled at, or the one number they share
+    version: int = 0  # of the policy that sampled its first token
+    newest: int = 0  # of the policy that sampled its last one
     levels: int = 1  # segments that end here or were cut inside (arXiv 2508.17445 counts them)
     finish: str | None = None  # eos, answer, length, repetition, pruned; None while alive
     reward: float | None = None  # on leaves: weighted total; None is in no mean and no gradient
     verdict: dict[str, Any] = field(default_factory=dict)  # on leaves: parts of the reward, `correct`, the answer found
-    signals: dict[str, list[float]] = field(default_factory=dict)  # [L] each: what a rule asked for
+    signals: dict[str, array[float]] = field(default_factory=dict)  # [L] each, "d": what a rule asked for
     why: str = ""  # why it grew here, for the viewer
     parent: Node | None = field(default=None, repr=False)
     children: list[Node] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.logprobs = column(self.tokens, "i"), column(self.logprobs)
+        self.kept = None if self.kept is None else column(self.kept)
+        self.entropy = None if self.entropy is None else column(self.entropy)
+        self.temperature = float(self.temperature) if isinstance(self.temperature, int | float) else column(self.temperature)
+        self.signals = {name: column(values, "d") for name, values in self.signals.items()}
+        self.newest = max(self.version, self.newest)
+
+    def column(self, name: str) -> Sequence[float]:
+        """[L] of a signal or of what was sampled; empty where it was not recorded."""
+        values = getattr(self, name) if name in PER_TOKEN else self.signals.get(name)
+        if isinstance(values, float):
+            return [values] * len(self.logprobs)
+        return () if values is None else values
 
     def line(self) -> list[Node]:
         """The nodes from the root down to this one."""
@@ -52,11 +79,18 @@ class Node:
 
     def prefix(self) -> list[int]:
         """All tokens from the root to the end of this node, prompt included."""
-        return [token for node in self.line() for token in node.tokens]
+        tokens = array("i")
+        for node in self.line():
+            tokens += node.tokens
+        return tokens.tolist()
 
     def response(self) -> list[int]:
         """All tokens from the root to the end of this node, prompt excluded."""
-        return [token for node in self.line() if node.author is not Author.PROMPT for token in node.tokens]
+        tokens = array("i")
+        for node in self.line():
+            if node.author is not Author.PROMPT:
+                tokens += node.tokens
+        return tokens.tolist()
 
     def leaves(self) -> list[Node]:
         """The leaves at or below this node, in preorder."""
@@ -110,16 +144,16 @@ class Tree:
     @classmethod
     def plant(cls, task: Task, seed: int = 0, step: int = 0, visit: int = 0) -> Tree:
         """A tree that holds the prompt alone."""
-        return cls(task, Node(0, list(task.prompt), Author.PROMPT, levels=0), seed, step, visit)
+        return cls(task, Node(0, column(task.prompt, "i"), Author.PROMPT, levels=0), seed, step, visit)
 
-    def add(self, parent: Node, tokens: list[int], author: Author, **fields: Any) -> Node:
+    def add(self, parent: Node, tokens: Iterable[int], author: Author, **fields: Any) -> Node:
         """Hang a new node under the end of `parent`; a finished leaf stays a leaf, its end kept as an empty node."""
         if parent.finish is not None or (parent.reward is not None and not parent.children):
             if parent.parent is not None and not parent.tokens and not parent.levels:
                 parent = parent.parent  # an end that was kept before: all that grow here are siblings of it
             else:
                 parent = self.cut(parent, len(parent.tokens))
-        node = Node(self.serial, tokens, author, parent=parent, **fields)
+        node = Node(self.serial, column(tokens, "i"), author, parent=parent, **fields)
         self.serial += 1
         parent.children.append(node)
         return node
@@ -132,15 +166,16 @@ class Tree:
         if node.parent is None or not 0 <= at <= len(node.tokens):
             place = f"node {node.id} of {len(node.tokens)} tokens at {at}"
             raise ValueError(f"cannot cut {place}: the root is never cut, and 0 <= at <= its length")
-        head = Node(self.serial, node.tokens[:at], node.author, version=node.version, parent=node.parent)
+        head = Node(self.serial, node.tokens[:at], node.author, version=node.version, newest=node.newest, parent=node.parent)
         head.levels = min(node.levels, 1)
         self.serial += 1
         for name in PER_TOKEN:
-            column = getattr(node, name)
-            setattr(head, name, column[:at])
-            setattr(node, name, column[at:])
-        head.signals = {name: column[:at] for name, column in node.signals.items()}
-        node.signals = {name: column[at:] for name, column in node.signals.items()}
+            values = getattr(node, name)
+            whole = values is None or isinstance(values, float)
+            setattr(head, name, values if whole else values[:at])
+            setattr(node, name, values if whole else values[at:])
+        head.signals = {name: values[:at] for name, values in node.signals.items()}
+        node.signals = {name: values[at:] for name, values in node.signals.items()}
         node.tokens = node.tokens[at:]
         node.levels -= head.levels
         siblings = node.parent.children
@@ -166,6 +201,17 @@ class Tree:
         if drop > 0:
             node = self.cut(node, len(node.tokens) - drop)
         return self.add(node, [], author, why=why)
+
+    def copy(self) -> Tree:
+        """A tree of its own to grow on, with the same columns: they are shared, as nothing writes into one."""
+        made: dict[int, Node] = {}
+        for node in self.walk():
+            twin = made[node.id] = copy(node)
+            twin.verdict, twin.signals, twin.children = dict(node.verdict), dict(node.signals), []
+            if node.parent is not None:
+                twin.parent = made[node.parent.id]
+                twin.parent.children.append(twin)
+        return replace(self, root=made[self.root.id])
 
     def walk(self) -> Iterator[Node]:
         """Every node in preorder, the root first."""

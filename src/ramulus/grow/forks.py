@@ -148,9 +148,12 @@ class EntropyForks:
         if node.author is not Author.POLICY or node.finish == "pruned" or len(node.tokens) < 2:
             return []
         if self.by == "entropy":
-            scores = node.entropy
+            scores = node.column("entropy")
+            if len(scores) != len(node.tokens):
+                raise ValueError(f"node {node.id} has no recorded entropies to branch by: sample with an engine that records them, or by='surprisal'")
         else:
-            scores = [-(logp + kept) for logp, kept in zip(node.logprobs, node.kept, strict=True)]
+            kept = node.kept or [0.0] * len(node.tokens)
+            scores = [-(logp + mass) for logp, mass in zip(node.logprobs, kept, strict=True)]
         closed = read(node, self.closed) if self.closed else [0.0] * len(scores)
         return [(at, scores[at]) for at in range(1, len(scores)) if not closed[at]]
 
@@ -203,11 +206,11 @@ def above(node: Node) -> int:
     return sum(len(one.tokens) for one in node.line()[:-1])
 
 
-def read(node: Node, name: str) -> list[float]:
+def read(node: Node, name: str) -> Sequence[float]:
     """A signal [L]; raises ValueError where it was not supplied."""
     if node.tokens and name not in node.signals:
         raise ValueError(f"node {node.id} has no signal {name!r}: supply it after each round, as `run` does")
-    return node.signals.get(name, [])
+    return node.column(name)
 
 
 def buds(node: Node, offsets: Sequence[int], branches: int, why: str) -> list[Bud]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Engine, Request, Sampling, Segment, sample_all, together
 from ramulus.grow.branching import Branching, Bud, depth, paths
 from ramulus.grow.pruning import Pruning
@@ -128,9 +128,10 @@ def requests(
 
 def fill(node: Node, request: Request, segment: Segment) -> None:
     """Write down what was sampled for an empty node."""
-    node.tokens, node.logprobs, node.kept = segment.tokens, segment.logprobs, segment.kept
-    node.entropy, node.temperature, node.version = segment.entropy, segment.temperature, segment.version
-    node.finish = segment.finish
+    node.tokens, node.logprobs, node.kept = column(segment.tokens, "i"), column(segment.logprobs), column(segment.kept)
+    node.entropy, heat = column(segment.entropy), segment.temperature
+    node.temperature = heat[0] if heat and heat.count(heat[0]) == len(heat) else column(heat)
+    node.finish, node.version, node.newest = segment.finish, segment.version, segment.version
     if node.finish is None and len(node.tokens) < request.sampling.max_tokens:  # the engine ran out of context
         node.finish = "length"
 
@@ -154,5 +155,5 @@ def demonstrate(tree: Tree, n: int, limit: int | None = None) -> list[Node]:
             raise ValueError(f"task {tree.task.id!r} has an empty demonstration: give it text, or leave it out")
         finish = "eos" if limit is None or len(tokens) <= limit else "length"
         fields = {"finish": finish, "reward": 1.0, "why": "demonstration"}
-        leaves.append(tree.add(tree.root, list(tokens[:limit]), Author.EXPERT, **fields))
+        leaves.append(tree.add(tree.root, tokens[:limit], Author.EXPERT, **fields))
     return leaves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ramulus.core.tree import Node, Tree
@@ -33,9 +33,9 @@ class Repetition:
         young = [leaf for leaf in paths(tree) if leaf.id >= tree.fresh and leaf.finish is None]
         return [leaf for leaf in young if self.repetitive(leaf.tokens)]
 
-    def repetitive(self, tokens: list[int]) -> bool:
+    def repetitive(self, tokens: Iterable[int]) -> bool:
         """The test, on the tokens of one segment."""
-        return repeats(self.decode(tokens) if self.decode else tuple(tokens), self.width, self.times)
+        return repeats(self.decode(list(tokens)) if self.decode else tuple(tokens), self.width, self.times)
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ class Estimated:
     def last(self, leaf: Node) -> float | None:
         """The signal at the last token that carries it."""
         for node in reversed(leaf.line()):
-            if node.author is Author.POLICY and node.signals.get(self.signal):
-                return node.signals[self.signal][-1]
+            if node.author is Author.POLICY and (values := node.column(self.signal)):
+                return values[-1]
         return None
 
 

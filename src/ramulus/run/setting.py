@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ramulus.core import store
@@ -29,7 +32,13 @@ def encode_quickly() -> None:
         import orjson
     except ImportError:
         return
-    store.QUICK = orjson.dumps
+
+    def numbers(values: Any) -> np.ndarray:
+        if not isinstance(values, array):
+            raise TypeError
+        return np.frombuffer(values, values.typecode)
+
+    store.QUICK = partial(orjson.dumps, default=numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def collect_seldom() -> None:

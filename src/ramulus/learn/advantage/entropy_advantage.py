@@ -18,6 +18,7 @@ import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.batch.layout import joined
 from ramulus.learn.batch.tree_batch import Credits
 
 Path = list[Node]
@@ -48,12 +49,13 @@ def credit_of(credit: Credits, leaf: int, path: Path) -> np.ndarray:
 def recorded(path: Path, name: str) -> np.ndarray:
     """`entropy`, or `behavior`, the log-probs before truncation, of each token of a path [L]; ValueError where a node has none."""
     for node in path:
-        if len(node.logprobs) != len(node.tokens) or len(node.entropy) != len(node.tokens):
+        if len(node.column("logprobs" if name == "behavior" else name)) != len(node.tokens):
             raise ValueError(
                 f"node {node.id} has no recorded log-probs or entropies to read: sample with an engine that records them"
             )
-    columns = [np.add(node.logprobs, node.kept) if name == "behavior" else np.asarray(node.entropy) for node in path]
-    return np.concatenate(columns) if columns else np.zeros(0)
+    if name == "entropy":
+        return joined([node.entropy for node in path if node.entropy is not None])
+    return np.concatenate([np.zeros(0), *(np.asarray(node.logprobs, np.float64) + (node.kept or 0.0) for node in path)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.advantage.group import graded
 from ramulus.learn.advantage.subgroup import whitened
+from ramulus.learn.batch.layout import joined
 from ramulus.learn.batch.tree_batch import Credits
 
 
@@ -66,4 +67,4 @@ def values_of(leaf: Node) -> np.ndarray:
         raise ValueError(
             f"node {missing[0]} has no values: score the forest with an ActorCritic, {{'value'}}, before crediting"
         )
-    return np.array([value for node in nodes for value in node.signals["value"]], dtype=np.float64)
+    return joined([node.signals["value"] for node in nodes])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, compress
+from itertools import compress
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +79,7 @@ class Layout:
     @property
     def token(self) -> np.ndarray:
         """[T] token ids."""
-        return np.fromiter(chain.from_iterable([node.tokens for node in self.known[0]]), np.int64, self.length)
+        return joined([node.tokens for node in self.known[0]], np.int64)
 
     @property
     def position(self) -> np.ndarray:
@@ -104,7 +106,7 @@ class Layout:
         return np.repeat(np.asarray(values, dtype=dtype), self.sizes(), axis=-1)
 
     def sampled(self) -> dict[str, np.ndarray]:
-        """The sampled columns [T], with a neutral value where nothing was sampled; ValueError where a node's is not one value a token."""
+        """The sampled columns [T], with a neutral value where nothing was sampled or recorded; ValueError where a node's is not one value a token."""
         nodes, _, sizes = self.known
         drawn = [bool(node.logprobs) for node in nodes]
         some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
@@ -113,12 +115,16 @@ class Layout:
 
     def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
         """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
-        parts = list(map(attrgetter(name), nodes))
+        column = np.full(self.length, neutral)
+        given = map(attrgetter(name), nodes)
+        parts = [
+            part if isinstance(part, array) else array("d", [neutral if part is None else part]) * size
+            for part, size in zip(given, sizes, strict=True)
+        ]
         if list(map(len, parts)) != sizes:
             i = next(i for i, part in enumerate(parts) if len(part) != sizes[i])
             raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(parts[i])} values of {name}")
-        column = np.full(self.length, neutral)
-        column[where] = np.fromiter(chain.from_iterable(parts), np.float64, sum(sizes))
+        column[where] = joined(parts)
         return column
 
     def signal(self, name: str) -> np.ndarray:
@@ -132,6 +138,19 @@ class Layout:
                     )
                 column[start:stop] = node.signals[name]
         return column
+
+
+def column_of(values: np.ndarray) -> array[float]:
+    """Numbers [L] as a signal of a node."""
+    return array("d", values.astype(np.float64, copy=False).tobytes())
+
+
+def joined(columns: Sequence[array[Any]], dtype: type = np.float64) -> np.ndarray:
+    """Columns of nodes one after the other, in blocks."""
+    kinds = {column.typecode for column in columns}
+    if len(kinds) == 1:
+        return np.frombuffer(b"".join(columns), kinds.pop()).astype(dtype)
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(column, dtype) for column in columns)])
 
 
 def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, tokens_per_batch: int = 0) -> list[Layout]:

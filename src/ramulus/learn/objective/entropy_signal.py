@@ -33,7 +33,7 @@ def flattened(forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> tuple[
                 below[node.id] = below.get(node.id, 0) + 1
         for node in tree.walk():
             if node.id in below and node.author is Author.POLICY and node.tokens:
-                if len(node.entropy) != len(node.tokens):
+                if node.entropy is None or len(node.entropy) != len(node.tokens):
                     raise ValueError(
                         f"node {node.id} has no recorded entropies to take quantiles of: sample with an engine that records them"
                     )

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.layout import column_of
 from ramulus.learn.batch.score_row import Nodes
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.mix import Mix, Term
@@ -51,7 +52,7 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
             below.setdefault(node.id, []).append(value)
     if answer.node is not None or answer.token is not None:
         for number, node in nodes.items():
-            node.signals[name] = np.mean(below[number], axis=0).tolist()
+            node.signals[name] = column_of(np.mean(below[number], axis=0))
 
 
 def annotate_ratio(nodes: Nodes, batch: TreeBatch, tempered: Tensor) -> None:
@@ -59,11 +60,11 @@ def annotate_ratio(nodes: Nodes, batch: TreeBatch, tempered: Tensor) -> None:
 
     `nodes` are those that `nodes_of` found of the trees that were packed, `tempered` [T] the log-probs that the row's update begins from.
     """
-    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).tolist()
+    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).cpu().numpy()
     trained = ((batch.weight != 0).any(0) & batch.sampled & (batch.author == int(Author.POLICY))).tolist()
     for tree, number, start, stop in batch.spans:
         if stop > start and trained[start]:
-            nodes[tree][number].signals["ratio"] = ratio[start:stop]
+            nodes[tree][number].signals["ratio"] = column_of(ratio[start:stop])
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

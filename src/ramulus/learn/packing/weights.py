@@ -181,7 +181,7 @@ def idle_entropy(trees: Sequence[Tree], chosen: Selection, mix: Mix) -> dict[str
                 a for part, term in zip(mix.terms, terms, strict=True) if leaf.id in term[index] for a in part.authors
             }
             for node in leaf.line():
-                if node.author in authors and node.logprobs:
+                if node.author in authors and node.entropy:
                     total += sum(node.entropy)
                     count += len(node.entropy)
     return {"entropy/sum": total, "entropy/count": float(count)} if count else {}

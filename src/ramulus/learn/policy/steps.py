@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.layout import column_of
 
 LEVELS = 3  # double separators, single ones, every token
 
@@ -110,4 +111,4 @@ def marked(tree: Tree, name: str, where: Callable[[Sequence[int]], list[int]]) -
                 continue
             here = flags[at : (at := at + len(node.tokens))]
             nodes[id(node)] = (node, np.maximum(here, nodes[id(node)][1]) if id(node) in nodes else here)
-    return ((node, name, flags.tolist()) for node, flags in nodes.values())
+    return ((node, name, column_of(flags)) for node, flags in nodes.values())

@@ -20,7 +20,7 @@ from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import leaf_json, node_json, plain, step_row, tree_json
 
 COLUMNS = re.compile(
-    rb'(?:"(?:logprobs|kept|entropy|temperature)":\[[^\[\]]*\],)+'
+    rb'(?:"(?:logprobs|kept|entropy|temperature)":(?:\[[^\[\]]*\]|\{"\$array":\[[^\[\]]*\[[^\[\]]*\]\]\}),)+'
 )  # in a text its quotes would be escaped
 AROUND = 60  # characters either side of what was found
 Ask = Mapping[str, str]

@@ -69,7 +69,7 @@ def paint(tree: Tree, colour: str, scale: Scale | None = None) -> Paint:
     """
     scale = scale or scale_of([tree], colour)
     if colour not in SUMMED:
-        return Paint(colour, scale, lambda node: column(node, colour) or [None])
+        return Paint(colour, scale, lambda node: node.column(colour) or [None])
     name, of = SUMMED[colour]
     means = averages(tree, of)
     return Paint(name, scale, lambda node: [means[node.id]])
@@ -85,17 +85,11 @@ def scale_of(trees: Sequence[Tree], colour: str) -> Scale:
         most = max(map(abs, found), default=1.0) or 1.0
         return Scale(-most, most, (WORSE, BETWEEN, BETTER))
     nodes = [node for tree in trees for node in tree.walk()]
-    values = [value for node in nodes for value in column(node, colour)]
+    values = [value for node in nodes for value in node.column(colour)]
     if not values:
-        known = sorted({name for node in nodes for name in (*PER_TOKEN, *node.signals) if column(node, name)})
+        known = sorted({name for node in nodes for name in (*PER_TOKEN, *node.signals) if node.column(name)})
         raise ValueError(f"no token has {colour!r}: colour by {', '.join((*SUMMED, *known))}")
     return Scale(min(values), max(values), (COLD, BETWEEN, HOT))
-
-
-def column(node: Node, name: str) -> list[float]:
-    """A number for each token of a node; [] where it has none."""
-    found: list[float] = getattr(node, name) if name in PER_TOKEN else node.signals.get(name, [])
-    return found
 
 
 def credit(leaf: Node) -> float | None:
@@ -236,12 +230,12 @@ class Canvas:
             f"{name} {part:.3g}" if isinstance(part, float) else f"{name} {part}" for name, part in node.verdict.items()
         ]
         more = [clean(", ".join(said), TIP)] if said else []
-        return "<title>" + "\n".join([" · ".join(parts), *more, clean(self.decode(node.tokens), TIP)]) + "</title>"
+        return "<title>" + "\n".join([" · ".join(parts), *more, clean(self.decode(node.tokens.tolist()), TIP)]) + "</title>"
 
     def label(self, node: Node, begin: float, end: float) -> str:
         """The text of a node above its band, as much as fits; none where lanes are narrow."""
         place, room = self.places[node.id], int((end - begin) / LETTER)
-        text = self.decode(node.tokens).replace("\n", "⏎")
+        text = self.decode(node.tokens.tolist()).replace("\n", "⏎")
         if self.lane < 16 or room < 1 or not text.strip():
             return ""
         text = text if len(text) <= room else text[: room - 1] + "…" if room > 3 else ""

@@ -39,7 +39,7 @@ def draw(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
 
 def label(node: Node, decode: Decode, width: int) -> str:
     """One node in one line."""
-    text = f"[dim]{len(node.tokens):4d}[/dim]  {safe(decode(node.tokens), width)}"
+    text = f"[dim]{len(node.tokens):4d}[/dim]  {safe(decode(node.tokens.tolist()), width)}"
     if node.author is Author.EXPERT:
         text += "  [cyan]demonstration[/cyan]"
     if node.children:

@@ -62,7 +62,7 @@ class Outline:
         parts: list[list[int]] = []
         held, up = 0, self.up[i]
         while up >= 0 and (most is None or held < most):
-            parts.append(self.nodes[up].tokens)
+            parts.append(self.nodes[up].tokens.tolist())
             held, up = held + len(parts[-1]), self.up[up]
         tokens = [token for part in reversed(parts) for token in part]
         return tokens if most is None else tokens[-most:]
@@ -93,9 +93,9 @@ class Credit:
         gain, pain, known = [0.0] * length, [0.0] * length, False
         for name in self.names:
             if name in self.per_token:
-                values = self.nodes[i].signals.get(name)
-                if values is None:
+                if name not in self.nodes[i].signals:
                     continue
+                values = self.nodes[i].signals[name].tolist()
                 up, down = [max(value, 0.0) for value in values], [min(value, 0.0) for value in values]
             else:
                 leaves, high, low = self.sums[name][i]
@@ -109,10 +109,10 @@ class Credit:
 
 def columns_of(node: Node, credit: Credit, i: int, length: int | None = None) -> dict[str, list[float]]:
     """Everything recorded per token at a node, [L] each; credit that is one value a node has `length` of it."""
-    made = {name: getattr(node, name) for name in PER_TOKEN}
+    made = {name: list(node.column(name)) for name in PER_TOKEN}
     for name, values in node.signals.items():
         if not name.startswith(CREDIT):
-            made[name if name in PLAIN else f"signals/{name}"] = values
+            made[name if name in PLAIN else f"signals/{name}"] = list(values)
     made |= credit.columns(i, len(node.tokens) if length is None else length)
     return {name: values for name, values in made.items() if values}
 
