@@ -6,21 +6,21 @@ import random
 from dataclasses import dataclass
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 
 VOCABULARY = 11
 
 
 def node_fields(rng: random.Random, count: int, author: Author, tempered: bool) -> dict:
     """Random per-token columns of a node."""
-    signals = {name: [-rng.uniform(0.05, 3) for _ in range(count)] for name in ("recomputed", "frozen")}
+    signals = {name: column((-rng.uniform(0.05, 3) for _ in range(count)), "d") for name in ("recomputed", "frozen")}
     if author is not Author.POLICY:
         return {"signals": signals}
     return {
-        "logprobs": [-rng.uniform(0.05, 2.5) for _ in range(count)],
-        "kept": [-rng.uniform(0, 0.3) if rng.random() < 0.3 else 0.0 for _ in range(count)],
-        "entropy": [rng.uniform(0, 2) for _ in range(count)],
-        "temperature": [rng.uniform(0.6, 1.4) if tempered else 1.0 for _ in range(count)],
+        "logprobs": column(-rng.uniform(0.05, 2.5) for _ in range(count)),
+        "kept": column(-rng.uniform(0, 0.3) if rng.random() < 0.3 else 0.0 for _ in range(count)),
+        "entropy": column(rng.uniform(0, 2) for _ in range(count)),
+        "temperature": column([rng.uniform(0.6, 1.4) for _ in range(count)]) if tempered else 1.0,
         "signals": signals,
     }
 
@@ -42,7 +42,7 @@ def grow(rng: random.Random, index: int, tempered: bool) -> Tree:
         drop = rng.randint(0, len(parent.tokens)) if parent.parent is not None else 0
         count = rng.choice([0, 1, 1, 2, 3, 5])
         node = tree.graft(parent, drop, author=author)
-        node.tokens = [rng.randrange(VOCABULARY) for _ in range(count)]
+        node.tokens = column((rng.randrange(VOCABULARY) for _ in range(count)), "i")
         for name, value in node_fields(rng, count, author, tempered).items():
             setattr(node, name, value)
         if rng.random() < 0.3:
@@ -70,7 +70,7 @@ def forest(seed: int, trees: int = 3, tempered: bool = False) -> list[Tree]:
     trunk = wide.root.children[-1]
     for reward in (1.0, 0.0, 0.0):  # a finished leaf grown on: it stays a strict prefix of its siblings
         leaf = wide.graft(trunk)
-        leaf.tokens, leaf.finish, leaf.reward = [rng.randrange(VOCABULARY) for _ in range(3)], "eos", reward
+        leaf.tokens, leaf.finish, leaf.reward = column((rng.randrange(VOCABULARY) for _ in range(3)), "i"), "eos", reward
         for name, value in node_fields(rng, 3, Author.POLICY, tempered).items():
             setattr(leaf, name, value)
     for tree in grown[:2]:  # a demonstration, and in the first tree a policy path that starts from a part of one
@@ -79,7 +79,7 @@ def forest(seed: int, trees: int = 3, tempered: bool = False) -> list[Tree]:
         )
         demo.signals = node_fields(rng, 4, Author.EXPERT, tempered)["signals"]
     partial = wide.graft(wide.root.children[-1], 2)
-    partial.tokens, partial.finish, partial.reward = [rng.randrange(VOCABULARY) for _ in range(3)], "eos", 1.0
+    partial.tokens, partial.finish, partial.reward = column((rng.randrange(VOCABULARY) for _ in range(3)), "i"), "eos", 1.0
     for name, value in node_fields(rng, 3, Author.POLICY, tempered).items():
         setattr(partial, name, value)
     return grown
@@ -118,7 +118,7 @@ def flatten(trees: list[Tree]) -> list[Trajectory]:
                     row.spots.append((index, node.id, offset))
                     row.authors.append(node.author)
                     row.behavior.append(node.logprobs[offset] + node.kept[offset] if sampled else 0.0)
-                    row.temperature.append(node.temperature[offset] if sampled else 1.0)
+                    row.temperature.append(node.column("temperature")[offset] if sampled else 1.0)
                     row.recomputed.append(node.signals["recomputed"][offset])
                     row.frozen.append(node.signals["frozen"][offset])
                     row.tokens.append(token)

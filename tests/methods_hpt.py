@@ -14,7 +14,7 @@ from torch import Tensor
 import textbook
 import textbook_hpt as book
 from methods import METHODS, Evaluate, Method, Rows, close, fork_weights, outcome, rows_of, term
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.learn.advantage.baselines import Raw, Right, Signed, Whitened
 from ramulus.learn.advantage.gae import GAE
 from ramulus.learn.advantage.group import Constant, GroupMean
@@ -126,7 +126,7 @@ class Valued:
         scored = copy.deepcopy(list(forest))
         for t, tree in enumerate(scored):
             for node in tree.walk():
-                node.signals["value"] = [state_value(t, node.id, k) for k in range(len(node.tokens))]
+                node.signals["value"] = column((state_value(t, node.id, k) for k in range(len(node.tokens))), "d")
         return self.rule(scored)
 
 

@@ -106,7 +106,7 @@ def test_the_ratio_to_the_sampler_stands_in_the_signals_of_trained_nodes() -> No
     held = {node for tree in trees for node in tree.walk() if "ratio" in node.signals}
     graded = {node for tree in trees for leaf in tree.leaves() if leaf.reward is not None for node in leaf.line()}
     assert held == {node for node in graded if node.author is Author.POLICY and node.tokens}
-    assert all(node.signals["ratio"] == [1.25] * len(node.tokens) for node in held)
+    assert all(list(node.signals["ratio"]) == [1.25] * len(node.tokens) for node in held)
 
 
 def trained(out: Path, every: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.run.checkpoint import path_of
 from ramulus.run.launch import launch
@@ -56,7 +56,7 @@ def grown() -> Tree:
     tree = Tree.plant(Task("t", (1,), "t"))
     for reward in (0.0, 1.0, 1.0):
         leaf = tree.add(tree.root, [1] * 6, Author.POLICY, finish="eos", reward=reward)
-        leaf.logprobs = [-0.1, -0.7, -0.5 - reward, -2.0 + reward, -0.2, -0.4]
+        leaf.logprobs = column([-0.1, -0.7, -0.5 - reward, -2.0 + reward, -0.2, -0.4])
     return tree
 
 
@@ -66,7 +66,7 @@ def test_the_branching_rule_grows_again_from_the_most_surprising_token(page: Mod
     tree = grown()
     tree.rounds = 1
     for node, name, values in page.Surprise()([tree], None):
-        node.signals[name] = values
+        node.signals[name] = column(values, "d")
     assert [(bud.node, bud.drop) for bud in rule(tree)] == list(zip(tree.leaves(), (3, 4, 4), strict=True))
     tree.rounds = 2
     assert rule(tree) == []

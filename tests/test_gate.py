@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.learn.advantage.baselines import Right
 from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.objective.entropy_signal import AdaptiveClip, Redistribution
@@ -64,7 +64,7 @@ def test_the_verdict_counts_and_a_helped_path_does_not() -> None:
         leaf.verdict["correct"] = 0.0
     assert sides(Switch(0.0), tree) == (0, 1), "a reward for form is no solution"
     half = tree.graft(tree.leaves()[-1], 1)
-    half.tokens, half.finish, half.reward, half.verdict = [5], "eos", 1.0, {"correct": 1.0}
+    half.tokens, half.finish, half.reward, half.verdict = column([5], "i"), "eos", 1.0, {"correct": 1.0}
     assert sides(Switch(0.0), tree) == (0, 1), "the demonstration solved it, not the policy"
 
 

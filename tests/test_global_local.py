@@ -7,7 +7,7 @@ import math
 import pytest
 
 from growing import plant
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.learn.advantage.global_local import GlobalLocal
 
 
@@ -22,7 +22,7 @@ def helped() -> tuple[Tree, dict[str, Node]]:
     alone = [path(tree, top, reward) for reward in (1.0, 0.0)]
     shown = tree.add(tree.root, [5] * 6, Author.EXPERT, finish="eos", reward=1.0)
     bud = tree.graft(shown, 3)
-    bud.tokens = [1, 1]
+    bud.tokens = column([1, 1], "i")
     hints = [path(tree, bud, reward) for reward in (1.0, 1.0, 0.0)]
     assert bud.parent is not None
     lone = path(tree, bud.parent, 0.0)

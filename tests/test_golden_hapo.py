@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.grow.temperature import ByEntropy
 from ramulus.learn.advantage.token_group import TokenGroupMean
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
@@ -135,8 +135,8 @@ def star_of(inputs: dict) -> Tree:
     tree = Tree.plant(Task("0", (1,), ""))
     for entropy, old in zip(inputs["entropy"], inputs["old_logp"], strict=True):
         leaf = tree.add(tree.root, [2] * len(old), Author.POLICY, finish="eos", reward=1.0)
-        leaf.logprobs, leaf.entropy, leaf.signals = old, entropy, {"recomputed": old}
-        leaf.kept, leaf.temperature = [0.0] * len(old), [1.0] * len(old)
+        leaf.logprobs, leaf.entropy, leaf.signals = column(old, "d"), column(entropy, "d"), {"recomputed": column(old, "d")}
+        leaf.kept, leaf.temperature = column([0.0] * len(old)), 1.0
     return tree
 
 

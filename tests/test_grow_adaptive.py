@@ -8,7 +8,7 @@ import math
 import pytest
 
 from growing import plant
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.grow.adaptive import Adaptive, attended, difficulty
 from ramulus.grow.prompts import PromptBatch
 
@@ -21,7 +21,7 @@ def graded(rights: int, of: int = 6, level: float = 0.5, name: str = "t") -> Tre
     for i in range(of):
         leaf = tree.add(tree.root, [1, 1, 1, 1], Author.POLICY, finish="eos", reward=float(i < rights))
         leaf.verdict = {"correct": float(i < rights)}
-        leaf.signals = {"steps": [1.0, 0, 1.0, 0], "influence": [0.0, 0.0, 2 * level, 2 * level]}
+        leaf.signals = {"steps": column([1, 0, 1, 0], "d"), "influence": column([0.0, 0.0, 2 * level, 2 * level], "d")}
     tree.rounds = 1
     return tree
 
@@ -31,7 +31,7 @@ def grow(tree: Tree, ids: set[int]) -> None:
     for leaf in [leaf for leaf in tree.leaves() if leaf.id in ids]:
         for reward in (1.0, 0.0):
             new = tree.graft(leaf, 2)
-            new.tokens, new.finish, new.reward, new.verdict = [1, 1], "eos", reward, {"correct": reward}
+            new.tokens, new.finish, new.reward, new.verdict = column([1, 1], "i"), "eos", reward, {"correct": reward}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_trees_without_signal_are_dropped_and_the_rest_is_counted() -> None:
     mixed, even, alone = graded(3), graded(0), graded(6)
     grow(mixed, {1})
     leaf = even.graft(even.leaves()[0], 2)
-    leaf.tokens, leaf.finish, leaf.reward, leaf.verdict = [1], "eos", 0.0, {"correct": 0.0}
+    leaf.tokens, leaf.finish, leaf.reward, leaf.verdict = column([1], "i"), "eos", 0.0, {"correct": 0.0}
     assert [rule.keep(tree) for tree in (mixed, even, alone)] == [True, False, False]
     assert [len(rule.trained(tree)) for tree in (mixed, even, alone)] == [3, 2, 0]
     assert Adaptive(BATCH, even=False).keep(even)
@@ -155,8 +155,8 @@ def test_paths_with_help_say_nothing_of_difficulty() -> None:
     shown = helped.add(helped.root, [7, 7, 7, 7], Author.EXPERT, finish="eos", reward=1.0)
     for _ in range(3):
         leaf = helped.graft(shown, 2)
-        leaf.tokens, leaf.finish, leaf.reward, leaf.verdict = [1, 1], "eos", 1.0, {"correct": 1.0}
-        leaf.signals = {"steps": [1.0, 0.0], "influence": [9.0, 9.0]}
+        leaf.tokens, leaf.finish, leaf.reward, leaf.verdict = column([1, 1], "i"), "eos", 1.0, {"correct": 1.0}
+        leaf.signals = {"steps": column([1.0, 0.0], "d"), "influence": column([9.0, 9.0], "d")}
     hints = {leaf.id for leaf in helped.leaves() if leaf.why == "" and leaf.parent is not helped.root} - {shown.id}
     assert len(hints) == 3
     assert difficulty(helped) == difficulty(plain) == pytest.approx(1 / 3)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from growing import EOS, Recorder, Shuffled, plant
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Sampling
 from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
@@ -23,7 +23,7 @@ LINES = Separators(frozenset(), frozenset({2}))
 def write(columns: Iterable[Marked]) -> None:
     """Signals into their nodes."""
     for node, name, values in columns:
-        node.signals[name] = values
+        node.signals[name] = column(values, "d")
 
 
 def star(tokens: list[list[int]], scores: list[list[float]] | None = None, prompt: int = 3) -> Tree:
@@ -31,13 +31,13 @@ def star(tokens: list[list[int]], scores: list[list[float]] | None = None, promp
     tree = plant(prompt=(1,) * prompt)
     for path in tokens:
         leaf = tree.add(tree.root, list(path), Author.POLICY, finish="eos")
-        leaf.logprobs, leaf.kept = [-float(token) for token in path], [0.0] * len(path)
-        leaf.entropy = [float(token % 3) for token in path]
+        leaf.logprobs, leaf.kept = column(-float(token) for token in path), column([0.0] * len(path))
+        leaf.entropy = column(float(token % 3) for token in path)
     tree.rounds = 1
     write(marked_steps(tree, LINES))
     for leaf, values in zip(tree.leaves(), scores or []):
         starts = [*segment(leaf.tokens, LINES).starts, len(leaf.tokens)]
-        leaf.signals["influence"] = [v for v, a, b in zip(values, starts, starts[1:]) for _ in range(b - a)]
+        leaf.signals["influence"] = column((v for v, a, b in zip(values, starts, starts[1:]) for _ in range(b - a)), "d")
     return tree
 
 
@@ -96,11 +96,11 @@ def test_later_rounds_branch_the_newest_paths_only() -> None:
     old = bud.node
     tree.fresh = tree.serial
     leaf = tree.graft(bud.node, bud.drop)
-    leaf.tokens, leaf.finish = lines([1, 2, 3]), "eos"
+    leaf.tokens, leaf.finish = column(lines([1, 2, 3]), "i"), "eos"
     tree.rounds = 2
     write(marked_steps(tree, LINES))
     for node in tree.walk():
-        node.signals["influence"] = [0.0, 9, 9, 1, 1, 1] if node is leaf else [0.5] * len(node.tokens)
+        node.signals["influence"] = column([0.0, 9, 9, 1, 1, 1] if node is leaf else [0.5] * len(node.tokens), "d")
     assert places(tree, rule) == [(leaf.id, 3)]
     assert old.id != leaf.id
 
@@ -140,7 +140,7 @@ def test_entropy_forks_after_the_words_never_come() -> None:
     with pytest.raises(ValueError, match="no signal 'concluded'"):
         EntropyForks(1, 2, 1, 1)(tree)
     write(marked_after(tree, holding(lambda rows: ["The ANSWER" if row == [7] else "" for row in rows], 10, ("answer",))))
-    assert first.signals["concluded"] == [0, 0, 0, 1, 1]
+    assert list(first.signals["concluded"]) == [0, 0, 0, 1, 1]
     assert places(tree, EntropyForks(1, 2, 1, 1)) == [(first.id, 2), (first.id, 1), (second.id, 2), (second.id, 1)]
 
 
@@ -245,7 +245,8 @@ def test_diverse_points_lie_far_apart_in_the_tree() -> None:
     for at, score in ((8, 9.0), (7, 8.0), (5, 7.0), (4, 6.0)):
         leaf.logprobs[at] = -score
     branch = tree.graft(leaf, 8)
-    branch.tokens, branch.logprobs, branch.kept, branch.finish = [1] * 5, [-0.1] * 3 + [-5.0, -0.1], [0.0] * 5, "eos"
+    branch.tokens, branch.logprobs, branch.kept = column([1] * 5, "i"), column([-0.1] * 3 + [-5.0, -0.1]), column([0.0] * 5)
+    branch.finish = "eos"
     tree.rounds = 1
     assert places(tree, EntropyForks(1, 2, closed=None, branches=1)) == [(leaf.id, 8), (leaf.id, 7)]
     assert places(tree, EntropyForks(1, 2, closed=None, branches=1, diverse=2)) == [(leaf.id, 8), (leaf.id, 4)]

@@ -35,7 +35,7 @@ def test_star_grows_a_group_in_one_round() -> None:
     for leaf in tree.leaves():
         assert leaf.parent is tree.root
         assert (leaf.version, leaf.levels, leaf.why) == (7, 1, "star")
-        assert leaf.temperature == [0.7] * len(leaf.tokens)
+        assert leaf.temperature == 0.7
         assert any(leaf.kept)
         assert leaf.finish == ("eos" if leaf.tokens[-1] == EOS else "length")
         assert EOS not in leaf.tokens[:-1]
@@ -59,7 +59,7 @@ def test_a_segment_has_no_more_room_than_the_response() -> None:
             return [Bud(leaf)] if tree.rounds == 0 else []
 
     grown = asyncio.run(grow_tree(full, engine, Once(), Sampling(99), STOP))
-    assert [(node.tokens, node.finish) for node in grown.leaves()] == [([], "length")], (
+    assert [(list(node.tokens), node.finish) for node in grown.leaves()] == [([], "length")], (
         "nothing to sample, nothing sent"
     )
     assert len(engine.seen) == 10
@@ -185,12 +185,12 @@ def test_demonstrations() -> None:
     tree = demonstrated((3, 4, EOS), (5, EOS), (6, EOS))
     assert demonstrate(tree, 0) == []
     leaves = demonstrate(tree, 2)
-    assert [leaf.tokens for leaf in tree.leaves()] == [[3, 4, EOS], [5, EOS]]
+    assert [list(leaf.tokens) for leaf in tree.leaves()] == [[3, 4, EOS], [5, EOS]]
     for leaf in leaves:
-        assert (leaf.author, leaf.finish, leaf.reward, leaf.levels, leaf.logprobs) == (Author.EXPERT, "eos", 1.0, 1, [])
+        assert (leaf.author, leaf.finish, leaf.reward, leaf.levels, list(leaf.logprobs)) == (Author.EXPERT, "eos", 1.0, 1, [])
     assert len(demonstrate(demonstrated((3, EOS)), 5)) == 1
     (cut,) = demonstrate(demonstrated((3, 4, 5, EOS)), 1, limit=2)
-    assert (cut.tokens, cut.finish) == ([3, 4], "length")
+    assert (list(cut.tokens), cut.finish) == ([3, 4], "length")
     with pytest.raises(ValueError, match="'d' has an empty demonstration"):
         demonstrate(demonstrated(()), 1)
     with pytest.raises(ValueError, match="got n=-1"):
@@ -204,7 +204,7 @@ def test_demonstrations_stand_beside_growth_untouched(rule: object) -> None:
     asyncio.run(grow_tree(tree, ToyEngine(), rule, Sampling(20), STOP))  # type: ignore[arg-type]
     asyncio.run(grade(tree, ((lambda task, path: 0.5, 1.0, "half"),), decode))
     expert, *policy = sorted(tree.leaves(), key=lambda leaf: -leaf.author)
-    assert (expert.tokens, expert.reward, expert.verdict, expert.finish) == ([3, 4, EOS], 1.0, {}, "eos")
+    assert (list(expert.tokens), expert.reward, expert.verdict, expert.finish) == ([3, 4, EOS], 1.0, {}, "eos")
     assert len(policy) == len(paths(tree)) == 3
     assert all(leaf.reward == 0.5 for leaf in policy)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growing import EOS, Recorder, plant
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Sampling
 from ramulus.grow.branching import depth
 from ramulus.grow.fallback import Anyone
@@ -48,10 +48,10 @@ def test_agreement_is_with_the_same_place_of_other_paths() -> None:
 def test_a_signal_is_read_where_the_path_last_carries_it() -> None:
     tree = plant()
     stem = branch(tree.root, tree, [-1.0])
-    stem.signals["value"] = [0.25]
+    stem.signals["value"] = column([0.25], "d")
     leaf, bare = branch(stem, tree, [-1.0, -1.0]), branch(tree.root, tree, [-1.0])
     assert Estimated()(tree, [leaf, bare]) == [0.25, None]
-    leaf.signals["value"] = [0.5, 0.75]
+    leaf.signals["value"] = column([0.5, 0.75], "d")
     assert Estimated()(tree, [leaf]) == [0.75]
 
 

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 
 from forests import VOCABULARY, forest
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.learn.policy import influence as module
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.scoring import score_now
@@ -47,7 +47,7 @@ def deep(seed: int) -> Tree:
     for _ in range(12):
         node = rng.choice([node for node in tree.walk() if node.author is Author.POLICY and len(node.tokens) > 2])
         leaf = tree.graft(node, rng.randint(1, len(node.tokens) - 1))
-        leaf.tokens = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 30))]
+        leaf.tokens = column([rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 30))], "i")
         leaf.finish = "eos"
     return tree
 
@@ -203,7 +203,7 @@ def test_what_rode_along_is_kept_and_only_later_paths_are_passed(monkeypatch: py
     tree, other = star(5), star(6)
     score_now(policy, [tree, other], ("recomputed",), Influence(SEPARATORS))
     leaf = tree.graft(tree.leaves()[0], 9)
-    leaf.tokens, leaf.finish = [1, 2, 3, 4], "eos"
+    leaf.tokens, leaf.finish = column([1, 2, 3, 4], "i"), "eos"
     before = {id(node): node.signals.get("recomputed") for node in tree.walk()}
     score_now(policy, [tree, other], ("recomputed",), known=("recomputed",))
     assert passed == [2 * (5 + 4 * 41.5), 5 + 40 - 9 + 4]
@@ -223,7 +223,7 @@ def test_steps_are_recorded_and_the_model_is_left_as_it_was() -> None:
     score_now(policy, [tree], (), Influence(SEPARATORS))
     assert model.config._attn_implementation == before
     for node, name, values in marked_steps(tree, SEPARATORS):
-        node.signals[name] = values
+        node.signals[name] = column(values, "d")
     for leaf in tree.leaves():
         steps, _ = naive_steps(leaf.response())
         assert [at for at, start in enumerate(leaf.signals["steps"]) if start] == [step[0] for step in steps]

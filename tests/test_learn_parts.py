@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.advantage.subgroup import SegmentValue, SegmentZScore, SubgroupMean
 from ramulus.learn.batch.tree_batch import TreeBatch
@@ -96,7 +96,7 @@ def test_a_filtered_path_is_in_no_mean_gradient_denominator_leash_or_bonus() -> 
     with_it.leaves()[1].finish = "length"
     for tree in (with_it, without):
         for node in tree.walk():
-            node.signals["frozen"] = [-1.2] * len(node.tokens)
+            node.signals["frozen"] = column([-1.2] * len(node.tokens), "d")
     ours, theirs = row([with_it], mix), row([without], mix)
     for name in (f.name for f in fields(TreeBatch)):
         value = getattr(ours, name)
@@ -126,7 +126,7 @@ def test_greedy_tokens_are_not_compared_with_the_sampler() -> None:
     path(tree, 2, 1.0), path(tree, 2, 0.0, logprob=0.0, temperature=[0.0] * 2)
     mix = Mix((Term(Estimator(Clip(column="recomputed"), Recomputed(), GroupMean())),))
     for leaf in tree.leaves():
-        leaf.signals["recomputed"] = [-1.0] * 2
+        leaf.signals["recomputed"] = column([-1.0] * 2, "d")
     batch = row([tree], mix)
     logp = torch.full((6,), -1.0, dtype=torch.float64)
     assert merge([gauges(mix, logp, logp, logp.exp(), batch)])["mismatch_max"] == 0.0
@@ -197,7 +197,7 @@ def test_tokens_that_were_not_sampled_have_no_ratio_to_the_sampler() -> None:
     demonstrated.add(demonstrated.root, [3, 4], Author.EXPERT, finish="eos", reward=1.0)
     from_disk = star(1.0, 0.0)
     for leaf in from_disk.leaves():
-        leaf.logprobs, leaf.kept, leaf.entropy, leaf.temperature = [], [], [], []
+        leaf.logprobs, leaf.kept, leaf.entropy, leaf.temperature = column([]), None, None, 1.0
     learn_from_both = Mix((Term(Estimator(Clip(), Behavior(), Constant()), authors=(Author.POLICY, Author.EXPERT)),))
     with pytest.raises(ValueError, match=r"written by EXPERT, has no log-probs of a sampler.*use Itself\(\)"):
         row([demonstrated], learn_from_both)

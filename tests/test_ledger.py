@@ -22,7 +22,7 @@ import run_ledger
 from ramulus.cli import main
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.objective.gate import demonstrated
@@ -201,7 +201,7 @@ def test_fates_of_a_tree_counted_on_paper() -> None:
     shown = tree.add(tree.root, [2] * 5, Author.EXPERT, finish="eos", reward=1.0)
     other = tree.add(tree.root, [3] * 6, Author.EXPERT, finish="eos", reward=1.0)
     hinted = tree.graft(other, drop=4)
-    hinted.tokens, hinted.finish = [8] * 7, "eos"
+    hinted.tokens, hinted.finish = column([8] * 7, "i"), "eos"
     common = {"trees": 1, "paths": 5, "sampled": 19, "trajectory": 23, "pruned": 3, "expert": 11}
     told = tree_cost(tree, {good.id: 1, even.id: 4, shown.id: 2, hinted.id: 1})
     assert told == Cost(**common, trained=2 + 1 + 7, idle=2, excluded=4, trained_expert=5)

@@ -69,7 +69,7 @@ def test_a_few_steps(variant: str, tmp_path: Path) -> None:
     assert all(line["not_finite"] == 0 for line in lines)
     assert max(line["grad_norm"] for line in lines if "grad_norm" in line) > 0
     last = list(store.read(tmp_path / "run" / "trees" / "000004.jsonl"))
-    heat = [t for tree in last for node in tree.walk() for t in node.temperature]
+    heat = [t for tree in last for node in tree.walk() for t in node.column("temperature")]
     assert len({round(t, 3) for t in heat}) > 5
     assert min(heat) < 1 or variant
     assert max(heat) > 1

@@ -159,7 +159,7 @@ def test_visits_of_a_task_differ_and_demonstrations_are_grafted():
     assert texts[0].keys() == texts[1].keys()
     assert texts[0] != texts[1]
     experts = [leaf for tree in one.grown for leaf in tree.leaves() if leaf.author is Author.EXPERT]
-    assert [leaf.tokens for leaf in experts] == [[1, 2, 3]] * 4
+    assert [list(leaf.tokens) for leaf in experts] == [[1, 2, 3]] * 4
     counts = one.metrics()
     assert counts["expert"] == 12
     assert counts["paths"] == 12

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engines import ask, line, run, small
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.sampling import Knobs, draw
@@ -99,9 +99,9 @@ def test_numbers_count_every_sampled_token_once() -> None:
     """Shared tokens once, prompts and demonstrations not at all."""
     tree = Tree.plant(Task("a", (1, 2), ""))
     trunk = tree.add(tree.root, [3, 4], Author.POLICY)
-    trunk.entropy = [0.5, 1.0]
+    trunk.entropy = column([0.5, 1.0], "d")
     for value in (0.1, 2.0, 0.7):
-        tree.add(trunk, [5], Author.POLICY).entropy = [value]
+        tree.add(trunk, [5], Author.POLICY).entropy = column([value], "d")
     tree.add(tree.root, [6, 7], Author.EXPERT)
     assert ByEntropy().measure([tree]) == ByEntropy().statistics([0.5, 1.0, 0.1, 2.0, 0.7])
     assert ByEntropy().measure([Tree.plant(Task("b", (1,), ""))]) is None
@@ -129,7 +129,7 @@ def test_the_toy_engine_takes_the_rule_as_well() -> None:
         )
     )
     for leaf in tree.leaves():
-        assert leaf.temperature == pytest.approx(rule.of_entropy(torch.tensor(leaf.entropy)).tolist(), abs=1e-4)
+        assert leaf.column("temperature") == pytest.approx(rule.of_entropy(torch.tensor(leaf.entropy)).tolist(), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_numbers_are_those_of_the_step_before(whole: Path) -> None:
         heat = rule.given(before)
         for node in (node for tree in forest for node in tree.walk() if node.entropy):
             want = heat.of_entropy(torch.tensor(node.entropy, dtype=torch.float64)).tolist()
-            assert node.temperature == pytest.approx(want, abs=1e-4)
+            assert node.column("temperature") == pytest.approx(want, abs=1e-4)
             moved += sum(abs(t - 1) > 0.01 for t in node.temperature)
         before = rule.measure(forest)
     assert moved > 50

@@ -16,7 +16,7 @@ from methods import METHODS, rows_of
 from methods_hpt import returns
 from ramulus.core.store import read
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Tree, column
 from ramulus.grow.worth import Estimated
 from ramulus.learn.advantage.gae import GAE
 from ramulus.learn.advantage.group import GroupMean
@@ -160,7 +160,7 @@ def test_a_head_and_its_advantage_go_together() -> None:
     trees = forest(0)
     for tree in trees:
         for node in tree.walk():
-            node.signals["value"] = [0.0] * len(node.tokens)
+            node.signals["value"] = column([0.0] * len(node.tokens), "d")
     mix = Mix((Term(Estimator(Everything(), Itself(), GAE(), EntropyWeight(1.0, 0.0))),), value=0.5)
     with pytest.raises(ValueError, match="weighs each path as one"):
         mix.credit(trees)

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from ramulus.cli import main
 from ramulus.core import store
+from ramulus.core.tree import column
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
 from ramulus.look.viewer.page import write as write_page
@@ -430,7 +431,7 @@ def test_numbers_that_json_cannot_say_are_null(serve: Serve, tmp_path: Path) -> 
     tree = small_tree(0)
     leaf = write(tree, tree.root, "zz", finish="eos", reward=0.0)
     leaf.logprobs[1], leaf.verdict = float("-inf"), {"correct": 0.0, "score": float("nan")}
-    leaf.signals = {"influence": [0.5, 1.0, float("nan")], "steps": [1.0, 0.0, 0.0]}
+    leaf.signals = {"influence": column([0.5, 1.0, float("nan")], "d"), "steps": column([1.0, 0.0, 0.0], "d")}
     store.write(tmp_path / "odd.jsonl", [tree])
     client = serve(tmp_path / "odd.jsonl")
     found = client("tree", run="odd", step=0, index=0)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Tree
+from ramulus.core.tree import Tree, column
 from ramulus.look.viewer.files import Changed, Fence, Lines, Metrics
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import Outline, step_row, texts, tree_json
@@ -95,7 +95,7 @@ def test_why_is_said_where_growth_began() -> None:
     first = write(tree, tree.root, "abcdefgh", why="first")
     late = tree.graft(first, 2, why="fallback")
     early = tree.graft(first, 4, why="3.10 nats")
-    late.tokens, early.tokens = [65], [66]
+    late.tokens, early.tokens = column([65], "i"), column([66], "i")
     rows = {node["id"]: node for node in tree_json(tree, Text(None))["nodes"]}
     assert rows[first.id]["why"] == "continues"
     assert (rows[late.id]["why"], rows[early.id]["why"]) == ("fallback", "3.10 nats")

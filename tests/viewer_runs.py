@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, column
 
 EOS = 256
 NASTY = '</script><script>document.title="bad"</script><img src=x onerror=alert(1)>&amp;'
@@ -41,7 +41,7 @@ def write(tree: Tree, above: Node, text: str | bytes, **fields: object) -> Node:
     ended = [EOS] if fields.get("finish") == "eos" else []
     node = tree.add(above, said + ended, Author.POLICY, **fields)
     count = len(node.tokens)
-    node.logprobs, node.kept = [-0.5 - i / 100 for i in range(count)], [0.0] * count
+    node.logprobs, node.kept = column(-0.5 - i / 100 for i in range(count)), column([0.0] * count)
     node.entropy, node.temperature = [0.25 * (i % 3) for i in range(count)], [1.0] * count
     return node
 
@@ -57,7 +57,7 @@ def small_tree(step: int = 5, problem: str = "1+1?") -> Tree:
     write(tree, trunk, "2", why="branch", finish="eos", reward=1.0, verdict=right, version=step - 1)
     write(tree, trunk, "3", why="branch", finish="eos", reward=0.0, verdict=wrong, version=step - 1)
     bud = tree.graft(trunk, 2, why="fallback")
-    bud.tokens, bud.finish, bud.reward, bud.verdict = tokens("xyz"), "length", 0.0, {"correct": 0.0, credit: -1.0}
+    bud.tokens, bud.finish, bud.reward, bud.verdict = column(tokens("xyz"), "i"), "length", 0.0, {"correct": 0.0, credit: -1.0}
     write(tree, tree.root, "dead", why="first", finish="pruned")
     tree.add(tree.root, [*tokens("abc=2"), EOS], Author.EXPERT, finish="eos", reward=1.0, why="demonstration", levels=0)
     return tree

@@ -46,10 +46,10 @@ class ByEntropy:
 
     def measure(self, forest: Sequence[Tree]) -> dict[str, float] | None:
         """Plain JSON for the next step's `stats`: pivot and scales of the policy's tokens; None where nothing was sampled."""
-        nodes = [node for tree in forest for node in tree.walk() if node.author is Author.POLICY and node.logprobs]
-        if without := [node.id for node in nodes if node.entropy is None]:
+        nodes = [node for tree in forest for node in tree.walk() if node.author is Author.POLICY]
+        if without := [node.id for node in nodes if node.logprobs and node.entropy is None]:
             raise ValueError(f"node {without[0]} has no recorded entropies for ByEntropy to measure: sample with an engine that records them")
-        found = [np.asarray(node.entropy, dtype=np.float64) for node in nodes]
+        found = [np.asarray(node.entropy, dtype=np.float64) for node in nodes if node.entropy]
         return self.statistics(np.concatenate(found)) if found else None
 
     def statistics(self, entropy: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,7 +147,7 @@ class Signals:
                         f"{provider} wrote {len(values)} numbers of {name!r} for a node of {len(node.tokens)} tokens: "
                         f"a signal is one number for each, of a name it provides ({', '.join(provider.provides)})"
                     )
-                node.signals[name] = list(values)
+                node.signals[name] = values if isinstance(values, array) else array("d", values)
 
 
 def provided(signals: Sequence[Signal]) -> dict[str, Signal]:
