@@ -149,7 +149,7 @@ def test_a_recorded_column_that_is_off_would_be_noticed() -> None:
     model = random_model("qwen2")
     forest, _ = grown(model, SAMPLINGS["top-p"])
     node = next(n for t in forest for n in t.walk() if n.kept and min(n.kept) < -1e-3)
-    node.kept = [0.0] * len(node.kept)
+    node.kept = None
     policy = TorchPolicy(model)
     worst = 0.0
     for batch in pack(forest, MIX.credit(forest), MIX):

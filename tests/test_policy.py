@@ -73,7 +73,7 @@ def sequences(model: nn.Module, trees: list[Tree]) -> dict[Spot, tuple[Tensor, T
         for node in leaf.line():
             for k, token in enumerate(node.tokens):
                 if node.author in (Author.POLICY, Author.EXPERT):
-                    heat = node.temperature[k] if node.temperature else 1.0
+                    heat = node.column("temperature")[k] if node.logprobs else 1.0
                     logp, hot = logits[at - 1].log_softmax(-1), (logits[at - 1] / heat).log_softmax(-1)
                     values[tuple(path[: at + 1]), round(heat, 5)] = hot[token], logp[token], -(logp.exp() * logp).sum()
                 at += 1

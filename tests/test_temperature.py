@@ -149,7 +149,7 @@ def test_numbers_are_those_of_the_step_before(whole: Path) -> None:
         for node in (node for tree in forest for node in tree.walk() if node.entropy):
             want = heat.of_entropy(torch.tensor(node.entropy, dtype=torch.float64)).tolist()
             assert node.column("temperature") == pytest.approx(want, abs=1e-4)
-            moved += sum(abs(t - 1) > 0.01 for t in node.temperature)
+            moved += sum(abs(t - 1) > 0.01 for t in node.column("temperature"))
         before = rule.measure(forest)
     assert moved > 50
     state = json.loads((checkpoint.path_of(whole, 4) / "state.json").read_text())

@@ -417,7 +417,7 @@ def test_a_large_tree(serve: Serve, tmp_path: Path) -> None:
     assert row["tokens"] == sum(len(node.tokens) for node in tree.walk()) - len(tree.root.tokens) > 90_000
     found = client("tree", run="large", step=0, index=1)
     assert len(found["nodes"]) == 2000
-    texts = [bytes(node.tokens[: -1 if node.tokens[-1:] == [256] else None]).decode() for node in tree.walk()]
+    texts = [bytes(list(node.tokens[: -1 if list(node.tokens[-1:]) == [256] else None])).decode() for node in tree.walk()]
     assert [node["text"].removesuffix("<eos>") for node in found["nodes"]] == texts
     for i, node in enumerate(tree.walk()):
         assert found["nodes"][i]["value"] == pytest.approx(tree.value(node), abs=1e-6)

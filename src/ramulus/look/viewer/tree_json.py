@@ -109,7 +109,7 @@ class Credit:
 
 def columns_of(node: Node, credit: Credit, i: int, length: int | None = None) -> dict[str, list[float]]:
     """Everything recorded per token at a node, [L] each; credit that is one value a node has `length` of it."""
-    made = {name: list(node.column(name)) for name in PER_TOKEN}
+    made = {name: [figure(value) for value in node.column(name)] for name in PER_TOKEN}
     for name, values in node.signals.items():
         if not name.startswith(CREDIT):
             made[name if name in PLAIN else f"signals/{name}"] = list(values)
