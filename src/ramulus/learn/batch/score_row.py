@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.batch.layout import Layout, lay_out
+from ramulus.learn.batch.layout import Layout, column_of, lay_out
 from ramulus.learn.batch.tree_batch import Span
 
 Scored = dict[str, Tensor]
@@ -99,9 +98,9 @@ def write_back(nodes: Nodes, rows: Sequence[ScoreRow], scored: Sequence[Scored],
         ended = {id(node) for leaf in leaves for node in leaf.line() if node.author is not Author.PROMPT}
     for row, columns in zip(rows, scored, strict=True):
         for name, column in columns.items():
-            values: list[Any] = column.double().tolist()
+            values = column.double().cpu().numpy()
             for tree, number, start, stop in row.spans:
                 node = nodes[tree][number]
                 takes = id(node) in ended if name == "influence" else node.author in LEARNED
                 if takes and (again or name not in node.signals):
-                    node.signals[name] = values[start:stop]
+                    node.signals[name] = column_of(values[start:stop])
