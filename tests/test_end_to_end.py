@@ -104,7 +104,7 @@ def test_what_is_recorded_is_what_the_learner_computes(kind: str, name: str) -> 
     assert {"branch", "fallback"} <= {node.why for tree in forest for node in tree.walk()}
     policy, count, cut = TorchPolicy(model), 0, 0
     for batch in pack(forest, MIX.credit(forest), MIX, tokens_per_batch=128):
-        tempered, plain, entropy = policy.evaluate(batch, grad=False)
+        tempered, plain, entropy, _ = policy.evaluate(batch, grad=False)
         sampled = batch.author == int(Author.POLICY)
         assert bool((batch.weight[0][sampled] > 0).all()), "every sampled token is trained"
         assert float((tempered - batch.behavior)[sampled].abs().max()) < 1e-4

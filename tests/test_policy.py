@@ -356,7 +356,7 @@ def test_lora_trains_adapters_alone_and_keeps_the_base() -> None:
     train(policy, range(3))
     score_now(policy, trees, {"recomputed", "frozen"})
     nodes = [node for tree in trees for node in tree.walk() if "frozen" in node.signals]
-    assert [node.signals["frozen"] for node in nodes] == start
+    assert [list(node.signals["frozen"]) for node in nodes] == start
     assert any(node.signals["recomputed"] != node.signals["frozen"] for node in nodes)
     kept = {
         name.replace(".base_layer.", "."): t for name, t in policy.model.state_dict().items() if ".lora_" not in name
