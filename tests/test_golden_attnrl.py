@@ -14,9 +14,9 @@ from ramulus.core.tree import Author, Tree
 from ramulus.grow.points import by_score, threshold
 from ramulus.grow.prompts import PromptBatch
 from ramulus.learn.advantage.global_local import GlobalLocal
-from ramulus.learn.batch.layout import lay_out
+from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.batch.tree_batch import Credits
-from ramulus.learn.policy.influence import Influence, folded
+from ramulus.learn.policy.influence import Influence, folded, influences
 from ramulus.learn.policy.steps import Separators, segment
 
 DEFAULT = Path(__file__).parent / "golden"
@@ -106,7 +106,7 @@ def path_of(case: dict) -> Tree:
 def influence_of(case: dict, heads: list[list]) -> list[float]:
     """The FCI of each step by ramulus's own folding, of some heads of each layer."""
     tree = path_of(case)
-    (row,) = lay_out([tree])
+    (row,) = score_rows([tree])
     influence = Influence(Separators(frozenset({SEPARATOR, THINK_END}), think_end=THINK_END), case["delta"])
     watch = influence.watch(row)
     for layer in heads:
@@ -122,9 +122,8 @@ def influence_of(case: dict, heads: list[list]) -> list[float]:
     ((path, found),) = watch.scores()
     assert path.steps.ranges(case["prompt_len"]) == [tuple(r) for r in case["step_ranges"]]
     assert path.steps.think_end == case["think_end_step"]
-    influence.take(watch)
-    influence.record()
-    assert [tree.root.children[0].signals["influence"][at] for at in path.steps.starts] == found.tolist()
+    (told,) = influences([row], [watch])
+    assert [told[path.line[path.prompt + at]] for at in path.steps.starts] == found.tolist()
     return found.tolist()
 
 
