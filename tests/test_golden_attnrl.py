@@ -111,14 +111,14 @@ def influence_of(case: dict, heads: list[list]) -> list[float]:
     watch = influence.watch(row)
     for layer in heads:
         rows = torch.tensor(layer, dtype=torch.float64)
-        sums = watch.sums(len(rows), rows)
-        for part in watch.stretches:
+        sums = watch.new_sums(len(rows), rows)
+        for part in watch.runs:
             for block in part.blocks:
                 some = rows[:, block.first : block.last, : block.keys]
-                for share in block.shares:
-                    weight = share.weight.to(rows).expand(len(rows), -1, -1)
-                    watch.count(share, folded(some, weight, share, share.mask(rows)), sums)
-        watch.close(sums)
+                for group in block.groups:
+                    weight = group.weight.to(rows).expand(len(rows), -1, -1)
+                    watch.add_group(group, folded(some, weight, group, group.mask(rows)), sums)
+        watch.end_layer(sums)
     ((path, found),) = watch.scores()
     assert path.steps.ranges(case["prompt_len"]) == [tuple(r) for r in case["step_ranges"]]
     assert path.steps.think_end == case["think_end_step"]

@@ -154,7 +154,7 @@ def check(model: nn.Module, trees: list[Tree], delta: int, tolerance: float) -> 
 @pytest.mark.parametrize("shape", [star, deep])
 def test_packed_and_blockwise_is_the_dense_recipe(family: str, shape, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 7)  # blocks that end inside steps
-    monkeypatch.setattr(module, "HELD", 200)  # and one key head at a time
+    monkeypatch.setattr(module, "SCORES", 200)  # and one key head at a time
     model = build(family, double=True)
     policy = TorchPolicy(model)
     trees = [shape(0), shape(1)]

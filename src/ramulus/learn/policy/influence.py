@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ramulus.learn.batch.score_row import ScoreRow
 
 BLOCK = 64  # queries met at once
-HELD = 2**18  # attention weights computed at once on a CPU, where a single key head needs no more
-CALM = 60.0  # exp(-60) to exp(60), and the sum of 2^40 of them, are ordinary numbers in float32
+SCORES = 2**18  # attention weights computed at once on a CPU, where a single key head needs no more
+LARGEST = 60.0  # exp(-60) to exp(60), and the sum of 2^40 of them, are ordinary numbers in float32
 
 
 @dataclass(frozen=True)
-class Trail:
+class PathSteps:
     """One path of a row: its steps, and what each token of it, as a query, adds to the keys before `limit`."""
 
     line: np.ndarray  # [L] where its tokens stand on the row
@@ -46,7 +46,7 @@ class Trail:
     weight: np.ndarray  # [L] one over the size of the query's step, 0 where limit is
 
 
-def trail(line: np.ndarray, row: ScoreRow, separators: Separators, delta: int) -> Trail:
+def path_steps(line: np.ndarray, row: ScoreRow, separators: Separators, delta: int) -> PathSteps:
     """Cut the path of these tokens of a row into steps."""
     prompt = int((row.author.numpy()[line] == Author.PROMPT).sum())
     response = row.token.numpy()[line[prompt:]].tolist()
@@ -58,11 +58,11 @@ def trail(line: np.ndarray, row: ScoreRow, separators: Separators, delta: int) -
     weight = np.where(limit > 0, 1 / np.diff(starts)[number], 0.0)
     nothing = np.zeros(prompt)
     level = separators.level(response)
-    return Trail(line, steps, prompt, level, np.append(nothing.astype(int), limit), np.append(nothing, weight))
+    return PathSteps(line, steps, prompt, level, np.append(nothing.astype(int), limit), np.append(nothing, weight))
 
 
 @dataclass(frozen=True)
-class Share:
+class PathGroup:
     """What a block of B queries adds to some paths that are cut by the same separators."""
 
     weight: Tensor  # [m, B]
@@ -78,29 +78,29 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Block:
+class QueryBlock:
     """Queries of one run: tokens [first, last) of the row, the last of them with `keys` tokens on its path."""
 
     first: int
     last: int
     keys: int
-    shares: list[Share]
+    groups: list[PathGroup]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RunBlocks:
     """An unbranched run of a row: where the tokens of its path stand, and its blocks."""
 
     path: list[tuple[int, int]]
-    blocks: list[Block]
+    blocks: list[QueryBlock]
 
 
 @dataclass
-class Watch:
+class RowInfluence:
     """Adds up one row's influence while a model attends to it, layer by layer."""
 
-    trails: list[Trail]
-    cut: Callable[[], list[Stretch]]  # into what torch's operations meet
+    stepped: list[PathSteps]
+    cut: Callable[[], list[RunBlocks]]  # into what torch's operations meet
     base: list[int]  # where each path begins in the columns of `sums`
     step: Tensor  # [F] the column of `best` of each token of each path; the last column is for prompts
     size: Tensor  # [C] tokens of each step
@@ -108,79 +108,79 @@ class Watch:
     best: Tensor | None = None  # [C] so far
 
     @cached_property
-    def stretches(self) -> list[Stretch]:
+    def runs(self) -> list[RunBlocks]:
         """The runs that add something; not needed where kernels attend."""
         return self.cut()
 
-    def over(self, way: TreePlan) -> Watched:
+    def over(self, way: TreePlan) -> WatchedPlan:
         """What to give the model instead of its plan."""
-        return Watched(way, self)
+        return WatchedPlan(way, self)
 
     @torch.no_grad()
-    def add(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+    def add_layer(self, query: Tensor, key: Tensor, scale: float | None) -> None:
         """One layer: [1, H, T, D] and [1, H or fewer, T, D]; in float32 or more, whatever autocast is on."""
         with torch.autocast(query.device.type, enabled=False):
-            sums = self.sums(query.shape[1], query)
+            sums = self.new_sums(query.shape[1], query)
             query = query[0].to(sums.dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
             query = query.unflatten(0, (key.shape[1], -1))
-            room, calm = self.room(query), bounded(query, key[0].to(sums.dtype))
-            for part in self.stretches:
+            space, small = self.new_scores(query), products_are_small(query, key[0].to(sums.dtype))
+            for part in self.runs:
                 known = torch.cat([key[0, :, a:b] for a, b in part.path], 1).to(sums.dtype)
                 known = known.transpose(1, 2).contiguous()  # a product with it as it lies is the fastest
                 for block in part.blocks:
-                    self.meet(block, query, known, room, calm, sums)
-            self.close(sums)
+                    self.add_block(block, query, known, space, small, sums)
+            self.end_layer(sums)
 
-    def room(self, query: Tensor) -> Tensor:
+    def new_scores(self, query: Tensor) -> Tensor:
         """Where attention weights are computed: new memory for every block would cost more than the arithmetic."""
         needed = max(
-            (query.shape[1] * (b.last - b.first) * b.keys for s in self.stretches for b in s.blocks), default=0
+            (query.shape[1] * (b.last - b.first) * b.keys for s in self.runs for b in s.blocks), default=0
         )
-        return query.new_empty(max(held(query.device), needed))
+        return query.new_empty(max(scores_at_once(query.device), needed))
 
-    def meet(self, block: Block, query: Tensor, known: Tensor, room: Tensor, calm: bool, sums: Tensor) -> None:
+    def add_block(self, block: QueryBlock, query: Tensor, known: Tensor, space: Tensor, small: bool, sums: Tensor) -> None:
         """Queries [Hk, G, T, D], already scaled, of a block with the keys [Hk, D, K] of its path, some key heads at a time."""
         shared, count = query.shape[1], block.last - block.first
-        later = torch.full((count, count), -torch.inf, dtype=sums.dtype, device=sums.device).triu_(1)
-        shares = [(share, share.weight.to(sums), share.mask(sums)) for share in block.shares]
+        causal = torch.full((count, count), -torch.inf, dtype=sums.dtype, device=sums.device).triu_(1)
+        groups = [(group, group.weight.to(sums), group.mask(sums)) for group in block.groups]
         asked, known = query[:, :, block.first : block.last].flatten(1, 2), known[:, :, : block.keys]
-        some = max(1, held(query.device) // (shared * count * block.keys))
+        some = max(1, scores_at_once(query.device) // (shared * count * block.keys))
         for h in range(0, known.shape[0], some):
             keys = known[h : h + some]
             heads = keys.shape[0]
-            scores = room[: heads * shared * count * block.keys].view(heads, -1, block.keys)
-            rows = attention(asked[h : h + some], keys, scores, later, calm)
+            scores = space[: heads * shared * count * block.keys].view(heads, -1, block.keys)
+            rows = attention(asked[h : h + some], keys, scores, causal, small)
             inverse = rows.sum(-1)[:, None].reciprocal_()
             into = sums[h * shared : (h + heads) * shared]
-            for share, weight, mask in shares:
-                self.count(share, folded(rows, weight * inverse, share, mask), into)
+            for group, weight, mask in groups:
+                self.add_group(group, folded(rows, weight * inverse, group, mask), into)
 
-    def sums(self, heads: int, like: Tensor) -> Tensor:
+    def new_sums(self, heads: int, like: Tensor) -> Tensor:
         """Room for one layer, [H, F]."""
         wide = torch.promote_types(like.dtype, torch.float32)
         return torch.zeros(heads, len(self.step), dtype=wide, device=like.device)
 
-    def count(self, share: Share, found: Tensor, sums: Tensor) -> None:
-        """Add what a share makes of some heads, [H, m, high], to sums [H, F]."""
-        for path, row in share.paths:
+    def add_group(self, group: PathGroup, found: Tensor, sums: Tensor) -> None:
+        """Add what a group makes of some heads, [H, m, high], to sums [H, F]."""
+        for path, row in group.paths:
             at = self.base[path]
-            sums[:, at : at + share.high] += found[:, row]
+            sums[:, at : at + group.high] += found[:, row]
 
-    def close(self, sums: Tensor) -> None:
+    def end_layer(self, sums: Tensor) -> None:
         """End a layer: the mean over the keys of each step, the largest over heads and layers."""
         step, size = self.step.to(sums.device), self.size.to(sums)
         means = sums.new_zeros(len(sums), len(size)).index_add_(1, step, sums) / size
         best = means.amax(0)
         self.best = best if self.best is None else torch.maximum(self.best, best)
 
-    def scores(self) -> Iterator[tuple[Trail, np.ndarray]]:
+    def scores(self) -> Iterator[tuple[PathSteps, np.ndarray]]:
         """Each path with the FCI [S] of its steps; 0 for the first one and from the end of the thinking on."""
         if self.best is None:
             raise ValueError(
                 "no layer attended to this row: the model must attend through ramulus's registered attention"
             )
         every, at = self.best.double().cpu().numpy(), 0
-        for path in self.trails:
+        for path in self.stepped:
             score = every[at : at + len(path.steps.starts)].copy()
             at += len(score)
             score[:1] = 0
@@ -189,52 +189,52 @@ class Watch:
             yield path, score
 
 
-def held(device: torch.device) -> int:
+def scores_at_once(device: torch.device) -> int:
     """Attention weights computed at once; elsewhere than on a CPU it is calls that cost."""
-    return HELD if device.type == "cpu" else 16 * HELD
+    return SCORES if device.type == "cpu" else 16 * SCORES
 
 
-def bounded(query: Tensor, key: Tensor) -> bool:
+def products_are_small(query: Tensor, key: Tensor) -> bool:
     """Whether no product of queries [..., D], already scaled, with keys [..., D] is too large for its exponential."""
     if (
         not query.numel() or query.device.type != "cpu"
     ):  # asking a GPU costs more than the row maxima that it would spare
         return False
-    return float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) < CALM
+    return float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) < LARGEST
 
 
-def attention(query: Tensor, key: Tensor, scores: Tensor, later: Tensor, calm: bool) -> Tensor:
+def attention(query: Tensor, key: Tensor, scores: Tensor, causal: Tensor, small: bool) -> Tensor:
     """Causal attention weights [Hk x G, B, K] of the last B tokens, each row up to a factor: [Hk, G x B, D], [Hk, D, K], [B, B].
 
-    `later` is 0 or -inf. They are computed in `scores` [Hk, G x B, K]. A softmax would pass over them more often.
+    `causal` is 0 or -inf. They are computed in `scores` [Hk, G x B, K]. A softmax would pass over them more often.
     """
     torch.bmm(query, key, out=scores)
-    count = later.shape[0]
+    count = causal.shape[0]
     rows = scores.view(-1, count, scores.shape[-1])
-    rows[:, :, -count:] += later
-    if not calm:
+    rows[:, :, -count:] += causal
+    if not small:
         rows -= rows.amax(-1, keepdim=True)
     return rows.exp_()
 
 
-def folded(rows: Tensor, weight: Tensor, share: Share, mask: Tensor) -> Tensor:
+def folded(rows: Tensor, weight: Tensor, group: PathGroup, mask: Tensor) -> Tensor:
     """Attention weights [H, B, K] and weights of the queries [H, m, B] -> [H, m, high]; keys from a query's limit on do not count."""
-    found = rows.new_empty(*weight.shape[:2], share.high)
-    near = rows[:, :, share.low : share.high] * mask if share.low < share.high else None
+    found = rows.new_empty(*weight.shape[:2], group.high)
+    near = rows[:, :, group.low : group.high] * mask if group.low < group.high else None
     for i in range(weight.shape[1]):  # one at a time: a thin matrix product is far slower than so many of one row
         one = weight[:, i : i + 1]
-        torch.bmm(one, rows[:, :, : share.low], out=found[:, i : i + 1, : share.low])
+        torch.bmm(one, rows[:, :, : group.low], out=found[:, i : i + 1, : group.low])
         if near is not None:
-            torch.bmm(one, near, out=found[:, i : i + 1, share.low :])
+            torch.bmm(one, near, out=found[:, i : i + 1, group.low :])
     return found
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A plan of tree attention that lets a Watch see queries and keys."""
+class WatchedPlan:
+    """A plan of tree attention that lets a RowInfluence see queries and keys."""
 
     way: TreePlan
-    watch: Watch
+    watch: RowInfluence
 
     @property
     def length(self) -> int:
@@ -250,11 +250,11 @@ class Watched:
         """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
         paths = self.way.paths
         if isinstance(paths, Stacked):
-            sums = self.watch.sums(query.shape[1], query)
+            sums = self.watch.new_sums(query.shape[1], query)
             out = paths.watched(query, key, value, scale, self.watch.folding, sums)
-            self.watch.close(sums)
+            self.watch.end_layer(sums)
             return out
-        self.watch.add(query, key, scale)
+        self.watch.add_layer(query, key, scale)
         return self.way.attend(query, key, value, scale)
 
 
@@ -269,22 +269,22 @@ class Influence:
         if self.delta < 1:
             raise ValueError(f"delta is a number of steps, at least 1, got {self.delta}")
 
-    def watch(self, row: ScoreRow) -> Watch:
+    def watch(self, row: ScoreRow) -> RowInfluence:
         """The watch of one row, for all paths on it that the policy ended."""
-        trails = [trail(line, row, self.separators, self.delta) for line in row.lines()]
-        sizes = [np.diff([*path.steps.starts, path.steps.length]) for path in trails]
+        stepped = [path_steps(line, row, self.separators, self.delta) for line in row.lines()]
+        sizes = [np.diff([*path.steps.starts, path.steps.length]) for path in stepped]
         first = np.cumsum([0, *map(len, sizes)])
         step = [
             np.append(np.full(path.prompt, first[-1]), at + np.repeat(np.arange(len(size)), size))
-            for path, size, at in zip(trails, sizes, first, strict=False)
+            for path, size, at in zip(stepped, sizes, first, strict=False)
         ]
         base = np.cumsum([0, *map(len, step)]).tolist()
         columns = torch.from_numpy(np.concatenate([np.zeros(0, dtype=int), *step]))
         counts = torch.from_numpy(np.concatenate([*sizes, np.ones(1)]))
-        return Watch(trails, partial(stretches, row, trails), base, columns, counts, folding(row, trails, base))
+        return RowInfluence(stepped, partial(blocks_of_runs, row, stepped), base, columns, counts, folding(row, stepped, base))
 
 
-def influences(rows: Sequence[ScoreRow], watches: Sequence[Watch]) -> list[Tensor]:
+def influences(rows: Sequence[ScoreRow], watches: Sequence[RowInfluence]) -> list[Tensor]:
     """[T] of each row: the FCI of each token's step, its mean over the paths seen that share the token, on whichever row; 0 on no such path."""
     nodes: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of each node so far: sum and number
     for row, watch in zip(rows, watches, strict=True):
@@ -308,16 +308,16 @@ def influences(rows: Sequence[ScoreRow], watches: Sequence[Watch]) -> list[Tenso
     return found
 
 
-def folding(row: ScoreRow, trails: Sequence[Trail], base: Sequence[int]) -> Folding:
+def folding(row: ScoreRow, stepped: Sequence[PathSteps], base: Sequence[int]) -> Folding:
     """Of every token that adds something to a path, what and to which columns."""
-    used = [np.flatnonzero(path.limit) for path in trails]
+    used = [np.flatnonzero(path.limit) for path in stepped]
     found = [
         np.concatenate([np.zeros(0, dtype=kind), *parts])
         for kind, parts in (
-            (np.int64, [path.line[some] for path, some in zip(trails, used, strict=True)]),
+            (np.int64, [path.line[some] for path, some in zip(stepped, used, strict=True)]),
             (np.int64, [np.full(len(some), at) for some, at in zip(used, base, strict=False)]),
-            (np.int64, [path.limit[some] for path, some in zip(trails, used, strict=True)]),
-            (np.float64, [path.weight[some] for path, some in zip(trails, used, strict=True)]),
+            (np.int64, [path.limit[some] for path, some in zip(stepped, used, strict=True)]),
+            (np.float64, [path.weight[some] for path, some in zip(stepped, used, strict=True)]),
         )
     ]
     order = np.argsort(found[0], kind="stable")
@@ -325,42 +325,42 @@ def folding(row: ScoreRow, trails: Sequence[Trail], base: Sequence[int]) -> Fold
     return Folding(np.searchsorted(asking, np.arange(len(row) + 1)), at, limit, weight)
 
 
-def stretches(row: ScoreRow, trails: Sequence[Trail]) -> list[Stretch]:
+def blocks_of_runs(row: ScoreRow, stepped: Sequence[PathSteps]) -> list[RunBlocks]:
     """The runs of a row with something to add."""
     if not len(row):
         return []
     line = runs(row.parent.numpy(), row.end.numpy())
     paths: list[list[int]] = [[] for _ in range(len(line))]
-    for path, one in enumerate(trails):
+    for path, one in enumerate(stepped):
         run = int(np.searchsorted(line.stop, one.line[-1], side="right")) if len(one.line) else -1
         while run >= 0:
             paths[run].append(path)
             run = int(line.above[run])
     made = []
     for run in range(len(line)):
-        blocks = list(blocks_of(line, run, trails, paths[run]))
+        blocks = list(blocks_of(line, run, stepped, paths[run]))
         if blocks:
-            made.append(Stretch(line.path(run), blocks))
+            made.append(RunBlocks(line.path(run), blocks))
     return made
 
 
-def blocks_of(line: Any, run: int, trails: Sequence[Trail], paths: Sequence[int]) -> Iterator[Block]:
+def blocks_of(line: Any, run: int, stepped: Sequence[PathSteps], paths: Sequence[int]) -> Iterator[QueryBlock]:
     """The blocks of a run that add anything to a path."""
     start, stop, before = int(line.start[run]), int(line.stop[run]), int(line.before[run])
     for first in range(start, stop, BLOCK):
         end = min(first + BLOCK, stop)
         place = slice(before + first - start, before + end - start)
-        shares = []
+        groups = []
         for level in range(LEVELS):
-            some = [(path, trails[path]) for path in paths if trails[path].level == level]
-            share = share_of(some, place)
-            if share is not None:
-                shares.append(share)
-        if shares:
-            yield Block(first, end, place.stop, shares)
+            some = [(path, stepped[path]) for path in paths if stepped[path].level == level]
+            group = group_of(some, place)
+            if group is not None:
+                groups.append(group)
+        if groups:
+            yield QueryBlock(first, end, place.stop, groups)
 
 
-def share_of(paths: Sequence[tuple[int, Trail]], place: slice) -> Share | None:
+def group_of(paths: Sequence[tuple[int, PathSteps]], place: slice) -> PathGroup | None:
     """What the queries at some path positions add to paths cut by the same separators; None for nothing.
 
     Such paths agree on the steps before a token they share, but not on the size of a step that they leave together.
@@ -382,4 +382,4 @@ def share_of(paths: Sequence[tuple[int, Trail]], place: slice) -> Share | None:
     if not where:
         return None
     used = limit[np.any(weights, axis=0)]
-    return Share(torch.from_numpy(np.stack(weights)), torch.from_numpy(limit), int(used.min()), int(used.max()), where)
+    return PathGroup(torch.from_numpy(np.stack(weights)), torch.from_numpy(limit), int(used.min()), int(used.max()), where)

@@ -19,7 +19,7 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
 from ramulus.learn.policy.fused import fused, patches
 from ramulus.learn.policy.head import head_of
-from ramulus.learn.policy.influence import Influence, Watch, influences
+from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
 
@@ -145,7 +145,7 @@ class TorchPolicy:
             raise ValueError('the column "value" needs a value head, but this policy has none: make an ActorCritic')
 
     def _score_row(
-        self, model: Any, row: ScoreRow, head: bool, watch: Watch | None = None
+        self, model: Any, row: ScoreRow, head: bool, watch: RowInfluence | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Plain log-probs [T] of every learned token of a row, 0 without the head, and values where this model has a head for them."""
         token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
@@ -160,7 +160,7 @@ class TorchPolicy:
         target: Tensor,
         heat: Tensor | None,
         entropy_grad: bool,
-        watch: Watch | None = None,
+        watch: RowInfluence | None = None,
         bare: bool = False,
     ) -> Evaluated:
         """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T].
@@ -189,7 +189,7 @@ class TorchPolicy:
         return Evaluated(plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy, value)
 
     def _hidden(
-        self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: Watch | None = None
+        self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: RowInfluence | None = None
     ) -> Tensor:
         """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
         count = len(token)
