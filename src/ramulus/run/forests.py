@@ -184,7 +184,10 @@ class Forests:
 
     def growth(self, heat: Any, cursor: Cursor) -> Growth:
         """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
-        return Growth(self.run, Waiting(self.engine), self.stop, self.decode, self.signals, heat, cursor)
+        engine = Waiting(self.engine)
+        if self.signals is not None:
+            self.signals.context.quiet = engine.quiet
+        return Growth(self.run, engine, self.stop, self.decode, self.signals, heat, cursor)
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import isawaitable
@@ -26,6 +27,7 @@ class SignalContext:
     tokenizer: Any
     columns: Collection[str] = ()  # that the step's Mix reads
     known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict)
+    quiet: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # keeps an engine that reads these weights from sampling meanwhile
 
     @property
     def rides(self) -> tuple[str, ...]:
@@ -51,7 +53,8 @@ class SignalContext:
 
     async def score(self, trees: Sequence[Tree], columns: Collection[str], influence: Influence | None = None) -> None:
         """Write columns of the learner, and influence, into the signals of every learned node."""
-        await score(self.learner, trees, columns, influence)
+        async with self.quiet() if "in_place" in self.learner.features else nullcontext():
+            await score(self.learner, trees, columns, influence)
 
 
 class Signal(Protocol):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from asyncio import Event
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ramulus.engine.engine import Engine, Request, Segment, sample_all
@@ -20,26 +21,49 @@ class Waiting:
         self.engine, self.seconds = engine, 0.0
         self.requests = self.grades = 0  # in flight
         self.since = 0.0  # when the present wait began
+        self.idle, self.open = Event(), Event()  # no request is in flight; new ones may be made
+        self.idle.set()
+        self.open.set()
 
     async def sample(self, request: Request) -> Segment:
         """Sample one continuation."""
+        await self._opened()
         with self._wanted():
             return await self.engine.sample(request)
 
     async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
         """Sample one continuation of each."""
+        await self._opened()
         with self._wanted():
             return await sample_all(self.engine, requests)
+
+    async def _opened(self) -> None:
+        while not self.open.is_set():
+            await self.open.wait()
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """While entered, nothing is sampled: requests in flight end first, new ones wait. For passes of a model whose parameters the engine reads."""
+        while self.requests or not self.open.is_set():
+            await (self.idle.wait() if self.requests else self.open.wait())
+        self.open.clear()
+        try:
+            yield
+        finally:
+            self.open.set()
 
     @contextmanager
     def _wanted(self) -> Iterator[None]:
         if self.grades and not self.requests:
             self.seconds += time.monotonic() - self.since
         self.requests += 1
+        self.idle.clear()
         try:
             yield
         finally:
             self.requests -= 1
+            if not self.requests:
+                self.idle.set()
             if self.grades and not self.requests:
                 self.since = time.monotonic()
 
