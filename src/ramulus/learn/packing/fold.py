@@ -18,29 +18,29 @@ def fold_down(
 ) -> dict[str, np.ndarray]:
     """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
     parts = [term[tree].get(leaf.id) for tree, leaf, _ in row.leaves]
-    mine = np.array([node.author in authors for _, node, _, _ in row.nodes], dtype=bool)
+    learned = np.array([node.author in authors for _, node, _, _ in row.nodes], dtype=bool)
     leaf = np.repeat(
         np.arange(len(parts)), [len(path) if part else 0 for part, path in zip(parts, row.paths, strict=True)]
     )
     node = np.array([i for part, path in zip(parts, row.paths, strict=True) if part for i in path], dtype=np.int64)
-    leaf, node = leaf[mine[node]], node[mine[node]]  # every learned node under every trained leaf
+    leaf, node = leaf[learned[node]], node[learned[node]]  # every learned node under every trained leaf
     leaf_weight = np.array([part.weight if part else 0.0 for part in parts])
     weight, value = leaf_weight[leaf], values(row, parts, credits, leaf, node)
     count, size = len(row.nodes), row.sizes()
-    each = (
+    by_pair = (
         weight,
         np.ones(len(node)),
         np.where(value > 0, weight * value, 0.0),
         np.where(value > 0, 0.0, weight * value),
     )
-    spread = np.repeat([np.bincount(node, column, count) for column in each], size, axis=1)
-    seen = np.bincount(leaf, size[node], len(parts))
-    earned = np.bincount(leaf, value * size[node], len(parts))
+    by_token = np.repeat([np.bincount(node, column, count) for column in by_pair], size, axis=1)
+    tokens = np.bincount(leaf, size[node], len(parts))
+    credit_sum = np.bincount(leaf, value * size[node], len(parts))
     for k, part in enumerate(parts):
         if part is not None and part.token is not None:
-            earned[k] = fold_tokens(row, [i for i in row.paths[k] if mine[i]], part, spread[2], spread[3])
-    folded = dict(zip(("weight", "leaves", "gain", "pain"), spread, strict=True))
-    return folded | {"leaf_credit": earned / np.maximum(seen, 1), "leaf_weight": leaf_weight}
+            credit_sum[k] = fold_tokens(row, [i for i in row.paths[k] if learned[i]], part, by_token[2], by_token[3])
+    folded = dict(zip(("weight", "leaves", "gain", "pain"), by_token, strict=True))
+    return folded | {"leaf_credit": credit_sum / np.maximum(tokens, 1), "leaf_weight": leaf_weight}
 
 
 def values(
