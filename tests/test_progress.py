@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from ramulus.engine.engine import Request, Sampling
+from ramulus.core.task import Task
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
+from ramulus.grow.stop import Stop
 from ramulus.run.config.recipe import Exam
 from ramulus.run.evaluation.bench import TaskSets, copy, grow_trees, open_bench
-from ramulus.run.evaluation.exam import answers, counted
-from run_recipe import MODEL
+from ramulus.run.evaluation.exam import answers, examine
+from run_recipe import MODEL, rl
 
 
 @pytest.fixture
@@ -69,11 +71,13 @@ def test_export_counts_its_bytes(folder: Path, tmp_path: Path, terminal: bool) -
 def test_an_examination_counts_its_answers(terminal: bool) -> None:
     exam, out = Exam(samples=2, temperatures=(0.3, 0.5)), console(terminal)
     assert (answers(exam, 10, True), answers(exam, 10, False)) == (70, 30)
-    request = Request((1,), Sampling(3), lambda tokens: None, 0)
-    with counted(ToyEngine(), out, 2) as engine:
-        same = [asyncio.run(engine.sample(request)).tokens for _ in range(2)]
-    assert same[0] == same[1] == ToyEngine().continuation(request).tokens
-    assert ("2/2" in said(out)) == terminal
+    run = replace(rl(), rewards=lambda task, path: float(path.length > 1), response_limit=4)
+    tasks = [Task(str(i), (1, i), "?") for i in range(3)]
+    decode, stop = str, Stop((0,), 4)
+    found = asyncio.run(examine(run, exam, ToyEngine(), tasks, decode, stop, True, out))
+    assert [len(row["sampled"]) for row in found["answers"]] == [2, 2, 2]
+    assert sorted(found["cooler"]) == ["0.3", "0.5"]
+    assert ("21/21" in said(out)) == terminal
     assert bool(said(out)) == terminal
 
 

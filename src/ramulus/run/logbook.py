@@ -9,16 +9,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
 
+from ramulus.look.progress import Bar
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.recipe import Run
 
@@ -85,17 +82,6 @@ def boards(run: Run, step: int) -> list[Board]:
     return wanted + [Hosted(name, run) for name in ("wandb", "trackio") if getattr(run, name)]
 
 
-class Display(Progress):
-    """The bar of a run, and below it the numbers of the last step, on as many lines as the terminal needs."""
-
-    line, details = "", ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Padding(Text(self.line), (0, 0, 0, 2))
-        yield Padding(Text(self.details, style="dim"), (0, 0, 0, 2))
-
-
 class Logbook:
     """Writes a run's metrics; `size` bytes of metrics.jsonl are kept and the rest, of steps to be done again, is cut off."""
 
@@ -105,17 +91,8 @@ class Logbook:
         self.file = open(self.path, "ab")  # noqa: SIM115
         self.file.truncate(size)
         self.boards = boards(run, step)
-        self.progress: Display | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self.progress = Display(*columns, console=console, transient=False)
-            self.bar = self.progress.add_task(run.name, total=run.steps, completed=step, left="")
-            self.progress.start()
+        self.bar = Bar(console, run.name, run.steps, "steps", step, left=False, transient=False)
+        self.bar.start()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One step: a line of JSON for programs, numbers for the boards, a line for people."""
@@ -135,9 +112,8 @@ class Logbook:
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         """The progress bar, or a plain line; its details every few seconds."""
         line, left = spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
-        if self.progress is not None:
-            self.progress.line, self.progress.details = line, details(metrics)
-            self.progress.update(self.bar, completed=step, left=left)
+        if not self.bar.disable:
+            self.bar.show(step, left, (line, details(metrics)))
             if "eval/mean" in metrics:
                 self.say(f"step {step}  {held_out(metrics)}")
             return
@@ -148,7 +124,7 @@ class Logbook:
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
-        (self.progress.console if self.progress else self.console).print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
@@ -158,8 +134,7 @@ class Logbook:
 
     def close(self) -> None:
         """Stop the display and close every file."""
-        if self.progress is not None:
-            self.progress.stop()
+        self.bar.stop()
         self.file.close()
         for board in self.boards:
             board.close()

@@ -27,7 +27,7 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Exam, Model, Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.evaluation.exam import Scores, answers, counted, examine
+from ramulus.run.evaluation.exam import Scores, examine
 from ramulus.run.forests import Forests
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
@@ -258,9 +258,8 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
     )
     began = time.monotonic()
     start = when == "before"
-    with counted(parts.engine, console, answers(exam, len(parts.exam), start)) as engine:
-        work = examine(run, exam, engine, parts.exam, parts.decode, parts.stop, start)
-        found: Scores = await interrupt.abandonable(work)
+    work = examine(run, exam, parts.engine, parts.exam, parts.decode, parts.stop, start, console)
+    found: Scores = await interrupt.abandonable(work)
     await parts.engine.load(
         None, parts.learner.version
     )  # what the exam left in the engine's memory must not touch training

@@ -9,31 +9,28 @@ from typing import Any
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correct
 from ramulus.engine.engine import Engine, Sampling
-from ramulus.grow.branching import Star
+from ramulus.grow.branching import Branching, Star
 from ramulus.grow.grading import Rewards, grade
 from ramulus.grow.growth import grow_forest
 from ramulus.look.evaluation.measures import Row, report_of, scores_of
 
 Decode = Callable[[Sequence[int]], str]
+OnGraded = Callable[[Tree], None]
 
 
-async def attempts(
-    engine: Engine,
-    tasks: Sequence[Task],
-    rewards: Rewards,
-    decode: Decode,
-    stop: Any,
-    sampling: Sampling,
-    n: int,
-    seed: int,
+async def sample_graded(
+    engine: Engine, tasks: Sequence[Task], branching: Branching, sampling: Sampling, stop: Any, rewards: Rewards, decode: Decode,
+    seed: int = 0, visit: int = 0, on_graded: OnGraded | None = None,
 ) -> list[Tree]:
-    """A graded star of n independent attempts at each task."""
+    """A grown and graded tree of each task, none waiting for another; `on_graded` is told of each as it is done."""
 
     async def judge(tree: Tree) -> None:
         await grade(tree, rewards, decode)
+        if on_graded is not None:
+            on_graded(tree)
 
-    trees = [Tree.plant(task, seed=seed) for task in tasks]
-    return await grow_forest(trees, engine, Star(n), sampling, stop, on_tree=judge)
+    trees = [Tree.plant(task, seed=seed, visit=visit) for task in tasks]
+    return await grow_forest(trees, engine, branching, sampling, stop, on_tree=judge)
 
 
 async def evaluate(
@@ -47,17 +44,23 @@ async def evaluate(
     greedy: bool = True,
     seed: int = 0,
     k: Sequence[int] = (),
+    on_graded: OnGraded | None = None,
 ) -> dict[str, Any]:
     """Sample each task `samples` times (0: not at all) and once greedily; returns plain JSON with pass@k and maj@k for each `k`, or powers of two.
 
     The seeds of the attempts depend on `seed`, the task and the number of the attempt, not on what else is evaluated.
+    `on_graded` is told of each tree of attempts as it is done.
     """
     wanted = numbers(samples, greedy, k)
     if not tasks:
         raise ValueError("there is nothing to evaluate: the source has no problems")
-    sampled = await attempts(engine, tasks, rewards, decode, stop, sampling, samples, seed) if samples else []
-    once = await attempts(engine, tasks, rewards, decode, stop, cold(sampling), 1, seed) if greedy else []
-    rows = answers_of({"sampled": sampled, "greedy": once}, decode)
+    kinds = {"sampled": (samples, sampling)} if samples else {}
+    kinds |= {"greedy": (1, cold(sampling))} if greedy else {}
+    forests = {
+        kind: await sample_graded(engine, tasks, Star(n), how, stop, rewards, decode, seed, on_graded=on_graded)
+        for kind, (n, how) in kinds.items()
+    }
+    rows = answers_of(forests, decode)
     told = {"problems": len(tasks), "samples": samples, "temperature": heat(sampling)}
     return told | report_of(scores_of(rows, wanted), rows) | {"answers": rows}
 

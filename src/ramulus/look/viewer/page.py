@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ramulus.look.progress import Bar
 from ramulus.look.viewer.api import Api
 
 ASSETS = Path(__file__).parent / "assets"
@@ -184,10 +184,9 @@ def counted(api: Api, steps: list[int], console: Console) -> Iterator[tuple[str,
         return
     found = api.shelf.found.values()
     total = sum(len(one.trees(step)[1]) for one in found for step in chosen(one.tree_steps(), steps))
-    columns = (TextColumn("writing"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("trees"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        bar, done = progress.add_task("", total=total), -1
+    with Bar(console, "writing", total, "trees") as bar:
+        done = -1
         for address, answer in everything(api, steps):
             done += address.startswith("/api/tree?")  # a tree is done when the next one begins
-            progress.update(bar, completed=max(done, 0))
+            bar.show(max(done, 0))
             yield address, answer

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramulus.core import store
 from ramulus.core.run_folder import model_folder
@@ -18,11 +17,11 @@ from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.grow.grading import grade
-from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost
+from ramulus.look.evaluation.evaluate import sample_graded
+from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw
 from ramulus.run.config.recipe import Local
 from ramulus.run.evaluation.progress import Count
@@ -127,17 +126,21 @@ def grow_trees(
     sampling = Sampling(stop.max_tokens, temperature)
     count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench.engine)
 
-    async def grow(tasks: list[Task], reward: Reward) -> list[Tree]:
-        async def judge(tree: Tree) -> None:
-            await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
-            count.add(1)
-            count.chunk("rollout", round(count.done), count.total)
+    def counted(tree: Tree) -> None:
+        count.add(1)
+        count.chunk("rollout", round(count.done), count.total)
 
-        trees = [Tree.plant(task, seed=seed) for task in tasks]
-        return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
+    async def grow() -> list[Tree]:
+        forest = []
+        for _, tasks, reward in sets:
+            rewards = [(reward, 1.0, "correct answer")]
+            forest += await sample_graded(
+                bench.engine, tasks, branching, sampling, stop, rewards, bench.decode, seed, on_graded=counted
+            )
+        return forest
 
     try:
-        forest = [tree for _, tasks, reward in sets for tree in asyncio.run(grow(tasks, reward))]
+        forest = asyncio.run(grow())
     finally:
         count.close()
     if out is None:
@@ -166,13 +169,11 @@ def export_model(run: Path, out: Path, which: str, console: Console | None = Non
 def copy(folder: Path, to: Path, console: Console) -> None:
     """Copy a folder file by file, saying on a terminal how many bytes are done and what time is left."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    columns = (TextColumn("export"), BarColumn(bar_width=24), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("export", total=size)
+    with Bar(console, "export", size, "bytes") as bar:
 
         def one(source: str, target: str) -> str:
             done = shutil.copy2(source, target)
-            progress.advance(bar, Path(source).stat().st_size)
+            bar.more(Path(source).stat().st_size)
             return str(done)
 
         shutil.copytree(folder, to, copy_function=one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.grow.branching import Branching
-from ramulus.grow.grading import grade
-from ramulus.grow.growth import grow_forest, together
+from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
-from ramulus.look.evaluation.evaluate import numbers
+from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.answers import Answers, Earlier, earlier, naming, settle
 from ramulus.run.evaluation.bench import Bench, TaskSets
@@ -155,15 +154,13 @@ async def grow(
 ) -> dict[str, list[Tree]]:
     """The graded trees of some problems, all kinds in one crowd."""
 
-    async def judge(tree: Tree) -> None:
-        await grade(tree, [(reward, 1.0, "correct answer")], bench.decode)
-        count.add(len(tree.leaves()) / plan.answers)
+    def sampled(branching: Branching, sampling: Sampling, visit: int) -> Awaitable[list[Tree]]:
+        return sample_graded(
+            bench.engine, tasks, branching, sampling, stop, [(reward, 1.0, "correct answer")], bench.decode, plan.seed, visit,
+            lambda tree: count.add(len(tree.leaves()) / plan.answers),
+        )  # fmt: skip
 
-    async def forest(branching: Branching, sampling: Sampling, visit: int) -> list[Tree]:
-        trees = [Tree.plant(task, seed=plan.seed, visit=visit) for task in tasks]
-        return await grow_forest(trees, bench.engine, branching, sampling, stop, on_tree=judge)
-
-    grown = await together(forest(*kind) for kind in kinds.values())
+    grown = await together(sampled(*kind) for kind in kinds.values())
     return dict(zip(kinds, grown, strict=True))
 
 

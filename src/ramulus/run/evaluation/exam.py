@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ramulus.core.task import Task
-from ramulus.engine.engine import Engine, Request, Sampling, Segment, sample_all
+from ramulus.engine.engine import Engine, Sampling
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import Decode, evaluate
+from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Exam, Run
 
 Scores = dict[str, Any]
 LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
-
-
-@dataclass
-class Counted:
-    """An engine that tells a bar of every answer it has given."""
-
-    engine: Engine
-    tick: Callable[[int], None]
-
-    async def sample(self, request: Request) -> Segment:
-        return (await self.sample_many([request]))[0]
-
-    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
-        segments = await sample_all(self.engine, requests)
-        self.tick(len(segments))
-        return segments
-
-    async def load(self, weights: Any, version: int) -> None:
-        await self.engine.load(weights, version)
-
-
-@contextmanager
-def counted(engine: Engine, console: Console, total: int) -> Iterator[Engine]:
-    """The engine, with a bar of its answers and the time left on a terminal."""
-    columns = (TextColumn("examining"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("examining", total=total)
-        yield Counted(engine, lambda count: progress.advance(bar, count))
 
 
 def answers(exam: Exam, problems: int, start: bool) -> int:
@@ -55,18 +25,22 @@ def answers(exam: Exam, problems: int, start: bool) -> int:
 
 
 async def examine(
-    run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool
+    run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool, console: Console
 ) -> Scores:
-    """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers."""
-    sampling = Sampling(run.response_limit)
-    rewards = run.weighted()
-    found = await evaluate(engine, tasks, rewards, decode, stop, sampling, exam.samples, True, run.seed)
-    found["cooler"] = {}
-    for heat in exam.temperatures if start else ():
-        cool = Sampling(run.response_limit, heat)
-        again = await evaluate(engine, tasks, rewards, decode, stop, cool, exam.samples, False, run.seed)
-        found["cooler"][str(heat)] = again[f"mean@{exam.samples}"]
-    return found
+    """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers.
+
+    A terminal shows how many of the answers are there.
+    """
+    with Bar(console, "examining", answers(exam, len(tasks), start), "answers") as bar:
+
+        async def scored(heat: float, greedy: bool) -> Scores:
+            sampling = Sampling(run.response_limit, heat)
+            asked = engine, tasks, run.weighted(), decode, stop, sampling, exam.samples, greedy, run.seed
+            return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
+
+        found = await scored(1.0, True)
+        cooler = {heat: await scored(heat, False) for heat in exam.temperatures} if start else {}
+    return found | {"cooler": {str(heat): other[f"mean@{exam.samples}"] for heat, other in cooler.items()}}
 
 
 def scores(found: Scores, samples: int) -> Scores:

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.look.progress import Bar
 from ramulus.run.logbook import clock
 
 SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
@@ -20,34 +20,21 @@ class Count:
     def __init__(self, console: Console, title: str, total: int, done: int, engine: LocalEngine) -> None:
         self.console, self.total, self.before, self.done, self.engine = console, total, done, float(done), engine
         self.start = self.last = time.monotonic()
-        self.progress: Progress | None = None
         if done:
             console.print(f"going on after {done} of {total} problems", markup=False, highlight=False)
-        if console.is_terminal and done < total:
-            columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("problems"),
-            )
-            self.progress = Progress(
-                *columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console, transient=True
-            )
-            self.bar = self.progress.add_task(
-                Path(title).name.replace("[", "\\["), total=total, completed=done, speed=""
-            )
-            self.progress.start()
+        self.bar = Bar(console, Path(title).name, total, "problems", done)
+        if done < total:
+            self.bar.start()
 
     def add(self, share: float) -> None:
         """Some answers to a problem are there: a share of them."""
         self.done += share
-        if self.progress is not None:
-            self.progress.update(self.bar, completed=round(self.done, 6), speed=f"{self.speed():.0f} tok/s")
+        self.bar.show(round(self.done, 6), f"{self.speed():.0f} tok/s")
 
     def chunk(self, name: str, done: int, total: int) -> None:
         """A chunk is kept."""
         now = time.monotonic()
-        if self.progress is None and now - self.last > SPOKEN:
+        if self.bar.disable and now - self.last > SPOKEN:
             left = (now - self.start) / max(self.done - self.before, 1e-9) * (self.total - self.done)
             text = f"{name} {done}/{total} problems  {self.speed():.0f} tok/s  left {clock(max(left, 0.0))}"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -59,5 +46,4 @@ class Count:
 
     def close(self) -> None:
         """Take the bar away."""
-        if self.progress is not None:
-            self.progress.stop()
+        self.bar.stop()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
+from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import clock
@@ -98,14 +98,14 @@ class Crew:
         self.before = self.worked()
         self.began = time.monotonic()
         self.total = sum(job.total() for job in jobs)
-        self.progress: Progress | None = None
+        self.bar = Bar(console, "sweep", self.total, "", self.before, left=False, transient=False)
 
     def work(self, interrupt: Interrupt) -> None:
         """Until nothing is left, or a signal comes: it is handed on, and every run saves and ends. What failed is in `failed`."""
         self.say(f"{len(self.jobs)} runs, {len(self.done)} of them finished already, {self.most} at once")
         told = False
         try:
-            with self.bar():
+            with self.bar:
                 while self.running or (self.waiting and interrupt.asked is None):
                     while self.waiting and len(self.running) < self.most and interrupt.asked is None:
                         self.start(self.waiting.pop(0))
@@ -114,7 +114,8 @@ class Crew:
                         self.stop(interrupt.asked)
                     time.sleep(LOOK)
                     self.collect(told)
-                    self.show()
+                    if not self.bar.disable:
+                        self.show()
         finally:  # reached with running processes only when something broke, or a second signal came
             self.kill()
 
@@ -170,19 +171,10 @@ class Crew:
         pace = (now - self.before) / max(time.monotonic() - self.began, 1e-9)
         return clock((self.total - now) / pace) if pace > 0 else "unknown"
 
-    def bar(self) -> Progress:
-        """The bar, which shows on a terminal only."""
-        columns = (TextColumn("[bold]sweep"), BarColumn(bar_width=24), TextColumn("{task.fields[said]}"))
-        progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = progress.add_task("sweep", total=self.total, completed=self.before, said="")
-        self.progress = None if progress.disable else progress
-        return progress
-
     def show(self) -> None:
-        if self.progress is not None:
-            now = ", ".join(f"{job.name} {job.steps()}/{job.total()}" for job, _, _ in self.running.values())
-            said = f"{len(self.done)}/{len(self.jobs)} runs  left {self.left()}  [dim]{now}[/dim]"
-            self.progress.update(self.task, completed=self.worked(), said=said)
+        """How far every run is, on a terminal."""
+        now = ", ".join(f"{job.name} {job.steps()}/{job.total()}" for job, _, _ in self.running.values())
+        self.bar.show(self.worked(), f"{len(self.done)}/{len(self.jobs)} runs  left {self.left()}  {now}")
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
