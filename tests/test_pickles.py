@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.toy import ToyEngine
 from ramulus.run.config.describe import to_json, to_python
 from ramulus.run.config.find import FOLDER, shipped, stages_of, variants
 from ramulus.run.signals import SHIPPED
@@ -19,6 +21,8 @@ RECIPES = [f"{name}:{function}" for name in shipped() for function in variants(F
 
 ELSEWHERE = """
 import pickle, sys
+from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.toy import ToyEngine
 from ramulus.run.config.describe import to_python
 for run in pickle.load(sys.stdin.buffer):
     print(to_python(run))
@@ -74,3 +78,23 @@ def test_problems_of_a_source_that_has_been_read() -> None:
     assert len(problems) > 100
     assert again(problems) == problems
     assert again(source) == source
+
+
+def never(tokens: list[int]) -> str | None:
+    """Ends nothing."""
+    return None
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_requests_of_a_recipe(recipe: str) -> None:
+    for run in stages_of(recipe):
+        sampling = Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)
+        request = Request(prefix=(1, 2), sampling=sampling, seed=3, until=never)
+        assert again(request) == request
+
+
+def test_a_segment() -> None:
+    request = Request(prefix=(1, 2), sampling=Sampling(8, top_p=0.9), seed=3, until=never)
+    segment = ToyEngine(vocab=6).continuation(request)
+    assert len(segment.tokens) == 8
+    assert again(segment) == segment
