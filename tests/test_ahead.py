@@ -25,7 +25,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
-from ramulus.run.forests import START, Forests
+from ramulus.run.forests import START, Forests, resting, woken
 from ramulus.run.launch import launch
 from run_recipe import Digits, rl
 from test_resume import killed, metrics, same
@@ -67,7 +67,7 @@ def harvest(run: Run) -> tuple[list[list[Tree]], Crowd, list[dict]]:
     for step in range(1, STEPS + 1):
         found, cursor = asyncio.run(forests.get(step, cursor))
         grown.append(found.grown)
-        cursors.append(json.loads(json.dumps(cursor)))
+        cursors.append(json.loads(json.dumps(resting(cursor))))
         asyncio.run(engine.load(None, step))
     return grown, engine, cursors
 
@@ -120,10 +120,10 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(8)]
     forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
     _, cursor = asyncio.run(forests.get(1, dict(START)))
-    before = json.dumps(cursor)
+    before = json.dumps(resting(cursor))
     once, _ = asyncio.run(forests.get(2, cursor))
-    assert json.dumps(cursor) == before
-    again, _ = asyncio.run(forests.get(2, cursor))
+    assert json.dumps(resting(cursor)) == before
+    again, _ = asyncio.run(forests.get(2, woken(json.loads(before))))
     assert [store.dump(tree) for tree in once.grown] == [store.dump(tree) for tree in again.grown]
 
 
@@ -147,7 +147,7 @@ def test_young_trees_are_finished_where_a_run_no_longer_looks_ahead() -> None:
     run = run_of(ahead=0)
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(2 * STEPS)]
     forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
-    second, cursor = asyncio.run(forests.get(2, cursors[0]))
+    second, cursor = asyncio.run(forests.get(2, woken(cursors[0])))
     assert {tree.task.id for tree in second.grown} == {tree.task.id for tree in grown[1]}
     assert "young" not in cursor
     assert "asked" not in cursor

@@ -28,7 +28,7 @@ from ramulus.run.waiting import Waiting
 
 Cursor = dict[str, Any]
 """Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
-with `ahead` also `young`, the next step's trees, a line of JSON each, and `asked`, how many of them the schedule wants to train."""
+with `ahead` also `young`, the next step's trees, which `resting` makes JSON as well, and `asked`, how many of them the schedule wants to train."""
 
 
 START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
@@ -96,6 +96,16 @@ def epoch_order(seed: int, epoch: int, n: int) -> tuple[int, ...]:
     return tuple(random.Random(f"{seed}/order/{epoch}").sample(range(n), n))
 
 
+def resting(cursor: Cursor) -> Cursor:
+    """A cursor as plain JSON, for a checkpoint."""
+    return cursor | {"young": [store.dump(tree).decode() for tree in cursor["young"]]} if "young" in cursor else cursor
+
+
+def woken(cursor: Cursor) -> Cursor:
+    """A cursor from what `resting` made of it."""
+    return cursor | {"young": [store.load(line.encode()) for line in cursor["young"]]} if "young" in cursor else cursor
+
+
 @dataclass
 class Forests:
     """Grows the trees of each step; everything that lasts from step to step is in the cursor, handed in and back."""
@@ -160,10 +170,10 @@ class Forests:
         """The trees of `step`, the first round of which grew a step ago, finished in one crowd with the first round of the next step's.
 
         AttnRL's pipeline (arXiv 2509.26628, section 3.3). The first step, and one after a last step, grow both by themselves; the last
-        step begins nothing. The young trees are in the cursor as lines of JSON, so that what stops half-way leaves them as they were.
+        step begins nothing. What grows is a copy of the young trees in the cursor, so that what stops half-way leaves them as they were.
         Also returns how many of their tokens were sampled before, and how many were sampled now for the next step's.
         """
-        young = [store.load(line.encode()) for line in cursor.pop("young", ())]
+        young = [tree.copy() for tree in cursor.pop("young", ())]
         before = cost(young).sampled
         if not young:
             young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
@@ -179,7 +189,7 @@ class Forests:
         )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
         await together([growth.finish(young), growth.begin(coming)])
         if coming:
-            cursor["young"] = [store.dump(tree).decode() for tree in coming]
+            cursor["young"] = coming
         return young, before, cost(coming).sampled
 
     def growth(self, heat: Any, cursor: Cursor) -> Growth:

@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Exam, Model, Run
 from ramulus.run.config.resume import replace_text
 from ramulus.run.evaluation.exam import Scores, examine
-from ramulus.run.forests import Forests
+from ramulus.run.forests import Forests, woken
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
@@ -198,8 +198,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> State:
     if not found:
         return State(tasks=digest(parts.tasks))
     saved = checkpoint.load(run.folder, found[-1])
-    names = asdict(State())
-    state = State(**{name: saved[name] for name in names})
+    state = State(**{field.name: saved[field.name] for field in fields(State)} | {"cursor": woken(saved["cursor"])})
     if state.tasks != digest(parts.tasks):
         raise ValueError(
             f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"

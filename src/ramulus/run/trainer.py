@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +32,7 @@ from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.forests import START, Cursor, Forests
+from ramulus.run.forests import START, Cursor, Forests, resting
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lesson import Lesson
 from ramulus.run.logbook import Logbook
@@ -43,7 +43,7 @@ from ramulus.run.setting import device_of
 
 @dataclass
 class State:
-    """What lasts from step to step beside the weights; plain JSON, in every checkpoint."""
+    """What lasts from step to step beside the weights, in every checkpoint."""
 
     step: int = 0  # steps done
     cursor: Cursor = field(default_factory=lambda: dict(START))
@@ -53,6 +53,10 @@ class State:
     seconds: float = 0.0  # of work so far, over all resumptions
     metrics_bytes: int = 0
     tasks: str = ""  # digest of the tasks
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint."""
+        return vars(self) | {"cursor": resting(self.cursor)}
 
 
 class Clock:
@@ -261,7 +265,7 @@ class Trainer:
     async def save(self) -> None:
         """A checkpoint of the last whole step."""
         self.state.metrics_bytes = self.logbook.size()
-        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, asdict(self.state))
+        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain())
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
