@@ -108,7 +108,7 @@ def sample(engine: LocalEngine, todo: Work) -> list[Segment]:
         await engine.load(None, engine.version + 1)
         asked = zip(todo.prompts, todo.lengths)
         requests = [Request(p, Sampling(n), never, seed) for seed, (p, n) in enumerate(asked)]
-        return list(await asyncio.gather(*[engine.sample(request) for request in requests]))
+        return list(await asyncio.gather(*[engine.sample([request]) for request in requests]))
 
     return asyncio.run(everything())
 
@@ -163,9 +163,9 @@ def measure(args: argparse.Namespace, model: Any, equal: bool) -> dict[str, Any]
     todo = work(SHAPES[args.shape], args.requests, prompt, median, longest, equal)
     engine = LocalEngine(model, slots=args.batch, memory=args.memory_mb * 2**20, threads=args.engine_threads)
     most, mean = checked(model, todo, sample(engine, todo), generate(model, todo, args.batch), args.dtype)
-    before = engine.counters["steps"]
+    before = engine.counters()["steps"]
     sample(engine, todo)
-    steps = engine.counters["steps"] - before
+    steps = engine.counters()["steps"] - before
     contenders = {"ramulus": lambda: sample(engine, todo), "generate": lambda: generate(model, todo, args.batch)}
     seconds = interleave(contenders, args.repeats, 0, args.device)
     row = {

@@ -55,7 +55,7 @@ def decoded(engine: LocalEngine, requests: list[Request]) -> list[Segment]:
 
     async def all_of_them() -> list[Segment]:
         await engine.load(None, 0)
-        return await asyncio.gather(*[engine.sample(request) for request in requests])
+        return await asyncio.gather(*[engine.sample([request]) for request in requests])
 
     return asyncio.run(all_of_them())
 

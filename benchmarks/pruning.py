@@ -63,7 +63,7 @@ async def grown_on(
         request = Request(
             tuple(leaf.prefix()), Sampling(stop.max_tokens - len(response), sampling.temperature), until, seed
         )
-        segment = await bench.engine.sample(request)
+        segment = await bench.engine.sample([request])
         ghost = Tree.plant(tree.task)
         ghost.add(ghost.root, response + list(segment.tokens), Author.POLICY, finish=segment.finish or "length")
         await grade(ghost, REWARDS, bench.decode)

@@ -80,7 +80,7 @@ def counted(trees: list[Tree], case: Case, response: int, engine: LocalEngine, b
         raise AssertionError(
             f"{case}: {len(lengths)} trajectories, wanted {case.prompts * case.width} of {response} tokens each"
         )
-    sampled = engine.counters["sampled"] - before
+    sampled = engine.counters()["sampled"] - before
     written = sum(len(node.tokens) for tree in trees for node in tree.root.walk() if node.author is Author.POLICY)
     if sampled != written:
         raise AssertionError(f"{case}: {sampled} tokens were sampled and {written} are in the trees")
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace, engine: LocalEngine, case: Case) -> dict[s
     rules: dict[str, Branching] = {"segments": case.segments(response), "star": Star(case.width)}
     sampled = {}
     for name, rule in rules.items():
-        before = engine.counters["sampled"]
+        before = engine.counters()["sampled"]
         trees = grow(engine, case, rule, prompt, response, SHAPES[args.shape].vocabulary)
         sampled[name] = counted(trees, case, response, engine, before)
     contenders = {

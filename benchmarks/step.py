@@ -28,6 +28,7 @@ from benchmarks.rivals.agreement import agree
 from benchmarks.rivals.environment import Worker
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
+from ramulus.engine.local.factory import Local
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
@@ -38,7 +39,7 @@ from ramulus.learn.objective.mask import Clip, DualClip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained, characters
-from ramulus.run.config.recipe import AdamW, Local, Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.forests import Forests, epoch_order
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from ramulus.engine.engine import Engine, Request, Sampling, Segment
+from ramulus.engine.engine import Engine, Request, Sampling, Segment, StopRule
 from ramulus.native.build import Unavailable, library
 
 
@@ -56,13 +56,18 @@ def never(tokens: list[int]) -> str | None:
     return None
 
 
-def ask(prefix: tuple[int, ...] | list[int], seed: int = 0, until: Any = never, **sampling: Any) -> Request:
-    return Request(tuple(prefix), Sampling(**({"max_tokens": 8} | sampling)), until, seed)
+def ask(prefix: tuple[int, ...] | list[int], seed: int = 0, until: Any = never, ids: tuple[int, ...] = (), **sampling: Any) -> Request:
+    return Request(tuple(prefix), Sampling(**({"max_tokens": 8} | sampling)), StopRule(frozenset(ids)), seed, until)
+
+
+async def one(engine: Engine, request: Request) -> Segment:
+    """One continuation, by a call of its own."""
+    return (await engine.sample([request]))[0]
 
 
 def run(engine: Engine, requests: list[Request]) -> list[Segment]:
     async def all_of_them() -> list[Segment]:
-        return await asyncio.gather(*[engine.sample(request) for request in requests])
+        return await asyncio.gather(*[one(engine, request) for request in requests])
 
     return asyncio.run(all_of_them())
 
@@ -81,14 +86,20 @@ def mixed(count: int, longest: int = 60, most: int = 30) -> list[Request]:
 @torch.no_grad()
 def scored(model: nn.Module, request: Request, segment: Segment, temperature: float = 1.0) -> torch.Tensor:
     """Log-probs [L] of a segment's tokens by the model's plain forward over the whole text, in float64."""
-    text = torch.tensor([list(request.prefix) + segment.tokens])
+    text = torch.tensor([[*request.prefix, *segment.tokens]])
     logits = model(text).logits[0, len(request.prefix) - 1 : -1].double() / temperature
-    return logits.log_softmax(-1).gather(1, torch.tensor(segment.tokens)[:, None])[:, 0]
+    return logits.log_softmax(-1).gather(1, torch.tensor(segment.tokens.tolist())[:, None])[:, 0]
+
+
+def drawn_from(segment: Segment) -> torch.Tensor:
+    """Log-probs [L] of the tempered distribution before truncation, in float64."""
+    logprobs = torch.tensor(segment.logprobs.tolist(), dtype=torch.float64)
+    return logprobs if segment.kept is None else logprobs + torch.tensor(segment.kept.tolist(), dtype=torch.float64)
 
 
 def worst(model: nn.Module, requests: list[Request], segments: list[Segment]) -> float:
     """Largest difference between recorded and plain log-probs over all tokens of untempered requests."""
     return max(
-        float((torch.tensor(s.logprobs, dtype=torch.float64) + torch.tensor(s.kept, dtype=torch.float64) - scored(model, r, s)).abs().max())
+        float((drawn_from(s) - scored(model, r, s)).abs().max())
         for r, s in zip(requests, segments)
     )

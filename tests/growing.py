@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.engine.engine import Request, Segment
+from ramulus.engine.engine import Request, Segment, together
 from ramulus.engine.toy import ToyEngine
 
 EOS = 0
@@ -39,12 +41,10 @@ class Recorder(ToyEngine):
         super().__init__(**options)  # type: ignore[arg-type]
         self.seen: list[tuple[Request, Segment]] = []
 
-    async def sample(self, request: Request) -> Segment:
-        segment = self.continuation(request)
-        copy = Segment(list(segment.tokens), [], [], [], [], segment.finish, segment.version)
-        self.seen.append((request, copy))
-        await asyncio.sleep(0)
-        return segment
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        segments = await super().sample(requests)
+        self.seen += [(request, replace(segment, tokens=segment.tokens[:])) for request, segment in zip(requests, segments)]
+        return segments
 
 
 class Shuffled(ToyEngine):
@@ -52,7 +52,10 @@ class Shuffled(ToyEngine):
 
     calls = 0
 
-    async def sample(self, request: Request) -> Segment:
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        return await together(self.one(request) for request in requests)
+
+    async def one(self, request: Request) -> Segment:
         self.calls += 1
         for _ in range(self.calls * 7 % 11):
             await asyncio.sleep(0)
@@ -71,7 +74,10 @@ class Clock(ToyEngine):
         self.running: list[tuple[int, asyncio.Future[None]]] = []
         self.ticking: asyncio.Task[None] | None = None
 
-    async def sample(self, request: Request) -> Segment:
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        return await together(self.one(request) for request in requests)
+
+    async def one(self, request: Request) -> Segment:
         segment = self.continuation(request)
         cost = len(segment.tokens) * (10 if request.prefix[0] == self.slow else 1)
         done = asyncio.get_running_loop().create_future()

@@ -30,7 +30,7 @@ def half_a_tree(path: Path, trees: Any, append: bool = False) -> None:
 
 
 MOMENTS = {  # name -> (owner, attribute, what stands in at the moment)
-    "sampling": (LocalEngine, "sample_many", die),
+    "sampling": (LocalEngine, "sample", die),
     "between_files": (store, "write", die),
     "half_a_tree": (store, "write", half_a_tree),
 }

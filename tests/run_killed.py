@@ -36,7 +36,7 @@ def half_a_line(self: Logbook, step: int, metrics: Any) -> None:
 
 
 MOMENTS = {  # name -> (owner, attribute, what stands in at the moment)
-    "growing": (LocalEngine, "sample_many", die),
+    "growing": (LocalEngine, "sample", die),
     "updating": (TorchPolicy, "update", die),
     "metrics": (Logbook, "write", half_a_line),
     "checkpoint": (in_process, "save_file", half_a_file),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.lora import Lora
 from ramulus.run.config.find import find
-from ramulus.run.config.recipe import Local, Run
+from ramulus.run.config.recipe import Run
 
 
 def recipe() -> Run:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ramulus.core.task import Path, Task
 from ramulus.core.tree import Author
+from ramulus.engine.local.factory import Local
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.segments import Segments
@@ -15,7 +16,7 @@ from ramulus.learn.objective.mask import Clip, Everything
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.policy.model import Scratch
-from ramulus.run.config.recipe import AdamW, Exam, Local, Run
+from ramulus.run.config.recipe import AdamW, Exam, Run
 from ramulus.tasks.chain import ChainSum
 
 TRAIN, TEST = ChainSum(40, "train", terms=(2, 3)), ChainSum(4, "test", terms=(2, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.engine.engine import Request, Segment
+from ramulus.engine.engine import Request, Segment, together
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
@@ -43,7 +44,10 @@ class Crowd(ToyEngine):
         self.now: list[int] = []
         self.together: set[frozenset[int]] = set()
 
-    async def sample(self, request: Request) -> Segment:
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        return await together(self.one(request) for request in requests)
+
+    async def one(self, request: Request) -> Segment:
         self.now.append(request.prefix[0])
         await asyncio.sleep(0)
         self.together.add(frozenset(self.now))
@@ -88,7 +92,7 @@ def test_the_first_round_is_a_version_older_and_nothing_is_thrown_away() -> None
         rest = [node for tree in trees for node in sampled(tree) if node.why in ("branch", "fallback", "restart")]
         assert rest
         assert all(node.version == step - 1 for node in rest)
-    assert engine.counters["sampled"] == sum(
+    assert engine.counters()["sampled"] == sum(
         len(node.tokens) for trees in grown for tree in trees for node in sampled(tree)
     )
     assert all(len(cursor["young"]) == 2 for cursor in cursors[:-1])

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from engines import ask, line, mixed, run, small, worst
+from engines import ask, line, mixed, one, run, small, worst
 from ramulus.engine.engine import Segment
 from ramulus.engine.local.local_engine import LocalEngine
 
@@ -34,10 +34,10 @@ def test_many_unequal_requests(slots: int) -> None:
     segments = run(engine, requests)
     assert worst(model, requests, segments) < 1e-5
     total = sum(r.sampling.max_tokens for r in requests)
-    assert engine.counters["sampled"] == engine.counters["row_steps"] == total
+    assert engine.counters()["sampled"] == engine.counters()["row_steps"] == total
     longest = max(r.sampling.max_tokens for r in requests)
-    assert engine.counters["steps"] <= total / slots + longest  # a freed slot is taken at once
-    assert engine.counters["prefilled"] + engine.counters["reused"] == sum(len(r.prefix) for r in requests)
+    assert engine.counters()["steps"] <= total / slots + longest  # a freed slot is taken at once
+    assert engine.counters()["prefilled"] + engine.counters()["reused"] == sum(len(r.prefix) for r in requests)
 
 
 def test_until_sees_every_token_and_ends_the_row() -> None:
@@ -50,7 +50,8 @@ def test_until_sees_every_token_and_ends_the_row() -> None:
     engine = LocalEngine(small(), slots=2, memory=MANY)
     segment = run(engine, [ask(line(5, 1), until=watch, max_tokens=10)])[0]
     assert (len(segment.tokens), segment.finish, seen) == (4, "enough", [1, 2, 3, 4])
-    assert len(segment.logprobs) == len(segment.kept) == len(segment.entropy) == len(segment.temperature) == 4
+    assert len(segment.logprobs) == len(segment.entropy) == 4
+    assert (segment.kept, segment.temperature) == (None, 1.0)
     last = run(engine, [ask(line(5, 1), until=lambda t: "eos" if len(t) == 6 else None, max_tokens=6)])[0]
     assert (len(last.tokens), last.finish) == (6, "eos")
     assert run(engine, [ask(line(5, 1), max_tokens=6)])[0].finish is None
@@ -61,7 +62,7 @@ def test_woken_coroutines_join_the_next_step() -> None:
     engine = LocalEngine(small(), slots=8, memory=MANY)
 
     async def link(prefix: tuple[int, ...], seed: int) -> Segment:
-        return (await asyncio.gather(engine.sample(ask(prefix, seed=seed, max_tokens=6))))[0]
+        return (await asyncio.gather(one(engine, ask(prefix, seed=seed, max_tokens=6))))[0]
 
     async def chain(i: int) -> None:
         prefix = line(10, i)
@@ -73,8 +74,8 @@ def test_woken_coroutines_join_the_next_step() -> None:
         await asyncio.gather(*[chain(i) for i in range(8)])
 
     asyncio.run(all_chains())
-    assert engine.counters["steps"] == 30
-    assert engine.counters["prefilled"] == 8 * 9 + 8 * 5  # every link continues from remembered KV
+    assert engine.counters()["steps"] == 30
+    assert engine.counters()["prefilled"] == 8 * 9 + 8 * 5  # every link continues from remembered KV
 
 
 def test_requests_that_arrive_late_and_at_random_points_are_right() -> None:
@@ -85,7 +86,7 @@ def test_requests_that_arrive_late_and_at_random_points_are_right() -> None:
 
     async def grow(prefix: tuple[int, ...], depth: int, seed: int) -> None:
         request = ask(prefix, seed=seed, max_tokens=rng.randint(1, 12))
-        segment = await engine.sample(request)
+        segment = await one(engine, request)
         done.append((request, segment))
         if depth:
             text = prefix + tuple(segment.tokens)
@@ -108,7 +109,7 @@ def test_a_failure_reaches_everyone_and_the_engine_survives() -> None:
 
     async def crowd() -> list[Any]:
         requests = [ask(line(4, i), seed=i, until=broken if i == 1 else (lambda t: None)) for i in range(5)]
-        return await asyncio.gather(*[engine.sample(r) for r in requests], return_exceptions=True)
+        return await asyncio.gather(*[one(engine, r) for r in requests], return_exceptions=True)
 
     assert [str(e) for e in asyncio.run(crowd())] == ["no such rule"] * 5
     requests = mixed(5)
@@ -120,8 +121,8 @@ def test_cancelled_requests_leave_the_others_alone() -> None:
     asked = ask(line(4, 1), seed=3, max_tokens=20)
 
     async def one_gives_up() -> Segment:
-        doomed = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=200))) for i in range(3)]
-        kept = asyncio.create_task(engine.sample(asked))
+        doomed = [asyncio.create_task(one(engine, ask(line(4, i), seed=i, max_tokens=200))) for i in range(3)]
+        kept = asyncio.create_task(one(engine, asked))
         for _ in range(30):
             await asyncio.sleep(0)
         for task in doomed:
@@ -131,10 +132,10 @@ def test_cancelled_requests_leave_the_others_alone() -> None:
     segment = asyncio.run(one_gives_up())
     assert len(segment.tokens) == 20
     assert worst(engine.model, [asked], [segment]) < 1e-5
-    assert engine.counters["sampled"] < 100
+    assert engine.counters()["sampled"] < 100
 
     async def leave_in_the_middle() -> None:
-        task = asyncio.create_task(engine.sample(asked))
+        task = asyncio.create_task(one(engine, asked))
         for _ in range(15):
             await asyncio.sleep(0)
         del task
@@ -147,11 +148,11 @@ def test_load_waits_for_requests_in_flight_and_later_ones_wait_for_it() -> None:
     engine = LocalEngine(small(), slots=4, memory=MANY)
 
     async def story() -> list[int]:
-        early = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
+        early = [asyncio.create_task(one(engine, ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
         await asyncio.sleep(0)
         loading = asyncio.create_task(engine.load(None, 1))
         await asyncio.sleep(0)
-        late = [asyncio.create_task(engine.sample(ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
+        late = [asyncio.create_task(one(engine, ask(line(4, i), seed=i, max_tokens=9))) for i in range(6)]
         again = asyncio.create_task(engine.load(None, 2))
         segments = await asyncio.gather(*early, *late)
         await asyncio.gather(loading, again)
@@ -171,14 +172,14 @@ def test_release_gives_memory_back() -> None:
     assert engine.kv_bytes == 0
 
     async def too_early() -> None:
-        task = asyncio.create_task(engine.sample(ask(line(4, 1))))
+        task = asyncio.create_task(one(engine, ask(line(4, 1))))
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="in flight"):
             engine.release()
         await task
         engine.release()  # at once, while the driver still looks around for more
         assert engine.kv_bytes == 0
-        assert len((await engine.sample(ask(line(4, 1)))).tokens) == 8
+        assert len((await one(engine, ask(line(4, 1)))).tokens) == 8
 
     asyncio.run(too_early())
 

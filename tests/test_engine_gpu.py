@@ -21,7 +21,7 @@ def test_logprobs_and_forks_on_the_device(kind: str, fast: bool) -> None:
     assert worst(model, requests[:-1], segments[:-1]) < 1e-4
     forks = [ask(r.prefix + tuple(s.tokens[:3]), seed=i) for i, (r, s) in enumerate(zip(requests, segments))]
     assert worst(model, forks, run(engine, forks)) < 1e-4
-    assert engine.counters["reused"] > 0
+    assert engine.counters()["reused"] > 0
 
 
 def test_a_bfloat16_copy_and_repeatability_on_the_device() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ramulus.engine.engine import Request, Sampling
+from ramulus.engine.engine import Request, Sampling, StopRule
 from ramulus.engine.local.sampling import Knobs, draw
 from ramulus.engine.rng import streams, uniform, uniforms
 from ramulus.engine.toy import ToyEngine
@@ -22,16 +22,16 @@ def never(tokens: list[int]) -> str | None:
 
 
 def ask(prefix: tuple[int, ...] = (1, 2), seed: int = 0, until=never, **sampling) -> Request:
-    return Request(prefix, Sampling(**({"max_tokens": 12} | sampling)), until, seed)
+    return Request(prefix, Sampling(**({"max_tokens": 12} | sampling)), StopRule(), seed, until)
 
 
 def test_same_seed_same_tokens_whoever_else_samples() -> None:
     async def crowd() -> list[list[int]]:
         toy = ToyEngine()
-        return [s.tokens for s in await asyncio.gather(*[toy.sample(ask(seed=i)) for i in range(20)])]
+        return [s.tokens.tolist() for s, in await asyncio.gather(*[toy.sample([ask(seed=i)]) for i in range(20)])]
 
     together = asyncio.run(crowd())
-    alone = [ToyEngine().continuation(ask(seed=i)).tokens for i in range(20)]
+    alone = [ToyEngine().continuation(ask(seed=i)).tokens.tolist() for i in range(20)]
     assert together == alone
     assert len({tuple(t) for t in alone}) > 15  # seeds matter
 
@@ -43,19 +43,19 @@ def test_records_are_those_of_the_distribution_sampled_from() -> None:
     context = list(request.prefix)
     for token, logprob, kept, entropy in zip(segment.tokens, segment.logprobs, segment.kept, segment.entropy):
         tempered = toy.probabilities(context, 0.7)
-        assert logprob + kept == pytest.approx(math.log(tempered[token]), abs=1e-12)
+        assert logprob + kept == pytest.approx(math.log(tempered[token]), abs=1e-6)
         assert logprob <= 0
         assert kept < 0
         plain = toy.probabilities(context)
         assert entropy == pytest.approx(-sum(p * math.log(p) for p in plain))
         context.append(token)
-    assert segment.temperature == [0.7] * 40
+    assert segment.temperature == 0.7
 
 
 def test_user_table_the_longest_suffix_wins() -> None:
     sure = [-math.inf, -math.inf, 0.0]
     toy = ToyEngine(vocab=3, table={(): [0.0, -math.inf, -math.inf], (0,): [-math.inf, 0.0, -math.inf], (0, 1): sure})
-    assert toy.continuation(ask(prefix=(2,), max_tokens=4)).tokens == [0, 1, 2, 0]
+    assert toy.continuation(ask(prefix=(2,), max_tokens=4)).tokens.tolist() == [0, 1, 2, 0]
 
 
 def test_until_max_tokens_version_and_counters() -> None:
@@ -66,15 +66,16 @@ def test_until_max_tokens_version_and_counters() -> None:
     assert (len(segment.tokens), segment.finish) == (3, None)
     asyncio.run(toy.load({(): [9.0, 0.0, 0.0, 0.0]}, 7))
     segment = toy.continuation(ask(temperature=0))
-    assert (segment.tokens, segment.version) == ([0] * 12, 7)
-    assert segment.logprobs == segment.kept == segment.temperature == [0.0] * 12
-    assert toy.counters["sampled"] == 20
+    assert (segment.tokens.tolist(), segment.version, segment.newest) == ([0] * 12, 7, 7)
+    assert segment.logprobs.tolist() == [0.0] * 12
+    assert (segment.kept, segment.temperature) == (None, 0.0)
+    assert toy.counters()["sampled"] == 20
 
 
 def test_temperature_rule_with_and_without_torch() -> None:
     plain = ToyEngine().continuation(ask(temperature=lambda rows: [0.5 for _ in rows]))
     with_torch = ToyEngine(as_array=torch.tensor).continuation(ask(temperature=lambda logits: torch.full(logits.shape[:1], 0.5)))
-    assert plain.temperature == with_torch.temperature == [0.5] * 12
+    assert plain.temperature.tolist() == with_torch.temperature.tolist() == [0.5] * 12
     assert plain.tokens == with_torch.tokens == ToyEngine().continuation(ask(temperature=0.5)).tokens
     with pytest.raises(ValueError, match=r"temperature rule .* gave -1"):
         ToyEngine().continuation(ask(temperature=lambda rows: [-1.0]))

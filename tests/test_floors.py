@@ -37,7 +37,7 @@ SUB_ROOMS: dict[str, tuple[str, ...]] = {
 }
 """The sub-rooms of a room from the ground up: each imports only those before it. Modules that lie in none may be anywhere, in no circle."""
 
-WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/toy.py", "recipes/", "__init__.py")
+WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/stops.py", "engine/toy.py", "recipes/", "__init__.py")
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
 OPTIONAL = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -67,8 +68,8 @@ def test_a_segment_has_no_more_room_than_the_response() -> None:
 
 def test_an_engine_that_runs_out_of_context_ends_the_path() -> None:
     class Short(ToyEngine):
-        async def sample(self, request: Request) -> Segment:
-            return self.continuation(replace(request, sampling=replace(request.sampling, max_tokens=3)))
+        async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+            return await super().sample([replace(one, sampling=replace(one.sampling, max_tokens=3)) for one in requests])
 
     tree = asyncio.run(grow_tree(plant(), Short(table=NO_EOS.table), Segments(2, 9, 8), Sampling(99), STOP))
     assert [(len(leaf.tokens), leaf.finish) for leaf in tree.leaves()] == [(3, "length")] * 2
@@ -164,10 +165,10 @@ def test_grading_never_delays_sampling() -> None:
 
 def test_an_engine_that_fails_stops_everything_and_says_why() -> None:
     class Broken(Clock):
-        async def sample(self, request: Request) -> Segment:
+        async def one(self, request: Request) -> Segment:
             if request.prefix[0] == 3:
                 raise RuntimeError("out of memory")
-            return await super().sample(request)
+            return await super().one(request)
 
     async def run() -> int:
         with pytest.raises(RuntimeError, match=r"^out of memory$"):

@@ -147,7 +147,7 @@ def test_every_tree_of_every_setting(rule: Segments, stop: Stop, seed: int, spre
     nodes = {seed_of(tree, node): node for node in tree.walk()}
     for request, segment in engine.seen:  # what was sampled, and after what, is what stands in the tree
         node = nodes[request.seed]
-        assert node.prefix() == list(request.prefix) + segment.tokens
+        assert node.prefix() == [*request.prefix, *segment.tokens]
         assert 1 <= len(segment.tokens) <= rule.length
         assert not node.children or node.finish is None
     sampled = {nodes[request.seed].id for request, _ in engine.seen}
@@ -163,7 +163,8 @@ def check_logprobs(tree: Tree, engine: ToyEngine) -> None:
     """Every recorded log-prob is the model's, given the recorded path."""
     for node in tree.walk():
         if node.author is Author.POLICY:
-            assert all(len(node.column(name)) == len(node.tokens) for name in PER_TOKEN)
+            assert node.kept is None, "nothing is cut off"
+            assert all(len(node.column(name)) == len(node.tokens) for name in PER_TOKEN if name != "kept")
             prefix = node.prefix()[: len(node.prefix()) - len(node.tokens)]
             for token, logprob in zip(node.tokens, node.logprobs):
                 assert logprob == pytest.approx(math.log(engine.probabilities(prefix)[token]), rel=1e-6, abs=1e-7)

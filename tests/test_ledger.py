@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,15 +59,15 @@ class Counted:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.prefix = self.sampled = 0
-        usual = LocalEngine.sample_many
+        usual = LocalEngine.sample
 
-        async def sample_many(engine: LocalEngine, requests: Sequence[Request]) -> list[Segment]:
+        async def sample(engine: LocalEngine, requests: Sequence[Request]) -> list[Segment]:
             segments = await usual(engine, requests)
             self.prefix += sum(len(request.prefix) for request in requests)
             self.sampled += sum(len(segment.tokens) for segment in segments)
             return segments
 
-        patch.setattr(LocalEngine, "sample_many", sample_many)
+        patch.setattr(LocalEngine, "sample", sample)
 
 
 def train(variant: str, out: Path, *changes: str) -> list[dict[str, Any]]:
@@ -232,11 +233,17 @@ class Slow:
     def __init__(self) -> None:
         self.go = asyncio.Event()
 
-    async def sample(self, request: Request) -> Segment:
+    limit, features = 8, frozenset[str]()
+
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         await self.go.wait()
-        return Segment([], [], [], [], [], None, 0)
+        return [Segment(array("i"), array("f"), None) for _ in requests]
 
     async def load(self, weights: Any, version: int) -> None: ...
+    async def reset(self) -> None: ...
+    def counters(self) -> dict[str, int]:
+        return {}
+
 
 
 def test_only_the_time_in_which_nothing_but_grades_is_awaited_is_grading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +252,7 @@ def test_only_the_time_in_which_nothing_but_grades_is_awaited_is_grading(monkeyp
 
     async def story() -> float:
         engine = waiting.Waiting(Slow())
-        request = asyncio.ensure_future(engine.sample(Request((1,), Sampling(1), lambda tokens: None, 0)))
+        request = asyncio.ensure_future(engine.sample([Request((1,), Sampling(1))]))
         await asyncio.sleep(0)
         now[0] += 1  # sampling
         with engine.grading():
@@ -255,7 +262,7 @@ def test_only_the_time_in_which_nothing_but_grades_is_awaited_is_grading(monkeyp
                 await request
                 now[0] += 4  # grading
             now[0] += 8  # still grading
-            second = asyncio.ensure_future(engine.sample(Request((1,), Sampling(1), lambda tokens: None, 0)))
+            second = asyncio.ensure_future(engine.sample([Request((1,), Sampling(1))]))
             engine.engine.go.clear()  # type: ignore[attr-defined]
             await asyncio.sleep(0)
             now[0] += 16  # both

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from kept import tensors
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
+from ramulus.engine.local.factory import Local
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.grading import grade
@@ -29,7 +30,7 @@ from ramulus.grow.stop import Stop
 from ramulus.run import checkpoint
 from ramulus.run.config.describe import changes, recipe_text, to_json
 from ramulus.run.config.find import find
-from ramulus.run.config.recipe import AdamW, Exam, Local, Run, Weighted
+from ramulus.run.config.recipe import AdamW, Exam, Run, Weighted
 from ramulus.run.forests import START, Forests, Harvest
 from ramulus.run.launch import launch
 from ramulus.run.minibatch import parts

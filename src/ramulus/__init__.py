@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ramulus.engine.engine import Request as Request
     from ramulus.engine.engine import Sampling as Sampling
     from ramulus.engine.engine import Segment as Segment
+    from ramulus.engine.engine import StopRule as StopRule
+    from ramulus.engine.local.factory import Local as Local
     from ramulus.engine.local.local_engine import LocalEngine as LocalEngine
     from ramulus.engine.toy import ToyEngine as ToyEngine
     from ramulus.grow.adaptive import Adaptive as Adaptive
@@ -87,7 +89,8 @@ __version__ = "0.1.0"
 HOMES = {
     "core.task": ("Path", "Task"),
     "core.tree": ("Author", "Node", "Tree"),
-    "engine.engine": ("Request", "Sampling", "Segment"),
+    "engine.engine": ("Request", "Sampling", "Segment", "StopRule"),
+    "engine.local.factory": ("Local",),
     "engine.local.local_engine": ("LocalEngine",),
     "engine.toy": ("ToyEngine",),
     "grow.adaptive": ("Adaptive",),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import os
+from array import array
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 Until = Callable[[list[int]], str | None]
-"""Given the tokens sampled so far in this request, says why the text ends here, or None; called after every token that may end it."""
+"""Given the tokens sampled so far in this request, says why the text ends here, or None; asked after every token."""
+
+Decode = Callable[[list[int]], str]
+"""Token ids -> text."""
+
+Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
+"""None: in place, the engine shares the learner's parameters; a path: a folder of safetensors, or one such file; a mapping: name -> tensor."""
 
 Temperature = Callable[[Any], Any]
 """A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token.
@@ -40,62 +48,102 @@ class Sampling:
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p must be in [0, 1), got {self.min_p}")
 
+    @property
+    def truncates(self) -> bool:
+        """Whether top-p, top-k or min-p may cut something off."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Where a continuation ends, as data that any server honours; what ends it is its last token or part of its text.
+
+    `ids`: the text ends after one of these, with the finish "eos". `strings`: it ends at the token that completes one of these, with the finish
+    "stop"; an engine without the feature "strings" takes none. The most tokens are those of `Sampling.max_tokens`.
+    """
+
+    ids: frozenset[int] = frozenset()
+    strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strings, str) or not all(self.strings):
+            raise ValueError(f"strings is a tuple of texts that are not empty, got {self.strings!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Continue `prefix`; the same seed gives the same tokens. `ends`: `until` answers None after any other token but the last of max_tokens, so
-    an engine need not ask; None says nothing."""
+    """Continue `prefix`; the same seed gives the same tokens. Picklable where its `until` and its temperature rule are.
+
+    `until` has the first word on each token, then `stop`. An engine without the feature "until" takes none: its caller asks afterwards.
+
+    >>> Request((1, 2), Sampling(max_tokens=8), StopRule(frozenset({0})), seed=3).stop.ids
+    frozenset({0})
+    """
 
     prefix: tuple[int, ...]
     sampling: Sampling
-    until: Until
-    seed: int
-    ends: frozenset[int] | None = None
+    stop: StopRule = StopRule()
+    seed: int = 0
+    until: Until | None = None
 
 
 @dataclass(slots=True)
 class Segment:
-    """What was sampled for one request; every list is [L]."""
+    """What was sampled for one request. Columns are arrays [L], "i" for tokens and "f" for the others; what was not recorded is None, not zero."""
 
-    tokens: list[int]
-    logprobs: list[float]  # log mu(token), of the tempered and truncated distribution really sampled from
-    kept: list[float]  # log of the mass that truncation left; 0 where nothing was cut
-    entropy: list[float]  # nats, of the untempered distribution
-    temperature: list[float]
-    finish: str | None  # what `until` said; None when max_tokens ran out first
-    version: int  # of the weights that sampled it
+    tokens: array[int]
+    logprobs: array[float]  # log mu(token), of the tempered and truncated distribution really sampled from
+    finish: str | None  # "eos", "stop", or what `until` said; None when max_tokens ran out first
+    version: int = 0  # of the weights that sampled its first token
+    newest: int = 0  # of those that sampled its last token
+    kept: array[float] | None = None  # log of the mass that truncation left; None: nothing was cut, or the engine has no feature "kept"
+    entropy: array[float] | None = None  # nats, of the untempered distribution
+    temperature: array[float] | float | None = None  # a number where all tokens share it
+
+
+FEATURES = {
+    "rules": "temperature rules on logits",
+    "until": "asks `until` after every token",
+    "strings": "honours stop strings",
+    "entropy": "records the entropy of what each token was drawn from",
+    "kept": "records what truncation left",
+    "in_place": "reads the parameters of the learner's model, so that `load(None, version)` takes what they are now",
+}
 
 
 class Engine(Protocol):
-    """Anything that can continue a prefix."""
+    """Anything that can continue prefixes. Nothing else of an engine is used outside its room."""
 
-    async def sample(self, request: Request) -> Segment:
-        """Sample one continuation."""
+    @property
+    def limit(self) -> int:
+        """Most tokens of prefix and continuation together."""
         ...
 
-    async def load(self, weights: Any, version: int) -> None:
+    @property
+    def features(self) -> frozenset[str]:
+        """What it can do beyond plain sampling: names of FEATURES."""
+        ...
+
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        """One continuation of each request, in order. ValueError, before any is sampled, for one that can never be served."""
+        ...
+
+    async def load(self, weights: Weights, version: int) -> None:
         """Take new weights; KV of older weights is never reused after this."""
         ...
 
+    async def reset(self) -> None:
+        """Forget all KV and keep the weights: what comes is as if nothing had been sampled."""
+        ...
 
-async def sample_all(engine: Engine, requests: Sequence[Request]) -> list[Segment]:
-    """One continuation of each request, in order, the first failure ending all: through `sample_many(requests)` where the engine has it.
-
-    An engine whose class, or itself, has a `sample` of its own and inherits `sample_many` is asked by that `sample`.
-    """
-    if sampling_many(engine):
-        return list(await engine.sample_many(requests))  # type: ignore[attr-defined]
-    return await together(engine.sample(request) for request in requests)
+    def counters(self) -> Mapping[str, int]:
+        """Since construction, under `COUNTERS`' names."""
+        ...
 
 
-def sampling_many(engine: Engine) -> bool:
-    """Whether `sample_many` says what `sample` says, for many requests at once."""
-    if "sample" in getattr(engine, "__dict__", {}):
-        return "sample_many" in vars(engine)
-    for kind in type(engine).__mro__:
-        if "sample_many" in vars(kind) or "sample" in vars(kind):
-            return "sample_many" in vars(kind)
-    return hasattr(engine, "sample_many")
+COUNTERS = ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps")
+"""Tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the former that had been dropped; prefill `passes`;
+decode `steps`, `row_steps` the rows in them."""
 
 
 async def together(coroutines: Iterable[Awaitable[Any]]) -> list[Any]:

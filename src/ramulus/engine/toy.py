@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ramulus.engine.engine import Request, Sampling, Segment
+from ramulus.engine.engine import COUNTERS, Decode, Request, Sampling, Segment, Until, Weights
 from ramulus.engine.rng import mix, uniform
+from ramulus.engine.stops import watched
 
 Table = Mapping[tuple[int, ...], Sequence[float]]
 """Context (the last few tokens) -> logits of the next token, [V]."""
-
-COUNTERS = ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps")
-
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -93,10 +92,11 @@ class ToyEngine:
     tokens), spread evenly over [-spread, spread]. `table`: rows of your own, keyed by the last tokens as a tuple; the longest suffix
     of the prefix that is in the table wins, and `()` is the row for everything else.
     `as_array`: what turns logits [[...]] into the array that a temperature rule expects (`torch.tensor` for a rule written with
-    torch); without it rules get a list of one list.
+    torch); without it rules get a list of one list. `decode`: the text of tokens, for stop strings. `limit`: most tokens of a prefix and its
+    continuation.
 
     Same seed, same tokens, always and on every machine with the same `math.exp`. Raises ValueError for an empty prefix, a
-    token outside the vocabulary or a row of the wrong length.
+    token outside the vocabulary, a text beyond the limit or a row of the wrong length.
     """
 
     def __init__(
@@ -107,13 +107,16 @@ class ToyEngine:
         spread: float = 2.0,
         table: Table | None = None,
         as_array: Callable[[list[list[float]]], Any] | None = None,
+        decode: Decode | None = None,
+        limit: int = 2**20,
     ) -> None:
         if vocab < 1:
             raise ValueError(f"vocab must be at least 1, got {vocab}")
         self.vocab, self.seed, self.order, self.spread = vocab, seed, order, spread
-        self.as_array = as_array
+        self.as_array, self.decode, self.limit = as_array, decode, limit
+        self.features = frozenset({"rules", "until", "entropy", "kept"} | ({"strings"} if decode else set()))
         self.version = 0
-        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self.table = self._checked(table or {})
 
     def _checked(self, table: Table) -> dict[tuple[int, ...], list[float]]:
@@ -138,37 +141,50 @@ class ToyEngine:
         """The untruncated distribution [V] of the token after `prefix`."""
         return softmax([x / temperature for x in self.logits(prefix)])
 
-    async def sample(self, request: Request) -> Segment:
-        """Sample one continuation; yields to the event loop once, so that many requests interleave as with a real engine."""
+    def counters(self) -> dict[str, int]:
+        """Since construction, `sampled` and `row_steps`; the others stay 0."""
+        return dict(self._counters)
+
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        """One continuation of each; yields to the event loop once, so that many requests interleave as with a real engine."""
+        for request in requests:
+            self._check(request)
         await asyncio.sleep(0)
-        return self.continuation(request)
+        return [self.continuation(request) for request in requests]
 
     def continuation(self, request: Request) -> Segment:
-        """What `sample` gives, without an event loop."""
-        self._check(request)
-        sampling, context = request.sampling, list(request.prefix)
-        segment = Segment([], [], [], [], [], None, self.version)
-        while len(segment.tokens) < sampling.max_tokens and segment.finish is None:
+        """What `sample` gives for one request, without an event loop."""
+        until, sampling, context = self._check(request), request.sampling, list(request.prefix)
+        tokens: list[int] = []
+        drawn: list[Draw] = []
+        heat: list[float] = []
+        finish = None
+        while len(tokens) < sampling.max_tokens and finish is None:
             logits = self.logits(context)
-            temperature = self._temperature(logits, sampling)
-            drawn = draw(logits, sampling, temperature, uniform(request.seed, len(segment.tokens)))
-            context.append(drawn.token)
-            segment.tokens.append(drawn.token)
-            segment.logprobs.append(drawn.logprob)
-            segment.kept.append(drawn.kept)
-            segment.entropy.append(drawn.entropy)
-            segment.temperature.append(temperature)
-            segment.finish = request.until(segment.tokens)
-        self.counters["sampled"] += len(segment.tokens)
-        self.counters["row_steps"] += len(segment.tokens)
-        return segment
+            heat.append(self._temperature(logits, sampling))
+            drawn.append(draw(logits, sampling, heat[-1], uniform(request.seed, len(tokens))))
+            context.append(drawn[-1].token)
+            tokens.append(drawn[-1].token)
+            finish = until(tokens) if until is not None else None
+            finish = finish or ("eos" if tokens[-1] in request.stop.ids else None)
+        self._counters["sampled"] += len(tokens)
+        self._counters["row_steps"] += len(tokens)
+        logprobs, entropy, kept = (array("f", [getattr(one, name) for one in drawn]) for name in ("logprob", "entropy", "kept"))
+        temperature = array("f", heat) if callable(sampling.temperature) else float(sampling.temperature)
+        cut = kept if sampling.truncates else None
+        return Segment(array("i", tokens), logprobs, finish, self.version, self.version, cut, entropy, temperature)
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: Request) -> Until | None:
+        """What to ask after every token; ValueError for a request that can never be served."""
         if not request.prefix:
             raise ValueError("the prefix of a request is empty: give at least one token (a BOS token, say)")
         wrong = [token for token in request.prefix if not 0 <= token < self.vocab]
         if wrong:
             raise ValueError(f"token {wrong[0]} of the prefix is outside the vocabulary of {self.vocab} tokens")
+        n, most = len(request.prefix), request.sampling.max_tokens
+        if n + most > self.limit:
+            raise ValueError(f"a prefix of {n} tokens and max_tokens={most} make {n + most}, the engine takes {self.limit}: lower max_tokens")
+        return watched(request, self.decode)
 
     def _temperature(self, logits: list[float], sampling: Sampling) -> float:
         if not callable(sampling.temperature):
@@ -179,8 +195,13 @@ class ToyEngine:
             raise ValueError(f"temperature rule {sampling.temperature} gave {value}: it must be finite and >= 0")
         return value
 
-    async def load(self, weights: Any, version: int) -> None:
+    async def load(self, weights: Weights, version: int) -> None:
         """Take a new table (a mapping from contexts to logits; None keeps the old one) and a new version number."""
         if weights is not None:
+            if not isinstance(weights, Mapping):
+                raise TypeError(f"the weights of a toy are a mapping from contexts to logits, got {type(weights).__name__}")
             self.table = self._checked(weights)
         self.version = version
+
+    async def reset(self) -> None:
+        """Nothing is remembered from one request to the next."""

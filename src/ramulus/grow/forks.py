@@ -119,6 +119,11 @@ class EntropyForks:
             )
 
     @property
+    def records(self) -> tuple[str, ...]:
+        """What an engine must record for it."""
+        return ("entropy",) if self.by == "entropy" else ()
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The signals it reads."""
         return (self.closed,) if self.closed else ()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
+from typing import Any
 
-from ramulus.core.tree import Author, Node, Tree, column
-from ramulus.engine.engine import Engine, Request, Sampling, Segment, sample_all, together
-from ramulus.grow.branching import Branching, Bud, depth, paths
+from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Engine, Request, Sampling, Segment, Until, together
+from ramulus.grow.branching import Branching, Bud, depth, length, paths
 from ramulus.grow.pruning import Pruning
 from ramulus.grow.stop import Stop
 
@@ -65,9 +66,9 @@ async def grow_round(
     nodes = [graft(tree, bud) for bud in buds]
     tree.rounds += 1
     wanted = requests(tree, nodes, buds, sampling, stop)
-    segments = await sample_all(engine, [request for _, request in wanted])
+    segments = await sampled(engine, [request for _, request in wanted])
     for (node, request), segment in zip(wanted, segments, strict=True):
-        fill(node, request, segment)
+        fill(node, request, segment, stop)
     prune(tree, pruning)
     return True
 
@@ -110,7 +111,7 @@ def requests(
     """What to sample for the empty nodes of a round; a path without room left ends by length. Siblings share what they can."""
     above: dict[Node | None, tuple[list[int], tuple[int, ...]]] = {}  # response and whole text down to each parent
     samplings: dict[int, Sampling] = {}
-    wanted = []
+    wanted, rule = [], stop.rule
     for node, bud in zip(nodes, buds, strict=True):
         if node.parent not in above:
             above[node.parent] = node.response(), tuple(node.prefix())
@@ -121,18 +122,48 @@ def requests(
             continue
         if most not in samplings:
             samplings[most] = replace(sampling, max_tokens=most)
-        until = partial(stop, response, most=most)
-        wanted.append((node, Request(prefix, samplings[most], until, seed_of(tree, node), stop.ends)))
+        wanted.append((node, Request(prefix, samplings[most], rule, seed_of(tree, node), stop.until(response, most))))
     return wanted
 
 
-def fill(node: Node, request: Request, segment: Segment) -> None:
-    """Write down what was sampled for an empty node."""
-    node.tokens, node.logprobs, node.kept = column(segment.tokens, "i"), column(segment.logprobs), column(segment.kept)
-    node.entropy, heat = column(segment.entropy), segment.temperature
-    node.temperature = heat[0] if heat and heat.count(heat[0]) == len(heat) else column(heat)
-    node.finish, node.version, node.newest = segment.finish, segment.version, segment.version
-    if node.finish is None and len(node.tokens) < request.sampling.max_tokens:  # the engine ran out of context
+async def sampled(engine: Engine, wanted: Sequence[Request]) -> list[Segment]:
+    """A segment of each request, cut where its `until` ends it: asked by the engine, or here where the engine does not ask."""
+    if not {"until", "strings"} - engine.features or all(request.until is None for request in wanted):
+        return await engine.sample(wanted)
+    plain = []
+    for request in wanted:
+        rule = request.stop if "strings" in engine.features else replace(request.stop, strings=())  # `until` knows them too
+        plain.append(replace(request, stop=rule, until=request.until if "until" in engine.features else None))
+    segments = await engine.sample(plain)
+    if "until" in engine.features:
+        return segments
+    return [replayed(request.until, segment) for request, segment in zip(wanted, segments, strict=True)]
+
+
+def replayed(until: Until | None, segment: Segment) -> Segment:
+    """The segment as an engine that asks `until` after every token would have ended it: what was sampled beyond is thrown away."""
+    if until is None:
+        return segment
+    tokens = segment.tokens.tolist()
+    for n in range(1, len(tokens) + 1):
+        if (finish := until(tokens[:n])) is not None:
+            columns = {name: cut(getattr(segment, name), n) for name in ("tokens", "logprobs", "kept", "entropy", "temperature")}
+            return replace(segment, finish=finish, **columns)
+    return segment
+
+
+def cut(column: Any, n: int) -> Any:
+    """The first n entries of a column; one that is a number or absent stays."""
+    return column[:n] if isinstance(column, array) else column
+
+
+def fill(node: Node, request: Request, segment: Segment, stop: Stop) -> None:
+    """Write down what was sampled for an empty node; one that has all the tokens it may have ends by length."""
+    count = len(segment.tokens)
+    node.tokens, node.logprobs, node.kept, node.entropy = segment.tokens, segment.logprobs, segment.kept, segment.entropy
+    node.temperature = 1.0 if segment.temperature is None else segment.temperature
+    node.finish, node.version, node.newest = segment.finish, segment.version, segment.newest
+    if node.finish is None and (count < request.sampling.max_tokens or length(node) >= stop.max_tokens):
         node.finish = "length"
 
 

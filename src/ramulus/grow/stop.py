@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+
+from ramulus.engine.engine import Decode, StopRule, Until
+from ramulus.engine.stops import ends_in
 
 from ramulus.core.text import ends_in_box, has_box
-
-Decode = Callable[[list[int]], str]
-"""Token ids -> text."""
 
 Answer = Callable[[list[int], list[int], Decode, bool], bool]
 """(response before this segment, its tokens so far, decode, whether EOS just came) -> whether the answer is complete."""
@@ -73,10 +73,13 @@ class Repeats:
 
 @dataclass(frozen=True)
 class Stop:
-    """Says after every token why the text ends there, or None: an answer, EOS, the length, repetition, in this order.
+    """Says after every token why the text ends there, or None: an answer, EOS, a stop string, the length, repetition, in this order.
 
-    `max_tokens` is the longest response over all its segments; an empty `eos` never ends a text. `decode` is wanted by
-    `answer` and `repetition` alone.
+    `max_tokens` is the longest response over all its segments; an empty `eos` never ends a text. `strings`: the text ends, as "stop", at the token
+    that completes one of them. `decode` is wanted by `strings`, `answer` and `repetition` alone.
+
+    >>> Stop(eos=(0,), max_tokens=64).rule.ids
+    frozenset({0})
     """
 
     eos: tuple[int, ...]
@@ -84,39 +87,47 @@ class Stop:
     decode: Decode | None = None
     answer: Answer | None = None
     repetition: Repeats | None = None
+    strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"a response has at least 1 token, got max_tokens={self.max_tokens}")
         if any(not isinstance(token, int) for token in self.eos):
             raise ValueError(f"eos is a tuple of token ids, got {self.eos!r}")
-        if self.decode is None and (self.answer is not None or self.repetition is not None):
-            raise ValueError("stopping at answers or repetition reads text: pass decode=tokenizer.decode to Stop")
+        if self.decode is None and self.reads:
+            raise ValueError("stopping at strings, answers or repetition reads text: pass decode=tokenizer.decode to Stop")
 
     @property
-    def ends(self) -> frozenset[int] | None:
-        """The tokens that alone can end a text before its length does; None where it takes a look at the text to tell."""
-        return frozenset(self.eos) if self.answer is None and self.repetition is None else None
+    def reads(self) -> bool:
+        """Whether it takes a look at the text to tell; else token ids and the length say all."""
+        return self.answer is not None or self.repetition is not None or bool(self.strings)
+
+    @property
+    def rule(self) -> StopRule:
+        """What of it is data: any engine ends a segment there, if nothing else ended it before."""
+        return StopRule(frozenset(self.eos), self.strings)
+
+    def until(self, response: list[int], most: int) -> Until | None:
+        """What to ask after every token of a segment of at most `most` tokens behind `response`; None where the rule says all."""
+        return partial(self, response, most=most) if self.reads else None
 
     def __call__(self, response: list[int], new: list[int], most: int | None = None) -> str | None:
         """Why the text ends after `new`, or None; `response` came before this segment, which may have `most` tokens."""
-        rule = self.repetition
-        if rule is None and self.answer is None:  # asked at every token, so without a call more
-            ended = "eos" if new[-1] in self.eos else None
-            return ended or ("length" if len(response) + len(new) >= self.max_tokens else None)
-        why = self.plain(response, new)
+        rule, why = self.repetition, self.plain(response, new)
         if rule is None or self.decode is None or (why is not None and not rule.first):
             return why
         due = why is not None or len(new) == most or (rule.every > 0 and len(new) % rule.every == 0)
         return "repetition" if due and rule(new, self.decode) else why
 
     def plain(self, response: list[int], new: list[int]) -> str | None:
-        """Answer, EOS or length."""
-        ended = new[-1] in self.eos
-        if self.answer is not None and self.decode is not None and self.answer(response, new, self.decode, ended):
+        """Answer, EOS, a string or length."""
+        ended, decode = new[-1] in self.eos, self.decode
+        if self.answer is not None and decode is not None and self.answer(response, new, decode, ended):
             return "answer"
         if ended:
             return "eos"
+        if self.strings and decode is not None and ends_in(self.strings, new, decode, response):
+            return "stop"
         return "length" if len(response) + len(new) >= self.max_tokens else None
 
 

@@ -32,6 +32,7 @@ class ByEntropy:
     limit: float = 5.0
     stats: dict[str, float] | None = None
     positive: ClassVar[bool] = True  # never greedy
+    records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
         if not 0 < self.base < math.inf or not 0 <= self.pivot <= 1:

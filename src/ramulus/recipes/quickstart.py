@@ -3,6 +3,7 @@
 from typing import Any
 
 from ramulus.core.tree import Author
+from ramulus.engine.local.factory import Local
 from ramulus.grow.branching import Star
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.segments import Segments
@@ -13,7 +14,7 @@ from ramulus.learn.objective.mask import DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.policy.model import Scratch
-from ramulus.run.config.recipe import AdamW, Exam, Local, Run
+from ramulus.run.config.recipe import AdamW, Exam, Run
 from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry
 
 TEACHER = ForgetsCarry(0.6)  # forgets the carry in 60 % of the steps that cross a ten

@@ -6,8 +6,8 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from rich.console import Console
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import Sampling
-from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.engine import FEATURES, Engine, Sampling
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
 from ramulus.grow.grading import Call, settle_all
@@ -42,7 +41,7 @@ class Parts:
     """What one stage works with."""
 
     learner: Learner
-    engine: LocalEngine
+    engine: Engine
     tasks: Sequence[Task]
     evals: Sequence[Task]
     exam: Sequence[Task]
@@ -77,8 +76,7 @@ def build(run: Run, start: Path | None) -> Parts:
         "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "frozen": "frozen" in run.mix.columns,
     }  # fmt: skip
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
-    copy = getattr(torch, run.engine.copy) if run.engine.copy else None
-    engine = LocalEngine(model, run.engine.slots, run.engine.memory_mb * 2**20, copy, threads=run.engine.threads)
+    engine = run.engine(model, decode)
     limits = (run.eval_limit, run.exam.limit if run.exam else None)
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
     check(run, parts)
@@ -99,6 +97,7 @@ def check(run: Run, parts: Parts) -> None:
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
     check_schedule(run)
+    check_engine(run, parts.engine)
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
         raise ValueError(
@@ -143,6 +142,30 @@ def check_signals(run: Run) -> None:
                 f"{type(reader).__name__} needs the signal 'value', but the run trains no value head: give the mix one (value=0.5 with the "
                 "advantage GAE), or judge paths by MeanLogprob or Agreement"
             )
+
+
+def check_engine(run: Run, engine: Engine) -> None:
+    """Raise ValueError for what some part of the recipe reads and the engine does not record, or that it cannot do."""
+    wanted = [(name, part) for part in parts_of(run) for name in getattr(part, "records", ())]
+    if callable(run.temperature):
+        wanted.append(("rules", run.temperature))
+    if Sampling(1, 1.0, run.top_p, run.top_k, run.min_p).truncates:
+        wanted.append(("kept", f"top_p={run.top_p}, top_k={run.top_k}, min_p={run.min_p}"))
+    for name, part in wanted:
+        if name not in engine.features:
+            raise ValueError(
+                f"{part} needs an engine with the feature {name!r} ({FEATURES[name]}), which {run.engine} has not: take engine=Local(), "
+                "or leave that part out"
+            )
+
+
+def parts_of(value: Any) -> Iterator[Any]:
+    """Every dataclass in a recipe, outermost first."""
+    if is_dataclass(value) and not isinstance(value, type):
+        yield value
+        value = [getattr(value, field.name) for field in fields(value)]
+    for item in value if isinstance(value, tuple | list) else ():
+        yield from parts_of(item)
 
 
 def check_schedule(run: Run) -> None:
@@ -259,9 +282,7 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
     start = when == "before"
     work = examine(run, exam, parts.engine, parts.exam, parts.decode, parts.stop, start, console)
     found: Scores = await interrupt.abandonable(work)
-    await parts.engine.load(
-        None, parts.learner.version
-    )  # what the exam left in the engine's memory must not touch training
+    await parts.engine.reset()  # what the exam left in the engine's memory must not touch training
     replace_text(
         path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
     )

@@ -15,8 +15,7 @@ from torch import Tensor
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import Sampling
-from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.engine import Engine, Sampling
 from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.gate import openness
@@ -95,7 +94,7 @@ class Trainer:
 
     run: Run
     learner: Learner
-    engine: LocalEngine
+    engine: Engine
     forests: Forests
     evals: Sequence[Task]
     logbook: Logbook
@@ -129,7 +128,7 @@ class Trainer:
         `grade`, the time in which nothing but grades was awaited; `idle` is the rest. `log` and `save` are those of the step before.
         """
         run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
-        counters = dict(self.engine.counters)
+        counters = dict(self.engine.counters())
         with clock("grow"):
             harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
         clock.move(harvest.grading, "grow", "grade")
@@ -156,7 +155,7 @@ class Trainer:
         with clock("load"):
             await hand_over(self.learner, self.engine)
         with clock("ledger"):
-            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters) | lesson.metrics() | openness(gates)
+            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters()) | lesson.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
@@ -217,10 +216,10 @@ class Trainer:
         run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
         improved = False
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
-            sampled = self.engine.counters["sampled"]
+            sampled = self.engine.counters()["sampled"]
             with clock("eval"):
                 found = await self.interrupt.abandonable(self.evaluate(step))
-            metrics |= found | {"eval_sampled": self.engine.counters["sampled"] - sampled}
+            metrics |= found | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
             improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
             if improved:
                 self.state.best = {"step": step, "score": found["eval/mean"]}
@@ -250,9 +249,7 @@ class Trainer:
             True,
             run.seed,
         )
-        await self.engine.load(
-            None, self.learner.version
-        )  # a resumed run does not repeat this evaluation: leave no trace of it
+        await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         path.parent.mkdir(exist_ok=True)
         replace_text(path, json.dumps(found))

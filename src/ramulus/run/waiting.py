@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from asyncio import Event
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
-from ramulus.engine.engine import Engine, Request, Segment, sample_all
+from ramulus.engine.engine import Engine, Request, Segment, Weights
 
 
 class Waiting:
@@ -19,23 +18,18 @@ class Waiting:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.seconds = engine, 0.0
+        self.limit, self.features = engine.limit, engine.features
         self.requests = self.grades = 0  # in flight
         self.since = 0.0  # when the present wait began
         self.idle, self.open = Event(), Event()  # no request is in flight; new ones may be made
         self.idle.set()
         self.open.set()
 
-    async def sample(self, request: Request) -> Segment:
-        """Sample one continuation."""
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        """One continuation of each."""
         await self._opened()
         with self._wanted():
-            return await self.engine.sample(request)
-
-    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
-        """Sample one continuation of each."""
-        await self._opened()
-        with self._wanted():
-            return await sample_all(self.engine, requests)
+            return await self.engine.sample(requests)
 
     async def _opened(self) -> None:
         while not self.open.is_set():
@@ -67,9 +61,17 @@ class Waiting:
             if self.grades and not self.requests:
                 self.since = time.monotonic()
 
-    async def load(self, weights: Any, version: int) -> None:
+    async def load(self, weights: Weights, version: int) -> None:
         """Hand new weights on."""
         await self.engine.load(weights, version)
+
+    async def reset(self) -> None:
+        """Let the engine forget."""
+        await self.engine.reset()
+
+    def counters(self) -> Mapping[str, int]:
+        """Those of the engine."""
+        return self.engine.counters()
 
     @contextmanager
     def grading(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ class Columns:
         self.special = 0  # rows with a temperature rule or truncation
         self.asking: dict[Row, None] = {}  # those whose `until` wants to see every token
         self.futures: dict[asyncio.Future[list[Segment]], int] = {}  # of each group, how many of its rows are there
-        self.known: frozenset[int] = frozenset()  # tokens after which some row has been asked, since the crowd was last empty
+        self.known: frozenset[int] = frozenset()  # tokens that end some row, since the crowd was last empty
         self.ends: np.ndarray | None = None  # [vocabulary] 1 for those; None where there are none
 
     @property
@@ -55,10 +55,10 @@ class Columns:
         ends = self.known
         for row in rows:
             self.special += not row.plain
-            if row.ends is None:
+            if row.until is not None:
                 self.asking[row] = None
-            elif not row.ends <= ends:
-                ends |= row.ends
+            if not row.ids <= ends:
+                ends |= row.ids
             future = row.ticket.group.future
             self.futures[future] = self.futures.get(future, 0) + 1
         if ends != self.known:
@@ -79,7 +79,7 @@ class Columns:
         self.state[SLOT, : self.n] = [-1 if row is None else row.slot for row in self.rows]
 
     def ended(self, tokens: np.ndarray) -> list[int]:
-        """Places whose rows have all their tokens, or drew one of `tokens` [n] that may end a text."""
+        """Places whose rows have all their tokens, or whose token of `tokens` [n] ends some row's text."""
         over = self.state[LEFT, : self.n] <= 0
         if self.ends is not None:
             over |= self.ends[tokens].view(bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -9,7 +10,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ramulus.engine.engine import Request, Segment
+from ramulus.engine.engine import COUNTERS, Decode, Request, Segment
 from ramulus.engine.local.columns import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Columns
 from ramulus.engine.local.compiled import CompiledForward, Steps
 from ramulus.engine.local.forward import Forward
@@ -20,6 +21,7 @@ from ramulus.engine.local.rows import Group, Row, Ticket
 from ramulus.engine.local.sampling import Knobs, draw
 from ramulus.engine.local.seating import SPARE, Pool, Seating
 from ramulus.engine.rng import uniforms
+from ramulus.engine.stops import watched
 
 
 class Decoder:
@@ -28,8 +30,8 @@ class Decoder:
     The last token of every prefix is run by a decode step, so a request whose other tokens are all remembered needs no prefill.
     """
 
-    def __init__(self, forward: Forward, vocabulary: int, limit: int, slots: int, memory: int) -> None:
-        self.forward, self.vocabulary, self.limit, self.memory = forward, vocabulary, limit, memory
+    def __init__(self, forward: Forward, vocabulary: int, limit: int, slots: int, memory: int, decode: Decode | None) -> None:
+        self.forward, self.vocabulary, self.limit, self.memory, self.decode = forward, vocabulary, limit, memory, decode
         self.geometry = forward.geometry
         self.quick = forward if isinstance(forward, CompiledForward) else None
         if self.quick is None:
@@ -39,9 +41,7 @@ class Decoder:
         self.waiting: deque[Ticket] = deque()
         self._newcomers: list[Row] = []  # those that are being seated
         self.version = 0
-        self.counters = dict.fromkeys(
-            ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps"), 0
-        )
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self.prefill = Prefill(forward, self.seating, self.counters)
         self.columns, self.record = Columns(slots, vocabulary), Record(slots)
         self.steps = None if self.quick is None else Steps(self.quick, slots)
@@ -63,6 +63,8 @@ class Decoder:
         for request in requests:
             if before is None or request.prefix is not before.prefix or request.sampling is not before.sampling:
                 self._check(request)  # siblings ask the same
+            if before is None or request.stop is not before.stop:
+                watched(request, self.decode)
             before = request
 
     def _check(self, request: Request) -> None:
@@ -86,7 +88,8 @@ class Decoder:
 
     def enqueue(self, group: Group, requests: Sequence[Request]) -> None:
         """Put checked requests at the end of the line."""
-        tickets = [Ticket(request, group, i, self.seating.need(request)) for i, request in enumerate(requests)]
+        need, decode = self.seating.need, self.decode
+        tickets = [Ticket(request, group, i, need(request), watched(request, decode)) for i, request in enumerate(requests)]
         self.waiting += tickets
         self.seating.wanted = max(self.seating.wanted, *[ticket.need for ticket in tickets])
 
@@ -207,9 +210,10 @@ class Decoder:
         columns, record = self.columns, self.record
         tokens = record.tokens[record.now - 1 - record.first, : columns.n]
         places = columns.ended(tokens)
-        finishes: dict[int, str | None] = {}
+        finishes: dict[int, str] = {}
         for asking in columns.asking:
             asking.tokens.append(int(tokens[asking.place]))
+            assert asking.until is not None
             finish = asking.until(asking.tokens)
             if finish is not None:
                 finishes[asking.place] = finish
@@ -218,25 +222,27 @@ class Decoder:
         for i in range(columns.n) if cancelled else sorted({*places, *finishes}):
             row = columns.rows[i]
             assert row is not None
-            full, finish = bool(columns.state[LEFT, i] <= 0), finishes.get(i)
-            sampled = record.sampled(row)
-            if row.ends is not None and (full or sampled[-1] in row.ends):
-                finish = row.until(sampled)
-            if finish is not None or full or row.ticket.group.future.done():
-                answered += self._finish(row, sampled, finish)
+            finish = finishes.get(i) or ("eos" if int(tokens[i]) in row.ids else None)
+            if finish is not None or columns.state[LEFT, i] <= 0 or row.ticket.group.future.done():
+                answered += self._finish(row, finish)
         return answered
 
-    def _finish(self, row: Row, sampled: list[int], finish: str | None) -> bool:
+    def _finish(self, row: Row, finish: str | None) -> bool:
         """The row leaves; whether its group is answered now, or wants no answer any more."""
-        group = row.ticket.group
+        group, sampled = row.ticket.group, self.record.sampled(row)
         self.seating.leave(row, row.prefix + tuple(sampled[:-1]))
         self.columns.leave(row)
         if not group.future.done():
-            logprobs, entropy, kept, temperature = self.record.columns(row)
-            segment = Segment(sampled, logprobs, kept, entropy, temperature, finish, self.version)
-            group.segments[row.ticket.index] = segment
+            group.segments[row.ticket.index] = self._segment(row, sampled, finish)
             group.left -= 1
             if group.left:
                 return False
             group.future.set_result([segment for segment in group.segments if segment is not None])
         return True
+
+    def _segment(self, row: Row, sampled: array[int], finish: str | None) -> Segment:
+        """What is recorded of a row."""
+        sampling, (logprobs, entropy, *rest) = row.ticket.request.sampling, self.record.columns(row)
+        kept = rest[0] if sampling.truncates else None
+        temperature = rest[1] if callable(sampling.temperature) else float(sampling.temperature)
+        return Segment(sampled, logprobs, finish, self.version, self.version, kept, entropy, temperature)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from ramulus.engine.engine import Request, Segment
+from ramulus.engine.engine import Decode, Request, Segment, Weights
 from ramulus.engine.local.compiled import CompiledForward, suits
 from ramulus.engine.local.decode import Decoder
 from ramulus.engine.local.forward import Forward, ModelForward, verify
@@ -37,6 +39,7 @@ class LocalEngine:
     None allows a quarter of the machine's memory. Models in half precision take this way too where their matrices take up to 64 MiB in
     float32, or the processor has no bfloat16: the same weights and KV, rounded less in between.
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
+    `decode`: the text of tokens, for stop strings.
 
     Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
     and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
@@ -60,6 +63,7 @@ class LocalEngine:
         native: bool = True,
         native_limit: int | None = None,
         threads: int | None = None,
+        decode: Decode | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
@@ -71,7 +75,8 @@ class LocalEngine:
         verify(reference, reference)
         self.forward: Forward = (_fast(reference, native, native_limit) if fast else None) or reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
-        self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory)
+        self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory, decode)
+        self.features = frozenset({"rules", "until", "entropy", "kept", "in_place"} | ({"strings"} if decode else set()))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._driver: asyncio.Task[None] | None = None
         self._gate: asyncio.Future[None] | None = None  # held while `load` waits
@@ -82,11 +87,9 @@ class LocalEngine:
         """Version of the weights that sample now."""
         return self._decoder.version
 
-    @property
     def counters(self) -> dict[str, int]:
-        """Since construction: tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the
-        former that had been dropped; prefill `passes`; decode `steps`, `row_steps` the rows in them. Every prefix runs at least its last token."""
-        return self._decoder.counters
+        """Since construction, as `COUNTERS` has them; every prefix runs at least its last token."""
+        return dict(self._decoder.counters)
 
     @property
     def limit(self) -> int:
@@ -108,15 +111,12 @@ class LocalEngine:
         """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
         return self._decoder.seating.slots.nbytes + self._decoder.seating.trie.used
 
-    async def sample(self, request: Request) -> Segment:
-        """Sample one continuation; many at once share each decode step.
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        """One continuation of each, all in one crowd with those of other calls; each decode step serves all of them.
 
-        Raises ValueError for an empty prefix, an unknown token, a text beyond the model's positions, or a text that `memory` cannot hold.
+        Raises ValueError, before any is sampled, for an empty prefix, an unknown token, a text beyond the model's positions, a text that
+        `memory` cannot hold, or stop strings without `decode`.
         """
-        return (await self.sample_many([request]))[0]
-
-    async def sample_many(self, requests: Sequence[Request]) -> list[Segment]:
-        """Sample one continuation of each, all in one crowd; cheaper than a call for each. Raises as `sample` does, before any is sampled."""
         self._decoder.check(requests)
         if not requests:
             return []
@@ -130,14 +130,26 @@ class LocalEngine:
             self._driver = loop.create_task(self._drive())
         return await future
 
-    async def load(self, weights: Any, version: int) -> None:
+    async def load(self, weights: Weights, version: int) -> None:
         """Take new weights once requests in flight have finished; requests made meanwhile wait for them.
 
-        `weights`: None when the trainer changed the model in place, else a state dict for it. All KV is dropped and the low-precision
-        copy renewed.
+        `weights`: None where the learner changed the model in place, a folder of safetensors or one such file, or a state dict. All KV is
+        dropped and the low-precision copy renewed. Raises FileNotFoundError, RuntimeError or TypeError for weights that are none of the model's;
+        it then samples with what it has.
         """
-        if weights is not None and not isinstance(weights, Mapping):
-            raise TypeError(f"weights must be None (shared with the trainer) or a state dict, got {type(weights).__name__}")
+        state = read(weights)
+        async with self._alone():
+            self._take(state)
+            self._decoder.version = version
+
+    async def reset(self) -> None:
+        """Forget all KV once requests in flight have finished; the weights stay."""
+        async with self._alone():
+            self._decoder.forget()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """No request is in flight, and those made meanwhile wait."""
         loop = self._attach()
         while self._gate is not None:
             await asyncio.wait({self._gate})
@@ -145,8 +157,7 @@ class LocalEngine:
         try:
             while self._driver is not None and not self._driver.done():
                 await asyncio.wait({self._driver})
-            self._take(weights)
-            self._decoder.version = version
+            yield
         finally:
             gate, self._gate = self._gate, None
             gate.set_result(None)
@@ -160,7 +171,7 @@ class LocalEngine:
 
     def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
         if weights is not None:
-            self.model.load_state_dict(weights)
+            self.model.load_state_dict(whole(self.model, weights))
         if self._copy is not None:
             with torch.no_grad():
                 for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
@@ -206,6 +217,25 @@ class LocalEngine:
             before = self._arrivals
             await asyncio.sleep(0)
             quiet = quiet + 1 if self._arrivals == before else 0
+
+
+def whole(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict with every name of a tied parameter, which is saved under one of them."""
+    names = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    there = {names[name]: tensor for name, tensor in weights.items() if name in names}
+    return {name: there[key] for name, key in names.items() if key in there} | dict(weights)
+
+
+def read(weights: Weights) -> Mapping[str, torch.Tensor] | None:
+    """The state dict that a path or a mapping holds; None for parameters that are shared."""
+    if weights is None or isinstance(weights, Mapping):
+        return weights
+    if not isinstance(weights, str | os.PathLike):
+        raise TypeError(f"weights must be None (shared with the learner), a path or a state dict, got {type(weights).__name__}")
+    files = sorted(Path(weights).glob("*.safetensors")) if Path(weights).is_dir() else [Path(weights)]
+    if not files or not all(file.is_file() for file in files):
+        raise FileNotFoundError(f"there are no weights at {weights}: give a folder that holds *.safetensors, or one such file")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @contextmanager

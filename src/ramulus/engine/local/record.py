@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 
 import numpy as np
@@ -49,30 +50,13 @@ class Record:
             self.numbers[i, at, :n] = getattr(drawn, name)
         self.now += 1
 
-    def sampled(self, row: Row) -> list[int]:
+    def sampled(self, row: Row) -> array[int]:
         """The tokens of a row."""
-        first, now = self.first, self.now
-        if not row.spans:
-            return self.tokens[row.since - first : now - first, row.place].tolist()
-        whole: list[int] = []
-        for place, a, b in (*row.spans, (row.place, row.since, now)):
-            whole += self.tokens[a - first : b - first, place].tolist()
-        return whole
+        spans = [self.tokens[a - self.first : b - self.first, place] for place, a, b in row.sat(self.now)]
+        return array("i", np.concatenate(spans, dtype=np.int32).tobytes())
 
-    def columns(self, row: Row) -> list[list[float]]:
-        """Log-probs, entropies, kept mass and temperatures of its tokens."""
-        if not row.plain:
-            return self._read(row, len(NUMBERS))
-        columns = self._read(row, 2)
-        n, temperature = len(columns[0]), row.setting[0]
-        return [*columns, [0.0] * n, [float(temperature)] * n]  # type: ignore[arg-type]
-
-    def _read(self, row: Row, count: int) -> list[list[float]]:
-        first, now = self.first, self.now
-        if not row.spans:
-            return self.numbers[:count, row.since - first : now - first, row.place].tolist()  # type: ignore[no-any-return]
-        whole: list[list[float]] = [[] for _ in range(count)]
-        for place, a, b in (*row.spans, (row.place, row.since, now)):
-            for column, more in zip(whole, self.numbers[:count, a - first : b - first, place].tolist(), strict=True):
-                column += more
-        return whole
+    def columns(self, row: Row) -> list[array[float]]:
+        """Log-probs and entropies of its tokens; of a row that is not plain also kept mass and temperatures."""
+        count = 2 if row.plain else len(NUMBERS)
+        spans = [self.numbers[:count, a - self.first : b - self.first, place] for place, a, b in row.sat(self.now)]
+        return [array("f", column.tobytes()) for column in np.concatenate(spans, axis=1, dtype=np.float32)]

@@ -26,6 +26,7 @@ class Ticket:
     group: Group
     index: int
     need: int  # tokens of a slot
+    until: Until | None  # asked after each token
     early: int = 0  # tokens of its prefix that were prefilled before it had a seat
 
 
@@ -36,17 +37,17 @@ class Row:
     ticket: Ticket
     prefix: tuple[int, ...]
     text: tuple[int, ...]  # the prefix without its last token, which the first decode step runs
-    until: Until
+    until: Until | None  # asked after each of its tokens
     most: int  # tokens to sample
     setting: tuple[object, ...]  # temperature, top_p, top_k, min_p
     stream: int  # where its random numbers start
-    ends: frozenset[int] | None  # as in its request
+    ids: frozenset[int]  # tokens that end it
     plain: bool  # its temperature is a number and nothing is truncated
     place: int = -1  # in the crowd
     slot: int = -1  # that holds its KV
     length: int = 0  # tokens of the text whose KV the slot holds
     known: int = 0  # tokens at the start of the prefix that were in KV at some time
-    tokens: list[int] = field(default_factory=list)  # so far, where `until` is asked after each
+    tokens: list[int] = field(default_factory=list)  # so far, where `until` is asked
     began: int = 0  # the step in which it sat down
     since: int = 0  # the step in which it came to its place
     spans: list[tuple[int, int, int]] = field(default_factory=list)  # (place, first step, one past the last) before that
@@ -59,11 +60,15 @@ class Row:
             self.spans.append((self.place, self.since, now))
         self.place, self.since = place, now
 
+    def sat(self, now: int) -> list[tuple[int, int, int]]:
+        """(place, first step, one past the last) of each place that it has had up to the step `now`."""
+        return [*self.spans, (self.place, self.since, now)]
+
     @classmethod
     def of(cls, ticket: Ticket) -> Row:
         """A row without a seat."""
         request = ticket.request
         how, prefix = request.sampling, tuple(request.prefix)
         setting = (how.temperature, how.top_p, how.top_k, how.min_p)
-        plain = how.top_p >= 1 and how.top_k <= 0 and how.min_p <= 0 and not callable(how.temperature)
-        return cls(ticket, prefix, prefix[:-1], request.until, how.max_tokens, setting, mix(request.seed), request.ends, plain)
+        plain = not how.truncates and not callable(how.temperature)
+        return cls(ticket, prefix, prefix[:-1], ticket.until, how.max_tokens, setting, mix(request.seed), request.stop.ids, plain)

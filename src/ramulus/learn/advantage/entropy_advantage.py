@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,9 +50,7 @@ def recorded(path: Path, name: str) -> np.ndarray:
     """`entropy`, or `behavior`, the log-probs before truncation, of each token of a path [L]; ValueError where a node has none."""
     for node in path:
         if len(node.column("logprobs" if name == "behavior" else name)) != len(node.tokens):
-            raise ValueError(
-                f"node {node.id} has no recorded log-probs or entropies to read: sample with an engine that records them"
-            )
+            raise ValueError(f"node {node.id} has no recorded {name} to read: sample with an engine that records it")
     if name == "entropy":
         return joined([node.entropy for node in path if node.entropy is not None])
     return np.concatenate([np.zeros(0), *(np.asarray(node.logprobs, np.float64) + (node.kept or 0.0) for node in path)])
@@ -68,6 +66,7 @@ class EntropyAdvantage:
     advantage: Any = field(default_factory=GroupMean)
     alpha: float = 0.4
     kappa: float = 2.0
+    records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0 or not self.kappa > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class EntropySignal:
     signed: bool = True
     scale: Literal["extremes", "rank"] = "extremes"
     eps: float = 1e-8  # nats; the smallest entropy that is told from 0
+    records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
         if not 0 <= self.pivot <= 1 or not self.eps > 0:

@@ -73,6 +73,7 @@ class HighEntropy:
     share: float = 0.2
     rescale: bool = False
     column: ClassVar[str | None] = None
+    records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ramulus.core.task import Reward
+from ramulus.engine.engine import Decode, Engine
+from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.torch_learner import Torch
 
 Model = Callable[[], tuple[Any, Any]]
@@ -17,6 +19,9 @@ Model = Callable[[], tuple[Any, Any]]
 
 LearnerFactory = Callable[..., Any]
 """A frozen dataclass that builds the learner, called as `Torch` is."""
+
+EngineFactory = Callable[[Any, Decode], Engine]
+"""A frozen dataclass that builds the engine, given the learner's model in this process and what tells the text of tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +71,6 @@ class AdamW:
         share = (step - self.warmup - 1) / max(steps - self.warmup, 1)
         left = 1 - share if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * share))
         return self.lr * (self.floor + (1 - self.floor) * left)
-
-
-@dataclass(frozen=True)
-class Local:
-    """The local engine: samples with the trainer's own weights, on CPU or one GPU."""
-
-    slots: int = 64  # rows decoded together
-    memory_mb: int = 1024  # of kept KV; the oldest is dropped beyond it and prefilled again
-    copy: Literal["float32", "bfloat16"] | None = (
-        None  # dtype of a second copy of the weights; None reads the trainer's
-    )
-    threads: int | None = (
-        None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
-    )
-
-    def __post_init__(self) -> None:
-        if self.slots < 1 or self.memory_mb < 1:
-            raise ValueError(
-                f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}"
-            )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"engine.threads must be at least 1, got {self.threads}: leave it out for all")
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,7 @@ class Run:
     learner: LearnerFactory = field(default_factory=Torch)  # Torch(...): what trains
 
     # the machine
-    engine: Local = field(default_factory=Local)
+    engine: EngineFactory = field(default_factory=Local)  # Local(...): what samples
     seed: int = 0
     threads: int | None = None  # of torch; None takes the number of cores
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes cuda where there is one
@@ -189,6 +172,8 @@ class Run:
             raise ValueError(
                 f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
             )
+        if not callable(self.engine):
+            raise ValueError(f"engine builds what samples, Local(slots=64) say; got {self.engine!r}")
         for name in ("evals", "answer", "repetition", "lora"):
             if isinstance(getattr(self, name), bool | int | float | str):
                 raise ValueError(

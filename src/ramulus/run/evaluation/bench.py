@@ -15,15 +15,14 @@ from ramulus.core import store
 from ramulus.core.run_folder import model_folder
 from ramulus.core.task import Reward, Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import Sampling
-from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw
-from ramulus.run.config.recipe import Local
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -37,7 +36,8 @@ class Bench:
 
     name: str
     tokenizer: Any
-    engine: LocalEngine
+    model: Any
+    engine: Engine
     decode: Decoder
     ends: tuple[int, ...]
     slots: int
@@ -92,9 +92,8 @@ def open_bench(model: str, device: str, threads: int | None, slots: int) -> Benc
     set_threads(threads)
     net, tokenizer = Pretrained(model_path(model))()
     net.to(device_of(device)).eval().requires_grad_(False)
-    settings = Local(slots)
-    engine = LocalEngine(net, settings.slots, settings.memory_mb * 2**20)
-    return Bench(model, tokenizer, engine, Decoder(tokenizer), eos_of(net, tokenizer), settings.slots)
+    decode = Decoder(tokenizer)
+    return Bench(model, tokenizer, net, Local(slots)(net, decode), decode, eos_of(net, tokenizer), slots)
 
 
 def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:

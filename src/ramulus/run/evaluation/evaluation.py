@@ -144,7 +144,7 @@ async def sample(
     """Every chunk that is left. Each begins with an engine that remembers nothing, so it does not depend on those before it."""
     for answers, reward in zip(kept, rewards):
         for tasks in answers.left():
-            await bench.engine.load(None, bench.engine.version)
+            await bench.engine.reset()
             answers.append(await grow(bench, tasks, reward, plan, kinds, stop, count))
             count.chunk(answers.name, len(answers.rows), len(answers.tasks))
 
@@ -174,14 +174,14 @@ def settings_of(plan: Plan, bench: Bench, stop: Stop, kinds: list[str], chunk: i
         "tree": tree,
         "seed": plan.seed,
     }
-    parameter = next(bench.engine.model.parameters())
+    parameter = next(bench.model.parameters())
     machine = {
         "device": parameter.device.type,
         "dtype": str(parameter.dtype),
         "threads": torch.get_num_threads(),
         "slots": bench.slots,
     }
-    rest = {"chunk": chunk, "torch": torch.__version__, "weights": fingerprint(bench.engine.model)}
+    rest = {"chunk": chunk, "torch": torch.__version__, "weights": fingerprint(bench.model)}
     return {"kinds": kinds} | sampled | {"max_tokens": stop.max_tokens} | machine | rest
 
 

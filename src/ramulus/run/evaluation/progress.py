@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.engine import Engine
 from ramulus.look.progress import Bar
 from ramulus.run.logbook import clock
 
@@ -17,7 +17,7 @@ SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
 class Count:
     """Problems done: a bar with the time left on a terminal, else a line now and then, and none for what takes no time."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int, engine: LocalEngine) -> None:
+    def __init__(self, console: Console, title: str, total: int, done: int, engine: Engine) -> None:
         self.console, self.total, self.before, self.done, self.engine = console, total, done, float(done), engine
         self.start = self.last = time.monotonic()
         if done:
@@ -42,7 +42,7 @@ class Count:
 
     def speed(self) -> float:
         """Tokens sampled in a second."""
-        return self.engine.counters["sampled"] / max(time.monotonic() - self.start, 1e-9)
+        return self.engine.counters()["sampled"] / max(time.monotonic() - self.start, 1e-9)
 
     def close(self) -> None:
         """Take the bar away."""
