@@ -7,7 +7,22 @@ import asyncio
 import pytest
 import torch
 
-from engines import EVERY_WAY, KERNELS, KINDS, VOCABULARY, WAYS, ask, drawn_from, line, mixed, one, run, scored, small, worst
+from engines import (
+    EVERY_WAY,
+    KERNELS,
+    KINDS,
+    VOCABULARY,
+    WAYS,
+    ask,
+    drawn_from,
+    line,
+    mixed,
+    one,
+    run,
+    scored,
+    small,
+    worst,
+)
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.radix import common
 
@@ -314,7 +329,7 @@ def test_truncation_greedy_and_rules_end_to_end() -> None:
     assert len(set(ruled.temperature)) > 1
     assert all(0.4 < t <= 0.5 for t in ruled.temperature)
     with torch.no_grad():
-        logits = model(torch.tensor([list(prompt) + ruled.tokens])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([[*prompt, *ruled.tokens]])).logits[0, len(prompt) - 1 : -1]
     recorded = torch.tensor(ruled.temperature.tolist())
     assert torch.allclose(hot(logits), recorded, atol=1e-5)
     redone = (logits / recorded[:, None]).log_softmax(-1).gather(1, torch.tensor(ruled.tokens.tolist())[:, None])[:, 0]

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from ramulus.core.text import ends_in_box, has_box
 from ramulus.engine.engine import Decode, StopRule, Until
 from ramulus.engine.stops import ends_in
-
-from ramulus.core.text import ends_in_box, has_box
 
 Answer = Callable[[list[int], list[int], Decode, bool], bool]
 """(response before this segment, its tokens so far, decode, whether EOS just came) -> whether the answer is complete."""

@@ -159,7 +159,7 @@ def check_engine(run: Run, engine: Engine) -> None:
             )
 
 
-def parts_of(value: Any) -> Iterator[Any]:
+def parts_of(value: object) -> Iterator[object]:
     """Every dataclass in a recipe, outermost first."""
     if is_dataclass(value) and not isinstance(value, type):
         yield value

@@ -266,9 +266,9 @@ class Trainer:
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
-async def hand_over(learner: Learner, engine: LocalEngine) -> None:
+async def hand_over(learner: Learner, engine: Engine) -> None:
     """Load the learner's weights into the engine: in place where it reads the learner's own parameters, else as tensors."""
-    shared = "in_place" in learner.features
+    shared = "in_place" in learner.features & engine.features
     await engine.load(None if shared else await learner.weights(), learner.version)
 
 
