@@ -165,9 +165,8 @@ class Run:
     trackio: bool = False
 
     def __post_init__(self) -> None:
-        missing = [
-            name for name in ("name", "model", "tasks", "branching", "schedule", "mix") if not getattr(self, name)
-        ]
+        needed = ("name", "model", "tasks", "branching", "schedule", "mix")
+        missing = [name for name in needed if not getattr(self, name)]
         if missing:
             raise ValueError(
                 f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
@@ -199,8 +198,7 @@ class Run:
         if self.tokens_per_batch < self.prompt_limit + self.response_limit:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
-                f"{self.prompt_limit} + {self.response_limit} "
-                f"tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
+                f"{self.prompt_limit} + {self.response_limit} tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
         check_ahead(self.ahead, self.mix)
         if self.threads is not None and self.threads < 1:
