@@ -30,17 +30,19 @@ FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
 FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
 
 SUB_ROOMS: dict[str, tuple[str, ...]] = {
-    "engine": ("local",),
+    "engine": ("local", "remote"),
     "learn": ("batch", "advantage", "objective", "packing", "attention", "policy"),
     "look": ("evaluation", "compare", "cost", "viewer"),
     "run": ("config", "evaluation", "sweep"),
 }
 """The sub-rooms of a room from the ground up: each imports only those before it. Modules that lie in none may be anywhere, in no circle."""
 
-WITHOUT_TORCH = ("native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/stops.py", "engine/toy.py", "recipes/", "__init__.py")
+WITHOUT_TORCH = (
+    "native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/stops.py", "engine/toy.py", "engine/remote/", "recipes/", "__init__.py",
+)  # fmt: skip
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
-OPTIONAL = {
+OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "orjson": "run/setting.py",
     "math_verify": "tasks/math.py",
     "reasoning_gym": "tasks/gym.py",
@@ -53,10 +55,11 @@ OPTIONAL = {
     "ray": "run/cluster.py",
     "vllm": "engine/vllm.py",
     "matplotlib": "look/compare/plots.py",
-    "starlette": "look/viewer/viewer.py",
-    "uvicorn": "look/viewer/viewer.py",
+    "httpx2": "engine/remote/client.py",
+    "starlette": ("engine/remote/listen.py", "engine/remote/server.py", "look/viewer/viewer.py"),
+    "uvicorn": "engine/remote/listen.py",
 }
-"""Libraries that only some users install, and the one file that imports each, inside a function."""
+"""Libraries that only some users install, and the one file that imports each (of a web framework: each application), inside a function."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,15 @@ def breaches(place: str, source: str) -> list[str]:
             found.append(f"{where}: core needs the standard library only")
         elif name == "torch" and place.startswith(WITHOUT_TORCH) and (imported.eager or place.startswith("tasks/")):
             found.append(f"{where}: no torch here")
-        elif name in OPTIONAL and (place != OPTIONAL[name] or imported.eager):
+        elif name in OPTIONAL and (place not in at_home(name) or imported.eager):
             found.append(f"{where}: only {OPTIONAL[name]} imports it, inside a function")
     return found
+
+
+def at_home(name: str) -> tuple[str, ...]:
+    """The files that import an optional library."""
+    files = OPTIONAL[name]
+    return (files,) if isinstance(files, str) else files
 
 
 def place_of(file: Path) -> str:

@@ -28,12 +28,13 @@ from rich.console import Console
 from ramulus.cli import main
 from ramulus.core import store
 from ramulus.core.tree import column
+from ramulus.engine.remote.listen import bind
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
 from ramulus.look.viewer.page import write as write_page
 from ramulus.look.viewer.runs import Shelf
 from ramulus.look.viewer.show import show
-from ramulus.look.viewer.viewer import Hosts, bind, server
+from ramulus.look.viewer.viewer import Hosts, server
 from viewer_runs import NASTY, add_rows, large_tree, row, run_folder, small_tree, tokenizer, write
 
 

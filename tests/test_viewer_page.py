@@ -21,10 +21,10 @@ from playwright import sync_api as playwright
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
+from ramulus.engine.remote.listen import bind as bound_at
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
 from ramulus.look.viewer.runs import Shelf
-from ramulus.look.viewer.viewer import bind as bound_at
 from ramulus.look.viewer.viewer import server
 from viewer_runs import add_rows, large_tree, run_folder, small_tree, tokens, write
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ramulus.engine.engine import StopRule as StopRule
     from ramulus.engine.local.factory import Local as Local
     from ramulus.engine.local.local_engine import LocalEngine as LocalEngine
+    from ramulus.engine.remote.factory import Remote as Remote
     from ramulus.engine.toy import ToyEngine as ToyEngine
     from ramulus.grow.adaptive import Adaptive as Adaptive
     from ramulus.grow.branching import Bud as Bud
@@ -92,6 +93,7 @@ HOMES = {
     "engine.engine": ("Request", "Sampling", "Segment", "StopRule"),
     "engine.local.factory": ("Local",),
     "engine.local.local_engine": ("LocalEngine",),
+    "engine.remote.factory": ("Remote",),
     "engine.toy": ("ToyEngine",),
     "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),

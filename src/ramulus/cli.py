@@ -1,4 +1,4 @@
-"""The command line: `ramulus train`, sweep, compare, eval, rollout, recipes, ledger, export, view, doctor.
+"""The command line: `ramulus train`, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
 
 Nothing heavy is imported before it is needed.
 """
@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from ramulus.run.serve import serve
 
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
 Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
@@ -350,6 +352,7 @@ COMMANDS: dict[str, Any] = {
     "ledger": ledger,
     "export": export,
     "view": view,
+    "serve": serve,
     "doctor": doctor,
 }
 ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."

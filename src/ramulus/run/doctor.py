@@ -18,6 +18,8 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "tensorboard": ("tensorboard", "tensorboard", "TensorBoard"),
     "fast": ("orjson", "orjson", "files of trees, written several times as fast"),
     "viewer": ("starlette", "starlette", "ramulus view"),
+    "serve": ("uvicorn", "uvicorn", "ramulus serve"),
+    "remote": ("httpx2", "httpx2", "engine=Remote(...)"),
     "plots": ("matplotlib", "matplotlib", "plots of ramulus compare"),
     "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),
     "wandb": ("wandb", "wandb", "Weights & Biases"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ramulus.engine.remote.listen import bind, is_address, is_loopback, listener
 from ramulus.look.viewer.api import Api, BadParameter, Unknown
 from ramulus.look.viewer.page import ASSETS, KINDS, assets, numbers, write
 from ramulus.look.viewer.runs import Shelf
@@ -49,14 +49,6 @@ class Hosts:
         name, port = said[1], int((said[2] or "80")[:6])
         known = name in self.names or (self.anywhere and is_address(name.strip("[]")))
         return name in LOCAL or (known and port == self.port)
-
-
-def is_address(name: str) -> bool:
-    """Whether this is an IP address and no name."""
-    try:
-        return bool(ipaddress.ip_address(name))
-    except ValueError:
-        return False
 
 
 def guard(app: Any, hosts: Hosts) -> Any:
@@ -125,39 +117,9 @@ def application(api: Api, hosts: Hosts) -> Any:
     return guard(app, hosts)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket at the address; OSError names it and the remedy."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except (OSError, OverflowError) as error:  # the latter for a port that is no port
-        bound.close()
-        remedy = "leave --port out for a free one, or check --host"
-        said = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot serve at {host} port {port}: {said}; {remedy}") from error
-    return bound
-
-
 def server(api: Api, host: str, bound: socket.socket, ready: Callable[[str], None]) -> Any:
     """A uvicorn server of the viewer on a bound socket; `ready` is told the address once it answers."""
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise ImportError('the viewer needs Starlette and uvicorn: pip install "ramulus[viewer]"') from error
-    port = bound.getsockname()[1]
-    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            ready(f"http://{name}:{port}/")
-
-    app = application(api, Hosts(host, port))
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
-    return Server(uvicorn.Config(app, timeout_graceful_shutdown=2, **options))
+    return listener(lambda: application(api, Hosts(host, bound.getsockname()[1])), host, bound, ready, "viewer")
 
 
 def view(
@@ -188,7 +150,7 @@ def view(
             highlight=False,
             soft_wrap=True,
         )
-        if host != "localhost" and not (is_address(host) and ipaddress.ip_address(host).is_loopback):
+        if not is_loopback(host):
             console.print(
                 "whoever reaches this port can read the runs: there is no password", style="yellow", highlight=False
             )

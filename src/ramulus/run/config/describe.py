@@ -34,9 +34,9 @@ def brought_forward(value: Any) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`."""
+    """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`, and no field that its repr hides."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.repr}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -87,6 +87,8 @@ def set_fields(thing: Any, updates: Updates, path: str = "", probe: bool = False
         where = f"{path}.{name}" if path else name
         if name not in known:
             raise UnknownName(unknown(name, list(known), where, type(thing).__name__))
+        if not known[name].repr:
+            raise ValueError(f"{where} is a secret, and a command line is seen by others and saved: set it in the environment or in the recipe file")
         new[name] = set_value(getattr(thing, name), hints.get(name, Any), update, where, probe)
     if probe:
         return thing
