@@ -96,19 +96,14 @@ def generate(model: Any, todo: Work, batch: int) -> list[Tensor]:
     return found
 
 
-def never(tokens: list[int]) -> str | None:
-    """The forced length alone ends a response."""
-    return None
-
-
 def sample(engine: LocalEngine, todo: Work) -> list[Segment]:
     """All requests at once, after the weights were taken anew, as at the start of every training step."""
 
     async def everything() -> list[Segment]:
         await engine.load(None, engine.version + 1)
         asked = zip(todo.prompts, todo.lengths)
-        requests = [Request(p, Sampling(n), never, seed) for seed, (p, n) in enumerate(asked)]
-        return list(await asyncio.gather(*[engine.sample([request]) for request in requests]))
+        requests = [Request(p, Sampling(n), seed=seed) for seed, (p, n) in enumerate(asked)]
+        return await engine.sample(requests)
 
     return asyncio.run(everything())
 

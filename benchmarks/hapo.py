@@ -39,11 +39,6 @@ SIZES = {"quickstart": (11, 32, 64, 8), "S": (64, 128, 8, 8), "0.5B": (128, 512,
 RULE = ByEntropy(tau=0.1)
 
 
-def never(tokens: list[int]) -> str | None:
-    """Texts end by length alone."""
-    return None
-
-
 def prompts(shape: Shape, trees: int, length: int) -> list[tuple[int, ...]]:
     """Random prompts."""
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +50,7 @@ def decoded(engine: LocalEngine, requests: list[Request]) -> list[Segment]:
 
     async def all_of_them() -> list[Segment]:
         await engine.load(None, 0)
-        return await asyncio.gather(*[engine.sample([request]) for request in requests])
+        return await engine.sample(requests)
 
     return asyncio.run(all_of_them())
 
@@ -66,7 +61,7 @@ def forest(shape: Shape, model: Any, size: tuple[int, int, int, int], slots: int
     engine = LocalEngine(model, slots)
     grown = [Tree.plant(Task(str(i), p, "")) for i, p in enumerate(prompts(shape, trees, prompt))]
     requests = [
-        Request(tree.task.prompt, Sampling(response), never, 1000 * i + k)
+        Request(tree.task.prompt, Sampling(response), seed=1000 * i + k)
         for i, tree in enumerate(grown)
         for k in range(paths)
     ]
@@ -88,7 +83,7 @@ def temperature(
     contenders: dict[str, Callable[[], Any]] = {}
     for name, heat in (("temperature 1", 1.0), ("temperature 0.9", 0.9), ("by entropy", rule)):
         requests = [
-            Request(p, Sampling(response, heat), never, 1000 * i + k)
+            Request(p, Sampling(response, heat), seed=1000 * i + k)
             for i, p in enumerate(prompts(shape, trees, prompt))
             for k in range(paths)
         ]

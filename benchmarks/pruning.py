@@ -12,7 +12,6 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from benchmarks.pairing import Spread, record, spread, table
@@ -58,12 +57,12 @@ async def grown_on(
 
     async def end(tree: Tree, leaf: Node, number: int) -> tuple[float, int]:
         response = leaf.response()
-        until = partial(stop, response, most=stop.max_tokens - len(response))
+        most = stop.max_tokens - len(response)
         seed = seed_of(tree, leaf) ^ (number + 1)
         request = Request(
-            tuple(leaf.prefix()), Sampling(stop.max_tokens - len(response), sampling.temperature), until, seed
+            tuple(leaf.prefix()), Sampling(most, sampling.temperature), stop.rule, seed, stop.until(response, most)
         )
-        segment = await bench.engine.sample([request])
+        (segment,) = await bench.engine.sample([request])
         ghost = Tree.plant(tree.task)
         ghost.add(ghost.root, response + list(segment.tokens), Author.POLICY, finish=segment.finish or "length")
         await grade(ghost, REWARDS, bench.decode)

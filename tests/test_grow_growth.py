@@ -21,7 +21,7 @@ from ramulus.grow.branching import Bud, Star, length, paths
 from ramulus.grow.grading import RewardError, grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, grow_tree, seed_of
 from ramulus.grow.segments import Segments
-from ramulus.grow.stop import Stop
+from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
 
 STOP = Stop((EOS,), 20)
 NO_EOS = ToyEngine(vocab=8, table={(): [-50.0] + [0.0] * 7})
@@ -344,3 +344,46 @@ def test_no_reward_at_all() -> None:
     with pytest.raises(ValueError, match="at least one"):
         graded(())
     assert asyncio.run(grade(plant(), (), decode)).leaves() == [], "supervised: nothing sampled, nothing to grade"
+
+
+class Plain(ToyEngine):
+    """A toy that asks nobody and knows no strings, as a plain server: it honours token ids and records no entropy."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self.features = frozenset({"kept"})
+
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        assert all(request.until is None and not request.stop.strings for request in requests)
+        return [replace(segment, entropy=None) for segment in await super().sample(requests)]
+
+
+REREAD = {
+    "answer": Stop((EOS,), 20, decode, BoxedAnswer()),
+    "eos after an answer": Stop((EOS,), 20, decode, BoxedAnswer(and_eos=True)),
+    "repetition": Stop((EOS,), 20, decode, None, Repeats(1, 3, every=1)),
+    "strings": Stop((EOS,), 20, decode, strings=("ab", "cd")),
+    "ids": Stop((EOS, 3), 20),
+}
+
+
+@pytest.mark.parametrize("name", REREAD)
+@pytest.mark.parametrize("sampling", [Sampling(99), Sampling(99, temperature=0.7, top_p=0.9)])
+def test_an_engine_that_asks_nobody_grows_the_same_trees(name: str, sampling: Sampling) -> None:
+    """What came back is read again, token by token, and cut in every column; what was sampled beyond is counted by the engine alone."""
+    stop = REREAD[name]
+
+    def grown(engine: ToyEngine) -> list[Tree]:
+        trees = [plant(f"t{i}", seed=i) for i in range(12)]
+        return asyncio.run(grow_forest(trees, engine, Segments(4, 4, 5, 2), sampling, stop))
+
+    asked, plain = ToyEngine(vocab=8, spread=1.0, decode=decode), Plain(vocab=8, spread=1.0)
+    pairs = [(a, b) for one, other in zip(grown(asked), grown(plain)) for a, b in zip(one.walk(), other.walk(), strict=True)]
+    for a, b in pairs:
+        assert (a.tokens, a.logprobs, a.kept, a.finish, a.levels) == (b.tokens, b.logprobs, b.kept, b.finish, b.levels)
+        assert len(b.tokens) == len(b.logprobs) or b.author is Author.PROMPT
+        assert b.entropy is None
+    held = sum(len(b.tokens) for _, b in pairs if b.author is Author.POLICY)
+    assert asked.counters()["sampled"] == held
+    assert (plain.counters()["sampled"] > held) == (name in ("answer", "repetition", "strings"))
+    assert {"ids": "eos", "eos after an answer": "answer", "strings": "stop"}.get(name, name) in {a.finish for a, _ in pairs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -96,5 +97,6 @@ def test_requests_of_a_recipe(recipe: str) -> None:
 def test_a_segment() -> None:
     request = Request(prefix=(1, 2), sampling=Sampling(8, top_p=0.9), seed=3, until=never)
     segment = ToyEngine(vocab=6).continuation(request)
+    assert isinstance(segment.kept, array)
     assert len(segment.tokens) == 8
     assert again(segment) == segment
