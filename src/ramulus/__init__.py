@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ramulus.grow.forks import AttentionForks as AttentionForks
     from ramulus.grow.forks import EarlyForks as EarlyForks
     from ramulus.grow.forks import EntropyForks as EntropyForks
+    from ramulus.grow.grading import grade as grade
+    from ramulus.grow.growth import demonstrate as demonstrate
     from ramulus.grow.growth import grow_forest as grow_forest
     from ramulus.grow.prompts import PromptBatch as PromptBatch
     from ramulus.grow.schedule import Dynamic as Dynamic
@@ -77,17 +79,20 @@ if TYPE_CHECKING:
     from ramulus.run.signals import SignalContext as SignalContext
     from ramulus.run.signals import StateValue as StateValue
     from ramulus.run.signals import StepStarts as StepStarts
+    from ramulus.tasks.chain import ChainAnswer as ChainAnswer
     from ramulus.tasks.chain import ChainSum as ChainSum
     from ramulus.tasks.files import File as File
     from ramulus.tasks.gym import Gym as Gym
     from ramulus.tasks.math import Boxed as Boxed
     from ramulus.tasks.problem import Problem as Problem
+    from ramulus.tasks.problem import render as render
     from ramulus.tasks.rewards import ExactAnswer as ExactAnswer
     from ramulus.tasks.rewards import Overlong as Overlong
 
 __version__ = "0.1.0"
 
 HOMES = {
+    "grow.grading": ("grade",),
     "core.task": ("Path", "Task"),
     "core.tree": ("Author", "Node", "Tree"),
     "engine.engine": ("Request", "Sampling", "Segment", "StopRule"),
@@ -98,7 +103,7 @@ HOMES = {
     "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),
     "grow.forks": ("AttentionForks", "EarlyForks", "EntropyForks"),
-    "grow.growth": ("grow_forest",),
+    "grow.growth": ("demonstrate", "grow_forest"),
     "grow.prompts": ("PromptBatch",),
     "grow.schedule": ("Dynamic", "Fixed"),
     "grow.segments": ("Segments",),
@@ -124,11 +129,11 @@ HOMES = {
     "look.viewer.show": ("show",),
     "run.config.recipe": ("AdamW", "Exam", "Run", "Weighted"),
     "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),
-    "tasks.chain": ("ChainSum",),
+    "tasks.chain": ("ChainAnswer", "ChainSum"),
     "tasks.files": ("File",),
     "tasks.gym": ("Gym",),
     "tasks.math": ("Boxed",),
-    "tasks.problem": ("Problem",),
+    "tasks.problem": ("Problem", "render"),
     "tasks.rewards": ("ExactAnswer", "Overlong"),
 }
 """Module: the public names it holds. The imports above say the same to type checkers; a test holds the two together."""
