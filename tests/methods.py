@@ -273,7 +273,7 @@ METHODS = {
         clips=True,
     ),
     "grpo_leash_bonus": Method(
-        Mix((term(RECOMPUTED, Recomputed(), GroupMean(), TokenMean()),), leash=0.05, entropy_bonus=0.01),
+        Mix((term(RECOMPUTED, Recomputed(), GroupMean(), TokenMean()),), kl_coef=0.05, entropy_bonus=0.01),
         outcome("grpo", "token_mean", leashed_loss, tempered=False),
         clips=True,
     ),
@@ -317,7 +317,7 @@ METHODS = {
     ),
     "node_values_some_leaves": Method(Mix((term(Clip(0.2, 0.28), Behavior(), NodeValue()),)), node_value, clips=True),
     "attnrl": Method(
-        Mix((term(DualClip(0.2, 0.28, 3.0, "recomputed"), Recomputed(), GlobalLocal()),), leash=0.001),
+        Mix((term(DualClip(0.2, 0.28, 3.0, "recomputed"), Recomputed(), GlobalLocal()),), kl_coef=0.001),
         on_nodes("paper", False, "token_mean", False, attnrl_loss),
         clips=True,
     ),

@@ -21,10 +21,10 @@ from ramulus.learn.objective.reference import Behavior, Recomputed
 
 
 def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:
-    """Ratios at the temperature of sampling, the leash at 1."""
+    """Ratios at the temperature of sampling, the KL term at 1."""
     pull = on_nodes("paper", False, "token_mean", True, dapo_loss)(trees, evaluate)
-    leash = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3(rows.logp, rows.frozen))
-    return pull + 0.05 * leash(trees, evaluate)
+    kl = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3(rows.logp, rows.frozen))
+    return pull + 0.05 * kl(trees, evaluate)
 
 
 def ramulus(trees: list[Tree], evaluate: Evaluate) -> Tensor:
@@ -46,7 +46,7 @@ RL = term(hapo(RANKS, 0.2, 0.28, 1.0, 1.0, "behavior"), Behavior(), GlobalLocal(
 PADDED = TokenGroupMean(fallback=1.5, width=40)
 METHODS |= {
     "attnrl_behavior": Method(
-        Mix((term(DualClip(0.2, 0.28, 3.0), Behavior(), GlobalLocal()),), leash=0.05), attnrl, clips=True
+        Mix((term(DualClip(0.2, 0.28, 3.0), Behavior(), GlobalLocal()),), kl_coef=0.05), attnrl, clips=True
     ),
     "treerl_branched": Method(
         Mix((term(Clip(0.2, 0.26), Behavior(), GlobalLocal(), SequenceMean()),)),

@@ -62,8 +62,8 @@ def flat() -> Run:
     return replace(star(), rewards=Flat(), filter_overlong=False, minibatches=2)
 
 
-def leash() -> Run:
-    """A leash and an entropy bonus pull at every path."""
+def kl() -> Run:
+    """A KL term and an entropy bonus pull at every path."""
     return replace(rl(), **SHORT | {"evals": rl().evals, "eval_every": 3, "save_every": 1})
 
 

@@ -51,7 +51,7 @@ def sft() -> Run:
 def rl() -> Run:
     return Run(
         name="rl", model=MODEL, tasks=TRAIN, evals=TEST, rewards=Digits(), branching=Segments(4, 3, 4), schedule=Dynamic(4),
-        mix=Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),), leash=0.01, entropy_bonus=0.001),
+        mix=Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),), kl_coef=0.01, entropy_bonus=0.001),
         steps=6, minibatches=2, optimizer=AdamW(lr=1e-2, decay="linear"), save_every=2, eval_every=3, eval_samples=2, **SMALL,
     )  # fmt: skip
 

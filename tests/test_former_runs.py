@@ -10,7 +10,8 @@ import pytest
 
 from ramulus.cli import main
 from ramulus.core.store import read
-from ramulus.run.config.find import find
+from ramulus.run.config.find import find, stages_of
+from ramulus.run.config.override import override
 from ramulus.run.config.resume import read_saved
 
 RUN = Path(__file__).parent / "data" / "run-0.1"
@@ -69,3 +70,21 @@ def test_a_recipe_that_imports_the_former_name_is_told_the_new_one(tmp_path: Pat
     path.write_text("from ramify import Run\n")
     with pytest.raises(ImportError, match=r"mine\.py imports ramify, which is called ramulus now"):
         find(str(path))
+
+
+def test_a_field_by_its_former_name_is_told_the_new_one(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"Mix has no field 'leash' any more, it is mix\.kl_coef"):
+        override(stages_of(RECIPE), ["mix.leash=0.02"])
+    path = tmp_path / "mine.py"
+    path.write_text("from ramulus import Mix\n\n\ndef recipe():\n    return Mix((), leash=0.1)\n")
+    with pytest.raises(ValueError, match=r"Mix has no field 'leash' any more, it is mix\.kl_coef"):
+        stages_of(str(path))
+
+
+def test_what_was_set_by_its_former_name_is_kept(run: Path):
+    saved = json.loads((run / "run.json").read_text())
+    saved["overrides"].append("mix.leash=0.02")
+    (run / "run.json").write_text(json.dumps(saved))
+    read = read_saved(run / "run.json")
+    assert read["overrides"][-1] == "mix.kl_coef=0.02"
+    assert read["stages"][0]["mix"]["kl_coef"] == 0.01

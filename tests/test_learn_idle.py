@@ -89,7 +89,7 @@ def test_gradients_stay_the_same(name: str, budget: int) -> None:
 
 def test_nothing_is_left_out_under_a_leash_or_a_bonus() -> None:
     trees = levelled(0)
-    for mix in (Mix((Term(PPO),), leash=0.1), Mix((Term(PPO),), entropy_bonus=0.1)):
+    for mix in (Mix((Term(PPO),), kl_coef=0.1), Mix((Term(PPO),), entropy_bonus=0.1)):
         credits = mix.credit(trees)
         sizes = [[len(row) for row in pack(trees, credits, mix, drop_idle=drop)] for drop in (False, True)]
         assert sizes[0] == sizes[1]

@@ -91,7 +91,7 @@ def test_normalisers_by_hand(normaliser: Any, weights: list[float]) -> None:
 
 def test_a_filtered_path_is_in_no_mean_gradient_denominator_leash_or_bonus() -> None:
     """What a forest is worth must not depend on over-long answers that were filtered out."""
-    mix = Mix((Term(PPO),), leash=0.1, entropy_bonus=0.1)
+    mix = Mix((Term(PPO),), kl_coef=0.1, entropy_bonus=0.1)
     with_it, without = star(1.0, None, 0.0, 1.0), star(1.0, 0.0, 1.0)
     with_it.leaves()[1].finish = "length"
     for tree in (with_it, without):
@@ -187,7 +187,7 @@ def test_a_term_is_tempered_or_not_as_a_whole() -> None:
 def test_columns_that_were_not_filled_are_named() -> None:
     tree = star(1.0, 0.0)
     with pytest.raises(ValueError, match="has no 'frozen' log-probs: have the forest scored"):
-        row([tree], Mix((Term(PPO),), leash=0.1))
+        row([tree], Mix((Term(PPO),), kl_coef=0.1))
     with pytest.raises(ValueError, match="has no 'recomputed' log-probs"):
         row([tree], Mix((Term(Estimator(Everything(), Recomputed(), GroupMean())),)))
 

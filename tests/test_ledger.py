@@ -84,7 +84,7 @@ def leaf_fates(run: Run, tree: Tree, author: Author) -> dict[Node, str]:
     """What became of a path's tokens by this author, from what is written beside the leaf: its credit, its end, its grade."""
     mine = [(term, name) for term, name in zip(run.mix.terms, names(run.mix)) if author in term.authors]
     everyone = names(run.mix)
-    pulled_at = run.mix.leash or run.mix.entropy_bonus
+    pulled_at = run.mix.kl_coef or run.mix.entropy_bonus
     found = {}
     for leaf in tree.leaves():
         credit = {name: leaf.verdict[name] for name in everyone if name in leaf.verdict}
@@ -117,10 +117,10 @@ def by_hand(run: Run, trees: list[Tree]) -> Counter[str]:
     return told
 
 
-VARIANTS = ("star", "segments", "flat", "leash", "ahead", "forks", "gate", "careful", "luffy", "sft")
+VARIANTS = ("star", "segments", "flat", "kl", "ahead", "forks", "gate", "careful", "luffy", "sft")
 SEEN = {  # fates that a run must show, so that the identities are not of zeros
     "star": ("trained_policy", "idle_tokens", "excluded"), "segments": ("trained_policy", "pruned", "dropped_tokens", "repeated"),
-    "flat": ("idle_tokens",), "leash": ("trained_policy", "eval_sampled", "zero_credit"), "ahead": ("sampled_before", "sampled_ahead", "reused"),
+    "flat": ("idle_tokens",), "kl": ("trained_policy", "eval_sampled", "zero_credit"), "ahead": ("sampled_before", "sampled_ahead", "reused"),
     "forks": ("trained_policy", "excluded"), "gate": ("trained_expert", "expert"), "careful": ("expert",), "luffy": ("trained_expert",),
     "sft": ("trained_expert",),
 }  # fmt: skip
@@ -160,7 +160,7 @@ def test_every_token_of_a_run_is_accounted_for(tmp_path: Path, monkeypatch: pyte
         assert counted.prefix == told["prefilled"] + told["prefix_reused"]
 
 
-@pytest.mark.parametrize("variant", ["segments", "leash"])
+@pytest.mark.parametrize("variant", ["segments", "kl"])
 def test_every_second_of_a_step_has_a_phase_and_totals_are_sums(tmp_path: Path, variant: str) -> None:
     rows = train(variant, tmp_path / "run")
     for row in rows:
@@ -176,11 +176,11 @@ def test_every_second_of_a_step_has_a_phase_and_totals_are_sums(tmp_path: Path, 
     assert seconds == pytest.approx({name: sum(told["seconds"][name] for told in each) for name in seconds})
     assert seconds["step"] == pytest.approx(sum(seconds[name] for name in PHASES))
     assert seconds["total"] == pytest.approx(seconds["step"] + seconds["eval"])
-    assert (seconds["eval"] > 0) == (variant == "leash")
+    assert (seconds["eval"] > 0) == (variant == "kl")
     assert whole["per_correct"]["sampled"] == whole["tokens"]["sampled"] / whole["answers"]["correct"]
 
 
-@pytest.mark.parametrize("variant", ["ahead", "leash"])
+@pytest.mark.parametrize("variant", ["ahead", "kl"])
 def test_a_resumed_run_has_the_same_account(tmp_path: Path, variant: str) -> None:
     rows = train(variant, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -28,7 +28,7 @@ from ramulus.recipes import ramulus as everything
 from ramulus.run.config.recipe import Run
 
 NUMBERS = {  # settings that change no form as long as they stay on (or off: 0 or None)
-    Mix: {"leash", "entropy_bonus", "value"},
+    Mix: {"kl_coef", "entropy_bonus", "value"},
     Term: {"coefficient"},
     ConstantLength: {"length"},
     Clip: {"low", "high"},
@@ -119,7 +119,7 @@ UNKNOWN = {
     "a column": with_estimator(FLAT, mask=DualClip(0.2, 0.28, 10.0, "recomputed"), reference=Recomputed()),
     "a switch of an advantage": with_estimator(STAR, advantage=GroupMean(leave_one_out=True)),
     "a normaliser": replace(STAR, terms=(replace(STAR.terms[0], normaliser=ConstantLength(3)),)),
-    "a leash": replace(STAR, leash=0.04),
+    "a KL term": replace(STAR, kl_coef=0.04),
     "a gate": replace(GATED, gate=Smooth()),
     "a gate's third way": replace(GATED, gate=Switch(0.0, off=0.5)),
     "a missing term": replace(WHOLE, terms=WHOLE.terms[:1]),
@@ -140,7 +140,7 @@ def test_an_unknown_mix_is_not_found(what: str) -> None:
 def test_plain_numbers_change_no_form() -> None:
     wide = Term(Estimator(Clip(0.1, 0.4), Behavior(), GroupMean(eps=1e-4)), normaliser=SequenceMean(), coefficient=0.5)
     assert rows_for(Mix((wide,))) == ["grpo"]
-    assert form(replace(STAR, leash=0.04)) == form(replace(STAR, leash=0.001)) != form(STAR)
+    assert form(replace(STAR, kl_coef=0.04)) == form(replace(STAR, kl_coef=0.001)) != form(STAR)
 
 
 def test_what_has_no_form_is_refused() -> None:

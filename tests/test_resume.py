@@ -229,14 +229,14 @@ def test_what_changed_is_said_and_what_cannot_change_is_refused(whole: Path, tmp
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     console = Console(record=True, width=200, file=io.StringIO())
-    assert launch(RECIPE, [f"out={run}", "steps=7", "mix.leash=0.02"], True, False, console) == 0
+    assert launch(RECIPE, [f"out={run}", "steps=7", "mix.kl_coef=0.02"], True, False, console) == 0
     said = console.export_text()
     assert "steps was 6, is now 7" in said
-    assert "mix.leash was 0.01, is now 0.02" in said
+    assert "mix.kl_coef was 0.01, is now 0.02" in said
     for change in ("seed=1", "model.hidden=32", "tasks.count=50", "prompt_limit=17"):
         with pytest.raises(ValueError, match=f"cannot resume: {change.split('=')[0]} was"):
             train(run, change)
-    assert json.loads((run / "run.json").read_text())["overrides"] == [f"out={run}", "steps=7", "mix.leash=0.02"]
+    assert json.loads((run / "run.json").read_text())["overrides"] == [f"out={run}", "steps=7", "mix.kl_coef=0.02"]
 
 
 def test_an_existing_run_is_not_overwritten(whole: Path, tmp_path: Path):

@@ -339,7 +339,7 @@ def test_a_run_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path):
 def test_a_step_without_signal_changes_no_weight(tmp_path: Path):
     text = "from dataclasses import replace\nfrom ramulus.grow.schedule import Fixed\nfrom ramulus.run.config.find import find\n\n\n"
     text += f"def flat(task, path):\n    return 1.0\n\n\ndef recipe():\n    run = find({RECIPE!r}).rl()\n"
-    text += "    return replace(run, rewards=flat, schedule=Fixed(2), mix=replace(run.mix, leash=0.0, entropy_bonus=0.0), steps=2)\n"
+    text += "    return replace(run, rewards=flat, schedule=Fixed(2), mix=replace(run.mix, kl_coef=0.0, entropy_bonus=0.0), steps=2)\n"
     (tmp_path / "flat.py").write_text(text)
     console = Console(record=True, width=200, file=io.StringIO())
     assert launch(str(tmp_path / "flat.py"), [f"out={tmp_path / 'run'}", "save_every=1"], False, False, console) == 0

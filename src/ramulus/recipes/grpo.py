@@ -19,7 +19,7 @@ from ramulus.tasks.math import Boxed
 def recipe() -> Run:
     """Qwen2.5-Math on boxed mathematics, the usual settings: 128 prompts x 8 paths, learning rate 1e-6, no KL.
 
-    The paper leashes the policy to its start with a coefficient of 0.04: `mix.leash=0.04`.
+    The paper holds the policy to its start by a KL term with a coefficient of 0.04: `mix.kl_coef=0.04`.
     """
     return Run(
         name="grpo",

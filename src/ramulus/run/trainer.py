@@ -292,4 +292,4 @@ def loss(
 def has_signal(mix: Mix, batch: TreeBatch) -> bool:
     """Whether anything in a row pulls at the weights."""
     pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
-    return pulls or ((mix.leash != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))
+    return pulls or ((mix.kl_coef != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))

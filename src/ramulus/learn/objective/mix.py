@@ -83,16 +83,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Mix:
-    """A sum of terms, a KL leash to a frozen model and an entropy bonus.
+    """A sum of terms, a KL term to a frozen reference model and an entropy bonus.
 
     A gate multiplies what each leaf weighs after the normaliser has spoken, so that a question weighs the same whichever way it goes.
 
-    Leash and bonus are weighted by the sum of the terms' weights. `share` says how a tree's leaves share its weight: all alike, or
+    KL term and bonus are weighted by the sum of the terms' weights. `share` says how a tree's leaves share its weight: all alike, or
     split equally at each fork.
     """
 
     terms: tuple[Term, ...]
-    leash: float = 0.0  # coefficient of KL(pi || frozen), k3 estimate of http://joschu.net/blog/kl-approx.html
+    kl_coef: float = 0.0  # coefficient of KL(pi || frozen), k3 estimate of http://joschu.net/blog/kl-approx.html
     entropy_bonus: float = 0.0
     share: Literal["each_leaf", "each_fork"] = "each_leaf"
     gate: Gate | None = None  # from whom each question is learned; None takes every leaf as it is
@@ -112,9 +112,9 @@ class Mix:
             raise ValueError(
                 f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}"
             )
-        if not (math.isfinite(self.leash) and self.leash >= 0 and math.isfinite(self.entropy_bonus)):
+        if not (math.isfinite(self.kl_coef) and self.kl_coef >= 0 and math.isfinite(self.entropy_bonus)):
             raise ValueError(
-                f"leash must be a finite number of at least 0 and entropy_bonus finite, got {self.leash} and {self.entropy_bonus}"
+                f"kl_coef must be a finite number of at least 0 and entropy_bonus finite, got {self.kl_coef} and {self.entropy_bonus}"
             )
         if self.share not in ("each_leaf", "each_fork"):
             raise ValueError(f"share is 'each_leaf' or 'each_fork', got {self.share!r}")
@@ -128,7 +128,7 @@ class Mix:
     def columns(self) -> set[str]:
         """The log-prob columns that some part reads."""
         named = {column for term in self.terms for column in term.estimator.columns}
-        return named | ({"frozen"} if self.leash else set()) | ({"value"} if self.value else set())
+        return named | ({"frozen"} if self.kl_coef else set()) | ({"value"} if self.value else set())
 
     def credit(self, forest: Sequence[Tree]) -> list[list[Credits]]:
         """Every term's credits for the whole forest, term by term, tree by tree.
@@ -181,16 +181,16 @@ class Mix:
         return total + self.extras(plain, entropy, batch, value)
 
     def extras(self, plain: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None) -> Tensor:
-        """The additive terms that are no advantages: leash, entropy bonus and, where values are given, their regression."""
+        """The additive terms that are no advantages: the KL term, entropy bonus and, where values are given, their regression."""
         total = plain.new_zeros(())
         weight = batch.weight.sum(0)
-        if self.leash:
+        if self.kl_coef:
             if batch.frozen is None:
                 raise ValueError(
-                    "the leash needs the frozen model's log-probs: score the forest for 'frozen' before packing"
+                    "the KL term needs the frozen model's log-probs: score the forest for 'frozen' before packing"
                 )
             apart = (batch.frozen - plain).clamp(-20, 20)
-            total = total + self.leash * (weight * (apart.exp() - apart - 1)).sum()
+            total = total + self.kl_coef * (weight * (apart.exp() - apart - 1)).sum()
         if self.entropy_bonus:
             total = total - self.entropy_bonus * (weight * entropy).sum()
         if self.value and value is not None:

@@ -31,7 +31,7 @@ def pack(
 ) -> list[TreeBatch]:
     """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
 
-    With `drop_idle` so are leaves without any credit, unless a leash or an entropy bonus pulls at them: gradients stay the same.
+    With `drop_idle` so are leaves without any credit, unless a KL term or an entropy bonus pulls at them: gradients stay the same.
 
     `credits` holds one Credits per term and tree. Denominators are those of all `trees`, so results do not depend on the cutting.
     `stats` is what `mix.measure` answered for the whole forest where `trees` are a part of it; None measures `trees`.

@@ -145,11 +145,11 @@ def pulls(leaf: Node, part: Share, credit: Credits, authors: Sequence[object]) -
 def idle(
     trees: Sequence[Tree], terms: Sequence[Trained], credits: Sequence[Sequence[Credits]], mix: Mix
 ) -> list[set[int]]:
-    """The ids of the trained leaves that change nothing, per tree; none where a leash, an entropy bonus or a value head pulls at all of them.
+    """The ids of the trained leaves that change nothing, per tree; none where a KL term, an entropy bonus or a value head pulls at all of them.
 
     Their weights stay in every denominator, so leaving them out is exact.
     """
-    if mix.leash or mix.entropy_bonus or mix.value:
+    if mix.kl_coef or mix.entropy_bonus or mix.value:
         return [set() for _ in trees]
     found = []
     for index, tree in enumerate(trees):

@@ -139,7 +139,7 @@ class TorchPolicy:
         """Raise ValueError for a column that this policy cannot compute."""
         if "frozen" in columns and self.reference is None and self.wrapped is None:
             raise ValueError(
-                "the leash needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
+                "the KL term needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
             )
         if "value" in columns and self.critic is None:
             raise ValueError('the column "value" needs a value head, but this policy has none: make an ActorCritic')

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
+FORMER = {"leash": "kl_coef"}  # fields by the names they had before
 OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the package, under its former name too, in whichever room
 
 
@@ -25,9 +26,9 @@ def own(name: str) -> str:
 
 
 def brought_forward(value: Any) -> Any:
-    """JSON of `to_json` as an earlier version wrote it, with the qualified names of today."""
+    """JSON of `to_json` as an earlier version wrote it, with the names of today."""
     if isinstance(value, dict):
-        return {key: brought_forward(item) for key, item in value.items()}
+        return {FORMER.get(key, key): brought_forward(item) for key, item in value.items()}
     if isinstance(value, list):
         return [brought_forward(item) for item in value]
     return own(value) if isinstance(value, str) else value

@@ -6,11 +6,15 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from ramulus.run.config.override import MOVED
 
 if TYPE_CHECKING:
     from ramulus.run.config.recipe import Run
@@ -67,7 +71,8 @@ def find(recipe: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their annotations up here
         try:
-            spec.loader.exec_module(module)
+            with naming_the_new():
+                spec.loader.exec_module(module)
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "ramify":
                 raise
@@ -80,6 +85,18 @@ def find(recipe: str) -> ModuleType:
             f"there is no recipe {recipe!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py file"
         )
     return importlib.import_module(f"ramulus.recipes.{recipe}")
+
+
+@contextmanager
+def naming_the_new() -> Iterator[None]:
+    """A ValueError with today's name for a recipe that gives a field by the name it had before."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if found is None or found.groups() not in MOVED:
+            raise
+        raise ValueError(f"{found[1]} has no field {found[2]!r} any more, it is {MOVED[found[1], found[2]]}") from error
 
 
 def stages_of(recipe: str) -> tuple[Run, ...]:
@@ -96,7 +113,8 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
         raise ValueError(
             f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
         )
-    made = build()
+    with naming_the_new():
+        made = build()
     stages = made if isinstance(made, tuple) else (made,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]
     if wrong or not stages:

@@ -14,10 +14,11 @@ Updates = dict[str, Any]
 
 
 MOVED = {
+    ("Mix", "leash"): "mix.kl_coef",
     ("AttentionForks", "delta"): "signals.0.delta: write signals=(ForwardInfluence(delta=...),) in a recipe file",
     ("EntropyForks", "words"): "signals.0.words: write signals=(Concluded(words=...),) in a recipe file, or set branching.closed=None for no words",
 }
-"""(class, field) that went elsewhere: its place now."""
+"""(class, field) that went elsewhere or has another name: what to write now."""
 
 BOOLS = {"true": True, "True": True, "yes": True, "on": True, "false": False, "False": False, "no": False, "off": False}
 

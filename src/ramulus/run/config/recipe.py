@@ -132,7 +132,7 @@ class Run:
     filter_overlong: bool = False  # paths cut off at the limit are in no mean and no gradient (DAPO)
 
     # learning
-    mix: Any  # Mix: the terms, the leash, the entropy bonus
+    mix: Any  # Mix: the terms, the KL term, the entropy bonus
     steps: int
     minibatches: int = 1  # optimizer steps per forest
     ahead: int = (
