@@ -16,8 +16,11 @@ from ramulus.run.config.recipe import Run, writable
 
 FORMAT = 2
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
-FORMER_PATHS = {
-    "mix.leash": "mix.kl_coef","branching.delta": "signals.0.delta", "branching.words": "signals.0.words"}  # overrides of format 1, as the shipped recipes take them
+FORMER_PATHS = {  # overrides of format 1, as the shipped recipes take them
+    "mix.leash": "mix.kl_coef",
+    "branching.delta": "signals.0.delta",
+    "branching.words": "signals.0.words",
+}
 FIXED = (
     "name",
     "model",
