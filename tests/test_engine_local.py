@@ -24,7 +24,7 @@ from engines import (
     worst,
 )
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.engine.local.radix import common
+from ramulus.engine.local.radix_tree import common
 
 MANY = 2**26
 
@@ -142,7 +142,7 @@ def test_a_tree_grows_from_what_its_parents_left_in_their_slots() -> None:
     """Children that arrive as their parents end copy nothing from the trie, whose first look at them is when a slot is wanted."""
     model = small()
     engine = LocalEngine(model, slots=8, memory=MANY)
-    residents, asked = engine._decoder.seating.residents, []
+    cache, asked = engine._scheduler.memory.cache, []
     texts = [line(9, i) for i in range(4)]
 
     async def tree(text: tuple[int, ...], seed: int, depth: int) -> None:
@@ -159,12 +159,12 @@ def test_a_tree_grows_from_what_its_parents_left_in_their_slots() -> None:
     requests, segments = zip(*asked)
     assert worst(model, requests, segments) < 1e-5
     assert engine.counters()["prefilled"] == 4 * 8 + len(requests)  # prompts once, then only last tokens
-    for text, slot in residents.where.items():  # what it says lies there, lies there
-        assert text in residents.texts[slot]
+    for text, slot in cache.slot_of.items():  # what it says lies there, lies there
+        assert text in cache.texts[slot]
         with torch.no_grad():
             alone = LocalEngine(model, slots=1, memory=MANY)
             run(alone, [ask((*text, 0), max_tokens=1)])
-        mine, other = engine._decoder.seating.slots.get(slot, 0, len(text)), alone._decoder.seating.slots.get(0, 0, len(text))
+        mine, other = engine._scheduler.memory.slots.get(slot, 0, len(text)), alone._scheduler.memory.slots.get(0, 0, len(text))
         assert torch.allclose(mine, other, atol=1e-4)
 
 
@@ -245,7 +245,7 @@ def test_eviction_changes_costs_and_not_logprobs() -> None:
         children = run(engine, forks)
         assert worst(model, first, parents) < 1e-5
         assert worst(model, forks, children) < 1e-5
-        assert engine.kv_bytes <= engine._decoder.memory
+        assert engine.kv_bytes <= engine._scheduler.memory.memory
     assert roomy.counters()["prefilled_again"] == 0
     assert tight.counters()["prefilled_again"] > 60
     assert tight.counters()["prefilled"] > roomy.counters()["prefilled"]
@@ -344,7 +344,7 @@ def test_load_drops_kv_and_takes_the_new_weights() -> None:
     assert engine.kv_bytes > 0
     assert old[0].version == 0
     asyncio.run(engine.load(other.state_dict(), 3))
-    assert engine._decoder.seating.trie.used == 0
+    assert engine._scheduler.memory.tree.used == 0
     before = dict(engine.counters())
     new = run(engine, requests)
     assert engine.counters()["reused"] - before["reused"] == 19 * 2  # siblings only: nothing older

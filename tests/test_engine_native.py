@@ -17,7 +17,7 @@ from ramulus.engine.local.forward import ModelForward, verify
 from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.kv import Reach, Slots
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.engine.local.sampling import Knobs, draw
+from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.grow.temperature import ByEntropy
 
 MANY = 2**26
@@ -65,7 +65,7 @@ def test_draws_are_those_of_torch(vocabulary: int, rule: str, lanes: str) -> Non
         "hot and greedy": [0.0, 0.7, 1.0, 1.8] * 10,
         "by entropy": [ByEntropy(pivot=1.0)] * 40,
     }
-    knobs = Knobs([Sampling(8, heat) for heat in heats[rule]], torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8, heat) for heat in heats[rule]], torch.device("cpu"), torch.float32)
     ours, theirs = (draw(logits, knobs, uniform, quick) for quick in (forward_of(small(), lanes), None))
     assert ours.tokens == theirs.tokens
     for name in ("logprobs", "kept", "entropy", "temperature"):
@@ -78,7 +78,7 @@ def test_tokens_without_probability_are_never_drawn(lanes: str) -> None:
     logits = torch.full((6, 40), -torch.inf)
     logits[:, 7], logits[:, 21] = 1.0, 2.0
     uniform = torch.tensor([0.0, 1e-300, 0.2, 0.3, 1 - 2**-53, 0.999], dtype=torch.float64)
-    knobs = Knobs([Sampling(8)] * 6, torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8)] * 6, torch.device("cpu"), torch.float32)
     drawn = draw(logits, knobs, uniform, forward_of(small(), lanes))
     assert drawn.tokens == [7, 7, 7, 21, 21, 21]
     share = 1 / (1 + torch.e)
@@ -90,7 +90,7 @@ def test_tokens_without_probability_are_never_drawn(lanes: str) -> None:
 def test_broken_logits_are_reported(lanes: str) -> None:
     logits = torch.zeros(2, 9)
     logits[1, 8] = torch.nan
-    knobs = Knobs([Sampling(8)] * 2, torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8)] * 2, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="logits are NaN"):
         draw(logits, knobs, torch.zeros(2, dtype=torch.float64), forward_of(small(), lanes))
 
@@ -149,7 +149,7 @@ class Strided:
 def test_temperatures_may_be_views(single: bool) -> None:
     logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * 3
     uniform = torch.rand(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    knobs = Knobs([Sampling(8, Strided(single))] * 30, torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8, Strided(single))] * 30, torch.device("cpu"), torch.float32)
     ours, theirs = (draw(logits, knobs, uniform, quick) for quick in (forward_of(small()), None))
     assert ours.tokens == theirs.tokens
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-6)
@@ -157,7 +157,7 @@ def test_temperatures_may_be_views(single: bool) -> None:
 
 def test_the_coldest_temperature_takes_the_most_probable() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    knobs = Knobs([Sampling(8, 1e-40)] * 4, torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8, 1e-40)] * 4, torch.device("cpu"), torch.float32)
     drawn = draw(logits, knobs, torch.full((4,), 0.5, dtype=torch.float64), forward_of(small()))
     assert drawn.tokens == logits.argmax(-1).tolist()
     assert drawn.logprobs == [0.0] * 4
@@ -167,7 +167,7 @@ def test_the_highest_number_draws_no_improbable_tail() -> None:
     """The largest uniform number falls on the last token that the sum reaches, not on one of probability e^-80 behind it."""
     logits = torch.randn(200, 3000, generator=torch.Generator().manual_seed(0))
     logits[:, -1] = -80
-    knobs = Knobs([Sampling(8)] * 200, torch.device("cpu"), torch.float32)
+    knobs = SamplingBatch([Sampling(8)] * 200, torch.device("cpu"), torch.float32)
     drawn = draw(logits, knobs, torch.full((200,), 1 - 2**-53, dtype=torch.float64), forward_of(small()))
     assert min(drawn.logprobs) > -20
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ramulus.engine.engine import Sampling
-from ramulus.engine.local.sampling import Drawn, Knobs, draw, inverse_cdf
+from ramulus.engine.local.sampling import Drawn, SamplingBatch, draw, inverse_cdf
 
 CPU = torch.device("cpu")
 
 
 def sample(logits: torch.Tensor, u: torch.Tensor, **sampling) -> Drawn:
-    knobs = Knobs([Sampling(8, **sampling)] * len(logits), CPU, logits.dtype)
+    knobs = SamplingBatch([Sampling(8, **sampling)] * len(logits), CPU, logits.dtype)
     return draw(logits, knobs, u.double())
 
 
@@ -93,7 +93,7 @@ def test_large_vocabulary_nucleus_beyond_the_first_candidates() -> None:
 
 def test_greedy_and_mixed_rows() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
-    knobs = Knobs([Sampling(8, temperature=0.0), Sampling(8), Sampling(8, temperature=0.0, top_p=0.5)], CPU, torch.float32)
+    knobs = SamplingBatch([Sampling(8, temperature=0.0), Sampling(8), Sampling(8, temperature=0.0, top_p=0.5)], CPU, torch.float32)
     out = draw(logits, knobs, torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64))
     best = logits.argmax(-1).tolist()
     assert (out.tokens[0], out.tokens[2]) == (best[0], best[2])
@@ -115,8 +115,8 @@ def test_rules_touch_only_their_rows_and_are_recorded() -> None:
 
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(3))
     u = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
-    mixed = draw(logits, Knobs([Sampling(8, temperature=t) for t in (rule, 1.0, rule, cold)], CPU, torch.float32), u)
-    fixed = draw(logits, Knobs([Sampling(8, temperature=t) for t in (0.5, 1.0, 0.5, 0.0)], CPU, torch.float32), u)
+    mixed = draw(logits, SamplingBatch([Sampling(8, temperature=t) for t in (rule, 1.0, rule, cold)], CPU, torch.float32), u)
+    fixed = draw(logits, SamplingBatch([Sampling(8, temperature=t) for t in (0.5, 1.0, 0.5, 0.0)], CPU, torch.float32), u)
     assert mixed == fixed
     assert mixed.temperature == [0.5, 1.0, 0.5, 0.0]
 

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 
 from engines import EVERY_WAY, KERNELS, VOCABULARY, WAYS, ask, line, mixed, one, run, small, worst
 from ramulus.engine.engine import Request, Segment, StopRule
-from ramulus.engine.local import compiled, seating
-from ramulus.engine.local.columns import COUNT, LEFT, POSITION, Columns
+from ramulus.engine.local import compiled
+from ramulus.engine.local import slots as slot_allocation
+from ramulus.engine.local.batch import COUNT, LEFT, POSITION, Batch
 from ramulus.engine.local.compiled import CompiledForward, Steps
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.kv import Geometry, Slots
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.engine.local.radix import Trie, common
-from ramulus.engine.local.record import Record
-from ramulus.engine.local.residents import Residents
-from ramulus.engine.local.rows import Group, Row, Ticket
+from ramulus.engine.local.prefix_cache import PrefixCache
+from ramulus.engine.local.radix_tree import RadixTree, common
+from ramulus.engine.local.samples import Samples
 from ramulus.engine.local.sampling import Drawn
+from ramulus.engine.local.sequence import Group, Sequence
 from ramulus.engine.rng import uniform
 from ramulus.engine.toy import ToyEngine
 
@@ -32,11 +33,11 @@ MANY = 2**26
 TEXTS = st.lists(st.lists(st.integers(0, 2), max_size=7).map(tuple), max_size=12)
 
 
-def residents() -> Residents:
+def prefix_cache() -> PrefixCache:
     geometry = Geometry(1, 1, 1, torch.float32, torch.device("cpu"))
     slots = Slots(geometry)
     slots.resize(40, 8, 0)
-    return Residents(slots, Trie(geometry.token_bytes, 2**20))
+    return PrefixCache(slots, RadixTree(geometry.token_bytes, 2**20))
 
 
 @settings(deadline=None, max_examples=150)
@@ -45,18 +46,18 @@ def test_the_longest_beginning_is_found(
     held: list[tuple[int, ...]], gone: set[int], more: list[tuple[int, ...]], asked: list[tuple[int, ...]]
 ) -> None:
     """As by looking at all texts, also after some have lost their slot and others have come."""
-    here = residents()
+    here = prefix_cache()
     for slot, text in enumerate(held):
-        here.finish(slot, text)
+        here.keep(slot, text)
     for text in asked[:3]:
         here.find(text)
     for slot in gone:
-        here.vacate(slot)
+        here.evict(slot)
     for slot, text in enumerate(more, len(held)):
-        here.finish(slot, text)
+        here.keep(slot, text)
     for text in asked + held:
         slot, n = here.find(text)
-        assert n == max((common(text, other) for other in here.where), default=0)
+        assert n == max((common(text, other) for other in here.slot_of), default=0)
         if n:
             assert any(text[:n] == other[:n] for other in here.texts[slot])
 
@@ -90,7 +91,7 @@ def test_forests_larger_than_the_pool_are_the_same_bits(monkeypatch: pytest.Monk
     roomy = LocalEngine(model, slots=64, memory=MANY)
     expected = asyncio.run(grown(roomy, prompts, 6, 1))
     assert worst(model, *zip(*expected, strict=True)) < 1e-5
-    monkeypatch.setattr(seating, "POOL", pool)
+    monkeypatch.setattr(slot_allocation, "POOL", pool)
     tight = LocalEngine(model, slots=slots, memory=memory)
     found = asyncio.run(grown(tight, prompts, 6, 1))
     key = lambda pair: (pair[0].prefix, pair[0].seed)  # noqa: E731
@@ -99,17 +100,17 @@ def test_forests_larger_than_the_pool_are_the_same_bits(monkeypatch: pytest.Monk
     )
     assert tight.kv_bytes <= memory
     assert tight.counters()["sampled"] == roomy.counters()["sampled"]
-    here = tight._decoder.seating
+    here = tight._scheduler.allocator
     assert sorted(here.idle) == list(range(here.slots.rows))  # every slot is free again
-    for text, slot in here.residents.where.items():
-        assert text in here.residents.texts[slot]
+    for text, slot in here.cache.slot_of.items():
+        assert text in here.cache.texts[slot]
 
 
 @KERNELS
 def test_forests_in_a_pool_copy_nothing_through_the_trie() -> None:
     engine = LocalEngine(small(), slots=8, memory=MANY)
     found = asyncio.run(grown(engine, [line(9, i) for i in range(4)], 4, 2))
-    assert engine._decoder.seating.trie.used == 0
+    assert engine._scheduler.memory.tree.used == 0
     assert engine.counters()["prefilled"] == 4 * 8 + len(found)  # prompts once, then last tokens alone
 
 
@@ -121,7 +122,7 @@ def test_slots_become_longer_while_rows_sit_in_them() -> None:
     late = [ask(line(90, 50 + i), seed=50 + i, max_tokens=9) for i in range(3)]
     alone = [run(LocalEngine(model, slots=1, memory=MANY), [request])[0] for request in early + late]
     engine = LocalEngine(model, slots=16, memory=2**21)
-    assert engine._decoder.seating.ample == 32
+    assert engine._scheduler.allocator.ample == 32
 
     async def after(request: Request) -> Segment:
         await one(engine, ask(request.prefix[:4], seed=9, max_tokens=3))
@@ -131,7 +132,7 @@ def test_slots_become_longer_while_rows_sit_in_them() -> None:
         return await asyncio.gather(*[one(engine, request) for request in early], *[after(request) for request in late])
 
     assert asyncio.run(everything()) == alone
-    assert engine._decoder.seating.slots.capacity >= 99
+    assert engine._scheduler.memory.slots.capacity >= 99
     counted = dict(engine.counters())
     asyncio.run(engine.load(None, 0))
     assert asyncio.run(everything()) == alone
@@ -146,10 +147,10 @@ def test_slots_that_were_made_once_serve_again() -> None:
     engine = LocalEngine(small(), slots=4, memory=MANY)
     requests = mixed(20)
     expected = run(engine, requests)
-    store = engine._decoder.seating.slots.store.data_ptr()
+    store = engine._scheduler.memory.slots.store.data_ptr()
     asyncio.run(engine.load(None, 0))
     assert run(engine, requests) == expected
-    assert engine._decoder.seating.slots.store.data_ptr() == store
+    assert engine._scheduler.memory.slots.store.data_ptr() == store
     assert engine.kv_bytes <= MANY
 
 
@@ -178,8 +179,8 @@ def test_prefixes_of_waiting_requests_cost_no_remembered_text() -> None:
             await one(engine, request)
 
     asyncio.run(one_by_one())
-    assert len(set(engine._decoder.seating.residents.where.values())) == 24
-    assert engine._decoder.seating.trie.used == 0
+    assert len(set(engine._scheduler.memory.cache.slot_of.values())) == 24
+    assert engine._scheduler.memory.tree.used == 0
 
 
 @KERNELS
@@ -220,41 +221,40 @@ def test_the_kernels_numbers_are_those_of_the_streams() -> None:
     fused = recognise(ModelForward(small()))
     assert fused is not None
     forward, seeds = CompiledForward(fused), [0, 1, 2**63 - 1, 77, 12345678901]
-    slots, columns, record, steps = Slots(forward.geometry, forward), Columns(8, VOCABULARY), Record(8), Steps(forward, 8)
+    slots, batch, samples, steps = Slots(forward.geometry, forward), Batch(8, VOCABULARY), Samples(8), Steps(forward, 8)
     slots.resize(5, 32, 0)
     group = Group(asyncio.new_event_loop().create_future(), [], 5)
-    rows = [Row.of(Ticket(ask((i + 1,), seed=seed, max_tokens=40), group, i, 32, None)) for i, seed in enumerate(seeds)]
+    rows = [Sequence.of(ask((i + 1,), seed=seed, max_tokens=40), group, i, 32, None) for i, seed in enumerate(seeds)]
     for i, row in enumerate(rows):
         row.slot = 4 - i
-        row.sit(i, 0)
-    columns.clear(list(rows))
-    columns.join(rows)
+        batch.put(row, i, 0)
+    batch.join(rows)
     for step in range(3):
-        assert steps.run(columns, slots, record, 1) == 1
+        assert steps.run(batch, slots, samples, 1) == 1
         assert steps.uniform[:5].tolist() == [uniform(seed, step) for seed in seeds]
-    assert columns.state[POSITION, :5].tolist() == [3] * 5
-    assert steps.run(columns, slots, record, 4) == 4
-    assert columns.state[COUNT, :5].tolist() == [7] * 5
-    assert columns.state[LEFT, :5].tolist() == [33] * 5
-    assert [len(record.sampled(row)) for row in rows] == [7] * 5
+    assert batch.state[POSITION, :5].tolist() == [3] * 5
+    assert steps.run(batch, slots, samples, 4) == 4
+    assert batch.state[COUNT, :5].tolist() == [7] * 5
+    assert batch.state[LEFT, :5].tolist() == [33] * 5
+    assert [len(samples.tokens_of(row)) for row in rows] == [7] * 5
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_record_gives_back_what_each_row_drew(data: st.DataObject) -> None:
     """Rows that come, go and change places, longer than there is room for at first."""
-    record, rows, told, counter = Record(4), [None] * 4, {}, 0  # type: ignore[var-annotated]
+    record, rows, told, counter = Samples(4), [None] * 4, {}, 0  # type: ignore[var-annotated]
     group = Group(asyncio.new_event_loop().create_future(), [], 1)
     for _ in range(data.draw(st.integers(1, 25))):
         for place in range(4):
             if rows[place] is None and data.draw(st.booleans()):
-                rows[place] = Row.of(Ticket(ask((1,)), group, 0, 32, None))
-                rows[place].sit(place, record.now)
+                rows[place] = Sequence.of(ask((1,)), group, 0, 32, None)
+                rows[place].take_row(place, record.now)
                 told[rows[place]] = []
         free, full = [i for i in range(4) if rows[i] is None], [i for i in range(4) if rows[i] is not None]
         if free and full and data.draw(st.booleans()):
             rows[free[0]], rows[full[-1]] = rows[full[-1]], None
-            rows[free[0]].sit(free[0], record.now)
+            rows[free[0]].take_row(free[0], record.now)
         for _ in range(data.draw(st.sampled_from([1, 2, 40]))):
             line = list(range(counter, counter + 4))
             record.add(Drawn(line, [x + 0.25 for x in line], [0.0] * 4, [x + 0.5 for x in line], [1.0] * 4), rows)
@@ -264,8 +264,8 @@ def test_a_record_gives_back_what_each_row_drew(data: st.DataObject) -> None:
                     told[row].append(line[place])
         for place, row in enumerate(rows):
             if row is not None and data.draw(st.booleans()):
-                assert record.sampled(row).tolist() == told[row]
-                assert record.columns(row)[1].tolist() == [x + 0.5 for x in told[row]]
+                assert record.tokens_of(row).tolist() == told[row]
+                assert record.columns_of(row)[1].tolist() == [x + 0.5 for x in told[row]]
                 rows[place] = None
     assert len(record.tokens) <= 4096
 
@@ -323,7 +323,7 @@ def test_one_bad_request_of_many_is_refused_before_any_is_sampled() -> None:
         with pytest.raises(ValueError, match=r"vocabulary of 48|prefix of a request is empty|the model takes 256"):
             asyncio.run(engine.sample([ask((1, 2)), ask((1, 2)), bad]))
     assert engine.counters()["sampled"] == 0
-    assert not engine._decoder.busy
+    assert not engine._scheduler.busy
 
 
 @pytest.mark.parametrize("way", EVERY_WAY[:2])
@@ -344,7 +344,7 @@ def test_those_who_wait_no_more_leave_the_crowd(way: str) -> None:
 
     found = asyncio.run(story())
     assert found.tokens == expected.tokens
-    assert not engine._decoder.busy
+    assert not engine._scheduler.busy
     assert engine.counters()["row_steps"] < 9 * 200
     assert run(engine, [other])[0].tokens == expected.tokens
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ramulus.engine.engine import Request, Sampling, StopRule
-from ramulus.engine.local.sampling import Knobs, draw
+from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.engine.rng import streams, uniform, uniforms
 from ramulus.engine.toy import ToyEngine
 from ramulus.engine.toy import draw as draw_one
@@ -124,7 +124,7 @@ def test_torch_sampler_draws_the_same_as_the_toy(size: int) -> None:
             for _ in range(rows)
         ]
         u = [rng.random() for _ in range(rows)]
-        knobs = Knobs(samplings, torch.device("cpu"), torch.float64)
+        knobs = SamplingBatch(samplings, torch.device("cpu"), torch.float64)
         drawn = draw(torch.tensor(logits, dtype=torch.float64), knobs, torch.tensor(u, dtype=torch.float64))
         for i, sampling in enumerate(samplings):
             one = draw_one(logits[i], sampling, float(sampling.temperature), u[i])

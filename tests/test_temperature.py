@@ -18,7 +18,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.engine.local.sampling import Knobs, draw
+from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest
@@ -73,7 +73,7 @@ def test_impossible_tokens_do_not_spoil_it() -> None:
     assert float(rule(logits)) == pytest.approx(float(rule(logits[:, :3])))
     drawn = draw(
         logits,
-        Knobs([Sampling(4, temperature=rule)], logits.device, logits.dtype),
+        SamplingBatch([Sampling(4, temperature=rule)], logits.device, logits.dtype),
         torch.tensor([0.5], dtype=torch.float64),
     )
     assert drawn.temperature == pytest.approx(rule(logits).tolist())

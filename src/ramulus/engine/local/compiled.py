@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ramulus.engine.local.columns import COUNT, LEFT, POSITION, STREAM, Columns
+from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
 from ramulus.engine.local.fused import FusedForward, Layer
 from ramulus.engine.local.kv import Reach, Slots
-from ramulus.engine.local.record import Record
+from ramulus.engine.local.samples import Samples
 from ramulus.native.build import library
 
 Part = tuple[Tensor, Tensor | None]
@@ -77,6 +77,24 @@ def joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor |
         weight = weight.float() * norm.float()
     biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
     return weight.float(), None if all(b is None for _, b in parts) else torch.cat(biases).float()
+
+
+class Pass(ctypes.Structure):
+    """`Pass` of decode.c: addresses of long columns [n], then what is done with them."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("token", "position", "slot", "answer")), ("n", WORD), ("together", WORD),
+        ("logits", ADDRESS), ("room", ADDRESS), ("epsilon", ctypes.c_float), ("scale", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class Drawing(ctypes.Structure):
+    """`Drawing` of decode.c: addresses of what a draw reads, of room for one step's, the function that draws, and where steps are written down."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("temperature", "stream", "count", "ends", "uniform", "draw", "token", "logprob", "entropy")),
+        *((name, ADDRESS) for name in ("tokens", "logprobs", "entropies")), ("wide", WORD),
+    ]  # fmt: skip
 
 
 class Panels:
@@ -227,25 +245,23 @@ class CompiledForward(FusedForward):
     ) -> None:
         """Call the kernel; every tensor is long and contiguous but `out`, which is float32."""
         columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
-        told = self.told([x.data_ptr() for x in columns], len(tokens), slots, together, out)
-        held = held_by(slots.store)
-        self.library.ramulus_forward(*(array.ctypes.data for array in (self.model, self.shape, held, told)))
+        described = self.described([x.data_ptr() for x in columns], len(tokens), slots, together, out)
+        store = described_store(slots.store)
+        arrays = [array.ctypes.data for array in (self.model, self.shape, store)]
+        self.library.ramulus_forward(*arrays, ctypes.addressof(described))
 
-    def told(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> np.ndarray:
-        """A pass of n tokens as decode.c reads it, with room for it; `columns` are addresses."""
+    def described(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> Pass:
+        """A pass of n tokens, with room for it; `columns` are addresses."""
         self.shape[-1] = torch.get_num_threads()
         needed = self.library.ramulus_room(self.shape.ctypes.data, n, slots.capacity)
         if len(self.room) < needed:
             self.room = torch.empty(needed, **FLOAT)
-        told = np.empty(9, dtype=np.uint64)
-        told[:8] = (*columns, n, together, out.data_ptr(), self.room.data_ptr())
-        told[8:].view(np.float32)[:] = self.epsilon, self.scale
-        return told
+        return Pass(*columns, n, together, out.data_ptr(), self.room.data_ptr(), self.epsilon, self.scale)
 
     def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
         """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
-        held, told = held_by(store), np.array(moves, dtype=np.int64)
-        self.library.ramulus_copy(self.shape.ctypes.data, held.ctypes.data, told.ctypes.data, len(moves))
+        described, triples = described_store(store), np.array(moves, dtype=np.int64)
+        self.library.ramulus_copy(self.shape.ctypes.data, described.ctypes.data, triples.ctypes.data, len(moves))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """logits [B, V] -> [B] nats; NaN where a logit is."""
@@ -271,47 +287,56 @@ class CompiledForward(FusedForward):
         return tokens, chosen, found
 
 
-def held_by(store: Tensor) -> np.ndarray:
+def described_store(store: Tensor) -> np.ndarray:
     """Slots as decode.c reads them: store [layers, 2, rows, heads, capacity, dim]."""
     return np.array((store.data_ptr(), store.shape[2], store.shape[4]), dtype=np.uint64)
 
 
 class Steps:
-    """Several decode steps in one call, of rows with nothing truncated and no temperature rule."""
+    """Several decode steps in one call, of sequences with nothing truncated and no temperature rule."""
 
     def __init__(self, forward: CompiledForward, most: int) -> None:
         self.forward = forward
         self.line, self.uniform = np.arange(most), np.empty(most)
         self.tokens, self.numbers = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.float32)
         self.out = torch.empty(0, forward.columns, **FLOAT)
-        self.draw = ctypes.cast(forward.draws.ramulus_draw, ADDRESS).value
+        self.drawing = Drawing(
+            uniform=self.uniform.ctypes.data,
+            draw=ctypes.cast(forward.draws.ramulus_draw, ADDRESS).value,
+            token=self.tokens.ctypes.data,
+            logprob=self.numbers[0].ctypes.data,
+            entropy=self.numbers[1].ctypes.data,
+        )
 
-    def run(self, columns: Columns, slots: Slots, record: Record, most: int) -> int:
-        """Up to `most` steps, until a row draws a token in `columns.ends` or has logits that are not finite; the columns go on and the record is
-        written. Returns how many, at least one."""
-        forward, n = self.forward, columns.n
+    def run(self, batch: Batch, slots: Slots, samples: Samples, most: int) -> int:
+        """Up to `most` steps, until a sequence draws a token in `batch.ends` or has logits that are not finite; the batch goes on and the samples
+        are written. Returns how many, at least one."""
+        forward, n = self.forward, batch.n
         if slots.capacity > len(forward.cosine):
             forward.rotary(slots.capacity)
         if len(self.out) < n:
             self.out = torch.empty(n, forward.columns, **FLOAT)
         wide = 2 * forward.geometry.layers * forward.query_heads * forward.geometry.dim  # multiplications of a row for each token it looks at
-        most = max(1, min(most, AT_ONCE // (forward.size * n + wide * int(columns.state[POSITION, :n].sum()))))
-        at, ends = record.room(most, columns.rows), columns.ends
-        state = [line.ctypes.data for line in columns.state]
-        told = forward.told([*state[:3], self.line.ctypes.data], n, slots, False, self.out)
-        drawing = np.array(
-            (
-                columns.heat.ctypes.data, state[STREAM], state[COUNT], 0 if ends is None else ends.ctypes.data, self.uniform.ctypes.data,
-                self.draw, self.tokens.ctypes.data, *(x.ctypes.data for x in self.numbers), record.tokens[at:].ctypes.data,
-                *(x[at:].ctypes.data for x in record.numbers[:2]), record.tokens.shape[1],
-            ),
-            dtype=np.uint64,
-        )  # fmt: skip
-        arrays = (forward.model, forward.shape, held_by(slots.store), told, drawing)
-        steps = int(forward.library.ramulus_steps(*(array.ctypes.data for array in arrays), most))
-        columns.state[LEFT, :n] -= steps
-        record.now += steps
+        most = max(1, min(most, AT_ONCE // (forward.size * n + wide * int(batch.state[POSITION, :n].sum()))))
+        inputs = [batch.state[i].ctypes.data for i in (TOKEN, POSITION, SLOT)]
+        described = forward.described([*inputs, self.line.ctypes.data], n, slots, False, self.out)
+        self._point_at(batch, samples, samples.room(most, batch.rows))
+        store = described_store(slots.store)
+        arrays = [array.ctypes.data for array in (forward.model, forward.shape, store)]
+        steps = int(forward.library.ramulus_steps(*arrays, ctypes.addressof(described), ctypes.addressof(self.drawing), most))
+        batch.state[LEFT, :n] -= steps
+        samples.now += steps
         return steps
+
+    def _point_at(self, batch: Batch, samples: Samples, at: int) -> None:
+        """Let the kernel read the batch and write from the step `at` on; all arrays outlive the call."""
+        drawing = self.drawing
+        drawing.temperature = batch.temperature.ctypes.data
+        drawing.stream, drawing.count = (batch.state[i].ctypes.data for i in (STREAM, COUNT))
+        drawing.ends = None if batch.ends is None else batch.ends.ctypes.data
+        drawing.tokens = samples.tokens[at].ctypes.data
+        drawing.logprobs, drawing.entropies = (column[at].ctypes.data for column in samples.numbers[:2])
+        drawing.wide = samples.tokens.shape[1]
 
     def release(self) -> None:
         """Give the memory of the logits back."""

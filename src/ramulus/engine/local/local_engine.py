@@ -15,10 +15,10 @@ from torch import nn
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
 from ramulus.engine.local.compiled import CompiledForward, suits
-from ramulus.engine.local.decode import Decoder
 from ramulus.engine.local.forward import Forward, ModelForward, verify
 from ramulus.engine.local.fused import recognise
-from ramulus.engine.local.rows import Group
+from ramulus.engine.local.scheduler import Scheduler
+from ramulus.engine.local.sequence import Group
 from ramulus.native.build import Unavailable
 
 QUIET = 8  # turns of the event loop without a new request before the next step
@@ -28,8 +28,8 @@ class LocalEngine:
     """Samples from a Hugging Face causal LM by continuous batching, with KV shared along prefixes.
 
     `model`: on one device; its parameters are read in place or copied by `load`: call it after every optimizer step, since the KV
-    of the old weights must go too. `slots`: rows that decode together. `memory`: bytes of KV, for the active rows and for what is
-    remembered of finished ones; the least recently used goes first and is prefilled again when needed. The kernels reserve up to three
+    of the old weights must go too. `slots`: sequences that decode together. `memory`: bytes of KV, for the running sequences and for what
+    is remembered of ended ones; the least recently used goes first and is prefilled again when needed. The kernels reserve up to three
     quarters of it for slots at the first request; the system gives pages as they are used. Slots that grow while they hold anything exist
     twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
     copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
@@ -75,7 +75,7 @@ class LocalEngine:
         verify(reference, reference)
         self.forward: Forward = (_fast(reference, native, native_limit) if fast else None) or reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
-        self._decoder = Decoder(self.forward, vocabulary, reference.limit, slots, memory, decode)
+        self._scheduler = Scheduler(self.forward, vocabulary, reference.limit, slots, memory, decode)
         self.features = frozenset({"rules", "until", "entropy", "kept", "in_place"} | ({"strings"} if decode else set()))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._driver: asyncio.Task[None] | None = None
@@ -85,16 +85,16 @@ class LocalEngine:
     @property
     def version(self) -> int:
         """Version of the weights that sample now."""
-        return self._decoder.version
+        return self._scheduler.version
 
     def counters(self) -> dict[str, int]:
         """Since construction, as `COUNTERS` has them; every prefix runs at least its last token."""
-        return dict(self._decoder.counters)
+        return dict(self._scheduler.counters)
 
     @property
     def limit(self) -> int:
         """Most tokens of prefix and continuation together."""
-        return self._decoder.limit
+        return self._scheduler.limit
 
     @property
     def copy_bytes(self) -> int:
@@ -109,7 +109,7 @@ class LocalEngine:
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
-        return self._decoder.seating.slots.nbytes + self._decoder.seating.trie.used
+        return self._scheduler.memory.nbytes
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         """One continuation of each, all in one crowd with those of other calls; each decode step serves all of them.
@@ -117,14 +117,14 @@ class LocalEngine:
         Raises ValueError, before any is sampled, for an empty prefix, an unknown token, a text beyond the model's positions, a text that
         `memory` cannot hold, or stop strings without `decode`.
         """
-        self._decoder.check(requests)
+        self._scheduler.check(requests)
         if not requests:
             return []
         loop = self._attach()
         while self._gate is not None:
             await asyncio.wait({self._gate})  # not the gate itself: it would be cancelled with whoever waits
         future: asyncio.Future[list[Segment]] = loop.create_future()
-        self._decoder.enqueue(Group(future, [None] * len(requests), len(requests)), requests)
+        self._scheduler.enqueue(Group(future, [None] * len(requests), len(requests)), requests)
         self._arrivals += 1
         if self._driver is None or self._driver.done():
             self._driver = loop.create_task(self._drive())
@@ -140,12 +140,12 @@ class LocalEngine:
         state = read(weights)
         async with self._alone():
             self._take(state)
-            self._decoder.version = version
+            self._scheduler.version = version
 
     async def reset(self) -> None:
         """Forget all KV once requests in flight have finished; the weights stay."""
         async with self._alone():
-            self._decoder.forget()
+            self._scheduler.forget()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -164,10 +164,10 @@ class LocalEngine:
 
     def release(self) -> None:
         """Drop all KV and give its memory back, say before a training step on a GPU; raises RuntimeError while requests are in flight."""
-        if self._decoder.busy:
+        if self._scheduler.busy:
             raise RuntimeError("requests are in flight: await them before releasing the KV memory")
-        self._decoder.abandon(None)  # nobody; it closes the holes of the last step
-        self._decoder.release()
+        self._scheduler.abandon(None)  # nobody; it closes the holes of the last step
+        self._scheduler.release()
 
     def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
         if weights is not None:
@@ -177,37 +177,37 @@ class LocalEngine:
                 for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
                     mine.copy_(theirs)
         self.forward.refresh()
-        self._decoder.forget()
+        self._scheduler.forget()
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """The running loop; whatever an earlier, closed one left behind is dropped."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._decoder.abandon(None)
+            self._scheduler.abandon(None)
             self._loop, self._driver, self._gate = loop, None, None
         return loop
 
     async def _drive(self) -> None:
         """Steps until there is nothing to do; a failure reaches all who wait."""
-        decoder = self._decoder
+        scheduler = self._scheduler
         try:
             answered = 1
             while True:
                 await self._settle(answered)
                 with _threads(self.threads):
-                    decoder.admit()
-                    if not decoder.rows:
+                    scheduler.admit()
+                    if not scheduler.batch.rows:
                         return
-                    answered = decoder.step()
+                    answered = scheduler.step()
         except asyncio.CancelledError:  # between two steps, so what is remembered is whole
-            decoder.abandon(None)
+            scheduler.abandon(None)
             raise
         except Exception as error:
-            decoder.abandon(error)
-            decoder.release()
+            scheduler.abandon(error)
+            scheduler.release()
         except BaseException:
-            decoder.abandon(None)
-            decoder.release()
+            scheduler.abandon(None)
+            scheduler.release()
             raise
 
     async def _settle(self, answered: int) -> None:

@@ -28,7 +28,7 @@ class Drawn:
     temperature: list[float]
 
 
-class Knobs:
+class SamplingBatch:
     """The sampling settings of B rows as columns; made anew only when the rows change."""
 
     def __init__(self, samplings: list[Sampling], device: torch.device, dtype: torch.dtype) -> None:
@@ -85,86 +85,86 @@ class Quick(Protocol):
 
 
 @torch.inference_mode()
-def draw(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick | None = None) -> Drawn:
+def draw(logits: Tensor, sampling: SamplingBatch, uniform: Tensor, quick: Quick | None = None) -> Drawn:
     """Draw one token a row: logits [B, V] in float32 or float64, uniform [B] float64 in [0, 1). `quick` draws where it can.
 
     Truncation is top-k first, then top-p of what top-k left, then min-p relative to the most probable token, all on the tempered
     distribution. Temperature 0 takes the most probable token (log-prob 0, kept 0). A token of probability 0 is never drawn.
     Raises ValueError for NaN logits and for temperatures that are not finite and >= 0.
     """
-    if quick is not None and knobs.cut is None:
-        drawn = _quickly(logits, knobs, uniform, quick)
+    if quick is not None and sampling.cut is None:
+        drawn = _quickly(logits, sampling, uniform, quick)
         if drawn is not None:
             return drawn
     plain = logits.log_softmax(-1)
     p = plain.exp()
     entropy = -(p * plain).sum(-1)
-    temperature, logp = knobs.temperature, plain
-    if not knobs.plain and not knobs.greedy:
-        temperature = knobs.temperatures(logits, entropy)
-        divisor = torch.where(temperature == 0, 1.0, temperature) if knobs.some_greedy else temperature
+    temperature, logp = sampling.temperature, plain
+    if not sampling.plain and not sampling.greedy:
+        temperature = sampling.temperatures(logits, entropy)
+        divisor = torch.where(temperature == 0, 1.0, temperature) if sampling.some_greedy else temperature
         logp = ((logits - logits.amax(-1, keepdim=True)) / divisor[:, None]).log_softmax(-1)  # the difference first: no overflow
         p = logp.exp()
     kept: Tensor | None = None
-    if knobs.greedy:
+    if sampling.greedy:
         tokens = logits.argmax(-1)
         chosen = torch.zeros_like(entropy)
     else:
         tokens = inverse_cdf(p, uniform)
         chosen = logp.gather(1, tokens[:, None])[:, 0]
-        if knobs.cut is not None:
+        if sampling.cut is not None:
             kept = torch.zeros_like(chosen)
-            tokens, chosen, kept = _truncated(p, logp, knobs, uniform, tokens, chosen, kept)
-        if knobs.some_greedy:
+            tokens, chosen, kept = _truncated(p, logp, sampling, uniform, tokens, chosen, kept)
+        if sampling.some_greedy:
             cold = temperature == 0
             tokens = torch.where(cold, logits.argmax(-1), tokens)
             chosen = chosen.masked_fill(cold, 0.0)
             kept = None if kept is None else kept.masked_fill(cold, 0.0)
-    return _recorded(logits, plain, knobs, tokens, chosen, kept, entropy, temperature)
+    return _recorded(logits, plain, sampling, tokens, chosen, kept, entropy, temperature)
 
 
-def _quickly(logits: Tensor, knobs: Knobs, uniform: Tensor, quick: Quick) -> Drawn | None:
+def _quickly(logits: Tensor, sampling: SamplingBatch, uniform: Tensor, quick: Quick) -> Drawn | None:
     """What the kernels draw; None where a logit is NaN or +inf, which is looked into by `draw`."""
-    temperature, entropy = knobs.temperature, None
-    if knobs.rules:
+    temperature, entropy = sampling.temperature, None
+    if sampling.rules:
         entropy = quick.entropy(logits)
         if not bool((entropy == entropy).all()):
             return None
-        temperature = knobs.temperatures(logits, entropy)
+        temperature = sampling.temperatures(logits, entropy)
     tokens, chosen, entropy = quick.draw(logits, temperature, uniform, entropy)
     nats = entropy.tolist()
     if any(x != x for x in nats):
         return None
-    heat = checked(temperature.tolist(), knobs) if knobs.rules else knobs.fixed
-    return Drawn(tokens.tolist(), chosen.tolist(), [0.0] * len(heat), nats, heat)
+    temperatures = checked(temperature.tolist(), sampling) if sampling.rules else sampling.fixed
+    return Drawn(tokens.tolist(), chosen.tolist(), [0.0] * len(temperatures), nats, temperatures)
 
 
-def checked(heat: list[float], knobs: Knobs) -> list[float]:
+def checked(temperatures: list[float], sampling: SamplingBatch) -> list[float]:
     """The temperatures that rules gave; ValueError where one is not finite and >= 0."""
-    for rule, _ in knobs.rules:
-        wrong = [t for t in heat if not 0 <= t < math.inf]
+    for rule, _ in sampling.rules:
+        wrong = [t for t in temperatures if not 0 <= t < math.inf]
         if wrong:
             raise ValueError(f"a temperature rule gave {wrong[0]} (rules: {rule}): it must be finite and >= 0")
-    return heat
+    return temperatures
 
 
 def _recorded(
-    logits: Tensor, plain: Tensor, knobs: Knobs, tokens: Tensor, chosen: Tensor, kept: Tensor | None, entropy: Tensor, temperature: Tensor
+    logits: Tensor, plain: Tensor, sampling: SamplingBatch, tokens: Tensor, chosen: Tensor, kept: Tensor | None, entropy: Tensor, temperature: Tensor
 ) -> Drawn:
     """The columns as lists, in one transfer from the device, and checked."""
     columns = [tokens, chosen, entropy]
     if kept is not None:
         columns.append(kept)
-    if knobs.rules:
+    if sampling.rules:
         columns.append(temperature)
     lists = torch.stack([column.double() for column in columns]).tolist()
     if any(x != x for x in lists[2]):  # NaN: either the model is broken or some logits are -inf
         if bool(logits.isnan().any()):
             raise ValueError("the model's logits are NaN: look for a diverged update or an overflow in its dtype")
         lists[2] = torch.where(plain.isinf(), 0.0, -plain.exp() * plain).sum(-1).tolist()
-    heat = checked(lists[-1], knobs) if knobs.rules else knobs.fixed
-    mass = lists[3] if kept is not None else [0.0] * len(heat)
-    return Drawn([int(t) for t in lists[0]], lists[1], mass, lists[2], heat)
+    temperatures = checked(lists[-1], sampling) if sampling.rules else sampling.fixed
+    mass = lists[3] if kept is not None else [0.0] * len(temperatures)
+    return Drawn([int(t) for t in lists[0]], lists[1], mass, lists[2], temperatures)
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -198,18 +198,18 @@ def _search(totals: Tensor, target: Tensor, scaled: bool = False) -> tuple[Tenso
 
 
 def _truncated(
-    p: Tensor, logp: Tensor, knobs: Knobs, uniform: Tensor, tokens: Tensor, chosen: Tensor, kept: Tensor
+    p: Tensor, logp: Tensor, sampling: SamplingBatch, uniform: Tensor, tokens: Tensor, chosen: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Redraw the rows that have top-k, top-p or min-p: the three columns [B] with those rows replaced."""
-    rows = knobs.cut
+    rows = sampling.cut
     assert rows is not None
-    p, order = _ranked(p[rows], knobs)
-    left = p >= knobs.min_p[:, None] * p[:, :1]
-    inside = torch.arange(p.shape[1], device=p.device) < knobs.top_k[:, None]
+    p, order = _ranked(p[rows], sampling)
+    left = p >= sampling.min_p[:, None] * p[:, :1]
+    inside = torch.arange(p.shape[1], device=p.device) < sampling.top_k[:, None]
     sums = (p * inside).cumsum(-1, dtype=torch.float64)
     before = torch.nn.functional.pad(sums[:, :-1], (1, 0))
-    mass = torch.where(knobs.top_k < EVERY, sums[:, -1], 1.0)  # what top-k left
-    left &= inside & ((before < (knobs.top_p * mass)[:, None]) | (knobs.top_p == 1)[:, None])
+    mass = torch.where(sampling.top_k < EVERY, sums[:, -1], 1.0)  # what top-k left
+    left &= inside & ((before < (sampling.top_p * mass)[:, None]) | (sampling.top_p == 1)[:, None])
     weights = p * left
     token = order.gather(1, inverse_cdf(weights, uniform[rows])[:, None])
     full = left.all(-1) & (p.shape[1] == logp.shape[1])
@@ -219,7 +219,7 @@ def _truncated(
     return tokens.index_copy(0, rows, token), chosen.index_copy(0, rows, value), kept.index_copy(0, rows, log_mass)
 
 
-def _ranked(p: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+def _ranked(p: Tensor, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
     """Probabilities [R, V] in falling order, ties by id, and their ids [R, <= V].
 
     First only the CANDIDATES most probable; a row is settled when its truncation ends among those strictly above the last of them, so that
@@ -229,8 +229,8 @@ def _ranked(p: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
         top, order = p.topk(CANDIDATES, dim=-1)
         above = top > top[:, -1:]
         mass = (top * above).sum(-1, dtype=torch.float64)
-        settled = above.sum(-1) >= knobs.top_k
-        settled |= ((knobs.top_p < 1) & (mass >= knobs.top_p)) | (top[:, -1] < knobs.min_p * top[:, 0])
+        settled = above.sum(-1) >= sampling.top_k
+        settled |= ((sampling.top_p < 1) & (mass >= sampling.top_p)) | (top[:, -1] < sampling.min_p * top[:, 0])
         if bool(settled.all()):
             order = order.sort(dim=-1).values
             top, places = p.gather(1, order).sort(dim=-1, descending=True, stable=True)

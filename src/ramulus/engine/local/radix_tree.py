@@ -1,4 +1,4 @@
-"""A radix trie over token prefixes that holds what the model computed for them, within a budget of bytes."""
+"""A radix tree over token prefixes that holds what the model computed for them, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Cut = Callable[[int, int], Tensor]
 
 
 @dataclass(eq=False, slots=True)
-class Twig:
+class RadixNode:
     """A run of tokens and its KV; without a chunk it is a ghost: known, but dropped."""
 
     tokens: tuple[int, ...]  # [n]
     chunk: Tensor | None  # [layers, 2, heads, n, dim]
-    parent: Twig | None
-    children: dict[int, Twig] = field(default_factory=dict)  # by first token
+    parent: RadixNode | None
+    children: dict[int, RadixNode] = field(default_factory=dict)  # by first token
 
 
 def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -36,10 +36,10 @@ def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return low
 
 
-class Trie:
+class RadixTree:
     """KV by token prefix. Least recently used leaf chunks go first; use is counted, never timed.
 
-    `budget`: bytes; a chunk that does not fit even when everything else is dropped is left out. A twig that holds a chunk has
+    `budget`: bytes; a chunk that does not fit even when everything else is dropped is left out. A node that holds a chunk has
     ancestors that hold theirs, so a match is always a run from the first token on.
     """
 
@@ -49,9 +49,9 @@ class Trie:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.root = Twig((), None, None)
+        self.root = RadixNode((), None, None)
         self.used = 0  # bytes
-        self.recent: OrderedDict[Twig, None] = OrderedDict()  # least recently used first, children before parents
+        self.recent: OrderedDict[RadixNode, None] = OrderedDict()  # least recently used first, children before parents
 
     def match(self, prefix: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], int, int]:
         """The longest known run at the start of `prefix`.
@@ -60,36 +60,36 @@ class Trie:
         were known at some time (those beyond the first number have been dropped).
         """
         found: list[tuple[Tensor, int]] = []
-        path: list[Twig] = []
+        path: list[RadixNode] = []
         held = known = 0
-        twig = self.root.children.get(prefix[0]) if prefix else None
-        while twig is not None:
-            n = common(twig.tokens, prefix[known : known + len(twig.tokens)])
+        node = self.root.children.get(prefix[0]) if prefix else None
+        while node is not None:
+            n = common(node.tokens, prefix[known : known + len(node.tokens)])
             known += n
-            if twig.chunk is not None:
+            if node.chunk is not None:
                 held += n
-                found.append((twig.chunk, n))
-                path.append(twig)
-            if n < len(twig.tokens) or known == len(prefix):
+                found.append((node.chunk, n))
+                path.append(node)
+            if n < len(node.tokens) or known == len(prefix):
                 break
-            twig = twig.children.get(prefix[known])
+            node = node.children.get(prefix[known])
         self._touch(path)
         return found, held, known
 
     def insert(self, prefix: tuple[int, ...], cut: Cut) -> None:
         """Keep the KV of `prefix`, copying with `cut` only what is not held yet."""
-        twig, at = self.root, 0
-        path: list[Twig] = []
+        node, at = self.root, 0
+        path: list[RadixNode] = []
         while at < len(prefix):
-            child = twig.children.get(prefix[at])
+            child = node.children.get(prefix[at])
             if child is None:
-                child = Twig(prefix[at:], None, twig)
-                twig.children[prefix[at]] = child
+                child = RadixNode(prefix[at:], None, node)
+                node.children[prefix[at]] = child
             n = common(child.tokens, prefix[at : at + len(child.tokens)])
             if n < len(child.tokens):
                 child = self._split(child, n)
-            twig, at = child, at + n
-            path.append(twig)
+            node, at = child, at + n
+            path.append(node)
         self._touch(path)
         self._fill(path, cut)
         self._touch(path)
@@ -100,12 +100,12 @@ class Trie:
         while self.used > budget:
             self._drop(next(iter(self.recent)))
 
-    def _fill(self, path: list[Twig], cut: Cut) -> None:
+    def _fill(self, path: list[RadixNode], cut: Cut) -> None:
         at = 0
         on_path = set(path)
-        for twig in path:
-            n = len(twig.tokens)
-            if twig.chunk is None:
+        for node in path:
+            n = len(node.tokens)
+            if node.chunk is None:
                 size = n * self.token_bytes
                 while self.used + size > self.budget and self.recent:
                     oldest = next(iter(self.recent))
@@ -114,33 +114,33 @@ class Trie:
                     self._drop(oldest)
                 if self.used + size > self.budget:
                     return
-                twig.chunk = cut(at, at + n)
+                node.chunk = cut(at, at + n)
                 self.used += size
-                self.recent[twig] = None
+                self.recent[node] = None
                 self._touch(path)
             at += n
 
-    def _drop(self, twig: Twig) -> None:
-        assert twig.chunk is not None
-        self.used -= len(twig.tokens) * self.token_bytes
-        twig.chunk = None
-        del self.recent[twig]
+    def _drop(self, node: RadixNode) -> None:
+        assert node.chunk is not None
+        self.used -= len(node.tokens) * self.token_bytes
+        node.chunk = None
+        del self.recent[node]
 
-    def _touch(self, path: list[Twig]) -> None:
+    def _touch(self, path: list[RadixNode]) -> None:
         """Make a path the most recently used, its end before its start."""
-        for twig in reversed(path):
-            if twig.chunk is not None:
-                self.recent.move_to_end(twig)
+        for node in reversed(path):
+            if node.chunk is not None:
+                self.recent.move_to_end(node)
 
-    def _split(self, twig: Twig, n: int) -> Twig:
-        """Put a head with the first `n` tokens above `twig`; both get chunks of their own, so that a dropped half frees memory."""
-        assert twig.parent is not None
-        head = Twig(twig.tokens[:n], None, twig.parent)
-        twig.parent.children[head.tokens[0]] = head
-        if twig.chunk is not None:
-            head.chunk, twig.chunk = twig.chunk[..., :n, :].clone(), twig.chunk[..., n:, :].clone()
+    def _split(self, node: RadixNode, n: int) -> RadixNode:
+        """Put a head with the first `n` tokens above `node`; both get chunks of their own, so that a dropped half frees memory."""
+        assert node.parent is not None
+        head = RadixNode(node.tokens[:n], None, node.parent)
+        node.parent.children[head.tokens[0]] = head
+        if node.chunk is not None:
+            head.chunk, node.chunk = node.chunk[..., :n, :].clone(), node.chunk[..., n:, :].clone()
             self.recent[head] = None
-        twig.tokens = twig.tokens[n:]
-        twig.parent = head
-        head.children = {twig.tokens[0]: twig}
+        node.tokens = node.tokens[n:]
+        node.parent = head
+        head.children = {node.tokens[0]: node}
         return head
