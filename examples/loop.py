@@ -85,7 +85,7 @@ async def train(method: str, steps: int, lessons: int, count: int = 32) -> list[
         learn(policy, mix, forest, 2e-4)
         earned = [leaf.reward or 0.0 for tree in forest for leaf in tree.leaves()]
         rewards.append(sum(earned) / len(earned))
-        print(f"{method} {len(rewards)}/{steps}  reward {rewards[-1]:.3f}  sampled {engine.counters['sampled']} tokens")
+        print(f"{method} {len(rewards)}/{steps}  reward {rewards[-1]:.3f}  sampled {engine.counters()['sampled']} tokens")
     return rewards
 
 
