@@ -9,7 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem as the model sees it, and what a verifier needs to judge an attempt."""
+    """One problem as the model sees it, and what a verifier needs to judge an attempt.
+
+    Example:
+        >>> from ramulus import Task
+        >>> Task("sum", prompt=(1, 2), text="1+2?", answer="3").answer
+        '3'
+    """
 
     id: str  # unique in its source; seeds and the visit count hang on it
     prompt: tuple[int, ...]  # token ids, chat template and generation prompt included
@@ -21,7 +27,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The response of one leaf, as a reward function sees it."""
+    """The response of one leaf, as a reward function sees it.
+
+    Example:
+        >>> from ramulus import Path
+        >>> Path("4", (7,), "eos").length
+        1
+    """
 
     text: str  # decoded response, special tokens left out
     tokens: tuple[int, ...]  # response token ids, prompt excluded

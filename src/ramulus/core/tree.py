@@ -13,7 +13,13 @@ from ramulus.core.task import Task
 
 
 class Author(IntEnum):
-    """Who wrote a token; only POLICY and EXPERT are learned from."""
+    """Who wrote a token; only POLICY and EXPERT are learned from.
+
+    Example:
+        >>> from ramulus import Author
+        >>> Author.POLICY.name
+        'POLICY'
+    """
 
     PROMPT = 0
     POLICY = 1
@@ -35,6 +41,13 @@ class Node:
 
     Columns are arrays, which numpy and torch read as they are; any numbers become one where a node is made. They are replaced and never
     written into: a copy of a tree shares them.
+
+    Example:
+        >>> from ramulus import Author, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1, 2), "t"))
+        >>> leaf = tree.add(tree.root, [3, 4], Author.POLICY, finish="eos")
+        >>> list(leaf.prefix()), list(leaf.response())
+        ([1, 2, 3, 4], [3, 4])
     """
 
     id: int  # serial in its tree, fixed when its bud is made
@@ -130,7 +143,16 @@ def demonstrations(tree: Tree) -> list[Node]:
 
 @dataclass(eq=False, slots=True)
 class Tree:
-    """One task and every path grown for it in one visit."""
+    """One task and every path grown for it in one visit.
+
+    Example:
+        >>> from ramulus import Author, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> long = tree.add(tree.root, [2, 3, 4], Author.POLICY)
+        >>> fork = tree.graft(long, drop=2)  # a new path, two tokens before the end of the other
+        >>> [len(leaf.prefix()) for leaf in tree.leaves()]
+        [4, 2]
+    """
 
     task: Task
     root: Node

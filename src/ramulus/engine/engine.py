@@ -28,7 +28,13 @@ answers 0, which is greedy.
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature first, then top-k, top-p and min-p on the tempered distribution."""
+    """How tokens are drawn: temperature first, then top-k, top-p and min-p on the tempered distribution.
+
+    Example:
+        >>> from ramulus import Sampling
+        >>> Sampling(max_tokens=512, temperature=0.7, top_p=0.95).top_k
+        0
+    """
 
     max_tokens: int
     temperature: float | Temperature = 1.0  # 0 is greedy: the sampled distribution is one token, its log-prob 0
@@ -89,7 +95,14 @@ class Request:
 
 @dataclass(slots=True)
 class Segment:
-    """What was sampled for one request. Columns are arrays [L], "i" for tokens and "f" for the others; what was not recorded is None, not zero."""
+    """What was sampled for one request. Columns are arrays [L], "i" for tokens and "f" for the others; what was not recorded is None, not zero.
+
+    Example:
+        >>> from array import array
+        >>> segment = Segment(array("i", [5, 0]), array("f", [-0.5, -0.25]), "eos", version=3, newest=3)
+        >>> segment.entropy is None
+        True
+    """
 
     tokens: array[int]
     logprobs: array[float]  # log mu(token), of the tempered and truncated distribution really sampled from

@@ -97,6 +97,15 @@ class ToyEngine:
 
     Same seed, same tokens, always and on every machine with the same `math.exp`. Raises ValueError for an empty prefix, a
     token outside the vocabulary, a text beyond the limit or a row of the wrong length.
+
+    Example:
+        >>> import asyncio
+        >>> from ramulus import Request, Sampling, StopRule, ToyEngine
+        >>> engine = ToyEngine(vocab=8, seed=0)
+        >>> requests = [Request((1, 2), Sampling(max_tokens=4), StopRule(), seed=7)] * 2
+        >>> one, other = asyncio.run(engine.sample(requests))
+        >>> one.tokens == other.tokens, len(one.tokens)
+        (True, 4)
     """
 
     def __init__(

@@ -27,6 +27,11 @@ class Adaptive:
 
     Paths that go on from a part of a demonstration say nothing of a prompt's difficulty and are none of the G: where a prompt is kept,
     all of them are grown from.
+
+    Example:
+        >>> from ramulus import Adaptive, PromptBatch
+        >>> Adaptive(PromptBatch(64, target=64 * 30)).asked({})
+        64
     """
 
     batch: PromptBatch

@@ -14,6 +14,11 @@ class Bud:
     """One place to grow: `drop` tokens before the end of `node`.
 
     `levels`: how many levels (segments, as TreePO counts them) the path has at the bud; None leaves that to Tree.cut.
+
+    Example:
+        >>> from ramulus import Bud, Task, Tree
+        >>> Bud(Tree.plant(Task("t", (1,), "t")).root, why="root").drop
+        0
     """
 
     node: Node
@@ -47,7 +52,13 @@ class Branching(Protocol):
 
 @dataclass(frozen=True)
 class Star:
-    """`n` independent paths from the root in one round: a GRPO group (arXiv 2402.03300); Star(0) samples nothing."""
+    """`n` independent paths from the root in one round: a GRPO group (arXiv 2402.03300); Star(0) samples nothing.
+
+    Example:
+        >>> from ramulus import Star, Task, Tree
+        >>> len(Star(8)(Tree.plant(Task("t", (1,), "t"))))
+        8
+    """
 
     n: int
 

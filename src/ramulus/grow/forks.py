@@ -21,6 +21,11 @@ class AttentionForks:
     prompt counted, and lie `distance` tokens apart. Where these are too few the earliest steps fill up, and where a response has fewer
     steps than that, the earliest again; from a response of one step nothing grows. The step itself is sampled anew. `rounds`: how often
     the newest paths are branched; the paper does it once. The signal "influence" is that of ForwardInfluence, whose `delta` it is to choose.
+
+    Example:
+        >>> from ramulus import AttentionForks, Task, Tree
+        >>> [bud.why for bud in AttentionForks(roots=2)(Tree.plant(Task("t", (1,), "t")))]
+        ['root', 'root']
     """
 
     roots: int = 6
@@ -59,6 +64,11 @@ class EarlyForks:
 
     A control: most steps that AttentionForks takes are early ones, and whether attention adds anything to that was never tested.
     The rules of distance and the fallbacks are the same.
+
+    Example:
+        >>> from ramulus import EarlyForks, Task, Tree
+        >>> len(EarlyForks(roots=4)(Tree.plant(Task("t", (1,), "t"))))
+        4
     """
 
     roots: int = 6
@@ -99,6 +109,11 @@ class EntropyForks:
     token itself is sampled anew.
     `diverse`: among so many times N least expected tokens, the first and then whichever lies farthest from those taken, along the tree
     (an option of the released code, with 5, which measures positions inside nodes even across nodes).
+
+    Example:
+        >>> from ramulus import EntropyForks, Task, Tree
+        >>> len(EntropyForks(roots=6)(Tree.plant(Task("t", (1,), "t"))))
+        6
     """
 
     roots: int = 6

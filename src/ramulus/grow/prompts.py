@@ -18,6 +18,11 @@ class PromptBatch:
     before the surplus is about 1 / beta prompts; "nearest" as in the paper, without the floor; "none" keeps B as a real number and
     rounds only what is drawn, so that there is no dead band. `least` and `most` bound B (0: no bound).
     A step that left nothing says nothing, and leaves B as it is.
+
+    Example:
+        >>> from ramulus import PromptBatch
+        >>> PromptBatch(first=64, target=64 * 30).first
+        64
     """
 
     first: int

@@ -47,7 +47,13 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """`prompts` prompts a step, every tree kept."""
+    """`prompts` prompts a step, every tree kept.
+
+    Example:
+        >>> from ramulus import Fixed
+        >>> Fixed(prompts=8)([], 0, {})[0]
+        8
+    """
 
     prompts: int
 
@@ -76,6 +82,11 @@ class Dynamic:
     that step). Nothing is filled up: a tree without signal adds no gradient. A draw asks for `oversample` times the trees
     still missing, so with more than 1 there may be more than `prompts` in the end; the trainer takes the first in drawn
     order.
+
+    Example:
+        >>> from ramulus import Dynamic
+        >>> Dynamic(prompts=512, draws=3)([], 0, {})[0]
+        512
     """
 
     prompts: int

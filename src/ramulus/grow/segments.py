@@ -27,6 +27,12 @@ class Segments:
     `tokens` > 0 sizes the tree by response tokens, every shared token counted once: the width aimed at is F + (tokens -
     those of finished paths) / (tokens a living path added so far + length), or per finished path in fallback, between
     `least` and `width`, estimated anew before each round. An estimate: living paths may go on beyond their next segment.
+
+    Example:
+        >>> from ramulus import Segments, Task, Tree
+        >>> rule = Segments(width=4, depth=3, length=8)
+        >>> [bud.max_tokens for bud in rule(Tree.plant(Task("t", (1,), "t")))]
+        [8, 8]
     """
 
     width: int

@@ -23,6 +23,11 @@ class ByEntropy:
     "signed" by that of the most extreme token on its side, in [-1, 1]; "released" the size of that, as the released code does by a slip.
     `stats` are numbers of the step before, from `measure`; None (the first step) samples at `base`. They count every sampled token once, also
     one that several paths share: they describe what the sampler meets, and no gradient is taken from them.
+
+    Example:
+        >>> from ramulus import ByEntropy, Sampling
+        >>> Sampling(512, temperature=ByEntropy(tau=0.1)).temperature.tau
+        0.1
     """
 
     base: float = 1.0

@@ -73,6 +73,12 @@ class ChainSum:
     """Problems such as `4+7-9+2?`, unique, the same for the same seed, test texts never in train.
 
     Demonstrations write one partial sum a line and then the answer: `4+7=11`, `11-9=2`, `2+2=4`, `=4`.
+
+    Example:
+        >>> from ramulus import ChainSum
+        >>> problem = ChainSum(1, terms=(2, 2))()[0]
+        >>> problem.text.endswith("?"), len(problem.demonstrations)
+        (True, 1)
     """
 
     count: int

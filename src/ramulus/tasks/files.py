@@ -23,6 +23,11 @@ class File:
     empty answer are left out and counted in a warning; an empty prompt or a missing column raises ValueError with its row.
     `layout`: "verl" reads prompt, reward_model.ground_truth, data_source and extra_info; "auto" does if those are there and
     neither `prompt` nor `answer` was changed. `keep` names further columns for a scorer, which finds them in task.extra.
+
+    Example:
+        >>> from ramulus import File
+        >>> File("problems.jsonl", prompt="question", limit=100).answer
+        'answer'
     """
 
     path: str

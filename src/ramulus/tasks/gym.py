@@ -34,6 +34,11 @@ class Gym:
     With `per_problem` = 1 the tasks in DEMONSTRATED get a worked solution that ends in <answer>...</answer>. The first
     problem is number `start`: ranges that do not overlap give held-out problems of the same seed, which may still repeat a
     text (`unique` leaves repeats out, so that fewer than `size` may come). Score with GymScore.
+
+    Example:
+        >>> from ramulus import Gym
+        >>> Gym("chain_sum", size=2)()[0].id.startswith("chain_sum")
+        True
     """
 
     name: str

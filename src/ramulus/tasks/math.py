@@ -19,6 +19,12 @@ class Boxed:
 
     What cannot be graded within `seconds` of computing, or makes the grader fail, is wrong, with the `reason` in the verdict.
     `window`: the box must lie within the last so many characters of the response (DAPO and HAPO use 300).
+
+    Example:
+        >>> import asyncio
+        >>> from ramulus import Boxed, Path, Task
+        >>> asyncio.run(Boxed()(Task("t", (1,), "1/2?", answer="0.5"), Path(r"\boxed{\frac12}", (1, 2), "eos")))["correct"]
+        1.0
     """
 
     correct: float = 1.0

@@ -15,7 +15,13 @@ CHAT: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem before any tokenizer has seen it."""
+    """One problem before any tokenizer has seen it.
+
+    Example:
+        >>> from ramulus import Problem
+        >>> Problem("sum", "What is 1+2?", answer="3").answer
+        '3'
+    """
 
     id: str  # unique in its source
     text: str  # as a person reads it

@@ -14,7 +14,13 @@ from ramulus.tasks.problem import references
 
 @dataclass(frozen=True)
 class ExactAnswer:
-    """`correct` if the extracted answer equals a reference answer character by character, else `wrong`."""
+    """`correct` if the extracted answer equals a reference answer character by character, else `wrong`.
+
+    Example:
+        >>> from ramulus import ExactAnswer, Path, Task
+        >>> ExactAnswer()(Task("t", (1,), "1+2?", answer="3"), Path("3", (2,), "eos"))["correct"]
+        1.0
+    """
 
     extract: Extract = field(default_factory=Whole)
     correct: float = 1.0
@@ -51,6 +57,11 @@ class Overlong:
     """Soft over-long penalty: 0 up to limit - buffer tokens, then linearly down to -penalty at limit (DAPO, arXiv 2503.14476, eq. 13).
 
     `limit` and `buffer` in response tokens.
+
+    Example:
+        >>> from ramulus import Overlong, Path, Task
+        >>> Overlong(limit=8, buffer=4)(Task("t", (1,), "t"), Path("", (1,) * 6, "eos"))
+        -0.5
     """
 
     limit: int

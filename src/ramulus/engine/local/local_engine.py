@@ -51,6 +51,15 @@ class LocalEngine:
     log-probs only within float tolerance (which can flip a token whose draw lies that near an edge), and not at all in compiled kernels
     without truncation.
     (3) Tokens are scored by the distribution they were drawn from; a token of probability 0 is never drawn.
+
+    Example:
+        >>> import asyncio
+        >>> from ramulus import LocalEngine, Request, Sampling, Scratch, StopRule
+        >>> model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+        >>> request = Request(tuple(tokenizer("1+2=").input_ids), Sampling(max_tokens=3), StopRule(), seed=7)
+        >>> [segment] = asyncio.run(LocalEngine(model, slots=4).sample([request]))
+        >>> len(segment.tokens), len(segment.logprobs)
+        (3, 3)
     """
 
     def __init__(

@@ -26,6 +26,13 @@ class GlobalLocal:
     A path that nothing branches from counts in every mean and is not trained, unless `unbranched`. `trained` > 0 trains that
     many paths of a tree: a right one first, then others drawn with the tree's own seed. Paths that go on from a part of a demonstration
     are a tree of their own, rooted where that part ends: what they earn says nothing of the question's value without help.
+
+    Example:
+        >>> from ramulus import Author, GlobalLocal, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> GlobalLocal(unbranched=True)([tree])[0].node is not None
+        True
     """
 
     form: Literal["paper", "released"] = "paper"

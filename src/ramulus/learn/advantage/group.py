@@ -37,6 +37,13 @@ class Constant:
     """The same credit for every graded leaf (SFT with 1).
 
     With over="expert" a path that the policy wrote on from a part of a demonstration is left out.
+
+    Example:
+        >>> from ramulus import Author, Constant, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2], Author.EXPERT, finish="eos", reward=1.0)
+        >>> Constant(1.0)([tree])[0].leaf == {leaf.id: 1.0}
+        True
     """
 
     value: float = 1.0
@@ -53,6 +60,13 @@ class GroupMean:
 
     `over` says whether the baseline runs over the leaves the policy wrote or over the demonstrations as well. The standard
     deviation is the sample's; a single leaf has the baseline 0.
+
+    Example:
+        >>> from ramulus import Author, GroupMean, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> list(GroupMean(std=False)([tree])[0].leaf.values())
+        [0.5, -0.5]
     """
 
     std: bool = True

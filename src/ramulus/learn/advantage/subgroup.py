@@ -65,6 +65,13 @@ class SubgroupMean:
     `weighting`: every level alike, or by its size. `root`: whether the whole group counts as a level. `reject`: drop sub-groups
     whose rewards are all equal. `depth`: levels looked at, None for all. Sub-groups of one leaf are dropped, as is the deepest level of
     the batch; a leaf without any level has credit 0 before whitening.
+
+    Example:
+        >>> from ramulus import Author, SubgroupMean, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> list(SubgroupMean(whiten=False)([tree])[0].leaf.values())
+        [0.5, -0.5]
     """
 
     weighting: Literal["average", "group_size"] = "average"

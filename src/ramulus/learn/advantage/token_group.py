@@ -19,6 +19,13 @@ class TokenGroupMean:
     The token mean is over flattened paths: a token that several leaves share counts once for each of them. So credit sums to 0 over
     the flattened tokens of a tree. `fallback`: where a credit of the group reaches it, the whole group takes GRPO's over paths, as in the released
     code (5.0 there). `width`: tokens of the padded rows of that code, whose padding counts as reward 0 in this test alone; 0 leaves it out.
+
+    Example:
+        >>> from ramulus import Author, Task, TokenGroupMean, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> list(TokenGroupMean(std=False)([tree])[0].leaf.values())
+        [0.5, -0.5]
     """
 
     std: bool = True

@@ -19,6 +19,11 @@ class Credits:
     `leaf`: a value per leaf. `node`: a value per node, counted once for every trained leaf below it. `token`: per leaf, a value
     for each of its learned tokens, root to leaf. Keys are node ids; a leaf that is absent or None is excluded: in no gradient,
     denominator, KL or entropy. With `node`, `leaf` says which leaves are trained (any value that is not None).
+
+    Example:
+        >>> from ramulus import Credits
+        >>> Credits({4: 1.0, 7: None}).trained()
+        {4}
     """
 
     leaf: dict[int, float | None] = field(default_factory=dict)
@@ -34,7 +39,16 @@ class Credits:
 
 @dataclass
 class TreeBatch:
-    """A forest in preorder on one row of T tokens with K trained leaves, for M terms of a Mix: tensors and plain numbers, to be pickled."""
+    """A forest in preorder on one row of T tokens with K trained leaves, for M terms of a Mix: tensors and plain numbers, to be pickled.
+
+    Example:
+        >>> from ramulus import Author, Behavior, Clip, Estimator, GroupMean, Mix, Task, Term, Tree, pack
+        >>> mix, tree = Mix((Term(Estimator(Clip(), Behavior(), GroupMean(std=False))),)), Tree.plant(Task("t", (1, 2), "t"))
+        >>> leaves = [tree.add(tree.root, [3], Author.POLICY, logprobs=[-2.5], finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> [batch] = pack([tree], mix.credit([tree]), mix)
+        >>> batch.parent.tolist()  # both last tokens are predicted from the end of the prompt
+        [-1, 0, 1, 1]
+    """
 
     token: Tensor  # [T] long
     position: Tensor  # [T] long, depth in the tree: rotary embeddings are those of the separate sequences

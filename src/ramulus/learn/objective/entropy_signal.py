@@ -62,6 +62,11 @@ class EntropySignal:
     "rank" takes the token's rank among the step's, which no single token can rescale. `signed=False` gives |h|, as the released code does
     by a slip. Quantiles are of the entropies as sampled of all the step's trained tokens, each as often as trained leaves lie below it; h is
     taken from the entropy now. Entropies beyond those of the step have |h| = 1.
+
+    Example:
+        >>> from ramulus import EntropySignal, Redistribution
+        >>> Redistribution(beta=1.0, signal=EntropySignal(scale="rank")).signal.scale
+        'rank'
     """
 
     pivot: float = 0.8
@@ -145,6 +150,11 @@ class AdaptiveClip:
 
     At h = -1 the ratio may fall to 1 - low (1 + alpha), at h = 1 it may rise to 1 + high (1 + alpha). `ceiling`: of the ratio where the advantage
     is negative (dual clip, arXiv 1912.09729, eq. 5); None for none. The ratio is taken against `column`.
+
+    Example:
+        >>> from ramulus import AdaptiveClip, EntropySignal
+        >>> AdaptiveClip(0.2, 0.28, alpha=1.0, signal=EntropySignal(pivot=0.8)).column
+        'recomputed'
     """
 
     low: float = 0.2
@@ -191,6 +201,11 @@ class Redistribution:
 
     A factor from 1 - beta to 1 + beta. The neutral zone reaches half of `low` and `high` from ratio 1; with `alpha` above 0 it is
     that of AdaptiveClip's widened sides, as in the released code.
+
+    Example:
+        >>> from ramulus import Redistribution
+        >>> Redistribution(beta=1.0, low=0.2, high=0.28).beta
+        1.0
     """
 
     beta: float = 1.0

@@ -17,6 +17,11 @@ class Estimator:
     """The unified policy gradient, grad = 1_stable * (1 / pi_ref) * A * grad pi (arXiv 2509.04419, eq. 6).
 
     Raises ValueError where mask and reference name a tempered and an untempered column at once.
+
+    Example:
+        >>> from ramulus import Behavior, Clip, Estimator, GroupMean
+        >>> Estimator(mask=Clip(0.2, 0.28), reference=Behavior(), advantage=GroupMean()).columns
+        {'behavior'}
     """
 
     mask: Any  # Mask

@@ -75,6 +75,17 @@ class Switch:
     Published thresholds: 0 (Qwen2.5-Math), 2/8 (LLaMA-3.1-8B); below 0 it never shows a demonstration. Up to the share `off` the
     demonstration is learned by the term whose side is "off" (off-policy RL in the released code). A question without a demonstration
     stays with its rollouts.
+
+    Example:
+        >>> from ramulus import Author, Switch, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [
+        ...     tree.add(tree.root, [2], author, finish="eos", reward=reward)
+        ...     for author, reward in ((Author.POLICY, 0.0), (Author.EXPERT, 1.0))
+        ... ]
+        >>> weights, state = Switch(threshold=0.0)(tree, {})
+        >>> weights[Author.POLICY], weights[Author.EXPERT]
+        (0.0, 1.0)
     """
 
     threshold: float = 0.0
@@ -101,6 +112,14 @@ class Smooth:
     The solve rate of a question has a Beta posterior, kept across visits by task id, so that one unlucky draw flips nothing. Paths that
     share a beginning count as one draw. At each visit the earlier counts are multiplied by `memory`, because the policy has moved on
     since. `prior` holds the counts before any visit (Jeffreys' by default). A question without a demonstration stays with its rollouts.
+
+    Example:
+        >>> from ramulus import Author, Smooth, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=1.0)
+        >>> weights, state = Smooth(threshold=0.1)(tree, {})
+        >>> weights[Author.POLICY] > weights[Author.EXPERT]
+        True
     """
 
     threshold: float = 0.1

@@ -23,7 +23,13 @@ where the mask is more than a clip. `measure(forest, keep)` answers numbers of t
 
 @dataclass(frozen=True)
 class Everything:
-    """Trust every token."""
+    """Trust every token.
+
+    Example:
+        >>> from ramulus import Constant, Estimator, Everything, Itself
+        >>> Estimator(Everything(), Itself(), Constant(1.0)).columns
+        set()
+    """
 
     column: ClassVar[str | None] = None
 
@@ -40,6 +46,11 @@ class Clip:
     """PPO's clip as a mask (arXiv 1707.06347, eq. 7), with DAPO's higher ceiling (arXiv 2503.14476, eq. 10).
 
     The ratio is taken against `column`: `behavior` (as sampled) or `recomputed` (start of the step).
+
+    Example:
+        >>> from ramulus import Clip
+        >>> Clip(low=0.2, high=0.28).column
+        'behavior'
     """
 
     low: float = 0.2
@@ -68,7 +79,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class DualClip:
-    """Clip, and for negative advantages a ceiling on the ratio as well (arXiv 1912.09729, eq. 5)."""
+    """Clip, and for negative advantages a ceiling on the ratio as well (arXiv 1912.09729, eq. 5).
+
+    Example:
+        >>> from ramulus import DualClip
+        >>> DualClip(0.2, 0.28, ceiling=10.0).ceiling
+        10.0
+    """
 
     low: float = 0.2
     high: float = 0.2

@@ -23,7 +23,13 @@ Normaliser = Callable[[Leaves], list[list[float]]]
 
 @dataclass(frozen=True)
 class TokenMean:
-    """Every trained token of the optimizer step weighs the same (DAPO, arXiv 2503.14476, eq. 8)."""
+    """Every trained token of the optimizer step weighs the same (DAPO, arXiv 2503.14476, eq. 8).
+
+    Example:
+        >>> from ramulus import TokenMean
+        >>> TokenMean()([[(2, 1.0), (2, 1.0)]])
+        [[0.25, 0.25]]
+    """
 
     def __call__(self, leaves: Leaves) -> list[list[float]]:
         total = sum(n * share for tree in leaves for n, share in tree)
@@ -32,7 +38,13 @@ class TokenMean:
 
 @dataclass(frozen=True)
 class SequenceMean:
-    """Every leaf weighs the same, spread over its tokens (GRPO, arXiv 2402.03300, eq. 3)."""
+    """Every leaf weighs the same, spread over its tokens (GRPO, arXiv 2402.03300, eq. 3).
+
+    Example:
+        >>> from ramulus import SequenceMean
+        >>> SequenceMean()([[(2, 1.0), (4, 1.0)]])
+        [[0.25, 0.125]]
+    """
 
     def __call__(self, leaves: Leaves) -> list[list[float]]:
         total = sum(share for tree in leaves for _, share in tree)
@@ -67,6 +79,12 @@ class Term:
     """One estimator on the tokens of some authors.
 
     `side` says whose weight of the Mix's gate its leaves take: None for that of each leaf's author, or a name that the gate gives.
+
+    Example:
+        >>> from ramulus import Author, Constant, Estimator, Everything, Itself, Term
+        >>> sft = Term(Estimator(Everything(), Itself(), Constant(1.0)), authors=(Author.EXPERT,))
+        >>> sft.coefficient
+        1.0
     """
 
     estimator: Estimator
@@ -89,6 +107,12 @@ class Mix:
 
     KL term and bonus are weighted by the sum of the terms' weights. `share` says how a tree's leaves share its weight: all alike, or
     split equally at each fork.
+
+    Example:
+        >>> from ramulus import Behavior, Clip, Estimator, GroupMean, Mix, Term
+        >>> mix = Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
+        >>> mix.terms[0].normaliser
+        TokenMean()
     """
 
     terms: tuple[Term, ...]

@@ -16,7 +16,14 @@ Reference = Callable[[Tensor, TreeBatch], Tensor]
 
 @dataclass(frozen=True)
 class Itself:
-    """The current policy: the ratio is 1 (SFT, REINFORCE, RLOO)."""
+    """The current policy: the ratio is 1 (SFT, REINFORCE, RLOO).
+
+    Example:
+        >>> from ramulus import Everything, Estimator, GroupMean, Itself
+        >>> rloo = Estimator(Everything(), Itself(), GroupMean(std=False, leave_one_out=True))
+        >>> rloo.columns
+        set()
+    """
 
     column: ClassVar[str | None] = None
 
@@ -30,7 +37,13 @@ class Itself:
 
 @dataclass(frozen=True)
 class Behavior:
-    """The distribution that really sampled the token: tempered, before truncation."""
+    """The distribution that really sampled the token: tempered, before truncation.
+
+    Example:
+        >>> from ramulus import Behavior, Clip, Estimator, GroupMean
+        >>> Estimator(Clip(), Behavior(), GroupMean()).tempered
+        True
+    """
 
     column: ClassVar[str | None] = "behavior"
 
@@ -44,7 +57,13 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """The untempered policy at the start of the step, evaluated by the learner, as the papers' `old_log_prob`."""
+    """The untempered policy at the start of the step, evaluated by the learner, as the papers' `old_log_prob`.
+
+    Example:
+        >>> from ramulus import Clip, Estimator, GroupMean, Recomputed
+        >>> Estimator(Clip(column="recomputed"), Recomputed(), GroupMean()).columns
+        {'recomputed'}
+    """
 
     column: ClassVar[str | None] = "recomputed"
 

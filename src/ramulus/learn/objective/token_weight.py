@@ -17,7 +17,13 @@ from ramulus.learn.objective.reference import read
 
 @dataclass(frozen=True)
 class Product:
-    """Several masks at once: a token is trusted as far as all of them trust it."""
+    """Several masks at once: a token is trusted as far as all of them trust it.
+
+    Example:
+        >>> from ramulus import Clip, HighEntropy, Product
+        >>> len(Product((Clip(), HighEntropy(share=0.2))).parts)
+        2
+    """
 
     parts: tuple[Any, ...]  # Masks
 
@@ -68,6 +74,11 @@ class HighEntropy:
 
     The threshold is a quantile over the whole step, each token counted as often as trained leaves lie below it; ties at the
     threshold are in. Denominators stay those of all tokens, unless `rescale`: then the loss is the mean over the chosen ones.
+
+    Example:
+        >>> from ramulus import Clip, HighEntropy, Product
+        >>> len(Product((Clip(), HighEntropy(0.2))).parts)
+        2
     """
 
     share: float = 0.2
@@ -109,6 +120,11 @@ class ImportanceWeight:
 
     Truncated importance sampling (arXiv 1802.01561): it makes `Recomputed`, which pretends that the untempered policy sampled, right in
     expectation per token as far as the cap lets it. 1 on tokens that the policy did not write. Truncation by top-p and the like is not undone.
+
+    Example:
+        >>> from ramulus import ImportanceWeight
+        >>> ImportanceWeight(cap=2.0).cap
+        2.0
     """
 
     cap: float = 2.0

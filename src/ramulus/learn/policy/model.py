@@ -34,6 +34,11 @@ class Pretrained:
     model's config, so its checkpoints keep them.
 
     Raises FileNotFoundError or ValueError, naming the file and the remedy, where something is missing or makes no sense.
+
+    Example:
+        >>> from ramulus import Pretrained
+        >>> Pretrained("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16").path
+        'Qwen/Qwen2.5-0.5B-Instruct'
     """
 
     path: str
@@ -153,6 +158,12 @@ class Scratch:
     """A small Qwen2 with seeded random weights, and a tokenizer that has one token for every character of `alphabet`.
 
     Raises ValueError for sizes that do not fit together.
+
+    Example:
+        >>> from ramulus import Scratch
+        >>> model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+        >>> tokenizer("1+2").input_ids == [tokenizer.convert_tokens_to_ids(c) for c in "1+2"]
+        True
     """
 
     alphabet: str

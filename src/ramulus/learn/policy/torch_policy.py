@@ -34,6 +34,17 @@ class TorchPolicy:
 
     The model stays in eval mode, so no dropout is active. Raises ValueError, at once, for a model whose log-probs on a packed tree are not
     those of its separate sequences (recurrent layers, attention sinks and the like).
+
+    Example:
+        >>> from ramulus import Author, Behavior, Clip, Estimator, GroupMean, Mix, Scratch, Task, Term, TorchPolicy, Tree, pack
+        >>> model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+        >>> policy, mix = TorchPolicy(model), Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
+        >>> tree = Tree.plant(Task("t", (1, 2), "t"))
+        >>> leaves = [tree.add(tree.root, [3], Author.POLICY, logprobs=[-2.5], finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> for batch in pack([tree], mix.credit([tree]), mix):
+        ...     columns = policy.accumulate(mix, batch)
+        >>> policy.update(lr=1e-3)["skipped"]
+        0.0
     """
 
     def __init__(

@@ -26,7 +26,13 @@ EngineFactory = Callable[[Any, Decode], Engine]
 
 @dataclass(frozen=True)
 class Weighted:
-    """One reward among several: its weight in the total, and the name of its part in a leaf's verdict."""
+    """One reward among several: its weight in the total, and the name of its part in a leaf's verdict.
+
+    Example:
+        >>> from ramulus import ExactAnswer, Overlong, Weighted
+        >>> [part.weight for part in (Weighted(ExactAnswer()), Weighted(Overlong(512, 128), 0.5))]
+        [1.0, 0.5]
+    """
 
     reward: Reward
     weight: float = 1.0
@@ -39,7 +45,13 @@ class Weighted:
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW (arXiv 1711.05101) with warm-up, decay and gradient clipping; `lr` is the peak learning rate."""
+    """AdamW (arXiv 1711.05101) with warm-up, decay and gradient clipping; `lr` is the peak learning rate.
+
+    Example:
+        >>> from ramulus import AdamW
+        >>> AdamW(lr=1e-6, warmup=10).rate(step=5, steps=100)
+        5e-07
+    """
 
     lr: float = 1e-6
     betas: tuple[float, float] = (0.9, 0.999)
@@ -75,7 +87,13 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Exam:
-    """A final examination on held-out tasks, before the first step and after the last one."""
+    """A final examination on held-out tasks, before the first step and after the last one.
+
+    Example:
+        >>> from ramulus import Exam
+        >>> Exam(samples=4, temperatures=()).samples
+        4
+    """
 
     tasks: Any = None  # Source; None examines on the run's `evals`
     samples: int = 8  # per problem, at temperature 1: mean@k, pass@k; greedy comes on top
@@ -95,6 +113,12 @@ class Run:
 
     Its parts are objects, not names; the command line sets any field by its dotted path (`branching.width=16`).
     Raises ValueError, with the value and the remedy, for settings that cannot work together.
+
+    Example:
+        >>> from ramulus.recipes import grpo
+        >>> run = grpo.recipe()
+        >>> run.name, run.branching
+        ('grpo', Star(n=8))
     """
 
     name: str
