@@ -138,10 +138,8 @@ def sample(policy: TorchPolicy, tree: Tree) -> None:
     for node in tree.walk():
         count = len(node.tokens)
         if node.parent is not None:
-            node.logprobs = (
-                torch.tensor(node.signals["recomputed"]) + 0.1 * torch.randn(count, generator=noise)
-            ).tolist()
-            node.kept, node.entropy, node.temperature = [0.0] * count, [1.0] * count, [1.0] * count
+            near = torch.tensor(node.signals["recomputed"]) + 0.1 * torch.randn(count, generator=noise)
+            node.logprobs, node.entropy, node.temperature = column(near.tolist(), "f"), column([1.0] * count, "f"), 1.0
 
 
 def flops(args: argparse.Namespace, batch: TreeBatch) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,8 @@ TYPES = [name for name in ramulus.__all__ if inspect.isclass(getattr(ramulus, na
 
 def example(thing: type) -> doctest.DocTest:
     """The example in a type's own docstring."""
-    return doctest.DocTestParser().get_doctest(thing.__doc__ or "", {}, thing.__name__, None, 0)
+    names = dict(vars(sys.modules[thing.__module__]))
+    return doctest.DocTestParser().get_doctest(thing.__doc__ or "", names, thing.__name__, None, 0)
 
 
 @pytest.mark.parametrize("name", TYPES)

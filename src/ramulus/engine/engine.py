@@ -66,6 +66,11 @@ class StopRule:
 
     `ids`: the text ends after one of these, with the finish "eos". `strings`: it ends at the token that completes one of these, with the finish
     "stop"; an engine without the feature "strings" takes none. The most tokens are those of `Sampling.max_tokens`.
+
+    Example:
+        >>> from ramulus import StopRule
+        >>> StopRule(ids=frozenset({0}), strings=("</answer>",)).strings
+        ('</answer>',)
     """
 
     ids: frozenset[int] = frozenset()

@@ -21,7 +21,14 @@ THINK_END = "</think>"
 
 @dataclass
 class SignalContext:
-    """What a signal may ask for: words of the vocabulary, and forward passes of the weights that are being trained."""
+    """What a signal may ask for: words of the vocabulary, and forward passes of the weights that are being trained.
+
+    Example:
+        >>> import inspect
+        >>> from ramulus import SignalContext
+        >>> inspect.iscoroutinefunction(SignalContext.score)  # a forward pass of the learner is awaited
+        True
+    """
 
     learner: Learner
     tokenizer: Any
@@ -73,7 +80,13 @@ class Signal(Protocol):
 
 @dataclass(frozen=True)
 class StepStarts:
-    """The signal "steps": 1 where a step of some path begins, by the empty lines of each response, else its lines (arXiv 2509.26628)."""
+    """The signal "steps": 1 where a step of some path begins, by the empty lines of each response, else its lines (arXiv 2509.26628).
+
+    Example:
+        >>> from ramulus import StepStarts
+        >>> StepStarts().provides
+        ('steps',)
+    """
 
     provides: ClassVar[tuple[str, ...]] = ("steps",)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +97,13 @@ class StepStarts:
 
 @dataclass(frozen=True)
 class Concluded:
-    """The signal "concluded": 1 after the first token of a path whose text holds one of the words (as TreeRL's released code, arXiv 2506.11902)."""
+    """The signal "concluded": 1 after the first token of a path whose text holds one of the words (as TreeRL's released code, arXiv 2506.11902).
+
+    Example:
+        >>> from ramulus import Concluded
+        >>> Concluded(words=("answer",)).provides
+        ('concluded',)
+    """
 
     words: tuple[str, ...] = ("conclusion", "answer")
 
@@ -101,6 +120,11 @@ class ForwardInfluence:
     """The signal "influence": forward context influence of each token's step (arXiv 2509.26628, eqs. 4-6), the mean over the paths that share it.
 
     A step attends to those at least `delta` before it; steps are those of StepStarts. Takes a forward pass, or rides on one that scores.
+
+    Example:
+        >>> from ramulus import ForwardInfluence
+        >>> ForwardInfluence(delta=4).provides
+        ('influence',)
     """
 
     delta: int = 4
@@ -119,7 +143,13 @@ class ForwardInfluence:
 
 @dataclass(frozen=True)
 class StateValue:
-    """The signal "value": what the value head says of the state before each token; takes a forward pass, and a Mix with `value` above 0."""
+    """The signal "value": what the value head says of the state before each token; takes a forward pass, and a Mix with `value` above 0.
+
+    Example:
+        >>> from ramulus import StateValue
+        >>> StateValue().provides
+        ('value',)
+    """
 
     provides: ClassVar[tuple[str, ...]] = ("value",)
     needs: ClassVar[tuple[str, ...]] = ()

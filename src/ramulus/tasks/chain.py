@@ -165,7 +165,13 @@ def _solution(terms: list[int], sums: list[int]) -> str:
 
 @dataclass(frozen=True)
 class ChainAnswer:
-    """1 if the last line is `=` and the right number, written plainly; a response cut off at its length limit is wrong."""
+    """1 if the last line is `=` and the right number, written plainly; a response cut off at its length limit is wrong.
+
+    Example:
+        >>> from ramulus import ChainAnswer, Path, Task
+        >>> ChainAnswer()(Task("t", (1,), "4+7?", answer="11"), Path("4+7=11\\n=11", (2,) * 10, "eos"))["correct"]
+        1.0
+    """
 
     correct: float = 1.0
     wrong: float = 0.0

@@ -47,7 +47,7 @@ class TreeBatch:
         >>> leaves = [tree.add(tree.root, [3], Author.POLICY, logprobs=[-2.5], finish="eos", reward=r) for r in (1.0, 0.0)]
         >>> [batch] = pack([tree], mix.credit([tree]), mix)
         >>> batch.parent.tolist()  # both last tokens are predicted from the end of the prompt
-        [-1, 0, 1, 1]
+        [0, 0, 1, 1]
     """
 
     token: Tensor  # [T] long

@@ -20,6 +20,11 @@ class Torch:
 
     In this process the engine reads the parameters in place. A process of its own has a model of its own, on its own device if it is given
     one, and the engine is handed the weights after every step.
+
+    Example:
+        >>> from ramulus import Torch
+        >>> Torch(process=True, device="cuda:1").attention
+        'auto'
     """
 
     process: bool = False
