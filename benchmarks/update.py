@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.pairing import SHAPES, interleave, ratio, record, settle, spread, table
 from benchmarks.shapes import KINDS, Flat, deep, flatten, plant
-from ramulus.core.tree import Tree
+from ramulus.core.tree import Tree, column
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
