@@ -110,3 +110,17 @@ def test_several_processes_build_at_once(empty: Path) -> None:
     assert [child.wait(100) for child in children] == [0, 0, 0]
     (left,) = (empty / "kernels").iterdir()
     assert ctypes.CDLL(str(left)).ramulus_entropy
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a list of a process's threads")
+def test_a_team_that_is_given_back_ends_its_threads() -> None:
+    code = (
+        "import os, time, torch; from ramulus.native.openmp import release_team; torch.set_num_threads(4)\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "x = torch.randn(400, 400); before = count(); first = x @ x; y = x.exp(); busy = count()\n"
+        "release_team(); time.sleep(0.1); print(busy - before, count() - before)\n"
+        "assert torch.get_num_threads() == 4; assert torch.equal(x @ x, first); assert torch.equal(x.exp(), y)\n"
+        "assert count() == busy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "0"]

@@ -21,6 +21,7 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.native.openmp import release_team
 
 T = TypeVar("T")
 
@@ -34,8 +35,9 @@ class Thread:
 
     async def do(self, work: Callable[..., T], *arguments: Any) -> T:
         """What `work` answers or raises. Where the wait is cancelled, `left` is set, for work that can stop half-way."""
+        release_team()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, worked, work, *arguments)
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -43,6 +45,14 @@ class Thread:
     def close(self) -> None:
         """End it, once its work is done."""
         self.pool.shutdown(wait=False)
+
+
+def worked(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` answers; the threads that helped are given back."""
+    try:
+        return work(*arguments)
+    finally:
+        release_team()
 
 
 class InProcess:
