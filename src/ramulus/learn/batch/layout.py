@@ -116,11 +116,11 @@ class Layout:
     def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
         """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
         column = np.full(self.length, neutral)
-        given = map(attrgetter(name), nodes)
-        parts = [
-            part if isinstance(part, array) else array("d", [neutral if part is None else part]) * size
-            for part, size in zip(given, sizes, strict=True)
-        ]
+        given = [neutral if part is None else part for part in map(attrgetter(name), nodes)]
+        if not any(isinstance(part, array) for part in given):
+            column[where] = np.repeat(np.array(given, dtype=np.float64), np.array(sizes, dtype=np.int64))
+            return column
+        parts = [part if isinstance(part, array) else array("d", [part]) * size for part, size in zip(given, sizes, strict=True)]
         if list(map(len, parts)) != sizes:
             i = next(i for i, part in enumerate(parts) if len(part) != sizes[i])
             raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(parts[i])} values of {name}")
