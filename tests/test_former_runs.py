@@ -10,6 +10,7 @@ import pytest
 
 from ramulus.cli import main
 from ramulus.core.store import read
+from ramulus.run.config.describe import brought_forward
 from ramulus.run.config.find import find, stages_of
 from ramulus.run.config.override import override
 from ramulus.run.config.resume import read_saved
@@ -88,3 +89,8 @@ def test_what_was_set_by_its_former_name_is_kept(run: Path):
     read = read_saved(run / "run.json")
     assert read["overrides"][-1] == "mix.kl_coef=0.02"
     assert read["stages"][0]["mix"]["kl_coef"] == 0.01
+
+
+def test_a_former_name_is_changed_in_its_own_class_alone():
+    mine = {"class": "mine.Task", "leash": {"class": "ramify.learn.mix.Mix", "leash": 0.1}}
+    assert brought_forward(mine) == {"class": "mine.Task", "leash": {"class": "ramulus.Mix", "kl_coef": 0.1}}

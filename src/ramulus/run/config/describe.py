@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
-FORMER = {"leash": "kl_coef"}  # fields by the names they had before
+FORMER_FIELDS = {("ramulus.Mix", "leash"): "kl_coef"}  # (class, field by the name it had before): its name
 OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the package, under its former name too, in whichever room
 
 
@@ -28,7 +28,8 @@ def own(name: str) -> str:
 def brought_forward(value: Any) -> Any:
     """JSON of `to_json` as an earlier version wrote it, with the names of today."""
     if isinstance(value, dict):
-        return {FORMER.get(key, key): brought_forward(item) for key, item in value.items()}
+        kind = own(str(value.get(CLASS)))
+        return {FORMER_FIELDS.get((kind, key), key): brought_forward(item) for key, item in value.items()}
     if isinstance(value, list):
         return [brought_forward(item) for item in value]
     return own(value) if isinstance(value, str) else value
