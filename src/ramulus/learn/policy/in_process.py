@@ -35,9 +35,8 @@ class Thread:
 
     async def do(self, work: Callable[..., T], *arguments: Any) -> T:
         """What `work` answers or raises. Where the wait is cancelled, `left` is set, for work that can stop half-way."""
-        release_team()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, worked, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -68,31 +67,36 @@ class InProcess:
         """How many updates the weights have had."""
         return self.policy.version
 
+    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work` answers; neither thread keeps OpenMP's threads while the other computes."""
+        release_team()
+        return await self.thread.do(worked, work, *arguments)
+
     async def score(
         self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
     ) -> list[Scored]:
         """Columns of each row."""
-        return await self.thread.do(self.policy.score, rows, columns, influence)
+        return await self._do(self.policy.score, rows, columns, influence)
 
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
         """Add the gradient of all rows."""
-        return await self.thread.do(accumulated, self.policy, mix, batches, self.thread.left)
+        return await self._do(accumulated, self.policy, mix, batches, self.thread.left)
 
     async def update(self, lr: float) -> dict[str, float]:
         """One optimizer step."""
-        return await self.thread.do(self.policy.update, lr)
+        return await self._do(self.policy.update, lr)
 
     async def weights(self, folder: Path | None = None) -> Handle:
         """Weights to hand over."""
-        return await self.thread.do(handed, self.policy, folder)
+        return await self._do(handed, self.policy, folder)
 
     async def save(self, folder: Path) -> dict[str, Any]:
         """Write a checkpoint's model and tensors."""
-        return await self.thread.do(saved, self.policy, folder)
+        return await self._do(saved, self.policy, folder)
 
     async def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Take them back."""
-        await self.thread.do(restored, self.policy, folder, state)
+        await self._do(restored, self.policy, folder, state)
 
     def close(self) -> None:
         """End the thread."""
