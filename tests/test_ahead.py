@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramulus.core import store
+from ramulus.core import run_folder, store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Request, Segment, together
@@ -24,7 +24,6 @@ from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Recomputed
-from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.forests import START, Forests, resting, woken
 from ramulus.run.launch import launch
@@ -136,8 +135,8 @@ def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, 
     console = Console(quiet=True)
     assert launch(RECIPE + variant, [f"out={tmp_path / 'whole'}"], True, False, console) == 0
     killed(tmp_path / "run", "growing", number, RECIPE + variant)
-    saved = checkpoint.steps(tmp_path / "run")[-1]
-    state = json.loads((checkpoint.path_of(tmp_path / "run", saved) / "state.json").read_text())
+    saved = run_folder.steps(tmp_path / "run")[-1]
+    state = json.loads((run_folder.path_of(tmp_path / "run", saved) / "state.json").read_text())
     assert state["cursor"]["young"]
     assert launch(RECIPE + variant, [f"out={tmp_path / 'run'}"], True, False, console) == 0
     same(tmp_path / "whole", tmp_path / "run")

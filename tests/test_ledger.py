@@ -21,7 +21,7 @@ from rich.console import Console
 import ramulus.run.waiting as waiting
 import run_ledger
 from ramulus.cli import main
-from ramulus.core import store
+from ramulus.core import run_folder, store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Request, Sampling, Segment
@@ -33,7 +33,6 @@ from ramulus.learn.packing.weights import Selection, Share
 from ramulus.look.cost.account import FATES, PHASES, TOKENS
 from ramulus.look.cost.ledger import Cost, account, cost, tree_cost
 from ramulus.look.cost.statement import read_statements
-from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.forests import Harvest
 from ramulus.run.launch import launch
@@ -184,8 +183,8 @@ def test_every_second_of_a_step_has_a_phase_and_totals_are_sums(tmp_path: Path, 
 def test_a_resumed_run_has_the_same_account(tmp_path: Path, variant: str) -> None:
     rows = train(variant, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for step in checkpoint.steps(tmp_path / "cut")[1:]:
-        shutil.rmtree(checkpoint.path_of(tmp_path / "cut", step))
+    for step in run_folder.steps(tmp_path / "cut")[1:]:
+        shutil.rmtree(run_folder.path_of(tmp_path / "cut", step))
     again = train(variant, tmp_path / "cut")
     whole, cut = account(rows), account(again)
     for group in ("steps", "answers", "tokens"):

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ramulus.run import checkpoint
+from ramulus.core import run_folder
 from ramulus.run.launch import launch
 from test_resume import metrics, same
 
@@ -24,7 +24,7 @@ def train(variant: str, out: Path, *changes: str) -> None:
 
 
 def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.path_of(out, step) / "model" / "model.safetensors")
+    return load_file(run_folder.path_of(out, step) / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize("variant", ONE_STAGE)
@@ -36,7 +36,7 @@ def test_ten_steps_and_on_after_five(tmp_path: Path, variant: str) -> None:
     assert sum(step["updates"] > 0 for step in steps) >= 8
     assert all(step["grad_norm"] > 0 for step in steps if step["updates"])
     shutil.copytree(whole, cut)
-    shutil.rmtree(checkpoint.path_of(cut, 10))
+    shutil.rmtree(run_folder.path_of(cut, 10))
     train(variant, cut)
     same(whole, cut)
 

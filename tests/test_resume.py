@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ramulus.cli import main
+from ramulus.core import run_folder
 from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 
@@ -42,7 +43,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = checkpoint.path_of(folder, checkpoint.steps(folder)[-1])
+    path = run_folder.path_of(folder, run_folder.steps(folder)[-1])
     return load_file(path / "model" / "model.safetensors") | load_file(path / "tensors.safetensors")
 
 
@@ -141,7 +142,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     assert process.returncode == 128 + number, err
     assert f"stopped by {number.name}" in out
     assert f"out={tmp_path / 'run'} --resume" in out.replace("\n", "")
-    (step,) = checkpoint.steps(tmp_path / "run")
+    (step,) = run_folder.steps(tmp_path / "run")
     assert len(metrics(tmp_path / "run")) == step
     assert 0 < step < 400
     more = f"steps={step + 2}"
@@ -162,7 +163,7 @@ def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monke
     monkeypatch.setattr(Trainer, "evaluate", stopped)
     assert train(tmp_path / "run") == 128 + signal.SIGTERM
     assert len(metrics(tmp_path / "run")) == 2
-    state = json.loads((checkpoint.path_of(tmp_path / "run", 3) / "state.json").read_text())
+    state = json.loads((run_folder.path_of(tmp_path / "run", 3) / "state.json").read_text())
     assert state["pending"]["trees"] > 0
     monkeypatch.setattr(Trainer, "evaluate", real)
     assert train(tmp_path / "run") == 0
@@ -184,7 +185,7 @@ def test_a_reward_that_fails_late_loses_no_step(whole: Path, tmp_path: Path, mon
     monkeypatch.setattr(Forests, "get", broken)
     with pytest.raises(RewardError):
         train(tmp_path / "run")
-    assert checkpoint.steps(tmp_path / "run")[-1] == 5
+    assert run_folder.steps(tmp_path / "run")[-1] == 5
     monkeypatch.setattr(Forests, "get", real)
     assert train(tmp_path / "run") == 0
     same(whole, tmp_path / "run")
@@ -219,7 +220,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
     assert "cannot save step 4" in said
     assert "the checkpoint of step 3 is whole" in said
     assert "--resume" in said
-    assert checkpoint.steps(tmp_path / "run") == [2, 3]
+    assert run_folder.steps(tmp_path / "run") == [2, 3]
     monkeypatch.setattr(checkpoint, "save", real)
     assert train(tmp_path / "run") == 0
     same(whole, tmp_path / "run")
@@ -279,5 +280,5 @@ def test_lora_autocast_and_a_narrow_copy_go_on_bit_for_bit(tmp_path: Path):
     assert train(tmp_path / "run", recipe=options) == 0
     same(tmp_path / "whole", tmp_path / "run")
     assert all(line["grad_norm"] > 0 for line in metrics(tmp_path / "run"))
-    net = AutoModelForCausalLM.from_pretrained(checkpoint.path_of(tmp_path / "run", 4) / "model")
+    net = AutoModelForCausalLM.from_pretrained(run_folder.path_of(tmp_path / "run", 4) / "model")
     assert not [name for name, _ in net.named_parameters() if "lora" in name]

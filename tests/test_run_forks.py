@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramulus.core import store
+from ramulus.core import run_folder, store
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.signals import SignalContext
 from test_resume import metrics, same
@@ -45,7 +44,7 @@ def test_paths_grow_from_attended_steps_and_the_batch_adapts(whole: Path) -> Non
     assert len(later) > 50
     assert not any("influence" in leaf.signals for leaf in later), "nobody would read it"
     assert len({line["wanted"] for line in metrics(whole)}) > 1
-    state = json.loads((checkpoint.path_of(whole, 6) / "state.json").read_text())["cursor"]["schedule"]
+    state = json.loads((run_folder.path_of(whole, 6) / "state.json").read_text())["cursor"]["schedule"]
     assert state["batch"]["seen"] == 6
     assert all(line["grad_norm"] > 0 for line in metrics(whole))
     for tree in grown:

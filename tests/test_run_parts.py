@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from kept import tensors
+from ramulus.core import run_folder
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.local.factory import Local
@@ -203,7 +204,7 @@ def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):
     for step in (1, 2, 3, 4, 5):
         write(tmp_path, step)
         checkpoint.prune(tmp_path, 2, best=2)
-    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+    assert run_folder.steps(tmp_path) == [2, 4, 5]
     state = checkpoint.load(tmp_path, 4)
     assert (state["step"], state["policy"]) == (4, {"version": 4})
     assert torch.equal(tensors(tmp_path, 4)["w"], torch.full((3,), 4.0))
@@ -215,7 +216,7 @@ def test_what_a_killed_write_left_is_not_read(tmp_path: Path):
     part.mkdir()
     (part / "state.json").write_text("{")
     (tmp_path / "checkpoints" / "step-000003").mkdir()
-    assert checkpoint.steps(tmp_path) == [1]
+    assert run_folder.steps(tmp_path) == [1]
     checkpoint.prune(tmp_path, 2, None)
     assert not part.exists()
 
@@ -354,7 +355,7 @@ def test_tensorboard_is_written_and_purged_on_resume(tmp_path: Path):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from ramulus.run import checkpoint as saved
+    from ramulus.core import run_folder as saved
 
     out = tmp_path / "run"
     train(out, "steps=4", "tensorboard=true")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import ask, line, run, small
-from ramulus.core import store
+from ramulus.core import run_folder, store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.engine.engine import Sampling
@@ -24,7 +24,6 @@ from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
-from ramulus.run import checkpoint
 from test_resume import killed, metrics, same, train
 
 HERE = Path(__file__).parent
@@ -152,7 +151,7 @@ def test_numbers_are_those_of_the_step_before(whole: Path) -> None:
             moved += sum(abs(t - 1) > 0.01 for t in node.column("temperature"))
         before = rule.measure(forest)
     assert moved > 50
-    state = json.loads((checkpoint.path_of(whole, 4) / "state.json").read_text())
+    state = json.loads((run_folder.path_of(whole, 4) / "state.json").read_text())
     assert state["cursor"]["temperature"] == before
 
 
@@ -165,14 +164,14 @@ def test_numbers_survive_a_resume(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_numbers_survive_a_kill(whole: Path, tmp_path: Path) -> None:
     killed(tmp_path / "run", "updating", 5, RECIPE)
-    assert checkpoint.steps(tmp_path / "run")[-1] == 2
+    assert run_folder.steps(tmp_path / "run")[-1] == 2
     assert train(tmp_path / "run", recipe=RECIPE) == 0
     same(whole, tmp_path / "run")
 
 
 def test_a_run_that_forgot_them_would_differ(whole: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "run", "steps=2", recipe=RECIPE) == 0
-    path = checkpoint.path_of(tmp_path / "run", 2) / "state.json"
+    path = run_folder.path_of(tmp_path / "run", 2) / "state.json"
     state = json.loads(path.read_text())
     state["cursor"]["temperature"] = None
     path.write_text(json.dumps(state))

@@ -87,8 +87,9 @@ class Request:
 
     `until` has the first word on each token, then `stop`. An engine without the feature "until" takes none: its caller asks afterwards.
 
-    >>> Request((1, 2), Sampling(max_tokens=8), StopRule(frozenset({0})), seed=3).stop.ids
-    frozenset({0})
+    Example:
+        >>> Request((1, 2), Sampling(max_tokens=8), StopRule(frozenset({0})), seed=3).stop.ids
+        frozenset({0})
     """
 
     prefix: tuple[int, ...]

@@ -16,6 +16,7 @@ from ramulus.engine.stops import watched
 Table = Mapping[tuple[int, ...], Sequence[float]]
 """Context (the last few tokens) -> logits of the next token, [V]."""
 
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sampled token with what is recorded of it."""
@@ -47,7 +48,7 @@ def draw(logits: Sequence[float], sampling: Sampling, temperature: float, u: flo
     top = max(logits)
     p = softmax([(x - top) / temperature for x in logits])  # the difference first: a tiny temperature must not overflow
     order = list(range(len(p)))
-    if sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0:
+    if sampling.truncates:
         order.sort(key=lambda i: -p[i])
     left = truncate(p, order, sampling)
     mass = math.fsum(p[i] for i in left)

@@ -77,8 +77,9 @@ class Stop:
     `max_tokens` is the longest response over all its segments; an empty `eos` never ends a text. `strings`: the text ends, as "stop", at the token
     that completes one of them. `decode` is wanted by `strings`, `answer` and `repetition` alone.
 
-    >>> Stop(eos=(0,), max_tokens=64).rule.ids
-    frozenset({0})
+    Example:
+        >>> Stop(eos=(0,), max_tokens=64).rule.ids
+        frozenset({0})
     """
 
     eos: tuple[int, ...]

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ramulus.core.run_folder import path_of as path_of
-from ramulus.core.run_folder import steps as steps
+from ramulus.core.run_folder import path_of, steps
 
 FORMAT = 1
 

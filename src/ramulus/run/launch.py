@@ -13,9 +13,8 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from ramulus.core import store
+from ramulus.core import run_folder, store
 from ramulus.look.viewer.show import draw
-from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text
 from ramulus.run.evaluation.exam import scores, table
@@ -66,13 +65,13 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
             asyncio.run(train_stage(run, start, plan.save, interrupt, console))
-        start = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+        start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 
 
 def refuse_rework(plan: Plan) -> None:
     """ValueError where a stage is not finished although a later one has begun from its weights (its steps were raised)."""
     for run, later in zip(plan.stages, plan.stages[1:]):
-        if checkpoint.steps(later.folder) and not finished(run):
+        if run_folder.steps(later.folder) and not finished(run):
             raise ValueError(
                 f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: "
                 f"set {run.name}.steps back, or begin anew with --fresh"
@@ -117,7 +116,7 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
     for tree in store.read(written[-1]) if written else ():
         rewards = [leaf.reward for leaf in tree.leaves()]
         if len(set(rewards)) > 1 and len(rewards) <= most:
-            folder = checkpoint.path_of(run.folder, checkpoint.steps(run.folder)[-1]) / "model"
+            folder = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
             decode = Decoder(AutoTokenizer.from_pretrained(folder))
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
             console.print(draw(tree, decode))
@@ -126,8 +125,8 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
 
 def worked(run: Run) -> float:
     """Seconds of training, evaluation and examination in a stage, over all resumptions."""
-    found = checkpoint.steps(run.folder)
-    state = read(checkpoint.path_of(run.folder, found[-1]) / "state.json") if found else None
+    found = run_folder.steps(run.folder)
+    state = read(run_folder.path_of(run.folder, found[-1]) / "state.json") if found else None
     exams = [read(run.folder / f"exam-{when}.json") for when in ("before", "after")]
     return (state["seconds"] if state else 0.0) + sum(exam["seconds"] for exam in exams if exam)
 

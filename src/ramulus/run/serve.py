@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from ramulus.engine.remote.factory import TOKEN
+from ramulus.engine.remote.factory import TOKEN, token_of
 from ramulus.engine.remote.listen import bind, is_loopback, listener
 from ramulus.engine.remote.server import Served
 from ramulus.engine.remote.weights import state_of_bytes, table_of_bytes
@@ -38,7 +37,7 @@ class Address:
     @property
     def given(self) -> str:
         """The token that was chosen, or ""."""
-        return self.token or os.environ.get(TOKEN, "")
+        return token_of(self.token)
 
 
 def serve(
@@ -108,14 +107,8 @@ def toy(model: str, token: str) -> Served:
 
 def local(model: str, token: str, slots: int, memory_mb: int, device: str, threads: int | None) -> Served:
     """A model folder, a name on the hub or a run's last checkpoint, in the local engine."""
-    from ramulus.engine.local.local_engine import LocalEngine
-    from ramulus.learn.policy.model import Pretrained
-    from ramulus.run.setting import Decoder, device_of, model_path, quiet, set_threads
+    from ramulus.run.evaluation.bench import open_bench
 
-    quiet()
-    set_threads(threads)
-    net, tokenizer = Pretrained(model_path(model))()
-    net.to(device_of(device)).eval().requires_grad_(False)
-    engine = LocalEngine(net, slots, memory_mb * 2**20, decode=Decoder(tokenizer))
-    vocabulary = int(net.get_input_embeddings().num_embeddings)
-    return Served(engine, token, model, vocabulary, rules(), state_of_bytes)
+    bench = open_bench(model, device, threads, slots, memory_mb)
+    vocabulary = int(bench.model.get_input_embeddings().num_embeddings)
+    return Served(bench.engine, token, model, vocabulary, rules(), state_of_bytes)

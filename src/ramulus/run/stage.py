@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ramulus.core import run_folder
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -217,7 +218,7 @@ def digest(tasks: Sequence[Task]) -> str:
 
 async def restore(run: Run, parts: Parts, console: Console) -> State:
     """The state to go on from: that of the last checkpoint, or a new one. Raises ValueError where the problems are others now."""
-    found = checkpoint.steps(run.folder)
+    found = run_folder.steps(run.folder)
     if not found:
         return State(tasks=digest(parts.tasks))
     saved = checkpoint.load(run.folder, found[-1])
@@ -226,7 +227,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> State:
         raise ValueError(
             f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
         )
-    await parts.learner.restore(checkpoint.path_of(run.folder, found[-1]), saved["policy"])
+    await parts.learner.restore(run_folder.path_of(run.folder, found[-1]), saved["policy"])
     checkpoint.restore_random(saved)
     for path in (run.folder / "trees").glob("*.jsonl"):
         if int(path.stem) > state.step:
@@ -290,10 +291,10 @@ async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrup
 
 def finished(run: Run) -> bool:
     """Whether nothing is left to do in a stage."""
-    found = checkpoint.steps(run.folder)
+    found = run_folder.steps(run.folder)
     if not found or found[-1] < run.steps:
         return False
-    state = json.loads((checkpoint.path_of(run.folder, found[-1]) / "state.json").read_text())
+    state = json.loads((run_folder.path_of(run.folder, found[-1]) / "state.json").read_text())
     after = run.folder / "exam-after.json"
     examined = run.exam is None or (after.exists() and json.loads(after.read_text())["step"] == run.steps)
     return state["pending"] is None and examined

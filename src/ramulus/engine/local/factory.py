@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Local:
     """The local engine: samples with the learner's own weights, on CPU or one GPU.
 
-    >>> Local(slots=256).memory_mb
-    1024
+    Example:
+        >>> Local(slots=256).memory_mb
+        1024
     """
 
     slots: int = 64  # sequences decoded together

@@ -46,7 +46,7 @@ class SamplingBatch:
         self.plain = not groups and all(t == 1 for t in fixed)
         self.greedy = not groups and all(t == 0 for t in fixed)
         self.some_greedy = any(not getattr(rule, "positive", False) for rule, _ in self.rules) or any(t == 0 for t in fixed)
-        cut = [i for i, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1 or s.min_p > 0]
+        cut = [i for i, s in enumerate(samplings) if s.truncates]
         self.cut = torch.tensor(cut, device=device) if cut else None  # [R] rows that are truncated
         chosen = [samplings[i] for i in cut]
         self.top_k = torch.tensor([s.top_k if s.top_k > 0 else EVERY for s in chosen], device=device)  # [R]

@@ -12,14 +12,20 @@ from ramulus.engine.remote.client import RemoteEngine
 TOKEN = "RAMULUS_TOKEN"  # of the environment
 
 
+def token_of(given: str) -> str:
+    """A token that was given, else that of the environment; "" without either."""
+    return given or os.environ.get(TOKEN, "")
+
+
 @dataclass(frozen=True)
 class Remote:
     """Samples from an engine that another process serves: start it with `ramulus serve MODEL`.
 
     The token is shown in no repr and saved with no run.
 
-    >>> Remote("http://127.0.0.1:8123/", token="secret")
-    Remote(url='http://127.0.0.1:8123/', timeout=600.0, reconnect=60.0)
+    Example:
+        >>> Remote("http://127.0.0.1:8123/", token="secret")
+        Remote(url='http://127.0.0.1:8123/', timeout=600.0, reconnect=60.0)
     """
 
     url: str  # as `ramulus serve` prints it
@@ -33,7 +39,7 @@ class Remote:
 
     def __call__(self, model: Any = None, decode: Decode | None = None) -> RemoteEngine:
         """The engine; ValueError where it has other tokens than the model that is trained. `decode` is not needed: servers read their own text."""
-        engine = RemoteEngine(self.url, self.token or os.environ.get(TOKEN, ""), self.timeout, self.reconnect)
+        engine = RemoteEngine(self.url, token_of(self.token), self.timeout, self.reconnect)
         wanted = engine.vocabulary if model is None else int(model.get_input_embeddings().num_embeddings)
         if wanted != engine.vocabulary:
             raise ValueError(

@@ -17,6 +17,7 @@ from ramulus.learn.policy.influence import Influence
 Handle = None | str | os.PathLike[str] | Mapping[str, Tensor]
 """Weights for an engine: a folder of safetensors, or name -> tensor. None: in place, the engine reads the learner's own parameters."""
 
+
 class Evaluated(NamedTuple):
     """What the policy makes of the tokens of a row that some term weighs, each [T]; 0 elsewhere."""
 

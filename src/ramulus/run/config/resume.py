@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ramulus.run import checkpoint
+from ramulus.core import run_folder
 from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
@@ -76,7 +76,7 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
     stages, top = build(recipe, overrides)
     saved_at = top / "run.json"
     notes: list[str] = []
-    there = saved_at.exists() or any(checkpoint.steps(folder) for folder in {top, *(stage.folder for stage in stages)})
+    there = saved_at.exists() or any(run_folder.steps(folder) for folder in {top, *(stage.folder for stage in stages)})
     if there and fresh:
         move_aside(top)
     elif there:
@@ -183,7 +183,7 @@ def move_aside(folder: Path) -> Path:
 def progress(top: Path) -> str:
     """How far the run in a folder has come, in words."""
     found = [
-        (path.parent, checkpoint.steps(path.parent))
+        (path.parent, run_folder.steps(path.parent))
         for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))
     ]
     done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in found if steps]

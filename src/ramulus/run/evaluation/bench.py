@@ -85,7 +85,7 @@ class TaskSets:
         return sets
 
 
-def open_bench(model: str, device: str, threads: int | None, slots: int) -> Bench:
+def open_bench(model: str, device: str, threads: int | None, slots: int, memory_mb: int = Local.memory_mb) -> Bench:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
     encode_quickly()
@@ -93,7 +93,7 @@ def open_bench(model: str, device: str, threads: int | None, slots: int) -> Benc
     net, tokenizer = Pretrained(model_path(model))()
     net.to(device_of(device)).eval().requires_grad_(False)
     decode = Decoder(tokenizer)
-    return Bench(model, tokenizer, net, Local(slots)(net, decode), decode, eos_of(net, tokenizer), slots)
+    return Bench(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
 
 
 def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
