@@ -142,7 +142,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
         (["model=runs/quickstart/1-sft"], ["there is no run at runs/quickstart/1-sft", "run `make quickstart` first"]),
         (["model=runs/mine"], ["there is no run at runs/mine", "train it first"]),
         (["branching=none"], ["branching cannot be None"]),
-        (["answer=5"], ["answer is an object that only a recipe file can make", "got 5"]),
+        (["answer=5"], ["answer is an object or None, got 5", "answer=true"]),
         (["top_p=2"], ["top_p must be in (0, 1], got 2.0"]),
         (["optimizer.betas=2,3"], ["optimizer.betas must be in [0, 1)", "(2.0, 3.0)"]),
         (["threads=0"], ["threads must be at least 1"]),

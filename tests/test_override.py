@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import pytest
 
+from ramulus.grow.stop import BoxedAnswer, Repeats
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Pretrained
+from ramulus.run.config.find import find
 from ramulus.run.config.override import override
+from ramulus.run.config.recipe import AdamW, Exam, Weighted
+from ramulus.tasks.chain import ChainSum
+from ramulus.tasks.files import File
+from ramulus.tasks.gym import Gym
+from ramulus.tasks.rewards import ExactAnswer, Overlong
 
 
 @dataclass(frozen=True)
@@ -126,3 +135,85 @@ def test_nothing_is_evaluated():
     assert run.label == "__import__('os').getcwd()"
     with pytest.raises(ValueError, match="is not a number"):
         override((Small(),), ["heat=__import__('os')"])
+
+
+# a whole and parts of it, and objects where there was None
+
+
+def shipped(*assignments: str, recipe: str = "grpo", function: str = "recipe") -> Any:
+    made = getattr(find(recipe), function)()
+    return override(made if isinstance(made, tuple) else (made,), list(assignments))[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "value"),
+    [
+        (("model=a/b", "model.dtype=bfloat16"), "model", Pretrained("a/b", dtype="bfloat16")),
+        (("model=a/b", "model.rope.rope_theta=4e4"), "model", Pretrained("a/b", rope={"rope_theta": 4e4})),
+        (("evals=held.jsonl", "evals.prompt=question"), "evals", File("held.jsonl", prompt="question")),
+        (("evals=gym:chain_sum", "evals.size=7"), "evals", Gym("chain_sum", 7)),
+        (("evals.path=held.jsonl", "evals.limit=3"), "evals", File("held.jsonl", limit=3)),
+        (("evals=chain",), "evals", ChainSum(100, "test")),
+        (("tasks=mine.jsonl", "tasks.demonstration=solution"), "tasks", File("mine.jsonl", demonstration="solution")),
+        (("lora.rank=8", "lora.alpha=4"), "lora", Lora(8, 4)),
+        (("lora=4", "lora.targets=q_proj,v_proj"), "lora", Lora(4, targets=("q_proj", "v_proj"))),
+        (("lora=true",), "lora", Lora()),
+        (("rewards=ExactAnswer", "rewards.wrong=-1"), "rewards", ExactAnswer(wrong=-1.0)),
+        (
+            ("rewards=exactanswer,Overlong", "rewards.1.reward.limit=64", "rewards.1.reward.buffer=8", "rewards.1.weight=0.5"),
+            "rewards",
+            (Weighted(ExactAnswer()), Weighted(Overlong(64, 8), 0.5)),
+        ),
+        (("exam.samples=2", "exam.tasks=held.jsonl"), "exam", Exam(File("held.jsonl"), 2)),
+        (("answer.window=9",), "answer", BoxedAnswer(window=9)),
+        (("repetition=true", "repetition.times=3"), "repetition", Repeats(times=3)),
+        (("optimizer.betas=0.5,0.6", "optimizer.betas.1=0.7"), "optimizer", AdamW(1e-6, (0.5, 0.7), warmup=10, weight_decay=0.1)),
+    ],
+)
+def test_a_whole_and_its_parts_in_any_order(words: tuple[str, ...], path: str, value: Any):
+    for order in (words, words[::-1]):
+        assert getattr(shipped(*order), path) == value
+
+
+def test_a_whole_replaces_what_the_recipe_had_and_a_part_keeps_it():
+    kept = shipped("model.path=mine", recipe="sft").model
+    assert kept == Pretrained("mine", max_positions=16384, rope={"rope_theta": 40000.0})
+    assert shipped("model=mine", recipe="sft").model == "mine"
+    assert shipped("model=mine", "model.dtype=auto", recipe="sft").model == Pretrained("mine", dtype="auto")
+    assert shipped("model=mine", "treepo.model.dtype=auto", recipe="quickstart").model == Pretrained("mine", dtype="auto")
+
+
+def test_a_reward_of_a_file(tmp_path: Any):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\ndef score(task, path):\n    return 0.5\n"
+        "@dataclass(frozen=True)\nclass Longer:\n    than: int = 3\n    def __call__(self, task, path):\n"
+        "        return float(path.length > self.than)\n"
+    )
+    assert shipped(f"rewards={tmp_path}/mine.py:score").rewards(None, None) == 0.5
+    longer = shipped("rewards.than=5", f"rewards={tmp_path}/mine.py:Longer").rewards
+    assert (type(longer).__name__, longer.than) == ("Longer", 5)
+    with pytest.raises(ValueError, match=r"rewards=.*mine.py has no function 'nothing' that grades"):
+        shipped(f"rewards={tmp_path}/mine.py:nothing")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lr=1e-5"], "Did you mean optimizer.lr\\?"),
+        (["learning_rate=1e-5"], "Did you mean optimizer.lr\\?"),
+        (["high=0.3"], "Did you mean mix.terms.0.estimator.mask.high\\?"),
+        (["evals.prompt=q"], "evals is to be File, which needs path: set evals.path=... as well"),
+        (["evals=none", "evals.path=x"], "evals is None, which has no field 'path': say first what it is"),
+        (["rewards=Right"], "there is no reward 'Right'.*There are Boxed, ExactAnswer"),
+        (["rewards=Format"], "rewards is to be Format, which needs pattern: set rewards.pattern"),
+        (["lora=big"], "lora is a rank, 16 say"),
+        (["lora.rank=0"], "lora.rank=0: lora.rank must be at least 1"),
+        (["pruning.0.share=1"], "pruning has no items: make them in the recipe file"),
+        (["evals.path.x=1", "evals.path=held.jsonl"], "evals.path is 'held.jsonl', which has no field 'x'"),
+        (["model.dtype=half", "model=a/b"], "'half' is not one of float32, bfloat16"),
+        (["seed.x=1"], "seed is 0, which has no field 'x': set seed=value"),
+    ],
+)
+def test_what_cannot_be_is_said_with_a_remedy_that_works(words: list[str], said: str):
+    with pytest.raises(ValueError, match=said):
+        shipped(*words)

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ramulus.run.config.recipe import AdamW as AdamW
     from ramulus.run.config.recipe import Exam as Exam
     from ramulus.run.config.recipe import Run as Run
-    from ramulus.run.config.recipe import Weighted as Weighted
+    from ramulus.run.config.weighted import Weighted as Weighted
     from ramulus.run.signals import Concluded as Concluded
     from ramulus.run.signals import ForwardInfluence as ForwardInfluence
     from ramulus.run.signals import SignalContext as SignalContext
@@ -127,7 +127,8 @@ HOMES = {
     "learn.advantage.token_group": ("TokenGroupMean",),
     "look.evaluation.evaluate": ("evaluate",),
     "look.viewer.show": ("show",),
-    "run.config.recipe": ("AdamW", "Exam", "Run", "Weighted"),
+    "run.config.recipe": ("AdamW", "Exam", "Run"),
+    "run.config.weighted": ("Weighted",),
     "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),
     "tasks.chain": ("ChainAnswer", "ChainSum"),
     "tasks.files": ("File",),

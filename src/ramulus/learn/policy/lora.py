@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ def without(wrapped: Any) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def merged(model: Any) -> dict[str, Tensor]:
     """The state dict of the adapted `model` with adapters added to the weights, under the names it had without them.
 
-    Nothing is changed in place: merging and unmerging would round the frozen weights.
+    Nothing is changed in place: merging and unmerging would round the frozen weights. Raises ValueError for adapters that cannot be added.
     """
+    import torch
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     answer = {}
-    for name, tensor in model.state_dict().items():
-        owner, _, rest = name.partition(".base_layer.")
-        if rest:
-            delta = (
-                sum(layers[owner].get_delta_weight(a) for a in layers[owner].active_adapters)
-                if rest == "weight"
-                else None
-            )
-            answer[f"{owner}.{rest}"] = tensor if delta is None else (tensor + delta).to(tensor.dtype)
-        elif ".lora_" not in name:
-            answer[name] = tensor
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if ".lora_" in name:
+                continue
+            owners = [owner for owner in layers if name.startswith(f"{owner}.base_layer.")]
+            for owner in owners:  # several where adapters of several parameters of a module are wrapped around each other
+                layer, rest = layers[owner], name[len(owner) + 1 :].replace("base_layer.", "")
+                if rest == getattr(layer, "parameter_name", "weight"):
+                    deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
+                    tensor = (tensor + sum(delta.reshape(tensor.shape) for delta in deltas)).to(tensor.dtype)
+            answer[name.replace(".base_layer", "")] = tensor
     return answer

@@ -5,16 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import importlib.util
-import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ramulus.run.config.override import MOVED
+from ramulus.run.config.python_file import naming_the_new, read_file
 
 if TYPE_CHECKING:
     from ramulus.run.config.recipe import Run
@@ -60,24 +56,7 @@ def absolute(recipe: str) -> str:
 def find(recipe: str) -> ModuleType:
     """The module of a shipped recipe, or of a file of your own; its folder is not put on the import path."""
     if recipe.endswith(".py"):
-        path = Path(recipe)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no recipe at {recipe}: give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}"
-            )
-        spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their annotations up here
-        try:
-            with naming_the_new():
-                spec.loader.exec_module(module)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "ramify":
-                raise
-            raise ImportError(f"{recipe} imports ramify, which is called ramulus now: change its imports") from error
-        return module
+        return read_file(recipe, f"give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}")
     if recipe not in shipped():
         close = difflib.get_close_matches(recipe, shipped(), n=1)
         guess = f" Did you mean {close[0]}?" if close else ""
@@ -85,18 +64,6 @@ def find(recipe: str) -> ModuleType:
             f"there is no recipe {recipe!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py file"
         )
     return importlib.import_module(f"ramulus.recipes.{recipe}")
-
-
-@contextmanager
-def naming_the_new() -> Iterator[None]:
-    """A ValueError with today's name for a recipe that gives a field by the name it had before."""
-    try:
-        yield
-    except TypeError as error:
-        found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if found is None or found.groups() not in MOVED:
-            raise
-        raise ValueError(f"{found[1]} has no field {found[2]!r} any more, it is {MOVED[found[1], found[2]]}") from error
 
 
 def stages_of(recipe: str) -> tuple[Run, ...]:

@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
-from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from typing import Any, get_args, get_origin
 
+from ramulus.run.config.unknown import unknown
+from ramulus.run.config.values import BOOLS, NONES, free, options_of, parse, plain
+
+TEXT = ""  # the key of the text that a whole is set to, beside those of its parts
 Updates = dict[str, Any]
-"""A tree of updates: field name or tuple index -> text of the value, or further updates."""
-
-
-MOVED = {
-    ("Mix", "leash"): "mix.kl_coef",
-    ("AttentionForks", "delta"): "signals.0.delta: write signals=(ForwardInfluence(delta=...),) in a recipe file",
-    ("EntropyForks", "words"): "signals.0.words: write signals=(Concluded(words=...),) in a recipe file, or set branching.closed=None for no words",
-}
-"""(class, field) that went elsewhere or has another name: what to write now."""
-
-BOOLS = {"true": True, "True": True, "yes": True, "on": True, "false": False, "False": False, "no": False, "off": False}
+"""A tree of updates: the text of a value under TEXT, further updates under field names and tuple indices."""
 
 
 class UnknownName(ValueError):
     """A dotted path names a field that is not there."""
 
 
+@dataclass(frozen=True)
+class Blank:
+    """An object that is still to be made: its class and what is known of its fields."""
+
+    kind: type
+    given: dict[str, Any]
+
+    def now(self, name: str) -> Any:
+        """What a field will hold as things are; None where it must yet be given."""
+        field = next(field for field in fields(self.kind) if field.name == name)
+        usual = field.default_factory() if field.default_factory is not MISSING else None if field.default is MISSING else field.default
+        return self.given.get(name, usual)
+
+    def make(self, where: str) -> Any:
+        """The object. Raises ValueError, naming the field, where one without a default was not given."""
+        needed = [f.name for f in fields(self.kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
+        if missing := [name for name in needed if name not in self.given]:
+            raise ValueError(f"{where} is to be {self.kind.__name__}, which needs {missing[0]}: set {where}.{missing[0]}=... as well")
+        return self.kind(**{name: made(value, f"{where}.{name}") for name, value in self.given.items()})
+
+
+@dataclass(frozen=True)
+class Word:
+    """How a field that holds an object is written on the command line; the metadata of a dataclass field, under "word".
+
+    `usual` is the class that `true` and a dotted path into None make; None where a word must come first. `read` tells what any other word
+    stands for: an object or a Blank. Raises ValueError for one that stands for nothing.
+    """
+
+    usual: type | None = None
+    read: Callable[[str], Any] | None = None
+
+
 def override(stages: tuple[Any, ...], assignments: list[str]) -> tuple[Any, ...]:
     """The stages with every `path=value` set; a path may begin with a stage's name, else it means every stage that has the field.
+
+    A whole and its parts may be set together, in any order: the parts are set in what the whole was set to.
 
     Raises ValueError naming the path, the value and the wanted type, and for an unknown name the known ones and the closest.
     """
     names = [stage.name for stage in stages]
-    pending: list[list[tuple[str, str]]] = [[] for _ in stages]
+    asked: list[tuple[int | None, str, str]] = []
     for assignment in assignments:
         path, value = split(assignment)
         head, _, rest = path.partition(".")
         only = names.index(head) if head in names and rest else None
-        inner = rest if only is not None else path
+        asked.append((only, path if only is None else rest, value))
+    pending: list[list[tuple[str, str]]] = [[] for _ in stages]
+    for only, path, value in asked:
         errors: list[UnknownName] = []
-        for i, stage in enumerate(stages):
-            if only is None or only == i:
-                try:
-                    set_fields(stage, nest([(inner, value)]), probe=True)
-                    pending[i].append((inner, value))
-                except UnknownName as error:
-                    errors.append(error)
-        if errors and len(errors) == (1 if only is not None else len(stages)):
+        meant = range(len(stages)) if only is None else [only]
+        for i in meant:
+            wholes = [(above, text) for of, above, text in asked if of in (None, i) and path.startswith(f"{above}.")]
+            try:
+                set_fields(stages[i], nest([*wholes, (path, value)]), probe=True)
+                pending[i].append((path, value))
+            except UnknownName as error:
+                errors.append(error)
+        if len(errors) == len(meant):
             raise errors[-1]
     return tuple(set_fields(stage, nest(pairs)) if pairs else stage for stage, pairs in zip(stages, pending))
 
@@ -56,7 +86,7 @@ def split(assignment: str) -> tuple[str, str]:
     """`path=value` in two; leading dashes are forgiven."""
     path, equals, value = assignment.partition("=")
     path = path.lstrip("-").strip()
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         raise ValueError(
             f"{assignment!r} is no override: write field=value, for example steps=100 or branching.width=16"
         )
@@ -67,56 +97,108 @@ def nest(pairs: list[tuple[str, str]]) -> Updates:
     """Dotted paths as a tree of updates; the later of two values for one path wins."""
     tree: Updates = {}
     for path, value in pairs:
-        *way, last = path.split(".")
         at = tree
-        for name in way:
-            below = at.get(name)
-            at[name] = at = below if isinstance(below, dict) else {}
-        at[last] = value
+        for name in path.split("."):
+            at = at.setdefault(name, {})
+        at[TEXT] = value
     return tree
 
 
 def set_fields(thing: Any, updates: Updates, path: str = "", probe: bool = False) -> Any:
-    """A copy of a frozen dataclass with the updates applied, all at once so that they are validated together.
+    """A copy of a frozen dataclass, or a Blank made, with the updates applied, all at once so that they are validated together.
 
     With `probe`, names and types are checked and nothing is built.
     """
-    known = {f.name: f for f in fields(thing) if f.init}
-    hints = field_types(type(thing))
+    kind: type = thing.kind if isinstance(thing, Blank) else type(thing)
+    known = {f.name: f for f in fields(kind) if f.init}
+    hints = field_types(kind)
     new: dict[str, Any] = {}
     for name, update in updates.items():
         where = f"{path}.{name}" if path else name
         if name not in known:
-            raise UnknownName(unknown(name, list(known), where, type(thing).__name__))
+            raise UnknownName(unknown(name, kind, list(known), where, thing))
         if not known[name].repr:
             raise ValueError(f"{where} is a secret, and a command line is seen by others and saved: set it in the environment or in the recipe file")
-        new[name] = set_value(getattr(thing, name), hints.get(name, Any), update, where, probe)
+        current = thing.now(name) if isinstance(thing, Blank) else getattr(thing, name)
+        new[name] = set_value(current, hints.get(name, Any), word_of(known[name]), update, where, probe)
     if probe:
         return thing
     try:
-        return replace(thing, **new)
+        return Blank(kind, thing.given | new).make(path) if isinstance(thing, Blank) else replace(thing, **new)
     except ValueError as error:
-        text = " ".join(
-            f"{path}.{name}={shown(update)}" if path else f"{name}={shown(update)}" for name, update in updates.items()
-        )
+        text = " ".join(f"{path}.{name}={shown(update)}" if path else f"{name}={shown(update)}" for name, update in updates.items())
         raise ValueError(f"{text}: {error}") from error
 
 
-def shown(update: Any) -> str:
-    return update if isinstance(update, str) else "..."
+def word_of(field: Field[Any]) -> Word:
+    """How a field's object is written."""
+    return field.metadata.get("word", Word())  # type: ignore[no-any-return]
 
 
-def set_value(current: Any, hint: Any, update: str | Updates, where: str, probe: bool) -> Any:
-    """The new value of one field: parsed text, or a copy of what is there with updates inside."""
-    if isinstance(update, dict):
-        if is_dataclass(current) and not isinstance(current, type):
-            return set_fields(current, update, where, probe)
-        if isinstance(current, tuple):
-            return set_items(current, hint, update, where, probe)
-        raise UnknownName(
-            f"{where} is {current!r}, which has no field {next(iter(update))!r}: set {where}=value, or change it in the recipe file"
-        )
-    return parse(update, hint, current, where)
+def shown(update: Updates) -> str:
+    """The text of an update, or that there is more inside."""
+    return str(update[TEXT]) if set(update) == {TEXT} else "..."
+
+
+def set_value(current: Any, hint: Any, word: Word, update: Updates, where: str, probe: bool) -> Any:
+    """The new value of one field: what its text stands for, with the updates of its parts inside."""
+    parts = {name: inner for name, inner in update.items() if name != TEXT}
+    if TEXT in update:
+        current = whole_value(current, hint, word, update[TEXT], where, bool(parts))
+    if not parts:
+        return current if probe else made(current, where)
+    if isinstance(current, str) and word.read is not None:
+        current = word.read(current)
+    if current is None and TEXT not in update and word.usual is not None:
+        current = Blank(word.usual, {})
+    if is_dataclass(current) and not isinstance(current, type):
+        return set_fields(current, parts, where, probe)
+    if isinstance(current, tuple):
+        return set_items(current, hint, parts, where, probe)
+    if isinstance(current, dict) or (current is None and TEXT not in update and any(get_origin(option) is dict for option in options_of(hint))):
+        return (current or {}) | {name: item(hint, inner, f"{where}.{name}") for name, inner in parts.items()}
+    raise UnknownName(partless(current, hint, word, next(iter(parts)), where))
+
+
+def whole_value(current: Any, hint: Any, word: Word, text: str, where: str, parted: bool) -> Any:
+    """What the text of a whole field stands for; `parted`: fields of it are set as well."""
+    if text not in NONES and (word.read is not None or (word.usual is not None and BOOLS.get(text))):
+        if BOOLS.get(text) and word.usual is not None:
+            return Blank(word.usual, {})
+        if word.read is not None and (str not in options_of(hint) or parted):
+            try:
+                return word.read(text)
+            except ValueError as error:
+                raise ValueError(f"{where}={text}: {error}") from None
+    return parse(text, hint, current, where)
+
+
+def item(hint: Any, update: Updates, where: str) -> Any:
+    """The new value of one key of a dictionary."""
+    if set(update) != {TEXT}:
+        raise UnknownName(f"{where} has no fields: set {where}=value")
+    inner = next((get_args(option)[1] for option in options_of(hint) if get_origin(option) is dict), Any)
+    for option in [*free(None), str] if inner is Any else [inner]:
+        try:
+            return parse(update[TEXT], option, None, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where}={update[TEXT]}: not {inner}")
+
+
+def partless(current: Any, hint: Any, word: Word, name: str, where: str) -> str:
+    """The sentence for a path that goes into something without parts."""
+    if current is None and word.read is not None:
+        return f"{where} is None, which has no field {name!r}: say first what it is, {where}=..., or make it in the recipe file"
+    remedy = f"set {where}=value" if plain(hint) and not (current is None and hint is Any) else "make it in the recipe file"
+    return f"{where} is {current!r}, which has no field {name!r}: {remedy}"
+
+
+def made(value: Any, where: str) -> Any:
+    """The value, with every Blank in it made."""
+    if isinstance(value, tuple):
+        return tuple(made(item, f"{where}.{i}") for i, item in enumerate(value))
+    return value.make(where) if isinstance(value, Blank) else value
 
 
 def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str, probe: bool) -> tuple[Any, ...]:
@@ -124,22 +206,15 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
     items = list(current)
     for name, update in updates.items():
         if not name.isdigit() or int(name) >= len(items):
-            raise UnknownName(
-                f"{where}.{name}: {where} has {len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
-            )
+            numbered = f"{len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
+            there = numbered if items else "no items: make them in the recipe file"
+            raise UnknownName(f"{where}.{name}: {where} has {there}")
         i = int(name)
-        args = get_args(hint) if get_origin(hint) is tuple else ()
-        item = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
-        items[i] = set_value(items[i], item, update, f"{where}.{name}", probe)
-    return tuple(items)
-
-
-def unknown(name: str, known: list[str], where: str, owner: str) -> str:
-    if (owner, name) in MOVED:
-        return f"{where}: {owner} has no field {name!r} any more, it is {MOVED[owner, name]}"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f" Did you mean {where[: len(where) - len(name)]}{close[0]}?" if close else ""
-    return f"{where}: {owner} has no field {name!r}.{guess} It has: {', '.join(known) or 'no fields'}"
+        option = next((option for option in options_of(hint) if get_origin(option) is tuple), None)
+        args = get_args(option)
+        kind = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
+        items[i] = set_value(items[i], kind, Word(), update, f"{where}.{name}", probe)
+    return tuple(items if probe else (made(item, f"{where}.{i}") for i, item in enumerate(items)))
 
 
 def field_types(kind: type) -> dict[str, Any]:
@@ -148,96 +223,3 @@ def field_types(kind: type) -> dict[str, Any]:
         return typing.get_type_hints(kind)
     except (NameError, AttributeError, TypeError):
         return {}
-
-
-def parse(text: str, hint: Any, current: Any, where: str) -> Any:
-    """The text as a value of the annotated type; for a free type, as a value of the type that is there now."""
-    options = list(get_args(hint)) if get_origin(hint) in (typing.Union, types.UnionType) else [hint]
-    if Any in options:
-        options = free(current)
-    for option in sorted(options, key=rank):
-        try:
-            return parse_as(text, option)
-        except ValueError:
-            continue
-    if is_dataclass(current) and not isinstance(current, type):
-        names = ", ".join(f"{where}.{f.name}" for f in fields(current) if f.init)
-        raise ValueError(
-            f"{where}={text}: {where} is an object, {type(current).__name__}; set one of its fields ({names or 'it has none'}) "
-            "or change it in the recipe file"
-        )
-    raise ValueError(f"{where}={text}: {text!r} is not {describe(options)}; it is {current!r} in the recipe")
-
-
-def free(current: Any) -> list[Any]:
-    """What a field without a type may become: the type that is there now; None in place of an object; a scalar in place of None."""
-    if current is None:
-        return [type(None), bool, int, float]
-    if type(current) is int:
-        return [int, float]
-    return [type(current)] if isinstance(current, bool | float | str | tuple) else [type(None)]
-
-
-def rank(option: Any) -> int:
-    """The order in which the members of a union are tried: the narrowest first."""
-    order = [type(None), bool, int, float, tuple, Path, str]
-    plain = get_origin(option) or option
-    return -1 if plain is Literal else order.index(plain) if plain in order else len(order)
-
-
-def parse_as(text: str, option: Any) -> Any:
-    """The text as one type; ValueError where it is not."""
-    origin = get_origin(option) or option
-    if origin in (int, float, str, Path):
-        value = origin(text)
-        if value != value:  # NaN
-            raise ValueError("not a number")
-        return value
-    if origin is tuple:
-        return parse_tuple(text, get_args(option))
-    if origin is Literal:
-        choices = {str(choice): choice for choice in get_args(option)}
-    elif origin is bool:
-        choices = BOOLS
-    elif origin is type(None):
-        choices = {"none": None, "None": None, "null": None}
-    else:
-        raise ValueError(f"{option} cannot be written on a command line")
-    if text not in choices:
-        raise ValueError(f"one of {', '.join(choices)} is wanted")
-    return choices[text]
-
-
-def parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`1,2` or `(1, 2)` as a tuple of the annotated items."""
-    parts = [part.strip().strip("'\"") for part in text.strip("()[]").split(",") if part.strip()]
-    if len(args) == 2 and args[1] is Ellipsis:
-        args = (args[0],) * len(parts)
-    elif not args:
-        args = (str,) * len(parts)
-    if len(args) != len(parts):
-        raise ValueError(f"{len(args)} items wanted")
-    return tuple(parse_as(part, arg) for part, arg in zip(parts, args))
-
-
-def describe(options: list[Any]) -> str:
-    """The wanted types in words."""
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        type(None): "None",
-        Path: "a path",
-    }
-
-    def one(option: Any) -> str:
-        origin = get_origin(option) or option
-        if origin is Literal:
-            return "one of " + ", ".join(map(str, get_args(option)))
-        if origin is tuple:
-            inner = [one(arg) for arg in get_args(option) if arg is not Ellipsis]
-            return f"a list like a,b of {inner[0] if inner else 'values'}"
-        return words.get(origin, f"an object that only a recipe file can make ({getattr(origin, '__name__', origin)})")
-
-    return " or ".join(dict.fromkeys(one(option) for option in options))

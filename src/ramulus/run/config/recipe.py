@@ -12,7 +12,11 @@ from typing import Any, Literal
 from ramulus.core.task import Reward
 from ramulus.engine.engine import Decode, Engine
 from ramulus.engine.local.factory import Local
+from ramulus.grow.stop import BoxedAnswer, Repeats
 from ramulus.learn.policy.torch_learner import Torch
+from ramulus.run.config.override import Word
+from ramulus.run.config.weighted import Weighted
+from ramulus.run.config.words import HELD_OUT, LORA, MODEL, PROBLEMS, REWARD
 
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
@@ -22,25 +26,6 @@ LearnerFactory = Callable[..., Any]
 
 EngineFactory = Callable[[Any, Decode], Engine]
 """A frozen dataclass that builds the engine, given the learner's model in this process and what tells the text of tokens."""
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """One reward among several: its weight in the total, and the name of its part in a leaf's verdict.
-
-    Example:
-        >>> from ramulus import ExactAnswer, Overlong, Weighted
-        >>> [part.weight for part in (Weighted(ExactAnswer()), Weighted(Overlong(512, 128), 0.5))]
-        [1.0, 0.5]
-    """
-
-    reward: Reward
-    weight: float = 1.0
-    name: str = ""  # "" takes the class name of the reward, in lower case
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"the weight of a reward must be a finite number, got {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +80,7 @@ class Exam:
         4
     """
 
-    tasks: Any = None  # Source; None examines on the run's `evals`
+    tasks: Any = field(default=None, metadata=HELD_OUT)  # Source; None examines on the run's `evals`
     samples: int = 8  # per problem, at temperature 1: mean@k, pass@k; greedy comes on top
     temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # of the starting model only: what mere sharpening would give
     limit: int | None = None  # problems; None takes all
@@ -122,11 +107,10 @@ class Run:
     """
 
     name: str
-    model: (
-        Model | str
-    )  # Pretrained(...), Scratch(...), or a folder or hub name; later stages of a recipe continue from the one before
-    tasks: Any  # Source: what to train on
-    evals: Any = None  # Source: held-out problems; None evaluates nothing
+    # Pretrained(...), Scratch(...), or a folder or hub name; later stages of a recipe continue from the one before
+    model: Model | str = field(metadata=MODEL)
+    tasks: Any = field(metadata=PROBLEMS)  # Source: what to train on
+    evals: Any = field(default=None, metadata=HELD_OUT)  # Source: held-out problems; None evaluates nothing
 
     # prompts
     template: str | None = None  # with {problem}; None uses the tokenizer's chat template
@@ -141,8 +125,8 @@ class Run:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    answer: Any = None  # grow.stop.Boxed(): stop at a complete answer, not at EOS alone
-    repetition: Any = None  # grow.stop.Repeats(): stop where the text goes in circles
+    answer: Any = field(default=None, metadata={"word": Word(BoxedAnswer)})  # BoxedAnswer(): stop at a complete answer, not at EOS alone
+    repetition: Any = field(default=None, metadata={"word": Word(Repeats)})  # Repeats(): stop where the text goes in circles
     pruning: tuple[Any, ...] = ()  # rules that end paths after a round
     schedule: Any  # Fixed(prompts), Dynamic(prompts): prompts per step
     signals: tuple[Any, ...] = ()  # what computes the signals that rules and advantages need; shipped ones need no mention but for an option
@@ -152,7 +136,7 @@ class Run:
     )
 
     # judging
-    rewards: Reward | tuple[Weighted, ...] = ()  # () only where nothing is sampled
+    rewards: Reward | tuple[Weighted, ...] = field(default=(), metadata=REWARD)  # () only where nothing is sampled
     filter_overlong: bool = False  # paths cut off at the limit are in no mean and no gradient (DAPO)
 
     # learning
@@ -166,7 +150,7 @@ class Run:
     optimizer: AdamW = field(default_factory=AdamW)
     autocast: bool = False  # bfloat16 matrix products
     activation_checkpointing: bool = False
-    lora: Any = None
+    lora: Any = field(default=None, metadata=LORA)  # Lora(...): train low-rank adapters alone
     learner: LearnerFactory = field(default_factory=Torch)  # Torch(...): what trains
 
     # the machine
@@ -179,7 +163,7 @@ class Run:
     eval_every: int = 0  # steps; 0 evaluates at the end only
     eval_samples: int = 4  # per problem, at temperature 1; greedy comes on top
     eval_limit: int | None = None  # problems
-    exam: Exam | None = None
+    exam: Exam | None = field(default=None, metadata={"word": Word(Exam)})
     save_every: int = 50  # steps
     keep: int = 2  # checkpoints besides the best one
     trees_every: int = 1  # steps between written forests; 0 writes none
@@ -197,11 +181,11 @@ class Run:
             )
         if not callable(self.engine):
             raise ValueError(f"engine builds what samples, Local(slots=64) say; got {self.engine!r}")
-        for name in ("evals", "answer", "repetition", "lora"):
+        if isinstance(self.evals, bool | int | float | str):
+            raise ValueError(f"evals is a source of problems or None, got {self.evals!r}: File({self.evals!r}), say")
+        for name, usual in (("answer", "BoxedAnswer()"), ("repetition", "Repeats()"), ("lora", "Lora()")):
             if isinstance(getattr(self, name), bool | int | float | str):
-                raise ValueError(
-                    f"{name} is an object that only a recipe file can make, or None; got {getattr(self, name)!r}"
-                )
+                raise ValueError(f"{name} is an object or None, got {getattr(self, name)!r}: {usual} in a recipe file, {name}=true for the usual one")
         for name in (
             "steps",
             "minibatches",

@@ -1,0 +1,45 @@
+"""A Python file of the user's as a module; its folder is not put on the import path."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from ramulus.run.config.unknown import MOVED
+
+
+def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
+    """The module of a file. Raises FileNotFoundError, with the remedy, where it is not there."""
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {what} at {file}: {remedy}")
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their annotations up here
+    try:
+        with naming_the_new():
+            spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "ramify":
+            raise
+        raise ImportError(f"{file} imports ramify, which is called ramulus now: change its imports") from error
+    return module
+
+
+@contextmanager
+def naming_the_new() -> Iterator[None]:
+    """A ValueError with today's name for a recipe that gives a field by the name it had before."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if found is None or found.groups() not in MOVED:
+            raise
+        raise ValueError(f"{found[1]} has no field {found[2]!r} any more, it is {MOVED[found[1], found[2]]}") from error

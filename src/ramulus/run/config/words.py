@@ -1,0 +1,74 @@
+"""What words stand for on the command line where a field holds an object: models, problems, rewards, adapters."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import is_dataclass
+from functools import partial
+from typing import Any
+
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Pretrained
+from ramulus.run.config.override import Blank, Word
+from ramulus.run.config.python_file import read_file
+from ramulus.run.config.weighted import Weighted
+from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.files import File
+from ramulus.tasks.gym import Gym, GymScore
+from ramulus.tasks.math import Boxed
+from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
+
+REWARDS = {kind.__name__: kind for kind in (Boxed, ExactAnswer, Format, Overlong, GymScore, ChainAnswer)}
+
+
+def pretrained(text: str) -> Blank:
+    """A model folder, the folder of a run, or a hub name."""
+    return Blank(Pretrained, {"path": text})
+
+
+def problems(text: str, split: str = "train") -> Blank:
+    """`gym:NAME`, `chain` (sums of that split), or the path of a file or dataset."""
+    if text.startswith("gym:"):
+        return Blank(Gym, {"name": text[4:]})
+    return Blank(ChainSum, {"count": 1000 if split == "train" else 100, "split": split}) if text == "chain" else Blank(File, {"path": text})
+
+
+def rewards(text: str) -> Any:
+    """`Boxed`, `mine.py:score`, or several with commas between, each of weight 1."""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) == 1:
+        return reward(words[0])
+    return tuple(Blank(Weighted, {"reward": reward(word)}) for word in words)
+
+
+def reward(word: str) -> Any:
+    """A shipped reward by its class name, or `FILE.py:NAME`: a function (task, path) -> float, a dataclass, or an object of one."""
+    file, colon, name = word.rpartition(":")
+    if colon and file.endswith(".py"):
+        there = getattr(read_file(file, "give FILE.py:FUNCTION", "reward"), name, None)
+        if isinstance(there, type) and is_dataclass(there):
+            return Blank(there, {})
+        if not callable(there):
+            raise ValueError(f"{file} has no function {name!r} that grades: write def {name}(task, path) -> float")
+        return there
+    known = {name.lower(): kind for name, kind in REWARDS.items()}
+    if word.lower() in known:
+        return Blank(known[word.lower()], {})
+    close = difflib.get_close_matches(word, REWARDS, n=1)
+    guess = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(f"there is no reward {word!r}.{guess} There are {', '.join(REWARDS)}, or give one of your own, FILE.py:FUNCTION")
+
+
+def adapters(text: str) -> Blank:
+    """Their rank."""
+    if not text.isdecimal():
+        raise ValueError("lora is a rank, 16 say; `true` takes the usual one, and lora.rank, lora.alpha, lora.targets set its fields")
+    return Blank(Lora, {"rank": int(text)})
+
+
+MODEL = {"word": Word(Pretrained, pretrained)}
+PROBLEMS = {"word": Word(File, problems)}
+HELD_OUT = {"word": Word(File, partial(problems, split="test"))}
+REWARD = {"word": Word(None, rewards)}
+LORA = {"word": Word(Lora, adapters)}
+"""The metadata of fields that are written so."""
