@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from ramulus.core.run_folder import path_of, steps
+from ramulus.run.lock import being_read
 
 FORMAT = 1
 
@@ -84,10 +85,10 @@ def sync(path: Path) -> None:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the last `keep` checkpoints and the best one, and what killed writes left."""
+    """Delete all but the last `keep` checkpoints and the best one, and what killed writes left; one that is being read stays until the next time."""
     for step in steps(folder)[:-keep]:
-        if step != best:
-            gone = path_of(folder, step)
+        gone = path_of(folder, step)
+        if step != best and not being_read(gone):
             os.replace(gone, gone.with_name(f".{gone.name}.part"))
     for part in (folder / "checkpoints").glob(".*.part"):
         shutil.rmtree(part, ignore_errors=True)

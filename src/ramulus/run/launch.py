@@ -33,6 +33,12 @@ def launch(
     """
     began = time.monotonic() if began is None else began
     plan = prepare(recipe, overrides, resume, fresh)
+    with plan.held:
+        return work(plan, recipe, console, began)
+
+
+def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
+    """Run every stage that is not finished, and say what came of it; returns the exit status."""
     earlier = sum(worked(run) for run in plan.stages)
     for note in plan.notes:
         console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)

@@ -30,6 +30,7 @@ from ramulus.run.config.resume import replace_text
 from ramulus.run.evaluation.exam import Scores, examine
 from ramulus.run.forests import Forests, woken
 from ramulus.run.interrupt import Interrupt
+from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
@@ -64,7 +65,8 @@ def build(run: Run, start: Path | None) -> Parts:
     ]
     checkpoint.seed_all(run.seed)
     source = source_of(run, start)
-    model, tokenizer = source()
+    with reading(Path(getattr(source, "path", ".")).parent):
+        model, tokenizer = source()
     tasks, evals, exam = (
         render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
+from ramulus.run.lock import Lock, check_free
 
 FORMAT = 2
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
@@ -37,13 +39,14 @@ SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and th
 
 @dataclass(frozen=True)
 class Plan:
-    """What `train` will do: the stages in their folders, under one top folder."""
+    """What `train` will do: the stages in their folders, under one top folder; nobody else writes there until `held` is closed."""
 
     recipe: str
     overrides: tuple[str, ...]
     stages: tuple[Run, ...]
     folder: Path
     notes: tuple[str, ...] = ()  # what changed since the run was saved
+    held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
@@ -74,28 +77,33 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
         )
     recipe = absolute(recipe)
     stages, top = build(recipe, overrides)
+    folders = [top, *(stage.folder for stage in stages)]
+    for folder in folders:
+        writable(folder)
     saved_at = top / "run.json"
     notes: list[str] = []
-    there = saved_at.exists() or any(run_folder.steps(folder) for folder in {top, *(stage.folder for stage in stages)})
-    if there and fresh:
-        move_aside(top)
-    elif there:
-        if not resume:
-            raise ValueError(
-                f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew "
-                "(the old one is kept beside it), or choose another out=FOLDER"
-            )
-        saved = read_saved(saved_at)
-        if saved["recipe"] != recipe:
-            raise ValueError(
-                f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
-            )
-        overrides = merge(saved["overrides"], overrides)
-        stages, top = build(recipe, overrides)
-        notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
-    for stage in stages:
-        writable(stage.folder)
-    return Plan(recipe, tuple(overrides), stages, top, tuple(notes))
+    with ExitStack() as held:
+        lock = held.enter_context(Lock(folders))
+        there = saved_at.exists() or any(run_folder.steps(folder) for folder in folders)
+        if there and fresh:
+            check_free(top, lock)
+            lock.release((top, move_aside(top)))
+            held.enter_context(Lock(folders))
+        elif there:
+            if not resume:
+                raise ValueError(
+                    f"{top} holds a run already ({progress(top)}): add --resume to go on with it, --fresh to begin anew "
+                    "(the old one is kept beside it), or choose another out=FOLDER"
+                )
+            saved = read_saved(saved_at)
+            if saved["recipe"] != recipe:
+                raise ValueError(
+                    f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
+                )
+            overrides = merge(saved["overrides"], overrides)
+            stages, top = build(recipe, overrides)
+            notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+        return Plan(recipe, tuple(overrides), stages, top, tuple(notes), held.pop_all())
 
 
 def merge(saved: list[str], new: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ramulus.core.tree import Tree
 from ramulus.look.evaluation.evaluate import Decode, answers_of
 from ramulus.look.evaluation.measures import Row
 from ramulus.run.config.resume import brief, replace_text
+from ramulus.run.lock import LOCK_FILE
 
 FORMAT = 1
 SETTINGS = "eval.json"
@@ -114,7 +115,7 @@ def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, A
                 f"{folder} holds an evaluation with other settings: {'; '.join(differing)}. Go on with the same settings, or choose another --out"
             )
         sets = saved["sets"] | sets
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK_FILE for path in folder.iterdir())):
         raise ValueError(
             f"{folder} is there already and is no evaluation: choose another --out, or a name that ends in .json"
         )

@@ -24,6 +24,7 @@ from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw
 from ramulus.run.evaluation.progress import Count
+from ramulus.run.lock import reading
 from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.files import File
@@ -90,7 +91,9 @@ def open_bench(model: str, device: str, threads: int | None, slots: int, memory_
     quiet()
     encode_quickly()
     set_threads(threads)
-    net, tokenizer = Pretrained(model_path(model))()
+    path = model_path(model)
+    with reading(Path(path).parent):
+        net, tokenizer = Pretrained(path)()
     net.to(device_of(device)).eval().requires_grad_(False)
     decode = Decoder(tokenizer)
     return Bench(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
@@ -158,7 +161,8 @@ def export_model(run: Path, out: Path, which: str, console: Console | None = Non
         raise ValueError(f"{out} is there already and not empty: choose a new folder")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    copy(folder, part, console or Console(quiet=True))
+    with reading(folder.parent):
+        copy(folder, part, console or Console(quiet=True))
     if out.exists():
         out.rmdir()
     part.rename(out)

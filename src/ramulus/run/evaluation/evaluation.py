@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ramulus.run.evaluation.bench import Bench, TaskSets
 from ramulus.run.evaluation.plan import Plan
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.results import Outcome, Report, Set, share_a_set
+from ramulus.run.lock import Lock
 from ramulus.run.setting import model_path
 
 WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
@@ -50,33 +52,35 @@ def run_evaluation(
         )
     folder = out if out is not None and out.suffix != ".json" else None
     rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
-    if out is not None:
-        place(out)
-    outcome = evaluate_one(model, open_model, asked, plan, folder, console)
-    report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
-    if out is not None:
-        report.write(out)  # whatever becomes of the comparison
-    try:
-        if against is not None and rival is None:
-            gc.collect()  # the first model's memory, before the second one is loaded
-            other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
-            rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
-        if rival is not None:
-            report.compare(rival)
-            if out is not None:
-                report.write(out)
-    finally:
-        report.show(console)
+    with place(out, folder):
+        outcome = evaluate_one(model, open_model, asked, plan, folder, console)
+        report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
         if out is not None:
-            console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+            report.write(out)  # whatever becomes of the comparison
+        try:
+            if against is not None and rival is None:
+                gc.collect()  # the first model's memory, before the second one is loaded
+                other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
+                rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
+            if rival is not None:
+                report.compare(rival)
+                if out is not None:
+                    report.write(out)
+        finally:
+            report.show(console)
+            if out is not None:
+                console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
+        return 0
 
 
-def place(out: Path) -> None:
-    """Make the folder that `out` lies in; ValueError or OSError where nothing can be written there."""
+def place(out: Path | None, folder: Path | None) -> AbstractContextManager[object]:
+    """Make the folder that `out` lies in; entered, `folder` is ours alone. ValueError or OSError where nothing can be written there."""
+    if out is None:
+        return nullcontext()
     if out.suffix == ".json" and out.is_dir():
         raise ValueError(f"{out} is a folder, and a name that ends in .json is for one file: choose another --out")
     writable(out if out.is_dir() else out.parent, "choose another --out")
+    return Lock([folder], "choose another --out") if folder is not None else nullcontext()
 
 
 def rival_of(against: str, asked: TaskSets) -> Earlier | None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.interrupt import Interrupt
+from ramulus.run.lock import Lock
 from ramulus.run.logbook import clock
 
 LOOK = 0.2  # seconds between two looks at the running processes
@@ -88,7 +89,7 @@ class Crew:
     """The running processes of a sweep, and what is said about them."""
 
     def __init__(
-        self, jobs: list[Job], most: int, environment: dict[str, str], lock: IO[str], console: Console
+        self, jobs: list[Job], most: int, environment: dict[str, str], lock: Lock | IO[str], console: Console
     ) -> None:
         self.jobs, self.most, self.environment, self.lock, self.console = jobs, most, environment, lock, console
         self.running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}

@@ -9,7 +9,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -21,6 +21,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import brief, build, read_saved, replace_text
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
+from ramulus.run.lock import Lock
 from ramulus.run.sweep.crew import Crew, Job
 
 TAIL = 12  # lines of a failed run's log that are shown
@@ -135,8 +136,7 @@ def sweep(
         "format": 1, "command": command, "recipes": [absolute(recipe) for recipe in recipes],
         "labels": [label_of(recipe) for recipe in recipes], "overrides": list(overrides), "seeds": list(seeds), "threads": count,
     }  # fmt: skip
-    with open(out / ".lock", "a") as lock:
-        hold(lock, out)
+    with Lock([out], "choose another --out") as lock:
         replace_text(out / "sweep.json", json.dumps(content, indent=1))
         environment = os.environ | {"OMP_NUM_THREADS": str(count), "PYTHONUNBUFFERED": "1"}
         crew = Crew(planned, min(most, len(planned)), environment, lock, console)
@@ -147,20 +147,6 @@ def sweep(
         crew.say(f"stopped by {interrupt.asked}, everything done so far is saved; go on with\n  {shlex.join(command)}")
         return 128 + signal.Signals[interrupt.asked].value
     return int(bool(crew.failed))
-
-
-def hold(lock: IO[str], out: Path) -> None:
-    """Take the folder for this sweep; its processes inherit the lock, so that none of them is started twice."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"a sweep, or a run that it started, is still at work in {out}: wait for it, or stop its processes"
-        ) from error
 
 
 def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:
