@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 import string
@@ -115,6 +116,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
     said = capsys.readouterr().out
     assert torch.__version__.split("+")[0] in said
     assert "cores" in said
+    assert re.search(r"free memory +[\d.]+ GB: less engine.memory_mb", said)
 
 
 # bad input: each is refused with one sentence, before any work
@@ -193,7 +195,9 @@ def test_variants_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     monkeypatch.chdir(tmp_path)
     assert "not of" in fails(capsys, "train", RECIPE, *words, "--resume")
     assert run("train", f"{RECIPE}:stages", *words, "rl.steps=2", "--resume") == 0
-    assert "rl: going on after step 1 of 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rl: going on after step 1 of 2" in said
+    assert re.search(r"rl: samples by (compiled kernels|torch's operations) in float32", said)
 
 
 def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):

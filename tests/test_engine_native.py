@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from ramulus.engine.local.kv import Reach, Slots
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.grow.temperature import ByEntropy
+from ramulus.native import memory
+from ramulus.native.memory import free_memory, machine_memory
 
 MANY = 2**26
 pytestmark = KERNELS
@@ -210,6 +214,42 @@ def test_its_copy_is_stated_and_bounded(kind: str, monkeypatch: pytest.MonkeyPat
     assert (fused.forward.name, fused.native_bytes) == ("fused", 0)
     requests = mixed(10)
     assert [s.tokens for s in run(engine, requests)] == [s.tokens for s in run(fused, requests)]
-    for memory, name in ((4 * bound, "compiled"), (4 * bound - 4, "fused")):
-        monkeypatch.setattr(compiled, "machine_memory", lambda memory=memory: memory)
-        assert LocalEngine(model, **plain).forward.name == name
+    for free, name in ((bound + MANY, "compiled"), (bound + MANY - 1, "fused")):
+        monkeypatch.setattr(compiled, "free_memory", lambda free=free: free)
+        engine = LocalEngine(model, **plain)
+        assert engine.forward.name == name
+        assert ("GB are left for it beside 0.1 GB of KV" in engine.about) == (name == "fused")
+
+
+def test_what_a_container_leaves_is_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that it has read do not count: the system gives their memory back."""
+    plain = free_memory()
+    assert 2**20 < plain <= machine_memory()
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert free_memory() == pytest.approx(plain, rel=0.2)
+    stat = "anon 100\ninactive_file 3000\nactive_file 1000\n"
+    for name, text in (("memory.max", "10000\n"), ("memory.current", "5000\n"), ("memory.stat", stat)):
+        (tmp_path / name).write_text(text)
+    assert free_memory() == 9000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() == pytest.approx(plain, rel=0.2)
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    for name, text in (("memory.limit_in_bytes", "900\n"), ("memory.usage_in_bytes", "500\n"), ("memory.stat", "")):
+        (tmp_path / "memory" / name).write_text(text)
+    assert free_memory() == 400
+
+
+def test_an_engine_says_how_it_decodes() -> None:
+    """The way, the precision and the copy; and why it is a slower way."""
+    model = small()
+    assert re.fullmatch(r"compiled kernels in float32, which read .* 0\.00 GB", LocalEngine(model, slots=1, memory=MANY).about)
+    for options, said in (
+        ({"native": False}, "torch's operations in float32 on cpu: native=False asks for it"),
+        ({"fast": False}, "the model's own modules in float32 on cpu: fast=False asks for it"),
+        ({"native_limit": 1}, "torch's operations in float32 on cpu: the kernels' copy of the weights takes 0.00 GB, and 0.00 GB are left for it"),
+    ):
+        assert LocalEngine(model, slots=1, memory=MANY, **options).about == said
+    odd = small(hidden_size=8)
+    assert "heads of a multiple of" in LocalEngine(odd, slots=1, memory=MANY).about
+    assert "the model in float64" in LocalEngine(model.double(), slots=1, memory=MANY).about

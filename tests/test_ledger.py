@@ -232,7 +232,7 @@ class Slow:
     def __init__(self) -> None:
         self.go = asyncio.Event()
 
-    limit, features = 8, frozenset[str]()
+    limit, features, about = 8, frozenset[str](), "slow"
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         await self.go.wait()

@@ -13,7 +13,7 @@ from ramulus.run.waiting import Waiting
 class Told:
     """An engine that answers a request once it is told to, and writes down when it was asked and when it answered."""
 
-    limit = 8
+    limit, about = 8, "told"
     features: frozenset[str] = frozenset()
 
     def __init__(self, log: list[str]) -> None:

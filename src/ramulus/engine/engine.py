@@ -143,6 +143,11 @@ class Engine(Protocol):
         """What it can do beyond plain sampling: names of FEATURES."""
         ...
 
+    @property
+    def about(self) -> str:
+        """In a line for a person: where and how it computes, and what makes it slower than it could be."""
+        ...
+
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         """One continuation of each request, in order. ValueError, before any is sampled, for one that can never be served."""
         ...

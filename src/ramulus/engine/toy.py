@@ -125,6 +125,7 @@ class ToyEngine:
         self.vocab, self.seed, self.order, self.spread = vocab, seed, order, spread
         self.as_array, self.decode, self.limit = as_array, decode, limit
         self.features = frozenset({"rules", "until", "entropy", "kept"} | ({"strings"} if decode else set()))
+        self.about = f"a table of {vocab} tokens"
         self.version = 0
         self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self.table = self._checked(table or {})

@@ -65,9 +65,12 @@ def machine() -> list[tuple[str, str]]:
         import torch
 
         from ramulus.native.build import why
+        from ramulus.native.memory import free_memory
 
+        free = free_memory() / 1e9
         rows.append(("torch threads", str(torch.get_num_threads())))
         rows.append(("kernels for CPUs", why()))
+        rows.append(("free memory", f"{free:.1f} GB: less engine.memory_mb, the kernels' copy of the weights must fit into it"))
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):
                 card = torch.cuda.get_device_properties(i)

@@ -257,6 +257,7 @@ async def train_stage(
 
 async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, console: Console) -> None:
     """What is left of a stage."""
+    console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
     await hand_over(parts.learner, parts.engine)
     if run.exam is not None and state.step == 0:
         await sit(run, run.exam, parts, "before", interrupt, console)

@@ -18,7 +18,7 @@ class Waiting:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.seconds = engine, 0.0
-        self.limit, self.features = engine.limit, engine.features
+        self.limit, self.features, self.about = engine.limit, engine.features, engine.about
         self.requests = self.grades = 0  # in flight
         self.since = 0.0  # when the present wait began
         self.idle, self.open = Event(), Event()  # no request is in flight; new ones may be made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from ramulus.engine.local.fused import FusedForward, Layer
 from ramulus.engine.local.kv import Reach, Slots
 from ramulus.engine.local.samples import Samples
 from ramulus.native.build import library
+from ramulus.native.memory import free_memory
 
 Part = tuple[Tensor, Tensor | None]
 """Weight [m, k] and bias [m] of one linear layer."""
@@ -35,39 +35,31 @@ DRAWS = {
     "ramulus_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
 }
 
-SMALL = 2**26  # bytes in float32 of half-precision matrices that are decoded in float32: up to here that is the faster
+GB = 10**9
 AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
 
 
-def suits(fused: FusedForward, most: int | None) -> bool:
-    """Whether the kernels, which compute in float32, are the faster way for this model, and its copy for them takes at most `most` bytes.
+def misfit(fused: FusedForward, most: int | None, memory: int) -> str | None:
+    """Why the kernels do not serve this model, or None where they do: it is on a CPU, and its copy for them takes at most `most` bytes.
 
-    Half precision is computed in float32 where its matrices take at most SMALL bytes so, or where the processor does not multiply bfloat16.
-    None as `most`: a quarter of the machine's memory, whatever is free at the moment, so that the same run takes the same way again.
+    None as `most`: what is free now beside `memory` bytes of KV.
     """
     dtype, device = fused.geometry.dtype, fused.geometry.device
-    size = copy_bytes(fused)
-    wide = dtype == torch.float32 or (dtype.itemsize < 4 and (size <= SMALL or not halves()))
-    return device.type == "cpu" and wide and size <= (machine_memory() // 4 if most is None else most)
+    if device.type != "cpu":
+        return f"the kernels are for CPUs, the model is on {device}"
+    if dtype == torch.float64:
+        return "the kernels compute in float32, the model in float64"
+    size, limit = copy_bytes(fused), max(0, free_memory() - memory) if most is None else most
+    if size > limit:
+        beside = f" beside {memory / GB:.1f} GB of KV" if most is None else ""
+        return f"the kernels' copy of the weights takes {size / GB:.2f} GB, and {limit / GB:.2f} GB are left for it{beside}"
+    return None
 
 
 def copy_bytes(fused: FusedForward) -> int:
     """Bytes of all matrices in float32, the head too where it is tied to the embeddings."""
     parts = [part for layer in fused.layers for part in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)]
     return 4 * sum(weight.numel() for weight, _ in (*parts, fused.head))
-
-
-def halves() -> bool:
-    """Whether this processor multiplies bfloat16."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine has; where the system does not say, what any has that trains."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**32
 
 
 def joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:

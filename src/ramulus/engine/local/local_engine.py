@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
-from ramulus.engine.local.compiled import CompiledForward, suits
+from ramulus.engine.local.compiled import GB, CompiledForward, misfit
 from ramulus.engine.local.forward import Forward, ModelForward, verify
 from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
 from ramulus.native.build import Unavailable
 
+WAYS = {"compiled": "compiled kernels", "fused": "torch's operations", "transformers": "the model's own modules"}  # by the name of the forward
 QUIET = 8  # turns of the event loop without a new request before the next step
 
 
@@ -36,8 +37,8 @@ class LocalEngine:
     the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `native`: on a CPU
     such models are decoded in float32 by compiled kernels, from one more copy of their matrices, which `load` renews; False, or no C compiler,
     leaves them to torch's operations, two to four times slower. `native_limit`: most bytes of that copy (`native_bytes` says how many it takes);
-    None allows a quarter of the machine's memory. Models in half precision take this way too where their matrices take up to 64 MiB in
-    float32, or the processor has no bfloat16: the same weights and KV, rounded less in between.
+    None allows what is free beside `memory` when the engine is built. Models in half precision take this way too: the same weights and KV, rounded
+    less in between. `about` says which way was taken and, where it is not the kernels, why.
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
     `decode`: the text of tokens, for stop strings.
 
@@ -82,7 +83,8 @@ class LocalEngine:
         self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
         reference = ModelForward(model if self._copy is None else self._copy)
         verify(reference, reference)
-        self.forward: Forward = (_fast(reference, native, native_limit) if fast else None) or reference
+        self.forward, because = _chosen(reference, native, native_limit, memory) if fast else (reference, "fast=False asks for it")
+        self.about = _said(self.forward, because)
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
         self._scheduler = Scheduler(self.forward, vocabulary, reference.limit, slots, memory, decode)
         self.features = frozenset({"rules", "until", "entropy", "kept", "in_place"} | ({"strings"} if decode else set()))
@@ -261,18 +263,34 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fast(reference: ModelForward, native: bool, native_limit: int | None) -> Forward | None:
-    """The compiled forward, else the fused one, where the architecture is known and the self-check agrees."""
+def _chosen(reference: ModelForward, native: bool, native_limit: int | None, memory: int) -> tuple[Forward, str]:
+    """The compiled forward, else the fused one, where the architecture is known and the self-check agrees; and why it is not a faster one."""
     fused = recognise(reference)
     if fused is None or _verified(fused, reference) is None:  # same names, other arithmetic: the model's own is right
-        return None
-    if not native or not suits(fused, native_limit):
-        return fused
+        return reference, f"the kernels do not know {reference.title}"
+    because = misfit(fused, native_limit, memory) if native else "native=False asks for it"
+    if because is not None:
+        return fused, because
     try:
         compiled = CompiledForward(fused)
-    except (Unavailable, ValueError):
-        return fused
-    return _verified(compiled, reference) or fused
+    except (Unavailable, ValueError) as error:
+        return fused, str(error)
+    if _verified(compiled, reference) is None:
+        return fused, "the kernels give other logits for this model than its plain forward"
+    return compiled, ""
+
+
+def _said(forward: Forward, because: str) -> str:
+    """How an engine decodes, in a line."""
+    g, line = forward.geometry, WAYS[forward.name]
+    if isinstance(forward, CompiledForward):
+        return f"{line} in {dtype_name(g.dtype)}, which read a copy of the weights of {forward.nbytes / GB:.2f} GB"
+    return f"{line} in {dtype_name(g.dtype)} on {g.device}: {because}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _verified(forward: Forward, reference: ModelForward) -> Forward | None:

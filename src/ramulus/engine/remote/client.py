@@ -59,7 +59,7 @@ class RemoteEngine:
         self._push: tuple[str, bytes, dict[str, str]] | None = None  # the last load: address, body, headers
         self._before = {name: -count for name, count in self._hello.counters.items()}  # counted by lost servers, less what others asked for
         self.limit, self.features = self._hello.limit, frozenset(self._hello.features)
-        self.vocabulary = self._hello.vocabulary
+        self.vocabulary, self.about = self._hello.vocabulary, f"the engine server at {self.url}"
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         """A continuation of each request, all in one call; raises what the served engine raises."""

@@ -1,0 +1,49 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+LIMITS = (
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Where a container's limit and what it uses stand, by version 2 and 1 of cgroups."""
+CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given back when somebody needs it
+
+
+def free_memory() -> int:
+    """Bytes that can be taken now without swapping: what the system calls available, less where a container's limit leaves less.
+
+    Where the system does not say, half of the machine's memory; where it does not say that either, 2 GiB.
+    """
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    told = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*(told or [machine_memory() // 2]), *_container()])
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has; where the system does not say, 4 GiB."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**32
+
+
+def _container() -> list[int]:
+    """What the limit of a container leaves; [] without one."""
+    for folder, limit, usage in LIMITS:
+        here = CGROUP / folder
+        try:
+            most, used, stat = ((here / name).read_text() for name in (limit, usage, "memory.stat"))
+        except OSError:
+            continue
+        if most.strip() == "max":
+            return []
+        parts = dict(line.split()[:2] for line in stat.splitlines())
+        cached = sum(int(parts.get(name, 0)) for name in CACHED)
+        return [max(0, int(most) - max(0, int(used) - cached))]
+    return []
