@@ -34,7 +34,7 @@ from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.recipes.quickstart import SMALL
 from ramulus.recipes.quickstart import recipe as quickstart
 from ramulus.run.config.recipe import Run
-from ramulus.run.setting import model_path
+from ramulus.run.runtime import model_path
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 
 OUT = Path("runs/benchmark-accuracy")
@@ -82,15 +82,15 @@ class Evaluator:
 
     async def measure(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         """Load, then answer every problem."""
-        engine, forests = self.trainer.engine, self.trainer.forests
+        engine, rollouts = self.trainer.engine, self.trainer.rollouts
         await engine.load(weights, engine.version + 1)
         sampling = Sampling(self.run.response_limit)
         found = await evaluate(
             engine,
             self.tasks,
             self.run.weighted(),
-            forests.decode,
-            forests.stop,
+            rollouts.decode,
+            rollouts.stop,
             sampling,
             SAMPLES,
             True,

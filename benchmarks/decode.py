@@ -21,7 +21,7 @@ from transformers import GenerationConfig, StoppingCriteria
 from benchmarks.pairing import SHAPES, Shape, interleave, ratio, record, settle, spread, table
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.local.local_engine import LocalEngine
-from ramulus.run.setting import collect_seldom
+from ramulus.run.runtime import collect_seldom
 
 # largest and mean difference of log-probs to the plain forward
 TOLERANCE = {"float32": (2e-4, 2e-5), "bfloat16": (0.25, 0.03)}

@@ -40,8 +40,8 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.recipes import attnrl
 from ramulus.recipes import ramulus as together
 from ramulus.run.config.recipe import Run
-from ramulus.run.forests import Forests
-from ramulus.run.setting import collect_seldom
+from ramulus.run.rollouts import Rollouts
+from ramulus.run.runtime import collect_seldom
 from ramulus.run.signals import SignalContext, Signals, provided
 
 STEP = 64  # tokens of a step of thinking, about
@@ -165,10 +165,10 @@ class Seen(Mine):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run, False)
-        old, parts = self.trainer.forests, self.parts
+        old, parts = self.trainer.rollouts, self.parts
         context = SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns)
         signals = Signals(provided(run.signals), context)
-        self.trainer.forests = Forests(run, old.tasks, old.engine, old.stop, old.decode, signals)
+        self.trainer.rollouts = Rollouts(run, old.tasks, old.engine, old.stop, old.decode, signals)
 
 
 def timed(book: dict[str, float], what: str, owner: Any, names: tuple[str, ...], clock: Callable[[], float]) -> None:

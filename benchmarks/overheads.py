@@ -22,7 +22,7 @@ from benchmarks.pairing import record, spread, table
 from benchmarks.step import Mine, Setting, setting_of
 from ramulus.recipes.quickstart import SCALE, SMALL
 from ramulus.run.config.recipe import Run
-from ramulus.run.setting import collect_seldom
+from ramulus.run.runtime import collect_seldom
 
 WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead
 EVERY = 15  # steps between checkpoints of the quickstart: a checkpoint's seconds are spread over them

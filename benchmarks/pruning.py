@@ -23,7 +23,7 @@ from ramulus.grow.growth import grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import Agreement, LowValue, MeanLogprob
 from ramulus.look.cost.ledger import cost
-from ramulus.run.evaluation.bench import Bench, open_bench
+from ramulus.run.evaluation.loaded_model import LoadedModel, load_model
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.problem import render
 
@@ -34,24 +34,24 @@ REWARDS = [(ChainAnswer(), 1.0, "answer")]
 class Lines:
     """The partial results of a chain of sums: what stands behind `=` in every whole line."""
 
-    bench: Bench
+    loaded: LoadedModel
 
     def __call__(self, tokens: list[int]) -> list[str]:
-        return [line.rpartition("=")[2] for line in self.bench.decode(tokens).split("\n")[:-1]]
+        return [line.rpartition("=")[2] for line in self.loaded.decode(tokens).split("\n")[:-1]]
 
 
-def rules(bench: Bench, budget: int) -> dict[str, tuple[LowValue, ...]]:
+def rules(loaded: LoadedModel, budget: int) -> dict[str, tuple[LowValue, ...]]:
     """The contenders by name."""
     estimates = {
         "log-prob of the last 8 tokens": MeanLogprob(8),
         "log-prob of the whole path": MeanLogprob(),
-        "agreement of partial sums": Agreement(Lines(bench)),
+        "agreement of partial sums": Agreement(Lines(loaded)),
     }
     return {"no pruning": ()} | {name: (LowValue(worth, budget),) for name, worth in estimates.items()}
 
 
 async def grown_on(
-    bench: Bench, trees: Sequence[Tree], stop: Any, sampling: Sampling, times: int
+    loaded: LoadedModel, trees: Sequence[Tree], stop: Any, sampling: Sampling, times: int
 ) -> tuple[list[float], list[int]]:
     """Of every pruned path, `times` ends: whether each is right, and the tokens it still took."""
 
@@ -62,10 +62,10 @@ async def grown_on(
         request = Request(
             tuple(leaf.prefix()), Sampling(most, sampling.temperature), stop.rule, seed, stop.until(response, most)
         )
-        (segment,) = await bench.engine.sample([request])
+        (segment,) = await loaded.engine.sample([request])
         ghost = Tree.plant(tree.task)
         ghost.add(ghost.root, response + list(segment.tokens), Author.POLICY, finish=segment.finish or "length")
-        await grade(ghost, REWARDS, bench.decode)
+        await grade(ghost, REWARDS, loaded.decode)
         return correct(ghost.leaves()[0]), len(segment.tokens)
 
     pruned = [(tree, leaf) for tree in trees for leaf in tree.leaves() if leaf.finish == "pruned"]
@@ -74,17 +74,17 @@ async def grown_on(
 
 
 async def measure(
-    bench: Bench, tasks: Sequence[Task], pruning: tuple[LowValue, ...], args: argparse.Namespace, seed: int
+    loaded: LoadedModel, tasks: Sequence[Task], pruning: tuple[LowValue, ...], args: argparse.Namespace, seed: int
 ) -> dict[str, float]:
     """One seed of one rule."""
-    stop = bench.stop(tasks, 64, 64)
+    stop = loaded.stop(tasks, 64, 64)
     sampling = Sampling(stop.max_tokens)
     sampler = Segments(args.width, 8, 8, 2, rerolls=args.budget if pruning else 0)
     trees = [Tree.plant(task, seed=seed) for task in tasks]
-    await grow_forest(trees, bench.engine, sampler, sampling, stop, pruning)
-    rights, tokens = await grown_on(bench, trees, stop, sampling, args.times)
+    await grow_forest(trees, loaded.engine, sampler, sampling, stop, pruning)
+    rights, tokens = await grown_on(loaded, trees, stop, sampling, args.times)
     for tree in trees:
-        await grade(tree, REWARDS, bench.decode)
+        await grade(tree, REWARDS, loaded.decode)
     graded = [leaf for tree in trees for leaf in tree.leaves() if leaf.reward is not None]
     if len(graded) != args.width * len(trees):
         raise AssertionError(f"{len(graded)} paths ended where {args.width * len(trees)} were wanted")
@@ -114,11 +114,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    bench = open_bench(args.model, args.device, args.threads, 256)
-    tasks = render(ChainSum(args.problems, "test")(), bench.tokenizer)
+    loaded = load_model(args.model, args.device, args.threads, 256)
+    tasks = render(ChainSum(args.problems, "test")(), loaded.tokenizer)
     rows: list[dict[str, Any]] = []
-    for name, pruning in rules(bench, args.budget).items():
-        runs = [asyncio.run(measure(bench, tasks, pruning, args, seed)) for seed in range(args.seeds)]
+    for name, pruning in rules(loaded, args.budget).items():
+        runs = [asyncio.run(measure(loaded, tasks, pruning, args, seed)) for seed in range(args.seeds)]
         spreads: dict[str, Spread] = {key: spread([run[key] for run in runs]) for key in runs[0]}
         rows.append({"rule": name} | {key: str(value) for key, value in spreads.items()})
     print(table(rows))

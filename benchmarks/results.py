@@ -28,7 +28,7 @@ from ramulus.run.config.recipe import AdamW, Run
 STEPS = 40
 START = Pretrained("runs/quickstart/1-sft")
 BUDGET: dict[str, Any] = {
-    "model": START, "eval_every": 10, "eval_limit": 250, "save_every": 20, "keep": 1, "trees_every": 20, "exam": None,
+    "model": START, "eval_every": 10, "eval_limit": 250, "save_every": 20, "keep": 1, "trees_every": 20, "final_evaluation": None,
     "threads": 1, "tensorboard": False, "prompt_limit": 24,
 }  # fmt: skip
 

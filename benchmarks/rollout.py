@@ -23,7 +23,7 @@ from ramulus.grow.branching import Branching, Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
-from ramulus.run.setting import collect_seldom
+from ramulus.run.runtime import collect_seldom
 
 
 @dataclass(frozen=True)

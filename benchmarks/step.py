@@ -40,10 +40,10 @@ from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained, characters
 from ramulus.run.config.recipe import AdamW, Run
-from ramulus.run.forests import Forests, epoch_order
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
-from ramulus.run.setting import collect_seldom, model_path
+from ramulus.run.rollouts import Rollouts, epoch_order
+from ramulus.run.runtime import collect_seldom, model_path
 from ramulus.run.stage import build
 from ramulus.run.trainer import State, Trainer
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -133,9 +133,9 @@ class Mine:
         parts = build(run, None)
         stop = replace(parts.stop, eos=()) if exact else parts.stop
         run.folder.mkdir(parents=True, exist_ok=True)
-        forests = Forests(run, parts.tasks, parts.engine, stop, parts.decode)
+        rollouts = Rollouts(run, parts.tasks, parts.engine, stop, parts.decode)
         logbook = Logbook(run, Console(quiet=True))
-        self.trainer = Trainer(run, parts.learner, parts.engine, forests, [], logbook, Interrupt(), State())
+        self.trainer = Trainer(run, parts.learner, parts.engine, rollouts, [], logbook, Interrupt(), State())
         self.parts, self.loop = parts, asyncio.new_event_loop()
         self.metrics: list[dict[str, Any]] = []
 
@@ -242,7 +242,7 @@ def measure(
         collect_seldom()  # as the command line does after its imports
         first = next(iter(workers.values()))
         trainer = mine["grpo"].trainer
-        apart = agree(first, trainer.policy, setting, trainer.forests.decode, folder)
+        apart = agree(first, trainer.policy, setting, trainer.rollouts.decode, folder)
         told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
 
         def ask(name: str) -> Callable[[], None]:

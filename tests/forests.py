@@ -13,7 +13,7 @@ VOCABULARY = 11
 
 def node_fields(rng: random.Random, count: int, author: Author, tempered: bool) -> dict:
     """Random per-token columns of a node."""
-    signals = {name: column((-rng.uniform(0.05, 3) for _ in range(count)), "d") for name in ("recomputed", "frozen")}
+    signals = {name: column((-rng.uniform(0.05, 3) for _ in range(count)), "d") for name in ("recomputed", "reference_model")}
     if author is not Author.POLICY:
         return {"signals": signals}
     return {
@@ -95,7 +95,7 @@ class Trajectory:
     authors: list[Author]
     behavior: list[float]
     recomputed: list[float]
-    frozen: list[float]
+    reference: list[float]
     temperature: list[float]
     tokens: list[int]
     prompt: list[int]
@@ -120,7 +120,7 @@ def flatten(trees: list[Tree]) -> list[Trajectory]:
                     row.behavior.append(node.logprobs[offset] + node.kept[offset] if sampled else 0.0)
                     row.temperature.append(node.column("temperature")[offset] if sampled else 1.0)
                     row.recomputed.append(node.signals["recomputed"][offset])
-                    row.frozen.append(node.signals["frozen"][offset])
+                    row.reference.append(node.signals["reference_model"][offset])
                     row.tokens.append(token)
             rows.append(row)
     return rows

@@ -29,7 +29,7 @@ class Rows:
     logp: Tensor
     entropy: Tensor
     old: Tensor
-    frozen: Tensor
+    reference: Tensor
     mask: Tensor
     reward: Tensor
     group: Tensor
@@ -40,7 +40,7 @@ class Rows:
         """Some of the rows."""
         index = keep.nonzero()[:, 0].tolist()
         pick = {
-            name: getattr(self, name)[keep] for name in ("logp", "entropy", "old", "frozen", "mask", "reward", "group")
+            name: getattr(self, name)[keep] for name in ("logp", "entropy", "old", "reference", "mask", "reward", "group")
         }
         return Rows(**pick, labels=[self.labels[i] for i in index], rows=[self.rows[i] for i in index])
 
@@ -66,7 +66,7 @@ def rows_of(
         logp=padded(hot if tempered else plain),
         entropy=padded(entropy),
         old=padded([torch.tensor(row.behavior if tempered else row.recomputed, dtype=torch.float64) for row in rows]),
-        frozen=padded([torch.tensor(row.frozen, dtype=torch.float64) for row in rows]),
+        reference=padded([torch.tensor(row.reference, dtype=torch.float64) for row in rows]),
         mask=padded([torch.tensor([float(a in authors) for a in row.authors]) for row in rows]),
         reward=torch.tensor([row.leaf.reward for row in rows], dtype=torch.float64),
         group=torch.tensor([row.tree for row in rows]),
@@ -245,7 +245,7 @@ def dapo_loss(rows: Rows, advantage: Tensor) -> Tensor:
 
 
 def leashed_loss(rows: Rows, advantage: Tensor) -> Tensor:
-    return grpo_loss(rows, advantage) + 0.05 * textbook.k3(rows.logp, rows.frozen) - 0.01 * rows.entropy
+    return grpo_loss(rows, advantage) + 0.05 * textbook.k3(rows.logp, rows.reference) - 0.01 * rows.entropy
 
 
 def treerl_loss(rows: Rows, advantage: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def treerl_loss(rows: Rows, advantage: Tensor) -> Tensor:
 
 
 def attnrl_loss(rows: Rows, advantage: Tensor) -> Tensor:
-    return dapo_loss(rows, advantage) + 0.001 * textbook.k3(rows.logp, rows.frozen)
+    return dapo_loss(rows, advantage) + 0.001 * textbook.k3(rows.logp, rows.reference)
 
 
 def reinforce_loss(rows: Rows, advantage: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ramulus.learn.objective.reference import Behavior, Recomputed
 def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     """Ratios at the temperature of sampling, the KL term at 1."""
     pull = on_nodes("paper", False, "token_mean", True, dapo_loss)(trees, evaluate)
-    kl = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3(rows.logp, rows.frozen))
+    kl = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3(rows.logp, rows.reference))
     return pull + 0.05 * kl(trees, evaluate)
 
 

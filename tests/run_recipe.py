@@ -16,7 +16,7 @@ from ramulus.learn.objective.mask import Clip, Everything
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.policy.model import Scratch
-from ramulus.run.config.recipe import AdamW, Exam, Run
+from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run
 from ramulus.tasks.chain import ChainSum
 
 TRAIN, TEST = ChainSum(40, "train", terms=(2, 3)), ChainSum(4, "test", terms=(2, 3))
@@ -64,4 +64,4 @@ def stages() -> tuple[Run, Run]:
     """For the recipe of two stages."""
     from dataclasses import replace
 
-    return sft(), replace(rl(), exam=Exam(samples=2, temperatures=(0.5,)))
+    return sft(), replace(rl(), final_evaluation=FinalEvaluation(samples=2, temperatures=(0.5,)))

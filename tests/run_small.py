@@ -24,7 +24,7 @@ FIRST, _ = quickstart.recipe()
 TASKS = ChainSum(200, "train")
 CHANGES = {
     "model": FIRST.model, "tasks": TASKS, "evals": None, "rewards": Digits(), "steps": 10, "save_every": 5, "keep": 10, "eval_every": 0,
-    "response_limit": 24, "exam": None, "threads": 1, "tensorboard": False, "trees_every": 1,
+    "response_limit": 24, "final_evaluation": None, "threads": 1, "tensorboard": False, "trees_every": 1,
 }  # fmt: skip
 
 

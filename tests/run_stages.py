@@ -1,4 +1,4 @@
-"""The tiny run for tests in two stages, with an exam."""
+"""The tiny run for tests in two stages, with a final evaluation."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.run.config.recipe import Run
-from ramulus.run.forests import START, Forests, resting, woken
 from ramulus.run.launch import launch
+from ramulus.run.rollouts import START, Rollouts, resting, woken
 from run_recipe import Digits, rl
 from test_resume import killed, metrics, same
 
@@ -65,7 +65,7 @@ def harvest(run: Run) -> tuple[list[list[Tree]], Crowd, list[dict]]:
     """The trees of every step, each step with the next version, as the trainer calls it."""
     engine = Crowd()
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(2 * STEPS)]
-    forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
+    forests = Rollouts(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
     cursor, cursors, grown = dict(START), [], []
     for step in range(1, STEPS + 1):
         found, cursor = asyncio.run(forests.get(step, cursor))
@@ -121,7 +121,7 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     run = run_of()
     engine = Crowd()
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(8)]
-    forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
+    forests = Rollouts(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
     _, cursor = asyncio.run(forests.get(1, dict(START)))
     before = json.dumps(resting(cursor))
     once, _ = asyncio.run(forests.get(2, cursor))
@@ -149,7 +149,7 @@ def test_young_trees_are_finished_where_a_run_no_longer_looks_ahead() -> None:
     grown, engine, cursors = harvest(run_of())
     run = run_of(ahead=0)
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(2 * STEPS)]
-    forests = Forests(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
+    forests = Rollouts(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
     second, cursor = asyncio.run(forests.get(2, woken(cursors[0])))
     assert {tree.task.id for tree in second.grown} == {tree.task.id for tree in grown[1]}
     assert "young" not in cursor

@@ -190,7 +190,7 @@ def test_variants_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     monkeypatch.chdir(HERE)
     (out,) = words = [f"out={tmp_path / 'run'}"]
     assert run("train", "run_recipe.py:stages", out, "sft.steps=2", "rl.steps=1") == 0
-    assert (tmp_path / "run" / "2-rl" / "exam-after.json").is_file()
+    assert (tmp_path / "run" / "2-rl" / "evaluation-after.json").is_file()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == f"{RECIPE}:stages"
     monkeypatch.chdir(tmp_path)
     assert "not of" in fails(capsys, "train", RECIPE, *words, "--resume")

@@ -63,7 +63,7 @@ def record(model: nn.Module, trees: list[Tree], seed: int) -> None:
             if node.logprobs:
                 node.logprobs[k] = a + rng.gauss(0, 0.4) - node.kept[k]
             node.signals["recomputed"][k] = b + rng.gauss(0, 0.4)
-            node.signals["frozen"][k] = b + rng.gauss(0, 0.4)
+            node.signals["reference_model"][k] = b + rng.gauss(0, 0.4)
 
 
 def through(

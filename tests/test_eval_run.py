@@ -23,7 +23,7 @@ from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run.evaluation import evaluation, progress
 from ramulus.run.evaluation.answers import naming
-from ramulus.run.evaluation.bench import Bench, TaskSets, open_bench
+from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets, load_model
 from ramulus.run.evaluation.plan import Plan, plan_of, whole_numbers
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
@@ -275,7 +275,7 @@ def test_progress_on_a_terminal_and_plain_lines_elsewhere(
     monkeypatch.setattr(progress, "SPOKEN", -1.0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     asked = TaskSets(("chain",), 7, {}, {"template": None, "system": None, "limit": 64})
-    opener = partial(open_bench, device="cpu", threads=1, slots=8)
+    opener = partial(load_model, device="cpu", threads=1, slots=8)
     evaluation.run_evaluation(str(model), opener, asked, Plan(2, max_tokens=8, chunk=2), (), None, tmp_path, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     if terminal:
@@ -322,7 +322,7 @@ def test_against_an_earlier_evaluation(whole: Path, model: Path, tmp_path: Path,
     assert "no evaluation with answers" in fails(capsys, "eval", model, *WORDS, "--against", tmp_path / "bad.json")
 
 
-def never(model: str) -> Bench:
+def never(model: str) -> LoadedModel:
     raise AssertionError(f"{model} was opened before the question was found wrong")
 
 

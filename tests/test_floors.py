@@ -43,7 +43,7 @@ WITHOUT_TORCH = (
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
 OPTIONAL: dict[str, str | tuple[str, ...]] = {
-    "orjson": "run/setting.py",
+    "orjson": "run/runtime.py",
     "math_verify": "tasks/math.py",
     "reasoning_gym": "tasks/gym.py",
     "datasets": "tasks/rows.py",

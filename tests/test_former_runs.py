@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from ramulus.cli import main
+from ramulus.core.run_folder import final_evaluation
 from ramulus.core.store import read
+from ramulus.look.cost.statement import read_statement
 from ramulus.run.config.describe import brought_forward
 from ramulus.run.config.find import find, stages_of
 from ramulus.run.config.override import override
@@ -45,7 +47,9 @@ def test_its_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]):
 def test_its_trees_are_read(run: Path):
     forest = [tree for path in sorted((run / "trees").iterdir()) for tree in read(path)]
     assert {tree.step for tree in forest} == {1, 2}
-    assert all(len(node.logprobs) in (0, len(node.tokens)) for tree in forest for node in tree.root.walk())
+    nodes = [node for tree in forest for node in tree.root.walk()]
+    assert all(len(node.logprobs) in (0, len(node.tokens)) for node in nodes)
+    assert {name for node in nodes for name in node.signals if "reference" in name or name == "frozen"} == {"reference_model"}
 
 
 def test_its_ledger_and_comparison_are_shown(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -89,6 +93,42 @@ def test_what_was_set_by_its_former_name_is_kept(run: Path):
     read = read_saved(run / "run.json")
     assert read["overrides"][-1] == "mix.kl_coef=0.02"
     assert read["stages"][0]["mix"]["kl_coef"] == 0.01
+
+
+def test_a_class_and_a_field_by_their_former_names_are_told_the_new_ones(tmp_path: Path):
+    for assignment in ("exam.limit=3", "exam=None", "treepo.exam.samples=2"):
+        with pytest.raises(ValueError, match=r"Run has no field 'exam' any more, it is final_evaluation"):
+            override(stages_of("quickstart"), [assignment])
+    path = tmp_path / "mine.py"
+    for home in ("ramulus", "ramulus.run.config.recipe"):
+        path.write_text(f"from {home} import Exam\n")
+        with pytest.raises(ValueError, match=rf"{home} has no 'Exam' any more, it is FinalEvaluation"):
+            find(str(path))
+    head = "from dataclasses import replace\nfrom ramulus.recipes import grpo\n\n\n"
+    path.write_text(head + "def recipe():\n    return replace(grpo.recipe(), exam=None)\n")
+    with pytest.raises(ValueError, match=r"Run has no field 'exam' any more, it is final_evaluation"):
+        stages_of(str(path))
+
+
+def test_what_was_set_of_a_stage_by_its_former_name_is_kept(run: Path):
+    path = run / "run.json"
+    saved = json.loads(path.read_text())
+    stage, name = saved["stages"][0], saved["stages"][0]["name"]
+    stage["exam"] = {"class": "ramify.run.recipe.Exam", "tasks": None, "samples": 2, "temperatures": [0.5], "limit": None}
+    saved |= {"format": 2, "overrides": [f"{name}.exam.samples=2", f"{name}.mix.leash=0.5", "exam.limit=4", "examine=1"]}
+    path.write_text(json.dumps(saved))
+    read = read_saved(path)
+    now = [f"{name}.final_evaluation.samples=2", f"{name}.mix.kl_coef=0.5", "final_evaluation.limit=4", "examine=1"]
+    assert read["overrides"] == now
+    assert read["stages"][0]["final_evaluation"]["class"] == "ramulus.FinalEvaluation"
+    assert "exam" not in read["stages"][0]
+
+
+def test_its_final_evaluations_are_found(run: Path):
+    assert final_evaluation(run, "after").name == "evaluation-after.json"
+    (run / "exam-after.json").write_text(json.dumps({"step": 2, "greedy": 0.5, "seconds": 3.0}))
+    assert final_evaluation(run, "after").name == "exam-after.json"
+    assert read_statement(run).evaluations == 3.0
 
 
 def test_a_former_name_is_changed_in_its_own_class_alone():

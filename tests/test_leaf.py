@@ -117,7 +117,7 @@ def test_a_reference_is_the_slope_of_its_potential(reference) -> None:
     ("make", "said"),
     [
         (lambda: Shaped(0.0), "gamma"),
-        (lambda: Shaped(0.1, "frozen"), "column"),
+        (lambda: Shaped(0.1, "reference_model"), "column"),
         (lambda: Power(0.0), "exponent"),
         (lambda: Blend(0.0, 0.0), "weights"),
         (lambda: Capped(high=-0.1), "Capped"),

@@ -96,7 +96,7 @@ def test_a_filtered_path_is_in_no_mean_gradient_denominator_leash_or_bonus() -> 
     with_it.leaves()[1].finish = "length"
     for tree in (with_it, without):
         for node in tree.walk():
-            node.signals["frozen"] = column([-1.2] * len(node.tokens), "d")
+            node.signals["reference_model"] = column([-1.2] * len(node.tokens), "d")
     ours, theirs = row([with_it], mix), row([without], mix)
     for name in (f.name for f in fields(TreeBatch)):
         value = getattr(ours, name)
@@ -156,7 +156,7 @@ def test_dual_clip_gives_the_gradient_of_its_textbook_loss() -> None:
     ("make", "words"),
     [
         (lambda: Clip(low=1.0), "low=1.0"),
-        (lambda: Clip(column="frozen"), "'frozen'"),
+        (lambda: Clip(column="reference_model"), "'reference_model'"),
         (lambda: DualClip(ceiling=1.0), "above 1, got 1.0"),
         (lambda: GroupMean(over="expert"), "'expert'"),  # type: ignore[arg-type]
         (lambda: SubgroupMean("sum"), "'sum'"),  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_a_term_is_tempered_or_not_as_a_whole() -> None:
 
 def test_columns_that_were_not_filled_are_named() -> None:
     tree = star(1.0, 0.0)
-    with pytest.raises(ValueError, match="has no 'frozen' log-probs: have the forest scored"):
+    with pytest.raises(ValueError, match="has no 'reference_model' log-probs: have the forest scored"):
         row([tree], Mix((Term(PPO),), kl_coef=0.1))
     with pytest.raises(ValueError, match="has no 'recomputed' log-probs"):
         row([tree], Mix((Term(Estimator(Everything(), Recomputed(), GroupMean())),)))

@@ -18,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import ramulus.run.waiting as waiting
+import ramulus.run.gated_engine as waiting
 import run_ledger
 from ramulus.cli import main
 from ramulus.core import run_folder, store
@@ -34,10 +34,10 @@ from ramulus.look.cost.account import FATES, PHASES, TOKENS
 from ramulus.look.cost.ledger import Cost, account, cost, tree_cost
 from ramulus.look.cost.statement import read_statements
 from ramulus.run.config.recipe import Run
-from ramulus.run.forests import Harvest
 from ramulus.run.launch import launch
-from ramulus.run.lesson import Lesson
 from ramulus.run.machine import Machine
+from ramulus.run.rollouts import Rollout
+from ramulus.run.step_statistics import StepStatistics
 from ramulus.run.trainer import Clock, differences
 from run_ledger import PLAIN
 
@@ -208,7 +208,7 @@ def test_fates_of_a_tree_counted_on_paper() -> None:
     assert cost([tree]) == Cost(**common)  # nobody has asked an update
     assert tree_cost(tree, {}) == Cost(**common, excluded=16)
     assert tree_cost(tree, {hinted.id: 3}).trained_expert == 2  # a term that learns from both authors on one path
-    dropped = Harvest([tree], [], 1).metrics()
+    dropped = Rollout([tree], [], 1).metrics()
     assert (dropped["dropped_tokens"], dropped["pruned"], dropped["excluded"]) == (16, 3, 0)
     assert long.id not in (good.id, even.id)
 
@@ -250,7 +250,7 @@ def test_only_the_time_in_which_nothing_but_grades_is_awaited_is_grading(monkeyp
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def story() -> float:
-        engine = waiting.Waiting(Slow())
+        engine = waiting.GatedEngine(Slow())
         request = asyncio.ensure_future(engine.sample([Request((1,), Sampling(1))]))
         await asyncio.sleep(0)
         now[0] += 1  # sampling
@@ -319,7 +319,7 @@ def test_the_command_prints_tables_and_writes_files(tmp_path: Path, capsys: pyte
     run = tmp_path / "run[bold]"
     folder_of(run / "1-sft", [OLD | {"paths": 0, "sampled": 0, "reused": 0}])
     folder_of(run / "2-rl", [OLD, OLD | {"step": 2, "sampled": 1_000_011}], torn=True)
-    (run / "2-rl" / "exam-before.json").write_text('{"seconds": 2.5}')
+    (run / "2-rl" / "evaluation-before.json").write_text('{"seconds": 2.5}')
     words = [
         "ledger",
         str(run),
@@ -336,7 +336,7 @@ def test_the_command_prints_tables_and_writes_files(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "1,000,020" in said
     assert "run[bold]" in said
-    assert "examinations, in no step, 2.5 s" in said
+    assert "final evaluations, in no step, 2.5 s" in said
     assert any(line.split()[:3] == ["grading", "0.00", "?"] for line in said.splitlines())
     held = json.loads((tmp_path / "a.json").read_text())["runs"]
     assert list(held[0]["accounts"]) == ["1-sft", "2-rl", "run"]
@@ -405,9 +405,9 @@ def test_a_gpu_tells_its_memory(tmp_path: Path) -> None:
 
 def test_a_part_without_signal_trains_nothing() -> None:
     both = Term(PLAIN.terms[0].estimator, (Author.POLICY, Author.EXPERT))
-    some, lesson = Share(1.0, 1, 1.0, None), Lesson(2, rate=0.0)
+    some, statistics = Share(1.0, 1, 1.0, None), StepStatistics(2, rate=0.0)
     chosen = Selection([[{1: some, 2: some}, {}], [{2: some, 3: some}, {}]], [{3}, set()])
     mix = Mix((*PLAIN.terms, both))
     for learns in (True, False):
-        lesson.add_fates(chosen, mix, learns)
-    assert lesson.fates == [{1: 1, 2: 1 + 2, 3: 4 + 8}, {}, {1: 4, 2: 4 + 8, 3: 4 + 8}, {}]
+        statistics.add_fates(chosen, mix, learns)
+    assert statistics.fates == [{1: 1, 2: 1 + 2, 3: 4 + 8}, {}, {1: 4, 2: 4 + 8, 3: 4 + 8}, {}]

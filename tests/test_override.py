@@ -13,7 +13,7 @@ from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
 from ramulus.run.config.find import find
 from ramulus.run.config.override import override
-from ramulus.run.config.recipe import AdamW, Exam, Weighted
+from ramulus.run.config.recipe import AdamW, FinalEvaluation, Weighted
 from ramulus.tasks.chain import ChainSum
 from ramulus.tasks.files import File
 from ramulus.tasks.gym import Gym
@@ -164,7 +164,7 @@ def shipped(*assignments: str, recipe: str = "grpo", function: str = "recipe") -
             "rewards",
             (Weighted(ExactAnswer()), Weighted(Overlong(64, 8), 0.5)),
         ),
-        (("exam.samples=2", "exam.tasks=held.jsonl"), "exam", Exam(File("held.jsonl"), 2)),
+        (("final_evaluation.samples=2", "final_evaluation.tasks=held.jsonl"), "final_evaluation", FinalEvaluation(File("held.jsonl"), 2)),
         (("answer.window=9",), "answer", BoxedAnswer(window=9)),
         (("repetition=true", "repetition.times=3"), "repetition", Repeats(times=3)),
         (("optimizer.betas=0.5,0.6", "optimizer.betas.1=0.7"), "optimizer", AdamW(1e-6, (0.5, 0.7), warmup=10, weight_decay=0.1)),

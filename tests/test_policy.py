@@ -270,14 +270,14 @@ def test_learning_lowers_the_loss() -> None:
     assert policy.version == 20
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "frozen", "tied"])
+@pytest.mark.parametrize("kind", ["full", "lora", "reference", "tied"])
 def test_restoring_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     def fresh() -> TorchPolicy:
         return TorchPolicy(
             build(tie_word_embeddings=kind == "tied"),
             weight_decay=0.1,
             lora=Lora(2, 4) if kind == "lora" else None,
-            frozen=kind == "frozen",
+            reference_model=kind == "reference",
         )
 
     whole = fresh()
@@ -351,13 +351,13 @@ def test_lora_trains_adapters_alone_and_keeps_the_base() -> None:
     assert policy.trainable
     assert all(".lora_" in name for name in policy.trainable)
     trees = forest(2)
-    score_now(policy, trees, {"recomputed", "frozen"})
-    start = [list(node.signals["frozen"]) for tree in trees for node in tree.walk() if "frozen" in node.signals]
+    score_now(policy, trees, {"recomputed", "reference_model"})
+    start = [list(node.signals["reference_model"]) for tree in trees for node in tree.walk() if "reference_model" in node.signals]
     train(policy, range(3))
-    score_now(policy, trees, {"recomputed", "frozen"})
-    nodes = [node for tree in trees for node in tree.walk() if "frozen" in node.signals]
-    assert [list(node.signals["frozen"]) for node in nodes] == start
-    assert any(node.signals["recomputed"] != node.signals["frozen"] for node in nodes)
+    score_now(policy, trees, {"recomputed", "reference_model"})
+    nodes = [node for tree in trees for node in tree.walk() if "reference_model" in node.signals]
+    assert [list(node.signals["reference_model"]) for node in nodes] == start
+    assert any(node.signals["recomputed"] != node.signals["reference_model"] for node in nodes)
     kept = {
         name.replace(".base_layer.", "."): t for name, t in policy.model.state_dict().items() if ".lora_" not in name
     }
@@ -380,8 +380,8 @@ def test_score_writes_what_separate_sequences_say(budget: int) -> None:
     for tree in trees:
         for node in tree.walk():
             node.signals.clear()
-    score_now(policy, trees, {"behavior", "recomputed", "frozen"}, tokens=budget or 4096)
-    for name, model in (("recomputed", policy.model), ("frozen", build())):
+    score_now(policy, trees, {"behavior", "recomputed", "reference_model"}, tokens=budget or 4096)
+    for name, model in (("recomputed", policy.model), ("reference_model", build())):
         with torch.no_grad():
             expected = {path: values[1] for (path, _), values in sequences(model, trees).items()}
         for node in (node for tree in trees for node in tree.walk()):
@@ -393,24 +393,24 @@ def test_score_writes_what_separate_sequences_say(budget: int) -> None:
                 assert value == pytest.approx(float(expected[tuple(node.prefix()[: before + k + 1])]), abs=1e-4)
 
 
-def test_score_of_nothing_and_without_a_frozen_copy() -> None:
+def test_score_of_nothing_and_without_a_reference_model() -> None:
     policy = TorchPolicy(build())
     score_now(policy, [], {"recomputed"})
     score_now(policy, forest(1), set())
     with pytest.raises(ValueError, match="frozen=True"):
-        score_now(policy, forest(1), {"frozen"})
+        score_now(policy, forest(1), {"reference_model"})
 
 
-def test_frozen_stays_where_it_was() -> None:
+def test_the_reference_model_stays_where_it_was() -> None:
     policy, trees = TorchPolicy(build(), frozen=True), forest(2)
-    score_now(policy, trees, {"recomputed", "frozen"})
+    score_now(policy, trees, {"recomputed", "reference_model"})
     nodes = [node for tree in trees for node in tree.walk() if node.author is Author.POLICY and node.tokens]
-    assert all(node.signals["recomputed"] == node.signals["frozen"] for node in nodes)
+    assert all(node.signals["recomputed"] == node.signals["reference_model"] for node in nodes)
     train(policy, range(1))
-    before = [node.signals["frozen"] for node in nodes]
-    score_now(policy, trees, {"recomputed", "frozen"})
-    assert [node.signals["frozen"] for node in nodes] == before
-    assert all(node.signals["recomputed"] != node.signals["frozen"] for node in nodes)
+    before = [node.signals["reference_model"] for node in nodes]
+    score_now(policy, trees, {"recomputed", "reference_model"})
+    assert [node.signals["reference_model"] for node in nodes] == before
+    assert all(node.signals["recomputed"] != node.signals["reference_model"] for node in nodes)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "tied"])

@@ -18,9 +18,9 @@ from ramulus.core.task import Task
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.stop import Stop
-from ramulus.run.config.recipe import Exam
-from ramulus.run.evaluation.bench import TaskSets, copy, grow_trees, open_bench
-from ramulus.run.evaluation.exam import answers, examine
+from ramulus.run.config.recipe import FinalEvaluation
+from ramulus.run.evaluation.final_evaluation import answer_count, evaluate_model
+from ramulus.run.evaluation.loaded_model import TaskSets, copy, grow_trees, load_model
 from run_recipe import MODEL, rl
 
 
@@ -46,7 +46,7 @@ def said(console: Console) -> str:
 def test_rollout_counts_its_trees(folder: Path, tmp_path: Path, terminal: bool) -> None:
     threads, out = torch.get_num_threads(), console(terminal)
     try:
-        bench = open_bench(str(folder), "cpu", 1, 8)
+        bench = load_model(str(folder), "cpu", 1, 8)
         asked = TaskSets(("chain",), 3, {}, {"template": None, "system": None, "limit": 64})
         assert grow_trees(bench, asked, Star(2), 1.0, 8, 0, tmp_path / "trees.jsonl", out) == 0
     finally:
@@ -68,13 +68,13 @@ def test_export_counts_its_bytes(folder: Path, tmp_path: Path, terminal: bool) -
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_examination_counts_its_answers(terminal: bool) -> None:
-    exam, out = Exam(samples=2, temperatures=(0.3, 0.5)), console(terminal)
-    assert (answers(exam, 10, True), answers(exam, 10, False)) == (70, 30)
+def test_an_evaluation_counts_its_answers(terminal: bool) -> None:
+    how, out = FinalEvaluation(samples=2, temperatures=(0.3, 0.5)), console(terminal)
+    assert (answer_count(how, 10, True), answer_count(how, 10, False)) == (70, 30)
     run = replace(rl(), rewards=lambda task, path: float(path.length > 1), response_limit=4)
     tasks = [Task(str(i), (1, i), "?") for i in range(3)]
     decode, stop = str, Stop((0,), 4)
-    found = asyncio.run(examine(run, exam, ToyEngine(), tasks, decode, stop, True, out))
+    found = asyncio.run(evaluate_model(run, how, ToyEngine(), tasks, decode, stop, True, out))
     assert [len(row["sampled"]) for row in found["answers"]] == [2, 2, 2]
     assert sorted(found["cooler"]) == ["0.3", "0.5"]
     assert ("21/21" in said(out)) == terminal

@@ -172,21 +172,21 @@ def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monke
 
 def test_a_reward_that_fails_late_loses_no_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ramulus.grow.grading import RewardError
-    from ramulus.run.forests import Forests
+    from ramulus.run.rollouts import Rollouts
 
-    real = Forests.get
+    real = Rollouts.get
 
-    async def broken(self: Forests, step: int, cursor: dict) -> tuple:
+    async def broken(self: Rollouts, step: int, cursor: dict) -> tuple:
         found = await real(self, step, cursor)
         if step == 6:
             raise RewardError("reward 'digits' on task 'x' returned nan: it must return a finite number")
         return found
 
-    monkeypatch.setattr(Forests, "get", broken)
+    monkeypatch.setattr(Rollouts, "get", broken)
     with pytest.raises(RewardError):
         train(tmp_path / "run")
     assert run_folder.steps(tmp_path / "run")[-1] == 5
-    monkeypatch.setattr(Forests, "get", real)
+    monkeypatch.setattr(Rollouts, "get", real)
     assert train(tmp_path / "run") == 0
     same(whole, tmp_path / "run")
 

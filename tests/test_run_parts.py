@@ -31,10 +31,10 @@ from ramulus.grow.stop import Stop
 from ramulus.run import checkpoint
 from ramulus.run.config.describe import changes, recipe_text, to_json
 from ramulus.run.config.find import find
-from ramulus.run.config.recipe import AdamW, Exam, Run, Weighted
-from ramulus.run.forests import START, Forests, Harvest
+from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run, Weighted
 from ramulus.run.launch import launch
 from ramulus.run.minibatch import parts
+from ramulus.run.rollouts import START, Rollout, Rollouts
 from test_resume import MEASURED
 
 RECIPE = str(Path(__file__).with_name("run_recipe.py"))
@@ -69,7 +69,7 @@ def test_learning_rate_rises_then_falls():
         (lambda: run(threads=0), "threads must be at least 1"),
         (lambda: AdamW(clip=0), "optimizer.clip must be above 0"),
         (lambda: Local(slots=0), "engine.slots and engine.memory_mb must be at least 1, got 0"),
-        (lambda: Exam(temperatures=(0.0,)), "exam.temperatures must be above 0"),
+        (lambda: FinalEvaluation(temperatures=(0.0,)), "final_evaluation.temperatures must be above 0"),
         (lambda: Weighted(len, math.nan), "finite number, got nan"),
         (lambda: run(rewards=(Weighted(len), Weighted(len, 2.0))).weighted(), "two rewards have the same name"),
     ],
@@ -118,13 +118,13 @@ class Length:
         return float(path.length)
 
 
-def forests(n: int = 7, **changed) -> Forests:
+def forests(n: int = 7, **changed) -> Rollouts:
     tasks = [Task(f"t{i}", (i % 4,), f"t{i}", demonstrations=((1, 2, 3),)) for i in range(n)]
     made = run(branching=Star(3), rewards=Length(), schedule=Fixed(4), seed=5, **changed)
-    return Forests(made, tasks, ToyEngine(vocab=4), Stop((3,), 12), lambda tokens: " ".join(map(str, tokens)))
+    return Rollouts(made, tasks, ToyEngine(vocab=4), Stop((3,), 12), lambda tokens: " ".join(map(str, tokens)))
 
 
-def harvest(source: Forests, steps: int) -> tuple[list, dict]:
+def harvest(source: Rollouts, steps: int) -> tuple[list, dict]:
     cursor, found = START, []
     for step in range(1, steps + 1):
         made, cursor = asyncio.run(source.get(step, cursor))
@@ -322,7 +322,7 @@ def test_paths_that_a_filter_took_out_count_as_failed():
     for finish in ("eos", "length"):
         tree.add(tree.root, [2, 3], Author.POLICY, finish=finish)
     asyncio.run(grade(tree, rewards, lambda tokens: "text", filter_overlong=True))
-    told = Harvest([tree], [0], 1).metrics()
+    told = Rollout([tree], [0], 1).metrics()
     assert (told["reward"], told["pass_rate"], told["truncated"]) == (1.0, 0.5, 0.5)
 
 

@@ -262,7 +262,7 @@ def test_forking_tokens_are_a_share_of_the_flattened_tokens(share: float) -> Non
         (lambda: EntropySignal(scale="median"), "scale"),
         (lambda: AdaptiveClip(low=0.5), "alpha"),
         (lambda: AdaptiveClip(ceiling=1.0), "ceiling"),
-        (lambda: AdaptiveClip(column="frozen"), "column"),
+        (lambda: AdaptiveClip(column="reference_model"), "column"),
         (lambda: Redistribution(2.0), "beta"),
         (lambda: HighEntropy(0), "share"),
         (lambda: ImportanceWeight(0.5), "cap"),

@@ -30,7 +30,7 @@ from ramulus.core import store
 from ramulus.core.store import StoreError, TornLine, dump, load, read, truncate_after, write
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, column
-from ramulus.run.setting import encode_quickly
+from ramulus.run.runtime import encode_quickly
 
 SUFFIX = pytest.mark.parametrize("name", ["trees.jsonl", "trees.jsonl.gz"])
 
@@ -231,18 +231,18 @@ def test_memory_is_that_of_a_few_trees(tmp_path: Path, name: str) -> None:
 
 
 def test_older_formats_are_upgraded_and_newer_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "trees.jsonl"
+    path, now = tmp_path / "trees.jsonl", store.FORMAT
     write(path, [bush(1)])
     old = path.read_bytes().replace(b'"step":1', b'"iteration":1')
-    monkeypatch.setattr(store, "FORMAT", 3)
-    monkeypatch.setitem(store.UPGRADES, 2, lambda line: line | {"step": line.pop("iteration")})
+    monkeypatch.setattr(store, "FORMAT", now + 1)
+    monkeypatch.setitem(store.UPGRADES, now, lambda line: line | {"step": line.pop("iteration")})
     path.write_bytes(old)
     write(path, [bush(2)], append=True)
-    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [2, 3]
+    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [now, now + 1]
     assert [description(tree) for tree in read(path)] == [description(bush(1)), description(bush(2))]
-    monkeypatch.setattr(store, "FORMAT", 2)
-    path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":2', b'"format":4'))
-    with pytest.raises(StoreError, match=r"trees.jsonl line 2: format 4 .* newer ramulus.* up to 2: upgrade"):
+    monkeypatch.setattr(store, "FORMAT", now)
+    path.write_bytes(dump(bush(1)) + dump(bush(2)).replace(b'"format":%d' % now, b'"format":9'))
+    with pytest.raises(StoreError, match=rf"trees.jsonl line 2: format 9 .* newer ramulus.* up to {now}: upgrade"):
         list(read(path))
 
 

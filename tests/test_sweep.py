@@ -22,7 +22,7 @@ from ramulus.run.config.resume import prepare
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
-from ramulus.run.sweep.crew import Crew, Job
+from ramulus.run.sweep.job_pool import Job, JobPool
 from ramulus.run.sweep.sweep import allot, label_of, plan
 from ramulus.run.sweep.sweep import sweep as run_sweep
 
@@ -237,10 +237,10 @@ def test_a_second_signal_ends_all_that_the_runs_began(tmp_path: Path):
 
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the run and its process hold it too
-        crew = Crew([job], 1, dict(os.environ), lock, Console(quiet=True))
+        pool = JobPool([job], 1, dict(os.environ), lock, Console(quiet=True))
         threading.Thread(target=signals, daemon=True).start()
         with Interrupt() as interrupt, pytest.raises(KeyboardInterrupt):
-            crew.work(interrupt)
+            pool.work(interrupt)
     end = time.monotonic() + 20
     with open(tmp_path / "lock") as lock:
         while True:

@@ -17,7 +17,7 @@ import pytest
 import guarded_rewards as rewards
 from ramulus.core.task import Path, Task
 from ramulus.tasks.guard import Guarded
-from ramulus.tasks.workers import Crew, Outcome, crew
+from ramulus.tasks.workers import Outcome, WorkerPool, worker_pool
 
 TASK = Task("t", (), "?", "yes")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -28,22 +28,22 @@ def path(text: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Crew]:
-    made = Crew(2, gigabytes=2.0)
+def two() -> Iterator[WorkerPool]:
+    made = WorkerPool(2, gigabytes=2.0)
     yield made
     made.close()
 
 
 def ask(
-    workers: Crew, reward: Callable[..., object], text: str, seconds: float = 0.4, wall: float | None = None
+    workers: WorkerPool, reward: Callable[..., object], text: str, seconds: float = 0.4, wall: float | None = None
 ) -> Outcome:
     return workers.submit(reward, TASK, path(text), seconds=seconds, wall=wall).result(timeout=60)
 
 
-def test_a_value_and_lean_start_up(two: Crew) -> None:
+def test_a_value_and_lean_start_up(two: WorkerPool) -> None:
     assert ask(two, rewards.length, "abc") == Outcome(3.0)
     heavy = {"torch", "numpy", "transformers", "sympy", "math_verify", "reasoning_gym", "datasets"}
-    fresh = Crew(1)
+    fresh = WorkerPool(1)
     names = fresh.submit(rewards.loaded, seconds=5).result(timeout=60).value
     fresh.close()
     assert "ramulus.core.task" in names
@@ -66,7 +66,7 @@ def test_a_value_and_lean_start_up(two: Crew) -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_call_that_goes_wrong_is_bounded_and_the_next_one_works(
-    two: Crew, reward: Callable[..., object], text: str, cause: str, failure: str
+    two: WorkerPool, reward: Callable[..., object], text: str, cause: str, failure: str
 ) -> None:
     ask(two, rewards.length, "warm")
     began = time.monotonic()
@@ -77,7 +77,7 @@ def test_a_call_that_goes_wrong_is_bounded_and_the_next_one_works(
     assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
 
 
-def test_answers_are_plain_json_of_a_limited_size(two: Crew) -> None:
+def test_answers_are_plain_json_of_a_limited_size(two: WorkerPool) -> None:
     outcome = ask(two, rewards.no_json, "")
     assert (outcome.cause, outcome.failure) == (
         "raised", "TypeError: a function is no answer: return numbers, strings, lists and dicts of them"
@@ -107,7 +107,7 @@ def test_answers_are_plain_json_of_a_limited_size(two: Crew) -> None:
     ],
 )
 def test_what_a_hostile_worker_sends_is_refused_and_never_run(
-    two: Crew, tmp_path: File, kind: str, cause: str, failure: str
+    two: WorkerPool, tmp_path: File, kind: str, cause: str, failure: str
 ) -> None:
     ask(two, rewards.length, "warm")
     trap = tmp_path / "trap"
@@ -119,7 +119,7 @@ def test_what_a_hostile_worker_sends_is_refused_and_never_run(
     assert [ask(two, rewards.length, "ab") for _ in range(3)] == [Outcome(2.0)] * 3
 
 
-def test_an_answer_that_drips_in_ends_at_the_limit(two: Crew) -> None:
+def test_an_answer_that_drips_in_ends_at_the_limit(two: WorkerPool) -> None:
     ask(two, rewards.length, "warm")
     began = time.monotonic()
     assert two.submit(rewards.drip, 600, seconds=5, wall=0.8).result(timeout=60).cause == "timeout"
@@ -127,14 +127,14 @@ def test_an_answer_that_drips_in_ends_at_the_limit(two: Crew) -> None:
 
 
 def test_an_answer_nobody_asked_for_is_not_taken_for_the_next_call() -> None:
-    made = Crew(1)
+    made = WorkerPool(1)
     first = int(ask(made, rewards.process, "").value)
     assert made.submit(rewards.forge_ready, 1, seconds=5).result(timeout=60) == Outcome(1)
     assert int(ask(made, rewards.process, "").value) != first, "the worker is replaced"
     made.close()
 
 
-def test_many_at_once_from_several_event_loops(two: Crew) -> None:
+def test_many_at_once_from_several_event_loops(two: WorkerPool) -> None:
     async def main() -> list[Outcome]:
         hanging = two.run(rewards.spin, TASK, path("spin"), seconds=0.4)
         return await asyncio.gather(hanging, *(two.run(rewards.square, n, seconds=5) for n in range(200)))
@@ -145,7 +145,7 @@ def test_many_at_once_from_several_event_loops(two: Crew) -> None:
         assert [outcome.value for outcome in rest] == [n * n for n in range(200)]
 
 
-def test_two_workers_work_side_by_side(two: Crew) -> None:
+def test_two_workers_work_side_by_side(two: WorkerPool) -> None:
     ask(two, rewards.length, "warm")
 
     async def main() -> float:
@@ -157,7 +157,7 @@ def test_two_workers_work_side_by_side(two: Crew) -> None:
     assert asyncio.run(main()) < 1.55
 
 
-def test_a_cancelled_call_leaves_the_crew_in_order(two: Crew) -> None:
+def test_a_cancelled_call_leaves_the_crew_in_order(two: WorkerPool) -> None:
     async def main() -> Outcome:
         calls = [asyncio.ensure_future(two.run(rewards.sleep, TASK, path("0.3"), seconds=5)) for _ in range(6)]
         await asyncio.sleep(0.1)
@@ -171,7 +171,7 @@ def test_a_cancelled_call_leaves_the_crew_in_order(two: Crew) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_killed_between_calls_are_replaced(number: signal.Signals) -> None:
-    made = Crew(1)
+    made = WorkerPool(1)
     first = int(ask(made, rewards.process, "").value)
     os.kill(first, number)
     second = int(ask(made, rewards.process, "").value)
@@ -180,7 +180,7 @@ def test_workers_killed_between_calls_are_replaced(number: signal.Signals) -> No
     assert gone(second)
 
 
-def test_ctrl_c_does_not_reach_the_workers(two: Crew) -> None:
+def test_ctrl_c_does_not_reach_the_workers(two: WorkerPool) -> None:
     worker = int(ask(two, rewards.process, "").value)
     assert os.getpgid(worker) != os.getpgid(0)
     busy = (
@@ -192,14 +192,14 @@ def test_ctrl_c_does_not_reach_the_workers(two: Crew) -> None:
     assert [call.result(timeout=60) for call in busy] == [Outcome(1.0)] * 2
 
 
-def test_what_a_killed_call_started_dies_with_it(two: Crew, tmp_path: File) -> None:
+def test_what_a_killed_call_started_dies_with_it(two: WorkerPool, tmp_path: File) -> None:
     note = tmp_path / "child"
     assert ask(two, rewards.spawn_and_spin, str(note), seconds=0.5).cause == "timeout"
     assert gone(int(note.read_text()))
 
 
 def test_close_ends_what_is_under_way() -> None:
-    made = Crew(1)
+    made = WorkerPool(1)
     worker = int(ask(made, rewards.process, "").value)
     calls = [made.submit(rewards.spin, TASK, path("spin"), seconds=30) for _ in range(3)]
     time.sleep(0.2)
@@ -211,14 +211,14 @@ def test_close_ends_what_is_under_way() -> None:
 
 
 def test_the_shared_crew_is_shared_and_replaced_when_closed() -> None:
-    first = crew(1, 3.0)
-    assert first is crew(1, 3.0)
+    first = worker_pool(1, 3.0)
+    assert first is worker_pool(1, 3.0)
     first.close()
-    assert crew(1, 3.0) is not first
-    assert crew(1, 3.0).submit(rewards.square, 5, seconds=5).result(timeout=60) == Outcome(25)
-    crew(1, 3.0).close()
+    assert worker_pool(1, 3.0) is not first
+    assert worker_pool(1, 3.0).submit(rewards.square, 5, seconds=5).result(timeout=60) == Outcome(25)
+    worker_pool(1, 3.0).close()
     with pytest.raises(ValueError, match="at least one worker, got 0"):
-        Crew(0)
+        WorkerPool(0)
 
 
 def gone(process: int, within: float = 5.0) -> bool:
@@ -241,14 +241,14 @@ import sys, time, os, signal
 sys.path.insert(0, {tests!r})
 import guarded_rewards as rewards
 from ramulus.core.task import Path, Task
-from ramulus.tasks.workers import Crew
-crew = Crew(2)
-first = crew.submit(rewards.process, Task("t", (), "?"), Path("", (), "eos"), seconds=60).result()
-crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
-crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
-crew.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+from ramulus.tasks.workers import WorkerPool
+pool = WorkerPool(2)
+first = pool.submit(rewards.process, Task("t", (), "?"), Path("", (), "eos"), seconds=60).result()
+pool.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+pool.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
+pool.submit(rewards.power, Task("t", (), "?"), Path("9", (), "eos"), seconds=60)
 time.sleep(1.0)
-print(*(worker.process.pid for worker in crew.workers), flush=True)
+print(*(worker.process.pid for worker in pool.workers), flush=True)
 {end}
 """
 

@@ -187,10 +187,10 @@ def test_search(client: Client) -> None:
 
 def test_evaluations(client: Client) -> None:
     rows = client("evals", run="one")
-    assert [(row["step"], row["name"]) for row in rows] == [(5, "000005"), (10, "000010"), (10, "exam-after")]
+    assert [(row["step"], row["name"]) for row in rows] == [(5, "000005"), (10, "000010"), (10, "evaluation-after")]
     assert all("answers" not in row for row in rows)
     assert client("answers", run="one", step=5)[0]["sampled"][0]["text"] == NASTY
-    assert client("answers", run="one", step=10, name="exam-after") == []
+    assert client("answers", run="one", step=10, name="evaluation-after") == []
     assert "step 7" in client("answers", 404, run="one", step=7)["error"]
 
 
@@ -362,7 +362,7 @@ def test_torn_and_damaged_trees(serve: Serve, tmp_path: Path) -> None:
 def test_links_that_lead_out_are_not_followed(serve: Serve, tmp_path: Path) -> None:
     folder, outside = run_folder(tmp_path / "in", trees=(5,)), run_folder(tmp_path / "out", trees=(9,))
     os.symlink(outside / "trees" / "000009.jsonl", folder / "trees" / "000009.jsonl")
-    os.symlink(outside / "exam-after.json", folder / "exam-before.json")
+    os.symlink(outside / "evaluation-after.json", folder / "evaluation-before.json")
     os.symlink(outside, folder / "more")
     (folder / "metrics.jsonl").unlink()
     os.symlink(outside / "metrics.jsonl", folder / "metrics.jsonl")
@@ -370,7 +370,7 @@ def test_links_that_lead_out_are_not_followed(serve: Serve, tmp_path: Path) -> N
     [one] = client("runs")
     assert one["trees"] == [5]
     assert client("metrics", run="in") == []
-    assert [row["name"] for row in client("evals", run="in")] == ["000005", "000010", "exam-after"]
+    assert [row["name"] for row in client("evals", run="in")] == ["000005", "000010", "evaluation-after"]
 
 
 def test_several_runs_folders_of_runs_and_loose_trees(serve: Serve, tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def ppo(logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: float, d
     return loss
 
 
-def k3(logp: Tensor, frozen: Tensor) -> Tensor:
-    """[B, L] the k3 estimate of KL(pi || frozen)."""
-    d = frozen - logp
+def k3(logp: Tensor, reference: Tensor) -> Tensor:
+    """[B, L] the k3 estimate of KL(pi || reference)."""
+    d = reference - logp
     return d.exp() - d - 1
 
 

@@ -103,7 +103,7 @@ def run_folder(folder: Path, steps: int = 10, trees: tuple[int, ...] = (5, 10), 
     for step in (5, 10):
         content = {"problems": 1, "mean@4": step / 10, "intervals": {"mean@4": [0.1, 0.9]}, "answers": answers}
         (folder / "evals" / f"{step:06d}.json").write_text(json.dumps(content))
-    (folder / "exam-after.json").write_text(json.dumps({"step": 10, "greedy": 0.75, "answers": []}))
+    (folder / "evaluation-after.json").write_text(json.dumps({"step": 10, "greedy": 0.75, "answers": []}))
     model = folder / "checkpoints" / "step-000010" / "model"
     model.mkdir(parents=True)
     tokenizer().save(str(model / "tokenizer.json"))

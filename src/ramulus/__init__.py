@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from ramulus.look.evaluation.evaluate import evaluate as evaluate
     from ramulus.look.viewer.show import show as show
     from ramulus.run.config.recipe import AdamW as AdamW
-    from ramulus.run.config.recipe import Exam as Exam
+    from ramulus.run.config.recipe import FinalEvaluation as FinalEvaluation
     from ramulus.run.config.recipe import Run as Run
     from ramulus.run.config.weighted import Weighted as Weighted
     from ramulus.run.signals import Concluded as Concluded
@@ -127,7 +127,7 @@ HOMES = {
     "learn.advantage.token_group": ("TokenGroupMean",),
     "look.evaluation.evaluate": ("evaluate",),
     "look.viewer.show": ("show",),
-    "run.config.recipe": ("AdamW", "Exam", "Run"),
+    "run.config.recipe": ("AdamW", "FinalEvaluation", "Run"),
     "run.config.weighted": ("Weighted",),
     "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),
     "tasks.chain": ("ChainAnswer", "ChainSum"),

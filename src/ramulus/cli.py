@@ -47,7 +47,7 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
     """
     began = time.monotonic()
     from ramulus.run.launch import launch
-    from ramulus.run.setting import collecting_seldom
+    from ramulus.run.runtime import collecting_seldom
 
     with collecting_seldom():
         return launch(recipe, list(overrides), resume, fresh, Console(), began)
@@ -170,15 +170,15 @@ def eval_(
         against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
         out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
     """
-    from ramulus.run.evaluation.bench import TaskSets, open_bench
     from ramulus.run.evaluation.evaluation import run_evaluation
+    from ramulus.run.evaluation.loaded_model import TaskSets, load_model
     from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
-    opener = partial(open_bench, device=device, threads=threads, slots=slots)
+    opener = partial(load_model, device=device, threads=threads, slots=slots)
     return run_evaluation(model, opener, asked, plan, whole_numbers(k), against, out, Console())
 
 
@@ -230,13 +230,13 @@ def rollout(
     """
     from ramulus.grow.branching import Star
     from ramulus.grow.segments import Segments
-    from ramulus.run.evaluation.bench import TaskSets, grow_trees, open_bench
+    from ramulus.run.evaluation.loaded_model import TaskSets, grow_trees, load_model
 
     columns = {"prompt": prompt, "answer": answer, "split": split}
     asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
-    bench = open_bench(model, device, threads, slots)
-    return grow_trees(bench, asked, rule, temperature, depth * segment, seed, out, Console())
+    loaded = load_model(model, device, threads, slots)
+    return grow_trees(loaded, asked, rule, temperature, depth * segment, seed, out, Console())
 
 
 def recipes() -> int:
@@ -269,7 +269,7 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
         out: the new folder.
         which: the last checkpoint, or the one with the best evaluation.
     """
-    from ramulus.run.evaluation.bench import export_model
+    from ramulus.run.evaluation.loaded_model import export_model
 
     console = Console()
     step = export_model(folder, out, which, console)

@@ -23,7 +23,7 @@ class Tiny:
 
     family: str = "qwen2"
     value: bool = False
-    options: Mapping[str, Any] = field(default_factory=lambda: {"frozen": True})
+    options: Mapping[str, Any] = field(default_factory=lambda: {"reference_model": True})
 
     def __call__(self) -> TorchPolicy:
         return policy_of(build(self.family, double=True), None, self.value, self.options)

@@ -164,7 +164,7 @@ def test_errors_are_those_of_a_policy_at_hand(kind: str) -> None:
     leashed = METHODS["grpo_leash_bonus"].mix
     with learner(kind, tiny) as one:
         with pytest.raises(ValueError, match=r"keeps none: make it with TorchPolicy\(\.\.\., frozen=True\)"):
-            run(score(one, trees, {"frozen"}))
+            run(score(one, trees, {"reference_model"}))
         with pytest.raises(ValueError, match="needs a value head"):
             run(score(one, trees, {"value"}))
         with pytest.raises(ValueError, match="sampled at temperature 0"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
 ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
+WHEN = ("before", "after")  # a final evaluation is made, training
 NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")  # the trees of a step
 
 
@@ -56,6 +57,12 @@ def steps(folder: Path) -> list[int]:
 def path_of(folder: Path, step: int) -> Path:
     """The folder of one checkpoint of a stage."""
     return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def final_evaluation(folder: Path, when: str) -> Path:
+    """The file of what a stage's model scored before or after training; a file by its former name, exam-after.json, where there is one."""
+    former = folder / f"exam-{when}.json"
+    return former if former.is_file() else folder / f"evaluation-{when}.json"
 
 
 def model_folder(run: Path, which: str) -> tuple[Path, int]:

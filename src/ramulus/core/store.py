@@ -1,6 +1,6 @@
 """Trees at rest: one JSON line a tree, lossless, written and read one tree at a time.
 
-A line is `{"format": 2, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
+A line is `{"format": 3, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
 parent by its place in that list (`up`). Fields that equal their default are left out, so a changed default needs a new
 FORMAT. Columns are lists of numbers: those of a sampler in the fewest digits that name the float32, signals in those of
 the float64. What JSON cannot say is tagged: `{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$dict": [[key, value], ...]}`,
@@ -28,7 +28,7 @@ from typing import IO, Any
 from ramulus.core.task import Task
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
-FORMAT = 2
+FORMAT = 3
 QUICK: Callable[[Any], bytes] | None = None
 """A quicker encoder of plain values and arrays than json's, from whoever has one: a run hands over orjson's."""
 
@@ -205,7 +205,15 @@ def _from_lists(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_lists}
+def _with_reference_model(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 2, where the log-probs of the reference model were the signal `frozen`."""
+    for record in content.get("nodes", ()):
+        if "frozen" in record.get("signals", {}):
+            record["signals"] = {"reference_model" if name == "frozen" else name: column for name, column in record["signals"].items()}
+    return content
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_lists, 2: _with_reference_model}
 """From a format to the next: `UPGRADES[1]` turns the JSON of a format 1 line into that of format 2."""
 
 

@@ -14,7 +14,7 @@ from ramulus.learn.objective.mask import DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.policy.model import Scratch
-from ramulus.run.config.recipe import AdamW, Exam, Run
+from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run
 from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry
 
 TEACHER = ForgetsCarry(0.6)  # forgets the carry in 60 % of the steps that cross a ten
@@ -39,5 +39,5 @@ def recipe() -> tuple[Run, Run]:
         save_every=300, trees_every=100, **SCALE,
     )  # fmt: skip
     branching = Segments(width=8, depth=8, length=8, branching=2)
-    treepo = Run(name="treepo", model=model, branching=branching, mix=improve, exam=Exam(samples=8), **SMALL)
+    treepo = Run(name="treepo", model=model, branching=branching, mix=improve, final_evaluation=FinalEvaluation(samples=8), **SMALL)
     return sft, treepo

@@ -17,10 +17,10 @@ from ramulus.core import run_folder, store
 from ramulus.look.viewer.show import draw
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text
-from ramulus.run.evaluation.exam import scores, table
+from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import clock
-from ramulus.run.setting import Decoder
+from ramulus.run.runtime import Detokenizer
 from ramulus.run.stage import finished, train_stage
 
 
@@ -92,18 +92,18 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
         "stages": {run.name: worked(run) for run in plan.stages},
         "steps": {run.name: run.steps for run in plan.stages},
     }
-    before, after = (read(last.folder / f"exam-{when}.json") for when in ("before", "after"))
-    if last.exam is not None and after is not None:
+    before, after = (read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
+    if last.final_evaluation is not None and after is not None:
         told = {
-            "before": scores(before, last.exam.samples) if before else None,
-            "after": scores(after, last.exam.samples),
+            "before": scores(before, last.final_evaluation.samples) if before else None,
+            "after": scores(after, last.final_evaluation.samples),
         }
         summary = told | {"problems": after["problems"]} | summary
         if before is not None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
-            console.print(table(told["before"], told["after"], last.exam, after["problems"], start, last.name))  # type: ignore[arg-type]
+            console.print(table(told["before"], told["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
-    if last.exam is not None:
+    if last.final_evaluation is not None:
         show_tree(last, console)
     folder, words = shlex.quote(str(plan.folder)), task_words(last)
     said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
@@ -123,18 +123,18 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
         rewards = [leaf.reward for leaf in tree.leaves()]
         if len(set(rewards)) > 1 and len(rewards) <= most:
             folder = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
-            decode = Decoder(AutoTokenizer.from_pretrained(folder))
+            decode = Detokenizer(AutoTokenizer.from_pretrained(folder))
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
             console.print(draw(tree, decode))
             return
 
 
 def worked(run: Run) -> float:
-    """Seconds of training, evaluation and examination in a stage, over all resumptions."""
+    """Seconds of training, evaluation and final evaluation in a stage, over all resumptions."""
     found = run_folder.steps(run.folder)
     state = read(run_folder.path_of(run.folder, found[-1]) / "state.json") if found else None
-    exams = [read(run.folder / f"exam-{when}.json") for when in ("before", "after")]
-    return (state["seconds"] if state else 0.0) + sum(exam["seconds"] for exam in exams if exam)
+    evaluations = [read(run_folder.final_evaluation(run.folder, when)) for when in run_folder.WHEN]
+    return (state["seconds"] if state else 0.0) + sum(evaluation["seconds"] for evaluation in evaluations if evaluation)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -107,8 +107,8 @@ def toy(model: str, token: str) -> Served:
 
 def local(model: str, token: str, slots: int, memory_mb: int, device: str, threads: int | None) -> Served:
     """A model folder, a name on the hub or a run's last checkpoint, in the local engine."""
-    from ramulus.run.evaluation.bench import open_bench
+    from ramulus.run.evaluation.loaded_model import load_model
 
-    bench = open_bench(model, device, threads, slots, memory_mb)
-    vocabulary = int(bench.model.get_input_embeddings().num_embeddings)
-    return Served(bench.engine, token, model, vocabulary, rules(), state_of_bytes)
+    loaded = load_model(model, device, threads, slots, memory_mb)
+    vocabulary = int(loaded.model.get_input_embeddings().num_embeddings)
+    return Served(loaded.engine, token, model, vocabulary, rules(), state_of_bytes)

@@ -41,7 +41,7 @@ class SignalContext:
         """The columns that every pass of these weights may as well write, as scoring then passes only the paths that grew later.
 
         A Mix that reads "recomputed" refuses to look ahead, so that the weights are the same. Behind `Behavior`, as in the recipes
-        attnrl and ramulus, no such pass is needed ("frozen" is one of other weights), and influence takes one of its own, without the head.
+        attnrl and ramulus, no such pass is needed ("reference_model" is one of other weights), and influence takes one of its own, without the head.
         """
         return tuple({"recomputed"} & set(self.columns))
 

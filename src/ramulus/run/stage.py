@@ -25,14 +25,14 @@ from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.run import checkpoint
-from ramulus.run.config.recipe import Exam, Model, Run
+from ramulus.run.config.recipe import FinalEvaluation, Model, Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.evaluation.exam import Scores, examine
-from ramulus.run.forests import Forests, woken
+from ramulus.run.evaluation.final_evaluation import Scores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
-from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.rollouts import Rollouts, woken
+from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trainer import State, Trainer, hand_over
 from ramulus.tasks.problem import render
@@ -46,8 +46,8 @@ class Parts:
     engine: Engine
     tasks: Sequence[Task]
     evals: Sequence[Task]
-    exam: Sequence[Task]
-    decode: Decoder
+    final_tasks: Sequence[Task]
+    decode: Detokenizer
     stop: Stop
 
 
@@ -61,27 +61,27 @@ def build(run: Run, start: Path | None) -> Parts:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     sources = [
         source() if source is not None else []
-        for source in (run.tasks, run.evals, run.exam.tasks if run.exam else None)
+        for source in (run.tasks, run.evals, run.final_evaluation.tasks if run.final_evaluation else None)
     ]
     checkpoint.seed_all(run.seed)
     source = source_of(run, start)
     with reading(Path(getattr(source, "path", ".")).parent):
         model, tokenizer = source()
-    tasks, evals, exam = (
+    tasks, evals, final_tasks = (
         render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
     )
-    decode = Decoder(tokenizer)
+    decode = Detokenizer(tokenizer)
     stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
     how = run.optimizer
     options = {
         "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": run.autocast,
-        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "frozen": "frozen" in run.mix.columns,
+        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": "reference_model" in run.mix.columns,
     }  # fmt: skip
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
     engine = run.engine(model, decode)
-    limits = (run.eval_limit, run.exam.limit if run.exam else None)
-    parts = Parts(learner, engine, tasks, evals[: limits[0]], (exam or evals)[: limits[1]], decode, stop)
+    limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
+    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop)
     check(run, parts)
     return parts
 
@@ -118,12 +118,12 @@ def check(run: Run, parts: Parts) -> None:
         raise ValueError(
             "check_demonstrations asks the rewards about each demonstration: give rewards=..., or leave it off"
         )
-    if run.exam is not None and not parts.exam:
-        raise ValueError("an exam needs problems: set evals or exam.tasks")
-    if (run.exam is not None or parts.evals) and not run.weighted():
+    if run.final_evaluation is not None and not parts.final_tasks:
+        raise ValueError("a final evaluation needs problems: set evals or final_evaluation.tasks")
+    if (run.final_evaluation is not None or parts.evals) and not run.weighted():
         raise ValueError("evaluating needs a reward: give rewards=...")
-    longest = max((len(task.prompt) for task in [*parts.tasks, *parts.evals, *parts.exam]), default=0)
-    if (samples or parts.evals or parts.exam) and longest + run.response_limit > parts.engine.limit:
+    longest = max((len(task.prompt) for task in [*parts.tasks, *parts.evals, *parts.final_tasks]), default=0)
+    if (samples or parts.evals or parts.final_tasks) and longest + run.response_limit > parts.engine.limit:
         raise ValueError(
             f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
             f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit, "
@@ -195,7 +195,7 @@ def check_schedule(run: Run) -> None:
 def warn_of_leaks(run: Run, parts: Parts) -> None:
     """Warn where held-out problems are trained on."""
     seen = {task.text for task in parts.tasks}
-    known = {task.text for task in [*parts.evals, *parts.exam] if task.text in seen}
+    known = {task.text for task in [*parts.evals, *parts.final_tasks] if task.text in seen}
     if known:
         warnings.warn(
             f"{len(known)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
@@ -241,7 +241,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> State:
 async def train_stage(
     run: Run, start: Path | None, ready: Callable[[], None], interrupt: Interrupt, console: Console
 ) -> None:
-    """Examine if asked, train what is left of the stage, examine again; all of it picks up where it was stopped.
+    """Evaluate if asked, train what is left of the stage, evaluate again; all of it picks up where it was stopped.
 
     `ready` is called once every input has been found good, before any work.
     """
@@ -259,34 +259,36 @@ async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, cons
     """What is left of a stage."""
     console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
     await hand_over(parts.learner, parts.engine)
-    if run.exam is not None and state.step == 0:
-        await sit(run, run.exam, parts, "before", interrupt, console)
+    if run.final_evaluation is not None and state.step == 0:
+        await evaluate_once(run, run.final_evaluation, parts, "before", interrupt, console)
     signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
-    forests = Forests(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
+    rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.step, state.metrics_bytes)
     try:
-        await Trainer(run, parts.learner, parts.engine, forests, parts.evals, logbook, interrupt, state).train()
+        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state).train()
     finally:
         logbook.close()
-    if run.exam is not None:
-        await sit(run, run.exam, parts, "after", interrupt, console)
+    if run.final_evaluation is not None:
+        await evaluate_once(run, run.final_evaluation, parts, "after", interrupt, console)
 
 
-async def sit(run: Run, exam: Exam, parts: Parts, when: str, interrupt: Interrupt, console: Console) -> None:
-    """Examine the model as it is now and keep the result, unless that was done already."""
-    path = run.folder / f"exam-{when}.json"
+async def evaluate_once(
+    run: Run, how: FinalEvaluation, parts: Parts, when: str, interrupt: Interrupt, console: Console
+) -> None:
+    """Evaluate the model as it is now and keep the result, unless that was done already."""
+    path = run_folder.final_evaluation(run.folder, when)
     if path.exists() and (when == "before" or json.loads(path.read_text())["step"] == run.steps):
         return
     console.print(
-        f"examining the model {when} training, on {len(parts.exam)} problems it is not trained on ...",
+        f"evaluating the model {when} training, on {len(parts.final_tasks)} problems it is not trained on ...",
         markup=False,
         highlight=False,
     )
     began = time.monotonic()
     start = when == "before"
-    work = examine(run, exam, parts.engine, parts.exam, parts.decode, parts.stop, start, console)
+    work = evaluate_model(run, how, parts.engine, parts.final_tasks, parts.decode, parts.stop, start, console)
     found: Scores = await interrupt.abandonable(work)
-    await parts.engine.reset()  # what the exam left in the engine's memory must not touch training
+    await parts.engine.reset()  # what the evaluation left in the engine's memory must not touch training
     replace_text(
         path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
     )
@@ -298,6 +300,6 @@ def finished(run: Run) -> bool:
     if not found or found[-1] < run.steps:
         return False
     state = json.loads((run_folder.path_of(run.folder, found[-1]) / "state.json").read_text())
-    after = run.folder / "exam-after.json"
-    examined = run.exam is None or (after.exists() and json.loads(after.read_text())["step"] == run.steps)
-    return state["pending"] is None and examined
+    after = run_folder.final_evaluation(run.folder, "after")
+    evaluated = run.final_evaluation is None or (after.exists() and json.loads(after.read_text())["step"] == run.steps)
+    return state["pending"] is None and evaluated

@@ -31,13 +31,13 @@ from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.forests import START, Cursor, Forests, resting
 from ramulus.run.interrupt import Interrupt
-from ramulus.run.lesson import Lesson
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.minibatch import Minibatch, minibatches
-from ramulus.run.setting import device_of
+from ramulus.run.rollouts import START, Cursor, Rollouts, resting
+from ramulus.run.runtime import device_of
+from ramulus.run.step_statistics import StepStatistics
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Trainer:
     run: Run
     learner: Learner
     engine: Engine
-    forests: Forests
+    rollouts: Rollouts
     evals: Sequence[Task]
     logbook: Logbook
     interrupt: Interrupt
@@ -130,40 +130,40 @@ class Trainer:
         run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
         counters = dict(self.engine.counters())
         with clock("grow"):
-            harvest, cursor = await self.interrupt.abandonable(self.forests.get(number, self.state.cursor))
-        clock.move(harvest.grading, "grow", "grade")
+            rollout, cursor = await self.interrupt.abandonable(self.rollouts.get(number, self.state.cursor))
+        clock.move(rollout.grading, "grow", "grade")
         self.whole = False
         with clock("score"):
-            signals = self.forests.signals
+            signals = self.rollouts.signals
             await score(
-                self.learner, harvest.kept, run.mix.columns, known=signals.context.rides if signals else ()
+                self.learner, rollout.kept, run.mix.columns, known=signals.context.rides if signals else ()
             )
             if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
-                await signals(harvest.kept, names)
+                await signals(rollout.kept, names)
         with clock("credit"):
-            kept = harvest.kept
+            kept = rollout.kept
             credits = run.mix.credit(kept) if kept else []
             said, self.state.mix = run.mix.gates(
-                harvest.grown, self.state.mix
+                rollout.grown, self.state.mix
             )  # a gate learns from trees that are dropped, too
-            gates = [said[place] for place in harvest.places] if said is not None else None
+            gates = [said[place] for place in rollout.places] if said is not None else None
         with clock("pack"):
             cut = minibatches(kept, credits, gates, run.mix, run.minibatches)
-        lesson = await self.learn(cut, number, clock)
+        statistics = await self.learn(cut, number, clock)
         with clock("write"):
-            self.write_trees(harvest.grown, cut, number)
+            self.write_trees(rollout.grown, cut, number)
         with clock("load"):
             await hand_over(self.learner, self.engine)
         with clock("ledger"):
-            found = harvest.metrics(lesson.fates) | decoding(counters, self.engine.counters()) | lesson.metrics() | openness(gates)
+            found = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
 
-    async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> Lesson:
+    async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""
         run, version = self.run, self.learner.version  # whose tokens these weights should give the recorded log-probs
-        lesson = Lesson(len(cut), run.optimizer.rate(number, run.steps))
+        statistics = StepStatistics(len(cut), run.optimizer.rate(number, run.steps))
         with clock("pack"):
             whole = Selection.joined([part.selection for part in cut]) if cut else None
             stats = run.mix.measure([tree for part in cut for tree in part.trees], whole.terms) if whole else {}
@@ -174,31 +174,31 @@ class Trainer:
                 )
                 learns = any(has_signal(run.mix, batch) for batch in batches)
             with clock("ledger"):
-                lesson.add_fates(part.selection, run.mix, learns)
+                statistics.add_fates(part.selection, run.mix, learns)
             if not learns:
-                lesson.empty += 1
+                statistics.empty += 1
                 continue
             with clock("update"):
                 told = await self.learner.accumulate(run.mix, batches)
             with clock("gauges"):
-                self.read(lesson, part, batches, told, version)
+                self.read(statistics, part, batches, told, version)
                 if self.writes(number):
                     nodes = nodes_of(part.trees)
                     for batch, row in zip(batches, told, strict=True):
                         annotate_ratio(nodes, batch, row.tempered)
             with clock("update"):
-                lesson.add_update(await self.learner.update(lesson.rate))
-        return lesson
+                statistics.add_update(await self.learner.update(statistics.rate))
+        return statistics
 
     def read(
-        self, lesson: Lesson, part: Minibatch, batches: Sequence[TreeBatch], told: Sequence[Evaluated], version: int
+        self, statistics: StepStatistics, part: Minibatch, batches: Sequence[TreeBatch], told: Sequence[Evaluated], version: int
     ) -> None:
         """What the rows of a minibatch have shown, and the paths that were left out of them."""
-        lesson.rows.append(idle_entropy(part.trees, part.selection, self.run.mix))
+        statistics.rows.append(idle_entropy(part.trees, part.selection, self.run.mix))
         for batch, (tempered, plain, entropy, values) in zip(batches, told, strict=True):
             row = (tempered, plain, entropy, batch)
             found = gauges(self.run.mix, *row, version, values)
-            lesson.add_row(found, loss(self.run.mix, *row, values), counts(batch))
+            statistics.add_row(found, loss(self.run.mix, *row, values), counts(batch))
 
     def writes(self, number: int) -> bool:
         """Whether the trees of a step are kept."""
@@ -242,8 +242,8 @@ class Trainer:
             self.engine,
             self.evals,
             run.weighted(),
-            self.forests.decode,
-            self.forests.stop,
+            self.rollouts.decode,
+            self.rollouts.stop,
             sampling,
             run.eval_samples,
             True,

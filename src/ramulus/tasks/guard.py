@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramulus.core.task import Path, Reward, Task
-from ramulus.tasks.workers import crew
+from ramulus.tasks.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Guarded:
     gigabytes: float | None = None  # of address space; leave None if the reward imports torch
 
     async def __call__(self, task: Task, path: Path) -> Any:
-        outcome = await crew(self.workers, self.gigabytes).run(
+        outcome = await worker_pool(self.workers, self.gigabytes).run(
             self.reward, task, path, seconds=self.seconds, wall=self.wall
         )
         if outcome.cut:

@@ -14,7 +14,7 @@ from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import Extract, Tagged
 from ramulus.tasks.arithmetic import worked
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.workers import crew
+from ramulus.tasks.workers import worker_pool
 
 # Scorers of reasoning-gym that evaluate the model's answer as Python; they are not given an answer that could run code.
 # eval() sees only literals and plain text, sympy's parse_expr() only plain formulas.
@@ -91,7 +91,7 @@ class GymScore:
         if answer is None:
             return {"reward": 0.0, "correct": 0.0, "answer": "", "reason": "no answer found"}
         call = Scorer(task.extra["gym"]["name"])
-        outcome = await crew(self.workers, self.gigabytes).run(call, task.extra["gym"], answer, seconds=self.seconds)
+        outcome = await worker_pool(self.workers, self.gigabytes).run(call, task.extra["gym"], answer, seconds=self.seconds)
         if outcome.cause == "broken":
             raise RuntimeError(f"the scorer of {call.name!r} cannot run: {outcome.failure}")
         if outcome.failure is not None:

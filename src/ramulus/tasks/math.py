@@ -10,7 +10,7 @@ from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import Extract, LastBox
 from ramulus.tasks.notation import compare, tidy
 from ramulus.tasks.problem import references
-from ramulus.tasks.workers import crew
+from ramulus.tasks.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Boxed:
             return True, ""
         if len(answer) > self.longest:
             return False, f"the answer has {len(answer)} characters, more than {self.longest}"
-        outcome = await crew(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds)
+        outcome = await worker_pool(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds)
         if outcome.cause == "broken":
             raise RuntimeError(f"the grader of mathematics cannot run: {outcome.failure}")
         return bool(outcome.value), "" if outcome.failure is None else f"{outcome.cause}: {outcome.failure}"

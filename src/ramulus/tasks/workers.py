@@ -153,12 +153,12 @@ def read_answer(message: bytes) -> Outcome:
     raise ValueError(f"JSON of another shape: {message[:80]!r}")
 
 
-class Crew:
+class WorkerPool:
     """`count` workers behind one queue; calls run in the order they come, `count` at a time. Safe in threads and in any event loop."""
 
     def __init__(self, count: int = 2, gigabytes: float | None = None) -> None:
         if count < 1:
-            raise ValueError(f"a crew needs at least one worker, got {count}")
+            raise ValueError(f"a pool needs at least one worker, got {count}")
         self.calls: queue.SimpleQueue[tuple[Future[Outcome], bytes, float, float] | None] = queue.SimpleQueue()
         self.workers = [Worker(gigabytes) for _ in range(count)]
         self.closed = False
@@ -176,7 +176,7 @@ class Crew:
         Raises ValueError if `call` cannot be pickled.
         """
         if self.closed:
-            raise RuntimeError("this crew was closed")
+            raise RuntimeError("this pool was closed")
         future: Future[Outcome] = Future()
         self.calls.put((future, pack_call(call, args), seconds, 5 * seconds if wall is None else wall))
         return future
@@ -191,7 +191,7 @@ class Crew:
             if not future.set_running_or_notify_cancel():
                 continue
             if self.closed:
-                future.set_result(Outcome(None, "the crew was closed", "broken"))
+                future.set_result(Outcome(None, "the pool was closed", "broken"))
                 continue
             try:
                 future.set_result(_persistent(worker, payload, seconds, wall))
@@ -225,16 +225,16 @@ def _persistent(worker: Worker, payload: bytes, seconds: float, wall: float) -> 
 
 
 @lru_cache(maxsize=8)
-def _crew(count: int, gigabytes: float | None, pid: int) -> Crew:
-    return Crew(count, gigabytes)
+def _pool(count: int, gigabytes: float | None, pid: int) -> WorkerPool:
+    return WorkerPool(count, gigabytes)
 
 
-def crew(count: int = 2, gigabytes: float | None = None) -> Crew:
-    """The process-wide crew of this size; one that was closed, or that belongs to the process we were forked from, is replaced."""
-    found = _crew(count, gigabytes, os.getpid())
+def worker_pool(count: int = 2, gigabytes: float | None = None) -> WorkerPool:
+    """The process-wide pool of this size; one that was closed, or that belongs to the process we were forked from, is replaced."""
+    found = _pool(count, gigabytes, os.getpid())
     if found.closed:
-        _crew.cache_clear()
-        found = _crew(count, gigabytes, os.getpid())
+        _pool.cache_clear()
+        found = _pool(count, gigabytes, os.getpid())
     return found
 
 

@@ -101,7 +101,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Mix:
-    """A sum of terms, a KL term to a frozen reference model and an entropy bonus.
+    """A sum of terms, a KL term to a reference model and an entropy bonus.
 
     A gate multiplies what each leaf weighs after the normaliser has spoken, so that a question weighs the same whichever way it goes.
 
@@ -116,7 +116,7 @@ class Mix:
     """
 
     terms: tuple[Term, ...]
-    kl_coef: float = 0.0  # coefficient of KL(pi || frozen), k3 estimate of http://joschu.net/blog/kl-approx.html
+    kl_coef: float = 0.0  # coefficient of KL(pi || reference model), k3 estimate of http://joschu.net/blog/kl-approx.html
     entropy_bonus: float = 0.0
     share: Literal["each_leaf", "each_fork"] = "each_leaf"
     gate: Gate | None = None  # from whom each question is learned; None takes every leaf as it is
@@ -152,7 +152,7 @@ class Mix:
     def columns(self) -> set[str]:
         """The log-prob columns that some part reads."""
         named = {column for term in self.terms for column in term.estimator.columns}
-        return named | ({"frozen"} if self.kl_coef else set()) | ({"value"} if self.value else set())
+        return named | ({"reference_model"} if self.kl_coef else set()) | ({"value"} if self.value else set())
 
     def credit(self, forest: Sequence[Tree]) -> list[list[Credits]]:
         """Every term's credits for the whole forest, term by term, tree by tree.
@@ -209,11 +209,11 @@ class Mix:
         total = plain.new_zeros(())
         weight = batch.weight.sum(0)
         if self.kl_coef:
-            if batch.frozen is None:
+            if batch.reference_model is None:
                 raise ValueError(
-                    "the KL term needs the frozen model's log-probs: score the forest for 'frozen' before packing"
+                    "the KL term needs the log-probs of the reference model: score the forest for 'reference_model' before packing"
                 )
-            apart = (batch.frozen - plain).clamp(-20, 20)
+            apart = (batch.reference_model - plain).clamp(-20, 20)
             total = total + self.kl_coef * (weight * (apart.exp() - apart - 1)).sum()
         if self.entropy_bonus:
             total = total - self.entropy_bonus * (weight * entropy).sum()

@@ -60,7 +60,7 @@ def columns(
     }
     parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
     parts |= {
-        name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "frozen") if name in mix.columns
+        name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "reference_model") if name in mix.columns
     }
     if mix.value:
         parts |= {

@@ -130,7 +130,7 @@ def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
 
 
 def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
-    """Write `model` and `tensors.safetensors`: the optimizer, the frozen copy, and the states of torch's generators."""
+    """Write `model` and `tensors.safetensors`: the optimizer, the reference model, and the states of torch's generators."""
     policy.write(folder / "model")
     tensors = policy.tensors() | random_tensors()
     save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")

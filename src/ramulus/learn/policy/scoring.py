@@ -12,7 +12,7 @@ from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
-SCORED = ("recomputed", "frozen", "value")
+SCORED = ("recomputed", "reference_model", "value")
 
 
 async def score(

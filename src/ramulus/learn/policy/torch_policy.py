@@ -59,7 +59,7 @@ class TorchPolicy:
         autocast: bool = False,  # bfloat16 matrix products
         activation_checkpointing: bool = False,  # keep only each layer's input and compute the layer again in the backward pass
         lora: Lora | None = None,
-        frozen: bool = False,  # keep what `score` needs for "frozen"; a second copy of the weights unless LoRA gives it
+        reference_model: bool = False,  # keep what `score` needs for "reference_model"; a second copy of the weights unless LoRA gives it
         chunk: int = 1024,  # targets whose logits exist at once
         attention: Way = "auto",
     ) -> None:
@@ -71,7 +71,7 @@ class TorchPolicy:
         self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
         verify(self)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if frozen and lora is None else None
+        self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
         if lora is not None:
             self.patches = [] if autocast else patches(model)  # adapters stay as they are
@@ -139,18 +139,18 @@ class TorchPolicy:
                 logprobs, values = self._score_row(self.model, row, "recomputed" in columns, watch)
                 found |= {"recomputed": logprobs} if "recomputed" in columns else {}
                 found |= {"value": values} if "value" in columns and values is not None else {}
-            if "frozen" in columns:
+            if "reference_model" in columns:
                 with without(self.wrapped) if self.wrapped is not None else nullcontext():
-                    found["frozen"], _ = self._score_row(self.model if self.reference is None else self.reference, row, True)
+                    found["reference_model"], _ = self._score_row(self.model if self.reference is None else self.reference, row, True)
         for found, column in zip(scored, influences(rows, watches) if watches else (), strict=bool(watches)):
             found["influence"] = column
         return scored
 
     def _keeps(self, columns: Collection[str]) -> None:
         """Raise ValueError for a column that this policy cannot compute."""
-        if "frozen" in columns and self.reference is None and self.wrapped is None:
+        if "reference_model" in columns and self.reference is None and self.wrapped is None:
             raise ValueError(
-                "the KL term needs the frozen model, but this policy keeps none: make it with TorchPolicy(..., frozen=True)"
+                "the KL term needs the reference model, but this policy keeps none: make it with TorchPolicy(..., reference_model=True)"
             )
         if "value" in columns and self.critic is None:
             raise ValueError('the column "value" needs a value head, but this policy has none: make an ActorCritic')
@@ -229,12 +229,12 @@ class TorchPolicy:
             self.tokenizer.save_pretrained(path)
 
     def tensors(self, weights: bool = True) -> dict[str, Tensor]:
-        """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, frozen copy."""
+        """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, reference model."""
         flat = {f"weights/{name}": tensor for name, tensor in self._kept().items()} if weights else {}
         for name, parameter in self.trainable.items():
             flat |= {f"adam/{part}/{name}": value for part, value in self.optimizer.state.get(parameter, {}).items()}
         if self.reference is not None:
-            flat |= {f"frozen/{name}": p for name, p in self.reference.named_parameters()}
+            flat |= {f"reference_model/{name}": p for name, p in self.reference.named_parameters()}
         return {name: tensor.detach() for name, tensor in flat.items()}
 
     def state(self) -> dict[str, Any]:
@@ -251,7 +251,8 @@ class TorchPolicy:
         if any(name.startswith("weights/") for name in tensors):
             fill(kept, tensors, "weights/")
         if self.reference is not None:
-            fill(dict(self.reference.named_parameters()), tensors, "frozen/")
+            former = any(name.startswith("frozen/") for name in tensors)  # a checkpoint of before it was called so
+            fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
         self.optimizer.state.clear()
         for name, parameter in self.trainable.items():
             found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ramulus.core.run_folder import stage_folders
+from ramulus.core.run_folder import WHEN, final_evaluation, stage_folders
 from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
 from ramulus.look.curves import flat, load, rows, runs_in
 from ramulus.look.terminal import safe
@@ -29,11 +29,11 @@ SPENT = {"s sampling": "grow", "s grading": "grade", "s update": "update", "s id
 
 @dataclass(frozen=True)
 class Statement:
-    """One run: the rows of each of its stages, and the seconds of its examinations, which are in no step."""
+    """One run: the rows of each of its stages, and the seconds of its final evaluations, which are in no step."""
 
     folder: Path
     stages: dict[str, list[dict[str, Any]]]
-    exams: float
+    evaluations: float
 
     def accounts(self) -> dict[str, Account]:
         """The account of each stage, and of the run where it has several."""
@@ -44,7 +44,7 @@ class Statement:
 
     def to_json(self, steps: bool) -> dict[str, Any]:
         """All of it as plain JSON; with `steps` also the account of every step of each stage."""
-        told = {"run": str(self.folder), "accounts": self.accounts(), "exam_seconds": self.exams}
+        told = {"run": str(self.folder), "accounts": self.accounts(), "final_evaluation_seconds": self.evaluations}
         each = {name: [{"step": row["step"], **account([row])} for row in rows] for name, rows in self.stages.items()}
         return told | ({"steps": each} if steps else {})
 
@@ -53,8 +53,8 @@ def read_statement(folder: Path) -> Statement:
     """The metrics of a run's folder, or of the folder of one stage; a stage that has not made a step is left out."""
     found = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
     stages = {path.resolve().name: read for path in found if (read := rows(path / "metrics.jsonl"))}
-    exams = [load(exam) for path in found for exam in sorted(path.glob("exam-*.json"))]
-    return Statement(folder, stages, sum(exam.get("seconds", 0.0) for exam in exams))
+    evaluations = [load(final_evaluation(path, when)) for path in found for when in WHEN]
+    return Statement(folder, stages, sum(evaluation.get("seconds", 0.0) for evaluation in evaluations))
 
 
 def read_statements(folders: Sequence[Path]) -> list[Statement]:
@@ -92,7 +92,7 @@ def tables(statement: Statement) -> Iterator[str | Table]:
         ("seconds", "seconds", phases(last)),
     ):
         yield table(title, group, names, accounts)
-    yield footing(last, statement.exams)
+    yield footing(last, statement.evaluations)
 
 
 def phases(told: Account) -> dict[str, str]:
@@ -138,7 +138,7 @@ def headline(told: Account) -> str:
     return f"{told['steps']:,} steps, {answers['trees']} trees ({answers['dropped']} dropped), {answers['paths']} paths{right}"
 
 
-def footing(told: Account, exams: float) -> str:
+def footing(told: Account, evaluations: float) -> str:
     """Ratios and the machine, in a few lines."""
     ratios, machine = told["ratios"], told["machine"]
     said = [
@@ -149,7 +149,7 @@ def footing(told: Account, exams: float) -> str:
     for name, words in (("peak_rss", "peak memory"), ("peak_gpu", "peak memory of the GPU")):
         known += [f"{words} {machine[name] / 2**20:,.0f} MiB"] if machine[name] else []
     known += [f"GPU busy {percent(machine['gpu_busy'])}"] if machine["gpu_busy"] is not None else []
-    known += [f"examinations, in no step, {exams:,.1f} s"] if exams else []
+    known += [f"final evaluations, in no step, {evaluations:,.1f} s"] if evaluations else []
     return "\n".join([*said, *([", ".join(known)] if known else [])]) + "\n"
 
 

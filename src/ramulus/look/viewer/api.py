@@ -173,7 +173,7 @@ class Api:
         return self.words.get((lines.path, lines.edition, place, words.inner is None), make)
 
     def evals(self, ask: Ask) -> list[dict[str, Any]]:
-        """The evaluations and exams without their answers; `name` tells those of the same step apart."""
+        """The evaluations without their answers; `name` tells those of the same step apart."""
         one, made = self.run(ask), []
         for name, path in one.evaluations().items():
             report = self.report(one, path)

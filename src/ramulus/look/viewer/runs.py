@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ramulus.core.run_folder import is_stage, natural
+from ramulus.core.run_folder import WHEN, final_evaluation, is_stage, natural
 from ramulus.look.curves import flat
 from ramulus.look.stages import belonging, loose_files, step_files, tokenizer_of
 from ramulus.look.viewer.files import Fence, Lines, Metrics, is_tree_file
@@ -93,10 +93,10 @@ class Entry:
         return tokenizer_of(self.path, self.fence.has)
 
     def evaluations(self) -> dict[str, Path]:
-        """The files of its evaluations by name: steps, then exams."""
+        """The files of its evaluations by name: those of steps, then the final ones."""
         if self.loose:
             return {}
-        found = [*sorted(self.path.glob("evals/*.json")), *sorted(self.path.glob("exam-*.json"), reverse=True)]
+        found = [*sorted(self.path.glob("evals/*.json")), *(final_evaluation(self.path, when) for when in WHEN)]
         return {path.stem: path for path in found if self.fence.has(path)}
 
     def summary(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
-FORMER_FIELDS = {("ramulus.Mix", "leash"): "kl_coef"}  # (class, field by the name it had before): its name
+FORMER_CLASSES = {"Exam": "FinalEvaluation"}  # class by the name it had before: its name
+FORMER_FIELDS = {("ramulus.Mix", "leash"): "kl_coef", ("ramulus.Run", "exam"): "final_evaluation"}  # (class, field of before): its name
 OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the package, under its former name too, in whichever room
 
 
@@ -22,7 +23,7 @@ def qualified(thing: Any) -> str:
 def own(name: str) -> str:
     """A qualified name without the rooms of the package; any other text as it is."""
     found = OWN.fullmatch(name)
-    return f"ramulus.{found[1]}" if found else name
+    return f"ramulus.{FORMER_CLASSES.get(found[1], found[1])}" if found else name
 
 
 def brought_forward(value: Any) -> Any:

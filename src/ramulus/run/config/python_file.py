@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from ramulus.run.config.describe import FORMER_CLASSES
 from ramulus.run.config.unknown import MOVED
 
 
@@ -35,9 +36,14 @@ def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
 
 @contextmanager
 def naming_the_new() -> Iterator[None]:
-    """A ValueError with today's name for a recipe that gives a field by the name it had before."""
+    """A ValueError with today's name for a recipe that gives a field, or imports a class, by the name it had before."""
     try:
         yield
+    except ImportError as error:
+        found = re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
+        if found is None or found[1] not in FORMER_CLASSES:
+            raise
+        raise ValueError(f"{found[2]} has no {found[1]!r} any more, it is {FORMER_CLASSES[found[1]]}") from error
     except TypeError as error:
         found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if found is None or found.groups() not in MOVED:

@@ -71,25 +71,25 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """A final examination on held-out tasks, before the first step and after the last one.
+class FinalEvaluation:
+    """An evaluation on held-out tasks, before the first step and after the last one.
 
     Example:
-        >>> from ramulus import Exam
-        >>> Exam(samples=4, temperatures=()).samples
+        >>> from ramulus import FinalEvaluation
+        >>> FinalEvaluation(samples=4, temperatures=()).samples
         4
     """
 
-    tasks: Any = field(default=None, metadata=HELD_OUT)  # Source; None examines on the run's `evals`
+    tasks: Any = field(default=None, metadata=HELD_OUT)  # Source; None takes the run's `evals`
     samples: int = 8  # per problem, at temperature 1: mean@k, pass@k; greedy comes on top
     temperatures: tuple[float, ...] = (0.3, 0.5, 0.7)  # of the starting model only: what mere sharpening would give
     limit: int | None = None  # problems; None takes all
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"exam.samples must be at least 1, got {self.samples}")
+            raise ValueError(f"final_evaluation.samples must be at least 1, got {self.samples}")
         if any(not t > 0 for t in self.temperatures):
-            raise ValueError(f"exam.temperatures must be above 0 (greedy is always examined), got {self.temperatures}")
+            raise ValueError(f"final_evaluation.temperatures must be above 0 (greedy is always evaluated), got {self.temperatures}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Run:
     eval_every: int = 0  # steps; 0 evaluates at the end only
     eval_samples: int = 4  # per problem, at temperature 1; greedy comes on top
     eval_limit: int | None = None  # problems
-    exam: Exam | None = field(default=None, metadata={"word": Word(Exam)})
+    final_evaluation: FinalEvaluation | None = field(default=None, metadata={"word": Word(FinalEvaluation)})
     save_every: int = 50  # steps
     keep: int = 2  # checkpoints besides the best one
     trees_every: int = 1  # steps between written forests; 0 writes none

@@ -16,9 +16,10 @@ from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
 from ramulus.run.lock import Lock, check_free
 
-FORMAT = 2
+FORMAT = 3
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
-FORMER_PATHS = {  # overrides of format 1, as the shipped recipes take them
+FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
+    "exam": "final_evaluation",
     "mix.leash": "mix.kl_coef",
     "branching.delta": "signals.0.delta",
     "branching.words": "signals.0.words",
@@ -157,13 +158,25 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def renamed(saved: dict[str, Any]) -> dict[str, Any]:
-    """run.json of format 1 with the names of today."""
+    """run.json of an earlier format with the names of today."""
     name, colon, function = saved["recipe"].partition(":")
     stages = [stage | {"name": "ramulus" if stage["name"] == FORMER else stage["name"]} for stage in saved["stages"]]
     recipe = f"ramulus{colon}{function}" if name == FORMER else saved["recipe"]
     pairs = [split(assignment) for assignment in saved["overrides"]]
-    overrides = [f"{FORMER_PATHS.get(path, path)}={value}" for path, value in pairs]
+    names = [stage["name"] for stage in saved["stages"]]
+    overrides = [f"{path_now(path, names)}={value}" for path, value in pairs]
     return saved | {"recipe": recipe, "overrides": overrides, "stages": brought_forward(stages)}
+
+
+def path_now(path: str, names: list[str]) -> str:
+    """The dotted path of an override as it is now; it may begin with the name of a stage."""
+    head, dot, inner = path.partition(".")
+    if head in names and dot:
+        return f"{head}.{path_now(inner, [])}"
+    for former, new in FORMER_PATHS.items():
+        if path == former or path.startswith(f"{former}."):
+            return new + path[len(former) :]
+    return path
 
 
 def replace_text(path: Path, text: str) -> None:

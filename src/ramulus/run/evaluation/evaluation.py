@@ -22,15 +22,15 @@ from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.answers import Answers, Earlier, earlier, naming, settle
-from ramulus.run.evaluation.bench import Bench, TaskSets
+from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets
 from ramulus.run.evaluation.plan import Plan
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.results import Outcome, Report, Set, share_a_set
 from ramulus.run.lock import Lock
-from ramulus.run.setting import model_path
+from ramulus.run.runtime import model_path
 
 WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
-Open = Callable[[str], Bench]
+Open = Callable[[str], LoadedModel]
 
 
 def run_evaluation(
@@ -104,12 +104,12 @@ def evaluate_one(
     model: str, open_model: Open, asked: TaskSets, plan: Plan, folder: Path | None, console: Console
 ) -> Outcome:
     """The answers of one model to all sets of problems; those that the folder holds already are not sampled again."""
-    bench = open_model(model)
-    sets = asked.read(bench.tokenizer)  # all inputs are read before any work
-    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, 1024)
+    loaded = open_model(model)
+    sets = asked.read(loaded.tokenizer)  # all inputs are read before any work
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, 1024)
     kinds = plan.kinds(stop.max_tokens)
-    chunk = plan.chunk or max(1, WAVES * bench.slots // plan.answers)
-    settings = settings_of(plan, bench, stop, list(kinds), chunk)
+    chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
+    settings = settings_of(plan, loaded, stop, list(kinds), chunk)
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {
@@ -117,11 +117,11 @@ def evaluate_one(
         }
         settle(folder, model, settings, digests)
         if not (folder / "tokenizer").exists():
-            bench.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
-    kept = [Answers(names[spec], tasks, list(kinds), bench.decode, chunk, folder) for spec, tasks, _ in sets]
-    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), bench.engine)
+            loaded.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
+    kept = [Answers(names[spec], tasks, list(kinds), loaded.decode, chunk, folder) for spec, tasks, _ in sets]
+    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), loaded.engine)
     try:
-        asyncio.run(sample(bench, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
+        asyncio.run(sample(loaded, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
     except KeyboardInterrupt:
         count.close()
         rest = f": the same command goes on from there, in {folder}" if folder else ""
@@ -137,7 +137,7 @@ def evaluate_one(
 
 
 async def sample(
-    bench: Bench,
+    loaded: LoadedModel,
     kept: Sequence[Answers],
     rewards: Sequence[Reward],
     plan: Plan,
@@ -148,19 +148,19 @@ async def sample(
     """Every chunk that is left. Each begins with an engine that remembers nothing, so it does not depend on those before it."""
     for answers, reward in zip(kept, rewards):
         for tasks in answers.left():
-            await bench.engine.reset()
-            answers.append(await grow(bench, tasks, reward, plan, kinds, stop, count))
+            await loaded.engine.reset()
+            answers.append(await grow(loaded, tasks, reward, plan, kinds, stop, count))
             count.chunk(answers.name, len(answers.rows), len(answers.tasks))
 
 
 async def grow(
-    bench: Bench, tasks: Sequence[Task], reward: Reward, plan: Plan, kinds: dict[str, Any], stop: Stop, count: Count
+    loaded: LoadedModel, tasks: Sequence[Task], reward: Reward, plan: Plan, kinds: dict[str, Any], stop: Stop, count: Count
 ) -> dict[str, list[Tree]]:
     """The graded trees of some problems, all kinds in one crowd."""
 
     def sampled(branching: Branching, sampling: Sampling, visit: int) -> Awaitable[list[Tree]]:
         return sample_graded(
-            bench.engine, tasks, branching, sampling, stop, [(reward, 1.0, "correct answer")], bench.decode, plan.seed, visit,
+            loaded.engine, tasks, branching, sampling, stop, [(reward, 1.0, "correct answer")], loaded.decode, plan.seed, visit,
             lambda tree: count.add(len(tree.leaves()) / plan.answers),
         )  # fmt: skip
 
@@ -168,7 +168,7 @@ async def grow(
     return dict(zip(kinds, grown, strict=True))
 
 
-def settings_of(plan: Plan, bench: Bench, stop: Stop, kinds: list[str], chunk: int) -> dict[str, Any]:
+def settings_of(plan: Plan, loaded: LoadedModel, stop: Stop, kinds: list[str], chunk: int) -> dict[str, Any]:
     """All that the answers depend on, bit for bit, beside the problems; plain JSON."""
     tree = {"width": plan.width, "segment": plan.segment, "branching": plan.branching} if plan.width else None
     sampled = {
@@ -178,14 +178,14 @@ def settings_of(plan: Plan, bench: Bench, stop: Stop, kinds: list[str], chunk: i
         "tree": tree,
         "seed": plan.seed,
     }
-    parameter = next(bench.model.parameters())
+    parameter = next(loaded.model.parameters())
     machine = {
         "device": parameter.device.type,
         "dtype": str(parameter.dtype),
         "threads": torch.get_num_threads(),
-        "slots": bench.slots,
+        "slots": loaded.slots,
     }
-    rest = {"chunk": chunk, "torch": torch.__version__, "weights": fingerprint(bench.model)}
+    rest = {"chunk": chunk, "torch": torch.__version__, "weights": fingerprint(loaded.model)}
     return {"kinds": kinds} | sampled | {"max_tokens": stop.max_tokens} | machine | rest
 
 

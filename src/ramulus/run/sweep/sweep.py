@@ -22,7 +22,7 @@ from ramulus.run.config.resume import brief, build, read_saved, replace_text
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
-from ramulus.run.sweep.crew import Crew, Job
+from ramulus.run.sweep.job_pool import Job, JobPool
 
 TAIL = 12  # lines of a failed run's log that are shown
 
@@ -139,14 +139,14 @@ def sweep(
     with Lock([out], "choose another --out") as lock:
         replace_text(out / "sweep.json", json.dumps(content, indent=1))
         environment = os.environ | {"OMP_NUM_THREADS": str(count), "PYTHONUNBUFFERED": "1"}
-        crew = Crew(planned, min(most, len(planned)), environment, lock, console)
+        pool = JobPool(planned, min(most, len(planned)), environment, lock, console)
         with Interrupt() as interrupt:
-            crew.work(interrupt)
-    report(crew.failed, len(planned), out, interrupt.asked, console)
+            pool.work(interrupt)
+    report(pool.failed, len(planned), out, interrupt.asked, console)
     if interrupt.asked is not None:
-        crew.say(f"stopped by {interrupt.asked}, everything done so far is saved; go on with\n  {shlex.join(command)}")
+        pool.say(f"stopped by {interrupt.asked}, everything done so far is saved; go on with\n  {shlex.join(command)}")
         return 128 + signal.Signals[interrupt.asked].value
-    return int(bool(crew.failed))
+    return int(bool(pool.failed))
 
 
 def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The final examination: one model before the first step and after the last, on problems that training never saw."""
+"""The final evaluation: one model before the first step and after the last, on problems that training never saw."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from ramulus.engine.engine import Engine, Sampling
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import Decode, evaluate
 from ramulus.look.progress import Bar
-from ramulus.run.config.recipe import Exam, Run
+from ramulus.run.config.recipe import FinalEvaluation, Run
 
 Scores = dict[str, Any]
 LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
 
 
-def answers(exam: Exam, problems: int, start: bool) -> int:
-    """How many answers an examination asks for."""
-    return problems * (exam.samples * (1 + (len(exam.temperatures) if start else 0)) + 1)
+def answer_count(how: FinalEvaluation, problems: int, start: bool) -> int:
+    """How many answers are sampled."""
+    return problems * (how.samples * (1 + (len(how.temperatures) if start else 0)) + 1)
 
 
-async def examine(
-    run: Run, exam: Exam, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool, console: Console
+async def evaluate_model(
+    run: Run, how: FinalEvaluation, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool, console: Console
 ) -> Scores:
     """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers.
 
     A terminal shows how many of the answers are there.
     """
-    with Bar(console, "examining", answers(exam, len(tasks), start), "answers") as bar:
+    with Bar(console, "evaluating", answer_count(how, len(tasks), start), "answers") as bar:
 
         async def scored(heat: float, greedy: bool) -> Scores:
             sampling = Sampling(run.response_limit, heat)
-            asked = engine, tasks, run.weighted(), decode, stop, sampling, exam.samples, greedy, run.seed
+            asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
             return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
 
         found = await scored(1.0, True)
-        cooler = {heat: await scored(heat, False) for heat in exam.temperatures} if start else {}
-    return found | {"cooler": {str(heat): other[f"mean@{exam.samples}"] for heat, other in cooler.items()}}
+        cooler = {heat: await scored(heat, False) for heat in how.temperatures} if start else {}
+    return found | {"cooler": {str(heat): other[f"mean@{how.samples}"] for heat, other in cooler.items()}}
 
 
 def scores(found: Scores, samples: int) -> Scores:
@@ -50,13 +50,13 @@ def scores(found: Scores, samples: int) -> Scores:
     return plain | cooler | {"intervals": found["intervals"]}
 
 
-def table(before: Scores, after: Scores, exam: Exam, problems: int, start: str, end: str) -> Table:
+def table(before: Scores, after: Scores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
     """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
     made = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
     made.add_column("")
     for name in (f"before ({start})", f"after ({end})", "gain"):
         made.add_column(name, justify="right")
-    k = exam.samples
+    k = how.samples
     rows = {f"mean@{k} at temperature 1": f"mean@{k}", "greedy": "greedy", f"pass@{k}": f"pass@{k}"}
     for label, name in rows.items():
         if name in before:
@@ -64,7 +64,7 @@ def table(before: Scores, after: Scores, exam: Exam, problems: int, start: str, 
                 label, percent(before, name), percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
             )
     made.add_section()
-    for heat in exam.temperatures:
+    for heat in how.temperatures:
         name = f"mean@{k} at temperature {heat}"
         made.add_row(name, f"{100 * before[name]:.1f}", "", "")
     return made

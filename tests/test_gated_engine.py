@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ramulus.run.waiting import Waiting
+from ramulus.run.gated_engine import GatedEngine
 
 
 class Told:
@@ -26,7 +26,7 @@ class Told:
         return request
 
 
-async def score(engine: Waiting, log: list[str], name: str) -> None:
+async def score(engine: GatedEngine, log: list[str], name: str) -> None:
     async with engine.quiet():
         log.append(f"{name} begins")
         for _ in range(3):
@@ -37,7 +37,7 @@ async def score(engine: Waiting, log: list[str], name: str) -> None:
 async def story() -> list[str]:
     """A request in flight, two passes that want to be made, then another request."""
     log: list[str] = []
-    engine = Waiting(Told(log))  # type: ignore[arg-type]
+    engine = GatedEngine(Told(log))  # type: ignore[arg-type]
     first = asyncio.ensure_future(engine.sample("first"))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     scores = [asyncio.ensure_future(score(engine, log, name)) for name in ("one pass", "another")]
@@ -62,7 +62,7 @@ def test_passes_and_requests_wait_for_each_other() -> None:
 
 def test_a_pass_that_fails_lets_requests_through_again() -> None:
     async def fails() -> Any:
-        engine = Waiting(Told([]))  # type: ignore[arg-type]
+        engine = GatedEngine(Told([]))  # type: ignore[arg-type]
         engine.engine.go.set()  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="no memory"):
             async with engine.quiet():

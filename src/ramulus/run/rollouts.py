@@ -23,8 +23,8 @@ from ramulus.learn.objective.gate import demonstrated
 from ramulus.look.cost.ledger import Fate, cost, costs, fates
 from ramulus.look.evaluation.statistics import mean
 from ramulus.run.config.recipe import Run
+from ramulus.run.gated_engine import GatedEngine
 from ramulus.run.signals import Signals, needed
-from ramulus.run.waiting import Waiting
 
 Cursor = dict[str, Any]
 """Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
@@ -35,7 +35,7 @@ START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperat
 
 
 @dataclass(frozen=True)
-class Harvest:
+class Rollout:
     """The trees of one step: all that were grown, and those that are learned from."""
 
     grown: list[Tree]
@@ -107,7 +107,7 @@ def woken(cursor: Cursor) -> Cursor:
 
 
 @dataclass
-class Forests:
+class Rollouts:
     """Grows the trees of each step; everything that lasts from step to step is in the cursor, handed in and back."""
 
     run: Run
@@ -117,8 +117,8 @@ class Forests:
     decode: Callable[[Sequence[int]], str]
     signals: Signals | None = None  # only rules that read signals need them
 
-    async def get(self, step: int, cursor: Cursor) -> tuple[Harvest, Cursor]:
-        """The harvest of `step`, and the cursor after it; the one handed in is left as it was."""
+    async def get(self, step: int, cursor: Cursor) -> tuple[Rollout, Cursor]:
+        """The trees of `step`, and the cursor after it; the one handed in is left as it was."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
@@ -132,7 +132,7 @@ class Forests:
             if wanted < 1:
                 if hasattr(rule, "measure"):
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
-                return Harvest(grown, places[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
+                return Rollout(grown, places[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
             if draws == 0 and (
                 run.ahead or cursor.get("young")
             ):  # young trees of a run that looked ahead are finished first
@@ -194,7 +194,7 @@ class Forests:
 
     def growth(self, heat: Any, cursor: Cursor) -> Growth:
         """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
-        engine = Waiting(self.engine)
+        engine = GatedEngine(self.engine)
         if self.signals is not None:
             self.signals.context.quiet = engine.quiet
         return Growth(self.run, engine, self.stop, self.decode, self.signals, heat, cursor)
@@ -205,7 +205,7 @@ class Growth:
     """One recipe's growth, from the first round to the grades."""
 
     run: Run
-    engine: Waiting
+    engine: GatedEngine
     stop: Stop
     decode: Callable[[Sequence[int]], str]
     signals: Signals | None

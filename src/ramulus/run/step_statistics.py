@@ -12,7 +12,7 @@ from ramulus.look.cost.ledger import IDLE, TRAINED
 
 
 @dataclass
-class Lesson:
+class StepStatistics:
     """It grows from row to row and from update to update."""
 
     parts: int  # of the forest, each meant for one update

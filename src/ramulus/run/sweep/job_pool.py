@@ -85,7 +85,7 @@ class Job:
         return sum(stage.steps for stage in self.stages)
 
 
-class Crew:
+class JobPool:
     """The running processes of a sweep, and what is said about them."""
 
     def __init__(

@@ -50,13 +50,13 @@ def collect_seldom() -> None:
 @contextmanager
 def collecting_seldom() -> Iterator[None]:
     """The same while it is entered."""
-    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    before, count = gc.get_threshold(), gc.get_freeze_count()
     collect_seldom()
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        if not frozen:
+        if not count:
             gc.unfreeze()
 
 
@@ -120,7 +120,7 @@ def model_path(name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Decoder:
+class Detokenizer:
     """Text of token ids, special tokens left out."""
 
     tokenizer: Any

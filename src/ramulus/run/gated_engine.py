@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from ramulus.engine.engine import Engine, Request, Segment, Weights
 
 
-class Waiting:
+class GatedEngine:
     """An engine that knows when it is wanted: `seconds` counts the time in which something is being graded and no request is in flight.
 
     Grading that goes on beside sampling costs no time of its own and is not counted: the tokens took that long anyway.

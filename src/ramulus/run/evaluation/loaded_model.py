@@ -1,4 +1,4 @@
-"""A model on the bench: problems for it, trees grown with it, its export; no training."""
+"""A model that is loaded for work without training: problems for it, trees grown with it, its export."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.lock import reading
-from ramulus.run.setting import Decoder, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Source, render
 
 
 @dataclass(frozen=True)
-class Bench:
+class LoadedModel:
     """A model that is ready to answer."""
 
     name: str
     tokenizer: Any
     model: Any
     engine: Engine
-    decode: Decoder
+    decode: Detokenizer
     ends: tuple[int, ...]
     slots: int
 
@@ -86,7 +86,7 @@ class TaskSets:
         return sets
 
 
-def open_bench(model: str, device: str, threads: int | None, slots: int, memory_mb: int = Local.memory_mb) -> Bench:
+def load_model(model: str, device: str, threads: int | None, slots: int, memory_mb: int = Local.memory_mb) -> LoadedModel:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
     encode_quickly()
@@ -95,8 +95,8 @@ def open_bench(model: str, device: str, threads: int | None, slots: int, memory_
     with reading(Path(path).parent):
         net, tokenizer = Pretrained(path)()
     net.to(device_of(device)).eval().requires_grad_(False)
-    decode = Decoder(tokenizer)
-    return Bench(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
+    decode = Detokenizer(tokenizer)
+    return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
 
 
 def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
@@ -113,7 +113,7 @@ def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[So
 
 
 def grow_trees(
-    bench: Bench,
+    loaded: LoadedModel,
     asked: TaskSets,
     branching: Any,
     temperature: float,
@@ -123,10 +123,10 @@ def grow_trees(
     console: Console,
 ) -> int:
     """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
-    sets = asked.read(bench.tokenizer)
-    stop = bench.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
+    sets = asked.read(loaded.tokenizer)
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
     sampling = Sampling(stop.max_tokens, temperature)
-    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, bench.engine)
+    count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, loaded.engine)
 
     def counted(tree: Tree) -> None:
         count.add(1)
@@ -137,7 +137,7 @@ def grow_trees(
         for _, tasks, reward in sets:
             rewards = [(reward, 1.0, "correct answer")]
             forest += await sample_graded(
-                bench.engine, tasks, branching, sampling, stop, rewards, bench.decode, seed, on_graded=counted
+                loaded.engine, tasks, branching, sampling, stop, rewards, loaded.decode, seed, on_graded=counted
             )
         return forest
 
@@ -147,7 +147,7 @@ def grow_trees(
         count.close()
     if out is None:
         for tree in forest:
-            console.print(draw(tree, bench.decode, max(console.width - 30, 40)))
+            console.print(draw(tree, loaded.decode, max(console.width - 30, 40)))
     else:
         store.write(out, forest)
     console.print(bill(cost(forest)) + (f"; saved in {out}" if out else ""), markup=False, highlight=False)
