@@ -375,7 +375,7 @@ def test_lora_trains_adapters_alone_and_keeps_the_base() -> None:
 @pytest.mark.parametrize("budget", [0, 30])
 def test_score_writes_what_separate_sequences_say(budget: int) -> None:
     trees = forest(7, tempered=True)
-    policy = TorchPolicy(build(), frozen=True)
+    policy = TorchPolicy(build(), reference_model=True)
     train(policy, range(2))
     for tree in trees:
         for node in tree.walk():
@@ -397,12 +397,12 @@ def test_score_of_nothing_and_without_a_reference_model() -> None:
     policy = TorchPolicy(build())
     score_now(policy, [], {"recomputed"})
     score_now(policy, forest(1), set())
-    with pytest.raises(ValueError, match="frozen=True"):
+    with pytest.raises(ValueError, match="reference_model=True"):
         score_now(policy, forest(1), {"reference_model"})
 
 
 def test_the_reference_model_stays_where_it_was() -> None:
-    policy, trees = TorchPolicy(build(), frozen=True), forest(2)
+    policy, trees = TorchPolicy(build(), reference_model=True), forest(2)
     score_now(policy, trees, {"recomputed", "reference_model"})
     nodes = [node for tree in trees for node in tree.walk() if node.author is Author.POLICY and node.tokens]
     assert all(node.signals["recomputed"] == node.signals["reference_model"] for node in nodes)

@@ -163,7 +163,7 @@ def test_errors_are_those_of_a_policy_at_hand(kind: str) -> None:
     greedy = [replace(batch, temperature=batch.temperature * 0) for batch in rows(mix, trees)]
     leashed = METHODS["grpo_leash_bonus"].mix
     with learner(kind, tiny) as one:
-        with pytest.raises(ValueError, match=r"keeps none: make it with TorchPolicy\(\.\.\., frozen=True\)"):
+        with pytest.raises(ValueError, match=r"keeps none: make it with TorchPolicy\(\.\.\., reference_model=True\)"):
             run(score(one, trees, {"reference_model"}))
         with pytest.raises(ValueError, match="needs a value head"):
             run(score(one, trees, {"value"}))
