@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from ramulus.cli import main
 from ramulus.core import run_folder
 from ramulus.run import checkpoint
+from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
 
 HERE = Path(__file__).parent
@@ -151,23 +152,37 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_stop_in_an_evaluation_is_made_good(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_in_an_evaluation_is_made_good(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
     from ramulus.run.trainer import Trainer
 
     real = Trainer.evaluate
 
     async def stopped(self: Trainer, step: int) -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return await real(self, step)
 
     monkeypatch.setattr(Trainer, "evaluate", stopped)
-    assert train(tmp_path / "run") == 128 + signal.SIGTERM
+    assert train(tmp_path / "run") == 128 + number
     assert len(metrics(tmp_path / "run")) == 2
     state = json.loads((run_folder.path_of(tmp_path / "run", 3) / "state.json").read_text())
     assert state["pending"]["trees"] > 0
     monkeypatch.setattr(Trainer, "evaluate", real)
     assert train(tmp_path / "run") == 0
     same(whole, tmp_path / "run")
+
+
+def test_nohup_keeps_a_run_from_hearing_that_the_terminal_is_gone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interrupt.check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_reward_that_fails_late_loses_no_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from ramulus.run.screen import complain, let_go
 from ramulus.run.serve import serve
 
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
@@ -377,11 +378,11 @@ def main(argv: list[str] | None = None) -> None:
         if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
             raise
         remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
-        said = " ".join(str(error).split()) + remedy  # it may quote a model: nothing of that reaches the terminal unescaped
-        print("ramulus:", "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said), file=sys.stderr)
+        complain("; ".join([str(error), *getattr(error, "__notes__", ())]) + remedy)
         sys.exit(2)
     finally:
         warnings.formatwarning = usual
+        let_go()
 
 
 def run(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish what must be whole, abandon what can be done again, save, and stop."""
+"""Ctrl-C, SIGTERM and a lost terminal (SIGHUP): finish what must be whole, abandon what can be done again, save, and stop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
 
 
 class Stopped(Exception):
@@ -27,7 +28,8 @@ class Interrupt:
         self.running: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Interrupt:
-        self.old = {number: signal.signal(number, self.hear) for number in SIGNALS}
+        heard = [*SIGNALS, *([HANG_UP] if HANG_UP and signal.getsignal(HANG_UP) is not signal.SIG_IGN else [])]
+        self.old = {number: signal.signal(number, self.hear) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,7 +21,8 @@ from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import clock
 from ramulus.run.runtime import Detokenizer
-from ramulus.run.stage import finished, train_stage
+from ramulus.run.screen import unfailing
+from ramulus.run.stage import catch_up, finished, train_stage
 
 
 def launch(
@@ -32,9 +33,10 @@ def launch(
     `began` is when the command was given, by time.monotonic(): what start-up took counts among the seconds of the summary.
     """
     began = time.monotonic() if began is None else began
-    plan = prepare(recipe, overrides, resume, fresh)
-    with plan.held:
-        return work(plan, recipe, console, began)
+    with unfailing(console):
+        plan = prepare(recipe, overrides, resume, fresh)
+        with plan.held:
+            return work(plan, recipe, console, began)
 
 
 def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
@@ -67,6 +69,7 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
             console.print(
                 f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
             )
+            catch_up(run, console)
         else:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")

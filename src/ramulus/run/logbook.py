@@ -1,113 +1,58 @@
-"""What a run says while it works: a progress display or plain lines, metrics.jsonl, TensorBoard, wandb, trackio."""
+"""What a run says while it works: a progress display or plain lines, and metrics.jsonl, which its trackers follow."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import json
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from ramulus.look.progress import Bar
-from ramulus.run.config.describe import to_json
 from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import replace_text
+from ramulus.run.trackers import Trackers
 
 SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
 
 
-class Board(Protocol):
-    """Somewhere numbers are drawn."""
-
-    def write(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    """Scalars for TensorBoard; what lies after `step` is purged."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                'TensorBoard is not installed: pip install "ramulus[tensorboard]", or tensorboard=false'
-            ) from error
-        self.summary = Summary
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        values = [self.summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        assert self.writer.file_writer is not None
-        self.writer.file_writer.add_summary(self.summary(value=values), step)  # one event for all: add_scalar takes fifteen times as long
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class Hosted:
-    """wandb, or trackio, which has the same calls; a resumed run goes on under the same id."""
-
-    def __init__(self, module: str, run: Run) -> None:
-        try:
-            self.module = importlib.import_module(module)
-        except ImportError as error:
-            raise ImportError(
-                f'{module} is not installed: pip install "ramulus[{module}]", or {module}=false'
-            ) from error
-        place = hashlib.blake2b(str(run.folder.resolve()).encode(), digest_size=6).hexdigest()
-        resume = {"id": f"{run.name}-{place}", "resume": "allow"} if module == "wandb" else {"resume": "allow"}
-        self.module.init(project="ramulus", name=run.name, config=to_json(run), **resume)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.module.log(metrics, step=step)
-
-    def close(self) -> None:
-        self.module.finish()
-
-
-def boards(run: Run, step: int) -> list[Board]:
-    """What the run asked for; TensorBoard also where nobody decided and it is installed."""
-    wanted: list[Board] = []
-    if run.tensorboard or (run.tensorboard is None and importlib.util.find_spec("tensorboard")):
-        wanted.append(TensorBoard(run.folder, step))
-    return wanted + [Hosted(name, run) for name in ("wandb", "trackio") if getattr(run, name)]
-
-
 class Logbook:
-    """Writes a run's metrics; `size` bytes of metrics.jsonl are kept and the rest, of steps to be done again, is cut off."""
+    """Writes a run's metrics; of metrics.jsonl the rows of the first `step` steps are kept and the rest, of steps to be done again, is cut off."""
 
-    def __init__(self, run: Run, console: Console, step: int = 0, size: int = 0) -> None:
-        self.run, self.console, self.last = run, console, 0.0
+    def __init__(self, run: Run, console: Console, step: int = 0, trackers: Trackers | None = None) -> None:
+        self.run, self.console, self.last, self.trackers = run, console, 0.0, trackers
         self.path = run.folder / "metrics.jsonl"
-        self.file = open(self.path, "ab")  # noqa: SIM115
-        self.file.truncate(size)
-        self.boards = boards(run, step)
+        lost = cut_back(self.path, step)
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self.end = self.path.stat().st_size
         self.bar = Bar(console, run.name, run.steps, "steps", step, left=False, transient=False)
         self.bar.start()
+        if lost:
+            self.say(f"{self.path} has no rows of {lost} of the {step} steps done: they were lost, and training goes on without them")
+        if trackers is not None:
+            trackers.start(self.say)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """One step: a line of JSON for programs, numbers for the boards, a line for people."""
+        """One step: a line of JSON, whole or not at all, and word of it to the trackers. Raises OSError."""
+        line = memoryview(json.dumps({"step": step} | finite(metrics), allow_nan=False).encode() + b"\n")
         try:
-            self.file.write(json.dumps({"step": step} | finite(metrics), allow_nan=False).encode() + b"\n")
-            self.file.flush()
+            written = 0
+            while written < len(line):
+                written += self.file.write(line[written:])
         except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(self.end)
             raise OSError(
                 f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume"
             ) from error
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        numbers |= {f"seconds/{name}": value for name, value in metrics["seconds"].items()}
-        for board in self.boards:
-            board.write(step, numbers)
-        self.show(step, metrics)
+        self.end += len(line)
+        if self.trackers is not None:
+            self.trackers.tell()
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         """The progress bar, or a plain line; its details every few seconds."""
@@ -126,18 +71,49 @@ class Logbook:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
-    def size(self) -> int:
-        """Bytes of metrics.jsonl, all of them on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
+    def keep(self) -> None:
+        """Have every row on the disk, and what the trackers have got. Raises OSError."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume") from error
+        if self.trackers is not None:
+            self.trackers.keep()
 
     def close(self) -> None:
-        """Stop the display and close every file."""
+        """Stop the display, close the file, let the trackers take the last rows."""
         self.bar.stop()
         self.file.close()
-        for board in self.boards:
-            board.close()
+        if self.trackers is not None:
+            self.trackers.close()
+
+
+def cut_back(path: Path, step: int) -> int:
+    """Leave one row for each of the steps 1 to `step` in a metrics.jsonl; returns for how many of them there is none. Raises OSError."""
+    place, count = 0, 0
+    with open(path, "a+b") as file:
+        file.seek(0)
+        for line in file:
+            if count == step or step_of_row(line) != count + 1:
+                break
+            place, count = place + len(line), count + 1
+        if count == step:
+            file.truncate(place)
+            return 0
+        file.seek(0)
+        rows = {number: line for line in file if (number := step_of_row(line)) is not None and number <= step}
+    replace_text(path, b"".join(rows[number] for number in sorted(rows)).decode())
+    return step - len(rows)
+
+
+def step_of_row(line: bytes) -> int | None:
+    """The step of a whole row of metrics; None for what is none."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) and step > 0 else None
 
 
 def finite(metrics: dict[str, Any]) -> dict[str, Any]:

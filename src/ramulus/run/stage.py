@@ -34,6 +34,7 @@ from ramulus.run.logbook import Logbook
 from ramulus.run.rollouts import Rollouts, woken
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
+from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import State, Trainer, hand_over
 from ramulus.tasks.problem import render
 
@@ -249,13 +250,17 @@ async def train_stage(
     try:
         state = await restore(run, parts, console)
         await interrupt.abandonable(probe(run, parts))
+        trackers = Trackers(run, state.told)
+        trackers.open(strict=state.step == 0 and start is None)
         ready()
-        await train(run, parts, state, interrupt, console)
+        await train(run, parts, state, trackers, interrupt, console)
     finally:
         parts.learner.close()
 
 
-async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, console: Console) -> None:
+async def train(
+    run: Run, parts: Parts, state: State, trackers: Trackers, interrupt: Interrupt, console: Console
+) -> None:
     """What is left of a stage."""
     console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
     await hand_over(parts.learner, parts.engine)
@@ -263,7 +268,7 @@ async def train(run: Run, parts: Parts, state: State, interrupt: Interrupt, cons
         await evaluate_once(run, run.final_evaluation, parts, "before", interrupt, console)
     signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
     rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
-    logbook = Logbook(run, console, state.step, state.metrics_bytes)
+    logbook = Logbook(run, console, state.told, trackers)
     try:
         await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state).train()
     finally:
@@ -292,6 +297,15 @@ async def evaluate_once(
     replace_text(
         path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
     )
+
+
+def catch_up(run: Run, console: Console) -> None:
+    """Send the trackers of a finished stage what they have missed."""
+    trackers = Trackers(run, run.steps)
+    if trackers.behind(run.steps):
+        trackers.open(strict=False)
+        trackers.start(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        trackers.close()
 
 
 def finished(run: Run) -> bool:

@@ -31,7 +31,7 @@ from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.interrupt import Interrupt
+from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.minibatch import Minibatch, minibatches
@@ -50,8 +50,12 @@ class State:
     mix: dict[str, Any] = field(default_factory=dict)  # of the gate
     pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
     seconds: float = 0.0  # of work so far, over all resumptions
-    metrics_bytes: int = 0
     tasks: str = ""  # digest of the tasks
+
+    @property
+    def told(self) -> int:
+        """Steps that have a row in metrics.jsonl."""
+        return self.step - (self.pending is not None)
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""
@@ -116,10 +120,19 @@ class Trainer:
                 await self.close_step()
                 self.interrupt.check()
             await self.save()
-        except (Exception, KeyboardInterrupt):
+        except BaseException as error:
             if self.whole and self.state.step > 0:
-                await self.save()
+                await self.save_after(error)
             raise
+
+    async def save_after(self, error: BaseException) -> None:
+        """Keep what is done although something went wrong; where that fails too, the error says so, and a stop becomes an OSError."""
+        try:
+            await self.save()
+        except OSError as unsaved:
+            if not isinstance(error, Exception) or isinstance(error, Stopped):
+                raise
+            error.add_note(str(unsaved))
 
     async def step(self) -> dict[str, Any]:
         """One step, from drawn tasks to new weights in the engine; returns its metrics.
@@ -228,7 +241,8 @@ class Trainer:
         metrics["seconds"] = metrics["seconds"] | {"mean": self.state.seconds / step}
         with clock("log"):
             self.logbook.write(step, metrics)
-        self.state.pending = None
+            self.state.pending = None
+            self.logbook.show(step, metrics)
         if improved or step % run.save_every == 0:
             with clock("save"):
                 await self.save()
@@ -261,7 +275,7 @@ class Trainer:
 
     async def save(self) -> None:
         """A checkpoint of the last whole step."""
-        self.state.metrics_bytes = self.logbook.size()
+        self.logbook.keep()
         await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain())
         checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
