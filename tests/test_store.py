@@ -343,7 +343,7 @@ def test_damaged_gzip_and_missing_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("verdict", {"answer": {1, 2}}, r"Node\.verdict: \{1, 2\} is a set"),
+        ("verdict", {"answer": b"12"}, r"Node\.verdict: b'12' is a bytes"),
         ("tokens", [1, object()], r"Node\.tokens: <object .* is a object"),
         ("reward", 1j, r"Node\.reward: 1j is a complex"),
     ],

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from ramulus.core.tagged_json import decode, encode
 from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import LastBox, LastLine, Whole
 from ramulus.tasks.arithmetic import worked
-from ramulus.tasks.gym import FORMULA, LITERAL, Gym, GymScore, Scorer, freeze, thaw, unsafe
+from ramulus.tasks.gym import FORMULA, LITERAL, Gym, GymScore, Scorer, encoded, unsafe
 from ramulus.tasks.problem import Problem
 
 
@@ -70,23 +71,25 @@ def test_metadata_survives_json(name: str) -> None:
     from reasoning_gym import create_dataset
 
     entry = create_dataset(name, seed=2, size=1)[0]
-    assert thaw(extra["entry"]) == entry
+    assert decode(extra["entry"]) == entry
     if problem.answer:
         assert Scorer(name)(extra, problem.answer) == 1.0
         assert Scorer(name)({**extra, "entry": None}, problem.answer) == 1.0, "drawn again from its seed"
 
 
-def test_freeze_and_thaw() -> None:
-    value = {"a": (1, 2.5, None, True), "b": {1: "x", (2, 3): {4}}, "!tuple": [1], "c": [{"d": frozenset({"e"})}]}
-    assert thaw(json.loads(json.dumps(freeze(value)))) == value
-    assert freeze({"a": object()}) is None
-    assert freeze([1j]) is None
+def test_entries_are_plain_json_and_those_of_before_are_read() -> None:
+    value = {"a": (1, 2.5, None, True), "b": {1: "x", (2, 3): {4}}, "!tuple": [1], "$set": ['{"!set": 1}'], "c": [{"d": frozenset({"e"})}]}
+    assert decode(json.loads(json.dumps(encode(value)))) == value
+    former = {"a": {"!tuple": [1, 2]}, "b": {"!items": [[1, {"!set": [4]}], ["!tuple", "{\"!set\": [1]}"]]}}
+    assert decode(former) == {"a": (1, 2), "b": {1: {4}, "!tuple": '{"!set": [1]}'}}
+    assert encoded({"a": object()}) is None
+    assert encoded({"a": [1j]}) is None
 
 
 def test_a_problem_without_reference_is_scored_by_its_metadata() -> None:
     problem = Gym("graph_color", 1, seed=1)()[0]
     assert problem.answer == ""
-    entry = thaw(problem.extra["gym"]["entry"])
+    entry = decode(problem.extra["gym"]["entry"])
     possible = json.dumps(entry["metadata"]["possible_answer"])
     assert scored(problem, f"<answer>{possible}</answer>")["correct"] == 1
     assert scored(problem, "<answer>{}</answer>")["correct"] == 0

@@ -3,17 +3,14 @@
 A line is `{"format": 3, "step": ..., "task": {...}, "nodes": [...], ...}` with the nodes in preorder, each naming its
 parent by its place in that list (`up`). Fields that equal their default are left out, so a changed default needs a new
 FORMAT. Columns are lists of numbers: those of a sampler in the fewest digits that name the float32, signals in those of
-the float64. What JSON cannot say is tagged: `{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$dict": [[key, value], ...]}`,
-`{"$text": [code points]}`, and `{"$array": [kind, [...]]}` for a column of another kind.
+the float64. What JSON cannot say is tagged (`tagged_json.py`).
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
-import re
 import warnings
 import zlib
 from array import array
@@ -25,6 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
+from ramulus.core.tagged_json import TAG, column_to_json, encode, numbers_of, untag
 from ramulus.core.task import Task
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
@@ -40,9 +38,6 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
 }
 KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
 KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
-PLAIN = {int, bool, type(None), Author}  # types that JSON says as they are
-PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
-TAG = re.compile(rb'"\$(float|tuple|dict|text|array)":')
 
 
 class StoreError(ValueError):
@@ -51,70 +46,6 @@ class StoreError(ValueError):
 
 class TornLine(UserWarning):
     """The last line of a file was cut off, as a killed write leaves it."""
-
-
-def _encode(value: Any) -> Any:
-    """Plain JSON for a value of str, int, float, bool, None, list, tuple and dict; TypeError for anything else."""
-    kind = type(value)
-    if kind in PLAIN or (kind is float and math.isfinite(value)) or (kind is str and value.isascii()) or (kind is list and _finite(value)):
-        return value
-    if kind is array:
-        return _column(value, "d")
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(float(value))}
-    if isinstance(value, str):
-        return {"$text": [ord(c) for c in value]} if PAIR.search(value) else value
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    if isinstance(value, tuple):
-        return {"$tuple": [_encode(item) for item in value]}
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and key[:1] != "$" and (key.isascii() or not PAIR.search(key)) for key in value):
-            return {key: _encode(item) for key, item in value.items()}
-        return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
-    raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
-
-
-def _column(values: Any, usual: str) -> Any:
-    """A column as numbers, tagged where it is not of the usual kind."""
-    if type(values) is not array:
-        return _encode(values)
-    plain = values if values.typecode == "i" or _finite(values) else [_encode(value) for value in _numbers(values)]
-    return plain if values.typecode == usual else {"$array": [values.typecode, plain]}
-
-
-def _numbers(values: Any) -> list[Any]:
-    """A column as a list, for json; nine digits tell every float32 from its neighbours."""
-    if type(values) is not array:
-        raise TypeError(f"{values!r:.80} is a {type(values).__name__}")
-    return [float(f"{value:.9g}") for value in values] if values.typecode == "f" else values.tolist()
-
-
-def _finite(values: Any) -> bool:
-    """Whether these are finite numbers, in one pass in C: a sum with a NaN or an infinity in it is not finite."""
-    try:
-        return math.isfinite(sum(values))
-    except (TypeError, OverflowError):
-        return False
-
-
-def _untag(content: dict[str, Any]) -> Any:
-    """The value that a tagged object stands for; called by the JSON reader from the inside out."""
-    if len(content) == 1:
-        match content:
-            case {"$float": text}:
-                return float(text)
-            case {"$text": points}:
-                return "".join(map(chr, points))
-            case {"$array": [kind, items]}:
-                return array(kind, items)
-            case {"$tuple": items}:
-                return tuple(items)
-            case {"$dict": pairs}:
-                return dict(pairs)
-    return content
 
 
 @cache
@@ -138,9 +69,9 @@ def _record(thing: Node | Tree | Task) -> dict[str, Any]:
             continue
         try:
             if name in KINDS:
-                record[name] = _column(value, KINDS[name])
+                record[name] = column_to_json(value, KINDS[name])
             else:
-                record[name] = list(value) if listed and isinstance(value, tuple) else _encode(value)
+                record[name] = list(value) if listed and isinstance(value, tuple) else encode(value)
         except (TypeError, RecursionError) as error:
             raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
     return record
@@ -153,7 +84,7 @@ def _written(line: dict[str, Any]) -> bytes:
             text = QUICK(line)
             if text.isascii():
                 return text
-    return json.dumps(line, allow_nan=False, separators=(",", ":"), default=_numbers).encode("ascii")
+    return json.dumps(line, allow_nan=False, separators=(",", ":"), default=numbers_of).encode("ascii")
 
 
 def dump(tree: Tree) -> bytes:
@@ -170,7 +101,7 @@ def dump(tree: Tree) -> bytes:
         line = {"format": FORMAT, "step": tree.step, **_record(tree), "task": _record(tree.task), "nodes": nodes}
         return _written(line) + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
-        remedy = "use plain str, int, float, bool, None, list, tuple and dict"
+        remedy = "use plain str, int, float, bool, None, list, tuple, set and dict"
         raise StoreError(f"cannot store the tree of task {tree.task.id!r}: {error}; {remedy}") from error
 
 
@@ -182,7 +113,7 @@ def load(line: bytes) -> Tree:
 def _parse(line: bytes) -> dict[str, Any]:
     """The JSON of one line, brought to this FORMAT."""
     try:
-        content = json.loads(line, object_hook=_untag if TAG.search(line) else None)
+        content = json.loads(line, object_hook=untag if TAG.search(line) else None)
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"not JSON ({error})") from error
     version = content.get("format") if isinstance(content, dict) else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from ramulus.core.tagged_json import decode, encode
 from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import Extract, Tagged
 from ramulus.tasks.arithmetic import worked
@@ -67,7 +68,7 @@ class Gym:
 
     def _problem(self, entry: dict[str, Any], index: int) -> Problem:
         answer = "" if entry["answer"] is None else str(entry["answer"])
-        extra = {"name": self.name, "config": self.config, "seed": self.seed, "index": index, "entry": freeze(entry)}
+        extra = {"name": self.name, "config": self.config, "seed": self.seed, "index": index, "entry": encoded(entry)}
         shown = (worked(entry["metadata"]["expression"], answer),) if self.per_problem else ()
         return Problem(f"{self.name}-{self.seed}-{index}", entry["question"], answer, shown, {"gym": extra})
 
@@ -117,7 +118,7 @@ class Scorer:
     def __call__(self, about: dict[str, Any], answer: str) -> float:
         config = json.dumps(about["config"], sort_keys=True)
         dataset = _dataset(about["name"], config, about["seed"], about["index"] + 1)
-        entry = dataset[about["index"]] if about["entry"] is None else thaw(about["entry"])
+        entry = dataset[about["index"]] if about["entry"] is None else decode(about["entry"])
         refused = unsafe({about["name"], str(entry["metadata"].get("source_dataset"))}, answer)
         if refused:
             raise ValueError(refused)
@@ -148,43 +149,12 @@ def _literal(answer: str) -> bool:
     return True
 
 
-def freeze(value: Any) -> Any:
-    """The value as plain JSON that `thaw` turns back: tuples, sets and keys that are no strings are marked. None if it cannot be."""
+def encoded(entry: dict[str, Any]) -> Any:
+    """An entry of reasoning-gym as plain JSON; None where it holds what cannot be said so, and is made anew for the scorer."""
     try:
-        return _freeze(value)
+        return encode(entry)
     except TypeError:
         return None
-
-
-def _freeze(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, list):
-        return [_freeze(item) for item in value]
-    if isinstance(value, tuple):
-        return {"!tuple": [_freeze(item) for item in value]}
-    if isinstance(value, set | frozenset):
-        return {"!set": sorted((_freeze(item) for item in value), key=repr)}
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and not key.startswith("!") for key in value):
-            return {str(key): _freeze(item) for key, item in value.items()}
-        return {"!items": [[_freeze(key), _freeze(item)] for key, item in value.items()]}
-    raise TypeError(f"{type(value).__name__} is no plain JSON")
-
-
-def thaw(value: Any) -> Any:
-    """What `freeze` was given."""
-    if isinstance(value, list):
-        return [thaw(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "!tuple" in value:
-        return tuple(thaw(value["!tuple"]))
-    if "!set" in value:
-        return set(thaw(value["!set"]))
-    if "!items" in value:
-        return {thaw(key): thaw(item) for key, item in value["!items"]}
-    return {key: thaw(item) for key, item in value.items()}
 
 
 def _gym() -> Any:

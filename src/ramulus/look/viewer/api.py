@@ -82,7 +82,7 @@ class Api:
             raise Unknown(str(error)) from error
         try:
             return json.dumps(said, allow_nan=False, separators=(",", ":")).encode("ascii")
-        except ValueError:  # NaN or an infinity
+        except (ValueError, TypeError):  # NaN, an infinity, a set
             return json.dumps(plain(said), separators=(",", ":")).encode("ascii")
 
     def runs(self, ask: Ask) -> list[dict[str, Any]]:

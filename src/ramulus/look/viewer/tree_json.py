@@ -256,11 +256,11 @@ def skeleton(outline: Outline) -> list[list[Any]]:
 
 
 def plain(value: Any) -> Any:
-    """The same JSON with null for numbers that are not finite."""
+    """The same as JSON: null for numbers that are not finite, lists for sets."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return value

@@ -1,0 +1,95 @@
+"""Values as JSON that reads back as they were: what JSON cannot say is tagged.
+
+`{"$float": "nan"}`, `{"$tuple": [...]}`, `{"$set": [...]}`, `{"$frozenset": [...]}`, `{"$dict": [[key, value], ...]}`,
+`{"$text": [code points]}`, and `{"$array": [kind, [...]]}` for a column of another kind than its place has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from array import array
+from typing import Any
+
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two lone surrogates that JSON would read back as one character
+TAG = re.compile(rb'"\$(float|tuple|set|frozenset|dict|text|array)":')
+FORMER_TAGS = {"!tuple": "$tuple", "!set": "$set", "!items": "$dict"}  # of what reasoning-gym's tasks carried before
+
+
+def encode(value: Any) -> Any:
+    """Plain JSON for a value of str, int, float, bool, None, list, tuple, set, dict and array; TypeError for anything else."""
+    kind = type(value)
+    if (kind is float and math.isfinite(value)) or (kind is str and value.isascii()) or (kind is list and _finite(value)):
+        return value
+    if value is None or isinstance(value, int):
+        return value
+    if kind is array:
+        return column_to_json(value, "d")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": repr(float(value))}
+    if isinstance(value, str):
+        return {"$text": [ord(c) for c in value]} if PAIR.search(value) else value
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [encode(item) for item in value]}
+    if isinstance(value, set | frozenset):
+        return {"$set" if isinstance(value, set) else "$frozenset": sorted((encode(item) for item in value), key=repr)}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and key[:1] not in ("$", "!") and (key.isascii() or not PAIR.search(key)) for key in value):
+            return {key: encode(item) for key, item in value.items()}
+        return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
+
+
+def column_to_json(values: Any, usual: str) -> Any:
+    """A column as numbers, tagged where it is not of the usual kind."""
+    if type(values) is not array:
+        return encode(values)
+    plain = values if values.typecode == "i" or _finite(values) else [encode(value) for value in numbers_of(values)]
+    return plain if values.typecode == usual else {"$array": [values.typecode, plain]}
+
+
+def numbers_of(values: Any) -> list[Any]:
+    """A column as a list, for json; nine digits tell every float32 from its neighbours."""
+    if type(values) is not array:
+        raise TypeError(f"{values!r:.80} is a {type(values).__name__}")
+    return [float(f"{value:.9g}") for value in values] if values.typecode == "f" else values.tolist()
+
+
+def _finite(values: Any) -> bool:
+    """Whether these are finite numbers, in one pass in C: a sum with a NaN or an infinity in it is not finite."""
+    try:
+        return math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False
+
+
+def untag(content: dict[str, Any]) -> Any:
+    """The value that a tagged object stands for; called by the JSON reader from the inside out."""
+    if len(content) == 1:
+        match content:
+            case {"$float": text}:
+                return float(text)
+            case {"$text": points}:
+                return "".join(map(chr, points))
+            case {"$array": [kind, items]}:
+                return array(kind, items)
+            case {"$tuple": items}:
+                return tuple(items)
+            case {"$set": items}:
+                return set(items)
+            case {"$frozenset": items}:
+                return frozenset(items)
+            case {"$dict": pairs}:
+                return dict(pairs)
+    return content
+
+
+def decode(value: Any) -> Any:
+    """The value that `encode` was given, or that its forerunner for reasoning-gym's tasks was."""
+    text = json.dumps(value, default=numbers_of)
+    for former, tag in FORMER_TAGS.items():
+        text = text.replace(f'{{"{former}": ', f'{{"{tag}": ')  # a quote inside a text is escaped, so this is no text
+    return json.loads(text, object_hook=untag)
