@@ -84,7 +84,7 @@ def test_paths_that_are_pruned_or_ruled_out_grow_nothing() -> None:
     tree = star([lines([2, 3])] * 4, [[0, 0.5]] * 4)
     for rule in (AttentionForks(1, 1, 1), EarlyForks(1, 1, 1)):
         pruned, out, chosen, free = tree.leaves()
-        pruned.finish, out.verdict, chosen.verdict = "pruned", {"expanded": 0.0}, {"expanded": 1.0}
+        pruned.finish, tree.unexpanded = "pruned", (out.id,)
         assert [node for node, _ in places(tree, rule)] == [chosen.id, free.id]
     assert {node for node, _ in places(tree, EntropyForks(1, 1, 1, 1, closed=None))} == {chosen.id, free.id}
 

@@ -47,9 +47,10 @@ def test_paths_grow_from_attended_steps_and_the_batch_adapts(whole: Path) -> Non
     state = json.loads((run_folder.path_of(whole, 6) / "state.json").read_text())["cursor"]["schedule"]
     assert state["batch"]["seen"] == 6
     assert all(line["grad_norm"] > 0 for line in metrics(whole))
+    assert any(tree.unexpanded for tree in grown)
     for tree in grown:
         for leaf in tree.leaves():
-            if leaf.verdict.get("expanded") == 0:
+            if leaf.id in tree.unexpanded:
                 assert leaf.parent is tree.root
                 assert "credit/GlobalLocal" not in leaf.verdict
 

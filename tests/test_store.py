@@ -263,6 +263,23 @@ def test_format_1_is_read_as_it_was(tmp_path: Path) -> None:
         write(path, [tree])
 
 
+def test_format_2_is_read_with_the_names_of_today(tmp_path: Path) -> None:
+    """The reference model's log-probs were `frozen`, and what a schedule ruled out stood in the verdict."""
+    tree = bush(2)
+    one, other = tree.leaves()[:2]
+    one.verdict, other.verdict = {"correct": 1.0, "expanded": 1.0}, {"expanded": 0.0}
+    one.signals["frozen"] = column([-1.0] * len(one.tokens), "d")
+    path = tmp_path / "trees.jsonl"
+    path.write_bytes(dump(tree).replace(b'"format":%d' % store.FORMAT, b'"format":2'))
+    for _ in range(2):
+        (tree,) = read(path)
+        here, there = tree.leaves()[:2]
+        assert (tree.unexpanded, here.verdict, there.verdict) == ((other.id,), {"correct": 1.0}, {})
+        assert "frozen" not in here.signals
+        assert list(here.signals["reference_model"]) == [-1.0] * len(here.tokens)
+        write(path, [tree])
+
+
 def test_sampled_numbers_are_written_in_the_digits_of_a_float32() -> None:
     tree = bush(1, 50)
     whole = json.loads(dump(tree))["nodes"][1]["logprobs"]

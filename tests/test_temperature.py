@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from engines import ask, line, run, small
 from ramulus.core import run_folder, store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
-from ramulus.engine.engine import Sampling
+from ramulus.engine.engine import Sampling, rule_features
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.engine.toy import ToyEngine
@@ -24,6 +25,8 @@ from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
+from ramulus.run.stage import check_engine
+from run_recipe import rl
 from test_resume import killed, metrics, same, train
 
 HERE = Path(__file__).parent
@@ -129,6 +132,23 @@ def test_the_toy_engine_takes_the_rule_as_well() -> None:
     )
     for leaf in tree.leaves():
         assert leaf.column("temperature") == pytest.approx(rule.of_entropy(torch.tensor(leaf.entropy)).tolist(), abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A rule of before there were features."""
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full(logits.shape[:1], 2.0)
+
+    def measure(self, forest: list[Tree]) -> None: ...
+
+
+def test_a_rule_whose_feature_is_not_said_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Doubled has measure but not the feature 'stats': write features = frozenset"):
+        check_engine(replace(rl(), temperature=Doubled()), ToyEngine())
+    check_engine(replace(rl(), temperature=ByEntropy()), ToyEngine())
+    assert rule_features(0.7) == rule_features(lambda logits: logits) == frozenset()
 
 
 @pytest.fixture(scope="module")

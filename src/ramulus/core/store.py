@@ -34,6 +34,7 @@ LINKS = {"parent", "children", "root", "task"}  # fields that the layout of a li
 RESTORE: dict[str, Callable[[Any], Any]] = {
     "author": Author,
     "prompt": tuple,
+    "unexpanded": tuple,
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
 KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
@@ -136,15 +137,17 @@ def _from_lists(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _with_reference_model(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 2, where the log-probs of the reference model were the signal `frozen`."""
+def _from_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 2, where the log-probs of the reference model were the signal `frozen`, and a verdict said whether a schedule lets its path grow."""
+    unexpanded = [record["id"] for record in content.get("nodes", ()) if record.get("verdict", {}).pop("expanded", 1.0) == 0]
+    content |= {"unexpanded": unexpanded} if unexpanded else {}
     for record in content.get("nodes", ()):
         if "frozen" in record.get("signals", {}):
             record["signals"] = {"reference_model" if name == "frozen" else name: column for name, column in record["signals"].items()}
     return content
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_lists, 2: _with_reference_model}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_lists, 2: _from_2}
 """From a format to the next: `UPGRADES[1]` turns the JSON of a format 1 line into that of format 2."""
 
 

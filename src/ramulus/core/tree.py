@@ -162,6 +162,7 @@ class Tree:
     serial: int = 1  # the next node id
     rounds: int = 0  # rounds of growth so far
     fresh: int = 0  # serial when the last round began: leaves with id >= fresh grew in it
+    unexpanded: tuple[int, ...] = ()  # ids of the paths that a schedule lets nothing grow from
 
     @classmethod
     def plant(cls, task: Task, seed: int = 0, step: int = 0, visit: int = 0) -> Tree:

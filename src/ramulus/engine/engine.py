@@ -21,9 +21,19 @@ Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
 Temperature = Callable[[Any], Any]
 """A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token.
 
-With a method `of_entropy` it is given the entropies [B], which the engine has already; an attribute `positive` that is true says that it never
-answers 0, which is greedy.
+A class attribute `features`, a frozenset of the names in RULE_FEATURES, says what more it can do.
 """
+
+RULE_FEATURES = {
+    "of_entropy": "its method of_entropy maps entropies [B] in nats, which the engine has already, to temperatures [B]",
+    "positive": "it never answers 0, which is greedy",
+    "stats": "measure(forest) gives plain JSON, and given(stats) the rule for the next step; given(None) that for the first",
+}
+
+
+def rule_features(temperature: float | Temperature) -> frozenset[str]:
+    """The names in RULE_FEATURES that a temperature has; a number has none."""
+    return getattr(temperature, "features", frozenset())
 
 
 @dataclass(frozen=True)

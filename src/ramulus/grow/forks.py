@@ -10,8 +10,6 @@ from ramulus.core.tree import Author, Node, Tree
 from ramulus.grow.branching import Bud, dice, paths
 from ramulus.grow.points import at_random, by_score
 
-EXPANDED = "expanded"  # in the verdict of a first path: 0 where a schedule wants nothing to grow from it
-
 
 @dataclass(frozen=True)
 class AttentionForks:
@@ -148,7 +146,7 @@ class EntropyForks:
             return [Bud(tree.root, why="root") for _ in range(self.roots)]
         if tree.rounds > self.rounds:
             return []
-        tops = [node for node in tree.root.children if node.author is Author.POLICY and expanded(node)]
+        tops = [node for node in tree.root.children if node.author is Author.POLICY and expanded(tree, node)]
         return [bud for top in tops for bud in self.fork(top)]
 
     def fork(self, top: Node) -> list[Bud]:
@@ -208,12 +206,12 @@ def newest(tree: Tree, rounds: int) -> list[Node]:
     """The paths of the last round that are to be grown from, none after `rounds` rounds of branching."""
     if tree.rounds > rounds:
         return []
-    return [leaf for leaf in paths(tree) if leaf.id >= tree.fresh and leaf.finish != "pruned" and expanded(leaf)]
+    return [leaf for leaf in paths(tree) if leaf.id >= tree.fresh and leaf.finish != "pruned" and expanded(tree, leaf)]
 
 
-def expanded(node: Node) -> bool:
+def expanded(tree: Tree, node: Node) -> bool:
     """Whether no path below was ruled out by a schedule."""
-    return all(leaf.verdict.get(EXPANDED, 1.0) for leaf in node.leaves())
+    return not tree.unexpanded or all(leaf.id not in tree.unexpanded for leaf in node.leaves())
 
 
 def steps_of(leaf: Node) -> list[int]:

@@ -36,7 +36,7 @@ class ByEntropy:
     kind: Literal["zscore", "signed", "released"] = "zscore"
     limit: float = 5.0
     stats: dict[str, float] | None = None
-    positive: ClassVar[bool] = True  # never greedy
+    features: ClassVar[frozenset[str]] = frozenset({"of_entropy", "positive", "stats"})
     records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correct
-from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.engine import Engine, Sampling, rule_features
 from ramulus.grow.branching import length, paths
 from ramulus.grow.demonstration import verify
-from ramulus.grow.forks import EXPANDED
 from ramulus.grow.grading import grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, prune, together
 from ramulus.grow.rounds import grow_rounds
@@ -121,7 +120,8 @@ class Rollouts:
         """The trees of `step`, and the cursor after it; the one handed in is left as it was."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
-        heat = rule.given(cursor.get("temperature")) if hasattr(rule, "given") else rule
+        follows = "stats" in rule_features(rule)
+        heat = rule.given(cursor.get("temperature")) if follows else rule
         places: list[int] = []
         grown: list[Tree] = []
         draws = before = ahead = 0
@@ -130,7 +130,7 @@ class Rollouts:
         while True:
             wanted, cursor["schedule"] = schedule([grown[i] for i in places], draws, cursor["schedule"])
             if wanted < 1:
-                if hasattr(rule, "measure"):
+                if follows:
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
                 return Rollout(grown, places[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
             if draws == 0 and (
@@ -274,8 +274,6 @@ class Growth:
 
 
 def choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:
-    """Write into the verdict of every graded path whether the schedule wants anything to grow from it."""
+    """Note in every tree which of its graded paths the schedule lets nothing grow from."""
     for tree, ids in zip(trees, chosen, strict=True):
-        for leaf in paths(tree):
-            if leaf.verdict:
-                leaf.verdict[EXPANDED] = float(leaf.id in ids)
+        tree.unexpanded = tuple(leaf.id for leaf in paths(tree) if leaf.verdict and leaf.id not in ids)

@@ -17,7 +17,7 @@ from ramulus.core import run_folder
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import FEATURES, Engine, Sampling
+from ramulus.engine.engine import FEATURES, Engine, Sampling, rule_features
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
 from ramulus.grow.grading import Call, settle_all
@@ -151,6 +151,10 @@ def check_signals(run: Run) -> None:
 def check_engine(run: Run, engine: Engine) -> None:
     """Raise ValueError for what some part of the recipe reads and the engine does not record, or that it cannot do."""
     wanted = [(name, part) for part in parts_of(run) for name in getattr(part, "records", ())]
+    former = {"of_entropy": "of_entropy", "positive": "positive", "measure": "stats"}  # attributes that were asked for before there were features
+    for name in (name for name, feature in former.items() if hasattr(run.temperature, name) and feature not in rule_features(run.temperature)):
+        kind = type(run.temperature).__name__
+        raise ValueError(f"{kind} has {name} but not the feature {former[name]!r}: write features = frozenset({{{former[name]!r}}}) into the class")
     if callable(run.temperature):
         wanted.append(("rules", run.temperature))
     if Sampling(1, 1.0, run.top_p, run.top_k, run.min_p).truncates:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ramulus.engine.engine import Sampling, Temperature
+from ramulus.engine.engine import Sampling, Temperature, rule_features
 
 CHUNK = 512  # of the two-level inverse CDF
 FLAT = 2048  # vocabularies up to this size are summed in one level
@@ -38,14 +38,14 @@ class SamplingBatch:
             if callable(s.temperature):
                 groups.setdefault(id(s.temperature), (s.temperature, []))[1].append(i)
         whole = len(groups) == 1 and all(callable(s.temperature) for s in samplings)
-        self.rules: list[tuple[Temperature, Tensor | None]] = [
+        self.rules: list[tuple[Any, Tensor | None]] = [
             (rule, None if whole else torch.tensor(rows, device=device)) for rule, rows in groups.values()
         ]
         self.temperature = torch.tensor(fixed, device=device, dtype=dtype)  # [B], 1 where a rule decides
         self.fixed = fixed
         self.plain = not groups and all(t == 1 for t in fixed)
         self.greedy = not groups and all(t == 0 for t in fixed)
-        self.some_greedy = any(not getattr(rule, "positive", False) for rule, _ in self.rules) or any(t == 0 for t in fixed)
+        self.some_greedy = any("positive" not in rule_features(rule) for rule, _ in self.rules) or any(t == 0 for t in fixed)
         cut = [i for i, s in enumerate(samplings) if s.truncates]
         self.cut = torch.tensor(cut, device=device) if cut else None  # [R] rows that are truncated
         chosen = [samplings[i] for i in cut]
@@ -59,7 +59,7 @@ class SamplingBatch:
         known = bool((entropy == entropy).all())  # NaN where some logits are -inf
         for rule, rows in self.rules:
             mine = logits if rows is None else logits[rows]
-            if known and hasattr(rule, "of_entropy"):
+            if known and "of_entropy" in rule_features(rule):
                 found = rule.of_entropy(entropy if rows is None else entropy[rows])
             else:
                 found = rule(mine)

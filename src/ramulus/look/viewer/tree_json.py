@@ -152,11 +152,16 @@ def tree_json(tree: Tree, text: Text) -> dict[str, Any]:
         names |= means.keys()
         row = {"id": node.id, "parent": outline.up[i], "author": node.author.name.lower(), "start": outline.start[i]}
         row |= {"length": len(node.tokens), "leaves": outline.leaves[i], "version": node.version, "finish": node.finish}
-        row |= {"reward": node.reward, "value": outline.value(i), "verdict": node.verdict, "why": outline.why(i)}
+        row |= {"reward": node.reward, "value": outline.value(i), "verdict": verdict_of(tree, node), "why": outline.why(i)}
         nodes.append(row | {"text": said[i], "means": means})
     task = {"id": tree.task.id, "text": tree.task.text, "answer": tree.task.answer}
     seen = {"task": task, "seed": tree.seed, "visit": tree.visit, "rounds": tree.rounds}
     return seen | {"columns": order(names), "nodes": nodes}
+
+
+def verdict_of(tree: Tree, node: Node) -> dict[str, Any]:
+    """A node's verdict, and that a schedule let nothing grow from it."""
+    return node.verdict | ({"expanded": 0.0} if node.id in tree.unexpanded else {})
 
 
 def node_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def leaf_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
         "text": text.whole(tokens, special=False),
         "answer": tree.task.answer,
         "extracted": None if extracted is None else str(extracted),
-        "verdict": leaf.verdict,
+        "verdict": verdict_of(tree, leaf),
         "reward": leaf.reward,
         "finish": leaf.finish,
         "tokens": len(tokens),
