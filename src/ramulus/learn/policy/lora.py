@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ramulus.learn.policy.model_files import ADAPTER, check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +44,36 @@ def attach(model: Any, lora: Lora) -> Any:
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapters that peft wrote in `folder` added to its weights, a plain model again.
+
+    Raises ImportError without peft; ValueError for a folder that holds no adapters, or those of another model.
+    """
+    try:
+        from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError('adapters need peft: pip install "ramulus[lora]"') from error
+    if not (folder / ADAPTER).is_file():
+        raise FileNotFoundError(f"there are no adapters in {folder}: it has no {ADAPTER}")
+    for file in [*folder.glob("adapter_model*.safetensors"), *folder.glob("adapter_model*.bin")]:
+        check_weights(file)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = get_peft_model(model, config)
+        report: Any = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"the adapters in {folder} are not of this model ({why}): set model.path to theirs") from error
+    missing = [key for key in report.missing_keys if ".lora_" in key or "modules_to_save" in key]
+    if missing or report.unexpected_keys:
+        first = sorted(missing or report.unexpected_keys)[0]
+        raise ValueError(f"the adapters in {folder} are not of this model: {first} is on one side only; set model.path to theirs")
+    return wrapped.merge_and_unload()
 
 
 @contextmanager

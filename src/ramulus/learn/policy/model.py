@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+from ramulus.learn.policy.hub import offline
+from ramulus.learn.policy.model_files import ADAPTER, examine, is_adapter, looks_local, read_json
+
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 ROPE = {  # the kinds whose angles do not depend on the length of a text, and what each needs
     "default": (),
@@ -27,7 +28,10 @@ ROPE_MORE = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A causal LM from a local folder or by its name on the hub.
+    """A causal LM from a local folder or by its name on the hub, or a folder of LoRA adapters, which are added to the model they are of.
+
+    What is loaded is checked: weights that are missing, of another shape, without a place in the model or not finite are refused, and the
+    tokenizer spells as its tokenizer.json says.
 
     `max_positions` and `rope` extend its context: `rope` is merged into the model's `rope_parameters` (rope_theta, or a rope_type with its
     factor). LUFFY, SRFT and HPT give Qwen2.5-Math 16384 positions and rope_theta 40000, in place of 4096 and 10000. They are written into the
@@ -44,6 +48,8 @@ class Pretrained:
     path: str
     dtype: Dtype = "float32"  # of the weights that are trained; "auto" keeps that of the files
     revision: str | None = None  # of the hub
+    adapter: str | None = None  # a folder of LoRA adapters by peft that are added to the weights; `path` may itself be one
+    extra_weights: bool = False  # leave out weights that the model has no place for, in place of refusing them
     trust_remote_code: bool = False  # run Python code that comes with the model: only for authors you trust
     max_positions: int | None = None  # None leaves those of the model
     rope: dict[str, Any] | None = None
@@ -56,24 +62,40 @@ class Pretrained:
 
     def __call__(self) -> tuple[Any, Any]:
         """(model, tokenizer); the tokenizer pads with EOS where it has no padding token."""
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from transformers import AutoConfig
 
-        name = str(Path(self.path).expanduser()) if looks_local(self.path) else self.path
-        if looks_local(self.path) or Path(name).is_dir():
-            examine(Path(name))
+        from ramulus.learn.policy.loading import load_weights, silent
+        from ramulus.learn.policy.tokenizer import read_tokenizer
+
+        start = self.local(self.path)
+        if start is not None and is_adapter(start):
+            if self.adapter is not None:
+                raise ValueError(f"{self.path} is a folder of adapters already: set model.path to the model that {self.adapter} is of")
+            return replace(self, path=base_of(start), adapter=str(start))()
+        name = str(start or self.path)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        quiet = logging.get_verbosity()
+        if start is None:
+            options |= {"local_files_only": True} if offline(self.path, self.revision) else {}
+        else:
+            examine(start)
         try:
-            logging.set_verbosity_error()
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            config = self.extended(AutoConfig.from_pretrained(name, **options))
-            model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=self.dtype, **options)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"cannot load the model {self.path!r}: {sentence(error)}") from error
-        finally:
-            logging.set_verbosity(quiet)
-        return model.eval(), with_ends(tokenizer, self.path)
+            tokenizer = read_tokenizer(name, **options)
+            with silent():
+                config = self.extended(AutoConfig.from_pretrained(name, **options))
+            model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options)
+        except ValueError as error:
+            raise ValueError(f"cannot load the model {self.path!r}: {error}") from error
+        if self.adapter is not None:
+            from ramulus.learn.policy.lora import with_adapter
+
+            model = with_adapter(model, self.local(self.adapter) or Path(self.adapter))
+        return model.eval(), tokenizer
+
+    @staticmethod
+    def local(path: str) -> Path | None:
+        """The folder that a path means, there or not; None for the name of a model on the hub."""
+        folder = Path(path).expanduser()
+        return folder if looks_local(path) or folder.is_dir() else None
 
     def extended(self, config: Any) -> Any:
         """The config with `max_positions` and `rope`."""
@@ -111,46 +133,14 @@ def check_rope(rope: dict[str, Any]) -> None:
         raise ValueError(f"rope settings are numbers above 0, got {wrong[0]}={rope[wrong[0]]!r}")
 
 
-def looks_local(path: str) -> bool:
-    """Whether a name is meant as a folder: hub names have one slash at most and begin with a letter."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/") or "\\" in path
-
-
-def examine(folder: Path) -> None:
-    """Raise FileNotFoundError where a model folder lacks what it needs."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no model folder {folder}: check the path, or give the name of a model on the hub (Qwen/Qwen3-0.6B)"
-        )
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is no model folder, it has no config.json: give the folder that save_pretrained wrote"
-        )
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-        raise FileNotFoundError(
-            f"the model folder {folder} holds no weights (*.safetensors): download or copy them too"
-        )
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise FileNotFoundError(
-            f"the model folder {folder} holds no tokenizer (tokenizer.json): save it there with tokenizer.save_pretrained"
-        )
-
-
-def sentence(error: Exception) -> str:
-    """The first line of a library's error, without its traceback."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def with_ends(tokenizer: Any, path: str) -> Any:
-    """The tokenizer with a padding token; ValueError where it has no EOS token, without which no answer ever ends."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"the tokenizer of {path!r} has no EOS token, so no answer would ever end: set one and save it, "
-            'tokenizer.add_special_tokens({"eos_token": "<eos>"}); tokenizer.save_pretrained(...)'
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def base_of(adapter: Path) -> str:
+    """The model that a folder of adapters was trained on, as its settings name it; ValueError where they name none that is there."""
+    named = str(read_json(adapter / ADAPTER).get("base_model_name_or_path") or "")
+    folder = Path(named).expanduser()
+    if not named or (not folder.is_dir() and looks_local(named)):
+        said = f"of {named!r}, which is not there" if named else "of a model that its settings do not name"
+        raise FileNotFoundError(f"the adapters in {adapter} are {said}: set model.path to that model and model.adapter={adapter}")
+    return named
 
 
 @dataclass(frozen=True)

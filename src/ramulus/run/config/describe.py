@@ -75,6 +75,17 @@ def is_default(field: Field[Any], value: Any) -> bool:
     return field.default_factory is not MISSING and field.default_factory() == value
 
 
+def with_later_fields(saved: Any, value: Any) -> Any:
+    """Saved JSON with the fields that `value` has got since, where they are at their defaults: they change nothing."""
+    if is_dataclass(value) and not isinstance(value, type) and isinstance(saved, dict) and saved.get(CLASS) == qualified(type(value)):
+        later = [f for f in fields(value) if f.repr and f.name not in saved and is_default(f, getattr(value, f.name))]
+        known = {name: with_later_fields(item, getattr(value, name, None)) for name, item in saved.items()}
+        return known | {f.name: to_json(getattr(value, f.name)) for f in later}
+    if isinstance(saved, list) and isinstance(value, tuple | list) and len(saved) == len(value):
+        return [with_later_fields(item, inner) for item, inner in zip(saved, value)]
+    return saved
+
+
 def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
     """Python text that builds `value`: fields at their defaults are left out, long calls get a line per field."""
     if isinstance(value, Enum):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import run_folder
-from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json
+from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
@@ -122,7 +122,7 @@ def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str
     notes: list[str] = []
     refused: list[str] = []
     for stage, before, after in zip(stages, old, new):
-        for path, was, now in changes(before, after):
+        for path, was, now in changes(with_later_fields(before, stage), after):
             head = path.split(".")[0]
             if head == "out":
                 continue

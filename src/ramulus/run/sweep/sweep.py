@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from ramulus.look.terminal import safe
-from ramulus.run.config.describe import changes, to_json
+from ramulus.run.config.describe import changes, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
@@ -98,7 +98,7 @@ def edited(saved: list[Any], stages: tuple[Run, ...]) -> list[str]:
         return [f"it has {len(saved)} stages, the recipe now {len(stages)}"]
     found = []
     for old, stage in zip(saved, stages):
-        for path, was, now in changes(old, to_json(stage)):
+        for path, was, now in changes(with_later_fields(old, stage), to_json(stage)):
             if path.split(".")[0] not in ("out", "threads") and holds(old, path):
                 found.append(f"{stage.name}: {path} was {brief(was)}, is now {brief(now)}")
     return found

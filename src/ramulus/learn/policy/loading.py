@@ -1,0 +1,80 @@
+"""Weights as transformers loads them, and what it says of them in silence: missing, unexpected, mismatched, not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+
+def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
+    """The causal LM of a folder or hub name, in the precision of `options`.
+
+    Raises ValueError, naming the weights, where some are missing, have other shapes or are no numbers, and unless `extra` where the model has
+    no place for some: transformers would fill the gaps with random ones.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with silent():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    model, report = loaded
+    where = f"the weights of {name} do not fit its config.json"
+    if errors := report["error_msgs"]:
+        raise ValueError(f"{where}: {' '.join(str(errors[0]).split())}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, found, wanted = mismatched[0]
+        raise ValueError(
+            f"{where}: {key} has the shape {list(found)} where the model wants {list(wanted)}{more(mismatched)}: take the config.json they came with"
+        )
+    if missing := report["missing_keys"]:
+        beside = f", and {named(report['unexpected_keys'])} has no place in it" if report["unexpected_keys"] else ""
+        raise ValueError(f"{where}: it lacks {named(missing)}{beside}: download or copy the folder again, or take the config.json they came with")
+    if report["unexpected_keys"] and not extra:
+        raise ValueError(
+            f"{where}: the model has no place for {named(report['unexpected_keys'])}: take the config.json they came with, "
+            "or set model.extra_weights=true to leave them out"
+        )
+    if broken := [key for key, p in model.named_parameters() if not torch.isfinite(p.detach().sum(dtype=torch.float32))]:
+        raise ValueError(f"the weights of {name} are not all finite numbers: {named(broken)}: download or copy the folder again")
+    return model
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside, transformers says nothing below an error and draws no bar; what it cannot read is a ValueError."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"its config.json makes no sense: {sentence(error.__cause__ or error)}") from error
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise ValueError(sentence(error)) from error
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def named(keys: Collection[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(sorted(keys)[:most]) + more(keys, most)
+
+
+def more(keys: Collection[Any], most: int = 1) -> str:
+    """How many there are beyond those that were named."""
+    return f" and {len(keys) - most} more" if len(keys) > most else ""
+
+
+def sentence(error: BaseException) -> str:
+    """The first line of a library's error, without its traceback."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,53 @@
+"""A tokenizer that spells as its tokenizer.json says, whatever class its folder or its model's family would give it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ramulus.learn.policy.loading import silent
+
+SAMPLE = "12 + 3 = 15,\n\tsays  the naïve 漢字 student. It's x_1 <b>"
+SPACED = "1 + 2\n= 3"
+
+
+def read_tokenizer(name: str, **options: Any) -> Any:
+    """The tokenizer of a folder or hub name; it pads with EOS where it has no padding token.
+
+    transformers builds the tokenizer of some families anew, whatever tokenizer.json holds: where that spells a sample otherwise, the file is
+    followed. Warns of a tokenizer that loses spaces or line breaks. Raises ValueError for one without an EOS token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    with silent():
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if not same_spelling(tokenizer, name, options):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **options)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {name!r} has no EOS token, so no answer would ever end: set one and save it, "
+            'tokenizer.add_special_tokens({"eos_token": "<eos>"}); tokenizer.save_pretrained(...)'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = tokenizer(SPACED, add_special_tokens=False).input_ids
+    back = str(tokenizer.decode(ids))
+    if back.split() == SPACED.split() and back.strip() != SPACED:
+        warnings.warn(f"the tokenizer of {name!r} does not keep spaces and line breaks: {SPACED!r} comes back as {back!r}", stacklevel=2)
+    return tokenizer
+
+
+def same_spelling(tokenizer: Any, name: str, options: dict[str, Any]) -> bool:
+    """Whether a tokenizer spells a sample, there and back, as the tokenizer.json of a folder or hub name; True where there is none."""
+    from tokenizers import Tokenizer
+    from transformers.utils import cached_file
+
+    keys = {key: value for key, value in options.items() if key in ("revision", "local_files_only")}
+    path = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **keys)
+    if path is None or not tokenizer.is_fast:
+        return True
+    file = Tokenizer.from_file(str(Path(path)))
+    ids = file.encode(SAMPLE, add_special_tokens=False).ids
+    mine = tokenizer.backend_tokenizer.encode(SAMPLE, add_special_tokens=False).ids
+    return bool(ids == mine and file.decode(ids) == tokenizer.backend_tokenizer.decode(ids))
