@@ -14,6 +14,7 @@ VOCABULARY = 11
 def node_fields(rng: random.Random, count: int, author: Author, tempered: bool) -> dict:
     """Random per-token columns of a node."""
     signals = {name: column((-rng.uniform(0.05, 3) for _ in range(count)), "d") for name in ("recomputed", "reference_model")}
+    signals |= {f"{name}_tempered": column([0.8 * x - 0.1 for x in signals[name]], "d") for name in list(signals)}
     if author is not Author.POLICY:
         return {"signals": signals}
     return {

@@ -245,7 +245,7 @@ def dapo_loss(rows: Rows, advantage: Tensor) -> Tensor:
 
 
 def leashed_loss(rows: Rows, advantage: Tensor) -> Tensor:
-    return grpo_loss(rows, advantage) + 0.05 * textbook.k3(rows.logp, rows.reference) - 0.01 * rows.entropy
+    return grpo_loss(rows, advantage) + 0.05 * textbook.k3_plus(rows.logp, rows.reference) - 0.01 * rows.entropy
 
 
 def treerl_loss(rows: Rows, advantage: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def treerl_loss(rows: Rows, advantage: Tensor) -> Tensor:
 
 
 def attnrl_loss(rows: Rows, advantage: Tensor) -> Tensor:
-    return dapo_loss(rows, advantage) + 0.001 * textbook.k3(rows.logp, rows.reference)
+    return dapo_loss(rows, advantage) + 0.001 * textbook.k3_plus(rows.logp, rows.reference)
 
 
 def reinforce_loss(rows: Rows, advantage: Tensor) -> Tensor:
@@ -343,4 +343,5 @@ METHODS = {
 
 import methods_hapo  # noqa: E402, F401  it adds its rows to METHODS
 import methods_hpt  # noqa: E402, F401  it adds its rows to METHODS
+import methods_more  # noqa: E402, F401  it adds its rows to METHODS
 import methods_recipes  # noqa: E402, F401  it adds its rows to METHODS

@@ -92,7 +92,7 @@ def luffy(std: bool, clip: float | None, how: str, bonus: float = 0.0) -> Callab
         rows = rows_of(trees, evaluate, BOTH, True, policy_only=False)
         advantage = book.union_advantage(rows.reward, rows.group, std)[:, None].expand_as(rows.logp)
         given = book.mixed(rows.logp, rows.old, advantage, by_author(rows, Author.EXPERT), 0.1, clip)
-        return close(rows, given - bonus * rows.entropy, how, len(trees), 9)
+        return close(rows, given, how, len(trees), 9) - bonus * close(rows, rows.entropy, "token_mean", len(trees))
 
     return loss
 
@@ -193,9 +193,13 @@ def hpt(
         every = torch.ones(len(rows.reward), dtype=torch.bool)
         surrogate = -advantage * torch.exp(rows.logp - rows.old)
         surrogate = surrogate if clip is None else textbook.ppo(rows.logp, rows.old, advantage, clip, clip)
-        total = question_sum(rows, surrogate - bonus * rows.entropy, every, rl)
+        total = question_sum(rows, surrogate, every, rl)
         demos, whole = demonstrations(trees, evaluate)
-        total = total + question_sum(demos, -0.3 * demos.logp - bonus * demos.entropy, whole, sft)
+        total = total + question_sum(demos, -0.3 * demos.logp, whole, sft)
+        if bonus:
+            kept = [(rows, torch.tensor(rl)[rows.group]), (demos, torch.tensor(sft)[demos.group] * whole)]
+            summed = sum((part.entropy * part.mask * weight[:, None]).sum() for part, weight in kept)
+            total = total - bonus * summed / sum((part.mask * weight[:, None]).sum() for part, weight in kept)
         if off is not None:
             p = demos.logp.exp()
             total = total + question_sum(demos, -demos.reward[:, None] * p / (p + 0.1), whole, other)

@@ -16,14 +16,14 @@ from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.advantage.token_group import TokenGroupMean
 from ramulus.learn.objective.gate import Smooth, Switch
 from ramulus.learn.objective.mask import Clip, DualClip, Everything
-from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean
+from ramulus.learn.objective.mix import ConstantLength, Mix, QuestionMean, SequenceMean, TokenMean
 from ramulus.learn.objective.reference import Behavior, Recomputed
 
 
 def attnrl(trees: list[Tree], evaluate: Evaluate) -> Tensor:
     """Ratios at the temperature of sampling, the KL term at 1."""
     pull = on_nodes("paper", False, "token_mean", True, dapo_loss)(trees, evaluate)
-    kl = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3(rows.logp, rows.reference))
+    kl = on_nodes("paper", False, "token_mean", False, lambda rows, _: textbook.k3_plus(rows.logp, rows.reference))
     return pull + 0.05 * kl(trees, evaluate)
 
 
@@ -64,8 +64,11 @@ METHODS |= {
         clips=True,
     ),
     "hpt_unclipped": Method(
-        Mix((UNCLIPPED, SHOWN), entropy_bonus=0.01, gate=Switch(GAMMA)), hpt("switch", clip=None, bonus=0.01)
+        Mix((UNCLIPPED, SHOWN), entropy_bonus=0.01, gate=Switch(GAMMA), normaliser=TokenMean()),
+        hpt("switch", clip=None, bonus=0.01),
     ),
-    "luffy_bonus": Method(Mix((MIXED,), entropy_bonus=0.01), luffy(False, None, "constant", 0.01)),
+    "luffy_bonus": Method(
+        Mix((MIXED,), entropy_bonus=0.01, normaliser=TokenMean()), luffy(False, None, "constant", 0.01)
+    ),
     "ramulus": Method(Mix((RL, SHOWN), share="each_fork", gate=Smooth(GAMMA)), ramulus, clips=True),
 }

@@ -140,7 +140,7 @@ def clipped_tokens(trees: list[Tree], mix: Mix, free: Free) -> tuple[float, floa
         free.packed(trees, mix, credits, 0),
         strict=True,
     ):
-        seen = batch.term(0)
+        seen = mix.term(batch, 0)
         logp = (hot if part.estimator.tempered else plain).detach()
         for sign, credit in ((1, seen.gain), (-1, seen.pain)):
             cut += float(((part.estimator.mask(sign, logp, entropy, seen) == 0) & (credit != 0)).sum())

@@ -26,8 +26,8 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return build(request.param, double=True)
 
 
-def one_by_one(model: nn.Module) -> Callable[[list[Trajectory]], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Log-probs and entropy of each trajectory by a forward pass of its own."""
+def one_by_one(model: nn.Module, warm: bool = False) -> Callable[[list[Trajectory]], tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Log-probs and entropy of each trajectory by a forward pass of its own; `warm`: the entropy at the temperature of sampling."""
 
     def evaluate(rows: list[Trajectory]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         hot, plain, entropy = [], [], []
@@ -39,7 +39,9 @@ def one_by_one(model: nn.Module) -> Callable[[list[Trajectory]], tuple[list[Tens
             logp = logits.log_softmax(-1)
             heat = torch.tensor(row.temperature, dtype=torch.float64)[:, None]
             plain.append(logp.gather(1, tokens[:, None])[:, 0])
-            hot.append((logits / heat).log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+            tempered = (logits / heat).log_softmax(-1)
+            hot.append(tempered.gather(1, tokens[:, None])[:, 0])
+            logp = tempered if warm else logp
             entropy.append(-(logp.exp() * logp).sum(-1))
         return hot, plain, entropy
 
@@ -64,6 +66,8 @@ def record(model: nn.Module, trees: list[Tree], seed: int) -> None:
                 node.logprobs[k] = a + rng.gauss(0, 0.4) - node.kept[k]
             node.signals["recomputed"][k] = b + rng.gauss(0, 0.4)
             node.signals["reference_model"][k] = b + rng.gauss(0, 0.4)
+            for name in ("recomputed_tempered", "reference_model_tempered"):
+                node.signals[name][k] = a + rng.gauss(0, 0.4)
 
 
 def through(
@@ -75,7 +79,7 @@ def through(
     total, value = torch.zeros((), dtype=torch.float64), 0.0
     seen = []
     for batch in pack(trees, mix.credit(trees), mix, budget, dtype=torch.float64, gates=mix.gates(trees, {})[0]):
-        hot, plain, entropy, _ = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus))
+        hot, plain, entropy, _ = policy.evaluate(spoil(batch), entropy_grad=bool(mix.entropy_bonus), hot=mix.entropy_tempered)
         total = total + mix.loss(hot, plain, entropy, batch)
         value += gauges.surrogate(mix, hot, plain, entropy, batch)
         seen.append(gauges.gauges(mix, hot, plain, entropy, batch))
@@ -90,7 +94,7 @@ def through(
 def test_through_a_model(model: nn.Module, name: str, size: str) -> None:
     trees = forest(5, tempered=True)
     record(model, trees, 5)
-    want = METHODS[name].loss(trees, one_by_one(model))
+    want = METHODS[name].loss(trees, one_by_one(model, METHODS[name].mix.entropy_tempered))
     ours, value = through(model, trees, name, budget_for(trees, size))
     assert any(row.leaf.author is Author.EXPERT for row in flatten(trees))
     assert apart(ours, gradients(want, list(model.parameters()))) < TOLERANCE

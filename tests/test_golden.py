@@ -67,6 +67,7 @@ def credits_of(case: dict, **changes) -> list[list[float]]:
             options["weighting"],
             reject=options["reject_degenerate_subgroups"],
             depth=options["subgroup_depth"],
+            lone="reward",
             **changes,
         ),
         "tree_segment": lambda: SegmentValue(options["segment_size"], options["eta"]),

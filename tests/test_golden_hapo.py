@@ -78,7 +78,7 @@ def group_answer(inputs: dict) -> dict:
         trees[g].add(trees[g].root, [2] * n, Author.POLICY, finish="eos", reward=r)
         for g, n, r in zip(inputs["group_ids"], inputs["lengths"], inputs["rewards"], strict=True)
     ]
-    rule = TokenGroupMean(inputs["normalize_by_std"], inputs["eps"], fallback=5.0, width=inputs["padded_width"])
+    rule = TokenGroupMean(inputs["normalize_by_std"], inputs["eps"], fallback=5.0, width=inputs["padded_width"], lone="reward")
     answers = dict(zip(trees, rule(list(trees.values())), strict=True))
     values = [answers[g].leaf[leaf.id] for g, leaf in zip(inputs["group_ids"], leaves, strict=True)]
     return {"advantage_per_response": values}

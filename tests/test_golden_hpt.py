@@ -319,8 +319,9 @@ def advantages(case: dict) -> list[str]:
         author = Author.POLICY if ours else Author.EXPERT
         ends.append((name, tree.add(tree.root, [2] * sum(row), author, finish="eos", reward=score)))
     rules = {
-        "grpo": GroupMean(over="all"), "dr_grpo": GroupMean(std=False, over="all"), "grpo_balance": Signed(over="all"),
-        "reinforce": Raw(over="all"), "reinforce_plus_plus": Whitened(over="all"), "grpo_split": SplitMean(), "dr_grpo_split": SplitMean(std=False),
+        "grpo": GroupMean(over="all", lone="reward"), "dr_grpo": GroupMean(std=False, over="all", lone="reward"), "grpo_balance":
+        Signed(over="all"), "reinforce": Raw(over="all"), "reinforce_plus_plus": Whitened(over="all"), "grpo_split": SplitMean(lone="reward"),
+        "dr_grpo_split": SplitMean(std=False, lone="reward"),
     }  # fmt: skip
     got = {}
     for name, rule in rules.items():

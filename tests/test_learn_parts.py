@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,8 +11,11 @@ import torch
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, column
+from ramulus.learn.advantage.baselines import SplitMean
+from ramulus.learn.advantage.global_local import GlobalLocal
 from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.advantage.subgroup import SegmentValue, SegmentZScore, SubgroupMean
+from ramulus.learn.advantage.token_group import TokenGroupMean
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.gauges import gauges, merge
@@ -50,7 +53,31 @@ def test_group_means_by_hand() -> None:
     assert credit(GroupMean(std=False, leave_one_out=True), 1.0, 0.0, 0.0) == pytest.approx([1.0, -0.5, -0.5])
     deviation = math.sqrt(1 / 3)
     assert credit(GroupMean(), 1.0, 0.0, 0.0) == pytest.approx([2 / 3 / deviation, -1 / 3 / deviation, -1 / 3 / deviation], rel=1e-5)
-    assert credit(GroupMean(), -1.0) == [-1.0], "a lone path has the baseline 0"
+
+
+LONE = [GroupMean(), GroupMean(std=False, leave_one_out=True), SplitMean(), TokenGroupMean(), SubgroupMean(whiten=False), SegmentZScore(1),
+GlobalLocal("released", unbranched=True)]
+
+
+@pytest.mark.parametrize("rule", LONE)
+def test_a_lone_graded_leaf_earns_what_the_setting_says(rule: Any) -> None:
+    tree = star(-0.5, None)
+    for lone, want in (("zero", 0.0), ("reward", -0.5)):
+        (credit,) = replace(rule, lone=lone)([tree])
+        (leaf,) = credit.trained()
+        got = credit.token[leaf][0] if credit.token else credit.node[leaf] if credit.node else credit.leaf[leaf]
+        assert got == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="lone is 'zero' or 'reward', got 'none'"):
+        replace(rule, lone="none")
+    assert rule.lone == "zero"
+
+
+def test_a_lone_path_beside_a_demonstration_is_no_group_of_its_own() -> None:
+    tree = star(0.25)
+    shown = tree.add(tree.root, [3], Author.EXPERT, finish="eos", reward=1.0)
+    assert list(GroupMean(std=False, over="all")([tree])[0].leaf.values()) == [-0.375, 0.375]
+    assert SplitMean(std=False)([tree])[0].leaf == {1: 0.0, shown.id: 0.75}
+    assert SplitMean(std=False, lone="reward")([tree])[0].leaf == {1: 0.25, shown.id: 1.0}
 
 
 def test_the_baseline_may_run_over_demonstrations() -> None:

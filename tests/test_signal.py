@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from forests import flatten, forest
 from methods import METHODS
+from ramulus.core.share import at_least, at_most
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Tree
-from ramulus.learn.advantage.entropy_advantage import ClipCov, EntropyAdvantage
+from ramulus.core.tree import Author, Tree, column
+from ramulus.learn.advantage.entropy_advantage import ClipCov, Covarying, EntropyAdvantage
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.advantage.subgroup import learned
 from ramulus.learn.advantage.token_group import TokenGroupMean
@@ -252,6 +253,36 @@ def test_forking_tokens_are_a_share_of_the_flattened_tokens(share: float) -> Non
     assert share <= got < share + 0.1
     rescaled = HighEntropy(share, rescale=True)(1, batch.recomputed, batch.entropy, batch)
     assert float((rescaled * trained).sum()) == pytest.approx(float(trained.sum()))
+
+
+TAKEN = [(0.2, 10, 2), (0.2, 11, 3), (0.1, 100, 10), (0.5, 3, 2), (0.07, 100, 7), (1.0, 5, 5), (0.01, 5, 1)]
+BOUNDS = [(0.29, 100, 29, 29), (1.1, 50, 55, 55), (0.07, 100, 7, 7), (0.2, 11, 3, 2), (1e-4, 10, 1, 0)]
+
+
+@pytest.mark.parametrize(("share", "count", "taken"), TAKEN)
+def test_a_share_of_the_tokens_is_counted_exactly(share: float, count: int, taken: int) -> None:
+    tree = Tree.plant(Task("q", (1,), ""))
+    entropy = [0.1 + 0.013 * ((7 * i) % count) for i in range(count)]
+    leaf = tree.add(tree.root, [2] * count, Author.POLICY, finish="eos", reward=1.0, logprobs=[-1.0] * count, entropy=column(entropy))
+    stats = HighEntropy(share).measure([tree], [{leaf.id}])
+    assert sum(x >= stats[f"forks/{share:g}/threshold"] for x in leaf.entropy) == taken
+    assert stats[f"forks/{share:g}/share"] == taken / count
+
+
+@pytest.mark.parametrize(("share", "count", "least", "most"), BOUNDS)
+def test_shares_are_those_that_are_written(share: float, count: int, least: int, most: int) -> None:
+    """0.29 x 100 is a little below 29 in floating point, 1.1 x 50 a little above 55."""
+    assert (at_least(share, count), at_most(share, count)) == (least, most)
+
+
+@pytest.mark.parametrize("share", [0.29, 0.5, 1.0])
+def test_kl_cov_holds_exactly_a_share(share: float) -> None:
+    tree = Tree.plant(Task("q", (1,), ""))
+    for i, reward in enumerate((0.0, 1.0)):
+        logprobs = column([-0.1 - 0.017 * ((13 * k + i) % 50) for k in range(50)])
+        tree.add(tree.root, [2] * 50, Author.POLICY, finish="eos", reward=reward, logprobs=logprobs, kept=[0.0] * 50)
+    (credit,) = Covarying(share=share, value=-1.0)([tree])
+    assert sum(x for row in credit.token.values() for x in row) == -round(100 * share)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 
-def group_advantage(reward: Tensor, group: Tensor, kind: str, eps: float = 1e-6) -> Tensor:
-    """[B] outcome advantages: grpo (sample std), dr_grpo (mean only), rloo (mean of the others)."""
+def group_advantage(reward: Tensor, group: Tensor, kind: str, eps: float = 1e-6, lone: float = 0.0) -> Tensor:
+    """[B] outcome advantages: grpo (sample std), dr_grpo (mean only), rloo (mean of the others); a lone row earns `lone` times its reward."""
     answer = torch.zeros_like(reward)
     for g in group.unique():
         rows = group == g
         r = reward[rows]
         if len(r) == 1:
-            answer[rows] = r
+            answer[rows] = lone * r
         elif kind == "grpo":
             answer[rows] = (r - r.mean()) / (r.std() + eps)
         elif kind == "dr_grpo":
@@ -43,7 +43,7 @@ def treepo_advantage(
             r = reward[mine]
             if j > 0 and (len(mine) < 2 or (reject and bool((r == r[0]).all()))):
                 continue
-            baseline = 0.0 if len(mine) == 1 else float(r.mean())
+            baseline = float(r.mean())
             weight = len(mine) if weighting == "group_size" else 1
             total += weight * (float(reward[i]) - baseline)
             weights += weight
@@ -103,6 +103,7 @@ def segment_advantage(
 
 def spo_advantage(reward: Tensor, group: Tensor, labels: list[tuple], lengths: list[int], size: int) -> list[Tensor]:
     """The code-only variant with values z-scored among the levels that hang from the same one; only children keep theirs."""
+    reward = torch.stack([r if int((group == g).sum()) > 1 else r * 0 for r, g in zip(reward, group, strict=True)])
     below, paths = level_tree(group, labels)
     scored: dict[tuple, float] = {}
     for parts in below.values():
@@ -146,6 +147,12 @@ def k3(logp: Tensor, reference: Tensor) -> Tensor:
     """[B, L] the k3 estimate of KL(pi || reference)."""
     d = reference - logp
     return d.exp() - d - 1
+
+
+def k3_plus(logp: Tensor, frozen: Tensor) -> Tensor:
+    """[B, L] verl's "k3+": the value of k3, held in +-10, with the gradient of k2."""
+    k2 = (frozen - logp) ** 2 / 2
+    return k2 + (k3(logp, frozen).clamp(-10, 10) - k2).detach()
 
 
 def aggregate(

@@ -6,6 +6,7 @@ Shapes: rows i of a batch, L columns. `logp`, `old`, `entropy` (now), `sampled` 
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -41,7 +42,7 @@ def grpo_fallback(
             most = max(most, float(tokens.mean().abs() / (tokens.std(correction=0) + eps)))
         if most >= reach:
             r = reward[rows]
-            mean, spread = (r.mean(), r.std()) if len(r) > 1 else (r.new_zeros(()), r.new_ones(()))
+            mean, spread = r.mean(), r.std() if len(r) > 1 else r.new_ones(())
             answer[rows] = ((r - mean) / (spread + eps))[:, None].expand_as(answer[rows])
     return answer
 
@@ -90,8 +91,8 @@ def hapo(
 
 def forks(sampled: Tensor, mask: Tensor, share: float) -> Tensor:
     """[B, L] 1 on the valid tokens with the highest entropies when sampled."""
-    valid = torch.sort(sampled[mask > 0]).values
-    return ((sampled >= valid[round((1 - share) * (len(valid) - 1))]) & (mask > 0)).double()
+    valid = torch.sort(sampled[mask > 0], descending=True).values
+    return ((sampled >= valid[math.ceil(share * len(valid) - 1e-9) - 1]) & (mask > 0)).double()
 
 
 def entropy_advantage(advantage: Tensor, sampled: Tensor, alpha: float, kappa: float) -> Tensor:

@@ -15,8 +15,8 @@ LEGENDRE = np.polynomial.legendre.leggauss(300)
 
 
 def union_advantage(reward: Tensor, group: Tensor, std: bool) -> Tensor:
-    """[B] over rollouts and demonstrations of a question together (arXiv 2504.14945, eq. 4); a lone row keeps its reward."""
-    answer = reward.clone()
+    """[B] over rollouts and demonstrations of a question together (arXiv 2504.14945, eq. 4); a lone row earns nothing."""
+    answer = torch.zeros_like(reward)
     for g in group.unique():
         r = reward[group == g]
         if len(r) > 1:

@@ -42,7 +42,7 @@ def global_local(reward: Tensor, paths: list[list], path: list) -> dict:
 def released(reward: Tensor, paths: list[list], path: list, trained: list[bool]) -> dict:
     """Sum of leave-one-out rewards over sqrt(trained leaves) and leaves; plus its difference to the parent, or the parent's own."""
     group = sharing(paths, path[0])
-    apart = {k: float(reward[k] - (reward[group].sum() - reward[k]) / max(len(group) - 1, 1)) for k in group}
+    apart = {k: float(reward[k] - reward[[j for j in group if j != k]].mean()) if len(group) > 1 else 0.0 for k in group}
     level = []
     for node in path:
         below = sharing(paths, node)

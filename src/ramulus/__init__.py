@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from ramulus.learn.objective.estimator import Estimator as Estimator
     from ramulus.learn.objective.gate import Smooth as Smooth
     from ramulus.learn.objective.gate import Switch as Switch
+    from ramulus.learn.objective.kl import KL as KL
+    from ramulus.learn.objective.kl_cov import kl_cov as kl_cov
+    from ramulus.learn.objective.mask import Behind as Behind
     from ramulus.learn.objective.mask import Clip as Clip
     from ramulus.learn.objective.mask import DualClip as DualClip
     from ramulus.learn.objective.mask import Everything as Everything
@@ -115,7 +118,9 @@ HOMES = {
     "learn.objective.gate": ("Smooth", "Switch"),
     "learn.objective.token_weight": ("HighEntropy", "ImportanceWeight", "Product"),
     "learn.advantage.global_local": ("GlobalLocal",),
-    "learn.objective.mask": ("Clip", "DualClip", "Everything"),
+    "learn.objective.kl": ("KL",),
+    "learn.objective.kl_cov": ("kl_cov",),
+    "learn.objective.mask": ("Behind", "Clip", "DualClip", "Everything"),
     "learn.objective.mix": ("Mix", "SequenceMean", "Term", "TokenMean"),
     "learn.policy.model": ("Pretrained", "Scratch"),
     "learn.packing.pack": ("pack",),

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
+from ramulus.core.share import at_least
+
 
 def quantile(values: Sequence[float], share: float) -> float:
     """The `share`-quantile by linear interpolation; exactly a value where the place is one."""
@@ -41,7 +43,7 @@ def at_random(
     starts: Sequence[int], end: int, count: int, early: float, distance: int, dice: random.Random
 ) -> list[int]:
     """`count` steps drawn from the first `early` share of those after the first, under the same rules of distance."""
-    pool = list(range(1, 1 + math.ceil(early * (len(starts) - 1))))
+    pool = list(range(1, 1 + at_least(early, len(starts) - 1)))
     dice.shuffle(pool)
     return filled(spaced(pool, starts, end, count, distance), len(starts), count)
 

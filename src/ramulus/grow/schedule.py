@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from ramulus.core.share import at_least
 from ramulus.core.tree import Author, Tree
 
 State = dict[str, Any]
@@ -107,7 +108,7 @@ class Dynamic:
 
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
         missing = max(self.prompts - len(kept), 0)
-        return (math.ceil(missing * self.oversample) if draws < self.draws else 0), state
+        return (at_least(self.oversample, missing) if draws < self.draws else 0), state
 
     def keep(self, tree: Tree) -> bool:
         """Whether the policy's graded paths differ in correctness, or in reward where one has none; a lone path is kept."""

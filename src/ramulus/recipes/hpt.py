@@ -10,7 +10,7 @@ from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.gate import Switch
 from ramulus.learn.objective.mask import Everything
-from ramulus.learn.objective.mix import Mix, QuestionMean, Term
+from ramulus.learn.objective.mix import Mix, QuestionMean, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.policy.model import Pretrained
 from ramulus.recipes import quickstart
@@ -35,7 +35,7 @@ def recipe() -> Run:
     """
     rl = Term(Estimator(Everything(), Behavior(), GroupMean(std=False)), normaliser=QuestionMean())
     sft = Term(Estimator(Everything(), Itself(), Constant(over="expert")), (Author.EXPERT,), QuestionMean())
-    mix = Mix((rl, sft), entropy_bonus=0.001, gate=Switch(0.0))
+    mix = Mix((rl, sft), entropy_bonus=0.001, gate=Switch(0.0), normaliser=TokenMean())
     return Run(name="hpt", branching=Star(8), mix=mix, optimizer=AdamW(lr=5e-6, weight_decay=0.01), **PUBLISHED)
 
 

@@ -7,7 +7,7 @@ from ramulus.grow.branching import Star
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.mask import Everything
-from ramulus.learn.objective.mix import ConstantLength, Mix, Term
+from ramulus.learn.objective.mix import ConstantLength, Mix, Term, TokenMean
 from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.objective.shaped_reference import Shaped
@@ -16,9 +16,11 @@ from ramulus.run.config.recipe import AdamW, Run
 
 
 def mix(length: int) -> Mix:
-    """Token sums over a fixed number of tokens, demonstration and rollouts in one group."""
+    """Token sums over a fixed number of tokens, demonstration and rollouts in one group; the entropy bonus is a mean over all tokens, as in the
+    code.
+    """
     mixed = Estimator(Everything(), PerAuthor(Behavior(), Shaped(0.1)), GroupMean(std=False, over="all"))
-    return Mix((Term(mixed, (Author.POLICY, Author.EXPERT), ConstantLength(length)),), entropy_bonus=0.001)
+    return Mix((Term(mixed, (Author.POLICY, Author.EXPERT), ConstantLength(length)),), entropy_bonus=0.001, normaliser=TokenMean())
 
 
 def recipe() -> Run:

@@ -43,7 +43,7 @@ class SignalContext:
         A Mix that reads "recomputed" refuses to look ahead, so that the weights are the same. Behind `Behavior`, as in the recipes
         attnrl and ramulus, no such pass is needed ("reference_model" is one of other weights), and influence takes one of its own, without the head.
         """
-        return tuple({"recomputed"} & set(self.columns))
+        return tuple(sorted({"recomputed", "recomputed_tempered"} & set(self.columns)))
 
     @cached_property
     def separators(self) -> Separators:

@@ -77,7 +77,7 @@ def build(run: Run, start: Path | None) -> Parts:
     how = run.optimizer
     options = {
         "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": run.autocast,
-        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": "reference_model" in run.mix.columns,
+        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": run.mix.kl_coef > 0,
     }  # fmt: skip
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
     engine = run.engine(model, decode)

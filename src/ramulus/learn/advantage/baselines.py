@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ramulus.core.tree import Node, Tree, correct
-from ramulus.learn.advantage.group import Over, graded, mean_of, rewards_of
+from ramulus.learn.advantage.group import Lone, Over, check_lone, graded, mean_of, rewards_of
 from ramulus.learn.advantage.subgroup import whitened
 from ramulus.learn.batch.tree_batch import Credits
 
@@ -79,22 +79,29 @@ class Whitened:
 class SplitMean:
     """GroupMean whose mean and deviation are those of the policy's leaves but which credits demonstrations too (`grpo_split` of LUFFY's code).
 
-    A deviation of 0, or of a single leaf, counts as 1; a tree without a graded policy leaf has the mean 0.
+    A deviation of 0, or of a single leaf, counts as 1; a tree without a graded policy leaf has the mean 0. `lone`: what the policy's only leaf
+    earns, and a demonstration that is the only leaf; with "reward" a single leaf's mean is 0, as in that code.
     """
 
     std: bool = True
     eps: float = 1e-6
+    lone: Lone = "zero"
+
+    def __post_init__(self) -> None:
+        check_lone(self.lone, "SplitMean")
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         return [self.credit(tree) for tree in forest]
 
     def credit(self, tree: Tree) -> Credits:
         """The credits of one tree."""
-        ours = rewards_of(graded(tree))
-        mean = mean_of(ours) if len(ours) > 1 else 0.0
+        ours, leaves = rewards_of(graded(tree)), graded(tree, "all")
+        if len(leaves) == 1 and self.lone == "zero":
+            return Credits({leaves[0].id: 0.0})
+        mean = mean_of(ours) if len(ours) > 1 or (ours and self.lone == "zero") else 0.0
         spread = math.sqrt(math.fsum((r - mean) ** 2 for r in ours) / (len(ours) - 1)) if len(ours) > 1 else 0.0
         scale = 1 / ((spread or 1.0) + self.eps) if self.std else 1.0
-        return Credits({leaf.id: ((leaf.reward or 0.0) - mean) * scale for leaf in graded(tree, "all")})
+        return Credits({leaf.id: ((leaf.reward or 0.0) - mean) * scale for leaf in leaves})
 
 
 def own(leaf: Node) -> int:

@@ -1,10 +1,7 @@
-"""Advantages made over token by token, before they are folded down the tree: the entropy advantage and Clip-Cov.
+"""Advantages made over token by token, before they are folded down the tree: the entropy advantage, Clip-Cov and the choice of KL-Cov.
 
-What is nonlinear in an advantage beyond its sign must act on each path's own value, as the paths that share a token may disagree. Both use
-what was recorded when the tokens were sampled, once for the whole step; their papers recompute it at every update.
-
-KL-Cov (arXiv 2505.22617) does not fit the formula and is left out: its loss adds |log r| on the chosen tokens, whose gradient,
-sign(log r) grad log pi, is proportional to no advantage, so no mask, reference or advantage gives it.
+What is nonlinear in an advantage beyond its sign must act on each path's own value, as the paths that share a token may disagree. All use
+what was recorded when the tokens were sampled, or scored when the step began, once for the whole step; their papers recompute it at every update.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ramulus.core.share import at_most
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.batch.layout import joined
@@ -47,7 +45,11 @@ def credit_of(credit: Credits, leaf: int, path: Path) -> np.ndarray:
 
 
 def recorded(path: Path, name: str) -> np.ndarray:
-    """`entropy`, or `behavior`, the log-probs before truncation, of each token of a path [L]; ValueError where a node has none."""
+    """`entropy`, or `behavior`, the log-probs before truncation, or a scored column of each token of a path [L]; ValueError where a node has none."""
+    if name not in ("entropy", "behavior"):
+        if lacking := [node.id for node in path if name not in node.signals]:
+            raise ValueError(f"node {lacking[0]} has no {name!r} log-probs: have the forest scored for {{{name!r}}} before crediting")
+        return joined([node.signals[name] for node in path])
     for node in path:
         if len(node.column("logprobs" if name == "behavior" else name)) != len(node.tokens):
             raise ValueError(f"node {node.id} has no recorded {name} to read: sample with an engine that records it")
@@ -108,11 +110,55 @@ class ClipCov:
         if not sum(len(value) for _, _, value in rows):
             return [Credits(token={leaf: value.tolist() for leaf, _, value in tree}) for tree in trees]
         value = np.concatenate([value for _, _, value in rows])
-        logp = np.concatenate([recorded(path, "behavior") for _, path, _ in rows])
-        cov = (value - value.mean()) * (logp - logp.mean())
+        cov = covariance(rows, "behavior")
         near = np.flatnonzero((cov > self.low) & (cov < self.high)).tolist()
-        most = min(len(near), max(1, int(self.share * len(value))))
+        most = min(len(near), max(1, at_most(self.share, len(value))))
         draw = random.Random(f"{forest[0].seed}/{forest[0].step}/clip-cov")
         value[draw.sample(near, most)] = 0.0
-        parts = iter(np.split(value, np.cumsum([len(old) for _, _, old in rows])[:-1]))
-        return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}) for tree in trees]
+        return cut(value, trees)
+
+
+@dataclass(frozen=True)
+class Covarying:
+    """`value` on the tokens whose advantage and log-prob vary together the most, 0 on all others: whom KL-Cov holds (arXiv 2505.22617).
+
+    They are the `share` of all tokens, rounded down, at least one, with the largest (A - mean A) (log p - mean log p), with A of `advantage`;
+    means and share are over flattened tokens of the whole step, and of equal ones the earlier are taken. p is what `column` says: "behavior", as
+    sampled, or "recomputed" or "recomputed_tempered", the policy at the start of the step, which costs a forward pass unless the Mix reads it
+    anyway.
+    """
+
+    advantage: Any = field(default_factory=GroupMean)
+    share: float = 2e-4
+    value: float = 1.0
+    column: str = "behavior"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Covarying needs a share in (0, 1], got {self.share}")
+        if self.column not in ("behavior", "recomputed", "recomputed_tempered"):
+            raise ValueError(f"Covarying's column is 'behavior', 'recomputed' or 'recomputed_tempered', got {self.column!r}")
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        trees = along(forest, self.advantage(forest))
+        cov = covariance([row for tree in trees for row in tree], self.column)
+        order = np.argsort(-cov, kind="stable")
+        value = np.zeros(len(cov))
+        value[order[: max(1, at_most(self.share, len(cov)))]] = self.value
+        return cut(value, trees)
+
+
+def covariance(rows: Sequence[tuple[int, Path, np.ndarray]], column: str) -> np.ndarray:
+    """How the advantage and the log-prob of each token of all rows vary together, [N]."""
+    if not sum(len(value) for _, _, value in rows):
+        return np.zeros(0)
+    value = np.concatenate([value for _, _, value in rows])
+    logp = np.concatenate([recorded(path, column) for _, path, _ in rows])
+    return np.asarray((value - value.mean()) * (logp - logp.mean()))
+
+
+def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, Path, np.ndarray]]]) -> list[Credits]:
+    """A value for each token of all rows [N] as the credit of their leaves."""
+    sizes = [len(old) for tree in trees for _, _, old in tree]
+    parts = iter(np.split(value, np.cumsum(sizes)[:-1]) if sizes else [])
+    return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}) for tree in trees]

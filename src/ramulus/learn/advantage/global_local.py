@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ramulus.core.tree import Node, Tree, origin
-from ramulus.learn.advantage.group import graded, mean_of, rewards_of
+from ramulus.learn.advantage.group import Lone, check_lone, graded, mean_of, rewards_of
 from ramulus.learn.advantage.subgroup import members
 from ramulus.learn.batch.tree_batch import Credits
 
@@ -25,7 +25,8 @@ class GlobalLocal:
 
     A path that nothing branches from counts in every mean and is not trained, unless `unbranched`. `trained` > 0 trains that
     many paths of a tree: a right one first, then others drawn with the tree's own seed. Paths that go on from a part of a demonstration
-    are a tree of their own, rooted where that part ends: what they earn says nothing of the question's value without help.
+    are a tree of their own, rooted where that part ends: what they earn says nothing of the question's value without help. `lone`: what the only
+    leaf of such a tree earns in the released form, whose code gives it its reward; in the paper's it is 0.
 
     Example:
         >>> from ramulus import Author, GlobalLocal, Task, Tree
@@ -38,8 +39,10 @@ class GlobalLocal:
     form: Literal["paper", "released"] = "paper"
     unbranched: bool = False
     trained: int = 0
+    lone: Lone = "zero"
 
     def __post_init__(self) -> None:
+        check_lone(self.lone, "GlobalLocal")
         if self.form not in ("paper", "released"):
             raise ValueError(f"GlobalLocal's form is 'paper' or 'released', got {self.form!r}")
         if self.trained < 0:
@@ -58,7 +61,10 @@ class GlobalLocal:
         value: dict[int, float] = {}
         for root, own in begun(leaves):
             below = members(own)
-            value |= paper(root, below) if self.form == "paper" else released(root, below, trained)
+            if self.form == "released" and (len(own) > 1 or self.lone == "reward"):
+                value |= released(root, below, trained)
+            else:
+                value |= paper(root, below)
         return Credits({leaf.id: leaf.reward for leaf in chosen}, node=value)
 
     def choose(self, tree: Tree, leaves: list[Node]) -> list[Node]:

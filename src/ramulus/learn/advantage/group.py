@@ -14,6 +14,8 @@ Advantage = Callable[[Sequence[Tree]], list[Credits]]
 """A forest -> the credits of each of its trees."""
 
 Over = Literal["policy", "all", "expert"]
+Lone = Literal["zero", "reward"]
+"""What a leaf earns that is alone in its group: nothing, as there is nothing to compare it with, or its reward, as in verl, TRL and their forks."""
 
 
 def graded(tree: Tree, over: Over = "policy") -> list[Node]:
@@ -30,6 +32,12 @@ def rewards_of(leaves: Sequence[Node]) -> list[float]:
 def mean_of(rewards: Sequence[float]) -> float:
     """Their mean; exactly the one value where all are alike, so that rounding leaves no credit behind."""
     return rewards[0] if len(set(rewards)) == 1 else math.fsum(rewards) / len(rewards)
+
+
+def check_lone(lone: str, name: str) -> None:
+    """Raise ValueError for a setting that no lone leaf can earn by."""
+    if lone not in ("zero", "reward"):
+        raise ValueError(f"{name}'s lone is 'zero' or 'reward', got {lone!r}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class GroupMean:
     RLOO with `leave_one_out` (2402.14740, eq. 8).
 
     `over` says whether the baseline runs over the leaves the policy wrote or over the demonstrations as well. The standard
-    deviation is the sample's; a single leaf has the baseline 0.
+    deviation is the sample's. `lone`: what a leaf earns that is alone in its group.
 
     Example:
         >>> from ramulus import Author, GroupMean, Task, Tree
@@ -73,8 +81,10 @@ class GroupMean:
     leave_one_out: bool = False
     over: Over = "policy"
     eps: float = 1e-6
+    lone: Lone = "zero"
 
     def __post_init__(self) -> None:
+        check_lone(self.lone, "GroupMean")
         if self.over not in ("policy", "all"):
             raise ValueError(f"GroupMean's over is 'policy' or 'all', got {self.over!r}")
 
@@ -85,7 +95,7 @@ class GroupMean:
         """The credits of one group."""
         rewards = rewards_of(leaves)
         if len(rewards) < 2:
-            return Credits({leaf.id: leaf.reward for leaf in leaves})
+            return Credits({leaf.id: leaf.reward if self.lone == "reward" else 0.0 for leaf in leaves})
         mean = mean_of(rewards)
         apart = [reward - mean for reward in rewards]
         scale = len(rewards) / (len(rewards) - 1) if self.leave_one_out else 1.0

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.advantage.group import graded, mean_of, rewards_of
+from ramulus.learn.advantage.group import Lone, check_lone, graded, mean_of, rewards_of
 from ramulus.learn.batch.tree_batch import Credits
 
 
@@ -64,7 +64,8 @@ class SubgroupMean:
 
     `weighting`: every level alike, or by its size. `root`: whether the whole group counts as a level. `reject`: drop sub-groups
     whose rewards are all equal. `depth`: levels looked at, None for all. Sub-groups of one leaf are dropped, as is the deepest level of
-    the batch; a leaf without any level has credit 0 before whitening.
+    the batch; a leaf without any level has credit 0 before whitening. `lone`: what the only leaf of a tree earns before it (the released code: its
+    reward).
 
     Example:
         >>> from ramulus import Author, SubgroupMean, Task, Tree
@@ -79,8 +80,10 @@ class SubgroupMean:
     reject: bool = False
     depth: int | None = None
     whiten: bool = True
+    lone: Lone = "zero"
 
     def __post_init__(self) -> None:
+        check_lone(self.lone, "SubgroupMean")
         if self.weighting not in ("average", "group_size"):
             raise ValueError(f"SubgroupMean's weighting is 'average' or 'group_size', got {self.weighting!r}")
         if self.depth is not None and self.depth < 1:
@@ -106,7 +109,7 @@ class SubgroupMean:
                 rewards.setdefault(node.id, []).append(leaf.reward or 0.0)
         groups = {node: (float(len(group)), mean_of(group)) for node, group in rewards.items() if self.counts(group)}
         whole = [leaf.reward or 0.0 for leaf in leaves]
-        root = [(float(len(whole)), mean_of(whole) if len(whole) > 1 else 0.0)] if self.root and whole else []
+        root = [(float(len(whole)), mean_of(whole) if len(whole) > 1 or self.lone == "zero" else 0.0)] if self.root and whole else []
         return [self.of_leaf(reward, root, line, groups, most) for reward, line in zip(whole, lines, strict=True)]
 
     def counts(self, group: Sequence[float]) -> bool:
@@ -210,11 +213,16 @@ class SegmentValue:
 
 @dataclass(frozen=True)
 class SegmentZScore:
-    """As SegmentValue with rewards as leaf values, each level z-scored among its siblings, not whitened: in TreePO's released code only."""
+    """As SegmentValue with rewards as leaf values, each level z-scored among its siblings, not whitened: in TreePO's released code only.
+
+    A level without siblings keeps its value. `lone`: what the only leaf of a tree earns.
+    """
 
     segment: int
+    lone: Lone = "zero"
 
     def __post_init__(self) -> None:
+        check_lone(self.lone, "SegmentZScore")
         if self.segment < 1:
             raise ValueError(f"SegmentZScore's segment is at least 1 token, got {self.segment}")
 
@@ -223,7 +231,9 @@ class SegmentZScore:
         for tree in forest:
             leaves = graded(tree)
             top, paths = label_tree(tree, leaves)
-            value = scored_among_siblings(top, values_of(top, {leaf.id: leaf.reward or 0.0 for leaf in leaves}))
+            single = len(leaves) == 1 and self.lone == "zero"
+            rewards = {leaf.id: 0.0 if single else leaf.reward or 0.0 for leaf in leaves}
+            value = scored_among_siblings(top, values_of(top, rewards))
             token: dict[int, list[float] | None] = {}
             for leaf in leaves:
                 path = paths[leaf.id]

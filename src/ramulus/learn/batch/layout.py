@@ -113,6 +113,13 @@ class Layout:
         found = {name: self._recorded(name, neutral, *some) for name, neutral in SAMPLED.items() if name != "behavior"}
         return {"behavior": self._recorded("logprobs", 0.0, *some) + found["kept"]} | found
 
+    def temperature(self) -> np.ndarray:
+        """[T] that each token was sampled at, 1 where it was not."""
+        nodes, _, sizes = self.known
+        drawn = [bool(node.logprobs) for node in nodes]
+        some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
+        return self._recorded("temperature", 1.0, *some)
+
     def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
         """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
         column = np.full(self.length, neutral)

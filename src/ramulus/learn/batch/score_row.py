@@ -32,6 +32,7 @@ class ScoreRow:
     leaf_token: Tensor  # [K] long, the last token of each path; -1 for a path without tokens
     leaf_author: Tensor  # [K] long
     spans: list[Span]
+    temperature: Tensor | None = None  # [T] that each token was sampled at, 1 where not sampled; None: 1 everywhere
 
     def __len__(self) -> int:
         return int(self.token.shape[0])
@@ -63,7 +64,7 @@ def score_row(row: Layout) -> ScoreRow:
     columns.append(np.array([int(leaf.author) for _, leaf, _ in row.leaves], dtype=np.int64))
     spans = [(tree, node.id, start, stop) for tree, node, start, stop in row.nodes]
     token, position, parent, end, author, last, by = map(torch.from_numpy, columns)
-    return ScoreRow(token, position, parent, end, author, last, by, spans)
+    return ScoreRow(token, position, parent, end, author, last, by, spans, torch.from_numpy(row.temperature()))
 
 
 def lacking(forest: Sequence[Tree], name: str) -> list[set[int]]:

@@ -73,7 +73,10 @@ class TreeBatch:
     leaf_weight: Tensor  # [M, K] weight of each of its tokens, 0 where the term does not train it
     version: Tensor | None = None  # [T] long, of the policy that sampled each token; 0 where not sampled
     recomputed: Tensor | None = None  # [T] log-prob of the policy at the start of the step, untempered
+    recomputed_tempered: Tensor | None = None  # [T] at the temperature of sampling
     reference_model: Tensor | None = None  # [T] log-prob of the reference model, untempered
+    reference_model_tempered: Tensor | None = None  # [T] at the temperature of sampling
+    extra_weight: Tensor | None = None  # [T] of the KL term and the entropy bonus; None: the sum of the terms' weights
     target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
     target_spread: Tensor | None = None  # [T] their variance around it
     target_weight: Tensor | None = None  # [T] the sum of their weights

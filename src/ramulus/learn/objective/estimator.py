@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,9 @@ from ramulus.learn.objective.leaf_weight import fold
 class Estimator:
     """The unified policy gradient, grad = 1_stable * (1 / pi_ref) * A * grad pi (arXiv 2509.04419, eq. 6).
 
-    Raises ValueError where mask and reference name a tempered and an untempered column at once.
+    `recomputed_tempered` says at which temperature the parts that name the column `recomputed` take the policy at the start of the step: at that
+    of sampling, as verl, TRL, OpenRLHF and slime do, which divide all logits by it first; or at 1. Raises ValueError where the parts name a
+    tempered and an untempered column at once.
 
     Example:
         >>> from ramulus import Behavior, Clip, Estimator, GroupMean
@@ -28,18 +30,25 @@ class Estimator:
     reference: Any  # Reference
     advantage: Any  # Advantage; pack folds its answer into gain and pain
     leaf: Any = None  # Leaf or None; weighs each path's credit before it is folded
+    recomputed_tempered: bool = False
 
     def __post_init__(self) -> None:
-        if {"behavior", "recomputed"} <= self.columns:
+        if {"behavior", "recomputed"} <= self.columns and not self.recomputed_tempered:
             raise ValueError(
                 f"a term is tempered or untempered as a whole, but {self.mask}, {self.reference} and {self.leaf} name one column of each: "
-                "use Behavior with column='behavior', or Recomputed with column='recomputed'"
+                "use Behavior with column='behavior', or Recomputed with column='recomputed', or recomputed_tempered=True"
             )
 
     @property
     def columns(self) -> set[str]:
         """The log-prob columns that mask, reference and leaf weight read."""
         return {part.column for part in (self.mask, self.reference, self.leaf) if getattr(part, "column", None)}
+
+    @property
+    def scored(self) -> set[str]:
+        """The columns by the names that a learner scores them under; the advantage may read one too."""
+        found = {f"{name}_tempered" if name == "recomputed" and self.recomputed_tempered else name for name in self.columns}
+        return found | ({self.advantage.column} if getattr(self.advantage, "column", None) else set())
 
     def reads(self, author: Author) -> set[str]:
         """The columns that are read at the tokens of one author."""
@@ -50,7 +59,11 @@ class Estimator:
     @property
     def tempered(self) -> bool:
         """Whether log-probs are taken at the temperature each token was sampled at."""
-        return "recomputed" not in self.columns
+        return self.recomputed_tempered or "recomputed" not in self.columns
+
+    def sees(self, batch: TreeBatch) -> TreeBatch:
+        """A term's batch whose column `recomputed` is at the temperature that this term takes it at."""
+        return replace(batch, recomputed=batch.recomputed_tempered) if self.recomputed_tempered else batch
 
     def coefficient(self, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs [T], entropy [T], a term's batch -> the factor of grad log pi at each token [T]; nothing is differentiated."""

@@ -11,6 +11,7 @@ from ramulus.core.tree import Author
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.leaf_weight import along, fold
+from ramulus.learn.objective.mask import Behind
 from ramulus.learn.objective.mix import Mix
 
 EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
@@ -25,9 +26,9 @@ def surrogate(
     A mask with `clamp` and a reference with `potential` have one; others raise AttributeError. The regression of a value head counts where its
     `values` [T] are given.
     """
-    total = mix.extras(plain, entropy, batch, values)
+    total = mix.extras(tempered if mix.kl.tempered else plain, entropy, batch, values)
     for m, term in enumerate(mix.terms):
-        part, rule = batch.term(m), term.estimator
+        part, rule = mix.term(batch, m), term.estimator
         logp = tempered if rule.tempered else plain
         if hasattr(rule.leaf, "potential"):
             total = total - term.coefficient * path_value(rule, logp, entropy, part)
@@ -95,7 +96,9 @@ def clipped(
 ) -> None:
     """Add the shares of credit that lie beyond the clips, over all terms."""
     for m, term in enumerate(mix.terms):
-        part, rule = batch.term(m), term.estimator
+        part, rule = mix.term(batch, m), term.estimator
+        if isinstance(rule.mask, Behind):  # a pull that rests, not a clip that acts
+            continue
         logp = tempered if rule.tempered else plain
         for name, sign, credit in (("clip_high", 1, part.gain), ("clip_low", -1, -part.pain)):
             cut = credit * (rule.mask(sign, logp, entropy, part) == 0)

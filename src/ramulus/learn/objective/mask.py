@@ -78,6 +78,34 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """Trust a token only where the policy has yet to come back to `column`: positive credit below its log-prob, negative above it.
+
+    Under credit of one size and either sign this is a pull |log r| towards the old policy (KL-Cov, arXiv 2505.22617).
+
+    Example:
+        >>> from ramulus import Behind
+        >>> Behind().column
+        'behavior'
+    """
+
+    column: str = "behavior"
+
+    def __post_init__(self) -> None:
+        if self.column not in ("behavior", "recomputed"):
+            raise ValueError(f"Behind's column is 'behavior' or 'recomputed', got {self.column!r}")
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        old = read(batch, self.column)
+        return (logp < old if sign > 0 else logp > old).to(logp.dtype)
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs moved to the old ones where they lie beyond."""
+        old = read(batch, self.column)
+        return torch.minimum(logp, old) if sign > 0 else torch.maximum(logp, old)
+
+
+@dataclass(frozen=True)
 class DualClip:
     """Clip, and for negative advantages a ceiling on the ratio as well (arXiv 1912.09729, eq. 5).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,6 +13,9 @@ from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.gate import Gate, Weights
+from ramulus.learn.objective.kl import KL
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.token_weight import Product
 
 Leaves = Sequence[
     Sequence[tuple[int, float]]
@@ -105,8 +108,9 @@ class Mix:
 
     A gate multiplies what each leaf weighs after the normaliser has spoken, so that a question weighs the same whichever way it goes.
 
-    KL term and bonus are weighted by the sum of the terms' weights. `share` says how a tree's leaves share its weight: all alike, or
-    split equally at each fork.
+    KL term and bonus weigh each token by the sum of the terms' weights there, or by a `normaliser` of their own over all trained leaves (times
+    what the gate says of them): TokenMean() is the masked mean that verl and its forks take of both, whatever the loss is averaged by. `share`
+    says how a tree's leaves share its weight: all alike, or split equally at each fork.
 
     Example:
         >>> from ramulus import Behavior, Clip, Estimator, GroupMean, Mix, Term
@@ -116,8 +120,11 @@ class Mix:
     """
 
     terms: tuple[Term, ...]
-    kl_coef: float = 0.0  # coefficient of KL(pi || reference model), k3 estimate of http://joschu.net/blog/kl-approx.html
+    kl_coef: float = 0.0  # coefficient of KL(pi || reference model)
+    kl: KL = field(default_factory=KL)  # by which estimate, at which temperature
     entropy_bonus: float = 0.0
+    entropy_tempered: bool = False  # whether the policy's entropy is that at the temperature of sampling, as in verl and TRL, or at 1
+    normaliser: Normaliser | None = None  # of the KL term and the bonus; None: the terms' own
     share: Literal["each_leaf", "each_fork"] = "each_leaf"
     gate: Gate | None = None  # from whom each question is learned; None takes every leaf as it is
     value: float = 0.0  # coefficient of the value head's regression (PPO)
@@ -140,6 +147,11 @@ class Mix:
             raise ValueError(
                 f"kl_coef must be a finite number of at least 0 and entropy_bonus finite, got {self.kl_coef} and {self.entropy_bonus}"
             )
+        if self.entropy_tempered and (untempered := [part for term in self.terms for part in signals_of(term.estimator.mask)]):
+            raise ValueError(
+                f"entropy_tempered makes the policy's entropy that at the temperature of sampling, but {untempered[0]} holds it against untempered "
+                "ones, as sampled: leave one of the two out"
+            )
         if self.share not in ("each_leaf", "each_fork"):
             raise ValueError(f"share is 'each_leaf' or 'each_fork', got {self.share!r}")
 
@@ -151,8 +163,15 @@ class Mix:
     @property
     def columns(self) -> set[str]:
         """The log-prob columns that some part reads."""
-        named = {column for term in self.terms for column in term.estimator.columns}
-        return named | ({"reference_model"} if self.kl_coef else set()) | ({"value"} if self.value else set())
+        named = {column for term in self.terms for column in term.estimator.scored}
+        reference = {"reference_model_tempered" if self.kl.tempered else "reference_model"} if self.kl_coef else set()
+        return named | reference | ({"value"} if self.value else set())
+
+    @property
+    def tempered(self) -> bool:
+        """Whether some part reads log-probs at the temperature of sampling, which greedy text has none at."""
+        extras = (self.kl_coef and self.kl.tempered) or (self.entropy_bonus and self.entropy_tempered)
+        return bool(extras) or any(term.estimator.tempered for term in self.terms)
 
     def credit(self, forest: Sequence[Tree]) -> list[list[Credits]]:
         """Every term's credits for the whole forest, term by term, tree by tree.
@@ -195,31 +214,47 @@ class Mix:
     ) -> Tensor:
         """A scalar whose gradient is the estimate; its value is not the textbook loss (`gauges.surrogate` gives that).
 
-        `tempered` and `plain` are log-probs [T] at the sampling temperature and at 1, `value` [T] is what a value head says.
+        `tempered` and `plain` are log-probs [T] at the sampling temperature and at 1, `entropy` [T] is at the one that `entropy_tempered` says,
+        `value` [T] is what a value head says.
         """
         total = plain.new_zeros(())
         for m, term in enumerate(self.terms):
             logp = tempered if term.estimator.tempered else plain
-            coefficient = term.estimator.coefficient(logp.detach(), entropy.detach(), batch.term(m))
+            coefficient = term.estimator.coefficient(logp.detach(), entropy.detach(), self.term(batch, m))
             total = total - term.coefficient * (coefficient * logp).sum()
-        return total + self.extras(plain, entropy, batch, value)
+        return total + self.extras(tempered if self.kl.tempered else plain, entropy, batch, value)
 
-    def extras(self, plain: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None) -> Tensor:
-        """The additive terms that are no advantages: the KL term, entropy bonus and, where values are given, their regression."""
-        total = plain.new_zeros(())
-        weight = batch.weight.sum(0)
+    def term(self, batch: TreeBatch, m: int) -> TreeBatch:
+        """What the estimator of term m sees of a batch."""
+        return self.terms[m].estimator.sees(batch.term(m))
+
+    def extras(self, logp: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None) -> Tensor:
+        """The additive terms that are no advantages: the KL term, entropy bonus and, where values are given, their regression.
+
+        `logp` [T] is at the temperature that `kl` says.
+        """
+        total = logp.new_zeros(())
+        weight = batch.weight.sum(0) if batch.extra_weight is None else batch.extra_weight
         if self.kl_coef:
-            if batch.reference_model is None:
+            name = "reference_model_tempered" if self.kl.tempered else "reference_model"
+            reference = getattr(batch, name)
+            if reference is None:
                 raise ValueError(
-                    "the KL term needs the log-probs of the reference model: score the forest for 'reference_model' before packing"
+                    f"the KL term needs the log-probs of the reference model: score the forest for {name!r} before packing"
                 )
-            apart = (batch.reference_model - plain).clamp(-20, 20)
-            total = total + self.kl_coef * (weight * (apart.exp() - apart - 1)).sum()
+            total = total + self.kl_coef * (weight * self.kl(logp, reference)).sum()
         if self.entropy_bonus:
             total = total - self.entropy_bonus * (weight * entropy).sum()
         if self.value and value is not None:
             total = total + self.value * regression(value, batch)
         return total
+
+
+def signals_of(mask: Any) -> list[Any]:
+    """The parts of a mask that hold the policy's entropy now against quantiles of entropies as sampled."""
+    if isinstance(mask, Product | PerAuthor):
+        return [found for part in (mask.parts if isinstance(mask, Product) else (mask.policy, mask.expert)) for found in signals_of(part)]
+    return [mask] if hasattr(mask, "signal") else []
 
 
 def regression(value: Tensor, batch: TreeBatch) -> Tensor:

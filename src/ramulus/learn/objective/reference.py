@@ -57,7 +57,8 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """The untempered policy at the start of the step, evaluated by the learner, as the papers' `old_log_prob`.
+    """The policy at the start of the step, evaluated by the learner: at temperature 1, or with the Estimator's `recomputed_tempered` at that of
+    sampling, as `old_log_prob` is in verl, TRL, OpenRLHF and slime. The two are one where the temperature of sampling is 1.
 
     Example:
         >>> from ramulus import Clip, Estimator, GroupMean, Recomputed

@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ramulus.core.share import at_least
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.entropy_signal import flattened, quantiles
+from ramulus.learn.objective.entropy_signal import flattened
 from ramulus.learn.objective.reference import read
 
 
@@ -72,8 +74,9 @@ class Product:
 class HighEntropy:
     """Only the forking tokens: the `share` of the step's trained tokens that were sampled at the highest entropy (arXiv 2506.01939).
 
-    The threshold is a quantile over the whole step, each token counted as often as trained leaves lie below it; ties at the
-    threshold are in. Denominators stay those of all tokens, unless `rescale`: then the loss is the mean over the chosen ones.
+    As many as `share` of them, rounded up; over the whole step, each token counted as often as trained leaves lie below it. Tokens of one
+    entropy, such as one token below several leaves, are in or out together: those at the threshold are in. Denominators stay those of all tokens,
+    unless `rescale`: then the loss is the mean over the chosen ones.
 
     Example:
         >>> from ramulus import Clip, HighEntropy, Product
@@ -95,7 +98,9 @@ class HighEntropy:
         entropy, counts = flattened(forest, keep)
         if not len(entropy):
             return {}
-        (threshold,) = quantiles(entropy, counts, [1 - self.share])
+        order = np.argsort(-entropy, kind="stable")
+        wanted = at_least(self.share, int(counts.sum()))
+        threshold = float(entropy[order[np.searchsorted(np.cumsum(counts[order]), wanted)]])
         chosen = float(counts[entropy >= threshold].sum() / counts.sum())
         return {f"forks/{self.share:g}/threshold": threshold, f"forks/{self.share:g}/share": chosen}
 
@@ -116,10 +121,11 @@ class HighEntropy:
 
 @dataclass(frozen=True)
 class ImportanceWeight:
-    """The untempered policy over the distribution that really sampled the token, both at the start of the step, at most `cap`.
+    """The recomputed policy over the distribution that really sampled the token, both at the start of the step, at most `cap`.
 
     Truncated importance sampling (arXiv 1802.01561): it makes `Recomputed`, which pretends that the untempered policy sampled, right in
-    expectation per token as far as the cap lets it. 1 on tokens that the policy did not write. Truncation by top-p and the like is not undone.
+    expectation per token as far as the cap lets it; under `recomputed_tempered` it corrects for the engine's arithmetic alone. 1 on tokens that
+    the policy did not write. Truncation by top-p and the like is not undone.
 
     Example:
         >>> from ramulus import ImportanceWeight

@@ -10,7 +10,7 @@ from ramulus.core.tree import Author
 from ramulus.learn.batch.layout import Layout
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.weights import Share
+from ramulus.learn.packing.weights import Extra, Share
 
 
 def fold_down(
@@ -41,6 +41,16 @@ def fold_down(
             credit_sum[k] = fold_tokens(row, [i for i in row.paths[k] if learned[i]], part, by_token[2], by_token[3])
     folded = dict(zip(("weight", "leaves", "gain", "pain"), by_token, strict=True))
     return folded | {"leaf_credit": credit_sum / np.maximum(tokens, 1), "leaf_weight": leaf_weight}
+
+
+def fold_extra(row: Layout, extra: Sequence[Extra]) -> np.ndarray:
+    """What the KL term and the entropy bonus weigh at each token [T], by a normaliser of their own."""
+    weight = np.zeros(len(row.nodes))
+    for (tree, leaf, _), path in zip(row.leaves, row.paths, strict=True):
+        if leaf.id in extra[tree]:
+            mine, authors = extra[tree][leaf.id]
+            weight[[i for i in path if row.nodes[i][1].author in authors]] += mine
+    return np.repeat(weight, row.sizes())
 
 
 def values(

@@ -14,8 +14,10 @@ from ramulus.learn.batch.layout import Layout, lay_out
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.gate import Weights
 from ramulus.learn.objective.mix import Mix, Term
-from ramulus.learn.packing.fold import fold_down, targets
-from ramulus.learn.packing.weights import Selection, Share, select
+from ramulus.learn.packing.fold import fold_down, fold_extra, targets
+from ramulus.learn.packing.weights import Extra, Selection, Share, select
+
+LOGPROBS = ("recomputed", "recomputed_tempered", "reference_model", "reference_model_tempered")
 
 
 def pack(
@@ -41,11 +43,16 @@ def pack(
     chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
     stats = mix.measure(trees, chosen.terms) if stats is None else stats
     rows = lay_out(trees, chosen.kept(), tokens_per_batch)
-    return [replace(columns(row, chosen.terms, credits, mix, dtype), stats=stats) for row in rows]
+    return [replace(columns(row, chosen.terms, credits, mix, dtype, chosen.extra), stats=stats) for row in rows]
 
 
 def columns(
-    row: Layout, terms: list[list[dict[int, Share]]], credits: Sequence[Sequence[Credits]], mix: Mix, dtype: torch.dtype
+    row: Layout,
+    terms: list[list[dict[int, Share]]],
+    credits: Sequence[Sequence[Credits]],
+    mix: Mix,
+    dtype: torch.dtype,
+    extra: list[Extra] | None = None,
 ) -> TreeBatch:
     """One row's TreeBatch: its layout, and every term's weights and credits folded down the paths of the row's own leaves."""
     folded = [
@@ -60,8 +67,10 @@ def columns(
     }
     parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
     parts |= {
-        name: torch.from_numpy(row.signal(name)).to(dtype) for name in ("recomputed", "reference_model") if name in mix.columns
+        name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns
     }
+    if extra is not None:
+        parts["extra_weight"] = torch.from_numpy(fold_extra(row, extra)).to(dtype)
     if mix.value:
         parts |= {
             name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()

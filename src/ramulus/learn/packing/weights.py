@@ -94,12 +94,17 @@ def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
     return answer
 
 
+Extra = dict[int, tuple[float, frozenset[Author]]]
+"""Leaf id -> what the KL term and the entropy bonus weigh at each of its tokens, and whose tokens those are."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """The leaves that an optimizer step trains: asked once, then read by packing, statistics, annotations and the ledger."""
 
     terms: list[list[dict[int, Share]]]  # of each term, of each tree, by leaf id
     idle: list[set[int]]  # of each tree, those of them that nothing pulls at and that are left out
+    extra: list[Extra] | None = None  # of each tree, where the Mix has a normaliser of its own
 
     def kept(self) -> list[set[int]]:
         """Of each tree the leaves to pack: trained by some term, and not left out."""
@@ -109,7 +114,9 @@ class Selection:
     def joined(cls, parts: Sequence[Selection]) -> Selection:
         """That of a forest from those of its parts, in order."""
         terms = zip(*(part.terms for part in parts), strict=True)
-        return cls([[tree for part in term for tree in part] for term in terms], [out for part in parts for out in part.idle])
+        known = [part.extra for part in parts if part.extra is not None]
+        extra = [tree for part in known for tree in part] if known else None
+        return cls([[tree for part in term for tree in part] for term in terms], [out for part in parts for out in part.idle], extra)
 
 
 def select(
@@ -126,7 +133,31 @@ def select(
     if mix.gate is not None and gates is None:
         raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
     terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
-    return Selection(terms, idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees])
+    left_out = idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees]
+    return Selection(terms, left_out, extras(trees, terms, mix, gates) if mix.normaliser is not None else None)
+
+
+def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Sequence[Weights] | None) -> list[Extra]:
+    """The weights of every leaf that some term trains by the Mix's own normaliser: a leaf counts once, times what the gate says of it."""
+    assert mix.normaliser is not None
+    found: list[dict[int, tuple[float, frozenset[Author], int]]] = []
+    for index, tree in enumerate(trees):
+        chosen: dict[int, tuple[float, frozenset[Author], int]] = {}
+        trained = {leaf: 1 for term in terms for leaf in term[index]}
+        parts = fork_shares(tree, trained) if mix.share == "each_fork" else dict.fromkeys(trained, 1.0)
+        for leaf in tree.leaves():
+            mine = [part for part, term in zip(mix.terms, terms, strict=True) if leaf.id in term[index]]
+            if mine:
+                opened = 1.0 if gates is None else sum(weigh(leaf, side, gates[index]) for side in {part.side for part in mine})
+                authors = frozenset(author for part in mine for author in part.authors)
+                count = sum(len(node.tokens) for node in leaf.line() if node.author in authors)
+                chosen[leaf.id] = parts[leaf.id] * opened, authors, count
+        found.append(chosen)
+    weights = mix.normaliser([[(count, share) for share, _, count in chosen.values()] for chosen in found])
+    return [
+        {leaf: (weight, authors) for (leaf, (_, authors, _)), weight in zip(chosen.items(), each, strict=True)}
+        for chosen, each in zip(found, weights, strict=True)
+    ]
 
 
 Trained = Sequence[dict[int, Share]]  # of one term, per tree by leaf id

@@ -29,13 +29,16 @@ class Head:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def __call__(
-        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool
+        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool, hot: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden [N, d] that predict token [N] -> tempered, plain, entropy [N]; tempered is plain where `temperature` is None."""
+        """hidden [N, d] that predict token [N] -> tempered, plain, entropy [N]; tempered is plain where `temperature` is None.
+
+        The entropy is that of the plain distribution, or with `hot` of the tempered one.
+        """
         parts = []
         for at in range(0, len(token), self.chunk):
             part = slice(at, at + self.chunk)
-            arguments = (hidden[part], token[part], None if temperature is None else temperature[part], entropy_grad)
+            arguments = (hidden[part], token[part], None if temperature is None else temperature[part], entropy_grad, hot)
             if torch.is_grad_enabled() and len(token) * self._width() > SMALL:
                 parts.append(checkpoint(self._some, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
@@ -47,7 +50,7 @@ class Head:
         return int(getattr(self.linear, "out_features", 0) or next(self.linear.parameters()).shape[0])
 
     def _some(
-        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool
+        self, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool, hot: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(hidden)
         every = logits.log_softmax(-1)
@@ -55,7 +58,9 @@ class Head:
         tempered = plain
         if temperature is not None:
             heat = temperature[:, None].to(logits.dtype)
-            tempered = (logits / heat).log_softmax(-1).gather(1, token[:, None])[:, 0]
+            warm = (logits / heat).log_softmax(-1)
+            tempered = warm.gather(1, token[:, None])[:, 0]
+            every = warm if hot else every
         known = every if entropy_grad else every.detach()
         return tempered, plain, -(known.exp() * known).sum(-1)
 

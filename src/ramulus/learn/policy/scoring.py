@@ -12,7 +12,7 @@ from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
-SCORED = ("recomputed", "reference_model", "value")
+SCORED = ("recomputed", "recomputed_tempered", "reference_model", "reference_model_tempered", "value")
 
 
 async def score(

@@ -85,25 +85,25 @@ class TorchPolicy:
         )  # fmt: skip
 
     def evaluate(
-        self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True
+        self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True, hot: bool = False
     ) -> Evaluated:
         """Tempered log-probs, plain log-probs, entropy and values [T] of the tokens that some term weighs; 0 elsewhere.
 
-        Tempered is plain, the same tensor, where every temperature is 1. Raises ValueError for a greedy token whose tempered log-prob is asked for.
+        Tempered is plain, the same tensor, where every temperature is 1. `hot` takes the entropy at the temperature of sampling too. Raises
+        ValueError for a greedy token whose tempered log-prob is asked for.
         """
         batch = batch.to(self.device)
         target = learned(batch.author) & (batch.weight != 0).any(0)
         heat = temperatures(batch.temperature, target, tempered)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             return self._logprobs(
-                self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad
+                self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad, hot=hot
             )
 
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
         batch = batch.to(self.device)
-        tempered = any(term.estimator.tempered for term in mix.terms)
-        found = self.evaluate(batch, entropy_grad=mix.entropy_bonus != 0, tempered=tempered)
+        found = self.evaluate(batch, mix.entropy_bonus != 0, tempered=mix.tempered, hot=mix.entropy_tempered)
         loss = mix.loss(found.tempered, found.plain, found.entropy, batch, found.value)
         if loss.requires_grad:
             loss.backward()
@@ -135,20 +135,19 @@ class TorchPolicy:
         scored: list[Scored] = [{} for _ in rows]
         for i, (row, found) in enumerate(zip(rows, scored, strict=True)):
             watch = watches[i] if watches else None
-            if "recomputed" in columns or "value" in columns or watch is not None:
-                logprobs, values = self._score_row(self.model, row, "recomputed" in columns, watch)
-                found |= {"recomputed": logprobs} if "recomputed" in columns else {}
-                found |= {"value": values} if "value" in columns and values is not None else {}
-            if "reference_model" in columns:
+            now, first = ([name for name in columns if name.removesuffix("_tempered") == kind] for kind in ("recomputed", "reference_model"))
+            if now or "value" in columns or watch is not None:
+                found |= self._score_row(self.model, row, [*now, *({"value"} & set(columns))], watch)
+            if first:
                 with without(self.wrapped) if self.wrapped is not None else nullcontext():
-                    found["reference_model"], _ = self._score_row(self.model if self.reference is None else self.reference, row, True)
+                    found |= self._score_row(self.model if self.reference is None else self.reference, row, first)
         for found, column in zip(scored, influences(rows, watches) if watches else (), strict=bool(watches)):
             found["influence"] = column
         return scored
 
     def _keeps(self, columns: Collection[str]) -> None:
         """Raise ValueError for a column that this policy cannot compute."""
-        if "reference_model" in columns and self.reference is None and self.wrapped is None:
+        if {"reference_model", "reference_model_tempered"} & set(columns) and self.reference is None and self.wrapped is None:
             raise ValueError(
                 "the KL term needs the reference model, but this policy keeps none: make it with TorchPolicy(..., reference_model=True)"
             )
@@ -156,13 +155,16 @@ class TorchPolicy:
             raise ValueError('the column "value" needs a value head, but this policy has none: make an ActorCritic')
 
     def _score_row(
-        self, model: Any, row: ScoreRow, head: bool, watch: RowInfluence | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Plain log-probs [T] of every learned token of a row, 0 without the head, and values where this model has a head for them."""
+        self, model: Any, row: ScoreRow, names: Sequence[str], watch: RowInfluence | None = None
+    ) -> Scored:
+        """Log-probs [T] of every learned token of a row under these names, tempered by those that end so, and "value" where this model has a head."""
         token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
-        target = learned(row.author.to(self.device)) if head else torch.zeros_like(token, dtype=torch.bool)
-        found = self._logprobs(model, (token, position, parent, end), target, None, False, watch, bare=not head)
-        return found.plain.cpu(), None if found.value is None else found.value.cpu()
+        hot, bare = any(name.endswith("_tempered") for name in names), not set(names) - {"value"}
+        target = torch.zeros_like(token, dtype=torch.bool) if bare else learned(row.author.to(self.device))
+        heat = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
+        found = self._logprobs(model, (token, position, parent, end), target, heat, False, watch, bare=bare)
+        columns = {name: found.value if name == "value" else found.tempered if name.endswith("_tempered") else found.plain for name in names}
+        return {name: column.cpu() for name, column in columns.items() if column is not None}
 
     def _logprobs(
         self,
@@ -173,10 +175,11 @@ class TorchPolicy:
         entropy_grad: bool,
         watch: RowInfluence | None = None,
         bare: bool = False,
+        hot: bool = False,
     ) -> Evaluated:
         """(token, position, parent, end) [T] each, target [T] bool, temperatures [T] or None -> columns [T].
 
-        `bare` makes a pass without targets, for the watch and for values.
+        `bare` makes a pass without targets, for the watch and for values; `hot` takes the entropy at those temperatures.
         """
         token, _, parent, _ = row
         index = target.nonzero()[:, 0]
@@ -195,7 +198,7 @@ class TorchPolicy:
             if bare:
                 return Evaluated(zeros, zeros, zeros, value)
             head = self.head if model is self.model else head_of(model, self.head.chunk)
-            found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad)
+            found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad, hot)
         plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
         return Evaluated(plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy, value)
 

@@ -235,7 +235,7 @@ def check_ahead(ahead: int, mix: Any) -> None:
     """Raise ValueError for a look ahead that is not built, or whose ratios would be wrong."""
     if ahead not in (0, 1):
         raise ValueError(f"ahead is 0 (on-policy) or 1 (one step off-policy), got {ahead}")
-    if ahead and "recomputed" in mix.columns:
+    if ahead and {"recomputed", "recomputed_tempered"} & mix.columns:
         raise ValueError(
             "ahead=1 trains tokens that an older version sampled, and Recomputed would take them for the newest: "
             "use Behavior() and column='behavior', or ahead=0"
