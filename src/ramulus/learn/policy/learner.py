@@ -53,8 +53,8 @@ class Learner(Protocol):
     async def score(
         self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
     ) -> list[Scored]:
-        """Columns of each row: "recomputed" log-probs by these weights, "reference_model" by the first ones, both also "..._tempered"; the "value" of states;
-        "influence".
+        """Columns of each row: "recomputed" log-probs by these weights, "reference_model" by the first ones, both also "..._tempered"; the
+        "value" of states; "influence".
 
         Raises ValueError for a column that this learner does not keep the model or the head of.
         """
