@@ -167,7 +167,7 @@ def test_flex_forward_and_backward_on_cuda(levels: list[tuple[int, int]]) -> Non
     out, got = answer(way, tensors, wanted)
     padded = torch.cat([end, torch.arange(len(end), way.length) + 1]).cuda()
     dense, expected = answer(
-        TreePlan(way.length, way.depth, mask=plan(padded * 0, padded, way="dense").mask), tensors, wanted
+        TreePlan(way.length, way.depth, padded.device, torch.float32, mask=plan(padded * 0, padded, way="dense").mask), tensors, wanted
     )
     torch.testing.assert_close(out[:, : len(parent)], dense[:, : len(parent)], rtol=1e-3, atol=2e-3)
     for ours, theirs in zip(got, expected, strict=True):
@@ -216,9 +216,7 @@ class Odd(nn.Identity):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sliding_window": 4}, "window of 4"),
-        ({"softcap": 30.0}, "softcap"),
-        ({"s_aux": torch.zeros(1)}, "s_aux"),
+        ({"position_bias": torch.zeros(1)}, "position_bias"),
         ({"dropout": 0.1}, "dropout"),
         ({"attention_mask": torch.ones(1, 1, 1, 1)}, "attention mask"),
         ({"tree": None}, "without a plan"),
@@ -229,6 +227,40 @@ def test_what_the_tree_cannot_give_is_refused(options: dict, words: str) -> None
     call = {"tree": plan(parent, end), **options}
     with pytest.raises(ValueError, match=words):
         tree_attention(Odd(), *inputs(len(parent)), **call)
+
+
+VARIANTS = {
+    "window": {"sliding_window": 4},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"s_aux": torch.linspace(-1, 1, HEADS, dtype=torch.float64)},
+    "all": {"sliding_window": 3, "softcap": 1.5, "s_aux": torch.linspace(-1, 1, HEADS, dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "paths"])
+@pytest.mark.parametrize(("name", "row"), ROWS[9:18], ids=[name for name, _ in ROWS[9:18]])
+def test_variants_on_a_tree_are_those_of_each_path_alone(name: str, row: Layout, way: str, options: dict) -> None:
+    """A window counts the tokens of a path, not those of the row; soft caps come before the softmax, sinks into its sum."""
+    parent, end = columns(row)
+    seen = ancestors(parent)
+    tensors, wanted = inputs(len(parent)), torch.randn(1, len(parent), HEADS, SIZE, dtype=torch.float64)
+    query, key, value = tensors
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) / SIZE**0.5
+    if "softcap" in options:
+        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    depth = seen.sum(1)
+    near = depth[:, None] - depth[None] < options.get("sliding_window", len(parent))
+    scores = scores.masked_fill(~(seen & near), -torch.inf)
+    sinks = options.get("s_aux", torch.full((HEADS,), -torch.inf, dtype=torch.float64))
+    share = torch.cat((scores, sinks.view(1, HEADS, 1, 1).expand(-1, -1, len(parent), 1)), -1).softmax(-1)[..., :-1]
+    expected = (share @ value).transpose(1, 2)
+    gradients = torch.autograd.grad(expected, tensors, wanted)
+    out, _ = tree_attention(nn.Identity(), *tensors, tree=plan(parent, end, torch.float64, way), **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(out, tensors, wanted), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
 def test_a_window_longer_than_every_path_is_no_window() -> None:

@@ -219,10 +219,8 @@ TINY = {
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gemma2ForCausalLM(Gemma2Config(**TINY)), "Gemma2ForCausalLM .*softcap"),
         (lambda: Qwen3_5ForCausalLM(Qwen3_5TextConfig(**TINY)), r"Qwen3_5ForCausalLM .*of its 4 layers \[3\]"),
         (lambda: MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2)), "MambaForCausalLM"),
-        (lambda: small(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}), "Qwen2ForCausalLM .*dynamic"),
     ],
 )
 def test_architectures_that_cannot_be_sampled_are_named(make: Any, message: str) -> None:
@@ -242,12 +240,28 @@ def test_the_self_check_finds_state_outside_keys_and_values() -> None:
         LocalEngine(model)
 
 
-def test_other_families_and_sliding_windows() -> None:
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (lambda: MistralForCausalLM(MistralConfig(**TINY, sliding_window=16)), "fused"),
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**TINY, sliding_window=16)), "transformers"),
+    ],
+    ids=["window", "window and softcap"],
+)
+def test_texts_longer_than_a_window(make: Any, path: str) -> None:
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**TINY, sliding_window=64))
+    model = make().eval()
     engine = LocalEngine(model, slots=3, memory=MANY)
-    assert engine.limit == 64  # inside the window attention is full attention
-    requests = mixed(8, longest=40, most=20)
+    assert (engine.limit, engine.forward.name) == (128, path)
+    requests = mixed(8, longest=60, most=60)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_a_dynamic_rotary_embedding_ends_where_it_changes() -> None:
+    model = small(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, max_position_embeddings=64)
+    engine = LocalEngine(model, slots=3, memory=MANY)
+    assert engine.limit == 64
+    requests = mixed(8, longest=30, most=30)
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 

@@ -14,8 +14,9 @@ import torch
 from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local import compiled
+from ramulus.engine.local.check import verify
 from ramulus.engine.local.compiled import CompiledForward
-from ramulus.engine.local.forward import ModelForward, verify
+from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.kv import Reach, Slots
 from ramulus.engine.local.local_engine import LocalEngine

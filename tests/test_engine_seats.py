@@ -275,13 +275,15 @@ def test_logits_that_break_in_the_middle_are_reported() -> None:
     """A token whose embedding is NaN is drawn some steps into a call of several."""
     model = small(tie_word_embeddings=False)
     request = ask(line(5, 1), seed=4, until=None, max_tokens=12)
-    tokens = run(LocalEngine(model, slots=2, memory=MANY), [request])[0].tokens
+    engine = LocalEngine(model, slots=2, memory=MANY)
+    tokens = run(engine, [request])[0].tokens
     with torch.no_grad():
         model.get_input_embeddings().weight[tokens[6]] = torch.nan
+    asyncio.run(engine.load(None, 1))
     first = tokens.index(tokens[6])
     assert 0 < first < 11
     with pytest.raises(ValueError, match="logits are NaN"):
-        run(LocalEngine(model, slots=2, memory=MANY), [request])
+        run(engine, [request])
 
 
 @pytest.mark.parametrize("way", EVERY_WAY)

@@ -443,9 +443,6 @@ def test_models_that_cannot_take_a_tree_are_refused() -> None:
     ).eval()
     with pytest.raises((ValueError, TypeError), match=r"Mamba|mamba"):
         TorchPolicy(mamba)
-    gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=4)).eval()
-    with pytest.raises(ValueError, match=r"softcap|window"):
-        TorchPolicy(gemma)
 
 
 def test_scaled_logits_are_understood() -> None:
@@ -455,22 +452,24 @@ def test_scaled_logits_are_understood() -> None:
     compare(granite, trees, batches(trees), TorchPolicy(granite), 1e-4)
 
 
-def test_a_window_shorter_than_a_path_is_refused() -> None:
-    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)).eval()
-    policy = TorchPolicy(model)
+@pytest.mark.parametrize(
+    ("config", "kind"), [(MistralConfig, MistralForCausalLM), (Gemma2Config, Gemma2ForCausalLM)], ids=["window", "window and softcap"]
+)
+def test_windows_shorter_than_a_path_and_soft_caps_are_understood(config: type, kind: type) -> None:
+    torch.manual_seed(0)
+    model = kind(config(**SIZES, sliding_window=4)).eval()
+    trees = forest(8)
+    compare(model, trees, batches(trees), TorchPolicy(model), 1e-4)
+
+
+def test_a_path_longer_than_the_rotary_embedding_bears_is_refused() -> None:
+    """Beyond its original context a dynamic embedding turns every token of a row by the longest path's angles."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    policy = TorchPolicy(build("llama", max_position_embeddings=8, rope_parameters=rope))
     tree = Tree.plant(Task("long", (1, 2, 3), ""))
-    tree.add(
-        tree.root,
-        [1] * 9,
-        Author.POLICY,
-        logprobs=[-1.0] * 9,
-        kept=[0.0] * 9,
-        entropy=[0.0] * 9,
-        temperature=[1.0] * 9,
-        reward=1.0,
-    )
+    tree.add(tree.root, [1] * 9, Author.EXPERT, reward=1.0, finish="eos")
     (row,) = batches([tree])
-    with pytest.raises(ValueError, match="a window of 8 tokens but a path holds 12"):
+    with pytest.raises(ValueError, match="a path holds 12 tokens and the rotary embedding of LlamaForCausalLM changes beyond 8"):
         policy.evaluate(row)
 
 

@@ -49,11 +49,18 @@ def misfit(fused: FusedForward, most: int | None, memory: int) -> str | None:
         return f"the kernels are for CPUs, the model is on {device}"
     if dtype == torch.float64:
         return "the kernels compute in float32, the model in float64"
+    if windowed(fused):
+        return "the kernels know no attention windows"
     size, limit = copy_bytes(fused), max(0, free_memory() - memory) if most is None else most
     if size > limit:
         beside = f" beside {memory / GB:.1f} GB of KV" if most is None else ""
         return f"the kernels' copy of the weights takes {size / GB:.2f} GB, and {limit / GB:.2f} GB are left for it{beside}"
     return None
+
+
+def windowed(fused: FusedForward) -> bool:
+    """Whether some layer does not see the whole of the longest text."""
+    return any(sight.cuts(fused.reference.limit) for sight in fused.reference.sights.values())
 
 
 def copy_bytes(fused: FusedForward) -> int:

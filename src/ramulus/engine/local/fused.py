@@ -8,9 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from ramulus.engine.local.code import hooked, runs_as
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.kv import Reach
+from ramulus.models.variant import Variant
+
+WHOLES = llama.LlamaForCausalLM, mistral.MistralForCausalLM, qwen2.Qwen2ForCausalLM, qwen3.Qwen3ForCausalLM
+TRUNKS = llama.LlamaModel, mistral.MistralModel, qwen2.Qwen2Model, qwen3.Qwen3Model
+LAYERS = llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer, qwen3.Qwen3DecoderLayer
+ATTENTIONS = llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention, qwen3.Qwen3Attention
+"""What is known, by what it does: any model whose parts run the same code is taken for one of these."""
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -37,48 +49,51 @@ class Layer:
 
 
 def recognise(reference: ModelForward) -> FusedForward | None:
-    """A fused forward where the modules are, by name and type, those of Llama, Qwen2 or Qwen3 (dense); None otherwise.
+    """A fused forward where every part of the model runs the code of Llama's, Mistral's, Qwen2's or Qwen3's (dense); None otherwise.
 
-    Names do not prove arithmetic: the caller must `verify` it.
+    What the code reads from the config (scale, windows, rotary kind, epsilon, activation) is taken from the modules; the caller must `verify` it.
     """
     model = reference.model
     trunk = getattr(model, "model", None)
     head = getattr(model, "lm_head", None)
-    if trunk is None or _names(model) != {"model", "lm_head"} or _names(trunk) != TRUNK or type(head) is not nn.Linear:
+    if trunk is None or children_of(model) != {"model", "lm_head"} or children_of(trunk) != TRUNK or type(head) is not nn.Linear:
         return None
-    if len(reference.survey.scales) != 1 or reference.model.config.get_text_config() is not model.config:
+    if not (runs_as(model, WHOLES) and runs_as(trunk, TRUNKS)) or type(trunk.embed_tokens) is not nn.Embedding:
         return None
-    layers = []
-    for block in trunk.layers:
-        layer = _layer(block)
-        if layer is None:
-            return None
-        layers.append(layer)
-    epsilon = {_epsilon(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
-    if len(epsilon) != 1 or None in epsilon:
+    if any(hooked(module) for module in model.modules()):
         return None
-    return FusedForward(reference, layers, epsilon.pop() or 0.0)
+    if len({layer.scale for layer in reference.survey.layers.values()}) != 1 or reference.geometry.shapes:
+        return None
+    layers = [layer_of(block) for block in trunk.layers]
+    epsilon = {getattr(m, "variance_epsilon", None) for m in model.modules() if is_norm(m)}
+    if None in layers or not is_norm(trunk.norm) or len(epsilon) != 1 or None in epsilon:
+        return None
+    return FusedForward(reference, [layer for layer in layers if layer], epsilon.pop() or 0.0)
 
 
-def _names(module: nn.Module) -> set[str]:
+def children_of(module: nn.Module) -> set[str]:
+    """Of its children."""
     return {name for name, _ in module.named_children()}
 
 
-def _epsilon(norm: Any) -> float | None:
-    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is weight * x / rms(x)."""
+    return runs_as(module, (llama.LlamaRMSNorm,))
 
 
-def _layer(block: Any) -> Layer | None:
+def layer_of(block: Any) -> Layer | None:
     """The parameters of a block that has exactly the parts we know; None otherwise."""
-    if _names(block) != LAYER or _names(block.self_attn) - {"q_norm", "k_norm"} != ATTENTION or _names(block.mlp) - {"act_fn"} != MLP:
+    if children_of(block) != LAYER or children_of(block.self_attn) - {"q_norm", "k_norm"} != ATTENTION or children_of(block.mlp) - {"act_fn"} != MLP:
         return None
-    if type(block.mlp.act_fn).__name__ not in SILU:
+    if not (runs_as(block, LAYERS) and runs_as(block.self_attn, ATTENTIONS) and runs_as(block.mlp, (llama.LlamaMLP,))):
         return None
     linear = {name: getattr(part, name) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
-    if any(type(module) is not nn.Linear for module in linear.values()):
+    if type(block.mlp.act_fn).__name__ not in SILU or any(type(module) is not nn.Linear for module in linear.values()):
         return None  # an adapter, a quantised layer
-    pairs = {name.removesuffix("_proj"): (module.weight, module.bias) for name, module in linear.items()}
     norms = [getattr(block.self_attn, name, None) for name in ("q_norm", "k_norm")]
+    if not all(norm is None or is_norm(norm) for norm in (*norms, block.input_layernorm, block.post_attention_layernorm)):
+        return None
+    pairs = {name.removesuffix("_proj"): (module.weight, module.bias) for name, module in linear.items()}
     weights = [None if norm is None else norm.weight for norm in norms]
     return Layer(
         block.input_layernorm.weight, pairs["q"], pairs["k"], pairs["v"], weights[0], weights[1], pairs["o"],
@@ -97,7 +112,8 @@ class FusedForward:
         self.embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
         self.head = (model.lm_head.weight, model.lm_head.bias)
-        self.scale = next(iter(reference.survey.scales))
+        self.scale = reference.survey.layers[0].scale
+        self.variants = [Variant(reference.sights[i]) for i in range(len(layers))]
         self.query_heads = layers[0].query[0].shape[0] // self.geometry.dim
         self.cosine = self.sine = torch.empty(0)
 
@@ -133,7 +149,7 @@ class FusedForward:
             both = torch.cat((q, k), -1).view(-1, heads + h, dim)
             turned = torch.addcmul(both * cosine, both.roll(dim // 2, -1), sine)
             reach.write(i, turned[:, heads:], v.view(-1, h, dim))
-            x = _added(x, reach.attend(i, turned[:, :heads], self.scale), *layer.out)
+            x = _added(x, reach.attend(i, turned[:, :heads], self.scale, self.variants[i]), *layer.out)
             y = self._normed(x, layer.after)
             x = _added(x, F.silu(F.linear(y, *layer.gate)).mul_(F.linear(y, *layer.up)), *layer.down)
         if not logits:

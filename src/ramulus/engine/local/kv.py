@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ramulus.models.variant import CAUSAL, FULL, Sight, Variant, attend
+
 ROUND = 32  # lengths are rounded up to a multiple of this, so that few shapes occur
 
 
@@ -22,6 +24,7 @@ class Geometry:
     dim: int  # of one head
     dtype: torch.dtype
     device: torch.device
+    shapes: tuple[tuple[int, int, int], ...] = ()  # key heads, key and value dimensions of each layer where these differ: the rest is unused
 
     @property
     def token_bytes(self) -> int:
@@ -139,13 +142,18 @@ class Reach:
         self.slots, self.rows, self.positions, self.length = slots, rows, positions, length
         self.chosen = None if valid is None else valid.flatten().nonzero()[:, 0]
         self.index: Tensor | None = None  # where keys and values go in slots.flat; made when asked for
-        self.folded: Tensor | None = None
+        self._bias: dict[Sight, Tensor] = {}
+        self._folded: dict[tuple[Sight, int], Tensor] = {}  # by sight and query heads of a key head
 
-    @cached_property
-    def bias(self) -> Tensor:
-        """[B, 1, n, length], added to the scores."""
-        visible = self.slots.line[: self.length] <= self.positions[:, :, None]
-        return torch.where(visible, self.slots.zero, self.slots.never)[:, None]
+    def bias(self, sight: Sight) -> Tensor:
+        """[B, 1, n, length], added to the scores of layers with this sight."""
+        if sight not in self._bias:
+            line, positions = self.slots.line[: self.length], self.positions[:, :, None]
+            visible = line <= positions
+            if sight.cuts(self.length):
+                visible &= line >= sight.first(positions)
+            self._bias[sight] = torch.where(visible, self.slots.zero, self.slots.never)[:, None]
+        return self._bias[sight]
 
     @cached_property
     def views(self) -> tuple[Tensor, ...]:
@@ -155,9 +163,12 @@ class Reach:
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Remember key and value [B x n, heads, dim] of one layer."""
         index = self._index()
+        g = self.slots.geometry
         for part, flat in ((key, self.slots.flat[2 * layer]), (value, self.slots.flat[2 * layer + 1])):
             source = part if self.chosen is None else part[self.chosen]
-            flat.index_copy_(0, index, source.reshape(-1, source.shape[2]))
+            if g.shapes:
+                source = F.pad(source, (0, g.dim - source.shape[2], 0, g.heads - source.shape[1]))
+            flat.index_copy_(0, index, source.reshape(-1, source.shape[2]).to(flat.dtype))
 
     def _index(self) -> Tensor:
         """Where each token's heads begin in slots.flat: [tokens x heads]."""
@@ -167,20 +178,36 @@ class Reach:
             self.index = (index if self.chosen is None else index.flatten(0, 1)[self.chosen]).flatten()
         return self.index
 
-    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """query [B x n, query heads, dim] over all that is written and visible -> [B x n, query heads x dim].
-
-        With one token a row, the query heads of a group are folded into the query dimension: keys and values are read once.
-        """
+    def _seen(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, heads, length, dim] of one layer."""
         key, value = self.views[2 * layer], self.views[2 * layer + 1]
         if self.rows is not None:
             key, value = key[self.rows], value[self.rows]
+        if self.slots.geometry.shapes:
+            heads, one, other = self.slots.geometry.shapes[layer]
+            key, value = key[:, :heads, :, :one], value[:, :heads, :, :other]
+        return key, value
+
+    def attend(self, layer: int, query: Tensor, scale: float, variant: Variant = CAUSAL) -> Tensor:
+        """query [B x n, query heads, dim] over all that is written and visible -> [B x n, query heads x dim of values].
+
+        With one token a row, the query heads of a group are folded into the query dimension: keys and values are read once.
+        """
+        key, value = self._seen(layer)
+        sight = variant.sight if variant.sight.cuts(self.length) else FULL
         tokens, many, dim = query.shape
-        if self.n > 1:
+        query = query.to(key.dtype)
+        spelled = variant.softcap is not None or variant.sinks is not None
+        if self.n > 1 or spelled:
             spread = query.view(-1, self.n, many, dim).transpose(1, 2)
-            out = F.scaled_dot_product_attention(spread, key, value, attn_mask=self.bias, scale=scale, enable_gqa=True)
-            return out.transpose(1, 2).reshape(tokens, many * dim)
+            if spelled:
+                out = attend(spread, key, value, self.bias(sight), scale, variant)
+            else:
+                out = F.scaled_dot_product_attention(spread, key, value, attn_mask=self.bias(sight), scale=scale, enable_gqa=True)
+            return out.transpose(1, 2).reshape(tokens, -1)
         folded = query.view(tokens, key.shape[1], -1, dim)
-        if self.folded is None:
-            self.folded = self.bias.expand(-1, 1, folded.shape[2], -1)
-        return F.scaled_dot_product_attention(folded, key, value, attn_mask=self.folded, scale=scale).reshape(tokens, many * dim)
+        kind = sight, folded.shape[2]
+        if kind not in self._folded:
+            self._folded[kind] = self.bias(sight).expand(-1, 1, folded.shape[2], -1)
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=self._folded[kind], scale=scale)
+        return out.reshape(tokens, -1)

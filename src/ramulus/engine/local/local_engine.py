@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
+from ramulus.engine.local.check import verify
 from ramulus.engine.local.compiled import GB, CompiledForward, misfit
-from ramulus.engine.local.forward import Forward, ModelForward, verify
-from ramulus.engine.local.fused import recognise
+from ramulus.engine.local.forward import Forward, ModelForward
+from ramulus.engine.local.fused import FusedForward, recognise
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
-from ramulus.native.build import Unavailable
+from ramulus.models.survey import message_of
 
 WAYS = {"compiled": "compiled kernels", "fused": "torch's operations", "transformers": "the model's own modules"}  # by the name of the forward
 QUIET = 8  # turns of the event loop without a new request before the next step
@@ -42,8 +43,8 @@ class LocalEngine:
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
     `decode`: the text of tokens, for stop strings.
 
-    Any architecture whose attention goes through transformers' AttentionInterface works; a self-check at construction compares prefill
-    and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
+    Any architecture whose attention goes through transformers' AttentionInterface works, with windows, soft caps and sinks; a self-check at
+    construction compares prefill and decode with the plain forward, and ValueError names the architecture that fails it. Build the engine after peft
     adapters are in place, and keep the parameters the same objects (optimizer steps and `load_state_dict` do).
 
     Guarantees. (1) The same requests in the same order give the same tokens, bit for bit, at a given number of slots, thread count,
@@ -264,20 +265,28 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _chosen(reference: ModelForward, native: bool, native_limit: int | None, memory: int) -> tuple[Forward, str]:
-    """The compiled forward, else the fused one, where the architecture is known and the self-check agrees; and why it is not a faster one."""
-    fused = recognise(reference)
-    if fused is None or _verified(fused, reference) is None:  # same names, other arithmetic: the model's own is right
+    """The compiled forward, else the fused one, where the model's code is known and the self-check agrees; and why it is not a faster one."""
+    found = recognise(reference)
+    if found is None:
         return reference, f"the kernels do not know {reference.title}"
-    because = misfit(fused, native_limit, memory) if native else "native=False asks for it"
+    fused = _tried(lambda: found, reference)
+    if isinstance(fused, str):
+        return reference, fused
+    because = misfit(found, native_limit, memory) if native else "native=False asks for it"
     if because is not None:
-        return fused, because
+        return found, because
+    compiled = _tried(lambda: CompiledForward(found), reference)
+    return (found, compiled) if isinstance(compiled, str) else (compiled, "")
+
+
+def _tried(make: Callable[[], FusedForward], reference: ModelForward) -> FusedForward | str:
+    """A forward that passes the self-check, or what stopped it: whatever that is, a slower way is there."""
     try:
-        compiled = CompiledForward(fused)
-    except (Unavailable, ValueError) as error:
-        return fused, str(error)
-    if _verified(compiled, reference) is None:
-        return fused, "the kernels give other logits for this model than its plain forward"
-    return compiled, ""
+        forward = make()
+        verify(forward, reference)
+    except Exception as error:
+        return message_of(error)
+    return forward
 
 
 def _said(forward: Forward, because: str) -> str:
@@ -291,15 +300,6 @@ def _said(forward: Forward, because: str) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """float32, bfloat16."""
     return str(dtype).removeprefix("torch.")
-
-
-def _verified(forward: Forward, reference: ModelForward) -> Forward | None:
-    """The forward if it passes the self-check."""
-    try:
-        verify(forward, reference)
-    except ValueError:
-        return None
-    return forward
 
 
 def _narrow(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ramulus.models.variant import CAUSAL, Variant
+from ramulus.models.variant import attend as spelled
+
 CALL = 2**11  # what one more call costs, in pairs of query and key (measured on a CPU, forward and backward)
 ROW = 2**5  # what one more gathered key costs, in the same unit
 
@@ -78,17 +81,30 @@ class PathByPath:
         paths = torch.from_numpy(np.concatenate(ranges)).to(device)
         return cls(paths, (row.before + row.length).tolist(), row.length.tolist(), mask)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
-        grouped, mask = query.shape[1] != key.shape[1], fit(self.mask, query)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, variant: Variant = CAUSAL) -> Tensor:
+        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D of values]; tokens behind the runs' are padding and get zeros."""
+        rest = query.shape[2] - sum(self.queries)
         wide = torch.promote_types(query.dtype, torch.float32)  # gradients of tokens that paths share are added up in it
         known = (x.to(wide).index_select(2, self.paths).to(x.dtype).split(self.keys, 2) for x in (key, value))
-        parts = []
-        for q, k, v in zip(query.split(self.queries, 2), *known, strict=True):
-            causal = q.shape[2] == k.shape[2]
-            seen = None if causal else mask[-q.shape[2] :, -k.shape[2] :]
-            parts.append(F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scale, enable_gqa=grouped))
-        return torch.cat(parts, 2).transpose(1, 2)
+        asked = query[:, :, : query.shape[2] - rest].split(self.queries, 2)
+        parts = [self._one(q, k, v, scale, variant) for q, k, v in zip(asked, *known, strict=True)]
+        out = torch.cat(parts, 2).transpose(1, 2)
+        return F.pad(out, (0, 0, 0, 0, 0, rest)) if rest else out
+
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, variant: Variant) -> Tensor:
+        """The queries of one run over the keys of its path."""
+        grouped, n, length = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
+        if variant.plain(length):
+            causal = n == length
+            seen = None if causal else fit(self.mask, q)[-n:, -length:]
+            return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scale, enable_gqa=grouped)
+        position = torch.arange(length - n, length, device=q.device)[:, None]
+        at = torch.arange(length, device=q.device)[None]
+        hidden = (at > position) | (at < variant.sight.first(position))
+        bias = torch.zeros(n, length, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
+        if variant.softcap is None and variant.sinks is None:
+            return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=grouped)
+        return spelled(q, k, v, bias[None, None], q.shape[-1] ** -0.5 if scale is None else scale, variant)
 
 
 def cheaper(row: Runs, tokens: int) -> bool:

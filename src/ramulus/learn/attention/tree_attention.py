@@ -7,9 +7,10 @@ looks for no packed sequences; the plan reaches every layer as the keyword `tree
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +21,8 @@ from transformers import AttentionInterface
 
 from ramulus.learn.attention.compiled import Stacked, kernels
 from ramulus.learn.attention.runs import PathByPath, Runs, cheaper, fit, runs
+from ramulus.models.survey import attending_by
+from ramulus.models.variant import CAUSAL, Sight, Variant
 from ramulus.native.build import why
 
 NAME = "ramulus_tree"
@@ -35,12 +38,26 @@ class TreePlan:
 
     length: int  # T tokens the model must be given: those of the row, and the padding that flex wants
     depth: int  # tokens on the longest path
+    device: torch.device
+    dtype: torch.dtype  # of queries and keys
     mask: Tensor | None = None  # [1, 1, T, T], 0 or -inf
     paths: Stacked | PathByPath | None = None
     blocks: BlockMask | None = None
+    row: Runs | None = None
+    sights: Mapping[int, Sight] = field(default_factory=dict)  # by layer, where they are known
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    @cached_property
+    def variants(self) -> PathByPath:
+        """The plan of layers with windows, soft caps, sinks, or values of another size than keys."""
+        if not isinstance(self.paths, PathByPath):
+            assert self.row is not None
+            return PathByPath.of(self.row, self.device, self.dtype)
+        return self.paths
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, variant: Variant = CAUSAL) -> Tensor:
         """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+        if not variant.plain(self.depth) or key.shape[-1] != value.shape[-1]:
+            return self.variants.attend(query, key, value, scale, variant)
         if self.paths is not None:
             return self.paths.attend(query, key, value, scale)
         grouped = query.shape[1] != key.shape[1]
@@ -55,25 +72,28 @@ class TreePlan:
         return out.transpose(1, 2)
 
 
-def plan(parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto") -> TreePlan:
+def plan(
+    parent: Tensor, end: Tensor, dtype: torch.dtype = torch.float32, way: Way = "auto", sights: Mapping[int, Sight] | None = None
+) -> TreePlan:
     """Plan one row of T tokens.
 
-    `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys. Raises ValueError for an
-    unknown way, one that cannot be had here, or an empty row.
+    `parent` and `end` [T] as in TreeBatch, on the device of the model; `dtype` is that of queries and keys; `sights` is what the model's layers
+    see, by their index. Raises ValueError for an unknown way, one that cannot be had here, or an empty row.
     """
     if way not in get_args(Way):
         raise ValueError(f"tree attention is one of {', '.join(map(repr, get_args(Way)))}, got {way!r}")
     if not len(parent):
         raise ValueError("a row without tokens has nothing to attend to: pack at least one path")
     row = runs(parent.cpu().numpy(), end.cpu().numpy())
+    made = partial(TreePlan, depth=row.depth, device=parent.device, dtype=dtype, row=row, sights=sights or {})
     if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
         length, blocks = block_mask(end)
-        return TreePlan(length, row.depth, blocks=blocks)
+        return made(length, blocks=blocks)
     if way in ("auto", "stack") and (stack := stacked(row, parent.device, dtype, way == "stack")):
-        return TreePlan(len(parent), row.depth, paths=stack)
+        return made(len(parent), paths=stack)
     if way == "paths" or (way == "auto" and cheaper(row, len(parent))):
-        return TreePlan(len(parent), row.depth, paths=PathByPath.of(row, parent.device, dtype))
-    return TreePlan(len(parent), row.depth, mask=dense_mask(end, dtype))
+        return made(len(parent), paths=PathByPath.of(row, parent.device, dtype))
+    return made(len(parent), mask=dense_mask(end, dtype))
 
 
 def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -> Stacked | None:
@@ -158,7 +178,13 @@ def tree_attention(
             f"{NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
         )
     refuse(module, tree, query, attention_mask, dropout, kwargs)
-    return tree.attend(query, key, value, scaling), None
+    return tree.attend(query, key, value, scaling, variant_of(module, tree, kwargs)), None
+
+
+def variant_of(module: nn.Module, tree: TreePlan, options: dict[str, Any]) -> Variant:
+    """What a layer asks for: its sight as it was surveyed, else as its arguments say."""
+    sight = tree.sights.get(getattr(module, "layer_idx", -1))
+    return Variant(sight or Sight(window=options.get("sliding_window")), options.get("softcap"), options.get("s_aux"))
 
 
 def refuse(
@@ -177,30 +203,13 @@ def refuse(
         raise ValueError(
             f"{name} wants attention dropout {dropout}, which tree attention lacks: set attention_dropout=0 or call model.eval()"
         )
-    window = options.get("sliding_window")
-    if window is not None and window < tree.depth:
-        remedy = f"shorten paths to {window}, or use a model with full attention"
-        raise ValueError(f"{name} sees a window of {window} tokens but a path holds {tree.depth}: {remedy}")
-    for option in ("softcap", "s_aux", "position_bias"):
-        if options.get(option) is not None:
-            raise ValueError(
-                f"{name} needs attention with {option}, which tree attention lacks: use a model without it (Qwen2, Qwen3, Llama)"
-            )
+    if options.get("position_bias") is not None:
+        raise ValueError(f"{name} needs attention with position_bias, which tree attention lacks: use a model without it (Qwen3, Llama, Gemma 3)")
 
 
-@contextmanager
-def attending(model: nn.Module, name: str = NAME) -> Iterator[None]:
-    """Let `model` attend by the implementation `name`, and as before afterwards."""
-    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._attn_implementation = name
-    try:
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+def attending(model: nn.Module, name: str = NAME) -> AbstractContextManager[None]:
+    """Let `model` attend along trees, or by another implementation, and as before afterwards."""
+    return attending_by(model, name)
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,22 @@ class Head:
                 parts.append(self._some(*arguments))
         tempered, plain, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return plain if temperature is None else tempered, plain, entropy
+
+    @contextmanager
+    def stopped(self) -> Iterator[list[Tensor]]:
+        """Inside, the model's output layer keeps what it is given, in the list, instead of computing logits."""
+        given: list[Tensor] = []
+
+        def keep(hidden: Tensor, *unused: Any) -> Tensor:
+            given.append(hidden)
+            return hidden[..., :1]
+
+        linear: Any = self.linear
+        linear.forward = keep
+        try:
+            yield given
+        finally:
+            del linear.forward
 
     def _width(self) -> int:
         return int(getattr(self.linear, "out_features", 0) or next(self.linear.parameters()).shape[0])

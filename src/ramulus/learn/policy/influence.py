@@ -9,7 +9,7 @@ only a number per head and key of each path stays. Queries that paths share are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ramulus.core.tree import Author
 from ramulus.learn.attention.compiled import Folding, Stacked
 from ramulus.learn.attention.runs import runs
 from ramulus.learn.policy.steps import LEVELS, Separators, Steps, segment
+from ramulus.models.variant import CAUSAL, Sight, Variant
 
 if TYPE_CHECKING:
     from ramulus.learn.attention.tree_attention import TreePlan
@@ -246,8 +247,18 @@ class WatchedPlan:
         """Tokens on the longest path."""
         return self.way.depth
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]."""
+    @property
+    def sights(self) -> Mapping[int, Sight]:
+        """What the layers see."""
+        return self.way.sights
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, variant: Variant = CAUSAL) -> Tensor:
+        """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D]. Raises ValueError for a layer whose attention weights are others."""
+        if not variant.plain(self.depth) or key.shape[-1] != value.shape[-1]:
+            raise ValueError(
+                f"influence is read from plain attention, and on a path of {self.depth} tokens this model has windows, soft caps, sinks or values of "
+                "another size than keys: use a model without, or a branching rule that needs no influence"
+            )
         paths = self.way.paths
         if isinstance(paths, Stacked):
             sums = self.watch.new_sums(query.shape[1], query)

@@ -17,11 +17,13 @@ from ramulus.learn.attention.tree_attention import Way, attending, plan
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
+from ramulus.learn.policy.check import verify
 from ramulus.learn.policy.fused import fused, patches
 from ramulus.learn.policy.head import head_of
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
+from ramulus.models.positions import rope_limit
 
 if TYPE_CHECKING:
     from ramulus.learn.objective.mix import Mix
@@ -33,7 +35,7 @@ class TorchPolicy:
     """A transformers causal LM that learns from packed trees.
 
     The model stays in eval mode, so no dropout is active. Raises ValueError, at once, for a model whose log-probs on a packed tree are not
-    those of its separate sequences (recurrent layers, attention sinks and the like).
+    those of its separate sequences (recurrent layers and the like).
 
     Example:
         >>> from ramulus import Author, Behavior, Clip, Estimator, GroupMean, Mix, Scratch, Task, Term, TorchPolicy, Tree, pack
@@ -70,7 +72,8 @@ class TorchPolicy:
         self.critic: nn.Linear | None = None  # a value head
         self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
-        verify(self)
+        self.survey = verify(model, self.head, self.patches, "dense" if self.device.type != "cpu" else attention)
+        self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
         if lora is not None:
@@ -207,15 +210,21 @@ class TorchPolicy:
     ) -> Tensor:
         """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
         count = len(token)
-        way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention)
+        way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention, self.survey.sights)
+        if way.depth > self.reach:
+            raise ValueError(
+                f"a path holds {way.depth} tokens and the rotary embedding of {type(model).__name__} changes beyond {self.reach} for all tokens of a "
+                "text: shorten prompts or responses"
+            )
         if way.length > count:
             token, position = (nn.functional.pad(x, (0, way.length - count)) for x in (token, position))
         rows = {"input_ids": token[None], "position_ids": position[None]}
         mine = model is self.model
         quick = self.patches if mine else self.reference_patches
-        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick):
-            out = model.base_model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
-        return out.last_hidden_state[0, :count]
+        head = self.head if mine else head_of(model, self.head.chunk)
+        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick), head.stopped() as given:
+            model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
+        return given[0][0, :count]
 
     def _casting(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext()
@@ -303,36 +312,3 @@ def fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> No
                 f"the checkpoint has {held} {prefix}{name}, the model wants {tuple(tensor.shape)}: resume with the model it is of"
             )
         tensor.copy_(found)
-
-
-@torch.no_grad()
-def verify(policy: TorchPolicy) -> None:
-    """Hold the packed logits of a tiny tree against those of its two paths; ValueError where they differ or the model takes no tree."""
-    model, name = policy.model, type(policy.model).__name__
-    if model.base_model is model:
-        raise ValueError(f"{name} has no body to read hidden states from: load it with AutoModelForCausalLM")
-    size = model.get_input_embeddings().weight.shape[0]
-    rows = [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 3, 4, 5], [0, 0, 1, 2, 3, 2, 5, 6], [8, 8, 8, 5, 5, 8, 8, 8]]
-    token, position, parent, end = (torch.tensor(row, device=policy.device) for row in rows)
-    token = (token * 7 + 1) % size
-    padded = policy.attention == "flex" or policy.device.type != "cpu"
-    way = plan(parent, end, policy.dtype, "dense" if padded else policy.attention)
-    usual = model.config._attn_implementation
-    row = {
-        "input_ids": token[None],
-        "position_ids": position[None],
-        "attention_mask": None,
-        "use_cache": False,
-        "tree": way,
-    }
-    with attending(model), fused(policy.patches):
-        packed = policy.head.logits(model.base_model(**row).last_hidden_state[0])
-    for path in ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7]):
-        with attending(model, "sdpa" if usual is None or usual.startswith("ramulus") else usual):
-            alone = model(input_ids=token[path][None], use_cache=False).logits[0]
-        off = float((packed[path] - alone).abs().max() / alone.abs().max().clamp(min=1))
-        if not off <= (1e-3 if policy.dtype in (torch.float32, torch.float64) else 0.1):
-            raise ValueError(
-                f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}. Layers with a "
-                "state, attention sinks and logits changed after the output layer are not supported; Qwen2, Qwen3 and Llama are"
-            )

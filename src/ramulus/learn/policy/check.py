@@ -1,0 +1,83 @@
+"""The self-check of a policy: hidden states on packed trees against the model's plain forward of their paths, near and far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramulus.learn.attention.tree_attention import Way, attending, plan
+from ramulus.learn.policy.fused import Patch, fused
+from ramulus.learn.policy.head import Head
+from ramulus.models.positions import context
+from ramulus.models.precision import is_half, widened
+from ramulus.models.survey import FAR, Survey, message_of, plain_way, survey
+
+TRUNK, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
+CLOSE, QUANTISED = 1e-3, 0.1  # of logits, relative to the largest; of quantised models
+
+
+def verify(model: Any, head: Head, patches: Sequence[Patch], way: Way) -> Survey:
+    """Hold the logits of two packed trees against those of their four paths; the second tree stands at the last positions that there are.
+
+    Half-precision models compute in float32 here. Returns what the layers ask of attention; raises ValueError where the model takes no tree or the
+    logits differ.
+    """
+    name = type(model).__name__
+    try:
+        found = survey(model)
+        off = logit_difference(model, head, patches, "dense" if way == "flex" else way, found)
+    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{name} cannot learn from packed trees: {message_of(error)}") from error
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    exact = is_half(model) or all(kind.is_floating_point and kind.itemsize > 2 for kind in kinds)
+    if not off <= (CLOSE if exact else QUANTISED):
+        raise ValueError(
+            f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}. Layers with a "
+            "state and logits changed after the output layer are not supported; Qwen3, Llama and Gemma 3 are"
+        )
+    return found
+
+
+@torch.no_grad()
+def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way, found: Survey) -> float:
+    """The largest difference of logits, relative to the largest logit."""
+    most = context(model.config)
+    trunk = min(max(1, most - BRANCH), found.past_windows(TRUNK))
+    case = trees(trunk, max(0, min(most, FAR) - trunk - BRANCH), int(model.get_input_embeddings().num_embeddings))
+    token, position, parent, end, lines = (x.to(model.get_input_embeddings().weight.device) for x in case)
+
+    def packed(dtype: torch.dtype) -> Tensor:
+        row = plan(parent, end, dtype, way, found.sights)
+        with attending(model), fused(patches), head.stopped() as given:
+            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
+        return head.logits(given[0][0])
+
+    dtype = next(model.parameters()).dtype
+    if is_half(model):
+        packed(dtype)  # in its own precision it must at least run
+    with widened(model):
+        ours = packed(torch.float32 if is_half(model) else dtype)[lines]
+        with attending(model, plain_way(model, found)):
+            near = model(input_ids=token[lines[:2]], use_cache=False).logits  # which positions it takes by itself
+            far = model(input_ids=token[lines[2:]], position_ids=position[lines[2:]], use_cache=False).logits
+    alone = torch.cat((near, far))
+    return float(((ours - alone).abs().max() / alone.abs().max().clamp(min=1)).nan_to_num(torch.inf))
+
+
+def trees(trunk: int, start: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """Two trees of a prompt of `trunk` tokens with two branches each, the second from position `start` on.
+
+    token, position, parent, end [T] of the row, and the places of the tokens of each path [4, trunk + BRANCH].
+    """
+    depth, size = trunk + BRANCH, trunk + 2 * BRANCH
+    index = torch.arange(size)
+    position = torch.where(index < depth, index, index - BRANCH)
+    parent = (index - 1).clamp(min=0)
+    parent[depth] = trunk - 1
+    end = torch.where((index >= trunk) & (index < depth), depth, size)
+    lines = torch.stack((index[:depth], torch.cat((index[:trunk], index[depth:]))))
+    both = [torch.cat((x, x + more)) for x, more in ((position, start), (parent, size), (end, size), (lines, size))]
+    return ((torch.arange(2 * size) * 7 + 1) % vocabulary, *both)
