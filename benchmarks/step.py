@@ -44,8 +44,8 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.rollouts import Rollouts, epoch_order
 from ramulus.run.runtime import collect_seldom, model_path
-from ramulus.run.stage import build
-from ramulus.run.trainer import State, Trainer
+from ramulus.run.stage import build_parts
+from ramulus.run.trainer import Trainer, TrainerState
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.problem import Problem
 
@@ -130,12 +130,12 @@ class Mine:
     """A ramulus run that makes one step at a time, with all that a run does: trees, gauges, metrics."""
 
     def __init__(self, run: Run, exact: bool) -> None:
-        parts = build(run, None)
+        parts = build_parts(run, None)
         stop = replace(parts.stop, eos=()) if exact else parts.stop
         run.folder.mkdir(parents=True, exist_ok=True)
         rollouts = Rollouts(run, parts.tasks, parts.engine, stop, parts.decode)
         logbook = Logbook(run, Console(quiet=True))
-        self.trainer = Trainer(run, parts.learner, parts.engine, rollouts, [], logbook, Interrupt(), State())
+        self.trainer = Trainer(run, parts.learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
         self.parts, self.loop = parts, asyncio.new_event_loop()
         self.metrics: list[dict[str, Any]] = []
 

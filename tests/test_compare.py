@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compared_runs import at, run, shown, stage, sweep, two_labels
-from ramulus.look.compare.compare import Difference, Estimate, Place, compare, estimate, paired, quantile
+from ramulus.look.compare.compare import Difference, Estimate, Place, compare, estimate, paired, student_quantile
 from ramulus.look.curves import find_runs, read_curve
 
 T2 = 4.302652729696144  # Student's t, two degrees of freedom, 95 %
@@ -156,7 +156,7 @@ def test_any_metric(two: Path):
 
 def test_student():
     table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
-    assert {df: round(quantile(df), 3) for df in table} == table
+    assert {df: round(student_quantile(df), 3) for df in table} == table
     assert estimate([1.0, 2.0, 3.0]) == Estimate(3, 2.0, pytest.approx(T2 / math.sqrt(3)))
     assert estimate([0.7]) == Estimate(1, 0.7, None)
 

@@ -17,7 +17,7 @@ from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.rng import uniform
-from ramulus.engine.toy import Draw, draw
+from ramulus.engine.toy import Draw, draw_token
 from ramulus.grow.fallback import Anyone, RandomCut
 from ramulus.grow.growth import grow_forest, seed_of
 from ramulus.grow.segments import Segments
@@ -86,7 +86,7 @@ def replayed(model: nn.Module, prefix: list[int], tokens: list[int], seed: int, 
     logits = model(torch.tensor([prefix + tokens]), use_cache=False).logits[0, len(prefix) - 1 : -1].double()
     assert not callable(sampling.temperature)
     for i, row in enumerate(logits.tolist()):
-        yield draw(row, sampling, sampling.temperature, uniform(seed, i))
+        yield draw_token(row, sampling, sampling.temperature, uniform(seed, i))
 
 
 def sampled_nodes(forest: list[Tree], seen: list[Sampled]) -> list[tuple[Tree, Node, Request, Segment]]:

@@ -14,7 +14,7 @@ import torch
 from engines import KERNELS, KINDS, LANES, ask, line, mixed, run, small, worst
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local import compiled
-from ramulus.engine.local.check import verify
+from ramulus.engine.local.check import verify_forward
 from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.fused import recognise
@@ -50,7 +50,7 @@ def test_every_width_of_vector_passes_the_self_check(kind: str, lanes: str) -> N
     ):
         forward = forward_of(small(kind, **fields), lanes)
         assert forward.library.ramulus_lanes() == int(lanes[-2:].strip("="))
-        assert verify(forward, forward.reference) < 1e-5
+        assert verify_forward(forward, forward.reference) < 1e-5
 
 
 def test_a_head_that_does_not_fit_is_refused(lanes: str) -> None:

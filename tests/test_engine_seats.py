@@ -16,7 +16,7 @@ from ramulus.engine.engine import Request, Segment, StopRule
 from ramulus.engine.local import compiled
 from ramulus.engine.local import slots as slot_allocation
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, Batch
-from ramulus.engine.local.compiled import CompiledForward, Steps
+from ramulus.engine.local.compiled import CompiledForward, DecodeSteps
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.fused import recognise
 from ramulus.engine.local.kv import Geometry, Slots
@@ -221,7 +221,7 @@ def test_the_kernels_numbers_are_those_of_the_streams() -> None:
     fused = recognise(ModelForward(small()))
     assert fused is not None
     forward, seeds = CompiledForward(fused), [0, 1, 2**63 - 1, 77, 12345678901]
-    slots, batch, samples, steps = Slots(forward.geometry, forward), Batch(8, VOCABULARY), Samples(8), Steps(forward, 8)
+    slots, batch, samples, steps = Slots(forward.geometry, forward), Batch(8, VOCABULARY), Samples(8), DecodeSteps(forward, 8)
     slots.resize(5, 32, 0)
     group = Group(asyncio.new_event_loop().create_future(), [], 5)
     rows = [Sequence.of(ask((i + 1,), seed=seed, max_tokens=40), group, i, 32, None) for i, seed in enumerate(seeds)]

@@ -14,7 +14,7 @@ from ramulus.engine.engine import Request, Sampling, StopRule
 from ramulus.engine.local.sampling import SamplingBatch, draw
 from ramulus.engine.rng import streams, uniform, uniforms
 from ramulus.engine.toy import ToyEngine
-from ramulus.engine.toy import draw as draw_one
+from ramulus.engine.toy import draw_token as draw_one
 
 
 def never(tokens: list[int]) -> str | None:

@@ -24,7 +24,7 @@ from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run.evaluation import evaluation, progress
 from ramulus.run.evaluation.answers import naming
 from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets, load_model
-from ramulus.run.evaluation.plan import Plan, plan_of, whole_numbers
+from ramulus.run.evaluation.plan import SamplingPlan, plan_of, whole_numbers
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import render
@@ -255,7 +255,7 @@ def test_what_cannot_be_asked_for(model: Path, capsys: pytest.CaptureFixture[str
     assert "top_p" in fails(capsys, "eval", model, "--tasks", "chain", "--top-p", 2)
     assert whole_numbers(("1,8,32",)) == whole_numbers(("1", "8", "32")) == whole_numbers(("1,", "8,32")) == (1, 8, 32)
     assert plan_of(4, 1.0, 1.0, True, (4, 8, 8), None, 0, None).kinds(20)["tree"][0].branching == 4  # type: ignore[attr-defined]
-    assert Plan(0, width=2, greedy=False).answers == 2
+    assert SamplingPlan(0, width=2, greedy=False).answers == 2
 
 
 def test_names_of_sets():
@@ -276,7 +276,7 @@ def test_progress_on_a_terminal_and_plain_lines_elsewhere(
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     asked = TaskSets(("chain",), 7, {}, {"template": None, "system": None, "limit": 64})
     opener = partial(load_model, device="cpu", threads=1, slots=8)
-    evaluation.run_evaluation(str(model), opener, asked, Plan(2, max_tokens=8, chunk=2), (), None, tmp_path, console)
+    evaluation.run_evaluation(str(model), opener, asked, SamplingPlan(2, max_tokens=8, chunk=2), (), None, tmp_path, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     if terminal:
         assert "7/7" in said
@@ -330,14 +330,14 @@ def test_a_comparison_or_a_place_that_cannot_be_is_refused_before_the_model_is_o
     asked = TaskSets(("gym:chain_sum",), 7, {}, {})
     console = Console(file=io.StringIO())
     with pytest.raises(ValueError, match="it has chain, here is gym-chain_sum"):
-        evaluation.run_evaluation("m", never, asked, Plan(2), (), str(whole), tmp_path / "out", console)
+        evaluation.run_evaluation("m", never, asked, SamplingPlan(2), (), str(whole), tmp_path / "out", console)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     for out in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder"):
         with pytest.raises(OSError, match=r"cannot write in the folder .*file.* choose another --out"):
-            evaluation.run_evaluation("m", never, asked, Plan(2), (), None, out, console)
+            evaluation.run_evaluation("m", never, asked, SamplingPlan(2), (), None, out, console)
     with pytest.raises(ValueError, match="is a folder, and a name"):
-        evaluation.run_evaluation("m", never, asked, Plan(2), (), None, tmp_path / "folder.json", console)
+        evaluation.run_evaluation("m", never, asked, SamplingPlan(2), (), None, tmp_path / "folder.json", console)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
 
 

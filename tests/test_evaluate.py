@@ -19,7 +19,7 @@ from ramulus.grow.stop import Stop
 from ramulus.look.cost.ledger import Cost, cost
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.look.evaluation.statistics import interval, mean, pass_at_k, vote
-from ramulus.look.viewer.show import draw, safe
+from ramulus.look.viewer.show import draw_tree, safe
 
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (4, 1, 4), (7, 3, 5)])
@@ -147,7 +147,7 @@ def test_texts_of_a_model_are_harmless_on_a_terminal():
     tree = Tree.plant(Task("t", (1,), "[bold]x[/bold] \x1b[2J"))
     tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=1.0)
     console = Console(record=True, width=200, file=io.StringIO())
-    console.print(draw(tree, lambda tokens: "[red]\x1b]0;title\x07[/nope]"))
+    console.print(draw_tree(tree, lambda tokens: "[red]\x1b]0;title\x07[/nope]"))
     text = console.export_text()
     assert "\x1b" not in text
     assert "\x07" not in text

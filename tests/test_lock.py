@@ -167,9 +167,9 @@ def test_a_checkpoint_that_is_being_read_is_not_deleted(tmp_path: Path):
         (path / "state.json").write_text("{}")
     with reading(run_folder.path_of(tmp_path, 1)):
         assert being_read(run_folder.path_of(tmp_path, 1))
-        checkpoint.prune(tmp_path, 1, None)
+        checkpoint.drop_old(tmp_path, 1, None)
         assert run_folder.steps(tmp_path) == [1, 2]
-    checkpoint.prune(tmp_path, 1, None)
+    checkpoint.drop_old(tmp_path, 1, None)
     assert run_folder.steps(tmp_path) == [2]
 
 

@@ -63,7 +63,7 @@ def test_the_smooth_gate_remembers_and_resumes(tmp_path: Path) -> None:
     train("smooth", whole)
     train("smooth", parts, "steps=2")
     train("smooth", parts, "steps=4", resume=True)
-    state, other = checkpoint.load(whole, 4), checkpoint.load(parts, 4)
+    state, other = checkpoint.read_state(whole, 4), checkpoint.read_state(parts, 4)
     kept, again = tensors(whole, 4), tensors(parts, 4)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     assert state["mix"] == other["mix"]

@@ -32,7 +32,7 @@ from ramulus.run import checkpoint
 from ramulus.run.config.describe import changes, recipe_text, to_json
 from ramulus.run.config.find import find
 from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run, Weighted
-from ramulus.run.config.resume import compare
+from ramulus.run.config.resume import _compare
 from ramulus.run.launch import launch
 from ramulus.run.minibatch import parts
 from ramulus.run.rollouts import START, Rollout, Rollouts
@@ -204,9 +204,9 @@ def write(folder: Path, step: int, **state) -> None:
 def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):
     for step in (1, 2, 3, 4, 5):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path, 2, best=2)
+        checkpoint.drop_old(tmp_path, 2, best=2)
     assert run_folder.steps(tmp_path) == [2, 4, 5]
-    state = checkpoint.load(tmp_path, 4)
+    state = checkpoint.read_state(tmp_path, 4)
     assert (state["step"], state["policy"]) == (4, {"version": 4})
     assert torch.equal(tensors(tmp_path, 4)["w"], torch.full((3,), 4.0))
 
@@ -218,16 +218,16 @@ def test_what_a_killed_write_left_is_not_read(tmp_path: Path):
     (part / "state.json").write_text("{")
     (tmp_path / "checkpoints" / "step-000003").mkdir()
     assert run_folder.steps(tmp_path) == [1]
-    checkpoint.prune(tmp_path, 2, None)
+    checkpoint.drop_old(tmp_path, 2, None)
     assert not part.exists()
 
 
 def test_a_step_that_was_still_to_be_evaluated_is_saved_again(tmp_path: Path):
     write(tmp_path, 1, pending={"reward": 1.0})
     write(tmp_path, 1, best={"step": 1, "score": 0.5})
-    assert checkpoint.load(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
+    assert checkpoint.read_state(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
     write(tmp_path, 1, best=None)
-    assert checkpoint.load(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
+    assert checkpoint.read_state(tmp_path, 1)["best"] == {"step": 1, "score": 0.5}
 
 
 def test_nothing_is_pickled(tmp_path: Path):
@@ -241,7 +241,7 @@ def test_random_states_come_back(tmp_path: Path):
     write(tmp_path, 1)
     first = (random.random(), np.random.rand(), np.random.randn())
     checkpoint.seed_all(4)
-    checkpoint.restore_random(checkpoint.load(tmp_path, 1))
+    checkpoint.restore_random(checkpoint.read_state(tmp_path, 1))
     assert (random.random(), np.random.rand(), np.random.randn()) == first
 
 
@@ -392,6 +392,6 @@ def test_a_field_that_is_new_since_a_run_was_saved_changes_nothing() -> None:
     for name in ("kl", "entropy_tempered", "normaliser"):
         del saved["mix"][name]
     del saved["mix"]["terms"][0]["estimator"]["advantage"]["lone"]
-    assert compare([saved], [to_json(stage)], (stage,)) == []
+    assert _compare([saved], [to_json(stage)], (stage,)) == []
     other = replace(stage, mix=replace(stage.mix, entropy_tempered=True))
-    assert compare([saved], [to_json(other)], (other,)) == ["mix.entropy_tempered was None, is now True"]
+    assert _compare([saved], [to_json(other)], (other,)) == ["mix.entropy_tempered was None, is now True"]

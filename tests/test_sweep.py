@@ -23,7 +23,7 @@ from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
 from ramulus.run.sweep.job_pool import Job, JobPool
-from ramulus.run.sweep.sweep import allot, label_of, plan
+from ramulus.run.sweep.sweep import allot, label_of, planned_jobs
 from ramulus.run.sweep.sweep import sweep as run_sweep
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def test_labels_are_safe_folders(recipe: str, label: str):
 
 
 def test_the_plan_goes_seed_by_seed(tmp_path: Path):
-    jobs = plan(["grpo:small", "dapo:small"], ["steps=3"], [4, 0], tmp_path, threads=2)
+    jobs = planned_jobs(["grpo:small", "dapo:small"], ["steps=3"], [4, 0], tmp_path, threads=2)
     assert [job.name for job in jobs] == [
         "grpo-small seed 4",
         "dapo-small seed 4",
@@ -66,8 +66,8 @@ def test_the_plan_goes_seed_by_seed(tmp_path: Path):
 
 
 def test_threads_of_the_user_and_of_the_recipe_stay(tmp_path: Path):
-    (asked,) = plan(["grpo:small"], ["threads=3"], [0], tmp_path, threads=1)
-    (written,) = plan([RECIPE], [], [0], tmp_path, threads=2)  # it says threads=1 itself
+    (asked,) = planned_jobs(["grpo:small"], ["threads=3"], [0], tmp_path, threads=1)
+    (written,) = planned_jobs([RECIPE], [], [0], tmp_path, threads=2)  # it says threads=1 itself
     assert asked.extra == written.extra == ()
 
 
@@ -105,13 +105,13 @@ def test_nothing_starts_before_all_is_checked(
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """The folder of a sweep whose one run has a run.json."""
-    (job,) = plan([RECIPE], ["steps=3"], [0], tmp_path, threads=1)
+    (job,) = planned_jobs([RECIPE], ["steps=3"], [0], tmp_path, threads=1)
     prepare(RECIPE, [f"out={job.folder}", "seed=0", "steps=3"]).save()
     return tmp_path
 
 
 def test_the_same_run_goes_on(saved: Path):
-    (job,) = plan([RECIPE], ["steps=3"], [0], saved, threads=4)
+    (job,) = planned_jobs([RECIPE], ["steps=3"], [0], saved, threads=4)
     assert not job.finished()
     assert job.extra == ()  # it keeps the threads that it began with
     (job.folder / "summary.json").write_text("{}")
@@ -129,7 +129,7 @@ def test_the_same_run_goes_on(saved: Path):
 )
 def test_another_run_is_refused(saved: Path, recipe: str, overrides: list[str], said: str):
     with pytest.raises(ValueError, match=f"holds another run: {said}.*choose another --out"):
-        plan([recipe], overrides, [0], saved, threads=1)
+        planned_jobs([recipe], overrides, [0], saved, threads=1)
 
 
 def test_another_or_an_edited_recipe_is_refused(saved: Path):
@@ -137,18 +137,18 @@ def test_another_or_an_edited_recipe_is_refused(saved: Path):
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"recipe": "grpo"}))
     with pytest.raises(ValueError, match="its recipe is grpo, not "):
-        plan([RECIPE], ["steps=3"], [0], saved, threads=1)
+        planned_jobs([RECIPE], ["steps=3"], [0], saved, threads=1)
     content["stages"][0]["minibatches"] = 7
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="rl: minibatches was 7, is now 2"):
-        plan([RECIPE], ["steps=3"], [0], saved, threads=1)
+        planned_jobs([RECIPE], ["steps=3"], [0], saved, threads=1)
     del content["stages"][0]["minibatches"]  # a field that came with a newer version is no difference
     path.write_text(json.dumps(content))
-    assert len(plan([RECIPE], ["steps=3"], [0], saved, threads=1)) == 1
+    assert len(planned_jobs([RECIPE], ["steps=3"], [0], saved, threads=1)) == 1
 
 
 def test_steps_are_counted_as_they_come(saved: Path):
-    (job,) = plan([RECIPE], ["steps=3"], [0], saved, threads=1)
+    (job,) = planned_jobs([RECIPE], ["steps=3"], [0], saved, threads=1)
     assert job.steps() == 0
     path = job.folder / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')

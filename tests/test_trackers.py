@@ -212,7 +212,7 @@ def test_a_tracker_that_fails_is_sent_what_it_missed(hosted: Path, name: str):
 
 
 def test_a_tracker_that_hangs_holds_up_nothing(hosted: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "TRACKER_PATIENCE", 0.2)
     never = threading.Event()
     monkeypatch.setattr(trackers.Hosted, "write", lambda *_: never.wait())
     console = Console(file=io.StringIO(), width=300)

@@ -31,7 +31,7 @@ from ramulus.core.tree import column
 from ramulus.engine.remote.listen import bind
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
-from ramulus.look.viewer.page import write as write_page
+from ramulus.look.viewer.page import write_page as write_page
 from ramulus.look.viewer.runs import Shelf
 from ramulus.look.viewer.show import show
 from ramulus.look.viewer.viewer import Hosts, server

@@ -26,7 +26,7 @@ Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ..."
 Words = Annotated[
     Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...", help_behavior_hint="(required)")
 ]
-Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
+_Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
@@ -73,8 +73,8 @@ def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = No
     return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
 
 
-def compare(
-    runs: Runs,
+def _compare(
+    runs: _Runs,
     metric: str = "eval/mean",
     baseline: str | None = None,
     fractions: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
@@ -279,7 +279,7 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
 
 
 def view(
-    runs: Runs,
+    runs: _Runs,
     port: int = 0,
     host: str = "127.0.0.1",
     tokenizer: Path | None = None,
@@ -319,7 +319,7 @@ def doctor() -> int:
     return int(any(found == "missing" for _, found, _ in packages()))
 
 
-def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
+def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
     """Say what runs cost: tokens by source and by fate, seconds by phase; of each stage, a step, a correct answer.
 
     Args:
@@ -328,13 +328,13 @@ def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps:
         csv: a file for all numbers as CSV, a line for each run and stage.
         steps: tell every step as well.
     """
-    from ramulus.look.cost.statement import read_statements, step_tables, tables, write_csv, write_json
+    from ramulus.look.cost.statement import read_statements, statement_tables, step_tables, write_csv, write_json
 
     said = read_statements(runs)
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=200)
     for statement in said:
-        for part in [*tables(statement), *(step_tables(statement) if steps else ())]:
+        for part in [*statement_tables(statement), *(step_tables(statement) if steps else ())]:
             console.print(part, highlight=False)
             console.print()
     for path, write in ((json, write_json), (csv, write_csv)):
@@ -346,7 +346,7 @@ def ledger(runs: Runs, json: Path | None = None, csv: Path | None = None, steps:
 COMMANDS: dict[str, Any] = {
     "train": train,
     "sweep": sweep,
-    "compare": compare,
+    "compare": _compare,
     "eval": eval_,
     "rollout": rollout,
     "recipes": recipes,
@@ -356,7 +356,7 @@ COMMANDS: dict[str, Any] = {
     "serve": serve,
     "doctor": doctor,
 }
-ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
+_ABOUT = "Reinforcement learning on verifiable rewards with one tree from sampler to optimizer. --debug after any command shows where an error arose."
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -390,7 +390,7 @@ def run(words: list[str]) -> int:
     if words[:1] == ["train"]:  # its flags take no values and may stand anywhere
         words = sorted(words, key=lambda word: word.startswith("-") and "=" not in word)
     status: Any = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="ramulus", description=ABOUT, args=words, config=(FlagCreatePairsOff,)
+        COMMANDS, prog="ramulus", description=_ABOUT, args=words, config=(FlagCreatePairsOff,)
     )
     return int(status or 0)
 

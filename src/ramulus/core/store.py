@@ -37,7 +37,7 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
     "unexpanded": tuple,
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
-KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
+_KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
 KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
 
 
@@ -69,8 +69,8 @@ def _record(thing: Node | Tree | Task) -> dict[str, Any]:
         if type(value) is filled and value == default:
             continue
         try:
-            if name in KINDS:
-                record[name] = column_to_json(value, KINDS[name])
+            if name in _KINDS:
+                record[name] = column_to_json(value, _KINDS[name])
             else:
                 record[name] = list(value) if listed and isinstance(value, tuple) else encode(value)
         except (TypeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 Until = Callable[[list[int]], str | None]
 """Given the tokens sampled so far in this request, says why the text ends here, or None; asked after every token."""
 
-Decode = Callable[[list[int]], str]
+Decode = Callable[[Sequence[int]], str]
 """Token ids -> text."""
 
 Weights = None | str | os.PathLike[str] | Mapping[Any, Any]

@@ -13,7 +13,7 @@ from ramulus.engine.engine import COUNTERS, Decode, Request, Sampling, Segment, 
 from ramulus.engine.rng import mix, uniform
 from ramulus.engine.stops import watched
 
-Table = Mapping[tuple[int, ...], Sequence[float]]
+_Table = Mapping[tuple[int, ...], Sequence[float]]
 """Context (the last few tokens) -> logits of the next token, [V]."""
 
 
@@ -27,7 +27,7 @@ class Draw:
     entropy: float  # nats, untempered
 
 
-def softmax(logits: Sequence[float]) -> list[float]:
+def _softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities [V] of logits [V]; a logit of -inf has probability 0."""
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]
@@ -35,18 +35,18 @@ def softmax(logits: Sequence[float]) -> list[float]:
     return [w / total for w in weights]
 
 
-def draw(logits: Sequence[float], sampling: Sampling, temperature: float, u: float) -> Draw:
+def draw_token(logits: Sequence[float], sampling: Sampling, temperature: float, u: float) -> Draw:
     """Sample one token from logits [V] with the uniform number `u`, by inverse CDF.
 
     The candidates stand in the order of the vocabulary; with top-k, top-p or min-p, in the order of falling probability (ties: the
     lower id first). Top-p is taken of the distribution that top-k left, min-p is relative to the most probable token.
     """
-    plain = softmax(logits)
+    plain = _softmax(logits)
     entropy = -math.fsum(p * math.log(p) for p in plain if p > 0)
     if temperature == 0:
         return Draw(max(range(len(logits)), key=lambda i: logits[i]), 0.0, 0.0, entropy)
     top = max(logits)
-    p = softmax([(x - top) / temperature for x in logits])  # the difference first: a tiny temperature must not overflow
+    p = _softmax([(x - top) / temperature for x in logits])  # the difference first: a tiny temperature must not overflow
     order = list(range(len(p)))
     if sampling.truncates:
         order.sort(key=lambda i: -p[i])
@@ -115,7 +115,7 @@ class ToyEngine:
         seed: int = 0,
         order: int = 2,
         spread: float = 2.0,
-        table: Table | None = None,
+        table: _Table | None = None,
         as_array: Callable[[list[list[float]]], Any] | None = None,
         decode: Decode | None = None,
         limit: int = 2**20,
@@ -130,7 +130,7 @@ class ToyEngine:
         self._counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self.table = self._checked(table or {})
 
-    def _checked(self, table: Table) -> dict[tuple[int, ...], list[float]]:
+    def _checked(self, table: _Table) -> dict[tuple[int, ...], list[float]]:
         for context, row in table.items():
             if len(row) != self.vocab:
                 raise ValueError(f"row {context} of the table has {len(row)} logits, the vocabulary has {self.vocab} tokens")
@@ -150,7 +150,7 @@ class ToyEngine:
 
     def probabilities(self, prefix: Sequence[int], temperature: float = 1.0) -> list[float]:
         """The untruncated distribution [V] of the token after `prefix`."""
-        return softmax([x / temperature for x in self.logits(prefix)])
+        return _softmax([x / temperature for x in self.logits(prefix)])
 
     def counters(self) -> dict[str, int]:
         """Since construction, `sampled` and `row_steps`; the others stay 0."""
@@ -173,7 +173,7 @@ class ToyEngine:
         while len(tokens) < sampling.max_tokens and finish is None:
             logits = self.logits(context)
             heat.append(self._temperature(logits, sampling))
-            drawn.append(draw(logits, sampling, heat[-1], uniform(request.seed, len(tokens))))
+            drawn.append(draw_token(logits, sampling, heat[-1], uniform(request.seed, len(tokens))))
             context.append(drawn[-1].token)
             tokens.append(drawn[-1].token)
             finish = until(tokens) if until is not None else None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ramulus.core.tree import Node, Tree, correct, origin
 from ramulus.grow.branching import dice, paths
-from ramulus.grow.forks import read, steps_of
+from ramulus.grow.forks import signal_of, steps_of
 from ramulus.grow.prompts import PromptBatch
-
-State = dict[str, Any]
+from ramulus.grow.schedule import State
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Adaptive:
 
     def trained(self, tree: Tree) -> list[Node]:
         """The graded paths that take part in training."""
-        return [leaf for leaf in graded(tree) if self.unbranched or leaf.parent is not origin(leaf)]
+        return [leaf for leaf in _graded(tree) if self.unbranched or leaf.parent is not origin(leaf)]
 
     def expand(self, trees: Sequence[Tree], state: State) -> tuple[list[set[int]], State]:
         """Trees after their first round, graded -> the ids of the leaves to grow from in each, and the state after it."""
@@ -96,7 +95,7 @@ class Adaptive:
     def choose(self, tree: Tree) -> set[int]:
         """The leaves of one tree to grow from."""
         leaves = first(tree)
-        helped = {leaf.id for leaf in graded(tree)} - {leaf.id for leaf in leaves}
+        helped = {leaf.id for leaf in _graded(tree)} - {leaf.id for leaf in leaves}
         if self.rounding == "all" or not leaves:
             return {leaf.id for leaf in leaves} | helped
         z = difficulty(tree)
@@ -110,14 +109,14 @@ class Adaptive:
         return {leaf.id for leaf in [*rarer, *drawn][:count]} | helped
 
 
-def graded(tree: Tree) -> list[Node]:
+def _graded(tree: Tree) -> list[Node]:
     """The policy's paths that have a reward, in the order of their buds."""
     return [leaf for leaf in paths(tree) if leaf.reward is not None]
 
 
 def first(tree: Tree) -> list[Node]:
     """Those of them that the policy wrote alone, from the prompt on."""
-    return [leaf for leaf in graded(tree) if origin(leaf) is tree.root]
+    return [leaf for leaf in _graded(tree) if origin(leaf) is tree.root]
 
 
 def difficulty(tree: Tree) -> float:
@@ -130,6 +129,6 @@ def attended(tree: Tree) -> float:
     """Mean influence of the steps of a path, mean over the paths without help."""
     means = []
     for leaf in first(tree):
-        scores = [read(leaf, "influence")[at] for at in steps_of(leaf)]
+        scores = [signal_of(leaf, "influence")[at] for at in steps_of(leaf)]
         means.append(math.fsum(scores) / max(len(scores), 1))
     return math.fsum(means) / max(len(means), 1)

@@ -15,7 +15,7 @@ from ramulus.grow.branching import length
 Seeds = Callable[[Sequence[Node], random.Random, int], list[Node]]
 """(finished paths, dice, segment length) -> the paths to grow from again, in order; none restarts from the prompt."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 PRIORITY = {"answer": 7, "eos": 5, None: 4, "length": 3, "repetition": 2}  # None: out of depth; anything else 1
 
@@ -162,7 +162,7 @@ def check_window(window: int | None) -> None:
         raise ValueError(f"a fallback window must be at least 1 token, got {window}: None takes the segment length")
 
 
-def shuffled(items: list[T], dice: random.Random) -> list[T]:
+def shuffled(items: list[_T], dice: random.Random) -> list[_T]:
     """A shuffled copy."""
     return dice.sample(items, len(items))
 

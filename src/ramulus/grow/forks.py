@@ -48,7 +48,7 @@ class AttentionForks:
     def fork(self, leaf: Node) -> list[Bud]:
         """The buds inside one path."""
         starts, base = steps_of(leaf), above(leaf)
-        scores = [read(leaf, "influence")[at] for at in starts]
+        scores = [signal_of(leaf, "influence")[at] for at in starts]
         end = base + len(leaf.tokens)
         if not starts:
             return []
@@ -172,7 +172,7 @@ class EntropyForks:
         else:
             kept = node.kept or [0.0] * len(node.tokens)
             scores = [-(logp + mass) for logp, mass in zip(node.logprobs, kept, strict=True)]
-        closed = read(node, self.closed) if self.closed else [0.0] * len(scores)
+        closed = signal_of(node, self.closed) if self.closed else [0.0] * len(scores)
         return [(at, scores[at]) for at in range(1, len(scores)) if not closed[at]]
 
 
@@ -216,7 +216,7 @@ def expanded(tree: Tree, node: Node) -> bool:
 
 def steps_of(leaf: Node) -> list[int]:
     """Where the steps of a leaf's own tokens begin, offsets in them."""
-    return [at for at, begins in enumerate(read(leaf, "steps")) if begins]
+    return [at for at, begins in enumerate(signal_of(leaf, "steps")) if begins]
 
 
 def above(node: Node) -> int:
@@ -224,7 +224,7 @@ def above(node: Node) -> int:
     return sum(len(one.tokens) for one in node.line()[:-1])
 
 
-def read(node: Node, name: str) -> Sequence[float]:
+def signal_of(node: Node, name: str) -> Sequence[float]:
     """A signal [L]; raises ValueError where it was not supplied."""
     if node.tokens and name not in node.signals:
         raise ValueError(f"node {node.id} has no signal {name!r}: supply it after each round, as `run` does")

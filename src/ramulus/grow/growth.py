@@ -66,9 +66,9 @@ async def grow_round(
     nodes = [graft(tree, bud) for bud in buds]
     tree.rounds += 1
     wanted = requests(tree, nodes, buds, sampling, stop)
-    segments = await sampled(engine, [request for _, request in wanted])
+    segments = await _sampled(engine, [request for _, request in wanted])
     for (node, request), segment in zip(wanted, segments, strict=True):
-        fill(node, request, segment, stop)
+        _fill(node, request, segment, stop)
     prune(tree, pruning)
     return True
 
@@ -126,7 +126,7 @@ def requests(
     return wanted
 
 
-async def sampled(engine: Engine, wanted: Sequence[Request]) -> list[Segment]:
+async def _sampled(engine: Engine, wanted: Sequence[Request]) -> list[Segment]:
     """A segment of each request, cut where its `until` ends it: asked by the engine, or here where the engine does not ask."""
     if not {"until", "strings"} - engine.features or all(request.until is None for request in wanted):
         return await engine.sample(wanted)
@@ -147,17 +147,17 @@ def replayed(until: Until | None, segment: Segment) -> Segment:
     tokens = segment.tokens.tolist()
     for n in range(1, len(tokens) + 1):
         if (finish := until(tokens[:n])) is not None:
-            columns = {name: cut(getattr(segment, name), n) for name in ("tokens", "logprobs", "kept", "entropy", "temperature")}
+            columns = {name: _cut(getattr(segment, name), n) for name in ("tokens", "logprobs", "kept", "entropy", "temperature")}
             return replace(segment, finish=finish, **columns)
     return segment
 
 
-def cut(column: Any, n: int) -> Any:
+def _cut(column: Any, n: int) -> Any:
     """The first n entries of a column; one that is a number or absent stays."""
     return column[:n] if isinstance(column, array) else column
 
 
-def fill(node: Node, request: Request, segment: Segment, stop: Stop) -> None:
+def _fill(node: Node, request: Request, segment: Segment, stop: Stop) -> None:
     """Write down what was sampled for an empty node; one that has all the tokens it may have ends by length."""
     count = len(segment.tokens)
     node.tokens, node.logprobs, node.kept, node.entropy = segment.tokens, segment.logprobs, segment.kept, segment.entropy

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-State = dict[str, Any]
+from ramulus.grow.schedule import State
 
 
 @dataclass(frozen=True)

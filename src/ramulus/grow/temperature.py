@@ -12,7 +12,7 @@ import numpy as np
 from ramulus.core.tree import Author, Tree
 
 SMALLEST = 1e-8  # nats; entropies of a step below it count as it, as in the released code
-SAMPLED = 1e-6  # nats; the same for the token to be sampled
+_SAMPLED = 1e-6  # nats; the same for the token to be sampled
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ByEntropy:
         """Entropies [B] in nats, of the untempered distributions -> temperatures [B]; engines that have them at hand call this."""
         if self.stats is None:
             return entropy.new_full(entropy.shape, self.base)
-        apart = (entropy.clamp(min=SAMPLED).log() - self.stats["pivot"]) / (self.stats["rms"] + 1e-6)
+        apart = (entropy.clamp(min=_SAMPLED).log() - self.stats["pivot"]) / (self.stats["rms"] + 1e-6)
         if self.kind == "zscore":
             return self.base * (1 + self.tau * apart.clamp(-self.limit, self.limit))
         h = (apart.clamp(min=0) * self.stats["above"] + apart.clamp(max=0) * self.stats["below"]).clamp(-1, 1)

@@ -79,7 +79,7 @@ def runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
     if is_run(folder):
         yield folder
     elif depth:
-        sweep = load(folder / "sweep.json")
+        sweep = load_json(folder / "sweep.json")
         order = {label: i for i, label in enumerate(sweep.get("labels", []))}
         inside = [path for path in folder.iterdir() if path.is_dir() and not moved_aside(path)]
         for path in sorted(inside, key=lambda path: (order.get(path.name, len(order)), natural(path.name))):
@@ -110,14 +110,14 @@ def short_names(folders: list[Path]) -> dict[Path, str]:
 
 def described(folder: Path, label: str) -> Found:
     """A run with its seed, from run.json or from the name of its folder, and whether it is finished."""
-    saved = load(folder / "run.json")
+    saved = load_json(folder / "run.json")
     named = SEED.fullmatch(folder.name)
     stages = saved.get("stages") or [{}]
     seed = stages[-1].get("seed", int(named[1]) if named else 0)
     return Found(folder, label, seed, not saved or (folder / "summary.json").is_file())
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
     """A JSON file; empty where there is none. ValueError names a damaged one."""
     try:
         return json.loads(path.read_text()) if path.is_file() else {}
@@ -144,7 +144,7 @@ def stage_rows(folder: Path) -> list[list[dict[str, Any]]]:
     if (folder / "metrics.jsonl").is_file():
         return [rows(folder / "metrics.jsonl")]
     numbered = {int(path.name.split("-")[0]): path for path in stage_folders(folder)}
-    count = len(load(folder / "run.json").get("stages", numbered))
+    count = len(load_json(folder / "run.json").get("stages", numbered))
     return [rows(numbered[i] / "metrics.jsonl") if i in numbered else [] for i in range(1, count + 1)]
 
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-COUNTS: dict[str, tuple[type[ProgressColumn], ...]] = {"bytes": (DownloadColumn,), "": ()}
+_COUNTS: dict[str, tuple[type[ProgressColumn], ...]] = {"bytes": (DownloadColumn,), "": ()}
 """What counts the units of a bar, where it is not N of M; a bar without a unit shows no count."""
 
 
@@ -28,7 +28,7 @@ class Bar(Progress):
     def __init__(
         self, console: Console, title: str, total: int, unit: str, done: float = 0, left: bool = True, transient: bool = True
     ) -> None:
-        counts = [kind() for kind in COUNTS[unit]] if unit in COUNTS else [MofNCompleteColumn(), TextColumn(unit)]
+        counts = [kind() for kind in _COUNTS[unit]] if unit in _COUNTS else [MofNCompleteColumn(), TextColumn(unit)]
         columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), *counts, TextColumn("{task.fields[note]}")]
         columns += [TimeRemainingColumn()] if left else []
         self.below: tuple[str, ...] = ()  # the first as it is, the others dim

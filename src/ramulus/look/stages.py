@@ -31,7 +31,7 @@ def loose_files(folder: Path, allowed: Allowed = Path.exists) -> list[Path]:
     return sorted((path for path in files if allowed(path) and is_tree_file(path)), key=natural)
 
 
-def stages_of(path: Path) -> list[Path]:
+def _stages_of(path: Path) -> list[Path]:
     """The folder of the stage that trees at a path belong to, then the other stages of its run, the last one first."""
     folder = path if path.is_dir() else path.parent
     stage = folder.parent if folder.name == "trees" else folder
@@ -52,7 +52,7 @@ def tokenizer_of(path: Path, allowed: Allowed = Path.exists) -> Path | None:
     kept = (path if path.is_dir() else path.parent) / "tokenizer" / "tokenizer.json"
     if allowed(kept):
         return kept
-    for stage in stages_of(path):
+    for stage in _stages_of(path):
         for checkpoint in sorted(stage.glob("checkpoints/step-*"), key=natural, reverse=True):
             found = checkpoint / "model" / "tokenizer.json"
             if allowed(found):
@@ -62,7 +62,7 @@ def tokenizer_of(path: Path, allowed: Allowed = Path.exists) -> Path | None:
 
 def belonging(path: Path) -> list[Path]:
     """What is read beside a given path: the configuration of a stage, and where the tokenizer of its trees may lie."""
-    stages = stages_of(path)
+    stages = _stages_of(path)
     config = [stages[0].parent / "run.json"] if STAGE.fullmatch(stages[0].name) else []
     kept = [path.parent / "tokenizer"] if path.is_file() else []
     return [*config, *kept, *(stage / "checkpoints" for stage in stages)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT = 120  # seconds of the compiler
 Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]
@@ -77,23 +77,23 @@ def compiler() -> list[str]:
 
 def built(source: str, *flags: str) -> Path:
     """The library for this source, compiler and processor, made if it is not there yet."""
-    command = [*compiler(), *FLAGS, *flags]
+    command = [*compiler(), *_FLAGS, *flags]
     texts = [path.read_text() for path in (HERE / source, *sorted(HERE.glob("*.h")))]
-    name = hashlib.sha256("\0".join((*command, version(command[0]), processor(), *texts)).encode())
+    name = hashlib.sha256("\0".join((*command, _version(command[0]), processor(), *texts)).encode())
     target = folder() / f"{Path(source).stem}-{name.hexdigest()[:20]}.so"
     if not target.exists():
-        build(command, HERE / source, target)
+        _build(command, HERE / source, target)
     return target
 
 
-def build(command: list[str], source: Path, target: Path) -> None:
+def _build(command: list[str], source: Path, target: Path) -> None:
     """Compile into place at once, so that other processes see a whole file or none; without OpenMP where the compiler has none."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         out = Path(scratch) / target.name
         said = ""
         for extra in (("-fopenmp",), ()):
-            told = run([*command, *extra, "-o", str(out), str(source), "-lm"])
+            told = _run([*command, *extra, "-o", str(out), str(source), "-lm"])
             if told.returncode == 0 and out.exists():
                 out.replace(target)
                 return
@@ -101,7 +101,7 @@ def build(command: list[str], source: Path, target: Path) -> None:
     raise Unavailable(f"{command[0]} could not compile the kernels: {said[:500]}")
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the compiler; Unavailable where it cannot be run or takes too long."""
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
@@ -109,9 +109,9 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise Unavailable(f"{command[0]} could not be run: {error}") from error
 
 
-def version(command: str) -> str:
+def _version(command: str) -> str:
     """The first line in which a compiler says what it is."""
-    return run([command, "--version"]).stdout.partition("\n")[0]
+    return _run([command, "--version"]).stdout.partition("\n")[0]
 
 
 def processor() -> str:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from ramulus.core.run_folder import path_of, steps
 from ramulus.run.lock import being_read
 
-FORMAT = 1
+_FORMAT = 1
 
 
 async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Path:
@@ -43,7 +43,7 @@ async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[s
     with failing_clearly(folder, part, step):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        state = {"format": FORMAT, "step": step, "random": python_random()} | state | {"policy": await write(part)}
+        state = {"format": _FORMAT, "step": step, "random": python_random()} | state | {"policy": await write(part)}
         (part / "state.json").write_text(json.dumps(state))
         await asyncio.to_thread(put, part, final, there)
     return final
@@ -84,7 +84,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def prune(folder: Path, keep: int, best: int | None) -> None:
+def drop_old(folder: Path, keep: int, best: int | None) -> None:
     """Delete all but the last `keep` checkpoints and the best one, and what killed writes left; one that is being read stays until the next time."""
     for step in steps(folder)[:-keep]:
         gone = path_of(folder, step)
@@ -94,13 +94,13 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load(folder: Path, step: int) -> dict[str, Any]:
+def read_state(folder: Path, step: int) -> dict[str, Any]:
     """The state of a checkpoint; all else in its folder is read by whoever builds the model, and by the learner."""
     path = path_of(folder, step)
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    if state["format"] > FORMAT:
+    if state["format"] > _FORMAT:
         raise ValueError(
-            f"{path} was written by a newer ramulus (format {state['format']}, this one reads {FORMAT}): upgrade ramulus to resume it"
+            f"{path} was written by a newer ramulus (format {state['format']}, this one reads {_FORMAT}): upgrade ramulus to resume it"
         )
     return state
 

@@ -32,7 +32,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def version(distribution: str) -> str | None:
+def _version(distribution: str) -> str | None:
     """The installed version of a distribution."""
     try:
         return importlib.metadata.version(distribution)
@@ -42,12 +42,12 @@ def version(distribution: str) -> str | None:
 
 def packages() -> list[tuple[str, str, str]]:
     """(name, version or "missing", what to do) of what is needed and what is optional."""
-    rows = [("ramulus", version("ramulus") or "not installed, run from its sources", "")]
+    rows = [("ramulus", _version("ramulus") or "not installed, run from its sources", "")]
     for name in NEEDED:
-        found = version(name)
+        found = _version(name)
         rows.append((name, found or "missing", "" if found else "pip install ramulus"))
     for extra, (module, distribution, purpose) in EXTRAS.items():
-        found = version(distribution) if importlib.util.find_spec(module) else None
+        found = _version(distribution) if importlib.util.find_spec(module) else None
         rows.append(
             (
                 distribution,

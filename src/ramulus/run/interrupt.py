@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
 
@@ -49,7 +49,7 @@ class Interrupt:
         if self.asked is not None:
             raise Stopped(self.asked)
 
-    async def abandonable(self, work: Coroutine[Any, Any, T]) -> T:
+    async def abandonable(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await work that a signal may cancel; raises Stopped then."""
         if self.asked is not None:
             work.close()

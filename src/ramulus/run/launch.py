@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
-from ramulus.look.viewer.show import draw
+from ramulus.look.viewer.show import draw_tree
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text
 from ramulus.run.evaluation.final_evaluation import scores, table
@@ -41,7 +41,7 @@ def launch(
 
 def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
     """Run every stage that is not finished, and say what came of it; returns the exit status."""
-    earlier = sum(worked(run) for run in plan.stages)
+    earlier = sum(_worked(run) for run in plan.stages)
     for note in plan.notes:
         console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
     refuse_rework(plan)
@@ -92,10 +92,10 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     last = plan.stages[-1]
     summary: dict[str, Any] = {
         "seconds": seconds,
-        "stages": {run.name: worked(run) for run in plan.stages},
+        "stages": {run.name: _worked(run) for run in plan.stages},
         "steps": {run.name: run.steps for run in plan.stages},
     }
-    before, after = (read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
+    before, after = (_read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
     if last.final_evaluation is not None and after is not None:
         told = {
             "before": scores(before, last.final_evaluation.samples) if before else None,
@@ -128,19 +128,19 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
             folder = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
             decode = Detokenizer(AutoTokenizer.from_pretrained(folder))
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
-            console.print(draw(tree, decode))
+            console.print(draw_tree(tree, decode))
             return
 
 
-def worked(run: Run) -> float:
+def _worked(run: Run) -> float:
     """Seconds of training, evaluation and final evaluation in a stage, over all resumptions."""
     found = run_folder.steps(run.folder)
-    state = read(run_folder.path_of(run.folder, found[-1]) / "state.json") if found else None
-    evaluations = [read(run_folder.final_evaluation(run.folder, when)) for when in run_folder.WHEN]
+    state = _read(run_folder.path_of(run.folder, found[-1]) / "state.json") if found else None
+    evaluations = [_read(run_folder.final_evaluation(run.folder, when)) for when in run_folder.WHEN]
     return (state["seconds"] if state else 0.0) + sum(evaluation["seconds"] for evaluation in evaluations if evaluation)
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     """A JSON file, or None where there is none."""
     return json.loads(path.read_text()) if path.is_file() else None
 

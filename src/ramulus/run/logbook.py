@@ -18,7 +18,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
 from ramulus.run.trackers import Trackers
 
-SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
+_SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
 
 
 class Logbook:
@@ -56,14 +56,14 @@ class Logbook:
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         """The progress bar, or a plain line; its details every few seconds."""
-        line, left = spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
+        line, left = _spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if not self.bar.disable:
             self.bar.show(step, left, (line, details(metrics)))
             if "eval/mean" in metrics:
                 self.say(f"step {step}  {held_out(metrics)}")
             return
         self.say(f"{self.run.name} {step}/{self.run.steps}  {line}  {left}")
-        if step in (1, self.run.steps) or time.monotonic() - self.last > SPOKEN:
+        if step in (1, self.run.steps) or time.monotonic() - self.last > _SPOKEN:
             self.last = time.monotonic()
             self.say(f"    {details(metrics)}")
 
@@ -124,7 +124,7 @@ def finite(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def spoken(metrics: dict[str, Any]) -> str:
+def _spoken(metrics: dict[str, Any]) -> str:
     """The step in one line: reward or loss, speed, reuse, evaluation."""
     seconds = metrics["seconds"]
     parts = []

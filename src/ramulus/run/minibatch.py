@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from ramulus.core.tree import Tree
 from ramulus.learn.batch.tree_batch import Credits
-from ramulus.learn.objective.gate import Weights
+from ramulus.learn.objective.gate import GateWeights
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.weights import Selection, select
 
-Answers = Sequence[Sequence[Credits]]
+_Answers = Sequence[Sequence[Credits]]
 """What `Mix.credit` answered: of each term, of each tree."""
 
 
@@ -21,12 +21,12 @@ class Minibatch:
     """Whole trees for one optimizer step, with their credit and the leaves that are trained."""
 
     trees: list[Tree]
-    credits: Answers
+    credits: _Answers
     selection: Selection
 
 
 def minibatches(
-    forest: list[Tree], credits: Answers, gates: Sequence[Weights] | None, mix: Mix, wanted: int
+    forest: list[Tree], credits: _Answers, gates: Sequence[GateWeights] | None, mix: Mix, wanted: int
 ) -> list[Minibatch]:
     """A credited forest in at most `wanted` minibatches; `gates` holds what `mix.gates` answered for each tree."""
     found = []

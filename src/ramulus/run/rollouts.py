@@ -270,10 +270,10 @@ class Growth:
                 prune(tree, self.late)
         if young:
             chosen, self.cursor["schedule"] = run.schedule.expand(young, self.cursor["schedule"])
-            choose(young, chosen)
+            _choose(young, chosen)
 
 
-def choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:
+def _choose(trees: Sequence[Tree], chosen: Sequence[set[int]]) -> None:
     """Note in every tree which of its graded paths the schedule lets nothing grow from."""
     for tree, ids in zip(trees, chosen, strict=True):
         tree.unexpanded = tuple(leaf.id for leaf in paths(tree) if leaf.verdict and leaf.id not in ids)

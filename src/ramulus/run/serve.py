@@ -85,7 +85,7 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def rules() -> dict[str, type]:
+def _rules() -> dict[str, type]:
     """The temperature rules that a server builds from what a client says."""
     from ramulus.grow.temperature import ByEntropy
 
@@ -102,7 +102,7 @@ def toy(model: str, token: str) -> Served:
     if size and not size.isdecimal():
         raise ValueError(f"{model!r}: write toy, or toy:64 for a vocabulary of 64 tokens")
     vocabulary = int(size or TOY)
-    return Served(ToyEngine(vocabulary, as_array=torch.tensor), token, model, vocabulary, rules(), table_of_bytes)
+    return Served(ToyEngine(vocabulary, as_array=torch.tensor), token, model, vocabulary, _rules(), table_of_bytes)
 
 
 def local(model: str, token: str, slots: int, memory_mb: int, device: str, threads: int | None) -> Served:
@@ -111,4 +111,4 @@ def local(model: str, token: str, slots: int, memory_mb: int, device: str, threa
 
     loaded = load_model(model, device, threads, slots, memory_mb)
     vocabulary = int(loaded.model.get_input_embeddings().num_embeddings)
-    return Served(loaded.engine, token, model, vocabulary, rules(), state_of_bytes)
+    return Served(loaded.engine, token, model, vocabulary, _rules(), state_of_bytes)

@@ -27,7 +27,7 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import FinalEvaluation, Model, Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.evaluation.final_evaluation import Scores, evaluate_model
+from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
@@ -35,7 +35,7 @@ from ramulus.run.rollouts import Rollouts, woken
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trackers import Trackers
-from ramulus.run.trainer import State, Trainer, hand_over
+from ramulus.run.trainer import Trainer, TrainerState, hand_over
 from ramulus.tasks.problem import render
 
 
@@ -52,7 +52,7 @@ class Parts:
     stop: Stop
 
 
-def build(run: Run, start: Path | None) -> Parts:
+def build_parts(run: Run, start: Path | None) -> Parts:
     """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before."""
     check_signals(run)
     quiet()
@@ -65,7 +65,7 @@ def build(run: Run, start: Path | None) -> Parts:
         for source in (run.tasks, run.evals, run.final_evaluation.tasks if run.final_evaluation else None)
     ]
     checkpoint.seed_all(run.seed)
-    source = source_of(run, start)
+    source = _source_of(run, start)
     with reading(Path(getattr(source, "path", ".")).parent):
         model, tokenizer = source()
     tasks, evals, final_tasks = (
@@ -83,11 +83,11 @@ def build(run: Run, start: Path | None) -> Parts:
     engine = run.engine(model, decode)
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop)
-    check(run, parts)
+    _check(run, parts)
     return parts
 
 
-def source_of(run: Run, start: Path | None) -> Model:
+def _source_of(run: Run, start: Path | None) -> Model:
     """What builds the model and its tokenizer: from the stage before, or as the recipe says."""
     named = Pretrained(run.model) if isinstance(run.model, str) else run.model
     if start is not None:
@@ -95,7 +95,7 @@ def source_of(run: Run, start: Path | None) -> Model:
     return replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named
 
 
-def check(run: Run, parts: Parts) -> None:
+def _check(run: Run, parts: Parts) -> None:
     """Raise ValueError for settings that only show with the tasks and the model at hand."""
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
@@ -215,7 +215,7 @@ async def probe(run: Run, parts: Parts) -> None:
     await settle_all([Call(reward, name, task, response) for reward, _, name in run.weighted()])
 
 
-def digest(tasks: Sequence[Task]) -> str:
+def _digest(tasks: Sequence[Task]) -> str:
     """A fingerprint of ids, prompts, answers and demonstrations: resuming with other problems is refused."""
     made = hashlib.blake2b(digest_size=16)
     for task in tasks:
@@ -223,14 +223,14 @@ def digest(tasks: Sequence[Task]) -> str:
     return made.hexdigest()
 
 
-async def restore(run: Run, parts: Parts, console: Console) -> State:
+async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
     """The state to go on from: that of the last checkpoint, or a new one. Raises ValueError where the problems are others now."""
     found = run_folder.steps(run.folder)
     if not found:
-        return State(tasks=digest(parts.tasks))
-    saved = checkpoint.load(run.folder, found[-1])
-    state = State(**{field.name: saved[field.name] for field in fields(State)} | {"cursor": woken(saved["cursor"])})
-    if state.tasks != digest(parts.tasks):
+        return TrainerState(tasks=_digest(parts.tasks))
+    saved = checkpoint.read_state(run.folder, found[-1])
+    state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": woken(saved["cursor"])})
+    if state.tasks != _digest(parts.tasks):
         raise ValueError(
             f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
         )
@@ -250,20 +250,20 @@ async def train_stage(
 
     `ready` is called once every input has been found good, before any work.
     """
-    parts = build(run, start)
+    parts = build_parts(run, start)
     try:
         state = await restore(run, parts, console)
         await interrupt.abandonable(probe(run, parts))
         trackers = Trackers(run, state.told)
         trackers.open(strict=state.step == 0 and start is None)
         ready()
-        await train(run, parts, state, trackers, interrupt, console)
+        await _train(run, parts, state, trackers, interrupt, console)
     finally:
         parts.learner.close()
 
 
-async def train(
-    run: Run, parts: Parts, state: State, trackers: Trackers, interrupt: Interrupt, console: Console
+async def _train(
+    run: Run, parts: Parts, state: TrainerState, trackers: Trackers, interrupt: Interrupt, console: Console
 ) -> None:
     """What is left of a stage."""
     console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
@@ -296,7 +296,7 @@ async def evaluate_once(
     began = time.monotonic()
     start = when == "before"
     work = evaluate_model(run, how, parts.engine, parts.final_tasks, parts.decode, parts.stop, start, console)
-    found: Scores = await interrupt.abandonable(work)
+    found: ModelScores = await interrupt.abandonable(work)
     await parts.engine.reset()  # what the evaluation left in the engine's memory must not touch training
     replace_text(
         path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})

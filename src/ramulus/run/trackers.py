@@ -21,7 +21,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
 
 FILE = "trackers.json"
-PATIENCE = 20.0  # seconds that a run waits at its end for a tracker to take the last rows
+TRACKER_PATIENCE = 20.0  # seconds that a run waits at its end for a tracker to take the last rows
 HOSTED = ("wandb", "trackio")
 
 
@@ -110,7 +110,7 @@ class Follower:
     def send(self) -> None:
         """All rows that are new."""
         try:
-            for step, numbers, end in rows(self.path, self.place):
+            for step, numbers, end in _rows(self.path, self.place):
                 if step > self.sent:
                     self.board = self.board or self.opened(self.sent)
                     self.board.write(step, numbers)
@@ -139,7 +139,7 @@ class Follower:
             return
         self.ending = True
         self.news.set()
-        self.thread.join(PATIENCE)
+        self.thread.join(TRACKER_PATIENCE)
         if self.thread.is_alive() or self.failure:
             self.say(f"{self.name} has the rows up to step {self.sent} only: the same command with --resume sends it the others")
 
@@ -225,7 +225,7 @@ def saved_in(path: Path) -> dict[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
-def rows(path: Path, start: int) -> Iterator[tuple[int, dict[str, float], int]]:
+def _rows(path: Path, start: int) -> Iterator[tuple[int, dict[str, float], int]]:
     """(step, its numbers, where it ends) of every whole row from a byte on."""
     with open(path, "rb") as file:
         file.seek(start)

@@ -41,7 +41,7 @@ from ramulus.run.step_statistics import StepStatistics
 
 
 @dataclass
-class State:
+class TrainerState:
     """What lasts from step to step beside the weights, in every checkpoint."""
 
     step: int = 0  # steps done
@@ -103,7 +103,7 @@ class Trainer:
     evals: Sequence[Task]
     logbook: Logbook
     interrupt: Interrupt
-    state: State
+    state: TrainerState
     whole: bool = True  # weights and state belong together: not in the middle of an update
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
 
@@ -277,7 +277,7 @@ class Trainer:
         """A checkpoint of the last whole step."""
         self.logbook.keep()
         await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain())
-        checkpoint.prune(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
+        checkpoint.drop_old(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
 async def hand_over(learner: Learner, engine: Engine) -> None:

@@ -12,14 +12,14 @@ def worked(expression: str, answer: str) -> str:
 
     Division is exact or rounds down, as reasoning-gym's. Raises ValueError if the steps do not lead to `answer`.
     """
-    steps = Steps(expression)
+    steps = _Steps(expression)
     value = steps.sum()
     if steps.rest or str(value) != answer:
         raise ValueError(f"the steps of {expression!r} lead to {value}, not to {answer}")
     return "\n".join([*steps.lines, f"<answer>{answer}</answer>"])
 
 
-class Steps:
+class _Steps:
     """Reads an expression from left to right and writes a line for each operation."""
 
     def __init__(self, expression: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ramulus.tasks.columns import field_of, is_verl, plain, read_answers, read_demonstrations, read_prompt
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.rows import read
+from ramulus.tasks.rows import read_rows
 
 VERL = {"prompt": "prompt", "answer": "reward_model.ground_truth"}  # arXiv 2409.19256's column layout
 
@@ -49,7 +49,7 @@ class File:
         problems: list[Problem] = []
         unanswered: list[str] = []
         verl = self.layout == "verl"
-        for number, (where, row) in enumerate(read(self.path, self.split, self.config, self.limit)):
+        for number, (where, row) in enumerate(read_rows(self.path, self.split, self.config, self.limit)):
             if number == 0 and self.layout == "auto":
                 verl = (self.prompt, self.answer) == ("problem", "answer") and is_verl(row)
             problem = self._problem(row, number, f"{self.path}, {where}", verl)

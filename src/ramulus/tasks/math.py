@@ -8,7 +8,7 @@ from typing import Any
 
 from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import Extract, LastBox
-from ramulus.tasks.notation import compare, tidy
+from ramulus.tasks.notation import compare_answers, tidy
 from ramulus.tasks.problem import references
 from ramulus.tasks.workers import worker_pool
 
@@ -89,7 +89,7 @@ _warm: list[bool] = []  # not empty once this worker has graded
 
 
 def _equal(reference: str, answer: str) -> bool:
-    plain = compare(reference, answer)
+    plain = compare_answers(reference, answer)
     if plain is not None:
         return plain
     return algebra(reference, answer)

@@ -62,7 +62,7 @@ def number(text: str) -> Fraction | None:
     return None
 
 
-def compare(reference: str, answer: str) -> bool | None:
+def compare_answers(reference: str, answer: str) -> bool | None:
     """Whether two answers are plainly the same (True) or plainly different numbers (False); None if it takes algebra to say."""
     one, other = tidy(reference), tidy(answer)
     if words(one) == words(other) != "":

@@ -14,7 +14,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]  # ("line 3", {...}) or ("row 3", {.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read(path: str, split: str | None, config: str | None, limit: int | None) -> Rows:
+def read_rows(path: str, split: str | None, config: str | None, limit: int | None) -> Rows:
     """The first `limit` rows of a .jsonl, .json, .csv or .parquet file, a dataset folder, or a dataset on the hub.
 
     Raises FileNotFoundError for a path that is not there and ValueError for contents that cannot be read.

@@ -43,7 +43,7 @@ def _load(name: str, file: str) -> None:
     spec.loader.exec_module(module)
 
 
-def serve(fd: int, parent: int, gigabytes: float | None) -> None:
+def answer_calls(fd: int, parent: int, gigabytes: float | None) -> None:
     """Answer calls on the pipe until it closes; `parent` is the id of the process that started this one."""
     _bind_to(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -37,7 +37,7 @@ ATTEMPTS = 3
 START_LIMIT = (
     120.0  # wall seconds for a worker to start and to import what a call needs; not counted in the call's own limit
 )
-BOOT = "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import serve; serve({fd}, {parent}, {gigabytes!r})"
+BOOT = "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import answer_calls; answer_calls({fd}, {parent}, {gigabytes!r})"
 
 
 Cause = Literal["timeout", "died", "memory", "raised", "broken"]

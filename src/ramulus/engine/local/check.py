@@ -39,7 +39,7 @@ class Trial:
         return [torch.stack([line[0, at] for line, at in zip(lines, self.at(step))]) for step in range(STEPS)]
 
 
-def verify(forward: Forward, reference: ModelForward) -> float:
+def verify_forward(forward: Forward, reference: ModelForward) -> float:
     """A padded prefill of two unequal rows and some decode steps against the model's plain forward.
 
     Windows and chunks that a text of LONGEST tokens reaches past are reached past; longer ones were read from the mask itself. Half-precision models

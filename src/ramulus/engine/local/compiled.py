@@ -23,7 +23,7 @@ Part = tuple[Tensor, Tensor | None]
 
 WORD, ADDRESS = ctypes.c_int64, ctypes.c_void_p
 FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
-KERNELS = {
+_KERNELS = {
     "ramulus_lanes": (WORD, ()),
     "ramulus_room": (WORD, (ADDRESS, WORD, WORD)),
     "ramulus_forward": (None, (ADDRESS,) * 4),
@@ -69,7 +69,7 @@ def copy_bytes(fused: FusedForward) -> int:
     return 4 * sum(weight.numel() for weight, _ in (*parts, fused.head))
 
 
-def joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weights [m, k] of stacked layers in float32, that of the norm before them folded in, and their biases [m]; None where no part has one."""
     weight = torch.cat([w for w, _ in parts])
     if norm is not None:
@@ -78,7 +78,7 @@ def joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor |
     return weight.float(), None if all(b is None for _, b in parts) else torch.cat(biases).float()
 
 
-class Pass(ctypes.Structure):
+class _Pass(ctypes.Structure):
     """`Pass` of decode.c: addresses of long columns [n], then what is done with them."""
 
     _fields_ = [
@@ -114,7 +114,7 @@ class Panels:
     def refresh(self) -> None:
         """Copy the weights as they are now, to where the old ones were."""
         count, inputs, width = self.weight.shape
-        flat, bias = joined(self.parts, self.norm)
+        flat, bias = _joined(self.parts, self.norm)
         whole = len(flat) // width
         self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
         if whole < count:
@@ -165,7 +165,7 @@ class CompiledForward(FusedForward):
     name = "compiled"
 
     def __init__(self, fused: FusedForward, flags: Sequence[str] = ()) -> None:
-        self.library, self.draws = library("decode.c", KERNELS, *flags), library("draw.c", DRAWS, *flags)
+        self.library, self.draws = library("decode.c", _KERNELS, *flags), library("draw.c", DRAWS, *flags)
         super().__init__(fused.reference, fused.layers, fused.epsilon)
         g = self.geometry = replace(fused.geometry, dtype=torch.float32)
         lanes = int(self.library.ramulus_lanes())
@@ -249,13 +249,13 @@ class CompiledForward(FusedForward):
         arrays = [array.ctypes.data for array in (self.model, self.shape, store)]
         self.library.ramulus_forward(*arrays, ctypes.addressof(described))
 
-    def described(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> Pass:
+    def described(self, columns: list[int], n: int, slots: Slots, together: bool, out: Tensor) -> _Pass:
         """A pass of n tokens, with room for it; `columns` are addresses."""
         self.shape[-1] = torch.get_num_threads()
         needed = self.library.ramulus_room(self.shape.ctypes.data, n, slots.capacity)
         if len(self.room) < needed:
             self.room = torch.empty(needed, **FLOAT)
-        return Pass(*columns, n, together, out.data_ptr(), self.room.data_ptr(), self.epsilon, self.scale)
+        return _Pass(*columns, n, together, out.data_ptr(), self.room.data_ptr(), self.epsilon, self.scale)
 
     def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
         """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
@@ -291,7 +291,7 @@ def described_store(store: Tensor) -> np.ndarray:
     return np.array((store.data_ptr(), store.shape[2], store.shape[4]), dtype=np.uint64)
 
 
-class Steps:
+class DecodeSteps:
     """Several decode steps in one call, of sequences with nothing truncated and no temperature rule."""
 
     def __init__(self, forward: CompiledForward, most: int) -> None:

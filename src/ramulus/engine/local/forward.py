@@ -17,7 +17,7 @@ from ramulus.models.positions import context
 from ramulus.models.survey import configs_of, plain_way, survey
 from ramulus.models.variant import Variant
 
-NAME = "ramulus_decode"
+_NAME = "ramulus_decode"
 
 
 class Forward(Protocol):
@@ -35,7 +35,7 @@ class Forward(Protocol):
         ...
 
 
-def attention(
+def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
     ramulus_reach: Any = None, ramulus_sights: Any = None, **arguments: Any,
 ) -> tuple[Tensor, None]:
@@ -50,7 +50,7 @@ def attention(
 
 
 # No mask function is registered under this name, on purpose: transformers then builds no mask and hands down None.
-AttentionInterface.register(NAME, attention)
+AttentionInterface.register(_NAME, _attention)
 
 
 def bare(model: nn.Module) -> Any:
@@ -114,7 +114,7 @@ class ModelForward:
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
         """tokens, positions [B, n] -> logits [B, V] after the last token of each row."""
         seen = {"ramulus_reach": reach, "ramulus_sights": self.sights}
-        with self.switched(NAME):
+        with self.switched(_NAME):
             out = self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True, **seen, **self.last_only)
         return out.logits[:, -1] if logits else None
 

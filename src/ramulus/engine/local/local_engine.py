@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
-from ramulus.engine.local.check import verify
+from ramulus.engine.local.check import verify_forward
 from ramulus.engine.local.compiled import GB, CompiledForward, misfit
 from ramulus.engine.local.forward import Forward, ModelForward
 from ramulus.engine.local.fused import FusedForward, recognise
@@ -83,7 +83,7 @@ class LocalEngine:
         self.model, self.copy_dtype, self.threads = model, copy_dtype, threads
         self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
         reference = ModelForward(model if self._copy is None else self._copy)
-        verify(reference, reference)
+        verify_forward(reference, reference)
         self.forward, because = _chosen(reference, native, native_limit, memory) if fast else (reference, "fast=False asks for it")
         self.about = _said(self.forward, because)
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
@@ -149,7 +149,7 @@ class LocalEngine:
         dropped and the low-precision copy renewed. Raises FileNotFoundError, RuntimeError or TypeError for weights that are none of the model's;
         it then samples with what it has.
         """
-        state = read(weights)
+        state = _read(weights)
         async with self._alone():
             self._take(state)
             self._scheduler.version = version
@@ -238,7 +238,7 @@ def whole(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, to
     return {name: there[key] for name, key in names.items() if key in there} | dict(weights)
 
 
-def read(weights: Weights) -> Mapping[str, torch.Tensor] | None:
+def _read(weights: Weights) -> Mapping[str, torch.Tensor] | None:
     """The state dict that a path or a mapping holds; None for parameters that are shared."""
     if weights is None or isinstance(weights, Mapping):
         return weights
@@ -283,7 +283,7 @@ def _tried(make: Callable[[], FusedForward], reference: ModelForward) -> FusedFo
     """A forward that passes the self-check, or what stopped it: whatever that is, a slower way is there."""
     try:
         forward = make()
-        verify(forward, reference)
+        verify_forward(forward, reference)
     except Exception as error:
         return message_of(error)
     return forward

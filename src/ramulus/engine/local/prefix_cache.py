@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from ramulus.engine.local.kv import Slots
 from ramulus.engine.local.radix_tree import RadixTree, common
 
-Text = tuple[int, ...]
+Prefix = tuple[int, ...]
 
 
 class PrefixCache:
@@ -23,11 +23,11 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.slot_of: dict[Text, int] = {}  # the slot of each text
-        self.texts: dict[int, list[Text]] = {}  # those of each slot
-        self.unsaved: dict[int, Text] = {}  # of each slot, the longest text that the tree may not hold
-        self._order: list[Text] = []  # all of them, sorted when somebody looks for the beginning of one
-        self._added: list[Text] = []  # since then
+        self.slot_of: dict[Prefix, int] = {}  # the slot of each text
+        self.texts: dict[int, list[Prefix]] = {}  # those of each slot
+        self.unsaved: dict[int, Prefix] = {}  # of each slot, the longest text that the tree may not hold
+        self._order: list[Prefix] = []  # all of them, sorted when somebody looks for the beginning of one
+        self._added: list[Prefix] = []  # since then
         self._stale = 0  # about how many in the order have no slot any more
 
     @property
@@ -35,7 +35,7 @@ class PrefixCache:
         """One past the last slot that holds a text."""
         return max(self.texts, default=-1) + 1
 
-    def hold(self, slot: int, text: Text) -> None:
+    def hold(self, slot: int, text: Prefix) -> None:
         """The slot begins with this text."""
         before = self.slot_of.get(text)
         if before == slot:
@@ -45,12 +45,12 @@ class PrefixCache:
         self.slot_of[text] = slot
         self.texts.setdefault(slot, []).append(text)
 
-    def keep(self, slot: int, text: Text) -> None:
+    def keep(self, slot: int, text: Prefix) -> None:
         """The whole text stays in the slot for those that go on from it."""
         self.hold(slot, text)
         self.unsaved[slot] = text
 
-    def find(self, text: Text) -> tuple[int, int]:
+    def find(self, text: Prefix) -> tuple[int, int]:
         """A slot that begins as `text` does, and the length of what they share, the most that there is; (-1, 0) where nothing is."""
         slot = self.slot_of.get(text)
         if slot is not None:
@@ -68,11 +68,11 @@ class PrefixCache:
         n, best = max([(common(one, text), one) for one in near if one is not None], default=(0, text))
         return (self.slot_of[best], n) if n else (-1, 0)
 
-    def _alive(self, places: range) -> Text | None:
+    def _alive(self, places: range) -> Prefix | None:
         """The first of the order that has a slot."""
         return next((self._order[i] for i in places if self._order[i] in self.slot_of), None)
 
-    def evict(self, slot: int, stays: Text | None = None) -> None:
+    def evict(self, slot: int, stays: Prefix | None = None) -> None:
         """The slot will be overwritten, but for the text that `stays`: give the tree what it may not hold."""
         if stays is None or self.unsaved.get(slot) != stays:
             self._save(slot)

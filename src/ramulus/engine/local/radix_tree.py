@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-Cut = Callable[[int, int], Tensor]
+_Cut = Callable[[int, int], Tensor]
 """Copies the KV of tokens [start, stop) of the sequence at hand: [layers, 2, heads, stop - start, dim]."""
 
 
@@ -76,7 +76,7 @@ class RadixTree:
         self._touch(path)
         return found, held, known
 
-    def insert(self, prefix: tuple[int, ...], cut: Cut) -> None:
+    def insert(self, prefix: tuple[int, ...], cut: _Cut) -> None:
         """Keep the KV of `prefix`, copying with `cut` only what is not held yet."""
         node, at = self.root, 0
         path: list[RadixNode] = []
@@ -100,7 +100,7 @@ class RadixTree:
         while self.used > budget:
             self._drop(next(iter(self.recent)))
 
-    def _fill(self, path: list[RadixNode], cut: Cut) -> None:
+    def _fill(self, path: list[RadixNode], cut: _Cut) -> None:
         at = 0
         on_path = set(path)
         for node in path:

@@ -10,7 +10,7 @@ import numpy as np
 from ramulus.engine.local.sampling import Drawn
 from ramulus.engine.local.sequence import Sequence
 
-STEPS = 256  # that there is room for at first
+_STEPS = 256  # that there is room for at first
 NUMBERS = ("logprobs", "entropy", "kept", "temperature")
 
 
@@ -24,8 +24,8 @@ class Samples:
 
     def __init__(self, most: int) -> None:
         self.first = self.now = 0  # the first step that is there, and the next one
-        self.tokens = np.empty((STEPS, most), dtype=np.int64)
-        self.numbers = np.empty((len(NUMBERS), STEPS, most))
+        self.tokens = np.empty((_STEPS, most), dtype=np.int64)
+        self.numbers = np.empty((len(NUMBERS), _STEPS, most))
 
     def room(self, steps: int, sequences: Iterable[Sequence | None]) -> int:
         """Make room for so many steps more; returns where the next one goes."""

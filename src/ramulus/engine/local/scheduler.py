@@ -11,7 +11,7 @@ import torch
 
 from ramulus.engine.engine import COUNTERS, Decode, Request, Segment
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
-from ramulus.engine.local.compiled import CompiledForward, Steps
+from ramulus.engine.local.compiled import CompiledForward, DecodeSteps
 from ramulus.engine.local.forward import Forward
 from ramulus.engine.local.kv import ROUND, Reach, rounded
 from ramulus.engine.local.prefill import Prefill
@@ -41,7 +41,7 @@ class Scheduler:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.prefill = Prefill(forward, self.allocator, self.counters)
         self.batch, self.samples = Batch(slots, vocabulary), Samples(slots)
-        self.steps = None if self.kernels is None else Steps(self.kernels, slots)
+        self.steps = None if self.kernels is None else DecodeSteps(self.kernels, slots)
         self._settings: list[tuple[object, ...]] = []  # of the rows that the sampling batch was made for
 
     @property
@@ -184,7 +184,7 @@ class Scheduler:
         state[[POSITION, COUNT]] += 1
         state[LEFT] -= 1
 
-    def _check_last(self, steps: Steps) -> None:
+    def _check_last(self, steps: DecodeSteps) -> None:
         """Where the kernels' last step met logits that are NaN or infinite, which they leave with the entropy NaN, draw its tokens through torch."""
         n = self.batch.n
         if not np.isnan(self.samples.last(n)[1]).any():

@@ -7,7 +7,7 @@ from typing import Protocol
 from ramulus.engine.engine import Request
 from ramulus.engine.local.batch import Batch
 from ramulus.engine.local.kv import ROUND, Copying, Geometry, Slots, rounded
-from ramulus.engine.local.prefix_cache import PrefixCache, Text
+from ramulus.engine.local.prefix_cache import Prefix, PrefixCache
 from ramulus.engine.local.radix_tree import RadixTree
 from ramulus.engine.local.sequence import Sequence
 
@@ -79,7 +79,7 @@ class SlotAllocator(Protocol):
         """Give each newcomer a slot and a row, from the step `now` on, and leave no hole in the batch."""
         ...
 
-    def release(self, sequence: Sequence, text: Text) -> None:
+    def release(self, sequence: Sequence, text: Prefix) -> None:
         """A sequence has ended and left this text in its slot."""
         ...
 
@@ -157,7 +157,7 @@ class AlignedSlots:
         self.memory.shrink_tree(count, self.memory.capacity)
         self.slots.resize(count, self.memory.capacity, stay)
 
-    def release(self, sequence: Sequence, text: Text) -> None:
+    def release(self, sequence: Sequence, text: Prefix) -> None:
         """It stays in its slot."""
         self.cache.keep(sequence.slot, text)
 
@@ -254,7 +254,7 @@ class PooledSlots:
             sequence.slot = number[sequence.slot]
         self.idle = dict.fromkeys([*range(len(lengths), count), *(number[slot] for slot in reversed(stay))])
 
-    def release(self, sequence: Sequence, text: Text) -> None:
+    def release(self, sequence: Sequence, text: Prefix) -> None:
         """It stays in its slot until that is the one unused for longest."""
         self.cache.keep(sequence.slot, text)
         self.idle[sequence.slot] = None

@@ -19,8 +19,8 @@ from ramulus.engine.remote.wire import (
     HEADER,
     PROTOCOL,
     Hello,
-    dump,
     hello_of,
+    json_bytes,
     requests_to_json,
     segment_of_json,
 )
@@ -50,7 +50,7 @@ class RemoteEngine:
             raise ValueError("an engine server wants a token: set RAMULUS_TOKEN to what `ramulus serve` printed")
         self.url, self.timeout, self.reconnect = url.rstrip("/"), timeout, reconnect
         self._headers = {"authorization": f"Bearer {token}", HEADER: str(PROTOCOL)}
-        self._http = library()
+        self._http = _library()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
         self._lock = asyncio.Lock()
@@ -69,7 +69,7 @@ class RemoteEngine:
         while True:
             async with self._turn():  # whoever asks while weights are on their way is answered by the new ones
                 stamp = {"instance": self._home, "loaded": self._loaded}
-            status, answer = await self._ask("POST", "/v1/sample", dump(content | stamp), PLAIN)
+            status, answer = await self._ask("POST", "/v1/sample", json_bytes(content | stamp), PLAIN)
             if status != 409:
                 return [segment_of_json(segment) for segment in answer["segments"]]
             await self._mend()
@@ -82,7 +82,7 @@ class RemoteEngine:
         path = f"/v1/load?{urlencode({'name': name, 'version': version})}"
         async with self._turn():
             if isinstance(weights, str | os.PathLike):
-                push = (path, dump({"folder": str(Path(weights).absolute())}), PLAIN)
+                push = (path, json_bytes({"folder": str(Path(weights).absolute())}), PLAIN)
             else:
                 push = (path, to_bytes(weights), OCTETS)
             await self._ask("POST", *push)
@@ -190,7 +190,7 @@ class RemoteEngine:
         return self._lock
 
 
-def library() -> Any:
+def _library() -> Any:
     """httpx2; ImportError names the extra."""
     try:
         import httpx2

@@ -19,12 +19,12 @@ from ramulus.engine.remote.wire import (
     PROTOCOL,
     Hello,
     Rules,
-    dump,
+    json_bytes,
     requests_of_json,
     segment_to_json,
 )
 
-LEFT_OUT = {"until", "in_place"}  # a function asked at every token, and the learner's own memory, are not to be had from another process
+_LEFT_OUT = {"until", "in_place"}  # a function asked at every token, and the learner's own memory, are not to be had from another process
 OCTETS = "application/octet-stream"
 
 
@@ -78,7 +78,7 @@ class Served:
             return
         headers = {HEADER: str(PROTOCOL), "cache-control": "no-store", "x-content-type-options": "nosniff"}
         with suppress(OSError):
-            await Response(dump(content), status, headers, "application/json")(scope, receive, send)
+            await Response(json_bytes(content), status, headers, "application/json")(scope, receive, send)
 
     async def answer(self, request: Any) -> dict[str, Any]:
         """What a call is answered; raises Refused."""
@@ -112,7 +112,7 @@ class Served:
 
     def hello(self) -> Hello:
         """What is said of this engine with every answer."""
-        features = tuple(sorted(self.engine.features - LEFT_OUT))
+        features = tuple(sorted(self.engine.features - _LEFT_OUT))
         return Hello(
             self.instance, self.loaded, self.version, self.model, self.vocabulary, self.engine.limit, features, dict(self.engine.counters())
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 TIED = "ramulus.tied"  # the key of the metadata that says which names share a tensor
 
-Table = Mapping[tuple[int, ...], list[float]]
+_Table = Mapping[tuple[int, ...], list[float]]
 """What the toy engine has for weights."""
 
 
@@ -46,7 +46,7 @@ def state_of_bytes(body: bytes) -> dict[str, Any]:
         raise ValueError(f"these are no weights ({error}): send a state dict as safetensors") from None
 
 
-def table_of_bytes(body: bytes) -> Table:
+def table_of_bytes(body: bytes) -> _Table:
     """The toy engine's table of a body; ValueError where it is none."""
     try:
         return {tuple(int(token) for token in context): [float(x) for x in row] for context, row in json.loads(body)}

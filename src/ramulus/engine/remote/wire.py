@@ -19,7 +19,7 @@ from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 
 PROTOCOL = 1
 HEADER = "ramulus-protocol"
-COLUMNS = {"i": 4, "f": 4, "d": 8}  # type codes of the array module: bytes of an item
+_COLUMNS = {"i": 4, "f": 4, "d": 8}  # type codes of the array module: bytes of an item
 RULE = "rule"  # the key that names the class of a temperature rule
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, TypeError, FileNotFoundError, RuntimeError, MemoryError)}
 """What an engine may raise that its caller is told as it is."""
@@ -60,7 +60,7 @@ def hello_of(content: Mapping[str, Any]) -> Hello:
         raise ValueError(f"the answer lacks {error}") from None
 
 
-def dump(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
     """JSON as it travels; floats come back as they were."""
     return json.dumps(content, separators=(",", ":")).encode()
 
@@ -76,11 +76,11 @@ def to_column(values: array[Any]) -> str:
 def of_column(text: str) -> array[Any]:
     """The array of a column's text; ValueError for what is none."""
     code, colon, content = text.partition(":")
-    if code not in COLUMNS or not colon:
-        raise ValueError(f"a column begins with one of {', '.join(COLUMNS)} and a colon, got {text[:8]!r}")
+    if code not in _COLUMNS or not colon:
+        raise ValueError(f"a column begins with one of {', '.join(_COLUMNS)} and a colon, got {text[:8]!r}")
     raw = base64.b64decode(content, validate=True)
-    if len(raw) % COLUMNS[code]:
-        raise ValueError(f"a column of {code!r} has {COLUMNS[code]} bytes an item, got {len(raw)} bytes")
+    if len(raw) % _COLUMNS[code]:
+        raise ValueError(f"a column of {code!r} has {_COLUMNS[code]} bytes an item, got {len(raw)} bytes")
     values: array[Any] = array(code, raw)
     if sys.byteorder == "big":
         values.byteswap()

@@ -62,7 +62,7 @@ class Whitened:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         groups = [graded(tree, self.over) for tree in forest]
-        lengths = [own(leaf) for leaves in groups for leaf in leaves]
+        lengths = [_own(leaf) for leaves in groups for leaf in leaves]
         flat = [self.to_go(leaf, n) for leaf, n in zip((x for leaves in groups for x in leaves), lengths, strict=True)]
         answers = iter(whitened(flat, lengths))
         if self.gamma == 1:
@@ -104,6 +104,6 @@ class SplitMean:
         return Credits({leaf.id: ((leaf.reward or 0.0) - mean) * scale for leaf in leaves})
 
 
-def own(leaf: Node) -> int:
+def _own(leaf: Node) -> int:
     """Tokens on a leaf's path by the leaf's own author: those that are learned from."""
     return sum(len(node.tokens) for node in leaf.line() if node.author is leaf.author)

@@ -19,11 +19,11 @@ from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.batch.layout import joined
 from ramulus.learn.batch.tree_batch import Credits
 
-Path = list[Node]
+_Path = list[Node]
 """The nodes of a path that the policy wrote, root to leaf, those without tokens left out."""
 
 
-def along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tuple[int, Path, np.ndarray]]]:
+def _along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tuple[int, _Path, np.ndarray]]]:
     """Per tree and trained leaf: its id, its path, and the credit of each of the path's tokens [L]."""
     answer = []
     for tree, credit in zip(forest, credits, strict=True):
@@ -36,7 +36,7 @@ def along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tuple
     return answer
 
 
-def credit_of(credit: Credits, leaf: int, path: Path) -> np.ndarray:
+def credit_of(credit: Credits, leaf: int, path: _Path) -> np.ndarray:
     """The credit of each token of a trained path [L]."""
     if credit.token is not None:
         return np.asarray(credit.token[leaf], dtype=np.float64)
@@ -44,7 +44,7 @@ def credit_of(credit: Credits, leaf: int, path: Path) -> np.ndarray:
     return np.repeat(np.asarray(each, dtype=np.float64), [len(node.tokens) for node in path])
 
 
-def recorded(path: Path, name: str) -> np.ndarray:
+def recorded(path: _Path, name: str) -> np.ndarray:
     """`entropy`, or `behavior`, the log-probs before truncation, or a scored column of each token of a path [L]; ValueError where a node has none."""
     if name not in ("entropy", "behavior"):
         if lacking := [node.id for node in path if name not in node.signals]:
@@ -77,7 +77,7 @@ class EntropyAdvantage:
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         return [
             Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in rows})
-            for rows in along(forest, self.advantage(forest))
+            for rows in _along(forest, self.advantage(forest))
         ]
 
     def raised(self, value: np.ndarray, entropy: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ class ClipCov:
             )
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        trees = along(forest, self.advantage(forest))
+        trees = _along(forest, self.advantage(forest))
         rows = [row for tree in trees for row in tree]
         if not sum(len(value) for _, _, value in rows):
             return [Credits(token={leaf: value.tolist() for leaf, _, value in tree}) for tree in trees]
@@ -140,7 +140,7 @@ class Covarying:
             raise ValueError(f"Covarying's column is 'behavior', 'recomputed' or 'recomputed_tempered', got {self.column!r}")
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        trees = along(forest, self.advantage(forest))
+        trees = _along(forest, self.advantage(forest))
         cov = covariance([row for tree in trees for row in tree], self.column)
         order = np.argsort(-cov, kind="stable")
         value = np.zeros(len(cov))
@@ -148,7 +148,7 @@ class Covarying:
         return cut(value, trees)
 
 
-def covariance(rows: Sequence[tuple[int, Path, np.ndarray]], column: str) -> np.ndarray:
+def covariance(rows: Sequence[tuple[int, _Path, np.ndarray]], column: str) -> np.ndarray:
     """How the advantage and the log-prob of each token of all rows vary together, [N]."""
     if not sum(len(value) for _, _, value in rows):
         return np.zeros(0)
@@ -157,7 +157,7 @@ def covariance(rows: Sequence[tuple[int, Path, np.ndarray]], column: str) -> np.
     return np.asarray((value - value.mean()) * (logp - logp.mean()))
 
 
-def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, Path, np.ndarray]]]) -> list[Credits]:
+def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, _Path, np.ndarray]]]) -> list[Credits]:
     """A value for each token of all rows [N] as the credit of their leaves."""
     sizes = [len(old) for tree in trees for _, _, old in tree]
     parts = iter(np.split(value, np.cumsum(sizes)[:-1]) if sizes else [])

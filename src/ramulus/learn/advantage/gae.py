@@ -34,7 +34,7 @@ class GAE:
             raise ValueError(f"GAE's gamma and lam are in [0, 1], got {self.gamma} and {self.lam}")
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        paths = [{leaf: values_of(leaf) for leaf in graded(tree)} for tree in forest]
+        paths = [{leaf: _values_of(leaf) for leaf in graded(tree)} for tree in forest]
         raw = [self.of_path(leaf, values) for tree in paths for leaf, values in tree.items()]
         credit = iter(whitened(raw, [len(values) for values in raw]) if self.whiten else raw)
         plain = iter(raw)
@@ -59,7 +59,7 @@ class GAE:
         return answer
 
 
-def values_of(leaf: Node) -> np.ndarray:
+def _values_of(leaf: Node) -> np.ndarray:
     """The values of a path's policy tokens, [learned]; ValueError where a node has none."""
     nodes = [node for node in leaf.line() if node.author is Author.POLICY and node.tokens]
     missing = [node.id for node in nodes if "value" not in node.signals]

@@ -23,10 +23,10 @@ def levels(leaf: Node, depth: int | None = None) -> list[Node]:
 
 def learned(leaf: Node) -> int:
     """Policy tokens on the path of a leaf."""
-    return sampled(leaf.line())
+    return _sampled(leaf.line())
 
 
-def sampled(line: Sequence[Node]) -> int:
+def _sampled(line: Sequence[Node]) -> int:
     """Policy tokens of the nodes of a path."""
     return sum([len(node.tokens) for node in line if node.author is Author.POLICY])
 
@@ -96,7 +96,7 @@ class SubgroupMean:
         deepest = min(deepest, self.depth or deepest)
         flat = np.array([value for leaves, group in zip(groups, lines, strict=True) for value in self.of_tree(leaves, group, deepest - 1)])
         if self.whiten and len(flat):
-            counts = [sampled(line) for group in lines for line in group]
+            counts = [_sampled(line) for group in lines for line in group]
             flat = scaled(flat, np.array(counts, dtype=np.float64), sum(counts))
         answers = iter(flat.tolist())
         return [Credits({leaf.id: next(answers) for leaf in leaves}) for leaves in groups]
@@ -189,7 +189,7 @@ class SegmentValue:
         for tree, leaves in zip(forest, groups, strict=True):
             score = self.scores(leaves)
             top, paths = label_tree(tree, leaves)
-            value = values_of(top, score) | {id(top): 0.0}
+            value = _values_of(top, score) | {id(top): 0.0}
             for leaf in leaves:
                 path = paths[leaf.id]
                 count = len(path) - 1
@@ -233,7 +233,7 @@ class SegmentZScore:
             top, paths = label_tree(tree, leaves)
             single = len(leaves) == 1 and self.lone == "zero"
             rewards = {leaf.id: 0.0 if single else leaf.reward or 0.0 for leaf in leaves}
-            value = scored_among_siblings(top, values_of(top, rewards))
+            value = scored_among_siblings(top, _values_of(top, rewards))
             token: dict[int, list[float] | None] = {}
             for leaf in leaves:
                 path = paths[leaf.id]
@@ -243,7 +243,7 @@ class SegmentZScore:
         return credits
 
 
-def values_of(top: Label, score: dict[int, float]) -> dict[int, float]:
+def _values_of(top: Label, score: dict[int, float]) -> dict[int, float]:
     """Label -> the plain mean of what ends there and of its children's values, bottom up."""
     order = [top]
     for label in order:

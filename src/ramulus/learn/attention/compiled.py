@@ -18,7 +18,7 @@ from ramulus.learn.attention.runs import Runs
 from ramulus.native.build import Unavailable, library
 
 ADDRESS = ctypes.c_void_p
-KERNELS = {
+_KERNELS = {
     "ramulus_attention_lanes": (ctypes.c_int64, ()),
     "ramulus_attention_room": (ctypes.c_int64, (ADDRESS, ADDRESS)),
     "ramulus_attention": (None, (*(ADDRESS,) * 6, ctypes.c_double, *(ADDRESS,) * 3)),
@@ -50,7 +50,7 @@ def kernels(dtype: torch.dtype) -> Any:
     if dtype not in FLAGS:
         return None
     try:
-        return library("attention.c", KERNELS, *FLAGS[dtype])
+        return library("attention.c", _KERNELS, *FLAGS[dtype])
     except Unavailable as error:
         warn(str(error))
         return None
@@ -127,10 +127,10 @@ class Attention(torch.autograd.Function):
         sums: Tensor | None,
     ) -> Tensor:
         """[1, H, T, D], [1, Hk, T, D] twice -> [1, T, H, D]."""
-        query, key, value = (together(x) for x in (query, key, value))
+        query, key, value = (_together(x) for x in (query, key, value))
         _, heads, tokens, dim = query.shape
         out, level = query.new_empty(1, tokens, heads, dim), query.new_empty(tokens, heads, dtype=wide(query.dtype))
-        call = Call(query, key, plan)
+        call = _Call(query, key, plan)
         call.run("ramulus_attention", (query, key, value), (watching(folding, sums),), scale, (out, level))
         ctx.save_for_backward(query, key, value, out, level)
         ctx.plan = scale, plan
@@ -142,15 +142,15 @@ class Attention(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, level = ctx.saved_tensors
         scale, plan = ctx.plan
-        given = together(given.to(query.dtype).transpose(1, 2))
+        given = _together(given.to(query.dtype).transpose(1, 2))
         grads = [x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)]
-        call = Call(query, key, plan)
+        call = _Call(query, key, plan)
         tensors = (query, key, value, given)
         call.run("ramulus_attention_backward", tensors, (), scale, (out, level, *(strides(x) for x in grads)))
         return *grads, None, None, None, None
 
 
-class Call:
+class _Call:
     """One call of a kernel: the row, the shape and the room to work in."""
 
     def __init__(self, query: Tensor, key: Tensor, plan: Stacked) -> None:
@@ -180,7 +180,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def together(x: Tensor) -> Tensor:
+def _together(x: Tensor) -> Tensor:
     """A tensor whose last dimension lies together."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -13,7 +13,7 @@ from ramulus.models.variant import CAUSAL, Variant
 from ramulus.models.variant import attend as spelled
 
 CALL = 2**11  # what one more call costs, in pairs of query and key (measured on a CPU, forward and backward)
-ROW = 2**5  # what one more gathered key costs, in the same unit
+_ROW = 2**5  # what one more gathered key costs, in the same unit
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def cheaper(row: Runs, tokens: int) -> bool:
     """Whether path by path costs less than a mask of all tokens of the row."""
     keys = row.before + row.length
     pairs = np.where(row.before == 0, row.length * keys / 2, row.length * keys)
-    return float((pairs + ROW * keys + CALL).sum()) < tokens**2 + CALL
+    return float((pairs + _ROW * keys + CALL).sum()) < tokens**2 + CALL
 
 
 def fit(mask: Tensor, query: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from ramulus.models.survey import attending_by
 from ramulus.models.variant import CAUSAL, Sight, Variant
 from ramulus.native.build import why
 
-NAME = "ramulus_tree"
-BLOCK = 128  # FlexAttention's tile
+_NAME = "ramulus_tree"
+_BLOCK = 128  # FlexAttention's tile
 Way = Literal["auto", "stack", "flex", "paths", "dense"]
 """stack: compiled kernels, on a CPU in float32, float64 or bfloat16. flex: FlexAttention's block mask, for CUDA. paths: one call of SDPA an
 unbranched run. dense: a T x T mask. auto: stack or flex where they can be had, else the cheaper of the others."""
@@ -127,12 +127,12 @@ def block_mask(end: Tensor) -> tuple[int, BlockMask]:
     A tile of keys j < i is seen by tile i of queries somewhere iff its largest end lies beyond the tile's first query, and everywhere iff
     its smallest end lies beyond its last: no T x T mask is built.
     """
-    length = -(-len(end) // BLOCK) * BLOCK
+    length = -(-len(end) // _BLOCK) * _BLOCK
     end = torch.cat([end, torch.arange(len(end), length, device=end.device) + 1])
-    tiles = end.view(-1, BLOCK)
-    first = torch.arange(0, length, BLOCK, device=end.device)
+    tiles = end.view(-1, _BLOCK)
+    first = torch.arange(0, length, _BLOCK, device=end.device)
     below = first[None, :] < first[:, None]
-    everywhere = below & (tiles.amin(1)[None, :] >= first[:, None] + BLOCK)
+    everywhere = below & (tiles.amin(1)[None, :] >= first[:, None] + _BLOCK)
     somewhere = below & (tiles.amax(1)[None, :] > first[:, None]) & ~everywhere
     somewhere |= torch.eye(len(first), dtype=torch.bool, device=end.device)
 
@@ -140,7 +140,7 @@ def block_mask(end: Tensor) -> tuple[int, BlockMask]:
         return (key <= query) & (query < end[key])
 
     mask = BlockMask.from_kv_blocks(
-        *listed(somewhere), *listed(everywhere), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(length, length)
+        *listed(somewhere), *listed(everywhere), BLOCK_SIZE=_BLOCK, mask_mod=rule, seq_lengths=(length, length)
     )
     return length, mask
 
@@ -175,9 +175,9 @@ def tree_attention(
     """
     if tree is None:
         raise ValueError(
-            f"{NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
+            f"{_NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
         )
-    refuse(module, tree, query, attention_mask, dropout, kwargs)
+    _refuse(module, tree, query, attention_mask, dropout, kwargs)
     return tree.attend(query, key, value, scaling, variant_of(module, tree, kwargs)), None
 
 
@@ -187,7 +187,7 @@ def variant_of(module: nn.Module, tree: TreePlan, options: dict[str, Any]) -> Va
     return Variant(sight or Sight(window=options.get("sliding_window")), options.get("softcap"), options.get("s_aux"))
 
 
-def refuse(
+def _refuse(
     module: nn.Module, tree: TreePlan, query: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]
 ) -> None:
     """Raise ValueError for an attention that would silently be another one."""
@@ -207,9 +207,9 @@ def refuse(
         raise ValueError(f"{name} needs attention with position_bias, which tree attention lacks: use a model without it (Qwen3, Llama, Gemma 3)")
 
 
-def attending(model: nn.Module, name: str = NAME) -> AbstractContextManager[None]:
+def attending(model: nn.Module, name: str = _NAME) -> AbstractContextManager[None]:
     """Let `model` attend along trees, or by another implementation, and as before afterwards."""
     return attending_by(model, name)
 
 
-AttentionInterface.register(NAME, tree_attention)
+AttentionInterface.register(_NAME, tree_attention)

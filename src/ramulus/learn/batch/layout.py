@@ -14,7 +14,7 @@ import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
 
-SAMPLED = {
+_SAMPLED = {
     "behavior": 0.0,
     "kept": 0.0,
     "temperature": 1.0,
@@ -110,7 +110,7 @@ class Layout:
         nodes, _, sizes = self.known
         drawn = [bool(node.logprobs) for node in nodes]
         some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
-        found = {name: self._recorded(name, neutral, *some) for name, neutral in SAMPLED.items() if name != "behavior"}
+        found = {name: self._recorded(name, neutral, *some) for name, neutral in _SAMPLED.items() if name != "behavior"}
         return {"behavior": self._recorded("logprobs", 0.0, *some) + found["kept"]} | found
 
     def temperature(self) -> np.ndarray:

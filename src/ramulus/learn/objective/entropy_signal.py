@@ -14,7 +14,7 @@ from torch import Tensor
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mask import Clip
-from ramulus.learn.objective.reference import read
+from ramulus.learn.objective.reference import logprobs_of
 
 RANKS = 128  # intervals between the quantiles that a rank is read from
 
@@ -109,7 +109,7 @@ class EntropySignal:
         logs = entropy.clamp(min=self.eps).log()
         if self.scale == "rank":
             knots = logs.new_tensor([stats[self.name(f"rank/{i}")] for i in range(RANKS + 1)])
-            apart = rank(logs, knots) - self.pivot
+            apart = _rank(logs, knots) - self.pivot
             above, below = (1 / max(side, 1 / RANKS) for side in (1 - self.pivot, self.pivot))
         else:
             apart = (logs - stats[self.name("pivot")]) / stats[self.name("rms")]
@@ -118,7 +118,7 @@ class EntropySignal:
         return h if self.signed else h.abs()
 
 
-def rank(x: Tensor, knots: Tensor) -> Tensor:
+def _rank(x: Tensor, knots: Tensor) -> Tensor:
     """The share in [0, 1] of the values whose quantiles are `knots` [N + 1] that lie below x [...]; the middle of a run of ties."""
     x = x.contiguous()
     left, right = torch.searchsorted(knots, x), torch.searchsorted(knots, x, right=True)
@@ -178,7 +178,7 @@ class AdaptiveClip:
         return self.signal.measure(forest, keep)
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        ratio = (logp - logprobs_of(batch, self.column)).clamp(-20, 20).exp()
         left, right = widths(self.signal(entropy, batch.stats), self.low, self.high, self.alpha)
         inside = ratio <= 1 + right if sign > 0 else ratio >= 1 - left
         if sign < 0 and self.ceiling is not None:
@@ -187,7 +187,7 @@ class AdaptiveClip:
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
-        old = read(batch, self.column)
+        old = logprobs_of(batch, self.column)
         left, right = widths(self.signal(entropy, batch.stats), self.low, self.high, self.alpha)
         if sign > 0:
             return torch.minimum(logp, old + right.log1p())
@@ -227,7 +227,7 @@ class Redistribution:
         return self.signal.measure(forest, keep)
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        ratio = (logp - logprobs_of(batch, self.column)).clamp(-20, 20).exp()
         h = self.signal(entropy, batch.stats)
         return redistribution(h, ratio, *widths(h, self.low, self.high, self.alpha), self.beta)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from ramulus.core.tree import Author, Node, Tree, correct, demonstrations, origin
 
-State = dict[str, Any]
+_State = dict[str, Any]
 """Plain JSON that the trainer hands in and takes back, and keeps in every checkpoint."""
 
-Weights = dict[Author | str, float]
+GateWeights = dict[Author | str, float]
 """What the leaves of one tree weigh: by author, and by name for terms whose `side` asks for it."""
 
-Gate = Callable[[Tree, State], tuple[Weights, State]]
+Gate = Callable[[Tree, _State], tuple[GateWeights, _State]]
 """(a graded tree, state) -> (its weights, state)."""
 
 MOST = 300  # terms of a continued fraction
@@ -42,7 +42,7 @@ def demonstrated(tree: Tree) -> bool:
     return bool(demonstrations(tree))
 
 
-def weigh(leaf: Node, side: Author | str | None, weights: Weights) -> float:
+def weigh(leaf: Node, side: Author | str | None, weights: GateWeights) -> float:
     """A leaf's weight: that of `side`, or of its author where that is None. Raises ValueError for a side that the gate does not know."""
     side = side if side is not None else Author.EXPERT if leaf.author is Author.EXPERT else Author.POLICY
     if side not in weights:
@@ -52,7 +52,7 @@ def weigh(leaf: Node, side: Author | str | None, weights: Weights) -> float:
     return weights[side]
 
 
-def openness(gates: Sequence[Weights] | None) -> dict[str, float]:
+def openness(gates: Sequence[GateWeights] | None) -> dict[str, float]:
     """Metrics of a step: the mean weight of rollouts and of demonstrations, over its questions."""
     if not gates:
         return {}
@@ -64,7 +64,7 @@ def openness(gates: Sequence[Weights] | None) -> dict[str, float]:
 class Even:
     """Every question is learned from its rollouts and its demonstrations alike (LUFFY, SRFT)."""
 
-    def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
+    def __call__(self, tree: Tree, state: _State) -> tuple[GateWeights, _State]:
         return {Author.POLICY: 1.0, Author.EXPERT: 1.0, "off": 1.0}, state
 
 
@@ -95,7 +95,7 @@ class Switch:
         if not self.threshold <= 1 or (self.off is not None and not self.threshold <= self.off <= 1):
             raise ValueError(f"Switch needs threshold <= off <= 1, got threshold={self.threshold} and off={self.off}")
 
-    def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
+    def __call__(self, tree: Tree, state: _State) -> tuple[GateWeights, _State]:
         solved, slack = marks(tree), 1e-9  # a threshold such as 1/3 is not exact
         rate = sum(solved) / len(solved) if solved else 0.0
         off = self.threshold if self.off is None else self.off
@@ -132,7 +132,7 @@ class Smooth:
                 f"Smooth needs 0 < threshold < 1, 0 <= memory <= 1 and a prior above 0, got {self.threshold}, {self.memory} and {self.prior}"
             )
 
-    def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
+    def __call__(self, tree: Tree, state: _State) -> tuple[GateWeights, _State]:
         solved = draws(tree)
         good, bad = (self.memory * count for count in state.get(tree.task.id, (0.0, 0.0)))
         good, bad = good + math.fsum(solved), bad + len(solved) - math.fsum(solved)
@@ -157,7 +157,7 @@ class Soft:
 
     table: Sequence[tuple[float, float, float]] = SOFT[0]
 
-    def __call__(self, tree: Tree, state: State) -> tuple[Weights, State]:
+    def __call__(self, tree: Tree, state: _State) -> tuple[GateWeights, _State]:
         graded = [leaf for leaf in tree.leaves() if leaf.reward is not None]
         solved = math.fsum(correct(leaf) for leaf in graded) / max(len(graded), 1)
         policy, off, sft = self.table[round((len(self.table) - 1) * solved)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mask import Clip
-from ramulus.learn.objective.reference import read
+from ramulus.learn.objective.reference import logprobs_of
 
 Leaf = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
 """(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0.
@@ -62,7 +62,7 @@ class SequenceRatio:
 
     def ratio(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         """[K]."""
-        return mean_along(logp - read(batch, self.column), batch).clamp(-20, 20).exp()
+        return mean_along(logp - logprobs_of(batch, self.column), batch).clamp(-20, 20).exp()
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         ratio = self.ratio(logp, batch)
@@ -92,7 +92,7 @@ class GeometricMean:
         return self.clip.column
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        apart = self.clip.clamp(sign, logp, entropy, batch) - read(batch, self.column)
+        apart = self.clip.clamp(sign, logp, entropy, batch) - logprobs_of(batch, self.column)
         return mean_along(apart, batch).clamp(-20, 20).exp()
 
     def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:

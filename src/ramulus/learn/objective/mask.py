@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.reference import read
+from ramulus.learn.objective.reference import logprobs_of
 
 Mask = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
 """(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
@@ -64,12 +64,12 @@ class Clip:
             raise ValueError(f"Clip's column is 'behavior' or 'recomputed', got {self.column!r}")
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        ratio = (logp - logprobs_of(batch, self.column)).clamp(-20, 20).exp()
         return (ratio <= 1 + self.high if sign > 0 else ratio >= 1 - self.low).to(logp.dtype)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
-        old = read(batch, self.column)
+        old = logprobs_of(batch, self.column)
         return (
             torch.minimum(logp, old + math.log1p(self.high))
             if sign > 0
@@ -96,12 +96,12 @@ class Behind:
             raise ValueError(f"Behind's column is 'behavior' or 'recomputed', got {self.column!r}")
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        old = read(batch, self.column)
+        old = logprobs_of(batch, self.column)
         return (logp < old if sign > 0 else logp > old).to(logp.dtype)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the old ones where they lie beyond."""
-        old = read(batch, self.column)
+        old = logprobs_of(batch, self.column)
         return torch.minimum(logp, old) if sign > 0 else torch.maximum(logp, old)
 
 
@@ -129,10 +129,10 @@ class DualClip:
         inside = Clip(self.low, self.high, self.column)(sign, logp, entropy, batch)
         if sign > 0:
             return inside
-        ratio = (logp - read(batch, self.column)).clamp(-20, 20).exp()
+        ratio = (logp - logprobs_of(batch, self.column)).clamp(-20, 20).exp()
         return inside * (ratio <= self.ceiling).to(logp.dtype)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs moved to the edge of the trusted region where they lie beyond it."""
         moved = Clip(self.low, self.high, self.column).clamp(sign, logp, entropy, batch)
-        return moved if sign > 0 else torch.minimum(moved, read(batch, self.column) + math.log(self.ceiling))
+        return moved if sign > 0 else torch.minimum(moved, logprobs_of(batch, self.column) + math.log(self.ceiling))

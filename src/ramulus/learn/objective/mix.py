@@ -12,7 +12,7 @@ from torch import Tensor
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.gate import Gate, Weights
+from ramulus.learn.objective.gate import Gate, GateWeights
 from ramulus.learn.objective.kl import KL
 from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.token_weight import Product
@@ -187,7 +187,7 @@ class Mix:
                 )
         return answers
 
-    def gates(self, forest: Sequence[Tree], state: dict[str, Any]) -> tuple[list[Weights] | None, dict[str, Any]]:
+    def gates(self, forest: Sequence[Tree], state: dict[str, Any]) -> tuple[list[GateWeights] | None, dict[str, Any]]:
         """What the gate says of every tree, in order, and its state afterwards; None without a gate."""
         if self.gate is None:
             return None, state

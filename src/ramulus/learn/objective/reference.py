@@ -69,14 +69,14 @@ class Recomputed:
     column: ClassVar[str | None] = "recomputed"
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        return read(batch, "recomputed")
+        return logprobs_of(batch, "recomputed")
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         """The importance ratio."""
-        return (logp - read(batch, "recomputed")).clamp(-20, 20).exp()
+        return (logp - logprobs_of(batch, "recomputed")).clamp(-20, 20).exp()
 
 
-def read(batch: TreeBatch, column: str) -> Tensor:
+def logprobs_of(batch: TreeBatch, column: str) -> Tensor:
     """A log-prob column [T]; raises ValueError where the batch was packed without it."""
     value = getattr(batch, column)
     if value is None:

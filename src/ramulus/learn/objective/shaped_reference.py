@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.reference import read
+from ramulus.learn.objective.reference import logprobs_of
 
-COLUMNS = (None, "behavior", "recomputed")
+_COLUMNS = (None, "behavior", "recomputed")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Shaped:
     def __post_init__(self) -> None:
         if not self.gamma > 0:
             raise ValueError(f"Shaped's gamma must be above 0, got {self.gamma}")
-        check(self.column, "Shaped")
+        _check(self.column, "Shaped")
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         log_slope = math.log(self.gamma) - 2 * (logp.exp() + self.gamma).log()  # of f, over pi
@@ -56,7 +56,7 @@ class Shaped:
         """log f(pi_old), or 0."""
         if self.column is None:
             return 0.0
-        old = read(batch, self.column)
+        old = logprobs_of(batch, self.column)
         return old - (old.exp() + self.gamma).log()
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
@@ -75,7 +75,7 @@ class Power:
     def __post_init__(self) -> None:
         if not self.exponent > 0:
             raise ValueError(f"Power's exponent must be above 0, got {self.exponent}")
-        check(self.column, "Power")
+        _check(self.column, "Power")
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         return logp - self.exponent * (logp - old_of(batch, self.column)) - math.log(self.exponent)
@@ -96,7 +96,7 @@ class Blend:
     def __post_init__(self) -> None:
         if not (self.log_weight >= 0 and self.weight >= 0 and self.log_weight + self.weight > 0):
             raise ValueError(f"Blend's weights are at least 0 and not both 0, got {self.log_weight} and {self.weight}")
-        check(self.column, "Blend")
+        _check(self.column, "Blend")
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         ratio = (logp - old_of(batch, self.column)).exp()
@@ -122,7 +122,7 @@ class Capped:
     def __post_init__(self) -> None:
         if not (0 <= self.low <= 1 and self.high >= 0):
             raise ValueError(f"Capped needs 0 <= low <= 1 and high >= 0, got low={self.low}, high={self.high}")
-        if self.column not in COLUMNS[1:]:
+        if self.column not in _COLUMNS[1:]:
             raise ValueError(f"Capped's column is 'behavior' or 'recomputed', got {self.column!r}")
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
@@ -130,7 +130,7 @@ class Capped:
 
     def weight(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         """The clipped ratio."""
-        return (logp - read(batch, self.column)).clamp(-20, 20).exp().clamp(1 - self.low, 1 + self.high)
+        return (logp - logprobs_of(batch, self.column)).clamp(-20, 20).exp().clamp(1 - self.low, 1 + self.high)
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         """log pi times the weight."""
@@ -139,12 +139,12 @@ class Capped:
 
 def old_of(batch: TreeBatch, column: str | None) -> Tensor | float:
     """log pi_old [T], or 0."""
-    return 0.0 if column is None else read(batch, column)
+    return 0.0 if column is None else logprobs_of(batch, column)
 
 
-def check(column: str | None, name: str) -> None:
+def _check(column: str | None, name: str) -> None:
     """Raise ValueError for a column that no ratio can be taken against."""
-    if column not in COLUMNS:
+    if column not in _COLUMNS:
         raise ValueError(f"{name}'s column is None, 'behavior' or 'recomputed', got {column!r}")
 
 

@@ -14,7 +14,7 @@ from ramulus.core.share import at_least
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.entropy_signal import flattened
-from ramulus.learn.objective.reference import read
+from ramulus.learn.objective.reference import logprobs_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class ImportanceWeight:
             raise ValueError(f"ImportanceWeight's cap must be at least 1, got {self.cap}")
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        weight = (read(batch, "recomputed") - batch.behavior).clamp(-20, 20).exp().clamp(max=self.cap)
+        weight = (logprobs_of(batch, "recomputed") - batch.behavior).clamp(-20, 20).exp().clamp(max=self.cap)
         return torch.where(batch.author == int(Author.POLICY), weight, 1.0)
 
     factor = __call__

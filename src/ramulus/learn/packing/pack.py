@@ -12,7 +12,7 @@ import torch
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.layout import Layout, lay_out
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
-from ramulus.learn.objective.gate import Weights
+from ramulus.learn.objective.gate import GateWeights
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.fold import fold_down, fold_extra, targets
 from ramulus.learn.packing.weights import Extra, Selection, Share, select
@@ -27,7 +27,7 @@ def pack(
     tokens_per_batch: int = 0,
     dtype: torch.dtype = torch.float32,
     stats: dict[str, float] | None = None,
-    gates: Sequence[Weights] | None = None,
+    gates: Sequence[GateWeights] | None = None,
     drop_idle: bool = False,
     selection: Selection | None = None,
 ) -> list[TreeBatch]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.batch.tree_batch import Credits
-from ramulus.learn.objective.gate import Weights, weigh
+from ramulus.learn.objective.gate import GateWeights, weigh
 from ramulus.learn.objective.mix import Mix, Term
 
 
@@ -24,7 +24,7 @@ class Share:
 
 
 def shares(
-    trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str, gates: Sequence[Weights] | None = None
+    trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str, gates: Sequence[GateWeights] | None = None
 ) -> list[dict[int, Share]]:
     """The trained leaves of one term, per tree by leaf id, with weights that are final for the whole optimizer step."""
     assert term.normaliser is not None  # Mix has seen to it
@@ -41,7 +41,7 @@ def shares(
         [[(count[leaf], part[leaf]) for leaf in count] for count, part in zip(counts, parts, strict=True)]
     )
     if gates is not None:
-        weights = [gated(*each, term) for each in zip(trees, counts, weights, gates, strict=True)]
+        weights = [_gated(*each, term) for each in zip(trees, counts, weights, gates, strict=True)]
     return [
         {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
         for credit, count, weight in zip(credits, counts, weights, strict=True)
@@ -62,7 +62,7 @@ def learned_tokens(tree: Tree, authors: Sequence[Author]) -> dict[int, int]:
     return found
 
 
-def gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: Weights, term: Term) -> list[float]:
+def _gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: GateWeights, term: Term) -> list[float]:
     """The weights of a tree's trained leaves, in the order of `count`, each times what the gate says of it."""
     by_id = {leaf.id: weigh(leaf, term.side, gate) for leaf in tree.leaves() if leaf.id in count}
     return [weight * by_id[leaf] for leaf, weight in zip(count, weights, strict=True)]
@@ -123,7 +123,7 @@ def select(
     trees: Sequence[Tree],
     credits: Sequence[Sequence[Credits]],
     mix: Mix,
-    gates: Sequence[Weights] | None = None,
+    gates: Sequence[GateWeights] | None = None,
     drop_idle: bool = False,
 ) -> Selection:
     """Which leaves are trained, with what weights; the arguments are those of `pack`, which packs them.
@@ -137,7 +137,7 @@ def select(
     return Selection(terms, left_out, extras(trees, terms, mix, gates) if mix.normaliser is not None else None)
 
 
-def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Sequence[Weights] | None) -> list[Extra]:
+def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Sequence[GateWeights] | None) -> list[Extra]:
     """The weights of every leaf that some term trains by the Mix's own normaliser: a leaf counts once, times what the gate says of it."""
     assert mix.normaliser is not None
     found: list[dict[int, tuple[float, frozenset[Author], int]]] = []

@@ -19,7 +19,7 @@ TRUNK, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
 CLOSE, QUANTISED = 1e-3, 0.1  # of logits, relative to the largest; of quantised models
 
 
-def verify(model: Any, head: Head, patches: Sequence[Patch], way: Way) -> Survey:
+def verify_policy(model: Any, head: Head, patches: Sequence[Patch], way: Way) -> Survey:
     """Hold the logits of two packed trees against those of their four paths; the second tree stands at the last positions that there are.
 
     Half-precision models compute in float32 here. Returns what the layers ask of attention; raises ValueError where the model takes no tree or the

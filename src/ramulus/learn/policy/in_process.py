@@ -23,7 +23,7 @@ from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.native.openmp import release_team
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Thread:
@@ -33,7 +33,7 @@ class Thread:
         self.pool = ThreadPoolExecutor(1, "learner", torch.set_num_threads, (torch.get_num_threads(),))
         self.left = Event()  # nobody waits for the work any more
 
-    async def do(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def do(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """What `work` answers or raises. Where the wait is cancelled, `left` is set, for work that can stop half-way."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
@@ -46,7 +46,7 @@ class Thread:
         self.pool.shutdown(wait=False)
 
 
-def worked(work: Callable[..., T], *arguments: Any) -> T:
+def _worked(work: Callable[..., _T], *arguments: Any) -> _T:
     """What `work` answers; the threads that helped are given back."""
     try:
         return work(*arguments)
@@ -67,10 +67,10 @@ class InProcess:
         """How many updates the weights have had."""
         return self.policy.version
 
-    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _do(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """What `work` answers; neither thread keeps OpenMP's threads while the other computes."""
         release_team()
-        return await self.thread.do(worked, work, *arguments)
+        return await self.thread.do(_worked, work, *arguments)
 
     async def score(
         self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None

@@ -150,7 +150,7 @@ class RowInfluence:
             keys = known[h : h + some]
             heads = keys.shape[0]
             scores = space[: heads * shared * count * block.keys].view(heads, -1, block.keys)
-            rows = attention(asked[h : h + some], keys, scores, causal, small)
+            rows = _attention(asked[h : h + some], keys, scores, causal, small)
             inverse = rows.sum(-1)[:, None].reciprocal_()
             into = sums[h * shared : (h + heads) * shared]
             for group, weight, mask in groups:
@@ -204,7 +204,7 @@ def products_are_small(query: Tensor, key: Tensor) -> bool:
     return float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) < LARGEST
 
 
-def attention(query: Tensor, key: Tensor, scores: Tensor, causal: Tensor, small: bool) -> Tensor:
+def _attention(query: Tensor, key: Tensor, scores: Tensor, causal: Tensor, small: bool) -> Tensor:
     """Causal attention weights [Hk x G, B, K] of the last B tokens, each row up to a factor: [Hk, G x B, D], [Hk, D, K], [B, B].
 
     `causal` is 0 or -inf. They are computed in `scores` [Hk, G x B, K]. A softmax would pass over them more often.

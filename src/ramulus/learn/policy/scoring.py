@@ -39,7 +39,7 @@ def score_now(
         take(policy.score(rows, names, watched))
 
 
-Pass = tuple[list[ScoreRow], list[str], Influence | None, Callable[[Sequence[Scored]], None]]
+_Pass = tuple[list[ScoreRow], list[str], Influence | None, Callable[[Sequence[Scored]], None]]
 """Rows, the columns to ask for, and what takes the answer."""
 
 
@@ -49,7 +49,7 @@ def passes(
     influence: Influence | None = None,
     known: Collection[str] = (),
     tokens: int = ROW,
-) -> Iterator[Pass]:
+) -> Iterator[_Pass]:
     """What to ask a learner for; each is to be answered before the next is drawn."""
     wanted = [name for name in SCORED if name in columns]
     held = [name for name in wanted if name in known and influence is None]

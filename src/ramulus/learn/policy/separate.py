@@ -42,7 +42,7 @@ class Separate:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         strict = torch.are_deterministic_algorithms_enabled()
-        self.process = context.Process(target=serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
         self.process.start()
         theirs.close()
         self.thread, self.version = Thread(), 0
@@ -105,7 +105,7 @@ class Separate:
         self.thread.close()
 
 
-def serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
+def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
     """Answer calls until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the trainer decides what it ends
     torch.set_num_threads(threads)

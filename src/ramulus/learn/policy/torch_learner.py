@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ramulus.learn.policy.learner import Learner
     from ramulus.learn.policy.torch_policy import TorchPolicy
 
-Source = Callable[[], tuple[Any, Any]]
+_Source = Callable[[], tuple[Any, Any]]
 """Builds (model, tokenizer): `Pretrained` or `Scratch`."""
 
 
@@ -38,7 +38,7 @@ class Torch:
         if self.chunk < 1:
             raise ValueError(f"learner.chunk must be at least 1, got {self.chunk}")
 
-    def __call__(self, model: Any, tokenizer: Any, source: Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
+    def __call__(self, model: Any, tokenizer: Any, source: _Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
         """A learner of `model`, or where it has a process of its own of what `source` builds there; `options` are those of TorchPolicy."""
         from ramulus.learn.policy.in_process import InProcess
         from ramulus.learn.policy.separate import Separate
@@ -53,7 +53,7 @@ class Torch:
 class Build:
     """Builds a policy in another process."""
 
-    source: Source
+    source: _Source
     device: str
     seed: int
     value: bool = False  # with a value head

@@ -17,7 +17,7 @@ from ramulus.learn.attention.tree_attention import Way, attending, plan
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
-from ramulus.learn.policy.check import verify
+from ramulus.learn.policy.check import verify_policy
 from ramulus.learn.policy.fused import fused, patches
 from ramulus.learn.policy.head import head_of
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
@@ -72,7 +72,7 @@ class TorchPolicy:
         self.critic: nn.Linear | None = None  # a value head
         self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
-        self.survey = verify(model, self.head, self.patches, "dense" if self.device.type != "cpu" else attention)
+        self.survey = verify_policy(model, self.head, self.patches, "dense" if self.device.type != "cpu" else attention)
         self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
@@ -96,7 +96,7 @@ class TorchPolicy:
         ValueError for a greedy token whose tempered log-prob is asked for.
         """
         batch = batch.to(self.device)
-        target = learned(batch.author) & (batch.weight != 0).any(0)
+        target = _learned(batch.author) & (batch.weight != 0).any(0)
         heat = temperatures(batch.temperature, target, tempered)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             return self._logprobs(
@@ -163,7 +163,7 @@ class TorchPolicy:
         """Log-probs [T] of every learned token of a row under these names, tempered by those that end so, and "value" where this model has a head."""
         token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
         hot, bare = any(name.endswith("_tempered") for name in names), not set(names) - {"value"}
-        target = torch.zeros_like(token, dtype=torch.bool) if bare else learned(row.author.to(self.device))
+        target = torch.zeros_like(token, dtype=torch.bool) if bare else _learned(row.author.to(self.device))
         heat = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
         found = self._logprobs(model, (token, position, parent, end), target, heat, False, watch, bare=bare)
         columns = {name: found.value if name == "value" else found.tempered if name.endswith("_tempered") else found.plain for name in names}
@@ -261,10 +261,10 @@ class TorchPolicy:
         """
         kept = dict(self._kept())
         if any(name.startswith("weights/") for name in tensors):
-            fill(kept, tensors, "weights/")
+            _fill(kept, tensors, "weights/")
         if self.reference is not None:
             former = any(name.startswith("frozen/") for name in tensors)  # a checkpoint of before it was called so
-            fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
+            _fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
         self.optimizer.state.clear()
         for name, parameter in self.trainable.items():
             found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
@@ -284,7 +284,7 @@ class TorchPolicy:
         return {**self.trainable, **buffers}
 
 
-def learned(author: Tensor) -> Tensor:
+def _learned(author: Tensor) -> Tensor:
     """author [T] -> [T] bool: is the token one that can be learned from?"""
     return (author == int(Author.POLICY)) | (author == int(Author.EXPERT))
 
@@ -302,7 +302,7 @@ def temperatures(heat: Tensor, target: Tensor, needed: bool) -> Tensor | None:
     return None if bool((heat[target] == 1).all()) else heat
 
 
-def fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
+def _fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
     """Copy the tensors under a prefix into those of the same names; ValueError where names or shapes differ."""
     for name, tensor in into.items():
         found = tensors.get(prefix + name)

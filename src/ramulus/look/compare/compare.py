@@ -105,7 +105,7 @@ def compare(
     curves = [read_curve(run, metric) for run in runs]
     if not any(curve.values for curve in curves):
         refuse_unknown(runs, metric)
-    kept, notes = choose(curves, metric, finished)
+    kept, notes = _choose(curves, metric, finished)
     groups = {label: tuple(same) for label, same in groupby(kept, key=lambda curve: curve.run.label)}
     if baseline is not None and baseline not in groups:
         raise ValueError(f"there is no {baseline!r} to compare with: the labels are {', '.join(groups)}")
@@ -120,11 +120,11 @@ def compare(
         elif empty:
             notes.append(f"not at equal {AXES[name]}: {some(empty)} had none")
         elif not lacking:
-            axes.append(along(name, groups, sorted(set(fractions)), chosen, slack))
+            axes.append(_along(name, groups, sorted(set(fractions)), chosen, slack))
     return Comparison(metric, chosen, groups, tuple(axes), tuple(notes), slack)
 
 
-def choose(curves: Sequence[Curve], metric: str, finished: bool) -> tuple[list[Curve], list[str]]:
+def _choose(curves: Sequence[Curve], metric: str, finished: bool) -> tuple[list[Curve], list[str]]:
     """The curves that are compared, those of one label together, and what is to be said about the others."""
     notes = []
     undone = [curve.run.name for curve in curves if not curve.run.finished]
@@ -163,7 +163,7 @@ def some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def along(name: str, groups: Groups, fractions: Sequence[float], baseline: str | None, slack: float) -> Axis:
+def _along(name: str, groups: Groups, fractions: Sequence[float], baseline: str | None, slack: float) -> Axis:
     """All labels at fractions of the largest amount of something that every run reaches."""
     everyone = [curve for curves in groups.values() for curve in curves]
     least = min(everyone, key=lambda curve: curve.totals[name])
@@ -176,7 +176,7 @@ def along(name: str, groups: Groups, fractions: Sequence[float], baseline: str |
 
 def stand(name: str, amount: float, groups: Groups, baseline: str | None, slack: float) -> tuple[Place, ...]:
     """Where every label stands at one budget."""
-    places = {label: place(label, curves, name, amount, slack) for label, curves in groups.items()}
+    places = {label: _place(label, curves, name, amount, slack) for label, curves in groups.items()}
     other = places[baseline] if baseline is not None else None
     return tuple(
         replace(own, difference=paired(own, other))
@@ -186,7 +186,7 @@ def stand(name: str, amount: float, groups: Groups, baseline: str | None, slack:
     )
 
 
-def place(label: str, curves: Sequence[Curve], name: str, amount: float, slack: float) -> Place:
+def _place(label: str, curves: Sequence[Curve], name: str, amount: float, slack: float) -> Place:
     """The values of a label's seeds at a budget, and those after it."""
     at = [i for curve in curves if (i := curve.at(name, amount * (1 + slack))) is not None]
     if len(at) < len(curves):  # the seeds that were early would be other runs
@@ -229,7 +229,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n < 2:
         return Estimate(n, mean, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Estimate(n, mean, quantile(n - 1) * deviation / math.sqrt(n))
+    return Estimate(n, mean, student_quantile(n - 1) * deviation / math.sqrt(n))
 
 
 def average(values: Sequence[float]) -> float:
@@ -237,7 +237,7 @@ def average(values: Sequence[float]) -> float:
 
 
 @lru_cache(maxsize=64)
-def quantile(df: int, share: float = SHARE) -> float:
+def student_quantile(df: int, share: float = SHARE) -> float:
     """The t for which Student's distribution with `df` degrees of freedom has `share` of its mass within -t and t."""
     low, high = 0.0, 1.0
     while within(high, df) < share:

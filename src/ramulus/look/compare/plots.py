@@ -24,7 +24,7 @@ BANDS, BARS = (
     4,
     8,
 )  # the most labels whose intervals are shaded, or drawn as bars: more hide one another; the right half has them all
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
@@ -47,7 +47,7 @@ def draw_plots(comparison: Comparison, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for axis in comparison.axes:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(_STYLE):
             count = len(comparison.groups)
             figure = Figure(figsize=(9.0, max(3.4, 1.6 + 0.26 * count)), layout="constrained")
             left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -67,7 +67,7 @@ def draw_curves(axes: Any, comparison: Comparison, axis: Axis) -> None:
         x, found = points(curves, axis.name)
         y = [point.mean for point in found]
         half = [point.half or 0.0 for point in found]
-        axes.plot(x, y, label=plain(label), **look(i), linewidth=1.6, markersize=5)
+        axes.plot(x, y, label=_plain(label), **look(i), linewidth=1.6, markersize=5)
         if any(half) and count <= BANDS:
             low, high = ([a + sign * b for a, b in zip(y, half)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=COLORS[i % len(COLORS)], alpha=0.15, linewidth=0)
@@ -77,10 +77,10 @@ def draw_curves(axes: Any, comparison: Comparison, axis: Axis) -> None:
             )
     axes.axvline(axis.budgets[-1].amount, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_xlabel(f"{AXES[axis.name]} (the dotted line: reached by all)")
-    axes.set_ylabel(plain(comparison.metric))
+    axes.set_ylabel(_plain(comparison.metric))
     axes.set_xlim(left=0)
     axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
 
 
 def draw_ends(axes: Any, comparison: Comparison, axis: Axis) -> None:
@@ -94,9 +94,9 @@ def draw_ends(axes: Any, comparison: Comparison, axis: Axis) -> None:
             )
         else:
             axes.annotate("no value yet", (0.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    axes.set_yticks(range(len(budget.places)), [plain(place.label) for place in budget.places])
+    axes.set_yticks(range(len(budget.places)), [_plain(place.label) for place in budget.places])
     axes.set_ylim(len(budget.places) - 0.5, -0.5)
-    axes.set_xlabel(f"{plain(comparison.metric)} at {short(budget.amount)} {AXES[axis.name]}")
+    axes.set_xlabel(f"{_plain(comparison.metric)} at {_short(budget.amount)} {AXES[axis.name]}")
     axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
 
 
@@ -113,7 +113,7 @@ def look(i: int) -> dict[str, Any]:
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
 
 
-def short(value: float) -> str:
+def _short(value: float) -> str:
     """1200000 as 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -121,6 +121,6 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def plain(text: str) -> str:
+def _plain(text: str) -> str:
     """Text in which matplotlib sees no mathematics, on one line."""
     return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")

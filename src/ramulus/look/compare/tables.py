@@ -31,7 +31,7 @@ def publish(
     wide = console if console.is_terminal else Console(file=console.file, width=240)
     for part in tables(comparison, wide.width):
         wide.print(part, highlight=False)
-    for said in (rules(comparison), *comparison.notes, *noise_notes(comparison)):
+    for said in (_rules(comparison), *comparison.notes, *noise_notes(comparison)):
         console.print(f"- {safe(said)}", highlight=False, soft_wrap=True)
     writers: list[tuple[Path | None, Callable[[Comparison], str]]] = [
         (csv, csv_text),
@@ -53,7 +53,7 @@ def tables(comparison: Comparison, width: int = 240) -> Iterator[Table]:
     """One table for every axis, or two where one would be too wide."""
     for axis in comparison.axes:
         said = safe(f"{comparison.metric} at equal {title(axis)}")
-        columns = columns_of(comparison, axis)
+        columns = _columns_of(comparison, axis)
         needed = sum(max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns)
         cut = len(axis.budgets) + 2
         parts = [columns] if needed <= width else [columns[:cut], columns[:1] + columns[cut:]]
@@ -70,13 +70,13 @@ def tables(comparison: Comparison, width: int = 240) -> Iterator[Table]:
             yield table
 
 
-def columns_of(comparison: Comparison, axis: Axis) -> list[list[str]]:
+def _columns_of(comparison: Comparison, axis: Axis) -> list[list[str]]:
     """The columns of an axis, each with its head: label, seeds, one for each budget, when measured, and the difference."""
     labels, last = list(comparison.groups), axis.budgets[-1]
     columns = [["", *map(safe, labels)], ["seeds", *(str(len(comparison.groups[label])) for label in labels)]]
     for budget in axis.budgets:
         head = f"{budget.fraction:.4g}\n{count(budget.amount)}"
-        columns.append([head, *(spoken(place.estimate) for place in budget.places)])
+        columns.append([head, *(_spoken(place.estimate) for place in budget.places)])
     columns += map(list, zip(("measured\nat", "next\nvalue"), *map(when, last.places)))
     if comparison.baseline is not None:
         heads = (f"minus {safe(comparison.baseline)}\nat {last.fraction:.4g}", "")
@@ -87,7 +87,7 @@ def columns_of(comparison: Comparison, axis: Axis) -> list[list[str]]:
 def when(place: Place) -> list[str]:
     """How much of the budget had been spent at a value, and the next value with the same, in two cells."""
     measured = "-" if place.measured is None else f"{place.measured:.2f}"
-    after = "" if place.next_at is None else f"{number(average(list(place.later.values())))} at {place.next_at:.2f}"
+    after = "" if place.next_at is None else f"{_number(average(list(place.later.values())))} at {place.next_at:.2f}"
     return [measured, after]
 
 
@@ -106,20 +106,20 @@ def gap(place: Place, baseline: str) -> list[str]:
         return ["", "baseline"]
     if place.difference is None:
         return ["-", "no value"]
-    return [spoken(place.difference.estimate, sign=True), place.difference.verdict]
+    return [_spoken(place.difference.estimate, sign=True), place.difference.verdict]
 
 
-def spoken(value: Estimate | None, sign: bool = False, between: str = "±") -> str:
+def _spoken(value: Estimate | None, sign: bool = False, between: str = "±") -> str:
     """A mean with half its interval."""
     if value is None:
         return "-"
     if value.half is None:
-        return number(value.mean, sign)
+        return _number(value.mean, sign)
     size = max(abs(value.mean), value.half)
-    return number(value.mean, sign, size) + between + number(value.half, size=size)
+    return _number(value.mean, sign, size) + between + _number(value.half, size=size)
 
 
-def number(value: float, sign: bool = False, size: float | None = None) -> str:
+def _number(value: float, sign: bool = False, size: float | None = None) -> str:
     """Three decimals where the size, by default its own, is a usual one, three digits elsewhere."""
     size = abs(value) if size is None else size
     return format(value, ("+" if sign else "") + (".3f" if size == 0 or 0.0005 <= size < 1000 else ".2e"))
@@ -130,7 +130,7 @@ def count(value: float) -> str:
     return f"{int(value):,}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def rules(comparison: Comparison) -> str:
+def _rules(comparison: Comparison) -> str:
     """What the numbers are."""
     slack = f", or up to {comparison.slack:.4g} of it after it" if comparison.slack else ""
     return (
@@ -159,7 +159,7 @@ def noise_notes(comparison: Comparison) -> list[str]:
             if others > 1
             else ""
         )
-        if any("unsure" in row["verdict"] for row in rows(comparison) if row["verdict"]):
+        if any("unsure" in row["verdict"] for row in _rows(comparison) if row["verdict"]):
             found.append(
                 "unsure: somewhere between the values before and after the budget the difference could be within noise"
             )
@@ -169,7 +169,7 @@ def noise_notes(comparison: Comparison) -> list[str]:
     return found
 
 
-def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """One flat row for every label at every budget of every axis."""
     for axis in comparison.axes:
         for budget in axis.budgets:
@@ -205,7 +205,7 @@ def bounds(value: Estimate | None, mean: str, low: str, high: str) -> dict[str, 
 def csv_text(comparison: Comparison) -> str:
     """CSV; a label that a spreadsheet would compute as a formula gets an apostrophe before it."""
     made = io.StringIO()
-    found = [{name: plain_cell(value) for name, value in row.items()} for row in rows(comparison)]
+    found = [{name: plain_cell(value) for name, value in row.items()} for row in _rows(comparison)]
     writer = csv.DictWriter(made, list(found[0]) if found else ["metric"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
@@ -228,12 +228,12 @@ def json_text(comparison: Comparison) -> str:
         for label, group in comparison.groups.items()
         for curve in group
     ]
-    notes = [rules(comparison), *comparison.notes, *noise_notes(comparison)]
+    notes = [_rules(comparison), *comparison.notes, *noise_notes(comparison)]
     told = {
         "metric": comparison.metric,
         "baseline": comparison.baseline,
         "notes": notes,
-        "rows": list(rows(comparison)),
+        "rows": list(_rows(comparison)),
     }
     limits = {axis.name: axis.limit for axis in comparison.axes}
     return json.dumps(told | {"limits": limits, "values": seeds, "curves": curves}, indent=1) + "\n"
@@ -268,7 +268,7 @@ def latex_row(comparison: Comparison, axis: Axis, label: str) -> list[str]:
 
 def formula(value: Estimate | None, sign: bool = False) -> str:
     """A mean with half its interval, in mathematics."""
-    return "--" if value is None else "$" + spoken(value, sign, between=r" \pm ") + "$"
+    return "--" if value is None else "$" + _spoken(value, sign, between=r" \pm ") + "$"
 
 
 def latex(text: str | None) -> str:

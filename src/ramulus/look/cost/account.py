@@ -58,11 +58,11 @@ PHASES = {
 """Parts of a step's seconds by their name in metrics.jsonl, in words; they add up to `step`."""
 
 ANSWERS = ("trees", "dropped", "paths", "graded", "correct")
-Row = Mapping[str, Any]
+_Row = Mapping[str, Any]
 Number = float | None
 
 
-def account(rows: Sequence[Row]) -> dict[str, Any]:
+def account(rows: Sequence[_Row]) -> dict[str, Any]:
     """The totals of some steps, from rows of metrics.jsonl, as plain JSON; {} for no rows.
 
     Groups: `steps`; `answers`; `tokens`, by the names of TOKENS; `seconds`, by those of PHASES, their sum `step`, and `eval` and `total`
@@ -87,7 +87,7 @@ def account(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def completed(row: Row) -> dict[str, Any]:
+def completed(row: _Row) -> dict[str, Any]:
     """The row with what follows from it: what older runs did not write but what their other numbers leave no doubt about."""
     told = dict(row)
     if None not in (row.get("sampled"), row.get("reused")):

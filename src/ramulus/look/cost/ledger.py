@@ -11,7 +11,7 @@ from ramulus.look.cost.account import account as account  # part of what this mo
 TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
 IDLE = {Author.POLICY: 4, Author.EXPERT: 8}
 ALIVE = 16
-FATES = ("trained", "idle", "excluded", "pruned")
+_FATES = ("trained", "idle", "excluded", "pruned")
 Fate = Mapping[int, int]
 """Leaf id -> what an update did with its path: the flags TRAINED and IDLE of every author whose tokens on it a term learns from."""
 
@@ -67,7 +67,7 @@ def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
     """Add one tree to the fields of a Cost: one pass from the leaves up."""
     said = fate or {}
     below: dict[int, tuple[int, int]] = {}  # at or below a node: policy leaves, flags of all leaves
-    paths, mark, fates = 0, 0, dict.fromkeys(FATES, 0)
+    paths, mark, fates = 0, 0, dict.fromkeys(_FATES, 0)
     for node in reversed(list(tree.walk())):
         size, author, paths, mark = len(node.tokens), node.author, 0, 0
         for child in node.children:

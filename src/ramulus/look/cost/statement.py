@@ -14,14 +14,14 @@ from rich.table import Table
 
 from ramulus.core.run_folder import WHEN, final_evaluation, stage_folders
 from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
-from ramulus.look.curves import flat, load, rows, runs_in
+from ramulus.look.curves import flat, load_json, rows, runs_in
 from ramulus.look.terminal import safe
 
 Account = dict[str, Any]
 WHOLE = "run"  # the column of all stages together
 ALWAYS = {"sampled", *FATES, "step", "total"}  # lines that are told even where they are 0
 UNKNOWN = "?"
-STEPS = (
+_STEPS = (
     "sampled", "reused", "expert", "trained", "idle_tokens", "excluded", "pruned", "dropped_tokens", "prefilled", "paths", "correct",
 )  # fmt: skip
 SPENT = {"s sampling": "grow", "s grading": "grade", "s update": "update", "s idle": "idle"}
@@ -53,7 +53,7 @@ def read_statement(folder: Path) -> Statement:
     """The metrics of a run's folder, or of the folder of one stage; a stage that has not made a step is left out."""
     found = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
     stages = {path.resolve().name: read for path in found if (read := rows(path / "metrics.jsonl"))}
-    evaluations = [load(final_evaluation(path, when)) for path in found for when in WHEN]
+    evaluations = [load_json(final_evaluation(path, when)) for path in found for when in WHEN]
     return Statement(folder, stages, sum(evaluation.get("seconds", 0.0) for evaluation in evaluations))
 
 
@@ -79,7 +79,7 @@ def read_statements(folders: Sequence[Path]) -> list[Statement]:
     return list(found.values())
 
 
-def tables(statement: Statement) -> Iterator[str | Table]:
+def statement_tables(statement: Statement) -> Iterator[str | Table]:
     """Headings and tables for a terminal; lines that are 0 everywhere are left out."""
     accounts = statement.accounts()
     last = accounts.get(WHOLE) or next(iter(accounts.values()))
@@ -91,7 +91,7 @@ def tables(statement: Statement) -> Iterator[str | Table]:
         ("tokens of prefixes", "tokens", PREFIXES),
         ("seconds", "seconds", phases(last)),
     ):
-        yield table(title, group, names, accounts)
+        yield _table(title, group, names, accounts)
     yield footing(last, statement.evaluations)
 
 
@@ -101,7 +101,7 @@ def phases(told: Account) -> dict[str, str]:
     return PHASES | others | {"step": "all steps", "eval": "evaluation", "total": "steps and evaluation"}
 
 
-def table(title: str, group: str, names: Mapping[str, str], accounts: Mapping[str, Account]) -> Table:
+def _table(title: str, group: str, names: Mapping[str, str], accounts: Mapping[str, Account]) -> Table:
     """A line for each name: totals of every stage and, last, of the run; then the run's for each step and correct answer, and a share."""
     made = Table(box=None, pad_edge=False)
     made.add_column(title, style="bold")  # the only one that gives way on a narrow terminal
@@ -113,9 +113,9 @@ def table(title: str, group: str, names: Mapping[str, str], accounts: Mapping[st
         if name not in ALWAYS and not any(value is None or value for value in values):
             continue
         each = share(values[-1], last["steps"]), share(values[-1], last["answers"]["correct"])
-        cells = [number(value, digits) for value in values]
-        cells += [number(each[0], digits + 1), number(each[1], digits + 2)]
-        made.add_row(words, *cells, percent(share(values[-1], base(name, last))))
+        cells = [_number(value, digits) for value in values]
+        cells += [_number(each[0], digits + 1), _number(each[1], digits + 2)]
+        made.add_row(words, *cells, _percent(share(values[-1], base(name, last))))
     return made
 
 
@@ -133,7 +133,7 @@ def base(name: str, told: Account) -> float | None:
 
 def headline(told: Account) -> str:
     """What the run was, in a line."""
-    answers = {name: number(value) for name, value in told["answers"].items()}
+    answers = {name: _number(value) for name, value in told["answers"].items()}
     right = f", {answers['correct']} of {answers['graded']} graded ones correct" if told["answers"]["paths"] else ""
     return f"{told['steps']:,} steps, {answers['trees']} trees ({answers['dropped']} dropped), {answers['paths']} paths{right}"
 
@@ -142,13 +142,13 @@ def footing(told: Account, evaluations: float) -> str:
     """Ratios and the machine, in a few lines."""
     ratios, machine = told["ratios"], told["machine"]
     said = [
-        f"reuse: {number(ratios['reuse'], 2)} trajectory tokens for each sampled one, {number(ratios['update_reuse'], 2)} flattened tokens for each "
-        f"packed one, {percent(ratios['kv_reuse']) or UNKNOWN} of prefix tokens from the KV memory"
+        f"reuse: {_number(ratios['reuse'], 2)} trajectory tokens for each sampled one, {_number(ratios['update_reuse'], 2)} flattened tokens for "
+        f"each packed one, {_percent(ratios['kv_reuse']) or UNKNOWN} of prefix tokens from the KV memory"
     ]
     known = [f"processor {machine['cpu_seconds']:,.1f} s"] if machine["cpu_seconds"] is not None else []
     for name, words in (("peak_rss", "peak memory"), ("peak_gpu", "peak memory of the GPU")):
         known += [f"{words} {machine[name] / 2**20:,.0f} MiB"] if machine[name] else []
-    known += [f"GPU busy {percent(machine['gpu_busy'])}"] if machine["gpu_busy"] is not None else []
+    known += [f"GPU busy {_percent(machine['gpu_busy'])}"] if machine["gpu_busy"] is not None else []
     known += [f"final evaluations, in no step, {evaluations:,.1f} s"] if evaluations else []
     return "\n".join([*said, *([", ".join(known)] if known else [])]) + "\n"
 
@@ -157,24 +157,24 @@ def step_tables(statement: Statement) -> Iterator[str | Table]:
     """A table for each stage with a line for each step."""
     for stage, steps in statement.stages.items():
         made = Table(box=None, pad_edge=False, title=safe(stage), title_justify="left")
-        for heading in ("step", *STEPS, *SPENT, "s other", "s step"):
+        for heading in ("step", *_STEPS, *SPENT, "s other", "s step"):
             made.add_column(heading.removesuffix("_tokens"), justify="right", no_wrap=True)
         for row in steps:
             told = account([row])
             counts = told["tokens"] | told["answers"]
             spent = [told["seconds"].get(name) for name in (*SPENT.values(), "step")]
             other = spent[-1] - sum(s or 0.0 for s in spent[:-1]) if spent[-1] is not None else None
-            cells = [number(counts[name]) for name in STEPS] + [number(s, 3) for s in (*spent[:-1], other, spent[-1])]
+            cells = [_number(counts[name]) for name in _STEPS] + [_number(s, 3) for s in (*spent[:-1], other, spent[-1])]
             made.add_row(str(row["step"]), *cells)
         yield made
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def _number(value: float | None, digits: int = 0) -> str:
     """A number for a table."""
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     """A share for a table; nothing where it is unknown."""
     return "" if value is None else f"{value:.1%}"
 

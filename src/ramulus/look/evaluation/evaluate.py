@@ -8,13 +8,12 @@ from typing import Any
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correct
-from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.engine import Decode, Engine, Sampling
 from ramulus.grow.branching import Branching, Star
 from ramulus.grow.grading import Rewards, grade
 from ramulus.grow.growth import grow_forest
 from ramulus.look.evaluation.measures import Row, report_of, scores_of
 
-Decode = Callable[[Sequence[int]], str]
 OnGraded = Callable[[Tree], None]
 
 

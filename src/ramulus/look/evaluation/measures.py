@@ -53,7 +53,7 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
         samples = len(rows[0]["sampled"])
         wanted = sorted({*ks, width}) if 0 < width <= samples else ks  # what a tree is compared with
         groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]}
-        groups[INDEPENDENT] |= draws(rows, wanted) | ends([row["sampled"] for row in rows])
+        groups[INDEPENDENT] |= _draws(rows, wanted) | ends([row["sampled"] for row in rows])
     if width:
         groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]}
         groups[TREE][f"pass@{width}"] = [max(mark(attempt) for attempt in tree) for tree in trees]
@@ -68,7 +68,7 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
     return Scores([row["id"] for row in rows], groups)
 
 
-def draws(rows: Sequence[Row], ks: Sequence[int]) -> Columns:
+def _draws(rows: Sequence[Row], ks: Sequence[int]) -> Columns:
     """pass@k and, where the grader says what was answered, maj@k and the probability of a tie, of independent attempts."""
     columns: Columns = {}
     attempts = [row["sampled"] for row in rows]

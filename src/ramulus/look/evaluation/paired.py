@@ -10,11 +10,11 @@ from typing import Any
 from ramulus.look.evaluation.measures import EQUAL_TOKENS, INDEPENDENT, TREE, Columns, Row, Scores, scores_of
 from ramulus.look.evaluation.statistics import interval_over, mean
 
-Difference = dict[str, Any]
+PairedDifference = dict[str, Any]
 """this, other, difference, its 95 % interval, within_noise; of the means over one or several sets of problems."""
 
 
-def difference(this: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Difference:
+def difference(this: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> PairedDifference:
     """The mean over sets of paired differences; the problems of each set are resampled in pairs.
 
     Within noise: the 95 % interval holds 0, or the difference is less than 1.96 standard errors (a bootstrap is too narrow where
@@ -33,25 +33,25 @@ def error(sets: Sequence[Sequence[float]]) -> float:
     return math.sqrt(math.fsum(variance(values) / len(values) for values in sets if len(values) > 1)) / len(sets)
 
 
-def differences(pairs: Sequence[tuple[Columns, Columns]]) -> dict[str, Difference]:
+def _differences(pairs: Sequence[tuple[Columns, Columns]]) -> dict[str, PairedDifference]:
     """The difference of every measure that all of these pairs of columns have; one pair a set of problems."""
     shared = [name for name in pairs[0][0] if all(name in mine and name in theirs for mine, theirs in pairs)]
     return {name: difference([a[name] for a, _ in pairs], [b[name] for _, b in pairs]) for name in shared}
 
 
-def tree_gains(sets: Sequence[Scores]) -> dict[str, dict[str, Difference]]:
+def tree_gains(sets: Sequence[Scores]) -> dict[str, dict[str, PairedDifference]]:
     """What trees gain over independent attempts: at as many answers, and at as many sampled tokens."""
     if not all(EQUAL_TOKENS in scores.groups for scores in sets):
         return {}
     answers, tokens = [], []
     for scores in sets:
         tree, lone, paid = (scores.groups[group] for group in (TREE, INDEPENDENT, EQUAL_TOKENS))
-        answers.append((plain(tree, keep=True), plain(lone, keep=True)))
-        tokens.append((plain(tree), paid))
-    return {"at equal answers": differences(answers), "at equal tokens": differences(tokens)}
+        answers.append((_plain(tree, keep=True), _plain(lone, keep=True)))
+        tokens.append((_plain(tree), paid))
+    return {"at equal answers": _differences(answers), "at equal tokens": _differences(tokens)}
 
 
-def plain(columns: Columns, keep: bool = False) -> Columns:
+def _plain(columns: Columns, keep: bool = False) -> Columns:
     """The columns with mean@n as mean, since any number of attempts estimates it; also pass@n and maj@n as pass and maj unless `keep`."""
     return {name.split("@")[0] if name.startswith("mean@") or not keep else name: x for name, x in columns.items()}
 
@@ -74,7 +74,7 @@ def against(this: Sequence[Row], other: Sequence[Row], ks: Sequence[int]) -> tup
     return mine, theirs
 
 
-def compared(pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, dict[str, Difference]]:
+def compared(pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, dict[str, PairedDifference]]:
     """The differences between two evaluations of one or several sets, by how the answers were sampled."""
     groups = [
         group
@@ -82,6 +82,6 @@ def compared(pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, dict[str, Diff
         if group != EQUAL_TOKENS and all(group in a.groups and group in b.groups for a, b in pairs)
     ]
     return {
-        group: differences([(plain(a.groups[group], True), plain(b.groups[group], True)) for a, b in pairs])
+        group: _differences([(_plain(a.groups[group], True), _plain(b.groups[group], True)) for a, b in pairs])
         for group in groups
     }

@@ -11,12 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from ramulus.look.evaluation.measures import EQUAL_TOKENS, GREEDY, INDEPENDENT, TREE, Columns, Scores
-from ramulus.look.evaluation.paired import Difference
+from ramulus.look.evaluation.paired import PairedDifference
 from ramulus.look.evaluation.statistics import interval_over, mean
 from ramulus.look.terminal import safe
 
-COUNTS = ("length", "tokens", "attempts")  # not shares
-ABOUT = {
+_COUNTS = ("length", "tokens", "attempts")  # not shares
+_ABOUT = {
     "length": "response tokens",
     "truncated": "cut off at the limit",
     "unanswered": "without an answer",
@@ -34,11 +34,11 @@ HEADINGS: dict[str, str] = {
 }
 FEW = 20  # problems
 FIRST, COLUMN = 38, 17  # characters of the first column and of each other one, about
-Row = Callable[[str, Sequence[Sequence[float]]], Sequence[str]]
+_Row = Callable[[str, Sequence[Sequence[float]]], Sequence[str]]
 """(measure, its column in each set) -> the cells beside its name."""
 
 
-def label(group: str, name: str) -> str:
+def _label(group: str, name: str) -> str:
     """A measure in words."""
     what, _, k = name.partition("@")
     if what == "mean" and k:
@@ -46,13 +46,13 @@ def label(group: str, name: str) -> str:
     elif what == "ties":
         text = f"  ties of maj@{k}"
     else:
-        text = ABOUT.get(name, name)
+        text = _ABOUT.get(name, name)
     return f"greedy, {text}" if group == GREEDY and name != "greedy" else text
 
 
-def shown(name: str, value: float, sign: str = "") -> str:
+def _shown(name: str, value: float, sign: str = "") -> str:
     """A value: a share in per cent, or a count."""
-    return f"{value:{sign}.1f}" if name in COUNTS else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}.1f}" if name in _COUNTS else f"{100 * value:{sign}.1f}"
 
 
 def sections(sets: Sequence[Scores]) -> list[tuple[str, list[str]]]:
@@ -79,7 +79,7 @@ def boards(titles: Sequence[str], sets: Sequence[Scores], about: str, width: int
     return made
 
 
-def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: Row) -> Table:
+def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: _Row) -> Table:
     """One table; `row` says what stands in it of one measure."""
     made = Table(title=safe(title) or None, title_justify="left", title_style="bold")
     made.add_column("%")
@@ -92,14 +92,14 @@ def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: Row) ->
         for name in names:
             beside = group == GREEDY and name != "greedy" and INDEPENDENT in sets[0].groups
             if name != "ties@1" and not beside:
-                made.add_row(label(group, name), *row(name, [scores.groups[group][name] for scores in sets]))
+                made.add_row(_label(group, name), *row(name, [scores.groups[group][name] for scores in sets]))
     return made
 
 
 def cells(name: str, columns: Sequence[Sequence[float]]) -> list[str]:
     """Value and interval of the only set."""
     low, high = interval_over(columns)
-    return [shown(name, mean(columns[0])), f"{shown(name, low)} to {shown(name, high)}"]
+    return [_shown(name, mean(columns[0])), f"{_shown(name, low)} to {_shown(name, high)}"]
 
 
 def halves(name: str, columns: Sequence[Sequence[float]], place: slice) -> list[str]:
@@ -110,10 +110,10 @@ def halves(name: str, columns: Sequence[Sequence[float]], place: slice) -> list[
 def about_half(name: str, columns: Sequence[Sequence[float]]) -> str:
     """The mean over sets, with half the width of its interval."""
     low, high = interval_over(columns)
-    return f"{shown(name, mean([mean(column) for column in columns]))} ± {shown(name, (high - low) / 2)}"
+    return f"{_shown(name, mean([mean(column) for column in columns]))} ± {_shown(name, (high - low) / 2)}"
 
 
-def differences_table(title: str, found: Mapping[str, Mapping[str, Difference]], this: str, other: str) -> Table:
+def differences_table(title: str, found: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
     """Paired differences, and which of them are within noise."""
     made = Table(title=safe(title), title_justify="left", title_style="bold")
     made.add_column("%")
@@ -126,9 +126,9 @@ def differences_table(title: str, found: Mapping[str, Mapping[str, Difference]],
         for name, gap in measures.items():
             if name.startswith("ties"):
                 continue
-            low, high = (shown(name, end, "+") for end in gap["interval"])
-            values = (shown(name, gap["this"]), shown(name, gap["other"]), shown(name, gap["difference"], "+"))
-            made.add_row(label(group, name), *values, f"{low} to {high}", "within noise" if gap["within_noise"] else "")
+            low, high = (_shown(name, end, "+") for end in gap["interval"])
+            values = (_shown(name, gap["this"]), _shown(name, gap["other"]), _shown(name, gap["difference"], "+"))
+            made.add_row(_label(group, name), *values, f"{low} to {high}", "within noise" if gap["within_noise"] else "")
     return made
 
 
@@ -149,7 +149,7 @@ def overall(sets: Sequence[Scores]) -> dict[str, dict[str, Any]]:
 
 
 def results_csv(
-    titles: Sequence[str], sets: Sequence[Scores], gaps: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    titles: Sequence[str], sets: Sequence[Scores], gaps: Mapping[str, Mapping[str, Mapping[str, PairedDifference]]]
 ) -> str:
     """A line for each measure of each set, then for each paired difference, by what was compared."""
     lines: list[Sequence[Any]] = [("tasks", "problems", "sampling", "measure", "value", "low", "high", "within_noise")]

@@ -17,9 +17,9 @@ from ramulus.look.curves import flat
 from ramulus.look.viewer.files import Changed, Lines
 from ramulus.look.viewer.runs import Entry, Shelf
 from ramulus.look.viewer.text import Text
-from ramulus.look.viewer.tree_json import leaf_json, node_json, plain, step_row, tree_json
+from ramulus.look.viewer.tree_json import finite_json, leaf_json, node_json, step_row, tree_json
 
-COLUMNS = re.compile(
+_COLUMNS = re.compile(
     rb'(?:"(?:logprobs|kept|entropy|temperature)":(?:\[[^\[\]]*\]|\{"\$array":\[[^\[\]]*\[[^\[\]]*\]\]\}),)+'
 )  # in a text its quotes would be escaped
 AROUND = 60  # characters either side of what was found
@@ -83,7 +83,7 @@ class Api:
         try:
             return json.dumps(said, allow_nan=False, separators=(",", ":")).encode("ascii")
         except (ValueError, TypeError):  # NaN, an infinity, a set
-            return json.dumps(plain(said), separators=(",", ":")).encode("ascii")
+            return json.dumps(finite_json(said), separators=(",", ":")).encode("ascii")
 
     def runs(self, ask: Ask) -> list[dict[str, Any]]:
         """Everything shown."""
@@ -91,7 +91,7 @@ class Api:
 
     def metrics(self, ask: Ask) -> list[dict[str, Any]]:
         """The rows after a step, flat."""
-        after = number(ask, "after", -1)
+        after = _number(ask, "after", -1)
         return [flat(row) for row in self.run(ask).metrics.refresh() if row["step"] > after]
 
     def config(self, ask: Ask) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Api:
 
     def steps(self, ask: Ask) -> list[dict[str, Any]]:
         """The trees of a step in a few numbers and a small picture each."""
-        one, step = self.run(ask), number(ask, "step")
+        one, step = self.run(ask), _number(ask, "step")
         lines, places = self.places(one, step)
         return [row for i, place in enumerate(places) if (row := self.step_row(lines, place, i)) is not None]
 
@@ -112,7 +112,7 @@ class Api:
         """One tree of a step; None for a line that is no tree."""
 
         def make() -> tuple[dict[str, Any] | None, int]:
-            tree = short(lines.read([place])[0])
+            tree = _short(lines.read([place])[0])
             row = step_row(tree, index) if tree is not None else None
             return row, len(row["skeleton"]) if row else 1
 
@@ -132,7 +132,7 @@ class Api:
 
     def at_node(self, ask: Ask, answer: Callable[[Tree, Text, int], dict[str, Any]]) -> dict[str, Any]:
         """An answer about a node of a tree."""
-        tree, place = self.planted(ask), number(ask, "node")
+        tree, place = self.planted(ask), _number(ask, "node")
         try:
             return answer(tree, self.text(self.run(ask)), place)
         except KeyError:
@@ -142,7 +142,7 @@ class Api:
 
     def search(self, ask: Ask) -> list[dict[str, Any]]:
         """Where a text stands in nodes and problems, upper and lower case alike, the newest steps first."""
-        one, limit = self.run(ask), number(ask, "limit", 100)
+        one, limit = self.run(ask), _number(ask, "limit", 100)
         words = self.text(one)
         wanted = ask.get("q", "").lower()
         if not wanted or limit < 1:
@@ -162,7 +162,7 @@ class Api:
         """(node, text) of every node of a tree, the problem first, as the root's."""
 
         def make() -> tuple[list[tuple[int, str]], int]:
-            tree = short(lines.read([place])[0])
+            tree = _short(lines.read([place])[0])
             if tree is None:
                 return [], 1
             nodes = list(tree.walk())
@@ -184,7 +184,7 @@ class Api:
 
     def answers_of(self, ask: Ask) -> list[dict[str, Any]]:
         """Every answer of an evaluation; of several at one step, the one called `name`, or the first."""
-        one, step, wanted = self.run(ask), number(ask, "step"), ask.get("name")
+        one, step, wanted = self.run(ask), _number(ask, "step"), ask.get("name")
         for name, path in one.evaluations().items():
             report = self.report(one, path)
             if report is not None and step_of(name, report) == step and wanted in (None, name):
@@ -230,7 +230,7 @@ class Api:
 
     def planted(self, ask: Ask) -> Tree:
         """The tree that is asked about."""
-        one, step, index = self.run(ask), number(ask, "step"), number(ask, "index")
+        one, step, index = self.run(ask), _number(ask, "step"), _number(ask, "index")
         lines, places = self.places(one, step)
         if not 0 <= index < len(places):
             raise Unknown(f"{one.title} has {len(places)} trees at step {step}, numbered from 0: there is no {index}")
@@ -245,7 +245,7 @@ class Api:
             raise Unknown(f"tree {index} of step {step} cannot be read: {error}") from None
 
 
-def number(ask: Ask, name: str, usual: int | None = None) -> int:
+def _number(ask: Ask, name: str, usual: int | None = None) -> int:
     """A whole number among the parameters."""
     said = ask.get(name)
     if said is None and usual is not None:
@@ -255,10 +255,10 @@ def number(ask: Ask, name: str, usual: int | None = None) -> int:
     return int(said)
 
 
-def short(line: bytes) -> Tree | None:
+def _short(line: bytes) -> Tree | None:
     """A tree without its long columns, which take most of the time to read; None for a line that is no tree."""
     try:
-        return store.load(COLUMNS.sub(b"", line))
+        return store.load(_COLUMNS.sub(b"", line))
     except store.StoreError:
         return None
 

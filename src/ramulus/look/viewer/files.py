@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-BLOCK = 1 << 20
+_BLOCK = 1 << 20
 EDITIONS = count(1)
 MARK = 4096  # bytes of a file's beginning and end that tell whether it is still the same one
 
@@ -115,7 +115,7 @@ class Lines:
         """Find the lines after `end`."""
         file.seek(self.end)
         place, pending = self.end, False  # pending: the line that began at `end` has something in it
-        while block := file.read(BLOCK):
+        while block := file.read(_BLOCK):
             start = 0
             while (at := block.find(b"\n", start)) >= 0:
                 if pending or block[start:at].strip():
@@ -123,7 +123,7 @@ class Lines:
                 self.end, start, pending = place + at + 1, at + 1, False
             pending = pending or bool(block[start:].strip())
             place += len(block)
-        if pending and is_object(rest := cut(file, self.end, place - self.end)):  # whole, only its newline is missing
+        if pending and is_object(rest := _cut(file, self.end, place - self.end)):  # whole, only its newline is missing
             self.spans.append((self.end, len(rest)))
             self.end = place
 
@@ -138,9 +138,9 @@ class Lines:
             if not spans:
                 return []
             if self.unpacked is not None:
-                return [cut(self.unpacked, *span) for span in spans]
+                return [_cut(self.unpacked, *span) for span in spans]
             with open(self.fence(self.path), "rb") as file:
-                return [cut(file, *span) for span in spans]
+                return [_cut(file, *span) for span in spans]
 
 
 def is_object(text: bytes) -> bool:
@@ -151,7 +151,7 @@ def is_object(text: bytes) -> bool:
         return False
 
 
-def cut(file: IO[bytes], offset: int, size: int) -> bytes:
+def _cut(file: IO[bytes], offset: int, size: int) -> bytes:
     """Some bytes of a file."""
     file.seek(offset)
     return file.read(size)
@@ -162,7 +162,7 @@ def unpack(raw: IO[bytes]) -> IO[bytes]:
     made = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with gzip.open(raw, "rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(_BLOCK):
                 made.write(block)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         pass  # a killed write: the whole lines before it are shown

@@ -26,7 +26,7 @@ KINDS = {
     ".txt": "text/plain; charset=utf-8",
 }
 IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])\./([\w.-]+\.js)\2""")
-STYLE = re.compile(r'<link rel="stylesheet" href="(?:assets/)?([\w.-]+)">')
+_STYLE = re.compile(r'<link rel="stylesheet" href="(?:assets/)?([\w.-]+)">')
 SCRIPT = re.compile(r'<script src="(?:assets/)?([\w.-]+)"([^>]*)></script>')
 LARGE = 50 << 20  # bytes of a page from which on a browser takes its time
 NAMED = "ramulus/"  # what the modules of one file are called in its import map
@@ -69,9 +69,9 @@ def one_file(answers: Iterable[tuple[str, bytes]]) -> str:
     def style(found: re.Match[str]) -> str:
         return "<style>" + files[found[1]].read_text(encoding="utf-8").replace("</", "<\\/") + "</style>"
 
-    page = STYLE.sub(style, page)
+    page = _STYLE.sub(style, page)
     page = SCRIPT.sub(script, page)
-    allowed = " ".join(f"'sha256-{digest(text)}'" for text in [imports, *started])
+    allowed = " ".join(f"'sha256-{_digest(text)}'" for text in [imports, *started])
     policy = (
         f"default-src 'none'; script-src data: {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     )
@@ -82,7 +82,7 @@ def one_file(answers: Iterable[tuple[str, bytes]]) -> str:
     return page.replace("<title>", f"{head}\n<title>", 1).replace("</body>", f"{body}\n</body>", 1)
 
 
-def digest(text: str) -> str:
+def _digest(text: str) -> str:
     """The hash of an inline script that a content security policy names."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -119,10 +119,10 @@ def everything(api: Api, steps: list[int]) -> Iterator[tuple[str, bytes]]:
                 told = {name: str(value) for name, value in asked.items()}
                 yield url("answers", **named, **asked), api("answers", named | told)
         for step in one["trees"]:
-            yield from of_step(api, one["id"], step)
+            yield from _of_step(api, one["id"], step)
 
 
-def of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
+def _of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
     """The answers about one step's trees."""
 
     def ask(name: str, **more: int) -> tuple[str, bytes]:
@@ -142,7 +142,7 @@ def of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
                 yield ask("leaf", index=row["index"], node=node["id"])
 
 
-def numbers(steps: str) -> list[int]:
+def step_numbers(steps: str) -> list[int]:
     """5,10,15 as numbers."""
     try:
         return [int(part) for part in steps.split(",")] if steps else []
@@ -150,7 +150,7 @@ def numbers(steps: str) -> list[int]:
         raise ValueError(f"--steps={steps}: give step numbers with commas between, as in --steps 5,10") from None
 
 
-def write(api: Api, out: Path, steps: list[int], console: Console) -> None:
+def write_page(api: Api, out: Path, steps: list[int], console: Console) -> None:
     """The page as one file."""
     known = {step for one in api.shelf.found.values() for step in one.tree_steps()}
     if missing := [step for step in steps if step not in known]:

@@ -9,8 +9,8 @@ from html import escape
 from itertools import groupby
 
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, correct
+from ramulus.engine.engine import Decode
 
-Decode = Callable[[Sequence[int]], str]
 RGB = tuple[int, int, int]
 
 WORSE, BETWEEN, BETTER = (
@@ -19,7 +19,7 @@ WORSE, BETWEEN, BETTER = (
     (24, 150, 136),
 )  # legible on white and on black, told apart by the colour-blind
 COLD, HOT = (74, 130, 214), (212, 62, 62)
-LEVELS = 16  # of a colour scale: neighbours of nearly the same number share one stroke
+_LEVELS = 16  # of a colour scale: neighbours of nearly the same number share one stroke
 TIP = 600  # characters of a tooltip; the middle is left out beyond
 LETTER = 6.1  # px, the width of a letter of a label
 LEFT, RIGHT, TOP, BOTTOM = 18, 16, 14, 22  # px around the paths: the prompt's stub on the left, the ruler below
@@ -46,7 +46,7 @@ class Scale:
         if value is None or not math.isfinite(value):
             return "#8886"
         share = 0.5 if self.high <= self.low else min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
-        share = round(share * LEVELS) / LEVELS * 2
+        share = round(share * _LEVELS) / _LEVELS * 2
         near, far = self.stops[int(share > 1)], self.stops[1 + int(share > 1)]
         part = share - int(share > 1)
         return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in zip(near, far, strict=True))
@@ -116,7 +116,7 @@ def averages(tree: Tree, of: Callable[[Node], float | None]) -> dict[int, float 
 
 
 @dataclass(frozen=True)
-class Place:
+class _Place:
     """Where a node lies: tokens before it, leaves below, and px: the middle of its band where it leaves its parent, and after."""
 
     start: int
@@ -125,7 +125,7 @@ class Place:
     middle: float
 
 
-def places(tree: Tree, lane: float, unit: float) -> dict[int, Place]:
+def places(tree: Tree, lane: float, unit: float) -> dict[int, _Place]:
     """Every node's place: leaves in lanes of `lane` px, a node in the middle of its leaves, `unit` px thick for each of them."""
     nodes = list(tree.walk())
     count: dict[int, int] = {}
@@ -138,14 +138,14 @@ def places(tree: Tree, lane: float, unit: float) -> dict[int, Place]:
         else:
             count[node.id] = sum(count[child.id] for child in node.children)
             middle[node.id] = (middle[node.children[0].id] + middle[node.children[-1].id]) / 2
-    found = {tree.root.id: Place(0, count[tree.root.id], middle[tree.root.id], middle[tree.root.id])}
+    found = {tree.root.id: _Place(0, count[tree.root.id], middle[tree.root.id], middle[tree.root.id])}
     for node in nodes:
         here = found[node.id]
         at = here.middle - here.leaves * unit / 2
         start = here.start + (len(node.tokens) if node.parent is not None else 0)
         for child in node.children:
             thick = count[child.id] * unit
-            found[child.id] = Place(start, count[child.id], at + thick / 2, middle[child.id])
+            found[child.id] = _Place(start, count[child.id], at + thick / 2, middle[child.id])
             at += thick
     return found
 

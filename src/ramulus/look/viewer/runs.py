@@ -20,7 +20,7 @@ DEPTH = 6  # folders below a given one that are searched for runs
 PASSED_BY = {"checkpoints", "tensorboard", "evals", "trees", "__pycache__", "node_modules"}
 HEAD = re.compile(rb'^\s*\{"format":\s*\d+,\s*"step":\s*(-?\d+)\s*,')
 FILES = 32  # files of trees of one run whose lines are remembered
-PATIENCE = 300.0  # seconds without a new line of metrics after which a run counts as stopped
+_PATIENCE = 300.0  # seconds without a new line of metrics after which a run counts as stopped
 
 
 class Entry:
@@ -105,7 +105,7 @@ class Entry:
         steps = self.config().get("steps")
         step = rows[-1]["step"] if rows else trees[-1] if trees else 0
         pace = float(flat(rows[-1]).get("seconds/mean", 0.0) or 0.0) if rows else 0.0
-        recent = time.time() - self.metrics.touched() < max(PATIENCE, 4 * pace)
+        recent = time.time() - self.metrics.touched() < max(_PATIENCE, 4 * pace)
         said = {"id": self.id, "title": self.title, "folder": str(self.path)}
         return said | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
 

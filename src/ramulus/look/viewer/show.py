@@ -16,6 +16,7 @@ from rich.tree import Tree as Drawing
 from ramulus.core import store
 from ramulus.core.run_folder import NUMBERED, is_stage, natural
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.engine.engine import Decode
 from ramulus.look.cost.ledger import Cost
 from ramulus.look.stages import loose_files, step_files, tokenizer_of
 from ramulus.look.terminal import safe
@@ -23,21 +24,19 @@ from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, sc
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import judgement, right
 
-Decode = Callable[[Sequence[int]], str]
 
-
-def draw(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
+def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
     """The tree with the text of every node, and the end and reward of every path."""
     named, text = safe(tree.task.id), safe(tree.task.text, width)
     made = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
     branches = {tree.root.id: made}
     for node in tree.walk():
         if node.parent is not None:
-            branches[node.id] = branches[node.parent.id].add(label(node, decode, width))
+            branches[node.id] = branches[node.parent.id].add(_label(node, decode, width))
     return made
 
 
-def label(node: Node, decode: Decode, width: int) -> str:
+def _label(node: Node, decode: Decode, width: int) -> str:
     """One node in one line."""
     text = f"[dim]{len(node.tokens):4d}[/dim]  {safe(decode(node.tokens.tolist()), width)}"
     if node.author is Author.EXPERT:
@@ -98,7 +97,7 @@ class Shown:
 
     def __rich__(self) -> Group:
         head = [f"[dim]{safe(self.place)}[/dim]"] if self.place else []
-        return Group(*head, *(draw(tree, self.decode) for tree in self.trees), *([self.rest()] if self.more else []))
+        return Group(*head, *(draw_tree(tree, self.decode) for tree in self.trees), *([self.rest()] if self.more else []))
 
     def __repr__(self) -> str:
         return str(self)
@@ -131,21 +130,21 @@ def show(
     if isinstance(what, Tree):
         forest = [what]
     elif isinstance(what, str | Path) or hasattr(what, "folder"):
-        file, others = file_of(Path(getattr(what, "folder", what)).expanduser(), step)
+        file, others = _file_of(Path(getattr(what, "folder", what)).expanduser(), step)
         place, decode = f"{file}{others}", decode or decoder_of(file)
-        forest = of_step(file, step)
+        forest = _of_step(file, step)
     else:
         forest = list(what)
     forest = [tree for tree in forest if pick is None or pick(tree)]
-    return Shown(tuple(islice(forest, limit)), decode or numbers, colour, max(len(forest) - limit, 0), place)
+    return Shown(tuple(islice(forest, limit)), decode or _numbers, colour, max(len(forest) - limit, 0), place)
 
 
-def numbers(tokens: Sequence[int]) -> str:
+def _numbers(tokens: Sequence[int]) -> str:
     """Tokens without a tokenizer."""
     return " ".join(str(token) for token in tokens)
 
 
-def file_of(path: Path, step: int | None) -> tuple[Path, str]:
+def _file_of(path: Path, step: int | None) -> tuple[Path, str]:
     """(file of trees, a remark on others beside it) of a file, a run, a stage, a folder of trees, or an evaluation."""
     if path.is_file():
         return path, ""
@@ -165,7 +164,7 @@ def file_of(path: Path, step: int | None) -> tuple[Path, str]:
     return file, f" (also here: {', '.join(other.name for other in others)})" if others else ""
 
 
-def of_step(file: Path, step: int | None) -> list[Tree]:
+def _of_step(file: Path, step: int | None) -> list[Tree]:
     """The trees of a file; of one with any steps those of `step`, if one is named."""
     forest = list(store.read(file))
     if step is None or NUMBERED.match(file.name):

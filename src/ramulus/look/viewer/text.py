@@ -15,7 +15,7 @@ class Text:
     """Tokens to text; `path` is a tokenizer.json."""
 
     def __init__(self, path: Path | None) -> None:
-        self.inner: Any = load(str(path), path.stat().st_mtime_ns) if path is not None else None
+        self.inner: Any = _load(str(path), path.stat().st_mtime_ns) if path is not None else None
 
     def whole(self, tokens: Sequence[int], special: bool = True) -> str:
         """All tokens as one text, special tokens included or left out."""
@@ -74,7 +74,7 @@ class Text:
 
 
 @lru_cache(maxsize=8)
-def load(path: str, changed: int) -> Any:
+def _load(path: str, changed: int) -> Any:
     """The tokenizer of a tokenizer.json, kept until the file changes."""
     from tokenizers import Tokenizer
 

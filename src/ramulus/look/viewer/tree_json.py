@@ -107,7 +107,7 @@ class Credit:
         return made | ({"gain": gain, "pain": pain} if known else {})
 
 
-def columns_of(node: Node, credit: Credit, i: int, length: int | None = None) -> dict[str, list[float]]:
+def _columns_of(node: Node, credit: Credit, i: int, length: int | None = None) -> dict[str, list[float]]:
     """Everything recorded per token at a node, [L] each; credit that is one value a node has `length` of it."""
     made = {name: [figure(value) for value in node.column(name)] for name in PER_TOKEN}
     for name, values in node.signals.items():
@@ -123,7 +123,7 @@ def order(names: set[str]) -> list[str]:
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
-def mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     """The mean; NaN stays NaN."""
     return sum(values) / len(values)
 
@@ -148,7 +148,7 @@ def tree_json(tree: Tree, text: Text) -> dict[str, Any]:
     names: set[str] = set()
     for i, node in enumerate(outline.nodes):
         wide = len(node.tokens) or 1 if credit.per_token else 1  # one credit for all tokens needs to be said once
-        means = {name: figure(mean(values)) for name, values in columns_of(node, credit, i, wide).items()}
+        means = {name: figure(_mean(values)) for name, values in _columns_of(node, credit, i, wide).items()}
         names |= means.keys()
         row = {"id": node.id, "parent": outline.up[i], "author": node.author.name.lower(), "start": outline.start[i]}
         row |= {"length": len(node.tokens), "leaves": outline.leaves[i], "version": node.version, "finish": node.finish}
@@ -169,7 +169,7 @@ def node_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
     outline = Outline(tree)
     i = outline.row[place]
     node, above = outline.nodes[i], outline.above(i)
-    columns = columns_of(node, Credit(outline), i)
+    columns = _columns_of(node, Credit(outline), i)
     return {
         "pieces": text.pieces(above, node.tokens, not node.children),
         "columns": {name: columns[name] for name in order(set(columns))},
@@ -238,9 +238,9 @@ def step_row(tree: Tree, index: int) -> dict[str, Any]:
         below[outline.up[i]] += below[i]
     along = sum(len(node.tokens) * max(below[i], 1) for i, node in own)
     found = {"index": index, "task": tree.task.id, "text": tree.task.text, "visit": tree.visit, "paths": len(paths)}
-    found |= {"correct": right(judged), "pass_rate": mean(judged) if judged else None}
+    found |= {"correct": right(judged), "pass_rate": _mean(judged) if judged else None}
     found |= {"spread": pstdev(rewards) if rewards else 0.0, "reuse": along / written if written else 0.0}
-    found |= {"length": mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
+    found |= {"length": _mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
     return found | {"flags": flags_of(outline, judged), "skeleton": skeleton(outline)}
 
 
@@ -260,12 +260,12 @@ def skeleton(outline: Outline) -> list[list[Any]]:
     ]
 
 
-def plain(value: Any) -> Any:
+def finite_json(value: Any) -> Any:
     """The same as JSON: null for numbers that are not finite, lists for sets."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [finite_json(item) for item in value]
     return value

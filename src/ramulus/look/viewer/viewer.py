@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ramulus.engine.remote.listen import bind, is_address, is_loopback, listener
 from ramulus.look.viewer.api import Api, BadParameter, Unknown
-from ramulus.look.viewer.page import ASSETS, KINDS, assets, numbers, write
+from ramulus.look.viewer.page import ASSETS, KINDS, assets, step_numbers, write_page
 from ramulus.look.viewer.runs import Shelf
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -137,7 +137,7 @@ def view(
         raise FileNotFoundError(f"the viewer's page is missing at {ASSETS}: install ramulus again")
     api = Api(Shelf(runs, tokenizer))
     if out is not None:
-        write(api, out, numbers(steps), console)
+        write_page(api, out, step_numbers(steps), console)
         return 0
     if steps:
         raise ValueError(f"--steps={steps} chooses what goes into a file: add --out page.html")

@@ -17,10 +17,10 @@ OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the packag
 
 def qualified(thing: Any) -> str:
     """`module.Name` of a class or function; `ramulus.Name` where it is the package's own, so that a room may move."""
-    return own(f"{thing.__module__}.{thing.__qualname__}")
+    return _own(f"{thing.__module__}.{thing.__qualname__}")
 
 
-def own(name: str) -> str:
+def _own(name: str) -> str:
     """A qualified name without the rooms of the package; any other text as it is."""
     found = OWN.fullmatch(name)
     return f"ramulus.{FORMER_CLASSES.get(found[1], found[1])}" if found else name
@@ -29,11 +29,11 @@ def own(name: str) -> str:
 def brought_forward(value: Any) -> Any:
     """JSON of `to_json` as an earlier version wrote it, with the names of today."""
     if isinstance(value, dict):
-        kind = own(str(value.get(CLASS)))
+        kind = _own(str(value.get(CLASS)))
         return {FORMER_FIELDS.get((kind, key), key): brought_forward(item) for key, item in value.items()}
     if isinstance(value, list):
         return [brought_forward(item) for item in value]
-    return own(value) if isinstance(value, str) else value
+    return _own(value) if isinstance(value, str) else value
 
 
 def to_json(value: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_origin
 
 from ramulus.run.config.unknown import unknown
-from ramulus.run.config.values import BOOLS, NONES, free, options_of, parse, plain
+from ramulus.run.config.values import BOOLS, NONES, free, has_text, options_of, parse
 
 TEXT = ""  # the key of the text that a whole is set to, beside those of its parts
 Updates = dict[str, Any]
@@ -126,7 +126,7 @@ def set_fields(thing: Any, updates: Updates, path: str = "", probe: bool = False
     try:
         return Blank(kind, thing.given | new).make(path) if isinstance(thing, Blank) else replace(thing, **new)
     except ValueError as error:
-        text = " ".join(f"{path}.{name}={shown(update)}" if path else f"{name}={shown(update)}" for name, update in updates.items())
+        text = " ".join(f"{path}.{name}={_shown(update)}" if path else f"{name}={_shown(update)}" for name, update in updates.items())
         raise ValueError(f"{text}: {error}") from error
 
 
@@ -135,7 +135,7 @@ def word_of(field: Field[Any]) -> Word:
     return field.metadata.get("word", Word())  # type: ignore[no-any-return]
 
 
-def shown(update: Updates) -> str:
+def _shown(update: Updates) -> str:
     """The text of an update, or that there is more inside."""
     return str(update[TEXT]) if set(update) == {TEXT} else "..."
 
@@ -190,7 +190,7 @@ def partless(current: Any, hint: Any, word: Word, name: str, where: str) -> str:
     """The sentence for a path that goes into something without parts."""
     if current is None and word.read is not None:
         return f"{where} is None, which has no field {name!r}: say first what it is, {where}=..., or make it in the recipe file"
-    remedy = f"set {where}=value" if plain(hint) and not (current is None and hint is Any) else "make it in the recipe file"
+    remedy = f"set {where}=value" if has_text(hint) and not (current is None and hint is Any) else "make it in the recipe file"
     return f"{where} is {current!r}, which has no field {name!r}: {remedy}"
 
 

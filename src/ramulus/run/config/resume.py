@@ -16,7 +16,7 @@ from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
 from ramulus.run.lock import Lock, check_free
 
-FORMAT = 3
+_FORMAT = 3
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
 FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
     "exam": "final_evaluation",
@@ -51,7 +51,7 @@ class Plan:
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
-        content = {"format": FORMAT, "recipe": self.recipe, "overrides": list(self.overrides)}
+        content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides)}
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
@@ -101,19 +101,19 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
                 raise ValueError(
                     f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
                 )
-            overrides = merge(saved["overrides"], overrides)
+            overrides = _merge(saved["overrides"], overrides)
             stages, top = build(recipe, overrides)
-            notes = compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+            notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
         return Plan(recipe, tuple(overrides), stages, top, tuple(notes), held.pop_all())
 
 
-def merge(saved: list[str], new: list[str]) -> list[str]:
+def _merge(saved: list[str], new: list[str]) -> list[str]:
     """Saved overrides, then new ones; of two for one path the later stays."""
     last = {split(assignment)[0]: assignment for assignment in [*saved, *new]}
     return list(last.values())
 
 
-def compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str]:
+def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[str]:
     """One sentence for every change; ValueError for those that cannot be made."""
     if len(old) != len(new):
         raise ValueError(
@@ -148,9 +148,9 @@ def read_saved(path: Path) -> dict[str, Any]:
     """run.json of a run folder."""
     try:
         saved = json.loads(path.read_text())
-        if saved["format"] > FORMAT:
+        if saved["format"] > _FORMAT:
             raise ValueError(f"{path} was written by a newer ramulus: upgrade ramulus to resume it")
-        return renamed(saved) if saved["format"] < FORMAT else saved
+        return renamed(saved) if saved["format"] < _FORMAT else saved
     except (KeyError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is no saved run ({error}): begin a new one with --fresh or another out=FOLDER"

@@ -22,7 +22,7 @@ def parse(text: str, hint: Any, current: Any, where: str) -> Any:
     options = options_of(hint)
     if Any in options:
         options = free(current)
-    for option in sorted(options, key=rank):
+    for option in sorted(options, key=_rank):
         try:
             return parse_as(text, option)
         except ValueError:
@@ -36,9 +36,9 @@ def parse(text: str, hint: Any, current: Any, where: str) -> Any:
     raise ValueError(f"{where}={text}: {text!r} is not {describe(options)}; it is {current!r} in the recipe")
 
 
-def plain(hint: Any) -> bool:
+def has_text(hint: Any) -> bool:
     """Whether some text is a value of the type: whether it is not an object, None or a dict alone."""
-    return any(option is Any or rank(option) not in (0, 99) for option in options_of(hint))
+    return any(option is Any or _rank(option) not in (0, 99) for option in options_of(hint))
 
 
 def free(current: Any) -> list[Any]:
@@ -50,7 +50,7 @@ def free(current: Any) -> list[Any]:
     return [type(current)] if isinstance(current, bool | float | str | tuple) else [type(None)]
 
 
-def rank(option: Any) -> int:
+def _rank(option: Any) -> int:
     """The order in which the members of a union are tried: the narrowest first; 99 for what no text is."""
     order = [type(None), bool, int, float, tuple, Path, str]
     plain = get_origin(option) or option

@@ -12,17 +12,18 @@ from typing import Any
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.look.evaluation.evaluate import Decode, answers_of
+from ramulus.engine.engine import Decode
+from ramulus.look.evaluation.evaluate import answers_of
 from ramulus.look.evaluation.measures import Row
 from ramulus.run.config.resume import brief, replace_text
 from ramulus.run.lock import LOCK_FILE
 
-FORMAT = 1
+_FORMAT = 1
 SETTINGS = "eval.json"
 ENDINGS = {"sampled": "", "tree": "-tree", "greedy": "-greedy"}
 
 
-def file_of(folder: Path, name: str, kind: str) -> Path:
+def _file_of(folder: Path, name: str, kind: str) -> Path:
     """Where the trees of one kind of one set are."""
     return folder / f"{name}{ENDINGS[kind]}.jsonl"
 
@@ -46,7 +47,7 @@ class Answers:
     def __post_init__(self) -> None:
         if self.folder is None:
             return
-        files = [file_of(self.folder, self.name, kind) for kind in self.kinds]
+        files = [_file_of(self.folder, self.name, kind) for kind in self.kinds]
         whole = min(sum(ended(file)) for file in files)
         done = whole if whole == len(self.tasks) else whole - whole % self.chunk
         for file in files:
@@ -66,7 +67,7 @@ class Answers:
         """Keep the graded trees of one chunk, by kind."""
         if self.folder is not None:
             for kind, trees in forests.items():
-                store.write(file_of(self.folder, self.name, kind), trees, append=True)
+                store.write(_file_of(self.folder, self.name, kind), trees, append=True)
         self.rows += answers_of(forests, self.decode)
 
 
@@ -120,7 +121,7 @@ def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, A
             f"{folder} is there already and is no evaluation: choose another --out, or a name that ends in .json"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "model": model, "settings": settings, "sets": sets}
+    content = {"format": _FORMAT, "model": model, "settings": settings, "sets": sets}
     replace_text(path, json.dumps(content, indent=1))
 
 
@@ -137,7 +138,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """eval.json of an evaluation's folder."""
     try:
         saved = json.loads(path.read_text())
-        if saved["format"] > FORMAT:
+        if saved["format"] > _FORMAT:
             raise ValueError(f"{path} was written by a newer ramulus: upgrade ramulus to read it")
         return {name: saved[name] for name in ("model", "settings", "sets")}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -162,7 +163,7 @@ def earlier(path: Path) -> Earlier | None:
     saved = read_settings(path / SETTINGS)
     rows: dict[str, list[Row]] = {}
     for name, about in saved["sets"].items():
-        kinds = {kind: list(trees_of(file_of(path, name, kind))) for kind in saved["settings"]["kinds"]}
+        kinds = {kind: list(trees_of(_file_of(path, name, kind))) for kind in saved["settings"]["kinds"]}
         if any(len(trees) != about["problems"] for trees in kinds.values()):
             raise ValueError(f"the evaluation of {name} in {path} is not finished: run it to its end first")
         rows[name] = answers_of(kinds, None)

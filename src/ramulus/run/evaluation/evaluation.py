@@ -23,9 +23,9 @@ from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.answers import Answers, Earlier, earlier, naming, settle
 from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets
-from ramulus.run.evaluation.plan import Plan
+from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
-from ramulus.run.evaluation.results import Outcome, Report, Set, share_a_set
+from ramulus.run.evaluation.results import EvaluatedModel, Report, Set, share_a_set
 from ramulus.run.lock import Lock
 from ramulus.run.runtime import model_path
 
@@ -37,7 +37,7 @@ def run_evaluation(
     model: str,
     open_model: Open,
     asked: TaskSets,
-    plan: Plan,
+    plan: SamplingPlan,
     k: Sequence[int],
     against: str | None,
     out: Path | None,
@@ -52,7 +52,7 @@ def run_evaluation(
         )
     folder = out if out is not None and out.suffix != ".json" else None
     rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
-    with place(out, folder):
+    with _place(out, folder):
         outcome = evaluate_one(model, open_model, asked, plan, folder, console)
         report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
         if out is not None:
@@ -73,7 +73,7 @@ def run_evaluation(
         return 0
 
 
-def place(out: Path | None, folder: Path | None) -> AbstractContextManager[object]:
+def _place(out: Path | None, folder: Path | None) -> AbstractContextManager[object]:
     """Make the folder that `out` lies in; entered, `folder` is ours alone. ValueError or OSError where nothing can be written there."""
     if out is None:
         return nullcontext()
@@ -101,8 +101,8 @@ def there(model: str) -> None:
 
 
 def evaluate_one(
-    model: str, open_model: Open, asked: TaskSets, plan: Plan, folder: Path | None, console: Console
-) -> Outcome:
+    model: str, open_model: Open, asked: TaskSets, plan: SamplingPlan, folder: Path | None, console: Console
+) -> EvaluatedModel:
     """The answers of one model to all sets of problems; those that the folder holds already are not sampled again."""
     loaded = open_model(model)
     sets = asked.read(loaded.tokenizer)  # all inputs are read before any work
@@ -113,7 +113,7 @@ def evaluate_one(
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {
-            names[spec]: {"spec": spec, "problems": len(tasks), "digest": digest(tasks)} for spec, tasks, _ in sets
+            names[spec]: {"spec": spec, "problems": len(tasks), "digest": _digest(tasks)} for spec, tasks, _ in sets
         }
         settle(folder, model, settings, digests)
         if not (folder / "tokenizer").exists():
@@ -133,14 +133,14 @@ def evaluate_one(
     finally:
         count.close()
     found = [Set(spec, one.name, one.rows) for (spec, _, _), one in zip(sets, kept)]
-    return Outcome(model, settings, found)
+    return EvaluatedModel(model, settings, found)
 
 
 async def sample(
     loaded: LoadedModel,
     kept: Sequence[Answers],
     rewards: Sequence[Reward],
-    plan: Plan,
+    plan: SamplingPlan,
     kinds: dict[str, Any],
     stop: Stop,
     count: Count,
@@ -154,7 +154,7 @@ async def sample(
 
 
 async def grow(
-    loaded: LoadedModel, tasks: Sequence[Task], reward: Reward, plan: Plan, kinds: dict[str, Any], stop: Stop, count: Count
+    loaded: LoadedModel, tasks: Sequence[Task], reward: Reward, plan: SamplingPlan, kinds: dict[str, Any], stop: Stop, count: Count
 ) -> dict[str, list[Tree]]:
     """The graded trees of some problems, all kinds in one crowd."""
 
@@ -168,7 +168,7 @@ async def grow(
     return dict(zip(kinds, grown, strict=True))
 
 
-def settings_of(plan: Plan, loaded: LoadedModel, stop: Stop, kinds: list[str], chunk: int) -> dict[str, Any]:
+def settings_of(plan: SamplingPlan, loaded: LoadedModel, stop: Stop, kinds: list[str], chunk: int) -> dict[str, Any]:
     """All that the answers depend on, bit for bit, beside the problems; plain JSON."""
     tree = {"width": plan.width, "segment": plan.segment, "branching": plan.branching} if plan.width else None
     sampled = {
@@ -200,7 +200,7 @@ def fingerprint(model: torch.nn.Module, most: int = 256) -> str:
     return made.hexdigest()
 
 
-def digest(tasks: Sequence[Task]) -> str:
+def _digest(tasks: Sequence[Task]) -> str:
     """A digest of the problems as the model sees them and as they are graded."""
     made = hashlib.blake2b(digest_size=16)
     for task in tasks:

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ramulus.core.task import Task
-from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.engine import Decode, Engine, Sampling
 from ramulus.grow.stop import Stop
-from ramulus.look.evaluation.evaluate import Decode, evaluate
+from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import FinalEvaluation, Run
 
-Scores = dict[str, Any]
-LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
+ModelScores = dict[str, Any]
+_LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
 
 
 def answer_count(how: FinalEvaluation, problems: int, start: bool) -> int:
@@ -26,14 +26,14 @@ def answer_count(how: FinalEvaluation, problems: int, start: bool) -> int:
 
 async def evaluate_model(
     run: Run, how: FinalEvaluation, engine: Engine, tasks: Sequence[Task], decode: Decode, stop: Stop, start: bool, console: Console
-) -> Scores:
+) -> ModelScores:
     """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers.
 
     A terminal shows how many of the answers are there.
     """
     with Bar(console, "evaluating", answer_count(how, len(tasks), start), "answers") as bar:
 
-        async def scored(heat: float, greedy: bool) -> Scores:
+        async def scored(heat: float, greedy: bool) -> ModelScores:
             sampling = Sampling(run.response_limit, heat)
             asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
             return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
@@ -43,14 +43,14 @@ async def evaluate_model(
     return found | {"cooler": {str(heat): other[f"mean@{how.samples}"] for heat, other in cooler.items()}}
 
 
-def scores(found: Scores, samples: int) -> Scores:
+def scores(found: ModelScores, samples: int) -> ModelScores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
-    plain = {name: value for name, value in found.items() if name not in LEFT_OUT}
+    plain = {name: value for name, value in found.items() if name not in _LEFT_OUT}
     cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in found["cooler"].items()}
     return plain | cooler | {"intervals": found["intervals"]}
 
 
-def table(before: Scores, after: Scores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
+def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
     """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
     made = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
     made.add_column("")
@@ -61,7 +61,7 @@ def table(before: Scores, after: Scores, how: FinalEvaluation, problems: int, st
     for label, name in rows.items():
         if name in before:
             made.add_row(
-                label, percent(before, name), percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
+                label, _percent(before, name), _percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
             )
     made.add_section()
     for heat in how.temperatures:
@@ -70,7 +70,7 @@ def table(before: Scores, after: Scores, how: FinalEvaluation, problems: int, st
     return made
 
 
-def percent(found: Scores, name: str) -> str:
+def _percent(found: ModelScores, name: str) -> str:
     """The value with half the width of its 95 % interval."""
     low, high = found["intervals"][name]
     return f"{100 * found[name]:.1f} ± {50 * (high - low):.1f}"

@@ -22,7 +22,7 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
-from ramulus.look.viewer.show import bill, draw
+from ramulus.look.viewer.show import bill, draw_tree
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.lock import reading
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
@@ -76,7 +76,7 @@ class TaskSets:
         """(name, tasks, grader) of each set; prompts that are too long are left out with a warning."""
         sets = []
         for spec in self.specs:
-            source, reward = source_of(spec, self.limit, self.columns)
+            source, reward = _source_of(spec, self.limit, self.columns)
             tasks = render(source(), tokenizer, on_long="drop", **self.prompts)
             if not tasks:
                 raise ValueError(
@@ -99,7 +99,7 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
     return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
 
 
-def source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
+def _source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
     """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
@@ -147,7 +147,7 @@ def grow_trees(
         count.close()
     if out is None:
         for tree in forest:
-            console.print(draw(tree, loaded.decode, max(console.width - 30, 40)))
+            console.print(draw_tree(tree, loaded.decode, max(console.width - 30, 40)))
     else:
         store.write(out, forest)
     console.print(bill(cost(forest)) + (f"; saved in {out}" if out else ""), markup=False, highlight=False)

@@ -12,7 +12,7 @@ from ramulus.look.evaluation.evaluate import cold
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What is sampled for each problem."""
 
     samples: int  # independent attempts; 0 for none
@@ -77,12 +77,12 @@ def plan_of(
     max_tokens: int | None,
     seed: int,
     chunk: int | None,
-) -> Plan:
+) -> SamplingPlan:
     """The plan of a command line; `tree`: width, segment, branching."""
-    width, segment, branching = tree or (0, Plan.segment, Plan.branching)
+    width, segment, branching = tree or (0, SamplingPlan.segment, SamplingPlan.branching)
     if tree is not None and width < 1:
         raise ValueError("a tree needs answers: ask for --samples or --width of at least 1")
-    return Plan(samples, temperature, top_p, greedy, width, segment, branching, max_tokens, seed, chunk)
+    return SamplingPlan(samples, temperature, top_p, greedy, width, segment, branching, max_tokens, seed, chunk)
 
 
 def whole_numbers(words: Sequence[str]) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class Set:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluatedModel:
     """One model's answers to all sets."""
 
     model: str
@@ -52,7 +52,7 @@ class Outcome:
 class Report:
     """The numbers, tables and notes of an evaluation, and the comparison with another one once that is added."""
 
-    def __init__(self, outcome: Outcome, ks: Sequence[int]) -> None:
+    def __init__(self, outcome: EvaluatedModel, ks: Sequence[int]) -> None:
         self.outcome, self.ks = outcome, ks
         self.names = [one.name for one in outcome.sets]
         self.scores = [scores_of(one.rows, ks) for one in outcome.sets]
@@ -75,7 +75,7 @@ class Report:
 
     def compare(self, rival: Earlier) -> None:
         """Add the differences to another evaluation; ValueError, and nothing is added, where no problem is in both."""
-        versus = compare(self.outcome, rival, self.ks)
+        versus = _compare(self.outcome, rival, self.ks)
         self.content["against"] = {"model": rival.model, "settings": rival.settings} | versus
         self.gaps |= {f"difference to {rival.model}, {name}": gap for name, gap in versus["tasks"].items()}
         self.tables += versus_tables(versus, self.outcome.model, rival.model)
@@ -84,7 +84,7 @@ class Report:
     def show(self, console: Console) -> None:
         """Print the tables and the notes."""
         for table in self.all_tables(console.width if console.is_terminal else WIDE):
-            show(console, table)
+            _show(console, table)
         for text in filter(None, self.notes):
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -97,7 +97,7 @@ class Report:
             return
         plain = Console(width=WIDE, file=io.StringIO(), color_system=None)
         for table in self.all_tables(WIDE):
-            show(plain, table)
+            _show(plain, table)
         lines = [line.rstrip() for line in plain.file.getvalue().splitlines()]  # type: ignore[attr-defined]
         replace_text(out / "results.json", json.dumps(self.content, indent=1))
         replace_text(out / "results.csv", results_csv(self.names, self.scores, self.gaps))
@@ -110,7 +110,7 @@ class Report:
         return [*boards(self.names, self.scores, about, width), *self.tables]
 
 
-def found(one: Set, scores: Scores, outcome: Outcome) -> dict[str, Any]:
+def found(one: Set, scores: Scores, outcome: EvaluatedModel) -> dict[str, Any]:
     """The numbers of one set, as in earlier evaluations."""
     told = {
         "problems": len(one.rows),
@@ -130,7 +130,7 @@ def share_a_set(names: Sequence[str], rival: Earlier) -> None:
         )
 
 
-def compare(outcome: Outcome, rival: Earlier, ks: Sequence[int]) -> dict[str, Any]:
+def _compare(outcome: EvaluatedModel, rival: Earlier, ks: Sequence[int]) -> dict[str, Any]:
     """Paired differences on the problems that both answered: `tasks` by name, their mean if there are several, and `notes`."""
     shared = [one for one in outcome.sets if one.name in rival.rows]
     share_a_set([one.name for one in outcome.sets], rival)
@@ -152,7 +152,7 @@ def compare(outcome: Outcome, rival: Earlier, ks: Sequence[int]) -> dict[str, An
     return {"tasks": tasks, "notes": notes}
 
 
-def differing(rival: Earlier, outcome: Outcome) -> list[str]:
+def differing(rival: Earlier, outcome: EvaluatedModel) -> list[str]:
     """Each setting that differs and may change what is measured, in words."""
     known = {name: value for name, value in rival.settings.items() if name not in MACHINE}
     here = {name: outcome.settings.get(name) for name in known}
@@ -168,6 +168,6 @@ def versus_tables(versus: dict[str, Any], this: str, other: str) -> list[Table]:
     return [differences_table(f"{title}: this model and {other}", tasks[title], "this", "other")]
 
 
-def show(console: Console, table: Table) -> None:
+def _show(console: Console, table: Table) -> None:
     """Print a table; as wide as it is where no terminal must hold it."""
     (console if console.is_terminal else Console(file=console.file, width=WIDE, color_system=None)).print(table)

@@ -35,10 +35,10 @@ def label_of(recipe: str) -> str:
     return "-".join(word for word in safe_words if word) or "recipe"
 
 
-def plan(recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], out: Path, threads: int) -> list[Job]:
+def planned_jobs(recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], out: Path, threads: int) -> list[Job]:
     """Every run, seed by seed, all built and checked; ValueError for what cannot run or is not what the folder holds."""
     labels = [label_of(recipe) for recipe in recipes]
-    refuse(recipes, labels, overrides, seeds)
+    _refuse(recipes, labels, overrides, seeds)
     jobs = []
     for seed in seeds:
         for recipe, label in zip(recipes, labels):
@@ -49,11 +49,11 @@ def plan(recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int],
             extra = (f"threads={threads}",) if free else ()
             jobs.append(Job(label, seed, absolute(recipe), folder, tuple(overrides), extra, stages))
     for job in jobs:
-        check(job)
+        _check(job)
     return jobs
 
 
-def refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str], seeds: Sequence[int]) -> None:
+def _refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str], seeds: Sequence[int]) -> None:
     """ValueError for a sweep that makes no sense."""
     if not recipes or not seeds:
         raise ValueError(
@@ -71,7 +71,7 @@ def refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str], 
             raise ValueError(f"{assignment}: a sweep sets it for each run, use --seeds and --out")
 
 
-def check(job: Job) -> None:
+def _check(job: Job) -> None:
     """ValueError where the folder holds another run than the one that is asked for; a field that is new since then is no difference."""
     path = job.folder / "run.json"
     if not path.exists():
@@ -128,7 +128,7 @@ def sweep(
 ) -> int:  # fmt: skip
     """Run what is not finished; returns the exit status: 0, 1 where a run failed, 128 + the signal that stopped the sweep."""
     most, count = allot(jobs, threads)
-    planned = plan(recipes, overrides, seeds, out.resolve(), count)
+    planned = planned_jobs(recipes, overrides, seeds, out.resolve(), count)
     out.mkdir(parents=True, exist_ok=True)
     numbers = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value is not None]
     command = ["ramulus", "sweep", *recipes, *overrides, "--seeds", *map(str, seeds), "--out", str(out), *numbers]
