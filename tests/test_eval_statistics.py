@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ramulus.look.evaluation.measures import EQUAL_TOKENS, GREEDY, INDEPENDENT, TREE, Row, report_of, scores_of
 from ramulus.look.evaluation.paired import against, compared, difference, tree_gains
 from ramulus.look.evaluation.scoreboard import about_half, boards, note, overall, problems_csv, results_csv
-from ramulus.look.evaluation.statistics import ballot, between, interval, interval_over, mean, pass_at_k, vote
+from ramulus.look.evaluation.statistics import ballots, between, interval, interval_over, mean, pass_at_k, vote
 
 PUBLIC = json.loads((Path(__file__).parent / "pass_at_k.json").read_text())
 
@@ -88,11 +88,17 @@ def test_a_single_vote_is_accuracy_and_two_equal_votes_tie():
 
 
 def test_what_counts_as_the_same_answer():
-    assert len({ballot(text) for text in ("1/2", "0.5", "\\frac12", "$\\dfrac{1}{2}$", "\\boxed{.5}")}) == 1
-    assert ballot("1,000") == ballot("1000") == ballot("10^3") == ballot("1000.0")
-    assert ballot("x+1") != ballot("X+1")
-    assert ballot("  ") == ballot("") == ""
-    assert ballot("$") != ""
+    def count(*texts: str) -> int:
+        """How many different ballots there are."""
+        return len(set(ballots(texts).values()) - {""})
+
+    assert count("1/2", "0.5", "\\frac12", "$\\dfrac{1}{2}$", "\\boxed{.5}") == 1
+    assert count("1,000", "1000", "10^3", "1000.0", "x=1000", "1000\\text{ m}") == 1
+    assert count("(x+1)^2", "x^2+2x+1", "1, 2", "2,1", "\\{1,2\\}") == 2
+    assert count("x+1", "X+1") == 2
+    assert count("  ", "") == 0
+    assert count("$") == 1
+    assert count("((((" * 500, "x" * 300) == 2
 
 
 def test_between_two_numbers_of_attempts():

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from ramulus.core.task import Path, Task
-from ramulus.tasks.math import Boxed, Equal, algebra
-from ramulus.tasks.notation import compare_answers, number, tidy, unwrap
+from ramulus.tasks.equality import same
+from ramulus.tasks.latex import one_spelling, unwrap
+from ramulus.tasks.math import Boxed
 
 DATA = File(__file__).parents[2] / "shared" / "data" / "math"
 SETS = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiad")
@@ -89,15 +90,63 @@ def test_values_and_several_references() -> None:
         Boxed(seconds=0)
 
 
+DECIDED = [json.loads(line) for line in (File(__file__).parent / "data" / "decided.jsonl").read_text().splitlines()]
+
+
+def verdict_of(case: dict[str, Any]) -> bool:
+    """The verdict on a decided case: its response, or its answer in a box."""
+    text = case.get("response") or rf"So the answer is $\boxed{{{case['answer']}}}$."
+    return bool(graded("", case["reference"], text=text)["correct"])
+
+
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in DECIDED}))
+def test_decided_cases(kind: str) -> None:
+    """Every case of this kind, accepted and refused; the table has no case that is known to be wrong."""
+    cases = [case for case in DECIDED if case["kind"] == kind]
+    assert {case["right"] for case in cases} == {0, 1}
+    assert [case for case in cases if verdict_of(case) != bool(case["right"])] == []
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/grading.json")
+def test_answers_that_got_the_wrong_verdict_once() -> None:
+    cases = json.loads((DATA.parent / "grading.json").read_text())
+    assert [case for case in cases if verdict_of(case) != bool(case["right"])] == []
+
+
+def test_a_plain_numeric_answer_costs_a_millisecond_at_most() -> None:
+    took = []
+    for n in range(200):
+        answer, reference = (str(n + 1000), rf"\frac{{{n}}}{{7}}", f"{n}.5", f"{n},001")[n % 4], str(n + 1000)
+        began = time.process_time()
+        graded(answer, reference)
+        took.append(time.process_time() - began)
+    assert sorted(took)[100] < 1e-3 + OVERHEAD
+
+
+def _overhead() -> float:
+    """Seconds that `graded` takes where nothing is compared: an event loop of its own for each call."""
+    began = time.process_time()
+    for _ in range(50):
+        graded("7", "7")
+    return (time.process_time() - began) / 50
+
+
+OVERHEAD = _overhead()
+
+
 def test_readings() -> None:
     assert unwrap(r"\boxed{\boxed{3}}") == "3"
-    assert tidy(r" $\left(1,\, \dfrac{1}{2}\right)$. ") == r"(1, \frac{1}{2} )"
-    assert number(r"-1.5 \times 10^{2}") == -150
-    assert number("1e9999") is number("12x") is number(r"\frac{1}{0}") is number("") is None
-    assert compare_answers("x+1", "1+x") is None, "takes algebra"
+    assert unwrap(r"\boxed{1},\boxed{2}") == "1, 2"
+    assert one_spelling(r" $\left(1,\, \dfrac{1}{2}\right)$. ") == r"(1, \frac{1}{2} )."
+    assert one_spelling(r"2½\,\text{cm}²") == r"2\frac{1}{2} \text{cm}^{2}"
+    with pytest.raises(ValueError, match="too long or nested too deep"):
+        one_spelling("(" * 100)
+    assert same("x+1", r"\sum x") is None, "takes algebra"
+    assert same("7", "9^{9^{9^9}}") is None, "without bound"
 
 
 HANGS = [r"9^{9^{9^9}}", r"99999999!"]
+SUMS = [rf"\sum_{{k=1}}^{{3}} {text}" for text in HANGS]  # only these reach math-verify
 
 IN_PROCESS = """
 import sys, threading
@@ -125,7 +174,7 @@ def test_an_output_that_hangs_math_verify_in_process() -> None:
         assert process.stdout.read() == b""
 
 
-@pytest.mark.parametrize("answer", HANGS)
+@pytest.mark.parametrize("answer", SUMS)
 def test_ours_returns_in_bounded_time_and_grades_the_next(answer: str) -> None:
     graded("1+1", "2", seconds=5)
     began = time.monotonic()
@@ -133,7 +182,7 @@ def test_ours_returns_in_bounded_time_and_grades_the_next(answer: str) -> None:
     assert verdict["reward"] == 0.0
     assert verdict["reason"].split(":")[0] in ("timeout", "memory")
     assert time.monotonic() - began < 15
-    assert graded(r"\frac{14}{2}", "7", seconds=5)["correct"] == 1
+    assert graded(r"\sum_{k=1}^{3} k", "6", seconds=5)["correct"] == 1
 
 
 HOSTILE = [
@@ -155,7 +204,7 @@ def test_hostile_answers_are_wrong(answer: str) -> None:
 def test_many_gradings_at_once_with_some_that_hang() -> None:
     async def main() -> list[dict[str, Any]]:
         reward = Boxed(seconds=0.5)
-        answers = [HANGS[0] if n % 30 == 0 else f"{n}+1" for n in range(60)]
+        answers = [SUMS[0] if n % 30 == 0 else rf"\sum_{{k=1}}^{{1}} {n + 1}" for n in range(60)]
         return await asyncio.gather(
             *(reward(Task("t", (), "?", str(n + 1)), Path(rf"\boxed{{{a}}}", (), "eos")) for n, a in enumerate(answers))
         )
@@ -189,7 +238,7 @@ def right_against_others(name: str, every: int) -> set[tuple[str, str]]:
     pairs = []
     for i in range(0, len(found), every):
         others = (found[(i + j) % len(found)] for j in range(1, len(found)))
-        pairs.append((found[i], next(o for o in others if tidy(o["answer"]) != tidy(found[i]["answer"]))))
+        pairs.append((found[i], next(o for o in others if one_spelling(o["answer"]) != one_spelling(found[i]["answer"]))))
     return {
         (a["id"], b["id"]) for (a, b), verdict in zip(pairs, asyncio.run(verdicts(pairs))) if verdict["correct"] != 0
     }
@@ -228,13 +277,3 @@ def test_references_survive_rewriting(name: str) -> None:
 
     pairs = [(row, rewritten(row)) for row in rows(name)]
     assert {a["id"] for (a, _), verdict in zip(pairs, asyncio.run(verdicts(pairs))) if verdict["correct"] != 1} == set()
-
-
-@pytest.mark.slow
-@needs_data
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", SETS)
-def test_math_verify_itself_takes_every_reference(name: str) -> None:
-    """Past our plain readings: its parser and its algebra agree that an answer equals itself."""
-    Equal().prepare()
-    assert {row["id"] for row in rows(name) if not algebra(row["answer"], row["answer"])} == set()

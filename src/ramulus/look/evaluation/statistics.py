@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ramulus.tasks.notation import number, tidy
+from ramulus.tasks.equality import same
 
 RESAMPLES = 1000
+LONG = 200  # characters of an answer; longer ones are not read as mathematics in a vote
 Class = tuple[int, float]
 """An answer's votes among all attempts, and its score."""
 
@@ -23,12 +24,22 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-@lru_cache(maxsize=1 << 14)
-def ballot(answer: str) -> str:
-    """What an answer counts as in a vote: one number is one ballot however it is written, other answers are tidied; "" is no vote."""
-    plain = tidy(answer)
-    value = number(plain)
-    return str(value) if value is not None else plain or answer.strip()
+@lru_cache(maxsize=1 << 10)
+def ballots(answers: tuple[str, ...]) -> dict[str, str]:
+    """What each of these answers counts as in a vote: answers that the grader of mathematics takes for one another are one ballot.
+
+    "" is no vote. Answers of more than LONG characters are one only if they are written alike.
+    """
+    found: dict[str, str] = {}
+    known: list[str] = []
+    for answer in sorted(set(answers), key=lambda text: (len(text), text)):
+        name = answer.strip()
+        short = 0 < len(name) <= LONG
+        alike = (other for other in known if name == other or (short and len(other) <= LONG and (same(other, name) or same(name, other))))
+        found[answer] = next(alike, name)
+        if name and found[answer] == name:
+            known.append(name)
+    return found
 
 
 def vote(answers: Sequence[str], correct: Sequence[float], k: int) -> tuple[float, float]:
@@ -41,8 +52,9 @@ def vote(answers: Sequence[str], correct: Sequence[float], k: int) -> tuple[floa
     if not 1 <= k <= len(answers):
         raise ValueError(f"maj@k needs 1 <= k <= n, got n={len(answers)}, k={k}")
     votes: dict[str, list[float]] = {}
+    names = ballots(tuple(sorted(set(answers))))
     for answer, mark in zip(answers, correct, strict=True):
-        if name := ballot(answer):
+        if name := names[answer]:
             votes.setdefault(name, []).append(mark)
     return _vote(tuple(sorted((len(marks), mean(marks)) for marks in votes.values())), len(answers), k)
 
