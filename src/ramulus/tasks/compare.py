@@ -240,13 +240,13 @@ def chain(reference: Form, answer: Relation) -> bool:
         if isinstance(reference, Value) and letters(reference.formula):
             return all(equal(reference, side) for side in sides)
         return False
-    if label and any(isinstance(side, Value) and worked(side.formula) for side in sides):
+    if label and any(isinstance(side, Value) and is_computation(side.formula) for side in sides):
         return equal(reference, sides[-1])
     plain = [side for side in sides[:-1] if not (isinstance(side, Value) and letters(side.formula))]
     return equal(reference, sides[-1]) and all(equal(reference, side) for side in plain)
 
 
-def worked(formula: Formula) -> bool:
+def is_computation(formula: Formula) -> bool:
     """Whether a formula is a computation, not a number."""
     return formula[0] in ("+", "*", "/", "^", "call") and not (formula[0] == "*" and formula[1] == MINUS)
 

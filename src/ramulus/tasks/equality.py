@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 
 from ramulus.tasks.compare import equal
-from ramulus.tasks.forms import Wording, forms, plain
+from ramulus.tasks.forms import Wording, forms, gist
 from ramulus.tasks.formula import Unreadable
 from ramulus.tasks.latex import one_spelling
 
@@ -49,7 +49,7 @@ def same(reference: str, answer: str) -> bool | None:
 def said(text: str) -> str:
     """The words of an answer; "" for one that is empty, too long or too deep."""
     try:
-        return plain(one_spelling(text))
+        return gist(one_spelling(text))
     except ValueError:
         return ""
 

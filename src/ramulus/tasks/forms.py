@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from ramulus.tasks.formula import MINUS, Formula, Unreadable, letters, negative, read
+from ramulus.tasks.formula import MINUS, Formula, Unreadable, formula_of, letters, negative
 from ramulus.tasks.latex import one_spelling, split_outside
 from ramulus.tasks.units import Unit, unit_of
 
@@ -144,9 +144,9 @@ def readings(text: str) -> list[Form]:
         return [Many(",", tuple(items))] if len(items) > 1 else items
     spaced = re.fullmatch(r"-?\d+(?: -?\d+)+", merged)
     if spaced:
-        return [Many(",", tuple(Value(read(part)) for part in merged.split())), Wording(plain(merged))]
+        return [Many(",", tuple(Value(formula_of(part)) for part in merged.split())), Wording(gist(merged))]
     if not parts:
-        return [Wording(plain(text))]
+        return [Wording(gist(text))]
     found = signs(parts[0])
     return [Many(",", tuple(one(part) for part in found))] if len(found) > 1 else every(parts[0])
 
@@ -196,7 +196,7 @@ def every(text: str) -> list[Form]:
         return [special]
     tried = (quantity, plain_value) if "\\text" in text else (plain_value, quantity)
     found: list[Form] = [form for form in (based(text), *(reading(text) for reading in tried)) if form is not None]
-    return found or [Wording(plain(text))]
+    return found or [Wording(gist(text))]
 
 
 def plain_value(text: str) -> Value | None:
@@ -205,7 +205,7 @@ def plain_value(text: str) -> Value | None:
     percent = text.endswith("%")
     text = re.sub(r"(\\circ\s?\}?)\s?(?:C|F|\\text\{[CF]\})$", r"\1", text.rstrip("% "))
     try:
-        formula = read(numerals(text))
+        formula = formula_of(numerals(text))
     except (Unreadable, RecursionError):
         return None
     if formula[0] == "*" and formula[1] == MINUS and formula[2][0] == "degrees":
@@ -285,9 +285,9 @@ def relation(text: str) -> Form | None:
         return one(sides[1]) if len(sides) == 2 and re.fullmatch(r"[A-Za-z]|\\[a-z]+", sides[0]) else None
     sides, between = split_outside(text, RELATIONS)
     if len(sides) == 1 or (len(sides) == 2 and sides[0] == "" and between[0] not in ("=", "\\approx")):
-        return None if len(sides) == 1 else Wording(plain(text))
+        return None if len(sides) == 1 else Wording(gist(text))
     if len(sides) > 12:
-        return Wording(plain(text))
+        return Wording(gist(text))
     if sides[0] == "":
         sides, between = sides[1:], between[1:]
         if not between:
@@ -297,9 +297,9 @@ def relation(text: str) -> Form | None:
 
 def sets(text: str) -> Form | None:
     """Unions, differences, the reals and the empty set."""
-    if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|\\phi", text) or plain(text) in _EMPTY:
+    if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|\\phi", text) or gist(text) in _EMPTY:
         return EMPTY
-    if re.fullmatch(r"\\mathbb\s?\{?\s?R\s?\}?|\\reals|\\Reals", text) or plain(text) in _ALL:
+    if re.fullmatch(r"\\mathbb\s?\{?\s?R\s?\}?|\\reals|\\Reals", text) or gist(text) in _ALL:
         return REALS
     for token, kind in (("\\cup", "U"), ("\\setminus", "-")):
         parts, between = split_outside(text, {token})
@@ -355,7 +355,7 @@ def ratio(text: str) -> Many | None:
     return Many(":", tuple(found)) if all(item is not None and not letters(item.formula) for item in found) else None
 
 
-def plain(text: str) -> str:
+def gist(text: str) -> str:
     """A clean text as words: without \\text, braces around one thing and gaps, but for those between digits; the case of words is ignored."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\b[A-Za-z]{2,}\b", lambda match: match.group().casefold(), text)

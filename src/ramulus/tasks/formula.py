@@ -45,7 +45,7 @@ class Token:
         self.kind, self.value, self.spaced = kind, value, spaced
 
 
-def read(text: str) -> Formula:
+def formula_of(text: str) -> Formula:
     """The formula that a clean text is; raises Unreadable."""
     parser = Parser(lexed(text))
     found = parser.group(None)
