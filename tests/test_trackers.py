@@ -136,6 +136,25 @@ def test_a_full_disk_in_the_metrics_is_said_and_made_good(
     assert all(value.equal(tensors(whole)[name]) for name, value in tensors(tmp_path / "run").items())
 
 
+@pytest.mark.parametrize("folder", ["trees", "evals"])
+def test_what_cannot_be_written_of_a_step_is_said_and_made_good(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / folder).write_text("in the way")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", RECIPE, f"out={out}", "steps=3"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {out / folder}" in said
+    assert said.count("\n") == 1
+    assert len(run_folder.steps(out)) > 0, "the step is done and kept"
+    (out / folder).unlink()
+    assert train(out) == 0
+    same(whole, out)
+
+
 @pytest.mark.parametrize(
     ("damage", "left"),
     [

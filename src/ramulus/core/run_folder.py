@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from ramulus.core.checksums import CHECKSUMS, damage
 
 STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
 ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
@@ -65,8 +70,46 @@ def final_evaluation(folder: Path, when: str) -> Path:
     return former if former.is_file() else folder / f"evaluation-{when}.json"
 
 
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """The state.json of a checkpoint; ValueError names the file where it is damaged."""
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is damaged (it is no JSON object)")
+    return state
+
+
+def wrong_with(checkpoint: Path, model_only: bool = False) -> str:
+    """What is wrong with a checkpoint, in words; "" where all that was written is there as it was written.
+
+    Of one without checksums, as they were written before, only state.json is looked at.
+    """
+    try:
+        return damage(checkpoint, lambda name: not model_only or name.startswith(("model/", "state.json")))
+    except FileNotFoundError:
+        pass
+    try:
+        return f"{CHECKSUMS} is missing" if state_of(checkpoint).get("sealed") else ""
+    except ValueError as error:
+        return str(error)
+
+
+def newest_state(stage: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint whose state.json can be read; None where there is none."""
+    for step in reversed(steps(stage)):
+        with suppress(ValueError):
+            return state_of(path_of(stage, step))
+    return None
+
+
 def model_folder(run: Path, which: str) -> tuple[Path, int]:
-    """The model folder of a checkpoint, the "last" or the "best", and its step; of the last stage that has one."""
+    """The model folder of a checkpoint, the "last" or the "best", and its step; of the last stage that has one.
+
+    A damaged one is passed over for the newest whole one, with a warning.
+    """
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramulus train` wrote")
     found = [stage for stage in [run, *stage_folders(run)] if steps(stage)]
@@ -74,12 +117,21 @@ def model_folder(run: Path, which: str) -> tuple[Path, int]:
         raise ValueError(
             f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
         )
-    stage, step = found[-1], steps(found[-1])[-1]
+    stage, known = found[-1], steps(found[-1])
     if which == "best":
-        best = json.loads((path_of(stage, step) / "state.json").read_text())["best"]
+        best = (newest_state(stage) or {}).get("best")
         if best is None:
             raise ValueError(
                 f"{stage} was never evaluated, so no checkpoint is the best: export the last one, or train with evals"
             )
-        step = int(best["step"])
-    return path_of(stage, step) / "model", step
+        known = [int(best["step"])]
+    wrong: dict[Path, str] = {}
+    for step in reversed(known):
+        path = path_of(stage, step)
+        if not (said := wrong_with(path, model_only=True)):
+            if wrong:
+                damaged = "; ".join(f"{path} is damaged ({said})" for path, said in wrong.items())
+                warnings.warn(f"{damaged}: taking the checkpoint of step {step}", stacklevel=2)
+            return path / "model", step
+        wrong[path] = said
+    raise ValueError("; ".join(f"{path} is damaged ({said})" for path, said in wrong.items()) + ": no whole checkpoint is left there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ramulus.core.tree import Node, Tree
 from ramulus.engine.engine import together
 from ramulus.grow.branching import paths
 from ramulus.grow.stop import Decode
+from ramulus.grow.threads import in_thread
 
 Rewards = Sequence[tuple[Reward, float, str]]
 """(reward, weight in the total, name of its part in the verdict) of each."""
@@ -69,15 +71,22 @@ class Call:
     task: Task
     path: Path
     answer: Any = None  # as returned; perhaps something to await
-    error: Exception | None = None
+    error: Exception | SystemExit | None = None
+    since: float = 0.0  # when it was called, by time.monotonic()
     parts: dict[str, Any] = field(default_factory=dict)  # when settled: numbers and strings, `reward` a finite float
 
     def make(self) -> None:
         """Call the reward. An error is kept, not raised: a StopIteration must not reach a future, it would hang there."""
+        self.since = time.monotonic()
         try:
             self.answer = self.reward(self.task, self.path)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.error = error
+
+    def at_work(self) -> bool:
+        """Whether it was called and has not answered."""
+        called = self.since > 0 and self.error is None and not self.parts
+        return called and (self.answer is None or inspect.isawaitable(self.answer))
 
     def pending(self) -> bool:
         """Whether there is an error to raise or an answer to wait for."""
@@ -90,7 +99,7 @@ class Call:
                 raise self.error
             if inspect.isawaitable(self.answer):
                 self.answer = await self.answer
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             remedy = "let it return a number for any text a model may write"
             raise RewardError(f"{self} raised {type(error).__name__}: {error}; {remedy}") from error
         self.check()
@@ -111,12 +120,25 @@ class Call:
         return f"reward {self.name!r} on task {self.task.id!r}"
 
 
+ASKED: set[Call] = set()
+"""The calls that somebody waits for, for whoever wants to say so."""
+
+
 async def settle_all(calls: Sequence[Call]) -> None:
     """Make and settle calls, all side by side: coroutine functions in this loop, plain functions in threads. Raises RewardError."""
     rewards = {id(call.reward): call.reward for call in calls}
     in_loop = {key for key, reward in rewards.items() if is_coroutine_function(reward)}
     plain = [call for call in calls if id(call.reward) not in in_loop]
-    await together([run_plain(plain), *(run_in_loop(call) for call in calls if id(call.reward) in in_loop)])
+    ASKED.update(calls)
+    try:
+        await together([run_plain(plain), *(run_in_loop(call) for call in calls if id(call.reward) in in_loop)])
+    finally:
+        ASKED.difference_update(calls)
+
+
+def outstanding() -> list[Call]:
+    """The calls that are at work now, the longest first."""
+    return sorted((call for call in ASKED.copy() if call.at_work()), key=lambda call: call.since)
 
 
 def is_coroutine_function(reward: Reward) -> bool:
@@ -132,7 +154,7 @@ async def run_in_loop(call: Call) -> None:
 
 async def run_in_thread(call: Call) -> None:
     """For a plain function: it never holds up the sampling."""
-    await asyncio.to_thread(call.make)
+    await in_thread(call.make)
     await call.settle()
 
 
@@ -148,7 +170,7 @@ async def run_plain(calls: Sequence[Call]) -> None:
             shared.append(call)
             call.make()
 
-    turns = asyncio.ensure_future(asyncio.to_thread(take_turns))
+    turns = asyncio.ensure_future(in_thread(take_turns))
     try:
         await asyncio.wait({turns}, timeout=PATIENCE)
         await together([turns, *(run_in_thread(call) for call in queue)])

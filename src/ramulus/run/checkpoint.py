@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on bit for bit, written beside the old ones and renamed into place.
 
 A checkpoint is a folder `checkpoints/step-000123` with `model/` (a plain Hugging Face folder), `tensors.safetensors` (optimizer and
-random states) and `state.json`. A killed write leaves a `.part` folder that nobody reads. Nothing is pickled.
+random states) and `state.json`. checksums.json holds the digest of each file. A killed write leaves a `.part` folder that
+nobody reads. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ramulus.core.run_folder import path_of, steps
+from ramulus.core.checksums import seal
+from ramulus.core.run_folder import path_of, state_of, steps, wrong_with
 from ramulus.run.lock import being_read
 
 _FORMAT = 1
@@ -36,14 +39,14 @@ async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[s
     final = path_of(folder, step)
     there = step in steps(folder)
     if there and (
-        state.get("pending") is not None or json.loads((final / "state.json").read_text()).get("pending") is None
+        state.get("pending") is not None or state_of(final).get("pending") is None
     ):
         return final
     part = final.with_name(f".{final.name}.part")
     with failing_clearly(folder, part, step):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        state = {"format": _FORMAT, "step": step, "random": python_random()} | state | {"policy": await write(part)}
+        state = {"format": _FORMAT, "step": step, "random": Generators.now().plain(), "sealed": True} | state | {"policy": await write(part)}
         (part / "state.json").write_text(json.dumps(state))
         await asyncio.to_thread(put, part, final, there)
     return final
@@ -51,7 +54,7 @@ async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[s
 
 def put(part: Path, final: Path, there: bool) -> None:
     """Have a finished checkpoint on the disk, in its place."""
-    for file in sorted(part.rglob("*")):
+    for file in [*sorted(part.rglob("*")), seal(part)]:
         sync(file)
     sync(part)
     if there:
@@ -94,21 +97,55 @@ def drop_old(folder: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+class Damaged(ValueError):
+    """A checkpoint that cannot be gone on from; says why."""
+
+
 def read_state(folder: Path, step: int) -> dict[str, Any]:
-    """The state of a checkpoint; all else in its folder is read by whoever builds the model, and by the learner."""
+    """The state of a checkpoint that is whole; all else in its folder is read by whoever builds the model, and by the learner. Raises Damaged."""
     path = path_of(folder, step)
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    if state["format"] > _FORMAT:
+    if wrong := wrong_with(path):
+        raise Damaged(wrong)
+    state = state_of(path)
+    if state.get("format", 0) > _FORMAT:
         raise ValueError(
             f"{path} was written by a newer ramulus (format {state['format']}, this one reads {_FORMAT}): upgrade ramulus to resume it"
         )
     return state
 
 
-def python_random() -> dict[str, Any]:
-    """The states of Python's and numpy's global generators, for rewards and rules that draw from them."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]}
+def set_aside(folder: Path, step: int) -> Path:
+    """Rename a damaged checkpoint, so that another one of its step can be written; returns the new place."""
+    path, number = path_of(folder, step), 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    os.replace(path, aside)
+    return aside
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of the global generators of Python, numpy and torch's CPU, for rewards and rules that draw from them."""
+
+    python: Any
+    numpy: Any
+    torch: torch.Tensor
+
+    @classmethod
+    def now(cls) -> Generators:
+        """As they stand."""
+        return cls(random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state())
+
+    def restore(self) -> None:
+        """Set them back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+
+    def plain(self) -> dict[str, Any]:
+        """Python's and numpy's as JSON, for a checkpoint; those of torch are the learner's to keep."""
+        kind, keys, place, has_gauss, gauss = self.numpy
+        return {"python": self.python, "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]}
 
 
 def restore_random(state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Coroutine
 from types import FrameType
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
+
+GRACE = 5.0  # seconds in which an event loop hears of anything, unless something blocks it
 
 
 class Stopped(Exception):
@@ -28,7 +31,8 @@ class Interrupt:
         self.running: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Interrupt:
-        heard = [*SIGNALS, *([HANG_UP] if HANG_UP and signal.getsignal(HANG_UP) is not signal.SIG_IGN else [])]
+        here = threading.current_thread() is threading.main_thread()  # elsewhere Python hears no signal
+        heard = [*SIGNALS, *([HANG_UP] if HANG_UP and signal.getsignal(HANG_UP) is not signal.SIG_IGN else [])] if here else []
         self.old = {number: signal.signal(number, self.hear) for number in heard}
         return self
 
@@ -43,6 +47,15 @@ class Interrupt:
         self.asked = signal.Signals(number).name
         if self.running is not None:
             self.running.get_loop().call_soon_threadsafe(self.running.cancel)
+            threading.Thread(target=self.insist, args=(self.running,), daemon=True).start()
+
+    def insist(self, task: asyncio.Task[Any]) -> None:
+        """Stop what holds up the event loop, so that it hears of nothing: a coroutine that blocks, a reward's say."""
+        reached = threading.Event()
+        task.get_loop().call_soon_threadsafe(reached.set)
+        if not reached.wait(GRACE) and self.running is task:
+            task.get_loop().set_exception_handler(lambda *_: None)  # how the run then ends is said once, by whoever began it
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import signal
@@ -16,12 +15,14 @@ from transformers import AutoTokenizer
 from ramulus.core import run_folder, store
 from ramulus.look.viewer.show import draw_tree
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import Plan, prepare, replace_text
+from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
 from ramulus.run.evaluation.final_evaluation import scores, table
+from ramulus.run.event_loop import run_to_end
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import clock
 from ramulus.run.runtime import Detokenizer
 from ramulus.run.screen import unfailing
+from ramulus.run.slow_rewards import SlowRewards
 from ramulus.run.stage import catch_up, finished, train_stage
 
 
@@ -48,15 +49,19 @@ def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
     with Interrupt() as interrupt:
         try:
             run_stages(plan, interrupt, console)
-        except Stopped as stopped:
+        except (Stopped, KeyboardInterrupt) as stopped:
+            by = interrupt.asked or "SIGINT"
+            saved = f"stopped by {by}, everything done so far is saved in {plan.folder}"
+            if not isinstance(stopped, Stopped):
+                saved = f"stopped at once by a second signal, the last checkpoint is in {plan.folder}"
             again = f"ramulus train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
             console.print(
-                f"\nstopped by {stopped}, everything done so far is saved in {plan.folder}; go on with\n  {again}",
+                f"\n{saved}; go on with\n  {again}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
-            return 128 + signal.Signals[str(stopped)].value
+            return 128 + signal.Signals[by].value
     conclude(plan, console, earlier + time.monotonic() - began)
     return 0
 
@@ -65,7 +70,7 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
     """Each stage in a loop of its own; a later one starts from the weights of the one before."""
     start: Path | None = None
     for i, run in enumerate(plan.stages, 1):
-        if finished(run):
+        if finished(run, used=i == len(plan.stages) or not run_folder.steps(plan.stages[i].folder)):
             console.print(
                 f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
             )
@@ -73,14 +78,15 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
         else:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
-            asyncio.run(train_stage(run, start, plan.save, interrupt, console))
+            with SlowRewards(console):
+                run_to_end(train_stage(run, start, plan.save, interrupt, console))
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 
 
 def refuse_rework(plan: Plan) -> None:
     """ValueError where a stage is not finished although a later one has begun from its weights (its steps were raised)."""
     for run, later in zip(plan.stages, plan.stages[1:]):
-        if run_folder.steps(later.folder) and not finished(run):
+        if run_folder.steps(later.folder) and not finished(run, used=False):
             raise ValueError(
                 f"stage {run.name} is not finished at steps={run.steps}, but {later.name} has begun from it: "
                 f"set {run.name}.steps back, or begin anew with --fresh"
@@ -134,15 +140,14 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
 
 def _worked(run: Run) -> float:
     """Seconds of training, evaluation and final evaluation in a stage, over all resumptions."""
-    found = run_folder.steps(run.folder)
-    state = _read(run_folder.path_of(run.folder, found[-1]) / "state.json") if found else None
+    state = run_folder.newest_state(run.folder)
     evaluations = [_read(run_folder.final_evaluation(run.folder, when)) for when in run_folder.WHEN]
     return (state["seconds"] if state else 0.0) + sum(evaluation["seconds"] for evaluation in evaluations if evaluation)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON file, or None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return written_json(path) if path.is_file() else None
 
 
 def segment_word(run: Run) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from ramulus.core import run_folder
 from ramulus.core.task import Path as Response
@@ -26,7 +27,7 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import FinalEvaluation, Model, Run
-from ramulus.run.config.resume import replace_text
+from ramulus.run.config.resume import replace_text, written_json
 from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
@@ -224,22 +225,52 @@ def _digest(tasks: Sequence[Task]) -> str:
 
 
 async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
-    """The state to go on from: that of the last checkpoint, or a new one. Raises ValueError where the problems are others now."""
-    found = run_folder.steps(run.folder)
-    if not found:
+    """The state to go on from: that of the newest whole checkpoint, or a new one; damaged newer ones are set aside.
+
+    Raises ValueError where the problems are others now, and where no checkpoint is whole.
+    """
+    wrong: dict[int, str] = {}
+    for step in reversed(run_folder.steps(run.folder)):
+        try:
+            state = await at_checkpoint(run, parts, step)
+            break
+        except checkpoint.Damaged as error:
+            wrong[step] = str(error)
+    else:
+        if wrong:
+            said = "; ".join(f"that of step {step} is damaged ({text})" for step, text in wrong.items())
+            raise ValueError(f"{run.folder} has no whole checkpoint: {said}. Bring one back, or begin anew with --fresh (the old run is kept)")
         return TrainerState(tasks=_digest(parts.tasks))
-    saved = checkpoint.read_state(run.folder, found[-1])
-    state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": woken(saved["cursor"])})
-    if state.tasks != _digest(parts.tasks):
-        raise ValueError(
-            f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
-        )
-    await parts.learner.restore(run_folder.path_of(run.folder, found[-1]), saved["policy"])
-    checkpoint.restore_random(saved)
+    for step, text in wrong.items():
+        aside = checkpoint.set_aside(run.folder, step)
+        said = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
+        console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
     for path in (run.folder / "trees").glob("*.jsonl"):
         if int(path.stem) > state.step:
             path.unlink()
     console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
+    return state
+
+
+async def at_checkpoint(run: Run, parts: Parts, step: int) -> TrainerState:
+    """The state of a checkpoint, with the learner and the generators brought to where it found them. Raises Damaged."""
+    saved = checkpoint.read_state(run.folder, step)
+    try:
+        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": woken(saved["cursor"])})
+        policy = saved["policy"]
+    except Exception as error:
+        raise checkpoint.Damaged(f"state.json lacks a part or has a wrong one: {error}") from error
+    if state.tasks != _digest(parts.tasks):
+        raise ValueError(
+            f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
+        )
+    try:
+        await parts.learner.restore(run_folder.path_of(run.folder, step), policy)
+        checkpoint.restore_random(saved)
+    except (SafetensorError, KeyError, TypeError, ValueError, IndexError, RuntimeError, OSError) as error:
+        if saved.get("sealed"):  # every file is as it was written: something else is wrong
+            raise
+        raise checkpoint.Damaged(f"{type(error).__name__}: {error}") from error
     return state
 
 
@@ -252,8 +283,8 @@ async def train_stage(
     """
     parts = build_parts(run, start)
     try:
-        state = await restore(run, parts, console)
         await interrupt.abandonable(probe(run, parts))
+        state = await restore(run, parts, console)  # the last to touch the generators: a reward may draw from them
         trackers = Trackers(run, state.told)
         trackers.open(strict=state.step == 0 and start is None)
         ready()
@@ -270,6 +301,8 @@ async def _train(
     await hand_over(parts.learner, parts.engine)
     if run.final_evaluation is not None and state.step == 0:
         await evaluate_once(run, run.final_evaluation, parts, "before", interrupt, console)
+    if state.step == 0:
+        checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
     signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
     rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.told, trackers)
@@ -286,7 +319,7 @@ async def evaluate_once(
 ) -> None:
     """Evaluate the model as it is now and keep the result, unless that was done already."""
     path = run_folder.final_evaluation(run.folder, when)
-    if path.exists() and (when == "before" or json.loads(path.read_text())["step"] == run.steps):
+    if path.exists() and (when == "before" or written_json(path)["step"] == run.steps):
         return
     console.print(
         f"evaluating the model {when} training, on {len(parts.final_tasks)} problems it is not trained on ...",
@@ -312,12 +345,15 @@ def catch_up(run: Run, console: Console) -> None:
         trackers.close()
 
 
-def finished(run: Run) -> bool:
-    """Whether nothing is left to do in a stage."""
+def finished(run: Run, used: bool) -> bool:
+    """Whether nothing is left to do in a stage; where its last checkpoint will be `used`, it must be whole too."""
     found = run_folder.steps(run.folder)
     if not found or found[-1] < run.steps:
         return False
-    state = json.loads((run_folder.path_of(run.folder, found[-1]) / "state.json").read_text())
-    after = run_folder.final_evaluation(run.folder, "after")
-    evaluated = run.final_evaluation is None or (after.exists() and json.loads(after.read_text())["step"] == run.steps)
-    return state["pending"] is None and evaluated
+    path, after = run_folder.path_of(run.folder, found[-1]), run_folder.final_evaluation(run.folder, "after")
+    try:
+        pending = run_folder.state_of(path)["pending"]
+    except (ValueError, KeyError):
+        return False
+    evaluated = run.final_evaluation is None or (after.exists() and written_json(after)["step"] == run.steps)
+    return pending is None and evaluated and not (used and run_folder.wrong_with(path))

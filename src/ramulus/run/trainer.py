@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,7 @@ from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
+from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
 from ramulus.run.interrupt import Interrupt, Stopped
@@ -38,6 +40,8 @@ from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.rollouts import START, Cursor, Rollouts, resting
 from ramulus.run.runtime import device_of
 from ramulus.run.step_statistics import StepStatistics
+
+UNWRITTEN = "unwritten trees"  # in a pending step: the lines of a file that could not be written
 
 
 @dataclass
@@ -109,6 +113,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
+        self.generators = Generators.now()  # where the last whole step, or evaluation, left them
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -127,6 +132,7 @@ class Trainer:
 
     async def save_after(self, error: BaseException) -> None:
         """Keep what is done although something went wrong; where that fails too, the error says so, and a stop becomes an OSError."""
+        self.generators.restore()  # what was abandoned may have drawn from them, and is done again
         try:
             await self.save()
         except OSError as unsaved:
@@ -164,14 +170,15 @@ class Trainer:
             cut = minibatches(kept, credits, gates, run.mix, run.minibatches)
         statistics = await self.learn(cut, number, clock)
         with clock("write"):
-            self.write_trees(rollout.grown, cut, number)
+            unwritten = self.write_trees(rollout.grown, cut, number)
         with clock("load"):
             await hand_over(self.learner, self.engine)
         with clock("ledger"):
             found = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
-        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
+        self.generators = Generators.now()
+        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""
@@ -217,31 +224,42 @@ class Trainer:
         """Whether the trees of a step are kept."""
         return bool(self.run.trees_every) and number % self.run.trees_every == 0
 
-    def write_trees(self, grown: list[Tree], cut: Sequence[Minibatch], number: int) -> None:
-        """The step's trees, with their rewards, verdicts and credit, in a file of its own."""
-        if self.writes(number):
-            for part in cut:
-                annotate(part.trees, self.run.mix, part.credits, part.selection)
-            store.write(self.run.folder / "trees" / f"{number:06d}.jsonl", grown)
+    def write_trees(self, grown: list[Tree], cut: Sequence[Minibatch], number: int) -> dict[str, list[str]]:
+        """The step's trees, with their rewards, verdicts and credit, in a file of its own; where that fails their lines, for `close_step`."""
+        if not self.writes(number):
+            return {}
+        for part in cut:
+            annotate(part.trees, self.run.mix, part.credits, part.selection)
+        try:
+            store.write(self.trees_of(number), grown)
+        except OSError:
+            return {UNWRITTEN: [store.dump(tree).decode() for tree in grown]}
+        return {}
+
+    def trees_of(self, number: int) -> Path:
+        """The file of a step's trees."""
+        return self.run.folder / "trees" / f"{number:06d}.jsonl"
 
     async def close_step(self) -> None:
-        """Evaluate if it is time, write the metrics, save if it is time."""
+        """Evaluate if it is time, write the metrics, save if it is time. What fails before the metrics are written leaves the step pending."""
         run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
-        improved = False
+        if lines := metrics.pop(UNWRITTEN, None):
+            replace_text(self.trees_of(step), "".join(lines))
+        best, improved = self.state.best, False
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
             sampled = self.engine.counters()["sampled"]
             with clock("eval"):
                 found = await self.interrupt.abandonable(self.evaluate(step))
             metrics |= found | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
-            improved = self.state.best is None or found["eval/mean"] > self.state.best["score"]
-            if improved:
-                self.state.best = {"step": step, "score": found["eval/mean"]}
+            improved = best is None or found["eval/mean"] > best["score"]
+            best = {"step": step, "score": found["eval/mean"]} if improved else best
         metrics["seconds"] = metrics["seconds"] | clock.seconds
-        self.state.seconds += sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
-        metrics["seconds"] = metrics["seconds"] | {"mean": self.state.seconds / step}
+        seconds = self.state.seconds + sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
+        metrics["seconds"] = metrics["seconds"] | {"mean": seconds / step}
         with clock("log"):
             self.logbook.write(step, metrics)
-            self.state.pending = None
+            self.state.pending, self.state.best, self.state.seconds = None, best, seconds
+            self.generators = Generators.now()
             self.logbook.show(step, metrics)
         if improved or step % run.save_every == 0:
             with clock("save"):
@@ -265,7 +283,6 @@ class Trainer:
         )
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
-        path.parent.mkdir(exist_ok=True)
         replace_text(path, json.dumps(found))
         return {
             "eval/mean": found[f"mean@{run.eval_samples}"],
@@ -276,7 +293,7 @@ class Trainer:
     async def save(self) -> None:
         """A checkpoint of the last whole step."""
         self.logbook.keep()
-        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain())
+        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | {"random": self.generators.plain()})
         checkpoint.drop_old(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,27 @@ def replace_text(path: Path, text: str) -> None:
     """Write a small file so that a kill leaves the old one or the new one; OSError names it and the remedy."""
     part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise OSError(f"cannot write {path}: {error.strerror}; free space, then go on with --resume") from error
+
+
+def written_json(path: Path) -> dict[str, Any]:
+    """A JSON file that a run wrote; ValueError names it and the remedy."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and what it holds is made again where that can be done") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it is no JSON object): delete it, and what it holds is made again where that can be done")
+    return found
 
 
 def move_aside(folder: Path) -> Path:

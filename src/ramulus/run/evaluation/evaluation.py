@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,8 +25,10 @@ from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets
 from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.results import EvaluatedModel, Report, Set, share_a_set
+from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import Lock
 from ramulus.run.runtime import model_path
+from ramulus.run.slow_rewards import SlowRewards
 
 WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
 Open = Callable[[str], LoadedModel]
@@ -121,7 +122,8 @@ def evaluate_one(
     kept = [Answers(names[spec], tasks, list(kinds), loaded.decode, chunk, folder) for spec, tasks, _ in sets]
     count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), loaded.engine)
     try:
-        asyncio.run(sample(loaded, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
+        with SlowRewards(console):
+            run_to_end(sample(loaded, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
     except KeyboardInterrupt:
         count.close()
         rest = f": the same command goes on from there, in {folder}" if folder else ""

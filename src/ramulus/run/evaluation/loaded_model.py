@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
 from ramulus.run.evaluation.progress import Count
+from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -142,7 +142,7 @@ def grow_trees(
         return forest
 
     try:
-        forest = asyncio.run(grow())
+        forest = run_to_end(grow())
     finally:
         count.close()
     if out is None:
