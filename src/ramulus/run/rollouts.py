@@ -76,7 +76,8 @@ class Rollout:
 def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     """Means over the policy's paths; pruned ones count in lengths only, and in no reward those that an over-long filter took out."""
     graded = [leaf for leaf in paths if leaf.reward is not None]
-    lengths = [length(leaf) for leaf in paths]
+    above = {leaf.parent: length(leaf.parent) if leaf.parent else 0 for leaf in paths}
+    lengths = [above[leaf.parent] + len(leaf.tokens) for leaf in paths]
     means = {
         "length": mean(lengths),
         "length_max": float(max(lengths)),

@@ -17,10 +17,12 @@ Over = Literal["policy", "all", "expert"]
 Lone = Literal["zero", "reward"]
 """What a leaf earns that is alone in its group: nothing, as there is nothing to compare it with, or its reward, as in verl, TRL and their forks."""
 
+AUTHORS = {"policy": (Author.POLICY,), "expert": (Author.EXPERT,), "all": tuple(Author)}
+
 
 def graded(tree: Tree, over: Over = "policy") -> list[Node]:
     """The leaves that carry a reward: those the policy wrote, the demonstrations, or all of them."""
-    authors = {"policy": {Author.POLICY}, "expert": {Author.EXPERT}, "all": set(Author)}[over]
+    authors = AUTHORS[over]
     return [leaf for leaf in tree.leaves() if leaf.reward is not None and leaf.author in authors]
 
 

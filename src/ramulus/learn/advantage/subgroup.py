@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,45 +91,53 @@ class SubgroupMean:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         groups = [graded(tree) for tree in forest]
-        lines = [[leaf.line() for leaf in leaves] for leaves in groups]
-        deepest = max([sum([node.levels for node in line[1:]]) for group in lines for line in group], default=0)
+        lines = [{leaf.parent: leaf.parent.line() if leaf.parent else [] for leaf in leaves} for leaves in groups]
+        depths = {above: sum([node.levels for node in line[1:]]) for group in lines for above, line in group.items()}
+        deepest = max([depths[leaf.parent] + leaf.levels for leaves in groups for leaf in leaves], default=0)
         deepest = min(deepest, self.depth or deepest)
         flat = np.array([value for leaves, group in zip(groups, lines, strict=True) for value in self.of_tree(leaves, group, deepest - 1)])
         if self.whiten and len(flat):
-            counts = [_sampled(line) for group in lines for line in group]
+            tokens = {above: _sampled(line) for group in lines for above, line in group.items()}
+            counts = [tokens[leaf.parent] + len(leaf.tokens) for leaves in groups for leaf in leaves]  # a graded leaf is the policy's
             flat = scaled(flat, np.array(counts, dtype=np.float64), sum(counts))
         answers = iter(flat.tolist())
         return [Credits({leaf.id: next(answers) for leaf in leaves}) for leaves in groups]
 
-    def of_tree(self, leaves: Sequence[Node], lines: Sequence[Sequence[Node]], most: int) -> list[float]:
-        """The raw credit of each leaf, from the first `most` levels of its line."""
-        rewards: dict[int, list[float]] = {}
-        for leaf, line in zip(leaves, lines, strict=True):
-            for node in line:
-                rewards.setdefault(node.id, []).append(leaf.reward or 0.0)
-        groups = {node: (float(len(group)), mean_of(group)) for node, group in rewards.items() if self.counts(group)}
+    def of_tree(self, leaves: Sequence[Node], lines: Mapping[Node | None, Sequence[Node]], most: int) -> list[float]:
+        """The raw credit of each leaf, from the first `most` levels of the line that ends above it."""
         whole = [leaf.reward or 0.0 for leaf in leaves]
+        if len(whole) > 1 and len(set(whole)) == 1:
+            return [0.0] * len(whole)  # as every group's mean is that reward
+        rewards: dict[int, list[float]] = {}
+        for leaf, reward in zip(leaves, whole, strict=True):
+            for node in lines[leaf.parent]:
+                rewards.setdefault(node.id, []).append(reward)
+        groups = {node: (float(len(group)), mean_of(group)) for node, group in rewards.items() if self.counts(group)}
         root = [(float(len(whole)), mean_of(whole) if len(whole) > 1 or self.lone == "zero" else 0.0)] if self.root and whole else []
-        return [self.of_leaf(reward, root, line, groups, most) for reward, line in zip(whole, lines, strict=True)]
+        above = {node: root + of_line(line, groups, most) for node, line in lines.items()}
+        return [self.of_leaf(reward, above[leaf.parent]) for leaf, reward in zip(leaves, whole, strict=True)]
 
     def counts(self, group: Sequence[float]) -> bool:
         """Whether a sub-group is one to compare with."""
         return len(group) >= 2 and not (self.reject and len(set(group)) == 1)
 
-    def of_leaf(
-        self, reward: float, root: list[tuple[float, float]], line: Sequence[Node], groups: dict[int, tuple[float, float]], most: int
-    ) -> float:
-        """One leaf's mean over the levels of its line; groups are (size, mean)."""
-        parts = list(root)
-        for node in line[1:]:
-            if most <= 0:
-                break
-            if node.id in groups:
-                parts += [groups[node.id]] * min(node.levels, most)
-            most -= node.levels
+    def of_leaf(self, reward: float, parts: Sequence[tuple[float, float]]) -> float:
+        """One leaf's mean over the groups that it is in, (size, mean) each."""
         if self.weighting == "average":
             return sum([reward - mean for _, mean in parts]) / len(parts) if parts else 0.0
         return sum([size * (reward - mean) for size, mean in parts]) / sum([size for size, _ in parts]) if parts else 0.0
+
+
+def of_line(line: Sequence[Node], groups: Mapping[int, tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """The groups of the first `most` levels of a line, once a level."""
+    parts: list[tuple[float, float]] = []
+    for node in line[1:]:
+        if most <= 0:
+            break
+        if node.id in groups:
+            parts += [groups[node.id]] * min(node.levels, most)
+        most -= node.levels
+    return parts
 
 
 @dataclass

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import compress
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +27,8 @@ class Layout:
     """A row of pieces of trees: where each node and leaf stands, and columns over its tokens as numpy arrays [T]."""
 
     nodes: list[tuple[int, Node, int, int]] = field(default_factory=list)  # (tree, node, start, stop)
-    above: list[tuple[int, int]] = field(default_factory=list)  # of each, the token before it on its path (-1 for none) and how many there are
+    before: list[int] = field(default_factory=list)  # of each, the token before it on its path, -1 for none
+    depths: list[int] = field(default_factory=list)  # of each, how many tokens are above it
     ends: list[int] = field(default_factory=list)  # one past the last token below each of `nodes`
     leaves: list[tuple[int, Node, int]] = field(
         default_factory=list
@@ -38,43 +39,42 @@ class Layout:
     def __len__(self) -> int:
         return self.length
 
-    def place(self, tree: int, lines: Sequence[Sequence[Node]]) -> None:
-        """Append paths (root to leaf each; in preorder, of one tree), every shared node once."""
+    def place(self, tree: int, root: Node, ids: set[int]) -> None:
+        """Append the nodes of a tree with these ids in preorder, every one once; with a leaf come all above it."""
         self.__dict__.pop("known", None)
-        path: list[int] = []  # indices into self.nodes, root to the current leaf
-        open_: list[tuple[int, int]] = [(-1, 0)]  # last token on the open path and tokens on it: above the root, and after each of its nodes
-        nodes, above, ends = self.nodes, self.above, self.ends
-        for line in lines:
-            shared = 0
-            while shared < len(path) and shared < len(line) and nodes[path[shared]][1] is line[shared]:
-                shared += 1
-            self._close(path, shared)
-            del open_[shared + 1 :]
-            before, depth = open_[-1]
-            for node in line[shared:]:
-                start, count = self.length, len(node.tokens)
-                path.append(len(nodes))
-                above.append((before, depth))
-                if count:
-                    self.length = start + count
-                    before, depth = self.length - 1, depth + count
-                nodes.append((tree, node, start, self.length))
-                ends.append(self.length)
-                open_.append((before, depth))
-            self.leaves.append((tree, line[-1], before))
-            self.paths.append(path.copy())
-        self._close(path, 0)
-
-    def _close(self, path: list[int], keep: int) -> None:
-        for index in path[keep:]:
-            self.ends[index] = self.length
-        del path[keep:]
+        self.__dict__.pop("pairs", None)
+        nodes, ends, length = self.nodes, self.ends, self.length
+        stack: list[tuple[Node, int, int, list[int]]] = [(root, -1, 0, [])]  # a node, the last token before it, how many there are, its path
+        while stack:
+            node, before, depth, above = stack.pop()
+            self.before.append(before)
+            self.depths.append(depth)
+            path, start = [*above, len(nodes)], length
+            if count := len(node.tokens):
+                length += count
+                before, depth = length - 1, depth + count
+            nodes.append((tree, node, start, length))
+            ends.append(length)
+            if node.children:
+                stack += [(child, before, depth, path) for child in node.children[::-1] if child.id in ids]
+                continue
+            self.leaves.append((tree, node, before))
+            self.paths.append(path)
+            for index in path:
+                ends[index] = length
+        self.length = length
 
     @cached_property
     def known(self) -> tuple[list[Node], np.ndarray, np.ndarray]:
         """The nodes, and [N] each where they start and how many tokens they have; until more are placed."""
         starts = np.array([start for _, _, start, _ in self.nodes], dtype=np.int64)
         return [node for _, node, _, _ in self.nodes], starts, np.diff(starts, append=self.length)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every leaf with every node on its path, root to leaf: their numbers [P] each; until more are placed."""
+        sizes = np.fromiter(map(len, self.paths), np.int64, len(self.paths))
+        return np.repeat(np.arange(len(sizes)), sizes), np.fromiter(chain.from_iterable(self.paths), np.int64, int(sizes.sum()))
 
     @property
     def token(self) -> np.ndarray:
@@ -85,15 +85,14 @@ class Layout:
     def position(self) -> np.ndarray:
         """[T] places on their paths, from 0."""
         _, starts, sizes = self.known
-        depths = np.array(self.above, dtype=np.int64).reshape(-1, 2)[:, 1]
-        return np.arange(self.length) + np.repeat(depths - starts, sizes)
+        return np.arange(self.length) + np.repeat(np.array(self.depths, dtype=np.int64) - starts, sizes)
 
     @property
     def parent(self) -> np.ndarray:
         """[T] the token before each on its path; its own place for the first."""
         _, starts, sizes = self.known
         parent, some = np.arange(-1, self.length - 1), sizes > 0
-        before = np.array(self.above, dtype=np.int64).reshape(-1, 2)[some, 0]
+        before = np.array(self.before, dtype=np.int64)[some]
         parent[starts[some]] = np.where(before < 0, starts[some], before)
         return parent
 
@@ -122,16 +121,21 @@ class Layout:
 
     def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
         """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
-        column = np.full(self.length, neutral)
-        given = [neutral if part is None else part for part in map(attrgetter(name), nodes)]
-        if not any(isinstance(part, array) for part in given):
-            column[where] = np.repeat(np.array(given, dtype=np.float64), np.array(sizes, dtype=np.int64))
+        column, given = np.full(self.length, neutral), list(map(attrgetter(name), nodes))
+        kinds = set(map(type, given))
+        if array not in kinds:
+            numbers = [neutral if part is None else part for part in given]
+            column[where] = np.repeat(np.array(numbers, dtype=np.float64), np.array(sizes, dtype=np.int64))
             return column
-        parts = [part if isinstance(part, array) else array("d", [part]) * size for part, size in zip(given, sizes, strict=True)]
-        if list(map(len, parts)) != sizes:
-            i = next(i for i, part in enumerate(parts) if len(part) != sizes[i])
-            raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(parts[i])} values of {name}")
-        column[where] = joined(parts)
+        if len(kinds) > 1:
+            rest = zip(given, sizes, strict=True)
+            given = [
+                part if isinstance(part, array) else array("d", [neutral if part is None else part]) * size for part, size in rest
+            ]
+        if list(map(len, given)) != sizes:
+            i = next(i for i, part in enumerate(given) if len(part) != sizes[i])
+            raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(given[i])} values of {name}")
+        column[where] = joined(given)
         return column
 
     def signal(self, name: str) -> np.ndarray:
@@ -154,7 +158,7 @@ def column_of(values: np.ndarray) -> array[float]:
 
 def joined(columns: Sequence[array[Any]], dtype: type = np.float64) -> np.ndarray:
     """Columns of nodes one after the other, in blocks."""
-    kinds = {column.typecode for column in columns}
+    kinds = set(map(attrgetter("typecode"), columns))
     if len(kinds) == 1:
         return np.frombuffer(b"".join(columns), kinds.pop()).astype(dtype)
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(column, dtype) for column in columns)])
@@ -168,40 +172,51 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     """
     rows: list[Layout] = []
     for index, tree in enumerate(trees):
-        lines = [leaf.line() for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
-        for piece, size in pieces(lines, tokens_per_batch):
+        if keep is not None and not keep[index]:
+            continue
+        leaves = [leaf for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
+        whole = at_or_above(leaves)
+        fits = not tokens_per_batch or whole[1] <= tokens_per_batch
+        for ids, size in [whole] if fits else [at_or_above(run) for run in runs(leaves, tokens_per_batch)]:
+            if not ids:
+                continue
             row = next((row for row in rows if not tokens_per_batch or len(row) + size <= tokens_per_batch), None)
             if row is None:
                 rows.append(row := Layout())
-            row.place(index, piece)
+            row.place(index, tree.root, ids)
     return rows
 
 
-def pieces(lines: Sequence[list[Node]], budget: int) -> list[tuple[list[list[Node]], int]]:
-    """Cut the paths of leaves in preorder into runs whose unique tokens fit the budget: (paths, unique tokens) each."""
-    cut: list[tuple[list[list[Node]], int]] = []
-    piece: list[list[Node]] = []
+def at_or_above(leaves: Sequence[Node]) -> tuple[set[int], int]:
+    """The ids of these leaves and of all nodes above them, and how many tokens these nodes have."""
+    ids: set[int] = set()
     size = 0
-    before: list[Node] = []
-    sums = [0]  # tokens above each node of the line before, and on all of it
-    for line in lines:
-        common = 0
-        while common < len(before) and common < len(line) and line[common] is before[common]:
-            common += 1
-        del sums[common + 1 :]
-        for node in line[common:]:
-            sums.append(sums[-1] + len(node.tokens))
-        path, shared = sums[-1], sums[common]
-        if budget and path > budget:
+    for leaf in leaves:
+        node: Node | None = leaf
+        while node is not None and node.id not in ids:
+            ids.add(node.id)
+            size += len(node.tokens)
+            node = node.parent
+    return ids, size
+
+
+def runs(leaves: Sequence[Node], budget: int) -> list[list[Node]]:
+    """Cut leaves in preorder into runs whose paths have at most `budget` unique tokens; ValueError for a path that has more."""
+    cut: list[list[Node]] = [[]]
+    ids: set[int] = set()
+    size = 0
+    for leaf in leaves:
+        new = [node for node in leaf.line() if node.id not in ids]
+        more = sum([len(node.tokens) for node in new])
+        if cut[-1] and size + more > budget:
+            cut.append([])
+            ids, size, new = set(), 0, leaf.line()
+            more = sum([len(node.tokens) for node in new])
+        if size + more > budget:
             raise ValueError(
-                f"a path of {path} tokens does not fit in tokens_per_batch={budget}: raise it to at least {path}"
+                f"a path of {more} tokens does not fit in tokens_per_batch={budget}: raise it to at least {more}"
             )
-        if piece and budget and size + path - shared > budget:
-            cut.append((piece, size))
-            piece, size, shared = [], 0, 0
-        piece.append(line)
-        size += path - shared
-        before = line
-    return [*cut, (piece, size)] if piece else cut
-
-
+        cut[-1].append(leaf)
+        ids.update(node.id for node in new)
+        size += more
+    return cut

@@ -19,11 +19,10 @@ def fold_down(
     """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
     parts = [term[tree].get(leaf.id) for tree, leaf, _ in row.leaves]
     learned = np.array([node.author in authors for _, node, _, _ in row.nodes], dtype=bool)
-    leaf = np.repeat(
-        np.arange(len(parts)), [len(path) if part else 0 for part, path in zip(parts, row.paths, strict=True)]
-    )
-    node = np.array([i for part, path in zip(parts, row.paths, strict=True) if part for i in path], dtype=np.int64)
-    leaf, node = leaf[learned[node]], node[learned[node]]  # every learned node under every trained leaf
+    trained = np.array([part is not None for part in parts], dtype=bool)
+    leaf, node = row.pairs
+    both = learned[node] & trained[leaf]
+    leaf, node = leaf[both], node[both]  # every learned node under every trained leaf
     leaf_weight = np.array([part.weight if part else 0.0 for part in parts])
     weight, value = leaf_weight[leaf], values(row, parts, credits, leaf, node)
     count, size = len(row.nodes), row.sizes()

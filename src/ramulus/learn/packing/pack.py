@@ -102,5 +102,6 @@ def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
 def response_lengths(row: Layout) -> np.ndarray:
     """[K] response tokens on the path of each leaf."""
     nodes, _, sizes = row.known
-    size = [0 if node.author is Author.PROMPT else count for node, count in zip(nodes, sizes.tolist(), strict=True)]
-    return np.array([sum([size[i] for i in path]) for path in row.paths], dtype=np.int64)
+    size = np.where([node.author is Author.PROMPT for node in nodes], 0, sizes)
+    leaf, node = row.pairs
+    return np.bincount(leaf, size[node], len(row.paths)).astype(np.int64)

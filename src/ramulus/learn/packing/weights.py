@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,7 @@ from ramulus.learn.objective.gate import GateWeights, weigh
 from ramulus.learn.objective.mix import Mix, Term
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """A trained leaf of one term: what each of its learned tokens weighs, and its credit."""
 
     weight: float

@@ -11,7 +11,6 @@ from ramulus.look.cost.account import account as account  # part of what this mo
 TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
 IDLE = {Author.POLICY: 4, Author.EXPERT: 8}
 ALIVE = 16
-_FATES = ("trained", "idle", "excluded", "pruned")
 Fate = Mapping[int, int]
 """Leaf id -> what an update did with its path: the flags TRAINED and IDLE of every author whose tokens on it a term learns from."""
 
@@ -65,30 +64,33 @@ def costs(trees: Iterable[tuple[Tree, Fate | None]]) -> Cost:
 
 def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
     """Add one tree to the fields of a Cost: one pass from the leaves up."""
-    said = fate or {}
+    flags = fate or {}
     below: dict[int, tuple[int, int]] = {}  # at or below a node: policy leaves, flags of all leaves
-    paths, mark, fates = 0, 0, dict.fromkeys(_FATES, 0)
+    sizes: dict[int, int] = {}  # sampled tokens by the flags of the leaves below
+    paths, trajectory = 0, 0
     for node in reversed(list(tree.walk())):
         size, author, paths, mark = len(node.tokens), node.author, 0, 0
-        for child in node.children:
-            more, marks = below[child.id]
-            paths += more
-            mark |= marks
-        if not node.children and node.parent is not None:
+        if node.children:
+            for child in node.children:
+                more, marks = below[child.id]
+                paths += more
+                mark |= marks
+        elif node.parent is not None:
             paths = 1 if author is Author.POLICY else 0
-            mark = said.get(node.id, 0) | (ALIVE if paths and node.finish != "pruned" else 0)
+            mark = flags.get(node.id, 0) | (ALIVE if paths and node.finish != "pruned" else 0)
         below[node.id] = paths, mark
         if author is Author.POLICY:
-            count["sampled"] += size
-            count["trajectory"] += size * max(paths, 1)
-            fates[became(mark)] += size
+            trajectory += size * (paths or 1)
+            sizes[mark] = sizes.get(mark, 0) + size
         elif author is Author.EXPERT:
             count["expert"] += size
             count["trained_expert"] += size if mark & TRAINED[Author.EXPERT] else 0
-    if fate is None:
-        fates["excluded"] = 0  # nobody has asked an update
-    for name, size in (fates | {"trees": 1, "paths": paths}).items():
-        count[name] += size
+    for mark, size in sizes.items():
+        outcome = became(mark)
+        if fate is not None or outcome != "excluded":  # else nobody has asked an update
+            count[outcome] += size
+    for name, number in (("trees", 1), ("paths", paths), ("sampled", sum(sizes.values())), ("trajectory", trajectory)):
+        count[name] += number
 
 
 def became(mark: int) -> str:
