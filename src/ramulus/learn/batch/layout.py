@@ -177,7 +177,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
         leaves = [leaf for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
         whole = at_or_above(leaves)
         fits = not tokens_per_batch or whole[1] <= tokens_per_batch
-        for ids, size in [whole] if fits else [at_or_above(run) for run in runs(leaves, tokens_per_batch)]:
+        for ids, size in [whole] if fits else [at_or_above(run) for run in leaf_runs(leaves, tokens_per_batch)]:
             if not ids:
                 continue
             row = next((row for row in rows if not tokens_per_batch or len(row) + size <= tokens_per_batch), None)
@@ -200,7 +200,7 @@ def at_or_above(leaves: Sequence[Node]) -> tuple[set[int], int]:
     return ids, size
 
 
-def runs(leaves: Sequence[Node], budget: int) -> list[list[Node]]:
+def leaf_runs(leaves: Sequence[Node], budget: int) -> list[list[Node]]:
     """Cut leaves in preorder into runs whose paths have at most `budget` unique tokens; ValueError for a path that has more."""
     cut: list[list[Node]] = [[]]
     ids: set[int] = set()
