@@ -8,7 +8,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
+import torch
 
 from growing import EOS, Clock, Recorder, chain, decode, plant
 from ramulus.core.store import dump, load
@@ -338,6 +340,24 @@ async def failing(task: Task, path: Path) -> float:
 def test_a_bad_reward_is_named(reward: object, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         graded(((lambda task, path: 1.0, 1.0, "fine"), (reward, 1.0, "r")))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.bool_(True), np.float32(1), np.int64(1), np.array(1.0), np.array([1]), torch.tensor(1.0), torch.tensor([True])],
+    ids=lambda value: type(value).__name__,
+)
+def test_numbers_of_numpy_and_torch_are_rewards(value: object) -> None:
+    tree = graded(((lambda task, path: value, 1.0, "r"), (lambda task, path: {"reward": value, "correct": value}, 1.0, "s")))
+    leaf = paths(tree)[0]
+    assert (leaf.reward, leaf.verdict["correct"]) == (2.0, 1.0)
+    assert {type(part) for part in leaf.verdict.values()} == {float}
+
+
+@pytest.mark.parametrize("value", [np.array([1.0, 2.0]), np.array([]), torch.ones(2), np.float32("nan"), np.array("1")])
+def test_arrays_are_no_rewards(value: object) -> None:
+    with pytest.raises(RewardError, match="returned"):
+        graded(((lambda task, path: value, 1.0, "r"),))
 
 
 def test_no_reward_at_all() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ramulus.tasks.columns import plain, read_answers
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, references
 
@@ -164,8 +168,9 @@ def bad(tmp_path: Path, name: str, content: str | bytes) -> str:
         ),
         ("a.jsonl", '{"problem": null, "answer": "1"}', "line 1: column 'problem' is an empty prompt"),
         ("a.jsonl", '{"problem": 5, "answer": "1"}', "holds a int, a prompt is text or a list"),
-        ("a.jsonl", '{"problem": "x", "answer": null}', "column 'answer' holds 'None'"),
-        ("a.jsonl", '{"problem": "x", "answer": []}', r"column 'answer' holds '\[\]'"),
+        ("a.jsonl", '{"problem": "x", "answer": null}', "has no rows with an answer"),
+        ("a.jsonl", '{"problem": "x", "answer": []}', "has no rows with an answer"),
+        ("a.jsonl", '{"problem": "x", "answer": [["1"]]}', "an answer is text, a number or a list"),
         ("a.jsonl", '{"problem": "x", "answer": {"a": 1}}', "an answer is text, a number or a list"),
         (
             "a.jsonl",
@@ -202,3 +207,40 @@ def test_rows_with_an_empty_answer_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", [*ROWS, {"problem": "z", "answer": ""}])
     with pytest.warns(UserWarning, match="left out 1 of 4 rows whose answer is empty, first line 4"):
         assert len(File(path)()) == 3
+
+
+def test_kinds_of_answers() -> None:
+    def read(value: object) -> tuple[str, ...]:
+        return read_answers(value, "row 1", "answer")
+
+    assert [read(value) for value in (None, "", " ", float("nan"), [], [None, ""], Decimal("nan"))] == [()] * 7
+    assert read([None, "5", 6, 7.5, True, b"8", Decimal("9.10"), Fraction(1, 2)]) == ("5", "6", "7.5", "true", "8", "9.10", "1/2")
+    assert read("nan") == ("nan",), "text is text"
+    for value in ({"a": 1}, [["1"]], b"\xff"):
+        with pytest.raises(ValueError, match=r"row 1: column 'answer' holds .*an answer is text, a number or a list"):
+            read(value)
+
+
+def test_what_is_kept_with_a_task_becomes_plain_json() -> None:
+    value = {"b": b"abc", "raw": b"\xff", "day": date(2026, 1, 2), "n": float("nan"), "d": Decimal("1.5"), "s": {2, 1}, "t": (1, 2)}
+    known = {"b": "abc", "raw": {"base64": "/w=="}, "day": "2026-01-02", "n": None, "d": "1.5", "s": [1, 2], "t": [1, 2]}
+    assert plain(value, "row 1", "extra_info") == known
+    with pytest.raises(ValueError, match=r"holds a object, only plain JSON.*leave that column out"):
+        plain(object(), "row 1", "extra_info")
+
+
+def test_bytes_and_nan_in_a_parquet_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {
+        "prompt": [[{"role": "user", "content": f"{n}?"}] for n in range(3)],
+        "reward_model": [{"ground_truth": answer} for answer in ("1", None, "3")],
+        "extra_info": [{"image": b"\x89PNG", "index": n} for n in range(3)],
+        "data_source": ["s"] * 3,
+    }
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="left out 1 of 3 rows whose answer is empty"):
+        problems = File(str(tmp_path / "a.parquet"))()
+    assert [problem.answer for problem in problems] == ["1", "3"]
+    assert problems[0].extra["extra_info"]["image"] == {"base64": "iVBORw=="}

@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from ramulus.core.task import Path, Task
+from ramulus.core.task import Path, Reward, Task
 from ramulus.core.text import last_box
+from ramulus.run.runtime import Detokenizer
 from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole
-from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
+from ramulus.tasks.math import Boxed
+from ramulus.tasks.rewards import ExactAnswer, Format, Overlong, Unmarked
+from ramulus.tasks.self_check import unmatched
 
 TASK = Task("t", (), "?", "7", extra={})
 
@@ -107,3 +112,40 @@ def test_overlong_is_dapos_formula() -> None:
             Overlong(limit, buffer)
     with pytest.raises(ValueError, match="must be >= 0, got -1"):
         Overlong(10, 5, -1)
+
+
+def test_special_tokens_stay_in_what_rewards_see() -> None:
+    base = Tokenizer(models.WordLevel({"[E]": 0, "[P]": 1, "[B]": 2, "<answer>": 3, "</answer>": 4, "So": 5, "5": 6, "<|im_end|>": 7}))
+    base.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base, eos_token="[E]", pad_token="[P]", bos_token="[B]", additional_special_tokens=["<answer>", "</answer>", "<|im_end|>"]
+    )
+    decode = Detokenizer(tokenizer, (7,))
+    text = decode([2, 5, 3, 6, 4, 7, 0, 1])
+    assert text.split() == ["So", "<answer>", "5", "</answer>"]
+    task = Task("t", (), "?", "5")
+    assert ExactAnswer(Tagged())(task, path(text))["correct"] == 1
+    assert Unmarked(ExactAnswer(LastLine("So")), ("<answer>", "</answer>"))(task, path(text))["correct"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reward", "answer", "why"),
+    [
+        (Boxed(), "5", ""),
+        (Boxed(), r"\boxed{1},\boxed{2}", ""),
+        (Boxed(), "The answer is 42.", ""),
+        (Boxed(), r"\text{no solution}", ""),
+        (Boxed(), " ", "the reference is empty"),
+        (Boxed(), "$$", "is not right against itself"),
+        (Boxed(), r"\frac{1}{2", "no answer is found in"),
+        (Boxed(), "9" * 3000, "it has 3000 characters, more than 2000"),
+        (Boxed(), "It is shown above that no such function can exist.", "is prose: only the same words would match"),
+        (ExactAnswer(), "5 \n", ""),
+        (ExactAnswer(LastLine()), "5\n6", "gives '6'"),
+        (ExactAnswer(Tagged()), "a<answer>b", "gives 'b'"),
+        (Format("x"), "", ""),
+    ],
+)
+def test_references_are_checked_against_themselves(reward: Reward, answer: str, why: str) -> None:
+    found = unmatched(reward, [Task("fine", (), "?", "5"), Task("t", (), "?", answer)])
+    assert (why in found[0][1] and found[0][0] == "t") if why else not found

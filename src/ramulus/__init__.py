@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from ramulus.tasks.problem import render as render
     from ramulus.tasks.rewards import ExactAnswer as ExactAnswer
     from ramulus.tasks.rewards import Overlong as Overlong
+    from ramulus.tasks.rewards import Unmarked as Unmarked
 
 __version__ = "0.1.0"
 
@@ -140,7 +141,7 @@ HOMES = {
     "tasks.gym": ("Gym",),
     "tasks.math": ("Boxed",),
     "tasks.problem": ("Problem", "render"),
-    "tasks.rewards": ("ExactAnswer", "Overlong"),
+    "tasks.rewards": ("ExactAnswer", "Overlong", "Unmarked"),
 }
 """Module: the public names it holds. The imports above say the same to type checkers; a test holds the two together."""
 

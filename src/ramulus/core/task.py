@@ -35,7 +35,7 @@ class Path:
         1
     """
 
-    text: str  # decoded response, special tokens left out
+    text: str  # decoded response; of special tokens those that begin, end or fill a text are left out
     tokens: tuple[int, ...]  # response token ids, prompt excluded
     finish: str | None  # eos, answer, length, repetition, pruned
 

@@ -106,7 +106,8 @@ class Call:
 
     def check(self) -> None:
         """Take the parts out of an answer; raises RewardError where it is none."""
-        parts = self.answer if isinstance(self.answer, dict) else {"reward": self.answer}
+        given = self.answer if isinstance(self.answer, dict) else {"reward": self.answer}
+        parts = {key: scalar(value) for key, value in given.items()}
         if not isinstance(parts.get("reward"), Real) or not math.isfinite(float(parts["reward"])):
             remedy = "it must return a finite number, or a dict with one as 'reward'"
             raise RewardError(f"{self} returned {self.answer!r}: {remedy}")
@@ -122,6 +123,12 @@ class Call:
 
 ASKED: set[Call] = set()
 """The calls that somebody waits for, for whoever wants to say so."""
+
+
+def scalar(value: Any) -> Any:
+    """A number of numpy or torch (np.bool_, an array or tensor of one element) as Python's; anything else as it is."""
+    shape = None if isinstance(value, Real | str) else getattr(value, "shape", None)
+    return value.item() if shape is not None and callable(getattr(value, "item", None)) and math.prod(shape) == 1 else value
 
 
 async def settle_all(calls: Sequence[Call]) -> None:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,17 @@ def model_path(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Detokenizer:
-    """Text of token ids, special tokens left out."""
+    """Text of token ids as rewards see it: special tokens such as <answer> stay in it, those that begin, end or fill a text do not."""
 
     tokenizer: Any
+    ends: tuple[int, ...] = ()  # of the model, besides the tokenizer's EOS
+
+    @cached_property
+    def silent(self) -> frozenset[int]:
+        """Ids that leave no text."""
+        named = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
+        return frozenset((*self.ends, *(int(token) for token in named if token is not None)))
 
     def __call__(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        kept = [token for token in tokens if token not in self.silent]
+        return self.tokenizer.decode(kept, skip_special_tokens=False)

@@ -38,6 +38,7 @@ from ramulus.run.signals import SignalContext, Signals, StateValue, needed, orde
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
 from ramulus.tasks.problem import render
+from ramulus.tasks.self_check import unmatched
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     tasks, evals, final_tasks = (
         render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
     )
-    decode = Detokenizer(tokenizer)
-    stop = Stop(eos_of(model, tokenizer), run.response_limit, decode, run.answer, run.repetition)
+    ends = eos_of(model, tokenizer)
+    decode = Detokenizer(tokenizer, ends)
+    stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
     how = run.optimizer
     options = {
@@ -131,6 +133,7 @@ def _check(run: Run, parts: Parts) -> None:
             f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit, "
             "or extend its context: Pretrained(max_positions=..., rope=...)"
         )
+    warn_of_references(run, parts.tasks)
     warn_of_leaks(run, parts)
 
 
@@ -195,6 +198,18 @@ def check_schedule(run: Run) -> None:
             raise ValueError(
                 f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={found}, so it would "
                 "count other paths than those that are trained: set both alike"
+            )
+
+
+def warn_of_references(run: Run, tasks: Sequence[Task]) -> None:
+    """Warn of references that no answer could match, with the first of them."""
+    for reward, _, name in run.weighted():
+        if found := unmatched(reward, tasks):
+            first, why = found[0]
+            warnings.warn(
+                f"{len(found)} of the {len(tasks)} references of {run.name} can be matched by no answer that the reward {name!r} takes, the first "
+                f"is that of {first!r}: {why}; correct them, or leave these problems out",
+                stacklevel=3,
             )
 
 

@@ -50,3 +50,14 @@ class Tagged:
         close = text.rfind(f"</{self.tag}>")
         start = text.rfind(f"<{self.tag}>", 0, max(close, 0))
         return text[start + len(self.tag) + 2 : close].strip() or None if close >= 0 and start >= 0 else None
+
+
+def written(extract: Extract, answer: str) -> str | None:
+    r"""A response from which a shipped rule should take this answer; None for a rule of somebody else's."""
+    if isinstance(extract, LastBox):
+        return rf"\boxed{{{answer}}}"
+    if isinstance(extract, Tagged):
+        return f"<{extract.tag}>{answer}</{extract.tag}>"
+    if isinstance(extract, LastLine):
+        return f"{extract.prefix}{answer}"
+    return answer if isinstance(extract, Whole) else None

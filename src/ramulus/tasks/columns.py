@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from datetime import date, time
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 
@@ -56,13 +60,28 @@ def read_prompt(value: Any, where: str, column: str) -> tuple[tuple[dict[str, st
 
 
 def read_answers(value: Any, where: str, column: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values or any(v is None or isinstance(v, dict | list) for v in values):
+    """Every reference in a column: text, bytes of text, numbers, booleans, or a list of them; null, NaN and blank text are none."""
+    values = value if isinstance(value, list | tuple) else [value]
+    found = [spelled(item) for item in values]
+    if any(item is None for item in found):
         raise ValueError(
             f"{where}: column {column!r} holds {str(value)[:60]!r}, an answer is text, a number or a list of them"
         )
-    answers = tuple(json.dumps(v) if isinstance(v, bool) else str(v) for v in values)
-    return tuple(answer for answer in answers if answer.strip())
+    return tuple(item for item in found if item and item.strip())
+
+
+def spelled(value: Any) -> str | None:
+    """An answer as text; "" where there is none, None where it is no answer."""
+    if value is None or (isinstance(value, float | Decimal) and value != value):
+        return ""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return str(value) if isinstance(value, str | int | float | Decimal | Fraction | date) else None
 
 
 def read_demonstrations(value: Any, where: str, column: str) -> tuple[str, ...]:
@@ -77,10 +96,24 @@ def read_demonstrations(value: Any, where: str, column: str) -> tuple[str, ...]:
 
 
 def plain(value: Any, where: str, column: str) -> Any:
-    """The value as plain JSON, which the store keeps."""
+    """The value as plain JSON, which the store keeps: bytes and dates as text, NaN as null; raises ValueError for what has no such form."""
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, default=_as_json), parse_constant=lambda name: None)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{where}: column {column!r} holds a {type(value).__name__}, only plain JSON can be kept with a task"
+            f"{where}: column {column!r} holds a {type(value).__name__}, only plain JSON can be kept with a task: leave that column out of `keep`"
         ) from None
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no form for."""
+    if isinstance(value, bytes | bytearray):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, date | time | Decimal):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    raise TypeError(type(value).__name__)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ramulus.core.task import Path, Task
+from ramulus.core.task import Path, Reward, Task
 from ramulus.tasks.answers import Extract, Whole
 from ramulus.tasks.problem import references
 
@@ -50,6 +50,27 @@ class Format:
 
     def __call__(self, task: Task, path: Path) -> float:
         return self.correct if re.fullmatch(self.pattern, path.text, re.DOTALL) else self.wrong
+
+
+@dataclass(frozen=True)
+class Unmarked:
+    """What `reward` says of the response without these marks: special tokens such as <think> that stay in the text otherwise.
+
+    Example:
+        >>> from ramulus import ExactAnswer, Path, Task, Unmarked
+        >>> reward = Unmarked(ExactAnswer(), ("<answer>", "</answer>"))
+        >>> reward(Task("t", (1,), "1+2?", answer="3"), Path("<answer>3</answer>", (2,), "eos"))["correct"]
+        1.0
+    """
+
+    reward: Reward
+    marks: tuple[str, ...]
+
+    def __call__(self, task: Task, path: Path) -> Any:
+        text = path.text
+        for mark in self.marks:
+            text = text.replace(mark, "")
+        return self.reward(task, replace(path, text=text))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ def _number(value: Any) -> float:
     """numpy's numbers and fractions as plain ones."""
     if isinstance(value, Real):
         return float(value)
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):  # np.bool_, a tensor of no dimensions
+        return float(value.item())
     raise TypeError(f"a {type(value).__name__} is no answer: return numbers, strings, lists and dicts of them")
 
 

@@ -95,8 +95,9 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
     with reading(Path(path).parent):
         net, tokenizer = Pretrained(path)()
     net.to(device_of(device)).eval().requires_grad_(False)
-    decode = Detokenizer(tokenizer)
-    return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, eos_of(net, tokenizer), slots)
+    ends = eos_of(net, tokenizer)
+    decode = Detokenizer(tokenizer, ends)
+    return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, ends, slots)
 
 
 def _source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
