@@ -52,7 +52,7 @@ class Tagged:
         return text[start + len(self.tag) + 2 : close].strip() or None if close >= 0 and start >= 0 else None
 
 
-def written(extract: Extract, answer: str) -> str | None:
+def response_with(extract: Extract, answer: str) -> str | None:
     r"""A response from which a shipped rule should take this answer; None for a rule of somebody else's."""
     if isinstance(extract, LastBox):
         return rf"\boxed{{{answer}}}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from ramulus.core.task import Reward, Task
-from ramulus.tasks.answers import written
+from ramulus.tasks.answers import response_with
 from ramulus.tasks.equality import said
 from ramulus.tasks.forms import Wording, forms
 from ramulus.tasks.math import Boxed
@@ -30,7 +30,7 @@ def unmatched(reward: Reward, tasks: Iterable[Task | Problem]) -> list[tuple[str
 
 def why_not(reward: Boxed | ExactAnswer, reference: str) -> str:
     """Why no answer can match a reference; "" where one can."""
-    response = written(reward.extract, reference)
+    response = response_with(reward.extract, reference)
     if response is None:
         return ""
     if not reference.strip():
