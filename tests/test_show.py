@@ -185,3 +185,13 @@ def test_an_evaluation_is_shown_by_its_own_tokenizer(tmp_path: Path) -> None:
 def test_a_task_called_by_its_text_is_said_once() -> None:
     assert str(show(grown("1+1?", name="1+1?"))).splitlines()[0] == "1+1?"
     assert str(show(grown("1+1?", name="sum"))).splitlines()[0] == "sum  1+1?"
+
+
+def test_nothing_stored_reaches_a_terminal_as_it_is() -> None:
+    tree = grown(EVIL, EVIL)
+    for leaf in tree.leaves():
+        leaf.finish, leaf.reward = EVIL, EVIL  # type: ignore[assignment]
+    said = str(Shown((tree,), lambda tokens: EVIL))
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+    assert "\\x1b[31m\\x00\\x202e" in said
+    assert said.count("<script>") >= 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +30,7 @@ from rich.console import Console
 from ramulus.cli import main
 from ramulus.core import store
 from ramulus.core.tree import column
+from ramulus.engine.remote import listen
 from ramulus.engine.remote.listen import bind
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
@@ -357,6 +360,68 @@ def test_torn_and_damaged_trees(serve: Serve, tmp_path: Path) -> None:
     assert len(client("steps", run="torn", step=8)) == 2
     assert client("tree", run="torn", step=8, index=1)["task"]["text"] == "what is ü at 5?"
     assert len(client("steps", run="torn", step=9)) < 2
+
+
+ODD = {
+    "mean": ("metrics.jsonl", '{"step": 1, "seconds": {"mean": "soon", "step": {"a": 1}}}\n'),
+    "list": ("metrics.jsonl", '{"step": 2, "seconds": [1, {"mean": null}]}\n'),
+    "huge": ("metrics.jsonl", '{"step": 3, "seconds": {"mean": 1e999}}\n'),
+    "deep": ("metrics.jsonl", '{"step": 1, "x": ' + '{"a":' * 500 + "1" + "}" * 500 + "}\n"),
+    "deeper": ("metrics.jsonl", '{"step": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n"),
+    "none": ("metrics.jsonl", '{"step": NaN}\n{"step": 1e999}\n{"step": "1"}\n[]\n'),
+    "stages": ("run.json", '{"stages": [1, null, "x"]}'),
+    "steps": ("run.json", '{"stages": [{"name": "a", "steps": {"a": 1}}]}'),
+    "nested": ("run.json", '{"stages": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+}
+
+
+def test_a_run_with_odd_files_hides_no_other(serve: Serve, tmp_path: Path) -> None:
+    run_folder(tmp_path / "good")
+    for name, (file, text) in ODD.items():
+        (tmp_path / name).mkdir()
+        add_rows(tmp_path / name, range(1, 2))
+        (tmp_path / name / file).write_text(text)
+    client = serve(tmp_path)
+    said = {one["title"].rpartition("/")[2]: one for one in client("runs")}
+    assert said.keys() == {"good", *ODD}
+    assert said["good"]["step"] == 10
+    assert {said[name]["step"] for name in ("mean", "stages", "steps", "nested")} == {1}
+    for one in said.values():
+        client("metrics", run=one["id"])
+        client("config", run=one["id"])
+        client("ledger", run=one["id"])
+
+
+def test_the_list_of_runs_keeps_no_metrics(tmp_path: Path) -> None:
+    for i in range(5):
+        run_folder(tmp_path / f"run-{i}", steps=200)
+    api = Api(Shelf([tmp_path]))
+    assert {one["step"] for one in json.loads(api("runs", {}))} == {200}
+    assert not any(one.metrics.rows or one.metrics.lines.spans for one in api.shelf.found.values())
+    add_rows(tmp_path / "run-0", range(201, 203))
+    with open(tmp_path / "run-0" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 203, "torn')
+    assert sorted(one["step"] for one in json.loads(api("runs", {}))) == [200, 200, 200, 200, 202]
+
+
+def test_connections_on_which_nothing_happens_are_closed(serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "TICK", 0.05)
+    client = serve(folder)
+    for said in (b"", b"GET / HTTP/1.1\r\nHost: local", b"POST /"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as half:
+            half.sendall(said)
+            assert half.recv(100) == b"", "closed by the other end"
+    answered = b"GET /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as busy:
+        for _ in range(4):
+            busy.sendall(answered)
+            time.sleep(0.1)
+            assert busy.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        busy.sendall(answered[:20])
+        end = time.monotonic() + 10
+        with contextlib.suppress(ConnectionResetError):
+            while busy.recv(1 << 16):
+                assert time.monotonic() < end
 
 
 def test_links_that_lead_out_are_not_followed(serve: Serve, tmp_path: Path) -> None:

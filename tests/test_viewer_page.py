@@ -589,3 +589,13 @@ def test_a_large_tree_can_be_walked(watched: Callable[..., Seen], serve: Callabl
     page.mouse.up()
     seen.press("l", "l", "z", "0")
     seen.wait(".panel h2", "Path to node")
+
+
+@pytest.mark.parametrize("place", ["#/run/%", "#/run/%E0%A4%A", "#/run/%/step/5"])
+def test_an_address_that_is_no_encoding_is_answered(seen: Seen, place: str) -> None:
+    page = seen.open()
+    page.wait_for_selector("table.list")
+    page.evaluate("place => { location.hash = place }", place)
+    page.wait_for_selector("text=There is no run")
+    page.click("text=All runs")
+    page.wait_for_selector("table.list")

@@ -47,6 +47,7 @@ def listener(
         import uvicorn
     except ImportError as error:
         raise ImportError(f'serving needs Starlette and uvicorn: pip install "ramulus[{extra}]"') from error
+    options |= {"http": _timed()}
     port = bound.getsockname()[1]
     name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
 
@@ -56,3 +57,33 @@ def listener(
             ready(f"http://{name}:{port}/")
 
     return Server(uvicorn.Config(application(), timeout_graceful_shutdown=2, **OPTIONS | options))
+
+
+TICK = 2.5  # seconds between two looks at a connection
+IDLE, UNREAD = 4, 24  # looks after which one that asks nothing, or takes nothing of its answer, is closed
+
+
+def _timed() -> Any:
+    """uvicorn's protocol with an end to connections on which nothing happens: half a request, or an answer that nobody takes."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Timed(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.last: Any = None
+            self.looks = 0
+            self.look()
+
+        def look(self) -> None:
+            if self.transport.is_closing():
+                return
+            busy, unsent = self.cycle is not None and not self.cycle.response_complete, self.transport.get_write_buffer_size()
+            now = (self.cycle, busy, unsent)
+            self.looks = self.looks + 1 if now == self.last and (unsent or not busy) else 0
+            self.last = now
+            if self.looks >= (UNREAD if busy else IDLE):
+                self.transport.abort()
+            else:
+                self.loop.call_later(TICK, self.look)
+
+    return Timed

@@ -86,8 +86,16 @@ class Api:
             return json.dumps(finite_json(said), separators=(",", ":")).encode("ascii")
 
     def runs(self, ask: Ask) -> list[dict[str, Any]]:
-        """Everything shown."""
-        return [one.summary() | {"tokenizer": self.vocabulary(one) is not None} for one in self.shelf.refresh()]
+        """Everything shown; a run whose files cannot be made sense of hides no other."""
+        return [self.summary(one) for one in self.shelf.refresh()]
+
+    def summary(self, one: Entry) -> dict[str, Any]:
+        """A run in the list; with its `trouble` where it has one."""
+        try:
+            return one.summary() | {"tokenizer": self.vocabulary(one) is not None}
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            said = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": f"{type(error).__name__}: {error}"}
+            return said | {"live": False, "step": 0, "steps": None, "trees": [], "tokenizer": False}
 
     def metrics(self, ask: Ask) -> list[dict[str, Any]]:
         """The rows after a step, flat."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tempfile
 import threading
 import zlib
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 _BLOCK = 1 << 20
 EDITIONS = count(1)
+_DEEPEST = 8  # levels inside a row of metrics
 MARK = 4096  # bytes of a file's beginning and end that tell whether it is still the same one
 
 
@@ -45,7 +47,7 @@ class Fence:
         """The content of a small JSON file; None where there is none, or where it is being written."""
         try:
             return json.loads(self(path).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
 
@@ -176,6 +178,8 @@ class Metrics:
         self.lines = Lines(path, fence)
         self.rows: list[dict[str, Any]] = []
         self.taken = 0  # lines that were looked at
+        self.newest: dict[str, Any] | None = None
+        self.looked: tuple[int, int, int] | None = None  # inode, size, time of the file whose newest row that is
         self.edition = self.lines.edition
 
     def refresh(self) -> list[dict[str, Any]]:
@@ -189,19 +193,46 @@ class Metrics:
             self.rows = self.rows + [row for line in fresh if (row := parse_row(line)) is not None]
             return self.rows
 
-    def touched(self) -> float:
-        """When the file was last written, seconds since the epoch; 0 where there is none."""
-        return self.lines.seen[2] / 1e9 if self.lines.seen else 0.0
+    def last(self) -> tuple[dict[str, Any] | None, float]:
+        """The last row, and when the file was written, seconds since the epoch (0 where there is none); the others are not kept for it."""
+        try:
+            real = self.lines.fence(self.lines.path)
+            found = real.stat()
+            if self.looked != (now := (found.st_ino, found.st_size, found.st_mtime_ns)):
+                self.newest, self.looked = last_row(real), now
+        except OSError:
+            return None, 0.0
+        return self.newest, found.st_mtime
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """One row of metrics."""
+    """One row of metrics; None for a line that is none, or that is nested deeper than any row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    good = isinstance(row, dict) and isinstance(row.get("step"), int | float)
-    return row if good else None
+    good = isinstance(row, dict) and isinstance(row.get("step"), int | float) and math.isfinite(row["step"])
+    if not good or _deep(row, _DEEPEST):
+        return None
+    if "seconds" in row:  # they are added up
+        found = row["seconds"] if isinstance(row["seconds"], dict) else {}
+        row["seconds"] = {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return row
+
+
+def _deep(value: Any, levels: int) -> bool:
+    """Whether there are more levels of dicts and lists than so many."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _deep(item, levels - 1) for item in inside if isinstance(item, dict | list))
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last row of a metrics.jsonl; only the end of the file is read."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - _BLOCK, 0))
+        lines = file.read().split(b"\n")
+    return next((row for line in reversed(lines[1 if size > _BLOCK else 0 :]) if (row := parse_row(line)) is not None), None)
 
 
 def is_tree_file(path: Path) -> bool:

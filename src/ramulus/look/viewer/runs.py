@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -81,7 +82,7 @@ class Entry:
         for folder in (self.path, self.path.parent):
             saved = self.fence.json(folder / "run.json")
             stages = saved.get("stages") if isinstance(saved, dict) else None
-            if not isinstance(stages, list):
+            if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
                 continue
             named = [stage for i, stage in enumerate(stages, 1) if self.path.name == f"{i}-{stage.get('name')}"]
             if found := named or (stages if folder == self.path and len(stages) == 1 else []):
@@ -100,14 +101,19 @@ class Entry:
         return {path.stem: path for path in found if self.fence.has(path)}
 
     def summary(self) -> dict[str, Any]:
-        """What the list of runs says about it."""
-        rows, trees = self.metrics.refresh(), self.tree_steps()
-        steps = self.config().get("steps")
-        step = rows[-1]["step"] if rows else trees[-1] if trees else 0
-        pace = float(flat(rows[-1]).get("seconds/mean", 0.0) or 0.0) if rows else 0.0
-        recent = time.time() - self.metrics.touched() < max(_PATIENCE, 4 * pace)
+        """What the list of runs says about it; what it cannot be said of for its odd files is left out."""
+        (row, written), trees = self.metrics.last(), self.tree_steps()
+        steps = number_or(self.config().get("steps"), None)
+        step = row["step"] if row is not None else trees[-1] if trees else 0
+        pace = number_or(flat(row).get("seconds/mean"), 0.0) if row is not None else 0.0
+        recent = time.time() - written < max(_PATIENCE, 4 * pace)
         said = {"id": self.id, "title": self.title, "folder": str(self.path)}
         return said | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
+
+
+def number_or(value: Any, usual: Any) -> Any:
+    """The value where it is a number, else the usual one."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else usual
 
 
 def shown_under(root: Path, fence: Fence) -> Iterator[Entry]:

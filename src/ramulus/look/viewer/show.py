@@ -27,7 +27,7 @@ from ramulus.look.viewer.tree_json import judgement, right
 
 def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
     """The tree with the text of every node, and the end and reward of every path."""
-    named, text = safe(tree.task.id), safe(tree.task.text, width)
+    named, text = safe(str(tree.task.id)), safe(str(tree.task.text), width)
     made = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
     branches = {tree.root.id: made}
     for node in tree.walk():
@@ -43,9 +43,10 @@ def _label(node: Node, decode: Decode, width: int) -> str:
         text += "  [cyan]demonstration[/cyan]"
     if node.children:
         return text
-    reward = "" if node.reward is None else f"  reward {node.reward:g}"
-    color = "green" if (node.reward or 0) > 0 else "red"
-    return f"{text}  [{color}]{node.finish or 'alive'}{reward}[/{color}]"
+    known = isinstance(node.reward, int | float)
+    reward = "" if node.reward is None else f"  reward {node.reward:g}" if known else f"  reward {safe(str(node.reward), width)}"
+    color = "green" if known and (node.reward or 0) > 0 else "red"
+    return f"{text}  [{color}]{safe(str(node.finish or 'alive'), width)}{reward}[/{color}]"
 
 
 def bill(spent: Cost) -> str:

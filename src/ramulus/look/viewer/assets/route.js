@@ -3,7 +3,7 @@
 // {page: runs|run|step|tree|evals, run, step, index, node, options}
 export function readRoute(hash = location.hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?");
-  const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+  const parts = path.split("/").filter(Boolean).map(decoded);
   const options = Object.fromEntries(new URLSearchParams(query));
   const named = {};
   for (let at = 0; at + 1 < parts.length; at += 2) named[parts[at]] = parts[at + 1];
@@ -14,6 +14,15 @@ export function readRoute(hash = location.hash) {
   if (named.tree !== undefined) Object.assign(route, {page: "tree", index: numberOrNull(named.tree)});
   if (route.page === "tree") route.node = numberOrNull(named.node);
   return route;
+}
+
+// A part of an address that is no good encoding stands for itself.
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function numberOrNull(text) {
