@@ -26,6 +26,6 @@ def test_logprobs_and_forks_on_the_device(kind: str, fast: bool) -> None:
 
 def test_a_bfloat16_copy_and_repeatability_on_the_device() -> None:
     model = small().cuda()
-    runs = [run(LocalEngine(model, slots=8, memory=2**26, copy_dtype=torch.bfloat16), mixed(20)) for _ in range(2)]
+    runs = [run(LocalEngine(model, slots=8, memory=2**26, precision=torch.bfloat16), mixed(20)) for _ in range(2)]
     assert runs[0] == runs[1]
     assert worst(model.cpu(), mixed(20), runs[0]) < 0.5

@@ -86,20 +86,49 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:
 
 
 @KERNELS
-def test_a_model_in_half_precision_is_decoded_in_float32() -> None:
-    """From the same bf16 weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
-    model = small("qwen2", torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_may_be_decoded_in_float32(dtype: torch.dtype) -> None:
+    """From the same weights: its log-probs are those of a float32 model that has them, and nearer to the plain forward's."""
+    model = small("qwen2", dtype)
     requests = mixed(12)
-    engine = LocalEngine(model, slots=4, memory=MANY)
+    engine = LocalEngine(model, slots=4, memory=MANY, precision=torch.float32)
     assert engine.forward.name == "compiled"
-    assert engine.forward.geometry.dtype == torch.float32
-    exact = small("qwen2", torch.bfloat16).float()
+    assert (engine.forward.geometry.dtype, engine.copy_bytes) == (torch.float32, 0)
+    exact = small("qwen2", dtype).float()
     assert worst(exact, requests, run(engine, requests)) < 1e-4
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
     asyncio.run(engine.load(None, 1))
     assert worst(model.float(), requests, run(engine, requests)) < 1e-4
+
+
+@KERNELS
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_bfloat16_rounds_less_than_a_plain_forward_in_it(kind: str) -> None:
+    """Of a bfloat16 model and beside a float32 one, without a copy of the model: nearer to float32 than the model's own forward in bfloat16."""
+    exact, half = small(kind, torch.bfloat16).float(), small(kind, torch.bfloat16)
+    requests = mixed(12)
+    for model, precision in ((half, None), (exact, torch.bfloat16)):
+        engine = LocalEngine(model, slots=4, memory=MANY, precision=precision)
+        assert (engine.forward.name, engine.forward.geometry.dtype, engine.copy_bytes) == ("compiled", torch.bfloat16, 0)
+        assert "bfloat16" in engine.about
+        segments = run(engine, requests)
+        ours, theirs, apart = [], [], []
+        for request, segment in zip(requests, segments):
+            truth, plain = scored(exact, request, segment), scored(half, request, segment)
+            ours.append(drawn_from(segment) - truth)
+            theirs.append(plain - truth)
+            apart.append(drawn_from(segment) - plain)
+        own, plain, mismatch = (float(torch.cat(part).pow(2).mean().sqrt()) for part in (ours, theirs, apart))
+        assert 0 < own < 0.8 * plain
+        assert mismatch < 1.3 * plain  # two forwards that round independently would be 1.4 apart
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.mul_(0.9)
+    asyncio.run(engine.load(None, 1))
+    fresh, stale = run(engine, requests), segments
+    assert worst(exact, requests, fresh) < 0.2 < worst(exact, requests, stale)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -358,7 +387,7 @@ def test_load_drops_kv_and_takes_the_new_weights() -> None:
 
 def test_a_low_precision_copy_is_stated_and_renewed() -> None:
     model = small()
-    engine = LocalEngine(model, slots=4, memory=MANY, copy_dtype=torch.bfloat16)
+    engine = LocalEngine(model, slots=4, memory=MANY, precision=torch.bfloat16, native=False)
     assert engine.copy_bytes == 2 * sum(p.numel() for p in model.parameters())
     assert LocalEngine(model, slots=1, memory=MANY).copy_bytes == 0
     requests = mixed(6)

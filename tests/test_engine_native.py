@@ -35,10 +35,10 @@ def lanes(request: pytest.FixtureRequest) -> str:
     return f"-DLANES={request.param}"
 
 
-def forward_of(model: Any, *flags: str) -> CompiledForward:
+def forward_of(model: Any, *flags: str, precision: torch.dtype = torch.float32) -> CompiledForward:
     fused = recognise(ModelForward(model))
     assert fused is not None
-    return CompiledForward(fused, flags)
+    return CompiledForward(fused, precision, flags)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -51,6 +51,16 @@ def test_every_width_of_vector_passes_the_self_check(kind: str, lanes: str) -> N
         forward = forward_of(small(kind, **fields), lanes)
         assert forward.library.ramulus_lanes() == int(lanes[-2:].strip("="))
         assert verify_forward(forward, forward.reference) < 1e-5
+
+
+@pytest.mark.parametrize("flag", [None, "-DWIDENED"])
+def test_bfloat16_passes_the_self_check_with_and_without_the_instruction(flag: str | None, lanes: str) -> None:
+    """Within what the model's own forward in bfloat16 rounds; odd sizes make pairs of inputs that are not whole, heads of 48 no whole vectors."""
+    odd = {"head_dim": 48, "num_key_value_heads": 1, "hidden_size": 52, "intermediate_size": 77, "vocab_size": 37}
+    for kind, fields in (("qwen2", {}), ("qwen3", odd), ("llama", odd)):
+        for model in (small(kind, **fields), small(kind, torch.bfloat16, **fields)):
+            forward = forward_of(model, lanes, *filter(None, [flag]), precision=torch.bfloat16)
+            assert 1e-4 < verify_forward(forward, forward.reference) < 3e-2
 
 
 def test_a_head_that_does_not_fit_is_refused(lanes: str) -> None:
@@ -100,9 +110,10 @@ def test_broken_logits_are_reported(lanes: str) -> None:
         draw(logits, knobs, torch.zeros(2, dtype=torch.float64), forward_of(small(), lanes))
 
 
-def test_company_changes_nothing() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_company_changes_nothing(dtype: torch.dtype) -> None:
     """The same bits alone, in a crowd, with other slots, threads, lengths and prompts forked or prefilled: what no batched product promises."""
-    model = small()
+    model = small(dtype=dtype)
     requests = mixed(30)
     alone = [run(LocalEngine(model, slots=1, memory=MANY), [request])[0] for request in requests]
     threads = torch.get_num_threads()

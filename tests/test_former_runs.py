@@ -80,6 +80,8 @@ def test_a_recipe_that_imports_the_former_name_is_told_the_new_one(tmp_path: Pat
 def test_a_field_by_its_former_name_is_told_the_new_one(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Mix has no field 'leash' any more, it is mix\.kl_coef"):
         override(stages_of(RECIPE), ["mix.leash=0.02"])
+    with pytest.raises(ValueError, match=r"Local has no field 'copy' any more, it is engine\.precision"):
+        override(stages_of(RECIPE), ["engine.copy=bfloat16"])
     path = tmp_path / "mine.py"
     path.write_text("from ramulus import Mix\n\n\ndef recipe():\n    return Mix((), leash=0.1)\n")
     with pytest.raises(ValueError, match=r"Mix has no field 'leash' any more, it is mix\.kl_coef"):
@@ -133,4 +135,6 @@ def test_its_final_evaluations_are_found(run: Path):
 
 def test_a_former_name_is_changed_in_its_own_class_alone():
     mine = {"class": "mine.Task", "leash": {"class": "ramify.learn.mix.Mix", "leash": 0.1}}
+    engine = {"class": "ramulus.Local", "slots": 64, "copy": "bfloat16"}
+    assert brought_forward(engine) == {"class": "ramulus.Local", "slots": 64, "precision": "bfloat16"}
     assert brought_forward(mine) == {"class": "mine.Task", "leash": {"class": "ramulus.Mix", "kl_coef": 0.1}}

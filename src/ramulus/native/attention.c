@@ -136,7 +136,7 @@ static void across(int n, const real *weights, int64_t ldw, int64_t count, const
     for (int64_t c = 0; c < dim; c += P)
         for (int64_t j = 0; j < count; j += R) {
             int64_t some = count - j < R ? count - j : R;
-            TILES(some, weights + j, 1, ldw, panels + c * FEW, n, sums + j * dim + c, dim, 1)
+            TILES(tile, some, weights + j, 1, ldw, panels + c * FEW, n, sums + j * dim + c, dim, 1)
         }
 }
 
@@ -160,7 +160,7 @@ static real soften(real *scores, int64_t count, int64_t end, real *level) {
     vf top = load(scores), sum = {0};
     for (int64_t j = W; j < whole; j += W) {
         vf x = load(scores + j);
-        top = select(x > top, x, top);
+        top = either(x > top, x, top);
     }
     real most = highest(top);
     for (int64_t j = 0; j < whole; j += W) {

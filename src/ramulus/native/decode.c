@@ -1,4 +1,5 @@
-/* One forward pass of a Llama-like model over the engine's KV, for a CPU and in float32.
+/* One forward pass of a Llama-like model over the engine's KV, for a CPU: in float32, or with -DBFLOAT in bfloat16, where weights, keys, values and
+ * the inputs of products are bfloat16, and sums, norms, rotation, softmax, the residual stream and logits float32.
  *
  * A pass of few rows is many small products: called one by one they cost more than their arithmetic. Here a thread takes its share of the
  * tokens through all layers by itself, so that decoding waits for nobody; of very few tokens threads share out the matrices instead. What a token's numbers are does not depend on how many others
@@ -6,69 +7,83 @@
  *
  * engine/local/compiled.py calls it.
  */
-#include "vectors.h"
+#include "cells.h"
 
 #define CHUNK 64 /* tokens whose activations are kept at once */
 #ifndef FEW
 #define FEW 12 /* tokens a thread up to which threads share out the matrices instead */
 #endif
 
-/* What `shape` holds, in this order; see engine/local/compiled.py. */
-typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, threads; } Shape;
-/* Panels [columns / P][inputs][P] and biases [columns] or NULL. */
-typedef struct { const float *weight, *bias; } Matrix;
-typedef struct { Matrix qkv, out, gate, up, down; const float *query_norm, *key_norm; } Layer;
-typedef struct { const float *embedding, *cosine, *sine; Matrix head; Layer layer[]; } Model;
+/* What `shape` holds, in this order; see engine/local/compiled.py. `plain`: the embedding is made of floats, whatever a cell is. */
+typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, plain, threads; } Shape;
+/* Panels [columns / P][inputs / PAIR][P][PAIR] and biases [columns] or NULL. */
+typedef struct { const cell *weight; const float *bias; } Matrix;
+/* The norms of heads, and those before attention and before the MLP: [whole vectors], or NULL where the matrix behind has it in it, or none is. */
+typedef struct { Matrix qkv, out, gate, up, down; const float *query_norm, *key_norm, *before, *after; } Layer;
+typedef struct { const void *embedding; const float *cosine, *sine, *norm; Matrix head; Layer layer[]; } Model;
 /* store [layers][keys, values][rows][kv_heads][capacity][dim] */
-typedef struct { float *store; int64_t rows, capacity; } Slots;
+typedef struct { cell *store; int64_t rows, capacity; } Slots;
 /* answer [n]: the row of `logits` that a token's go to, or -1; `together`: tokens of one slot may see others of this pass. */
 typedef struct { const int64_t *token, *position, *slot, *answer; int64_t n, together; float *logits, *room; float epsilon, scale; } Pass;
 
 /* Of queries, keys and values beside each other, and of what attention answers, in one buffer. */
 ALWAYS int64_t wide(const Shape *s) { return stride((s->heads + 2 * s->kv_heads) * s->dim); }
+/* The same in cells. */
+ALWAYS int64_t broad(const Shape *s) { return wide(s) * (int64_t)(sizeof(float) / sizeof(cell)); }
 
 ALWAYS void begin(int n, const float *bias, float *out, int64_t ldo) {
     for (int r = 0; r < n; r++)
         for (int i = 0; i < P; i += W) store(out + r * ldo + i, bias ? load(bias + i) : (vf){0});
 }
 
+/* Inputs of a panel. */
+ALWAYS int64_t even(int64_t k) { return (k + PAIR - 1) / PAIR * PAIR; }
+
 /* Columns [from, to) of a matrix, whole panels. */
 typedef struct { int64_t from, to; } Span;
 
 /* Those columns of out[n, ldo] = x[n, k] w + bias, or out += that. */
-static void product(int n, const float *x, int64_t ldx, Matrix m, int64_t k, Span span, float *out, int64_t ldo, int add) {
+static void product(int n, const cell *x, int64_t ldx, Matrix m, int64_t k, Span span, float *out, int64_t ldo, int add) {
     for (int64_t c = span.from; c < span.to; c += P) {
         const float *bias = m.bias ? m.bias + c : NULL;
         if (!add) begin(n, bias, out + c, ldo);
         else if (bias)
             for (int r = 0; r < n; r++)
                 for (int i = 0; i < P; i += W) store(out + r * ldo + c + i, load(out + r * ldo + c + i) + load(bias + i));
-        panel(n, x, ldx, m.weight + c * k, k, out + c, ldo, 1);
+        gain(n, x, ldx, m.weight + c * even(k), k, out + c, ldo);
     }
 }
 
-/* y[n, d] = RMSNorm of x without its weight, which is folded into the matrix that follows. */
-static void unit(int n, const float *x, int64_t ldx, int64_t d, float epsilon, float *y, int64_t ldy) {
+/* What a row's RMSNorm multiplies it by, besides its weight. */
+ALWAYS float shrink(const float *x, int64_t d, float epsilon) {
+    vf sum = {0};
+    for (int64_t i = 0; i < d; i += W) sum += load(x + i) * load(x + i); /* zeros beyond d */
+    return 1.0f / sqrtf(total(sum) / (float)d + epsilon);
+}
+
+/* y[n, d] = RMSNorm of x; without its weight where that is NULL. */
+static void unit(int n, const float *x, int64_t ldx, int64_t d, float epsilon, const float *weight, cell *y, int64_t ldy) {
     for (int r = 0; r < n; r++) {
-        vf sum = {0};
-        for (int64_t i = 0; i < d; i += W) sum += load(x + r * ldx + i) * load(x + r * ldx + i); /* zeros beyond d */
-        float factor = 1.0f / sqrtf(total(sum) / (float)d + epsilon);
-        for (int64_t i = 0; i < d; i += W) store(y + r * ldy + i, load(x + r * ldx + i) * factor);
+        float factor = shrink(x + r * ldx, d, epsilon);
+        for (int64_t i = 0; i < d; i += W) {
+            vf v = load(x + r * ldx + i) * factor;
+            narrow(y + r * ldy + i, weight ? v * load(weight + i) : v);
+        }
     }
 }
 
 /* Those columns of act[n, lda] = silu(x gate) * (x up). */
-static void gated(int n, const float *x, int64_t ldx, const Layer *layer, int64_t k, Span span, float *act, int64_t lda) {
+static void gated(int n, const cell *x, int64_t ldx, const Layer *layer, int64_t k, Span span, cell *act, int64_t lda) {
     float gate[CHUNK * P], up[CHUNK * P];
     for (int64_t c = span.from; c < span.to; c += P) {
         begin(n, layer->gate.bias ? layer->gate.bias + c : NULL, gate, P);
         begin(n, layer->up.bias ? layer->up.bias + c : NULL, up, P);
-        panel(n, x, ldx, layer->gate.weight + c * k, k, gate, P, 1);
-        panel(n, x, ldx, layer->up.weight + c * k, k, up, P, 1);
+        gain(n, x, ldx, layer->gate.weight + c * even(k), k, gate, P);
+        gain(n, x, ldx, layer->up.weight + c * even(k), k, up, P);
         for (int r = 0; r < n; r++)
             for (int i = 0; i < P; i += W) {
                 vf g = load(gate + r * P + i);
-                store(act + r * lda + c + i, g / (1.0f + exponential(-g)) * load(up + r * P + i));
+                narrow(act + r * lda + c + i, g / (1.0f + exponential(-g)) * load(up + r * P + i));
             }
     }
 }
@@ -77,8 +92,8 @@ static void gated(int n, const float *x, int64_t ldx, const Layer *layer, int64_
 static void turn(float *x, int64_t dim, const float *norm, float epsilon, const float *cosine, const float *sine) {
     int64_t half = dim / 2;
     if (norm) {
-        unit(1, x, dim, dim, epsilon, x, dim);
-        for (int64_t i = 0; i < dim; i += W) store(x + i, load(x + i) * load(norm + i));
+        float factor = shrink(x, dim, epsilon);
+        for (int64_t i = 0; i < dim; i += W) store(x + i, load(x + i) * factor * load(norm + i));
     }
     for (int64_t i = 0; i < half; i++) {
         float a = x[i], b = x[half + i];
@@ -122,20 +137,36 @@ ALWAYS vf across(const vf *v) {
 #endif
 }
 
+/* Partial sums of q k, in the order of `scores`. */
+ALWAYS vf inner(const cell *q, const cell *key, int64_t dim) {
+    vf sum = {0};
+    int64_t d = 0;
+#ifdef DOTS
+    for (; dim - d >= PAIR * W; d += PAIR * W) sum = dots(sum, *(const wordsu *)(q + d), *(const wordsu *)(key + d));
+#endif
+    for (; d < dim; d += W) sum += widen(q + d) * widen(key + d);
+    return sum;
+}
+
 /* score[0..count) = scale q k_j, and -inf up to a whole vector. */
-static void scores(const float *q, const float *keys, int64_t dim, int64_t count, float scale, float *score) {
+static void scores(const cell *q, const cell *keys, int64_t dim, int64_t count, float scale, float *score) {
     for (int64_t j = 0; j < count; j += W) {
         vf sum[W];
         for (int i = 0; i < W; i++) sum[i] = (vf){0};
-        int64_t some = count - j < W ? count - j : W;
-        if (some == W)
-            for (int64_t d = 0; d < dim; d += W) {
-                vf a = load(q + d);
-                for (int i = 0; i < W; i++) sum[i] += a * load(keys + (j + i) * dim + d);
+        int64_t some = count - j < W ? count - j : W, d = 0;
+        if (some == W) {
+#ifdef DOTS
+            for (; dim - d >= PAIR * W; d += PAIR * W) {
+                words a = *(const wordsu *)(q + d);
+                for (int i = 0; i < W; i++) sum[i] = dots(sum[i], a, *(const wordsu *)(keys + (j + i) * dim + d));
             }
-        else
-            for (int i = 0; i < some; i++)
-                for (int64_t d = 0; d < dim; d += W) sum[i] += load(q + d) * load(keys + (j + i) * dim + d);
+#endif
+            for (; d < dim; d += W) {
+                vf a = widen(q + d);
+                for (int i = 0; i < W; i++) sum[i] += a * widen(keys + (j + i) * dim + d);
+            }
+        } else
+            for (int i = 0; i < some; i++) sum[i] = inner(q, keys + (j + i) * dim, dim);
         store(score + j, across(sum) * scale);
         for (int64_t i = some; i < W; i++) score[j + i] = -INFINITY;
     }
@@ -146,7 +177,7 @@ static float soften(float *score, int64_t count) {
     vf top = load(score);
     for (int64_t j = W; j < count; j += W) {
         vf x = load(score + j);
-        top = select(x > top, x, top);
+        top = either(x > top, x, top);
     }
     float most = highest(top);
     vf sum = {0};
@@ -158,47 +189,60 @@ static float soften(float *score, int64_t count) {
     return 1.0f / total(sum);
 }
 
-/* out = factor * sum over j of weight[j] value_j, for `some` (1 or 2) heads and `vectors` W numbers of each. */
-ALWAYS void gather(const int some, const int vectors, const float *weight, int64_t ldw, const float *value, int64_t dim, int64_t count,
-                   const float *factor, float *out) {
-    vf sum[2][4];
+#define BESIDE (W == 16 ? 4 : 2) /* heads that meet a value at once: their sums stay in registers */
+
+/* out = factor * sum over j of weight[j] value_j, for `some` heads, at most BESIDE, and `vectors` W numbers of each. */
+ALWAYS void gather(const int some, const int vectors, const float *weight, int64_t ldw, const cell *value, int64_t dim, int64_t count,
+                   const float *factor, cell *out) {
+    vf sum[BESIDE][4];
     for (int h = 0; h < some; h++)
         for (int v = 0; v < vectors; v++) sum[h][v] = (vf){0};
     for (int64_t j = 0; j < count; j++)
         for (int v = 0; v < vectors; v++) {
-            vf x = load(value + j * dim + v * W);
+            vf x = widen(value + j * dim + v * W);
             for (int h = 0; h < some; h++) sum[h][v] += weight[h * ldw + j] * x;
         }
     for (int h = 0; h < some; h++)
-        for (int v = 0; v < vectors; v++) store(out + h * dim + v * W, sum[h][v] * factor[h]);
+        for (int v = 0; v < vectors; v++) narrow(out + h * dim + v * W, sum[h][v] * factor[h]);
 }
 
+#define GATHER(N, ...) case N: if (four) gather(N, 4, __VA_ARGS__); else gather(N, 1, __VA_ARGS__); break;
+
 /* One token's query heads of one key head over the first `count` positions of its slot: q [shared, dim] -> out [shared, dim]. */
-static void attend(const float *q, const float *keys, const float *values, int64_t shared, int64_t dim, int64_t count, float scale, float *score,
-                   float *out) {
+static void attend(const cell *q, const cell *keys, const cell *values, int64_t shared, int64_t dim, int64_t count, float scale, float *score,
+                   cell *out) {
     int64_t line = (count + W - 1) / W * W;
-    for (int64_t h = 0; h < shared; h += 2) {
-        int some = shared - h < 2 ? 1 : 2;
-        float factor[2];
+    for (int64_t h = 0; h < shared; h += BESIDE) {
+        int some = shared - h < BESIDE ? (int)(shared - h) : BESIDE;
+        float factor[BESIDE];
         for (int i = 0; i < some; i++) {
             scores(q + (h + i) * dim, keys, dim, count, scale, score + i * line);
             factor[i] = soften(score + i * line, count);
         }
         for (int64_t d = 0; d < dim;) {
             int four = dim - d >= 4 * W;
-            const float *value = values + d;
-            float *to = out + h * dim + d;
-            if (some == 2 && four) gather(2, 4, score, line, value, dim, count, factor, to);
-            else if (some == 2) gather(2, 1, score, line, value, dim, count, factor, to);
-            else if (four) gather(1, 4, score, line, value, dim, count, factor, to);
-            else gather(1, 1, score, line, value, dim, count, factor, to);
+            const cell *value = values + d;
+            cell *to = out + h * dim + d;
+            switch (some) {
+                GATHER(1, score, line, value, dim, count, factor, to)
+                GATHER(2, score, line, value, dim, count, factor, to)
+#if W == 16
+                GATHER(3, score, line, value, dim, count, factor, to)
+                GATHER(4, score, line, value, dim, count, factor, to)
+#endif
+            }
             d += four ? 4 * W : W;
         }
     }
 }
 
+/* y[0..n) = x, whole vectors. */
+ALWAYS void take(cell *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) narrow(y + i, load(x + i));
+}
+
 /* Rotate the projections `mixed` [n, all] of tokens [first, first + n): queries to `queries` [pass, heads x dim], the rest into the store. */
-static void place(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, float *queries, float *mixed) {
+static void place(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, cell *queries, float *mixed) {
     const Layer *layer = &m->layer[l];
     int64_t all = wide(s), dim = s->dim, line = slots->capacity * dim, half = dim / 2;
     for (int r = 0; r < n; r++) {
@@ -206,44 +250,44 @@ static void place(const Model *m, const Shape *s, const Slots *slots, const Pass
         float *row = mixed + r * all;
         for (int64_t h = 0; h < s->heads + s->kv_heads; h++)
             turn(row + h * dim, dim, h < s->heads ? layer->query_norm : layer->key_norm, p->epsilon, m->cosine + at * half, m->sine + at * half);
-        memcpy(queries + t * s->heads * dim, row, s->heads * dim * sizeof(float));
+        take(queries + t * s->heads * dim, row, s->heads * dim);
         for (int64_t h = 0; h < 2 * s->kv_heads; h++) {
             int64_t part = h / s->kv_heads, head = h % s->kv_heads;
-            float *to = slots->store + (((2 * l + part) * slots->rows + p->slot[t]) * s->kv_heads + head) * line + at * dim;
-            memcpy(to, row + (s->heads + h) * dim, dim * sizeof(float));
+            cell *to = slots->store + (((2 * l + part) * slots->rows + p->slot[t]) * s->kv_heads + head) * line + at * dim;
+            take(to, row + (s->heads + h) * dim, dim);
         }
     }
 }
 
-/* What the tokens [first, first + n) attend to, to `mixed` [n, all]. */
-static void look(const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const float *queries, float *mixed, float *score) {
-    int64_t dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim, all = wide(s);
+/* What the tokens [first, first + n) attend to, to `heard` [n, broad]. */
+static void look(const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const cell *queries, cell *heard, float *score) {
+    int64_t dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim, all = broad(s);
     for (int r = 0; r < n; r++) {
         int64_t t = first + r;
         for (int64_t h = 0; h < s->kv_heads; h++) {
-            const float *keys = slots->store + ((2 * l * slots->rows + p->slot[t]) * s->kv_heads + h) * line;
-            const float *values = keys + slots->rows * s->kv_heads * line;
+            const cell *keys = slots->store + ((2 * l * slots->rows + p->slot[t]) * s->kv_heads + h) * line;
+            const cell *values = keys + slots->rows * s->kv_heads * line;
             attend(queries + t * joined + h * shared * dim, keys, values, shared, dim, p->position[t] + 1, p->scale, score,
-                   mixed + r * all + h * shared * dim);
+                   heard + r * all + h * shared * dim);
         }
     }
 }
 
 /* Those columns of the logits of the tokens [first, first + n) that want some. */
-static void finish(const Model *m, const Shape *s, const Pass *p, int64_t first, int n, const float *x, float *y, Span span) {
+static void finish(const Model *m, const Shape *s, const Pass *p, int64_t first, int n, const float *x, cell *y, Span span) {
     int64_t d = stride(s->hidden), columns = stride(s->vocabulary), to = -1;
     int some = 0;
     for (int r = 0; r < n; r++) {
         if (p->answer[first + r] < 0) continue;
         if (to < 0) to = p->answer[first + r];
-        unit(1, x + (first + r) * d, d, s->hidden, p->epsilon, y + some++ * d, d);
+        unit(1, x + (first + r) * d, d, s->hidden, p->epsilon, m->norm, y + some++ * d, d);
     }
     if (some) product(some, y, d, m->head, s->hidden, span, p->logits + to * columns, columns, 0);
 }
 
 /* Floats that one thread needs beside x and the queries. */
 static int64_t own(const Shape *s, int64_t capacity) {
-    return CHUNK * (stride(s->hidden) + wide(s) + stride(s->inner)) + 2 * padded(capacity);
+    return CHUNK * (stride(s->hidden) + wide(s) + stride(s->inner)) + BESIDE * padded(capacity);
 }
 
 int64_t ramulus_lanes(void) { return W; }
@@ -252,12 +296,12 @@ int64_t ramulus_room(const Shape *s, int64_t n, int64_t capacity) {
     return n * (stride(s->hidden) + s->heads * s->dim) + s->threads * own(s, capacity);
 }
 
-/* One thread's memory: of the tokens at hand a normed copy, projections or answers of attention, activations; and scores. */
-typedef struct { float *y, *mixed, *act, *score; } Own;
+/* One thread's memory: of the tokens at hand a normed copy, projections or, in the same place, answers of attention, activations; and scores. */
+typedef struct { cell *y, *heard, *act; float *mixed, *score; } Own;
 
 static Own own_of(const Shape *s, float *room) {
     float *mixed = room + CHUNK * stride(s->hidden), *act = mixed + CHUNK * wide(s);
-    return (Own){room, mixed, act, act + CHUNK * stride(s->inner)};
+    return (Own){(cell *)room, (cell *)mixed, (cell *)act, mixed, act + CHUNK * stride(s->inner)};
 }
 
 ALWAYS Span whole(int64_t columns) { return (Span){0, padded(columns)}; }
@@ -271,34 +315,36 @@ ALWAYS Span part(int64_t columns, int64_t mine, int64_t count) {
 static void embed(const Model *m, const Shape *s, const Pass *p, int64_t first, int64_t last, float *x) {
     int64_t d = stride(s->hidden);
     for (int64_t t = first; t < last; t++) {
-        memcpy(x + t * d, m->embedding + p->token[t] * s->hidden, s->hidden * sizeof(float));
+        int64_t from = p->token[t] * s->hidden;
+        if (s->plain) memcpy(x + t * d, (const float *)m->embedding + from, s->hidden * sizeof(float));
+        else for (int64_t i = 0; i < s->hidden; i++) x[t * d + i] = single((const cell *)m->embedding + from + i);
         memset(x + t * d + s->hidden, 0, (d - s->hidden) * sizeof(float));
     }
 }
 
 /* Tokens [first, first + n) to their queries, keys and values in a layer. */
 static void project(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const float *x,
-                    float *queries, Own o) {
+                    cell *queries, Own o) {
     int64_t d = stride(s->hidden), all = wide(s);
-    unit(n, x + first * d, d, s->hidden, p->epsilon, o.y, d);
+    unit(n, x + first * d, d, s->hidden, p->epsilon, m->layer[l].before, o.y, d);
     product(n, o.y, d, m->layer[l].qkv, s->hidden, (Span){0, all - P}, o.mixed, all, 0);
     place(m, s, slots, p, l, first, n, queries, o.mixed);
 }
 
 /* Attention and MLP of tokens [first, first + n) of a layer, added to x. */
 static void advance(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, float *x,
-                    const float *queries, Own o) {
+                    const cell *queries, Own o) {
     const Layer *layer = &m->layer[l];
     int64_t d = stride(s->hidden), inner = stride(s->inner);
-    look(s, slots, p, l, first, n, queries, o.mixed, o.score);
-    product(n, o.mixed, wide(s), layer->out, s->heads * s->dim, whole(s->hidden), x + first * d, d, 1);
-    unit(n, x + first * d, d, s->hidden, p->epsilon, o.y, d);
+    look(s, slots, p, l, first, n, queries, o.heard, o.score);
+    product(n, o.heard, broad(s), layer->out, s->heads * s->dim, whole(s->hidden), x + first * d, d, 1);
+    unit(n, x + first * d, d, s->hidden, p->epsilon, layer->after, o.y, d);
     gated(n, o.y, d, layer, s->hidden, whole(s->inner), o.act, inner);
     product(n, o.act, inner, layer->down, s->inner, whole(s->hidden), x + first * d, d, 1);
 }
 
 /* One thread's share of many tokens: those of [first, last) through all layers. */
-static void many(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t first, int64_t last, float *x, float *queries, Own o) {
+static void many(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t first, int64_t last, float *x, cell *queries, Own o) {
     embed(m, s, p, first, last, x);
 #define EACH for (int64_t a = first, n; n = last - a < CHUNK ? last - a : CHUNK, a < last; a += n)
     if (p->together) {
@@ -320,7 +366,7 @@ static void many(const Model *m, const Shape *s, const Slots *slots, const Pass 
 }
 
 /* One thread's share of few tokens: its part of every matrix, so that the weights are read once, and not by every thread. `all` is shared. */
-static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t mine, int64_t count, float *x, float *queries, Own all, Own o) {
+static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t mine, int64_t count, float *x, cell *queries, Own all, Own o) {
     int64_t d = stride(s->hidden), inner = stride(s->inner), first = p->n * mine / count, last = p->n * (mine + 1) / count;
     int n = (int)p->n;
     Span hidden = part(s->hidden, mine, count);
@@ -328,16 +374,15 @@ static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *
 #pragma omp barrier
     for (int64_t l = 0; l < s->layers; l++) {
         const Layer *layer = &m->layer[l];
-        float *here = all.mixed + first * wide(s);
-        unit(n, x, d, s->hidden, p->epsilon, o.y, d);
+        unit(n, x, d, s->hidden, p->epsilon, layer->before, o.y, d);
         product(n, o.y, d, layer->qkv, s->hidden, part(wide(s) - P, mine, count), all.mixed, wide(s), 0);
 #pragma omp barrier
-        place(m, s, slots, p, l, first, (int)(last - first), queries, here);
-        look(s, slots, p, l, first, (int)(last - first), queries, here, o.score);
+        place(m, s, slots, p, l, first, (int)(last - first), queries, all.mixed + first * wide(s));
+        look(s, slots, p, l, first, (int)(last - first), queries, all.heard + first * broad(s), o.score);
 #pragma omp barrier
-        product(n, all.mixed, wide(s), layer->out, s->heads * s->dim, hidden, x, d, 1);
+        product(n, all.heard, broad(s), layer->out, s->heads * s->dim, hidden, x, d, 1);
 #pragma omp barrier
-        unit(n, x, d, s->hidden, p->epsilon, o.y, d);
+        unit(n, x, d, s->hidden, p->epsilon, layer->after, o.y, d);
         gated(n, o.y, d, layer, s->hidden, part(s->inner, mine, count), all.act, inner);
 #pragma omp barrier
         product(n, all.act, inner, layer->down, s->inner, hidden, x, d, 1);
@@ -347,7 +392,8 @@ static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *
 }
 
 void ramulus_forward(const Model *m, const Shape *s, const Slots *slots, const Pass *p) {
-    float *x = p->room, *queries = x + p->n * stride(s->hidden), *rest = queries + p->n * s->heads * s->dim;
+    float *x = p->room, *after = x + p->n * stride(s->hidden), *rest = after + p->n * s->heads * s->dim;
+    cell *queries = (cell *)after;
     int64_t threads = s->threads < p->n ? s->threads : p->n, size = own(s, slots->capacity);
     if (!p->together && p->n <= FEW * s->threads && p->n <= CHUNK) threads = s->threads;
 #pragma omp parallel num_threads(threads)
@@ -411,8 +457,8 @@ void ramulus_copy(const Shape *s, const Slots *slots, const int64_t *moves, int6
     for (int64_t l = 0; l < 2 * s->layers; l++)
         for (int64_t i = 0; i < count; i++) {
             const int64_t *move = moves + 3 * i;
-            float *store = slots->store + l * slots->rows * row;
+            cell *store = slots->store + l * slots->rows * row;
             for (int64_t h = 0; h < s->kv_heads; h++)
-                memcpy(store + move[1] * row + h * line, store + move[0] * row + h * line, move[2] * s->dim * sizeof(float));
+                memcpy(store + move[1] * row + h * line, store + move[0] * row + h * line, move[2] * s->dim * sizeof(cell));
         }
 }

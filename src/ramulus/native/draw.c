@@ -16,11 +16,24 @@ ALWAYS void spread(const float *x, int64_t some, float most, float heat, float *
     }
 }
 
-static float peak(const float *x, int64_t n, int64_t *where) {
+/* The largest logit; where one is NaN, some number or NaN. */
+static float peak(const float *x, int64_t n) {
     float most = x[0];
-    for (int64_t i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
-    for (*where = 0; *where + 1 < n && x[*where] != most;) ++*where;
+    int64_t i = 0;
+    if (n >= W) {
+        vf top = load(x);
+        for (i = W; n - i >= W; i += W) top = either(load(x + i) > top, load(x + i), top);
+        most = highest(top);
+    }
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
     return most;
+}
+
+/* The first place where it stands, or the last of all. */
+static int64_t first(const float *x, int64_t n, float most) {
+    int64_t i = 0;
+    while (i + 1 < n && x[i] != most) i++;
+    return i;
 }
 
 /* The sum of exponentials, and in `product` that of each times its distance from the largest logit. */
@@ -36,12 +49,23 @@ static double mass(const float *x, int64_t n, float most, float heat, double *pr
             if (some - i >= W) far = load(x + a + i) - most;
             else for (int64_t j = 0; j < some - i; j++) far[j] = x[a + i + j] - most;
             one += v;
-            two += select(v > 0.0f, v * far, (vf){0});
+            two += either(v > 0.0f, v * far, (vf){0});
         }
         sum += total(one), weighted += total(two);
     }
     if (product) *product = weighted;
     return sum;
+}
+
+typedef double vd __attribute__((vector_size(W * sizeof(double))));
+
+/* The sum of a span, whole vectors, in double. */
+ALWAYS double exactly(const float *e, int64_t some) {
+    vd sum = {0};
+    double all = 0;
+    for (int64_t i = 0; i < some; i += W) sum += __builtin_convertvector(load(e + i), vd);
+    for (int i = 0; i < W; i++) all += sum[i];
+    return all;
 }
 
 /* The first token whose running sum of exponentials passes `target`, never one of probability 0; without one -1, and `sum` says what they come to. */
@@ -51,6 +75,11 @@ static int64_t passing(const float *x, int64_t n, float most, float heat, double
     for (int64_t a = 0; a < n; a += SPAN) {
         int64_t some = n - a < SPAN ? n - a : SPAN;
         spread(x + a, some, most, heat, e);
+        double behind = *sum + exactly(e, some);
+        if (behind < target * (1 - 1e-12)) {
+            *sum = behind; /* a span that ends well before the token: in vectors */
+            continue;
+        }
         for (int64_t i = 0; i < some; i++)
             if (e[i] > 0 && (*sum += e[i]) > target) return a + i;
     }
@@ -68,10 +97,9 @@ static int64_t found(const float *x, int64_t n, float most, float heat, double u
 void ramulus_entropy(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, float *entropy) {
 #pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
     for (int64_t r = 0; r < n; r++) {
-        int64_t best;
         double weighted, sum;
         const float *x = logits + r * ld;
-        float most = peak(x, vocabulary, &best);
+        float most = peak(x, vocabulary);
         sum = mass(x, vocabulary, most, 1.0f, &weighted);
         entropy[r] = (float)(log(sum) - weighted / sum);
     }
@@ -84,15 +112,15 @@ void ramulus_draw(const float *logits, int64_t ld, int64_t n, int64_t vocabulary
 #pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * ld;
-        int64_t best;
         double weighted = 0, sum = 0;
-        float most = peak(x, vocabulary, &best), heat = temperature[r];
+        float most = peak(x, vocabulary), heat = temperature[r];
         if (!known || heat == 1.0f) sum = mass(x, vocabulary, most, 1.0f, &weighted);
         if (!known) entropy[r] = (float)(log(sum) - weighted / sum);
-        token[r] = best, logprob[r] = 0.0f;
-        if (heat == 0.0f) continue;
-        if (heat != 1.0f) sum = mass(x, vocabulary, most, heat, NULL);
-        if (sum != sum) continue; /* a NaN, which the caller looks into */
+        if (heat != 1.0f && heat != 0.0f) sum = mass(x, vocabulary, most, heat, NULL);
+        if (heat == 0.0f || sum != sum) { /* a NaN, which the caller looks into */
+            token[r] = first(x, vocabulary, most), logprob[r] = 0.0f;
+            continue;
+        }
         token[r] = found(x, vocabulary, most, heat, uniform[r], sum);
         logprob[r] = (float)((double)((x[token[r]] - most) / heat) - log(sum));
     }

@@ -39,7 +39,7 @@
 #endif
 #define P (2 * W)    /* columns of a panel */
 #define DEEP 256     /* inputs of a panel that are met at once: they stay in the first cache */
-#define AHEAD 64     /* lines of a panel that are asked of memory before they are met */
+#define AHEAD 64     /* steps by which a panel is asked of memory before it is met */
 #define ALWAYS static inline __attribute__((always_inline))
 
 typedef REAL real;
@@ -50,7 +50,7 @@ typedef WHOLE vi __attribute__((vector_size(W * sizeof(real))));
 ALWAYS vf load(const real *x) { return *(const vfu *)x; }
 ALWAYS void store(real *x, vf v) { *(vfu *)x = v; }
 ALWAYS vf splat(real x) { return x - (vf){0}; }
-ALWAYS vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+ALWAYS vf either(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 ALWAYS real total(vf v) {
     real s = 0;
@@ -67,7 +67,7 @@ ALWAYS real highest(vf v) {
 /* exp(x) for x <= 88 within 2 units in the last place; 0 below -87. NaN stays NaN. */
 ALWAYS vf exponential(vf x) {
 #ifdef SINGLE
-    vf y = select(x < -87.0f, splat(-87.0f), select(x > 88.0f, splat(88.0f), x));
+    vf y = either(x < -87.0f, splat(-87.0f), either(x > 88.0f, splat(88.0f), x));
     vf n = (y * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
     vf r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
     vf p = splat(1.9875691500e-4f);
@@ -78,7 +78,7 @@ ALWAYS vf exponential(vf x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     vf scale = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-    return select(x < -87.0f, (vf){0}, p * scale);
+    return either(x < -87.0f, (vf){0}, p * scale);
 #else
     for (int i = 0; i < W; i++) x[i] = exp(x[i]);
     return x;
@@ -89,13 +89,18 @@ ALWAYS int64_t padded(int64_t n) { return (n + P - 1) / P * P; }
 /* From one row to the next: rows a power of two apart would fight for the same lines of the cache. */
 ALWAYS int64_t stride(int64_t n) { return padded(n) + P; }
 
+/* Ask memory for the lines of a step of a panel. */
+ALWAYS void ask(const void *w) {
+    for (int i = 0; i < P * 4; i += 64) __builtin_prefetch((const char *)w + i);
+}
+
 /* out[r, 0..P) = (or += where `add`) the sum over i of x[r * rs + i * ks] w[i, 0..P) for n rows. */
 ALWAYS void tile(const int n, const real *x, const int64_t rs, const int64_t ks, const real *w, int64_t k, real *out, int64_t ldo, const int add) {
     vf sum[R][2];
     for (int r = 0; r < n; r++) sum[r][0] = sum[r][1] = (vf){0};
     for (int64_t i = 0; i < k; i++) {
         vf a = load(w + i * P), b = load(w + i * P + W);
-        __builtin_prefetch(w + (i + AHEAD) * P);
+        ask(w + (i + AHEAD) * P);
         for (int r = 0; r < n; r++) {
             real one = x[r * rs + i * ks];
             sum[r][0] += one * a;
@@ -108,25 +113,27 @@ ALWAYS void tile(const int n, const real *x, const int64_t rs, const int64_t ks,
     }
 }
 
-#define CASE(N, ...) case N: tile(N, __VA_ARGS__); break;
+#define CASE(F, N, ...) case N: F(N, __VA_ARGS__); break;
 #if R > 6
-#define MORE(...) CASE(7, __VA_ARGS__) CASE(8, __VA_ARGS__) CASE(9, __VA_ARGS__) CASE(10, __VA_ARGS__) CASE(11, __VA_ARGS__) CASE(12, __VA_ARGS__)
+#define MORE(F, ...) CASE(F, 7, __VA_ARGS__) CASE(F, 8, __VA_ARGS__) CASE(F, 9, __VA_ARGS__) CASE(F, 10, __VA_ARGS__) CASE(F, 11, __VA_ARGS__) \
+    CASE(F, 12, __VA_ARGS__)
 #else
-#define MORE(...)
+#define MORE(F, ...)
 #endif
-#define TILES(N, ...) switch (N) { CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__) CASE(3, __VA_ARGS__) CASE(4, __VA_ARGS__) CASE(5, __VA_ARGS__) \
-    CASE(6, __VA_ARGS__) MORE(__VA_ARGS__) }
+/* F of a known number of rows, so that its sums stay in registers. */
+#define TILES(F, N, ...) switch (N) { CASE(F, 1, __VA_ARGS__) CASE(F, 2, __VA_ARGS__) CASE(F, 3, __VA_ARGS__) CASE(F, 4, __VA_ARGS__) \
+    CASE(F, 5, __VA_ARGS__) CASE(F, 6, __VA_ARGS__) MORE(F, __VA_ARGS__) }
 
 /* Rows of x [n, ldx] with one panel: out[n, P] = or += x[n, k] w, in tiles as even as can be. */
-static void panel(int n, const real *x, int64_t ldx, const real *w, int64_t k, real *out, int64_t ldo, int add) {
+static inline void panel(int n, const real *x, int64_t ldx, const real *w, int64_t k, real *out, int64_t ldo, int add) {
     int count = (n + R - 1) / R;
     for (int64_t from = 0; from < k; from += DEEP) {
         int64_t some = k - from < DEEP ? k - from : DEEP;
         for (int t = 0; t < count; t++) {
             int first = (int)((int64_t)n * t / count), last = (int)((int64_t)n * (t + 1) / count);
             const real *rows = x + first * ldx + from;
-            if (add || from) { TILES(last - first, rows, ldx, 1, w + from * P, some, out + first * ldo, ldo, 1) }
-            else { TILES(last - first, rows, ldx, 1, w, some, out + first * ldo, ldo, 0) }
+            if (add || from) { TILES(tile, last - first, rows, ldx, 1, w + from * P, some, out + first * ldo, ldo, 1) }
+            else { TILES(tile, last - first, rows, ldx, 1, w, some, out + first * ldo, ldo, 0) }
         }
     }
 }

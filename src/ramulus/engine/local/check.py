@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ramulus.engine.local.forward import Forward, ModelForward
 from ramulus.engine.local.fused import FusedForward
 from ramulus.engine.local.kv import Geometry, Reach, Slots, rounded
-from ramulus.models.precision import is_half, widened
+from ramulus.models.precision import HALVES, is_half, widened
 from ramulus.models.survey import FAR, message_of
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # of logits, relative to their spread; quantised models: COARSE
@@ -43,7 +44,8 @@ def verify_forward(forward: Forward, reference: ModelForward) -> float:
     """A padded prefill of two unequal rows and some decode steps against the model's plain forward.
 
     Windows and chunks that a text of LONGEST tokens reaches past are reached past; longer ones were read from the mask itself. Half-precision models
-    compute in float32 here, where nothing is rounded; a fast forward of one may be ROUNDING times as far from that as the model's own is.
+    compute in float32 here, where nothing is rounded; a fast forward of one, or in half precision of another, may be ROUNDING times as far from that
+    as the model's own is in half precision.
     Returns the relative error of the logits; raises ValueError naming the architecture when it is too large.
     """
     half, own = is_half(reference.model), forward is reference
@@ -63,7 +65,9 @@ def verify_forward(forward: Forward, reference: ModelForward) -> float:
     allowed = TOLERANCE.get(geometry.dtype if own else forward.geometry.dtype, COARSE)
     if not own:
         worst = relative_error(ours, truth)
-        allowed = 1e-3 + ROUNDING * relative_error(case.plain(reference), truth) if half else allowed
+        if half or forward.geometry.dtype in HALVES:
+            with nullcontext() if half else torch.autocast(case.tokens.device.type, forward.geometry.dtype):
+                allowed = 1e-3 + ROUNDING * relative_error(case.plain(reference), truth)
     if isinstance(forward, FusedForward):
         forward.rotary(SHORTEST)  # the long table is not kept
     if not worst <= allowed:

@@ -1,4 +1,4 @@
-"""The forward pass of native/decode.c and the draw of native/draw.c, over a copy of the weights: what a CPU decodes fastest with, in float32."""
+"""The forward pass of native/decode.c and the draw of native/draw.c, over a copy of the weights: what a CPU decodes fastest with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
@@ -39,8 +40,8 @@ GB = 10**9
 AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
 
 
-def misfit(fused: FusedForward, most: int | None, memory: int) -> str | None:
-    """Why the kernels do not serve this model, or None where they do: it is on a CPU, and its copy for them takes at most `most` bytes.
+def misfit(fused: FusedForward, precision: torch.dtype, most: int | None, memory: int) -> str | None:
+    """Why the kernels do not serve this model in this precision, or None where they do: on a CPU, with a copy for them of at most `most` bytes.
 
     None as `most`: what is free now beside `memory` bytes of KV.
     """
@@ -48,10 +49,10 @@ def misfit(fused: FusedForward, most: int | None, memory: int) -> str | None:
     if device.type != "cpu":
         return f"the kernels are for CPUs, the model is on {device}"
     if dtype == torch.float64:
-        return "the kernels compute in float32, the model in float64"
+        return "the kernels compute in float32 or bfloat16, the model in float64"
     if windowed(fused):
         return "the kernels know no attention windows"
-    size, limit = copy_bytes(fused), max(0, free_memory() - memory) if most is None else most
+    size, limit = copy_bytes(fused, precision), max(0, free_memory() - memory) if most is None else most
     if size > limit:
         beside = f" beside {memory / GB:.1f} GB of KV" if most is None else ""
         return f"the kernels' copy of the weights takes {size / GB:.2f} GB, and {limit / GB:.2f} GB are left for it{beside}"
@@ -63,19 +64,29 @@ def windowed(fused: FusedForward) -> bool:
     return any(sight.cuts(fused.reference.limit) for sight in fused.reference.sights.values())
 
 
-def copy_bytes(fused: FusedForward) -> int:
-    """Bytes of all matrices in float32, the head too where it is tied to the embeddings."""
+def copy_bytes(fused: FusedForward, precision: torch.dtype) -> int:
+    """Bytes of all matrices in this precision, the head too where it is tied to the embeddings."""
     parts = [part for layer in fused.layers for part in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)]
-    return 4 * sum(weight.numel() for weight, _ in (*parts, fused.head))
+    return precision.itemsize * sum(weight.numel() for weight, _ in (*parts, fused.head))
+
+
+def precision_of(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels compute a model of this dtype in: bfloat16 in itself, others in float32."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def _joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weights [m, k] of stacked layers in float32, that of the norm before them folded in, and their biases [m]; None where no part has one."""
+    """Weights [m, k] of stacked layers, and their biases [m] in float32; None where no part has one. A norm's weight makes them float32."""
     weight = torch.cat([w for w, _ in parts])
     if norm is not None:
         weight = weight.float() * norm.float()
     biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
-    return weight.float(), None if all(b is None for _, b in parts) else torch.cat(biases).float()
+    return weight, None if all(b is None for _, b in parts) else torch.cat(biases).float()
+
+
+def _padded_norm(norm: Tensor, width: int) -> Tensor:
+    """A norm's weight [d] in float32, with zeros up to whole panels."""
+    return F.pad(norm.detach().float(), (0, -len(norm) % width))
 
 
 class _Pass(ctypes.Structure):
@@ -97,28 +108,31 @@ class Drawing(ctypes.Structure):
 
 
 class Panels:
-    """W and b of stacked linear layers as the kernels read them, the weight of the norm before them folded in.
+    """W and b of stacked linear layers as the kernels read them.
 
-    weight [columns / width, inputs, width] and bias [columns], float32, columns padded with zeros to whole panels.
+    weight [columns / width, inputs / pair, width, pair], in float32 with the weight of the norm before them folded in (a pair is one input), in
+    bfloat16 just the model's own (two inputs). bias [columns], float32. Both are padded with zeros to whole panels and pairs.
     """
 
-    def __init__(self, parts: Sequence[Part], width: int, norm: Tensor | None = None) -> None:
-        self.parts, self.norm = parts, norm
+    def __init__(self, parts: Sequence[Part], width: int, dtype: torch.dtype, norm: Tensor | None = None) -> None:
+        self.parts, self.norm = parts, norm if dtype == torch.float32 else None
         columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
-        count = -(-columns // width)
-        self.weight = torch.zeros(count, inputs, width, **FLOAT)
+        count, self.pair = -(-columns // width), 4 // dtype.itemsize
+        self.weight = torch.zeros(count, -(-inputs // self.pair), width, self.pair, dtype=dtype, device="cpu")
         self.bias = torch.zeros(count * width, **FLOAT) if any(b is not None for _, b in parts) else None
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights as they are now, to where the old ones were."""
-        count, inputs, width = self.weight.shape
         flat, bias = _joined(self.parts, self.norm)
+        flat = F.pad(flat.to(self.weight.dtype), (0, -flat.shape[1] % self.pair))
+        words, target = (x.view(torch.int32) if self.pair == 2 else x for x in (flat, self.weight.flatten(2)))  # a pair is moved as one
+        count, inputs, width = target.shape
         whole = len(flat) // width
-        self.weight[:whole].copy_(flat[: whole * width].view(whole, width, inputs).transpose(1, 2))
+        target[:whole].copy_(words[: whole * width].view(whole, width, inputs).transpose(1, 2))
         if whole < count:
-            self.weight[whole, :, : len(flat) - whole * width].copy_(flat[whole * width :].t())
+            target[whole, :, : len(flat) - whole * width].copy_(words[whole * width :].t())
         if self.bias is not None and bias is not None:
             self.bias[: len(flat)].copy_(bias)
 
@@ -128,27 +142,28 @@ class Panels:
 
 
 class PanelLayer:
-    """The matrices of one decoder layer."""
+    """The matrices of one decoder layer, and the norms that are in none of them."""
 
-    def __init__(self, layer: Layer, width: int) -> None:
+    def __init__(self, layer: Layer, width: int, dtype: torch.dtype) -> None:
         after, before = layer.after, layer.before
         self.matrices = [
-            Panels((layer.query, layer.key, layer.value), width, before),
-            Panels((layer.out,), width),
-            Panels((layer.gate,), width, after),
-            Panels((layer.up,), width, after),
-            Panels((layer.down,), width),
+            Panels((layer.query, layer.key, layer.value), width, dtype, before),
+            Panels((layer.out,), width, dtype),
+            Panels((layer.gate,), width, dtype, after),
+            Panels((layer.up,), width, dtype, after),
+            Panels((layer.down,), width, dtype),
         ]
-        self.norms = [None if norm is None else norm.detach().float() for norm in (layer.query_norm, layer.key_norm)]
-        self.source = layer
+        folded = dtype == torch.float32
+        self.sources = [layer.query_norm, layer.key_norm, None if folded else before, None if folded else after]
+        self.norms = [None if norm is None else _padded_norm(norm, width) for norm in self.sources]
 
     def refresh(self) -> None:
         """Copy the weights as they are now."""
         for matrix in self.matrices:
             matrix.refresh()
-        for mine, theirs in zip(self.norms, (self.source.query_norm, self.source.key_norm), strict=True):
+        for mine, theirs in zip(self.norms, self.sources, strict=True):
             if mine is not None and theirs is not None:
-                mine.copy_(theirs.detach())
+                mine[: len(theirs)].copy_(theirs.detach())
 
     def pointers(self) -> list[int]:
         """As decode.c lays them out."""
@@ -159,29 +174,33 @@ class PanelLayer:
 class CompiledForward(FusedForward):
     """All layers in one call without torch; a token's logits are the same bits whatever runs beside it, prefilled or decoded.
 
-    Raises ValueError for a model that the kernels do not fit, and Unavailable without a compiler. `flags` are the compiler's.
+    In float32, or in bfloat16: weights, keys, values and the inputs of products, all else in float32. Raises ValueError for a model that the kernels
+    do not fit, and Unavailable without a compiler. `flags` are the compiler's.
     """
 
     name = "compiled"
 
-    def __init__(self, fused: FusedForward, flags: Sequence[str] = ()) -> None:
-        self.library, self.draws = library("decode.c", _KERNELS, *flags), library("draw.c", DRAWS, *flags)
+    def __init__(self, fused: FusedForward, precision: torch.dtype = torch.float32, flags: Sequence[str] = ()) -> None:
+        cells = ("-DBFLOAT",) if precision == torch.bfloat16 else ()
+        self.library, self.draws = library("decode.c", _KERNELS, *cells, *flags), library("draw.c", DRAWS, *flags)
         super().__init__(fused.reference, fused.layers, fused.epsilon)
-        g = self.geometry = replace(fused.geometry, dtype=torch.float32)
+        g = self.geometry = replace(fused.geometry, dtype=precision)
+        self.rounding = fused.geometry.dtype if cells else torch.float32  # in bfloat16 as the model has them itself
         lanes = int(self.library.ramulus_lanes())
         if g.dim % lanes:
             raise ValueError(f"the compiled kernels take heads of a multiple of {lanes} numbers, not {g.dim}")
         width = 2 * lanes
-        self.panels = [PanelLayer(layer, width) for layer in self.layers]
-        self.last = Panels((self.head,), width, self.norm)
-        self.table = self.embedding.detach().float().contiguous()
+        self.panels = [PanelLayer(layer, width, precision) for layer in self.layers]
+        self.last = Panels((self.head,), width, precision, self.norm)
+        self._read()
         self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
         self.vocabulary, hidden = self.head[0].shape
         if self.vocabulary > len(self.table):
             raise ValueError(f"the compiled kernels take no head of {self.vocabulary} tokens over {len(self.table)} embeddings")
         inner = len(self.layers[0].gate[0])
+        plain = self.table.dtype == torch.float32
         self.shape = np.array(
-            (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, 1), dtype=np.int64
+            (len(self.layers), hidden, self.query_heads, g.heads, g.dim, inner, self.vocabulary, plain, 1), dtype=np.int64
         )
         self.room = torch.empty(0, **FLOAT)
         self.line = torch.arange(64, device="cpu")
@@ -202,8 +221,14 @@ class CompiledForward(FusedForward):
         for layer in self.panels:
             layer.refresh()
         self.last.refresh()
-        self.table = self.embedding.detach().float().contiguous()
+        self._read()
         self.model = self._model()
+
+    def _read(self) -> None:
+        """What is read in place: the embeddings, in the precision of the kernels or in float32; and the last norm, where no matrix has it in it."""
+        table = self.embedding.detach()
+        self.table = (table if table.dtype == self.geometry.dtype else table.float()).contiguous()
+        self.final = _padded_norm(self.norm, self.last.weight.shape[2]) if self.last.norm is None else None
 
     def rotary(self, length: int) -> None:
         """Fill the tables, [length, dim / 2] each."""
@@ -214,7 +239,8 @@ class CompiledForward(FusedForward):
 
     def _model(self) -> np.ndarray:
         """The model as decode.c reads it: addresses, in the order of its structs."""
-        parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr(), *self.last.pointers()]
+        parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr()]
+        parts += [0 if self.final is None else self.final.data_ptr(), *self.last.pointers()]
         return np.array(parts + [address for layer in self.panels for address in layer.pointers()], dtype=np.uint64)
 
     @torch.inference_mode()

@@ -22,7 +22,7 @@ class Local:
 
     slots: int = 64  # sequences decoded together
     memory_mb: int = 1024  # of kept KV; the oldest is dropped beyond it and prefilled again
-    copy: Literal["float32", "bfloat16"] | None = None  # dtype of a second copy of the weights; None reads the learner's
+    precision: Literal["float32", "bfloat16"] | None = None  # to sample in; None: the model's dtype
     threads: int | None = (
         None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
     )
@@ -41,5 +41,5 @@ class Local:
 
         from ramulus.engine.local.local_engine import LocalEngine
 
-        copy = getattr(torch, self.copy) if self.copy else None
-        return LocalEngine(model, self.slots, self.memory_mb * 2**20, copy, threads=self.threads, decode=decode)
+        precision = getattr(torch, self.precision) if self.precision else None
+        return LocalEngine(model, self.slots, self.memory_mb * 2**20, precision, threads=self.threads, decode=decode)

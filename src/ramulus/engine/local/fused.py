@@ -115,6 +115,7 @@ class FusedForward:
         self.scale = reference.survey.layers[0].scale
         self.variants = [Variant(reference.sights[i]) for i in range(len(layers))]
         self.query_heads = layers[0].query[0].shape[0] // self.geometry.dim
+        self.rounding = self.geometry.dtype  # of the rotary factors
         self.cosine = self.sine = torch.empty(0)
 
     def refresh(self) -> None:
@@ -124,7 +125,7 @@ class FusedForward:
         """Fill the table of rotary factors [length, 1, dim] from the model's own module; the sine carries the sign of the rotation."""
         g = self.geometry
         positions = torch.arange(length, device=g.device)[None]
-        like = torch.empty(0, dtype=g.dtype, device=g.device)
+        like = torch.empty(0, dtype=self.rounding, device=g.device)
         cosine, sine = self.reference.model.model.rotary_emb(like, positions)
         half = g.dim // 2
         self.cosine = cosine[0][:, None].contiguous()

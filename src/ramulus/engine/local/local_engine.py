@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -14,15 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
-from ramulus.engine.local.check import verify_forward
-from ramulus.engine.local.compiled import GB, CompiledForward, misfit
-from ramulus.engine.local.forward import Forward, ModelForward
-from ramulus.engine.local.fused import FusedForward, recognise
+from ramulus.engine.local.choice import choose
+from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
-from ramulus.models.survey import message_of
 
-WAYS = {"compiled": "compiled kernels", "fused": "torch's operations", "transformers": "the model's own modules"}  # by the name of the forward
 QUIET = 8  # turns of the event loop without a new request before the next step
 
 
@@ -33,13 +28,12 @@ class LocalEngine:
     of the old weights must go too. `slots`: sequences that decode together. `memory`: bytes of KV, for the running sequences and for what
     is remembered of ended ones; the least recently used goes first and is prefilled again when needed. The kernels reserve up to three
     quarters of it for slots at the first request; the system gives pages as they are used. Slots that grow while they hold anything exist
-    twice for a moment, which can take up to three quarters of it once more. `copy_dtype`: sample from a
-    copy of the weights in this dtype (bfloat16 beside a float32 trainer) of `copy_bytes` bytes, renewed by `load`. `fast`: read
-    the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `native`: on a CPU
-    such models are decoded in float32 by compiled kernels, from one more copy of their matrices, which `load` renews; False, or no C compiler,
-    leaves them to torch's operations, two to four times slower. `native_limit`: most bytes of that copy (`native_bytes` says how many it takes);
-    None allows what is free beside `memory` when the engine is built. Models in half precision take this way too: the same weights and KV, rounded
-    less in between. `about` says which way was taken and, where it is not the kernels, why.
+    twice for a moment, which can take up to three quarters of it once more. `precision`: of weights, keys, values and products, None for the
+    model's own; where it is another than that (bfloat16 beside a float32 trainer), the kernels or else a copy of the model hold the weights in it.
+    `fast`: read the weights of Llama-like models without transformers' per-module overhead where that passes the self-check. `native`: on a CPU
+    such models are decoded by compiled kernels, in float32 or bfloat16, from one more copy of their matrices, which `load` renews; False, or no C
+    compiler, leaves them to torch's operations, two to four times slower. `native_limit`: most bytes of that copy (`native_bytes` says how many it
+    takes); None allows what is free beside `memory` when the engine is built. `about` says which way was taken and, where it is not the kernels, why.
     `threads`: of torch while the engine works, None leaves them; without the kernels a model of 128 dimensions decodes faster with one than with two.
     `decode`: the text of tokens, for stop strings.
 
@@ -69,7 +63,7 @@ class LocalEngine:
         model: nn.Module,
         slots: int = 64,
         memory: int = 2**30,
-        copy_dtype: torch.dtype | None = None,
+        precision: torch.dtype | None = None,
         fast: bool = True,
         native: bool = True,
         native_limit: int | None = None,
@@ -80,12 +74,9 @@ class LocalEngine:
             raise ValueError(f"slots must be at least 1, got {slots}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1 (None leaves torch's), got {threads}")
-        self.model, self.copy_dtype, self.threads = model, copy_dtype, threads
-        self._copy = _narrow(model, copy_dtype) if copy_dtype is not None else None
-        reference = ModelForward(model if self._copy is None else self._copy)
-        verify_forward(reference, reference)
-        self.forward, because = _chosen(reference, native, native_limit, memory) if fast else (reference, "fast=False asks for it")
-        self.about = _said(self.forward, because)
+        self.model, self.threads = model, threads
+        choice = choose(model, precision, fast, native, native_limit, memory)
+        self.forward, self.about, self._copy, reference = choice.forward, choice.about, choice.copy, choice.reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
         self._scheduler = Scheduler(self.forward, vocabulary, reference.limit, slots, memory, decode)
         self.features = frozenset({"rules", "until", "entropy", "kept", "in_place"} | ({"strings"} if decode else set()))
@@ -262,50 +253,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _chosen(reference: ModelForward, native: bool, native_limit: int | None, memory: int) -> tuple[Forward, str]:
-    """The compiled forward, else the fused one, where the model's code is known and the self-check agrees; and why it is not a faster one."""
-    found = recognise(reference)
-    if found is None:
-        return reference, f"the kernels do not know {reference.title}"
-    fused = _tried(lambda: found, reference)
-    if isinstance(fused, str):
-        return reference, fused
-    because = misfit(found, native_limit, memory) if native else "native=False asks for it"
-    if because is not None:
-        return found, because
-    compiled = _tried(lambda: CompiledForward(found), reference)
-    return (found, compiled) if isinstance(compiled, str) else (compiled, "")
-
-
-def _tried(make: Callable[[], FusedForward], reference: ModelForward) -> FusedForward | str:
-    """A forward that passes the self-check, or what stopped it: whatever that is, a slower way is there."""
-    try:
-        forward = make()
-        verify_forward(forward, reference)
-    except Exception as error:
-        return message_of(error)
-    return forward
-
-
-def _said(forward: Forward, because: str) -> str:
-    """How an engine decodes, in a line."""
-    g, line = forward.geometry, WAYS[forward.name]
-    if isinstance(forward, CompiledForward):
-        return f"{line} in {dtype_name(g.dtype)}, which read a copy of the weights of {forward.nbytes / GB:.2f} GB"
-    return f"{line} in {dtype_name(g.dtype)} on {g.device}: {because}"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """float32, bfloat16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _narrow(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the model with its parameters in `dtype`; buffers (rotary frequencies) keep their precision."""
-    twin = copy.deepcopy(model).requires_grad_(False).eval()
-    for parameter in twin.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    return twin

@@ -11,7 +11,11 @@ from typing import Any
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
 FORMER_CLASSES = {"Exam": "FinalEvaluation"}  # class by the name it had before: its name
-FORMER_FIELDS = {("ramulus.Mix", "leash"): "kl_coef", ("ramulus.Run", "exam"): "final_evaluation"}  # (class, field of before): its name
+FORMER_FIELDS = {  # (class, field by the name it had before): its name
+    ("ramulus.Mix", "leash"): "kl_coef",
+    ("ramulus.Run", "exam"): "final_evaluation",
+    ("ramulus.Local", "copy"): "precision",
+}
 OWN = re.compile(r"(?:ramulus|ramify)\.(?:\w+\.)*(\w+)")  # a part of the package, under its former name too, in whichever room
 
 

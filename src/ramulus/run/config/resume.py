@@ -21,6 +21,7 @@ FORMER = "ramify"  # what the package, and the recipe that joins everything, wer
 FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
     "exam": "final_evaluation",
     "mix.leash": "mix.kl_coef",
+    "engine.copy": "engine.precision",
     "branching.delta": "signals.0.delta",
     "branching.words": "signals.0.words",
 }

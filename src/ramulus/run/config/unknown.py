@@ -10,6 +10,7 @@ from typing import Any
 MOVED = {
     ("Mix", "leash"): "mix.kl_coef",
     ("Run", "exam"): "final_evaluation",
+    ("Local", "copy"): "engine.precision",
     ("AttentionForks", "delta"): "signals.0.delta: write signals=(ForwardInfluence(delta=...),) in a recipe file",
     ("EntropyForks", "words"): "signals.0.words: write signals=(Concluded(words=...),) in a recipe file, or set branching.closed=None for no words",
 }
