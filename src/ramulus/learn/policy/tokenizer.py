@@ -9,6 +9,7 @@ from typing import Any
 from ramulus.learn.policy.loading import silent
 
 SAMPLE = "12 + 3 = 15,\n\tsays  the naïve 漢字 student. It's x_1 <b>"
+CAME_WITH = "_ramulus_class"  # the attribute that keeps the class its folder names, for those who read what we write
 SPACED = "1 + 2\n= 3"
 
 
@@ -19,10 +20,14 @@ def read_tokenizer(name: str, **options: Any) -> Any:
     followed. Warns of a tokenizer that loses spaces or line breaks. Raises ValueError for one without an EOS token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     with silent():
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        if not same_spelling(tokenizer, name, options):
+        if same_spelling(tokenizer, name, options):
+            named = str(get_tokenizer_config(name, **options).get("tokenizer_class") or "")
+            setattr(tokenizer, CAME_WITH, named if named.endswith(("Tokenizer", "TokenizerFast")) else None)
+        else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **options)
     if tokenizer.eos_token_id is None:
         raise ValueError(

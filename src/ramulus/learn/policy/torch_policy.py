@@ -23,6 +23,7 @@ from ramulus.learn.policy.head import head_of
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
+from ramulus.learn.policy.writing import read_back, write_model
 from ramulus.models.positions import rope_limit
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TorchPolicy:
         attention: Way = "auto",
     ) -> None:
         self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
-        self.clip, self.attention = clip, attention
+        self.clip, self.attention, self.written = clip, attention, False
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.autocast = autocast
         self.critic: nn.Linear | None = None  # a value head
@@ -234,11 +235,16 @@ class TorchPolicy:
         return merged(self.model) if self.wrapped is not None else self.model.state_dict()
 
     def write(self, path: Path | str) -> None:
-        """A plain Hugging Face folder, LoRA merged, that AutoModelForCausalLM.from_pretrained loads; with the tokenizer if there is one."""
+        """A plain Hugging Face folder, LoRA merged, that AutoModelForCausalLM.from_pretrained loads; with the tokenizer if there is one.
+
+        The first time, what was written is loaded back and compared.
+        """
+        state = self.weights() if self.wrapped is not None or not self.written else None
         with attending(self.model, "sdpa"):
-            self.model.save_pretrained(path, state_dict=self.weights() if self.wrapped is not None else None)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(path)
+            write_model(path, self.model, self.tokenizer, state if self.wrapped is not None else None)
+            if not self.written and state is not None:
+                read_back(path, self.model, self.tokenizer, state)
+        self.written = True
 
     def tensors(self, weights: bool = True) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, reference model."""
