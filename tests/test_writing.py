@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
 BASE = {"rope_type": "default", "rope_theta": 5e5}
+EMBEDDING = Lora(2, targets=("embed_tokens",))
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "llama": {"tie_word_embeddings": True},
@@ -45,7 +46,7 @@ def build(family: str, rope: dict[str, Any] = BASE) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "lora"),
-    [*((family, lora) for family in FAMILIES for lora in (None, Lora(2))), *((family, Lora(2, targets=("embed_tokens",))) for family in ("qwen2", "llama"))],
+    [(family, lora) for family in FAMILIES for lora in (None, Lora(2))] + [(family, EMBEDDING) for family in ("qwen2", "llama")],
 )
 def test_what_is_written_is_the_model(family: str, lora: Lora | None, tmp_path: Path) -> None:
     """The folder answers as the trained model does, under the names that the family has."""
