@@ -15,7 +15,7 @@ FOR_SLOTS = 0.75  # share of the memory that several slots may take; the radix t
 SPARE = 8  # slots in which prefixes of waiting sequences are prefilled beside those of newcomers, where the memory has room for them
 POOL = 16  # most slots a row, where sequences take any: an ended one keeps its own as long as nobody needs it
 ENOUGH = 4  # slots a row that are worth more than longer slots
-LONG = 512  # tokens: beyond them POOL slots a row are worth more than longer ones
+AMPLE = 512  # tokens: beyond them POOL slots a row are worth more than longer ones
 
 
 class SlotMemory:
@@ -192,14 +192,14 @@ class PooledSlots:
     """Sequences take any slot: that unused for longest, so that ended ones keep theirs for as long as possible.
 
     For kernels alone, which take the slots where they are. The slots are made as long, from the start, as leaves ENOUGH of them, and POOL where
-    they are LONG, so that they grow seldom; their shape depends on the requests since the last `forget` alone.
+    they are AMPLE, so that they grow seldom; their shape depends on the requests since the last `forget` alone.
     """
 
     def __init__(self, memory: SlotMemory, limit: int) -> None:
         self.memory, self.slots, self.cache = memory, memory.slots, memory.cache
         self.idle: dict[int, None] = {}  # slots without a sequence, the longest unused first
         most = int(memory.memory * FOR_SLOTS) // (memory.most * memory.geometry.token_bytes)  # tokens, were there one slot a row
-        ample = max(min(most // ENOUGH, LONG), most // POOL)
+        ample = max(min(most // ENOUGH, AMPLE), most // POOL)
         self.ample = min(rounded(limit), max(ample // ROUND * ROUND, ROUND))
 
     def assign(self, newcomers: list[Sequence], batch: Batch, now: int) -> None:
