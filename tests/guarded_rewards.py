@@ -168,3 +168,46 @@ def long_text(n: int) -> str:
 
 def numbers() -> Any:
     return {"reward": Fraction(1, 2), "parts": (1, 2.5, True, None), "text": "\ud800 \u00e9"}
+
+
+def surroundings() -> dict[str, Any]:
+    """What the process sees and may do."""
+    try:
+        socket.create_connection(("127.0.0.1", 9), timeout=0.2)
+        reached = "connected"
+    except OSError as error:
+        reached = type(error).__name__
+    return {"names": sorted(os.environ), "listing": os.listdir("."), "home": os.path.expanduser("~"), "folder": os.getcwd(), "reached": reached}
+
+
+def dial(port: int) -> str:
+    """Try to reach a server of the parent's."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return "reached"
+    except OSError as error:
+        return type(error).__name__
+
+
+def write_much(n: int) -> int:
+    """Write `n` bytes into a file of the working folder."""
+    with open("file", "wb") as file:
+        for _ in range(n // 2**20):
+            file.write(b"x" * 2**20)
+        file.flush()
+    return os.path.getsize("file")
+
+
+def open_many(n: int) -> int:
+    """Open `n` files at once."""
+    held = [open(os.devnull) for _ in range(n)]  # noqa: SIM115
+    return len(held)
+
+
+def hide_child(file: str) -> float:
+    """Leave a process in a session of its own, and hang."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    with open(file, "w") as note:
+        note.write(str(child.pid))
+    while True:
+        pass

@@ -187,3 +187,63 @@ def test_no_other_scorer_evaluates_answers() -> None:
         if calls & {"eval", "exec", "parse_expr", "sympify", "S", "__import__", "import_module"}:
             found.add(name)
     assert found == on_own_text | LITERAL | FORMULA, "a scorer is new or gone: read it before you list it"
+
+
+WORDS = "0 1 -1 7 42 x a yes no True False None [] {} () [[]] [0] [1] nan inf -inf NaN nanj 1e999 0.5 1/2 ... ? A B UP north red ((( ]]] ' null # *"
+JUNK = [
+    *WORDS.split(), "hello world", "the answer", "I don't know", "[1, 2, 3]", '{"a": 1}', "9" * 50, "1 2 3", "a b c", "nan + nani", "will halt",
+    "[nan, nan]", "\x00", "🙂",
+]  # fmt: skip
+
+
+def full_marks(name: str, seeds: int) -> list[tuple[str, str]]:
+    """Junk that scores full although it is not the answer: (junk, answer)."""
+    found = []
+    for seed in range(seeds):
+        try:
+            problems = Gym(name, 2, seed=seed)()
+        except (ValueError, AssertionError):
+            return []  # composite asks for a configuration
+        for problem in problems:
+            about = json.loads(json.dumps(problem.extra))["gym"]
+            for junk in JUNK:
+                try:
+                    score = Scorer(name)(about, junk)
+                except Exception:  # a failure earns nothing
+                    continue
+                assert 0 <= score <= 1, (name, junk)
+                if score >= 1 and not alike(junk, problem.answer):
+                    found.append((junk, problem.answer))
+    return found
+
+
+def alike(junk: str, answer: str) -> bool:
+    """Whether the junk happens to be the answer."""
+    if junk.casefold() == answer.strip().casefold():
+        return True
+    try:
+        return abs(float(junk) - float(answer)) <= 1e-6
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["game_of_life_halting", "coin_flip", "complex_arithmetic"])
+def test_scorers_that_took_junk_for_an_answer(name: str) -> None:
+    assert full_marks(name, seeds=4) == []
+    for problem in Gym(name, 5, seed=9)():
+        assert Scorer(name)(json.loads(json.dumps(problem.extra))["gym"], f" {problem.answer}\n") == 1
+
+
+@pytest.mark.slow
+def test_no_scorer_gives_full_marks_to_junk() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    assert {name: found for name in sorted(DATASETS) if (found := full_marks(name, seeds=2))} == {}
+
+
+def test_the_scorer_gets_what_was_checked() -> None:
+    problem = Gym("binary_matrix", 1, seed=3)()[0]
+    about = json.loads(json.dumps(problem.extra))["gym"]
+    assert Scorer("binary_matrix")(about, f"\n {problem.answer} \n") == 1
+    with pytest.raises(ValueError, match="neither a literal nor plain text"):
+        Scorer("binary_matrix")(about, " __import__('os') ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import pytest
 
 import guarded_rewards as rewards
 from ramulus.core.task import Path, Task
+from ramulus.tasks import sandbox
 from ramulus.tasks.guard import Guarded
 from ramulus.tasks.workers import Outcome, WorkerPool, worker_pool
 
@@ -315,3 +317,52 @@ def test_guarded_rewards() -> None:
         judged(rewards.wrong_type, "a")
     with pytest.raises(ValueError, match=r"cannot be sent to a worker process.*top level of a module"):
         judged(lambda task, path: 1.0, "a")
+
+
+def test_a_worker_sees_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "secret")
+    monkeypatch.setenv("JUDGE_KEY", "shown")
+    made = WorkerPool(1, env=("JUDGE_KEY",))
+    seen = made.submit(rewards.surroundings, seconds=5).result(timeout=60).value
+    assert "MY_API_KEY" not in seen["names"]
+    assert {"PATH", "HOME", "JUDGE_KEY"} <= set(seen["names"])
+    assert len(seen["names"]) < 20
+    assert seen["listing"] == []
+    assert seen["home"] == seen["folder"] != os.getcwd()
+    assert File(seen["folder"]).is_dir()
+    made.close()
+    for _ in range(100):
+        if not File(seen["folder"]).exists():
+            break
+        time.sleep(0.05)
+    assert not File(seen["folder"]).exists()
+
+
+def test_limits_on_files(two: WorkerPool) -> None:
+    outcome = two.submit(rewards.open_many, 2000, seconds=5).result(timeout=60)
+    assert (outcome.cause, "Too many open files" in str(outcome.failure)) == ("raised", True)
+    outcome = two.submit(rewards.write_much, 2**29, seconds=20, wall=60).result(timeout=90)
+    assert outcome.value is None
+    assert "File too large" in str(outcome.failure) or outcome.cause == "died"
+    assert two.submit(rewards.write_much, 2**20, seconds=5).result(timeout=60) == Outcome(2**20)
+
+
+def test_no_network_where_the_system_can_take_it_away() -> None:
+    closed, opened = WorkerPool(1), WorkerPool(1, network=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        apart = closed.submit(sandbox.state, seconds=5).result(timeout=60).value
+        assert opened.submit(rewards.dial, port, seconds=5).result(timeout=60) == Outcome("reached")
+        if not apart["namespace"]:
+            pytest.skip("needs user namespaces, which this system refuses")
+        assert closed.submit(rewards.dial, port, seconds=5).result(timeout=60).value != "reached"
+    assert sandbox.in_words(apart).endswith("no network")
+    closed.close()
+    opened.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_child_in_a_session_of_its_own_dies_too(two: WorkerPool, tmp_path: File) -> None:
+    note = tmp_path / "child"
+    assert two.submit(rewards.hide_child, str(note), seconds=0.5).result(timeout=60).cause == "timeout"
+    assert gone(int(note.read_text()))

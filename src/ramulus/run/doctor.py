@@ -9,6 +9,9 @@ import platform
 import shutil
 from pathlib import Path
 
+from ramulus.tasks import sandbox
+from ramulus.tasks.workers import WorkerPool
+
 NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "tyro", "rich", "jinja2")
 EXTRAS = {  # extra -> (module, distribution, what it is for)
     "math": ("math_verify", "math-verify", "grading of boxed mathematics"),
@@ -58,6 +61,16 @@ def packages() -> list[tuple[str, str, str]]:
     return rows
 
 
+def _graders() -> str:
+    """What holds a grading process, as one that is started says."""
+    pool = WorkerPool(1, gigabytes=4.0)
+    try:
+        outcome = pool.submit(sandbox.state, seconds=5).result()
+    finally:
+        pool.close()
+    return f"cannot start: {outcome.failure}" if outcome.failure else sandbox.in_words(outcome.value)
+
+
 def machine() -> list[tuple[str, str]]:
     """The machine as torch sees it; imports torch."""
     rows = [("python", platform.python_version()), ("system", platform.platform()), ("cores", str(cores()))]
@@ -82,6 +95,7 @@ def machine() -> list[tuple[str, str]]:
                 else "none; this torch is a CPU build"
             )
             rows.append(("cuda", built))
+    rows.append(("graders", _graders()))
     policy = os.environ.get("OMP_WAIT_POLICY", "not set: busy waiting can slow shared cores down tenfold, use PASSIVE")
     rows.append(("OMP_WAIT_POLICY", policy))
     rows.append(("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"))

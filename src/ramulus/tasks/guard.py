@@ -22,10 +22,12 @@ class Guarded:
     wall: float | None = None
     wrong: float = 0.0
     workers: int = 2
-    gigabytes: float | None = None  # of address space; leave None if the reward imports torch
+    gigabytes: float | None = 16.0  # of address space; None where the reward computes on a GPU
+    network: bool = False  # whether it may reach others: a judge behind a URL needs it
+    env: tuple[str, ...] = ()  # names of environment variables that it may see besides PATH and the like
 
     async def __call__(self, task: Task, path: Path) -> Any:
-        outcome = await worker_pool(self.workers, self.gigabytes).run(
+        outcome = await worker_pool(self.workers, self.gigabytes, self.network, self.env).run(
             self.reward, task, path, seconds=self.seconds, wall=self.wall
         )
         if outcome.cut:

@@ -14,6 +14,7 @@ from ramulus.core.tagged_json import decode, encode
 from ramulus.core.task import Path, Task
 from ramulus.tasks.answers import Extract, Tagged
 from ramulus.tasks.arithmetic import worked
+from ramulus.tasks.gym_scores import mended
 from ramulus.tasks.problem import Problem
 from ramulus.tasks.workers import worker_pool
 
@@ -119,10 +120,12 @@ class Scorer:
         config = json.dumps(about["config"], sort_keys=True)
         dataset = _dataset(about["name"], config, about["seed"], about["index"] + 1)
         entry = dataset[about["index"]] if about["entry"] is None else decode(about["entry"])
-        refused = unsafe({about["name"], str(entry["metadata"].get("source_dataset"))}, answer)
+        names = {about["name"], str(entry["metadata"].get("source_dataset"))}
+        answer = answer.strip()  # what is checked is what the scorer gets
+        refused = unsafe(names, answer)
         if refused:
             raise ValueError(refused)
-        return float(dataset.score_answer(answer, entry))
+        return mended(names, answer, entry, float(dataset.score_answer(answer, entry) or 0.0))
 
 
 def unsafe(names: set[str], answer: str) -> str | None:
@@ -137,7 +140,7 @@ def unsafe(names: set[str], answer: str) -> str | None:
 def _literal(answer: str) -> bool:
     """Whether eval() would give a literal, fail on a bare name, or fail as no Python: it can neither act nor read the solution."""
     try:
-        tree = ast.parse(answer.strip(), mode="eval").body
+        tree = ast.parse(answer, mode="eval").body
     except (SyntaxError, ValueError):
         return True
     if isinstance(tree, ast.Name):

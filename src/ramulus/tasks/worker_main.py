@@ -1,4 +1,4 @@
-"""What runs inside a worker process: take a call, arm the limits, answer in JSON. Imports the standard library only, but for the frames."""
+"""What runs inside a worker process: take a call, arm the limits, answer in JSON. Imports the standard library, frames and sandbox."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Any
 
 from ramulus.tasks.frames import LARGEST_ANSWER, receive, send
+from ramulus.tasks.sandbox import confine
 
 
 class _Finder(pickle.Unpickler):
@@ -43,13 +44,11 @@ def _load(name: str, file: str) -> None:
     spec.loader.exec_module(module)
 
 
-def answer_calls(fd: int, parent: int, gigabytes: float | None) -> None:
+def answer_calls(fd: int, parent: int, gigabytes: float | None, network: bool) -> None:
     """Answer calls on the pipe until it closes; `parent` is the id of the process that started this one."""
-    _bind_to(parent)
+    confine(parent, gigabytes, network)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    if gigabytes is not None:
-        _limit_memory(gigabytes)
     os.dup2(2, 1)  # what a reward prints goes to stderr
     pipe = socket.socket(fileno=fd)
     while True:
@@ -109,7 +108,9 @@ def _number(value: Any) -> float:
     """numpy's numbers and fractions as plain ones."""
     if isinstance(value, Real):
         return float(value)
-    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):  # np.bool_, a tensor of no dimensions
+    if getattr(value, "shape", None) == () and callable(
+        getattr(value, "item", None)
+    ):  # np.bool_, a tensor of no dimensions
         return float(value.item())
     raise TypeError(f"a {type(value).__name__} is no answer: return numbers, strings, lists and dicts of them")
 
@@ -120,24 +121,3 @@ def _failure(error: BaseException, cause: str) -> bytes:
     except BaseException:  # an exception may fail to print itself
         text = type(error).__name__
     return json.dumps({"failure": text[:500], "cause": cause}).encode("ascii")
-
-
-def _bind_to(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies; elsewhere than on Linux the alarm and the closed pipe do it."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before we asked
-        sys.exit(1)
-
-
-def _limit_memory(gigabytes: float) -> None:
-    if sys.platform != "linux":  # macOS refuses this limit
-        return
-    import resource
-
-    limit = int(gigabytes * 2**30)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

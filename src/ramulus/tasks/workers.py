@@ -17,12 +17,15 @@ import json
 import os
 import pickle
 import queue
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -32,12 +35,16 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from ramulus.tasks.frames import LARGEST_ANSWER, receive, send
+from ramulus.tasks.sandbox import environment, kill_marked
 
 ATTEMPTS = 3
 START_LIMIT = (
     120.0  # wall seconds for a worker to start and to import what a call needs; not counted in the call's own limit
 )
-BOOT = "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import answer_calls; answer_calls({fd}, {parent}, {gigabytes!r})"
+BOOT = (
+    "import sys; sys.path[:0] = {path!r}; from ramulus.tasks.worker_main import answer_calls; "
+    "answer_calls({fd}, {parent}, {gigabytes!r}, {network!r})"
+)
 
 
 Cause = Literal["timeout", "died", "memory", "raised", "broken"]
@@ -63,25 +70,32 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One process and the pipe to it; used by one thread."""
+    """One process and the pipe to it; used by one thread. `network`: it may reach others; `env`: names of the environment that it sees, too."""
 
-    def __init__(self, gigabytes: float | None) -> None:
-        self.gigabytes = gigabytes
+    def __init__(self, gigabytes: float | None, network: bool = False, env: tuple[str, ...] = ()) -> None:
+        self.gigabytes, self.network, self.env = gigabytes, network, env
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: socket.socket | None = None
+        self.folder = self.mark = ""
 
     def start(self) -> None:
-        """Start the process; it answers `ready` when it can take a call."""
+        """Start the process in an empty folder; it answers `ready` when it can take a call."""
         here, there = socket.socketpair()
         boot = BOOT.format(
-            path=[p for p in sys.path if p], fd=there.fileno(), parent=os.getpid(), gigabytes=self.gigabytes
+            path=[os.path.abspath(p) for p in sys.path if p],
+            fd=there.fileno(),
+            parent=os.getpid(),
+            gigabytes=self.gigabytes,
+            network=self.network,
         )
+        self.folder, self.mark = tempfile.mkdtemp(prefix="ramulus-worker-"), uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, "-c", boot],
             stdin=subprocess.DEVNULL,
             pass_fds=(there.fileno(),),
             process_group=0,  # Ctrl-C in the terminal goes to the parent's group alone
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            cwd=self.folder,
+            env=environment(self.folder, self.mark, self.env),
         )
         there.close()
         self.pipe = here
@@ -136,6 +150,8 @@ class Worker:
         code = process.wait()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        kill_marked(self.mark)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
@@ -156,11 +172,13 @@ def read_answer(message: bytes) -> Outcome:
 class WorkerPool:
     """`count` workers behind one queue; calls run in the order they come, `count` at a time. Safe in threads and in any event loop."""
 
-    def __init__(self, count: int = 2, gigabytes: float | None = None) -> None:
+    def __init__(
+        self, count: int = 2, gigabytes: float | None = None, network: bool = False, env: tuple[str, ...] = ()
+    ) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one worker, got {count}")
         self.calls: queue.SimpleQueue[tuple[Future[Outcome], bytes, float, float] | None] = queue.SimpleQueue()
-        self.workers = [Worker(gigabytes) for _ in range(count)]
+        self.workers = [Worker(gigabytes, network, env) for _ in range(count)]
         self.closed = False
         self.threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self.workers]
         for thread in self.threads:  # each thread starts its process at the first call
@@ -225,16 +243,18 @@ def _persistent(worker: Worker, payload: bytes, seconds: float, wall: float) -> 
 
 
 @lru_cache(maxsize=8)
-def _pool(count: int, gigabytes: float | None, pid: int) -> WorkerPool:
-    return WorkerPool(count, gigabytes)
+def _pool(count: int, gigabytes: float | None, network: bool, env: tuple[str, ...], pid: int) -> WorkerPool:
+    return WorkerPool(count, gigabytes, network, env)
 
 
-def worker_pool(count: int = 2, gigabytes: float | None = None) -> WorkerPool:
-    """The process-wide pool of this size; one that was closed, or that belongs to the process we were forked from, is replaced."""
-    found = _pool(count, gigabytes, os.getpid())
+def worker_pool(
+    count: int = 2, gigabytes: float | None = None, network: bool = False, env: tuple[str, ...] = ()
+) -> WorkerPool:
+    """The process-wide pool of this size and these rights; one that was closed, or that belongs to the process we were forked from, is replaced."""
+    found = _pool(count, gigabytes, network, env, os.getpid())
     if found.closed:
         _pool.cache_clear()
-        found = _pool(count, gigabytes, os.getpid())
+        found = _pool(count, gigabytes, network, env, os.getpid())
     return found
 
 
