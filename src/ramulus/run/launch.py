@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
             with SlowRewards(console):
-                run_to_end(train_stage(run, start, plan.save, interrupt, console))
+                run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, interrupt, console))
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 
 

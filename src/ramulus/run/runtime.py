@@ -17,6 +17,7 @@ import torch
 from ramulus.core import store
 from ramulus.core.run_folder import is_run, model_folder
 from ramulus.run.doctor import cores
+from ramulus.tasks.chat import chat_template
 
 
 def quiet() -> None:
@@ -83,7 +84,8 @@ def device_of(name: str) -> torch.device:
 
 
 def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a response: the tokenizer's EOS and those of the model's generation settings.
+    """Every token that ends a response: the tokenizer's EOS, those of the model's config and generation settings, and what the chat template writes
+    behind an assistant's turn.
 
     Raises ValueError for a tokenizer without EOS, or with one that the model does not know.
     """
@@ -91,9 +93,13 @@ def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     remedy = "set eos_token in its tokenizer_config.json to a token of the model"
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer {name!r} has no EOS token, so no response could end: {remedy}")
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = found if isinstance(found, list | tuple) else [found]
-    ends = tuple(dict.fromkeys(int(end) for end in [tokenizer.eos_token_id, *listed] if end is not None))
+    listed = [tokenizer.eos_token_id]
+    for settings in (model.config.get_text_config(), getattr(model, "generation_config", None)):
+        found = getattr(settings, "eos_token_id", None)
+        listed += found if isinstance(found, list | tuple) else [found]
+    chats = chat_template(tokenizer)
+    listed += [chats.turn_end()] if chats is not None else []
+    ends = tuple(dict.fromkeys(int(end) for end in listed if end is not None))
     known = int(model.get_input_embeddings().weight.shape[0])
     if ends[0] >= known:
         raise ValueError(

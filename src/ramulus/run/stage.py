@@ -28,6 +28,7 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import FinalEvaluation, Model, Run
 from ramulus.run.config.resume import replace_text, written_json
+from ramulus.run.endings import Endings
 from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
@@ -37,7 +38,7 @@ from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, 
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
-from ramulus.tasks.problem import render
+from ramulus.tasks.problem import check_ids, render
 from ramulus.tasks.self_check import unmatched
 
 
@@ -71,8 +72,10 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     with reading(Path(getattr(source, "path", ".")).parent):
         model, tokenizer = source()
     tasks, evals, final_tasks = (
-        render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long) for problems in sources
+        render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long, run.template_arguments, run.date)
+        for problems in sources
     )
+    check_ids([*tasks, *evals, *final_tasks], tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     ends = eos_of(model, tokenizer)
     decode = Detokenizer(tokenizer, ends)
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
@@ -322,7 +325,8 @@ async def _train(
     rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.told, trackers)
     try:
-        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state).train()
+        endings = Endings(tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos)))))
+        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state, endings=endings).train()
     finally:
         logbook.close()
     if run.final_evaluation is not None:

@@ -33,6 +33,7 @@ from ramulus.run import checkpoint
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
+from ramulus.run.endings import Endings
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
@@ -109,6 +110,7 @@ class Trainer:
     interrupt: Interrupt
     state: TrainerState
     whole: bool = True  # weights and state belong together: not in the middle of an update
+    endings: Endings = field(default_factory=Endings)
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
 
     def __post_init__(self) -> None:
@@ -176,6 +178,8 @@ class Trainer:
         with clock("ledger"):
             found = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             found |= differences(found) | self.machine.read()
+            if (text := self.endings(rollout.grown, number, run.response_limit)) is not None:
+                self.logbook.say(f"{run.name}: {text}")
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         self.generators = Generators.now()
         return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten

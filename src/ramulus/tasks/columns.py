@@ -9,6 +9,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from ramulus.tasks.chat import content_text
+
 
 def is_verl(row: dict[str, Any]) -> bool:
     graded = row.get("reward_model")
@@ -46,9 +48,20 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def read_prompt(value: Any, where: str, column: str) -> tuple[tuple[dict[str, str], ...] | None, str]:
-    """The chat, if it is one, and the text of its user."""
-    messages = tuple({"role": m["role"], "content": m["content"] or ""} for m in value) if is_chat(value) else None
+def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tuple[tuple[dict[str, str], ...] | None, str, str | None]:
+    """The chat, if it is one, the text of its user, and the assistant's turn at its end where it is to be `split` off.
+
+    ValueError for a chat that ends with one and is not split: the solution would stand in the prompt.
+    """
+    messages = tuple({"role": m["role"], "content": content_text(m["content"], where)} for m in value) if is_chat(value) else None
+    last = None
+    if messages is not None and messages[-1]["role"] == "assistant":
+        if not split:
+            raise ValueError(
+                f"{where}: the chat in column {column!r} ends with an assistant's turn, which is an answer and no prompt: learn from it with "
+                f"tasks.demonstration={column}, or cut it off"
+            )
+        last, messages = messages[-1]["content"], messages[:-1]
     if messages is None and not isinstance(value, str) and value not in (None, []):
         raise ValueError(
             f"{where}: column {column!r} holds a {type(value).__name__}, a prompt is text or a list of role and content"
@@ -56,7 +69,7 @@ def read_prompt(value: Any, where: str, column: str) -> tuple[tuple[dict[str, st
     text = value or "" if messages is None else "\n\n".join(m["content"] for m in messages if m["role"] == "user")
     if not text or not text.strip():
         raise ValueError(f"{where}: column {column!r} is an empty prompt: remove the row, or name another column")
-    return messages, text
+    return messages, text, last
 
 
 def read_answers(value: Any, where: str, column: str) -> tuple[str, ...]:
@@ -86,7 +99,7 @@ def spelled(value: Any) -> str | None:
 
 def read_demonstrations(value: Any, where: str, column: str) -> tuple[str, ...]:
     if is_chat(value):
-        value = [m["content"] for m in value if m["role"] == "assistant"]
+        value = [content_text(m["content"], where) for m in value if m["role"] == "assistant"]
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise ValueError(

@@ -19,7 +19,7 @@ class File:
     """Problems of a .jsonl, .json, .csv or .parquet file, of a dataset folder, or of a Hugging Face dataset named `owner/name`.
 
     Columns may be dotted paths into nested fields (`reward_model.ground_truth`, `choices.0`). A prompt is text or a chat (a list
-    of role and content); an answer is text, a number, or a list of which any counts; None for `answer` reads none. Rows with an
+    of role and content, or parts of text); an answer is text, a number, or a list of which any counts; None for `answer` reads none. Rows with an
     empty answer are left out and counted in a warning; an empty prompt or a missing column raises ValueError with its row.
     `layout`: "verl" reads prompt, reward_model.ground_truth, data_source and extra_info; "auto" does if those are there and
     neither `prompt` nor `answer` was changed. `keep` names further columns for a scorer, which finds them in task.extra.
@@ -33,7 +33,7 @@ class File:
     path: str
     prompt: str = "problem"
     answer: str | None = "answer"
-    demonstration: str | None = None  # text, a list of texts, or a chat whose assistant turns are meant
+    demonstration: str | None = None  # text, a list of texts, or a chat whose assistant turns are meant; that of the prompt: its last turn
     id: str | None = None  # None numbers the rows: name of the file and row from 0
     split: str | None = None  # of a Hugging Face dataset
     config: str | None = None  # of a Hugging Face dataset: its configuration, such as "main"
@@ -67,7 +67,8 @@ class File:
     def _problem(self, row: dict[str, Any], number: int, where: str, verl: bool) -> Problem | None:
         """The problem of one row; None if its answer is empty, since nothing could ever be right."""
         prompt, answer = (VERL["prompt"], VERL["answer"]) if verl else (self.prompt, self.answer)
-        messages, text = read_prompt(field_of(row, prompt, where), where, prompt)
+        both = self.demonstration == prompt  # a chat that ends with its solution
+        messages, text, last = read_prompt(field_of(row, prompt, where), where, prompt, split=both)
         answers = () if answer is None else read_answers(field_of(row, answer, where), where, answer)
         if answer is not None and not answers:
             return None
@@ -76,10 +77,8 @@ class File:
             extra |= {name: plain(row[name], where, name) for name in ("data_source", "extra_info") if name in row}
         if len(answers) > 1:
             extra["answers"] = list(answers)
-        shown = (
-            ()
-            if self.demonstration is None
-            else read_demonstrations(field_of(row, self.demonstration, where), where, self.demonstration)
-        )
+        shown: tuple[str, ...] = ()
+        if self.demonstration is not None:
+            shown = read_demonstrations(last if both else field_of(row, self.demonstration, where), where, self.demonstration)
         name = f"{Path(self.path).stem}-{number}" if self.id is None else str(field_of(row, self.id, where))
         return Problem(name, text, answers[0] if answers else "", shown, extra, messages)

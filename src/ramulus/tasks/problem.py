@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ramulus.core.task import Task
+from ramulus.tasks.chat import ChatTemplate, chat_template, content_text, name_of
 
 PORTION = 64  # texts in one call of a tokenizer: more only takes more memory
-CHAT: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Problem:
     answer: str = ""  # the reference answer; further right answers in extra["answers"]
     demonstrations: tuple[str, ...] = ()  # worked solutions, without EOS
     extra: dict[str, Any] = field(default_factory=dict)  # what a scorer needs beyond the answer; plain JSON
-    messages: tuple[dict[str, str], ...] | None = None  # a chat that ends with the problem; None means one user message
+    messages: tuple[dict[str, Any], ...] | None = None  # a chat that ends with the problem; None means one user message
 
 
 class Source(Protocol):
@@ -51,22 +51,27 @@ def render(
     system: str | None = None,
     limit: int | None = None,
     on_long: Literal["error", "drop"] = "error",
+    arguments: Mapping[str, Any] | None = None,
+    date: str = "",
 ) -> list[Task]:
     """Tokenize problems: through `template` (it holds `{problem}`) if given, else the chat template, else the bare text.
 
-    `system` is put before chats that have no system message. Prompts above `limit` tokens raise, or with on_long="drop" are
-    left out and counted in a warning. Demonstrations get no special tokens but one EOS at the end.
-    Raises ValueError for an empty problem or demonstration, a duplicate id, a tokenizer without EOS, a template without `{problem}`.
+    `system` is put before chats that have no system message. `arguments` go to the chat template (enable_thinking, say), and so does the `date`
+    where it writes one, YYYY-MM-DD; "" is today. Prompts above `limit` tokens raise, or with on_long="drop" are left out and counted in a
+    warning. Demonstrations get no special tokens but one at the end: that of an assistant's turn in the chat template, else EOS. Raises ValueError
+    for an empty problem or demonstration, a chat that ends with an assistant's turn or that the template refuses, a duplicate id, a tokenizer
+    without EOS, a template without `{problem}`.
     """
     if on_long not in ("error", "drop"):
         raise ValueError(f'on_long must be "error" or "drop", got {on_long!r}')
-    _check(tokenizer, template, system)
+    chats = chat_template(tokenizer, arguments, date) if template is None else None
+    _check(tokenizer, template, system, chats, arguments)
     problems, seen = list(problems), set[str]()
     for problem in problems:
         _check_problem(problem, seen)
-    prompts = _prompts(problems, tokenizer, template, system)
+    prompts = _prompts(problems, tokenizer, template, system, chats)
     fitting = list(_fitting(zip(problems, prompts, strict=True), limit, on_long))
-    shown = iter(_demonstrations([problem for problem, _ in fitting], tokenizer))
+    shown = iter(_demonstrations([problem for problem, _ in fitting], tokenizer, chats.turn_end() if chats else None))
     tasks = [
         Task(p.id, tuple(prompt), p.text, p.answer, tuple(next(shown) for _ in p.demonstrations), p.extra)
         for p, prompt in fitting
@@ -78,6 +83,19 @@ def render(
             stacklevel=2,
         )
     return tasks
+
+
+def check_ids(tasks: Iterable[Task], tokenizer: Any, rows: int) -> None:
+    """Raise ValueError for a token that a model with so many rows of embeddings does not have."""
+    for task in tasks:
+        for what, tokens in (("prompt", task.prompt), *(("demonstration", shown) for shown in task.demonstrations)):
+            if tokens and max(tokens) >= rows:
+                beyond = next(token for token in tokens if token >= rows)
+                name = tokenizer.convert_ids_to_tokens(beyond)
+                raise ValueError(
+                    f"the {what} of problem {task.id!r} holds the token {name!r} with id {beyond}, but the model has embeddings for {rows} tokens: "
+                    f"call model.resize_token_embeddings({len(tokenizer)}) and save the model, or leave the token out"
+                )
 
 
 def _fitting(
@@ -98,43 +116,50 @@ def _fitting(
             )
 
 
-def _check(tokenizer: Any, template: str | None, system: str | None) -> None:
+def _check(tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None, arguments: Mapping[str, Any] | None) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r} has no EOS token, "
+            f"the tokenizer {name_of(tokenizer)!r} has no EOS token, "
             'so no response could end: set one, for example tokenizer.eos_token = "<|endoftext|>"'
         )
     if template is not None and "{problem}" not in template:
         raise ValueError(
             f"the prompt template {template!r} has no {{problem}} in it: say where the problem's text goes"
         )
-    if system is not None and (template is not None or not getattr(tokenizer, "chat_template", None)):
-        why = "a template was given" if template is not None else "this tokenizer has no chat template"
+    why = "a template was given" if template is not None else "this tokenizer has no chat template"
+    if system is not None and chats is None:
         raise ValueError(
             f"the system prompt {system[:60]!r} needs a chat template, and {why}: write it into the template"
         )
+    if system is not None and chats is not None and chats.drops("system"):
+        raise ValueError(f"the chat template of {chats.name!r} leaves system messages out: put {system[:60]!r} before {{problem}} in template=...")
+    if arguments and chats is None:
+        raise ValueError(f"template_arguments={dict(arguments)!r} are for a chat template, and {why}: leave them out")
 
 
 def _check_problem(problem: Problem, seen: set[str]) -> None:
     if problem.id in seen:
         raise ValueError(f"two problems have the id {problem.id!r}: ids must be unique, seeds hang on them")
     seen.add(problem.id)
-    empty = (
-        not problem.text.strip() if problem.messages is None else not any(_content(m).strip() for m in problem.messages)
-    )
-    if empty:
+    where = f"problem {problem.id!r}"
+    for message in problem.messages or ():
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"{where} has the message {str(message)[:60]!r}: a message has a role and a content")
+    if problem.messages and problem.messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where} ends with an assistant's turn, which is an answer and no prompt: make it a demonstration, or cut it off")
+    texts = [problem.text] if problem.messages is None else [content_text(m.get("content"), where) for m in problem.messages]
+    if not any(text.strip() for text in texts):
         raise ValueError(f"problem {problem.id!r} is empty: remove it, or check the column that prompts are read from")
 
 
-def _content(message: dict[str, str]) -> str:
-    return message.get("content") or ""
-
-
-def _prompts(problems: Sequence[Problem], tokenizer: Any, template: str | None, system: str | None) -> list[list[int]]:
+def _prompts(
+    problems: Sequence[Problem], tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None
+) -> list[list[int]]:
     """Token ids of the prompts, generation prompt included."""
-    if template is None and getattr(tokenizer, "chat_template", None):
-        chats = [_chat(problem, system) for problem in problems]
-        return [ids for some in _portions(chats) for ids in tokenizer.apply_chat_template(some, **CHAT)]
+    if chats is not None:
+        return [
+            ids for some in _portions(problems) for ids in chats.prompts([_chat(p, system) for p in some], [p.id for p in some])
+        ]
     # str.replace, not str.format: templates and problems are full of LaTeX braces
     texts = [problem.text if template is None else template.replace("{problem}", problem.text) for problem in problems]
     prompts = _encode(texts, tokenizer)
@@ -144,16 +169,17 @@ def _prompts(problems: Sequence[Problem], tokenizer: Any, template: str | None, 
     return prompts
 
 
-def _chat(problem: Problem, system: str | None) -> list[dict[str, str]]:
-    """The messages of a problem, with the system message where it has none."""
-    messages = list(problem.messages or ({"role": "user", "content": problem.text},))
+def _chat(problem: Problem, system: str | None) -> list[dict[str, Any]]:
+    """The messages of a problem, their contents as text, with the system message where it has none."""
+    given = problem.messages or ({"role": "user", "content": problem.text},)
+    messages = [message | {"content": content_text(message.get("content"), problem.id)} for message in given]
     if system is not None and all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
-def _demonstrations(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[int, ...]]:
-    """Token ids of all worked solutions, problem by problem, with one EOS at the end of each."""
+def _demonstrations(problems: Sequence[Problem], tokenizer: Any, end: int | None) -> list[tuple[int, ...]]:
+    """Token ids of all worked solutions, problem by problem, each with one `end` behind it, None for EOS."""
     for problem in problems:
         if not all(text.strip() for text in problem.demonstrations):
             raise ValueError(
@@ -162,7 +188,7 @@ def _demonstrations(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[i
     solutions = _encode(
         [text for problem in problems for text in problem.demonstrations], tokenizer, add_special_tokens=False
     )
-    end = tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
     return [tuple(ids if ids[-1:] == [end] else [*ids, end]) for ids in solutions]
 
 

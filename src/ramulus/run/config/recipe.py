@@ -115,6 +115,8 @@ class Run:
     # prompts
     template: str | None = None  # with {problem}; None uses the tokenizer's chat template
     system: str | None = None  # system message of the chat template
+    template_arguments: dict[str, Any] | None = None  # what else the chat template reads: {"enable_thinking": False}
+    date: str = ""  # YYYY-MM-DD, for chat templates that write one; "": the day on which the run began, which is kept with it
     prompt_limit: int = 512  # tokens
     on_long: Literal["error", "drop"] = "error"  # what happens to a prompt above the limit
 

@@ -15,6 +15,7 @@ from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
 from ramulus.run.lock import Lock, check_free
+from ramulus.tasks.chat import today
 
 _FORMAT = 3
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
@@ -33,6 +34,8 @@ FIXED = (
     "tasks",
     "template",
     "system",
+    "template_arguments",
+    "date",
     "prompt_limit",
     "on_long",
 )  # a change would make it another run
@@ -49,10 +52,11 @@ class Plan:
     folder: Path
     notes: tuple[str, ...] = ()  # what changed since the run was saved
     held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
+    date: str = ""  # on which the run began: what chat templates write into prompts, also when it goes on
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
-        content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides)}
+        content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides), "date": self.date}
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
@@ -77,7 +81,7 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
         raise ValueError(
             "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
         )
-    recipe = absolute(recipe)
+    recipe, day = absolute(recipe), today()
     stages, top = build(recipe, overrides)
     folders = [top, *(stage.folder for stage in stages)]
     for folder in folders:
@@ -104,8 +108,9 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
                 )
             overrides = _merge(saved["overrides"], overrides)
             stages, top = build(recipe, overrides)
+            day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
-        return Plan(recipe, tuple(overrides), stages, top, tuple(notes), held.pop_all())
+        return Plan(recipe, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day)
 
 
 def _merge(saved: list[str], new: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ramulus.look.evaluation.evaluate import answers_of
 from ramulus.look.evaluation.measures import Row
 from ramulus.run.config.resume import brief, replace_text
 from ramulus.run.lock import LOCK_FILE
+from ramulus.tasks.chat import today
 
 _FORMAT = 1
 SETTINGS = "eval.json"
@@ -98,7 +100,14 @@ def cut_after(file: Path, count: int) -> None:
         lines.truncate(lines.tell())
 
 
-def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, Any]) -> None:
+def day_begun(folder: Path | None) -> str:
+    """The day on which the evaluation in a folder began, which chat templates may write into prompts; today where it does not say."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / SETTINGS).read_text())["date"]) if folder is not None else today()
+    return today()
+
+
+def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, Any], date: str = "") -> None:
     """Write the settings of an evaluation into its folder, or hold them against those that are there.
 
     Raises ValueError for a changed setting, for changed problems, and for a folder that holds something else. A set that is not
@@ -121,7 +130,7 @@ def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, A
             f"{folder} is there already and is no evaluation: choose another --out, or a name that ends in .json"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"format": _FORMAT, "model": model, "settings": settings, "sets": sets}
+    content = {"format": _FORMAT, "model": model, "settings": settings, "sets": sets, "date": date}
     replace_text(path, json.dumps(content, indent=1))
 
 

@@ -20,7 +20,7 @@ from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
-from ramulus.run.evaluation.answers import Answers, Earlier, earlier, naming, settle
+from ramulus.run.evaluation.answers import Answers, Earlier, day_begun, earlier, naming, settle
 from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets
 from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
@@ -106,7 +106,8 @@ def evaluate_one(
 ) -> EvaluatedModel:
     """The answers of one model to all sets of problems; those that the folder holds already are not sampled again."""
     loaded = open_model(model)
-    sets = asked.read(loaded.tokenizer)  # all inputs are read before any work
+    date = day_begun(folder)
+    sets = asked.read(loaded.tokenizer, date)  # all inputs are read before any work
     stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, 1024)
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
@@ -116,7 +117,7 @@ def evaluate_one(
         digests = {
             names[spec]: {"spec": spec, "problems": len(tasks), "digest": _digest(tasks)} for spec, tasks, _ in sets
         }
-        settle(folder, model, settings, digests)
+        settle(folder, model, settings, digests, date)
         if not (folder / "tokenizer").exists():
             loaded.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
     kept = [Answers(names[spec], tasks, list(kinds), loaded.decode, chunk, folder) for spec, tasks, _ in sets]

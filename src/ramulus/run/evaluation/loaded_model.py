@@ -72,12 +72,12 @@ class TaskSets:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
 
-    def read(self, tokenizer: Any) -> list[tuple[str, list[Task], Reward]]:
-        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning."""
+    def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Reward]]:
+        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
         sets = []
         for spec in self.specs:
             source, reward = _source_of(spec, self.limit, self.columns)
-            tasks = render(source(), tokenizer, on_long="drop", **self.prompts)
+            tasks = render(source(), tokenizer, on_long="drop", date=date, **self.prompts)
             if not tasks:
                 raise ValueError(
                     f"no problem of {spec} has a prompt of at most {self.prompts['limit']} tokens: raise --prompt-limit"

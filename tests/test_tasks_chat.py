@@ -1,0 +1,181 @@
+"""Chat templates of others: how they end a turn, what they refuse, the date and the arguments they read; chats in the shapes of data sets."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramulus.core.task import Task
+from ramulus.run.runtime import eos_of
+from ramulus.tasks.chat import ChatTemplate, content_text
+from ramulus.tasks.files import File
+from ramulus.tasks.problem import Problem, check_ids, render
+from test_tasks_render import characters
+from tiny import build
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A:{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}"
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+DATED = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}\n" + PLAIN
+THINKING = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}no thoughts\n{% endif %}"
+
+
+def chatty(template: str) -> Any:
+    tokenizer = characters(chat=True, alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=?{}\\ .:\n,")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def text(tokenizer: Any, tokens: tuple[int, ...]) -> str:
+    return tokenizer.decode(list(tokens))
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(CHATML, "<|im_end|>"), (GEMMA, "<|im_end|>"), (LLAMA2, "<eos>"), (PLAIN, None), ("{% broken", None), (DATED, None)],
+)
+def test_how_a_template_ends_a_turn_ends_answers_and_demonstrations(template: str, end: str | None) -> None:
+    tokenizer = chatty(template)
+    found = ChatTemplate(tokenizer).turn_end()
+    assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == end
+    model = build("qwen2", vocab_size=len(tokenizer))
+    model.config.eos_token_id, model.generation_config.eos_token_id = 7, [8, 9]
+    wanted = {tokenizer.eos_token_id, 7, 8, 9} | ({found} - {None})
+    assert set(eos_of(model, tokenizer)) == wanted
+    if template != "{% broken":
+        (task,) = render([Problem("a", "one", demonstrations=("two", "two" + (end or "<eos>")))], tokenizer)
+        assert [text(tokenizer, shown) for shown in task.demonstrations] == ["two" + (end or "<eos>")] * 2
+        (bare,) = render([Problem("a", "one", demonstrations=("two",))], tokenizer, template="{problem}")
+        assert text(tokenizer, bare.demonstrations[0]) == "two<eos>", "a plain template has no turns"
+
+
+def test_what_a_template_refuses_is_one_sentence_that_names_the_problem() -> None:
+    tokenizer = chatty(GEMMA)
+    problems = [Problem("a", "one"), Problem("b", "two")]
+    refused = r"refuses the chat of problem 'a' \(roles: system, user\): System role not supported; leave the system message out"
+    with pytest.raises(ValueError, match=refused):
+        render(problems, tokenizer, system="be brief")
+    twice = Problem("c", "x", messages=({"role": "user", "content": "x"}, {"role": "user", "content": "y"}))
+    with pytest.raises(ValueError, match=r"'c' \(roles: user, user\): Conversation roles must alternate .*mend its messages"):
+        render([*problems, twice], tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+    with pytest.raises(ValueError, match=r"has an error in line 2: .*chat_template.jinja"):
+        render(problems, tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content + 1 }}"
+    with pytest.raises(ValueError, match=r"refuses the chat of problem 'a' \(roles: user\): can only concatenate str"):
+        render(problems, tokenizer)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="leaves system messages out"):
+        render(problems, tokenizer, system="be brief")
+
+
+def test_the_date_of_a_template_is_the_one_given() -> None:
+    tokenizer, problem = chatty(DATED), [Problem("a", "one")]
+    (old,) = render(problem, tokenizer, date="2024-02-29")
+    assert text(tokenizer, old.prompt).startswith("29 Feb 2024\n")
+    (now,) = render(problem, tokenizer)
+    assert text(tokenizer, now.prompt).startswith(datetime.now().strftime("%d %b %Y"))
+    (said,) = render(problem, tokenizer, arguments={"date_string": "today"}, date="2024-02-29")
+    assert text(tokenizer, said.prompt).startswith("today\n")
+    with pytest.raises(ValueError, match="is no day: write it as"):
+        render(problem, tokenizer, date="29.2.2024")
+
+
+def test_arguments_reach_the_template_and_unknown_ones_are_refused() -> None:
+    tokenizer, problem = chatty(THINKING), [Problem("a", "one")]
+    (task,) = render(problem, tokenizer, arguments={"enable_thinking": False})
+    assert text(tokenizer, task.prompt) == "user: one\nassistant: no thoughts\n"
+    assert text(tokenizer, render(problem, tokenizer)[0].prompt) == "user: one\nassistant: "
+    for name in ("enable_thinkin", "thinking", "add_generation_prompt", "messages"):
+        with pytest.raises(ValueError, match=f"template_arguments has '{name}', which the chat template of .* does not read"):
+            render(problem, tokenizer, arguments={name: False})
+    with pytest.raises(ValueError, match="are for a chat template, and a template was given"):
+        render(problem, tokenizer, template="{problem}", arguments={"enable_thinking": False})
+    with pytest.raises(ValueError, match="are for a chat template, and this tokenizer has no chat template"):
+        render(problem, characters(), arguments={"enable_thinking": False})
+
+
+@pytest.mark.parametrize(
+    ("content", "want"),
+    [("x", "x"), (None, ""), ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (["a", {"text": "b"}], "ab"), ([], "")],
+)
+def test_content_in_parts_of_text_is_joined(content: Any, want: str) -> None:
+    assert content_text(content, "row 1") == want
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "x.png"}], "'image_url'"),
+        ([{"type": "text", "text": None}], "'text'"),
+        ([{"type": "input_audio", "text": "a"}], "'input_audio'"),
+        (7, "'int'"),
+    ],
+)
+def test_other_parts_are_refused_by_their_type(content: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"row 1: a message holds a part of type {kind}"):
+        content_text(content, "row 1")
+    with pytest.raises(ValueError, match=f"a message holds a part of type {kind}"):
+        render([Problem("a", "x", messages=({"role": "user", "content": content},))], chatty(PLAIN))
+
+
+def rows(tmp_path: Path, *found: dict) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, found)))
+    return str(path)
+
+
+def test_a_chat_that_ends_with_an_answer_is_no_prompt_but_may_be_a_demonstration(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "It is 3"}]}]
+    path = rows(tmp_path, {"messages": chat, "answer": "3"})
+    with pytest.raises(ValueError, match=r"line 1: the chat in column 'messages' ends with an assistant's turn.*tasks.demonstration=messages"):
+        File(path, prompt="messages")()
+    (problem,) = File(path, prompt="messages", demonstration="messages")()
+    assert (problem.text, problem.demonstrations) == ("1+2?", ("It is 3",))
+    assert problem.messages == ({"role": "user", "content": "1+2?"},)
+    tokenizer = chatty(CHATML)
+    (task,) = render([problem], tokenizer)
+    assert "It is 3" not in text(tokenizer, task.prompt)
+    again = rows(tmp_path, {"messages": [*chat, {"role": "assistant", "content": "or 4"}], "answer": "3"})
+    with pytest.raises(ValueError, match=r"ends with an assistant's turn"):
+        render(File(again, prompt="messages", demonstration="messages")(), tokenizer)
+    with pytest.raises(ValueError, match=r"problem 'a' ends with an assistant's turn"):
+        render([Problem("a", "x", messages=tuple(chat))], tokenizer)
+    open_ended = rows(tmp_path, {"messages": chat[:1], "answer": "3"})
+    with pytest.raises(ValueError, match="a demonstration is text"):
+        File(open_ended, prompt="messages", demonstration="messages")()
+    longer = [*chat, {"role": "user", "content": "and 1+3?"}]
+    (problem,) = File(rows(tmp_path, {"messages": longer, "answer": "4"}), prompt="messages")()
+    assert [m["role"] for m in problem.messages] == ["user", "assistant", "user"], "turns in the middle stay"
+
+
+def test_a_message_without_a_role_is_refused() -> None:
+    with pytest.raises(ValueError, match="a message has a role and a content"):
+        render([Problem("a", "x", messages=({"content": "x"},))], chatty(PLAIN))
+
+
+def test_tokens_that_the_model_has_no_row_for_are_named() -> None:
+    tokenizer = chatty(PLAIN)
+    high = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    fine, prompt, shown = Task("a", (1, 2), "a"), Task("b", (1, high), "b"), Task("c", (1,), "c", demonstrations=((1,), (2, high)))
+    check_ids([fine], tokenizer, high)
+    check_ids([fine, prompt, shown], tokenizer, high + 1)
+    for task, what in ((prompt, "prompt of problem 'b'"), (shown, "demonstration of problem 'c'")):
+        said = rf"the {what} holds the token '<\|im_end\|>' with id {high}, but the model has embeddings for {high} tokens"
+        with pytest.raises(ValueError, match=said):
+            check_ids([fine, task], tokenizer, high)
