@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-OPTIONS: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-OWN = ("messages", "conversation", "chat_template", "continue_final_message", "strftime_now", *OPTIONS)  # what is not an argument of a template
-DATED = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")  # how templates ask for the date
-SAID = "42 apples"
+_OPENED: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+_RESERVED = ("messages", "conversation", "chat_template", "continue_final_message", "strftime_now", *_OPENED)  # what is not an argument of a template
+_DATED = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")  # how templates ask for the date
+_SAID = "42 apples"
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -30,7 +30,7 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         for name in self.arguments:
-            if name in OWN or not re.search(rf"\b{re.escape(name)}\b", self.text):
+            if name in _RESERVED or not re.search(rf"\b{re.escape(name)}\b", self.text):
                 raise ValueError(
                     f"template_arguments has {name!r}, which the chat template of {self.name!r} does not read: leave it out, or mend its name"
                 )
@@ -50,7 +50,7 @@ class ChatTemplate:
     def prompts(self, chats: Sequence[Messages], ids: Sequence[str]) -> list[list[int]]:
         """Token ids of the chats of these problems, generation prompt included; ValueError where the template refuses one."""
         try:
-            return [list(prompt) for prompt in self.render(chats, **OPTIONS)]
+            return [list(prompt) for prompt in self.render(chats, **_OPENED)]
         except ImportError:
             raise
         except Exception as error:  # a template is a program of somebody else's, which may raise anything
@@ -59,9 +59,9 @@ class ChatTemplate:
     def render(self, chats: Any, **options: Any) -> Any:
         """What the tokenizer makes of chats, or of a single one."""
         given = dict(self.arguments)
-        if self.date and DATED.search(self.text):
+        if self.date and _DATED.search(self.text):
             day = day_of(self.date)
-            given["chat_template"] = DATED.sub(lambda asked: json.dumps(day.strftime(asked[1][1:-1])), self.text)
+            given["chat_template"] = _DATED.sub(lambda asked: json.dumps(day.strftime(asked[1][1:-1])), self.text)
         return self.tokenizer.apply_chat_template(list(chats), **given, **options)
 
     def refusal(self, chats: Sequence[Messages], ids: Sequence[str], error: Exception) -> str:
@@ -75,7 +75,7 @@ class ChatTemplate:
             )
         for chat, name in zip(chats, ids, strict=True):
             try:
-                self.render([chat], **OPTIONS)
+                self.render([chat], **_OPENED)
             except Exception as refused:
                 roles = ", ".join(str(message["role"]) for message in chat)
                 wanted = "leave the system message out, or put its text before {problem} in " if "system" in roles else "mend its messages, or write "
@@ -87,17 +87,17 @@ class ChatTemplate:
 
     def drops(self, role: str) -> bool:
         """Whether the template leaves the text of such a message out, and says nothing."""
-        chat = [{"role": role, "content": SAID}, {"role": "user", "content": "How many?"}]
+        chat = [{"role": role, "content": _SAID}, {"role": "user", "content": "How many?"}]
         try:
-            return SAID not in self.render(chat, tokenize=False, add_generation_prompt=True)
+            return _SAID not in self.render(chat, tokenize=False, add_generation_prompt=True)
         except Exception:  # it says something: `prompts` will tell
             return False
 
     def turn_end(self) -> int | None:
         """The token that the template writes behind an assistant's text; None where that is text like any other, or nothing."""
-        chat = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": SAID}]
+        chat = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": _SAID}]
         try:
-            _, found, tail = self.render(chat, tokenize=False, add_generation_prompt=False).rpartition(SAID)
+            _, found, tail = self.render(chat, tokenize=False, add_generation_prompt=False).rpartition(_SAID)
         except Exception:  # it renders no such chat, so it says nothing of ends
             return None
         ids = self.tokenizer(tail.lstrip(), add_special_tokens=False).input_ids if found and tail.strip() else []
