@@ -23,8 +23,7 @@ from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Branching, Star, paths
 from ramulus.grow.forks import AttentionForks, EntropyForks
 from ramulus.grow.grading import grade
-from ramulus.grow.growth import demonstrate
-from ramulus.grow.rounds import grow_rounds
+from ramulus.grow.growth import demonstrate, grow_forest
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
@@ -117,7 +116,7 @@ class Scene:
             await grade(one, ((right, 1.0, "answer"),), decode)
 
         sampling, stop = Sampling(40, self.heat), Stop((0,), 40, decode)
-        asyncio.run(grow_rounds([tree], engine, self.branching, sampling, stop, (), between, judge))
+        asyncio.run(grow_forest([tree], engine, self.branching, sampling, stop, (), judge, between))
         if self.mix is not None:
             gates, _ = self.mix.gates([tree], {})
             credits = self.mix.credit([tree])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Request, Segment, together
 from ramulus.engine.toy import ToyEngine
+from ramulus.grow.growth import grow_forest
 
 EOS = 0
 LETTERS = ("", "a", "b", "\\boxed{", "{", "}", " c", "d")  # text of the toy tokens 0 to 7
@@ -23,6 +25,12 @@ def decode(tokens: list[int]) -> str:
 def plant(name: str = "t", seed: int = 0, visit: int = 0, prompt: tuple[int, ...] = (1, 2)) -> Tree:
     """A young tree."""
     return Tree.plant(Task(name, prompt, name), seed=seed, visit=visit)
+
+
+async def grow_tree(tree: Tree, *how: Any) -> Tree:
+    """One tree grown by itself."""
+    (grown,) = await grow_forest([tree], *how)
+    return grown
 
 
 def chain(tree: Tree, sizes: list[int], finish: str | None = "eos", logprob: float = -1.0) -> Node:

@@ -23,8 +23,9 @@ from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run.evaluation import evaluation, progress
 from ramulus.run.evaluation.answers import naming
-from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets, load_model
+from ramulus.run.evaluation.loaded_model import LoadedModel, load_model
 from ramulus.run.evaluation.plan import SamplingPlan, plan_of, whole_numbers
+from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import render
@@ -274,7 +275,7 @@ def test_progress_on_a_terminal_and_plain_lines_elsewhere(
 ):
     monkeypatch.setattr(progress, "SPOKEN", -1.0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    asked = TaskSets(("chain",), 7, {}, {"template": None, "system": None, "limit": 64})
+    asked = TaskSets(("chain",), 7, ProblemOptions(prompt_limit=64))
     opener = partial(load_model, device="cpu", threads=1, slots=8)
     evaluation.run_evaluation(str(model), opener, asked, SamplingPlan(2, max_tokens=8, chunk=2), (), None, tmp_path, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
@@ -327,7 +328,7 @@ def never(model: str) -> LoadedModel:
 
 
 def test_a_comparison_or_a_place_that_cannot_be_is_refused_before_the_model_is_opened(whole: Path, tmp_path: Path):
-    asked = TaskSets(("gym:chain_sum",), 7, {}, {})
+    asked = TaskSets(("gym:chain_sum",), 7)
     console = Console(file=io.StringIO())
     with pytest.raises(ValueError, match="it has chain, here is gym-chain_sum"):
         evaluation.run_evaluation("m", never, asked, SamplingPlan(2), (), str(whole), tmp_path / "out", console)

@@ -12,8 +12,8 @@ from growing import EOS, Recorder, Shuffled, plant
 from ramulus.core.tree import Author, Node, Tree, column
 from ramulus.engine.engine import Sampling
 from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
+from ramulus.grow.growth import grow_forest
 from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
-from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.steps import Marked, Separators, holding, marked_after, marked_steps, segment, separators_of
 
@@ -147,7 +147,7 @@ def test_entropy_forks_after_the_words_never_come() -> None:
 def test_a_token_is_branched_at_once_and_rounds_go_on_below_each_root() -> None:
     engine = Recorder(vocab=6)
     rule = EntropyForks(2, 2, 3, 2, closed=None)
-    (tree,) = asyncio.run(grow_rounds([plant()], engine, rule, Sampling(12), Stop((EOS,), 12)))
+    (tree,) = asyncio.run(grow_forest([plant()], engine, rule, Sampling(12), Stop((EOS,), 12)))
     assert tree.rounds == 4
     prefixes = [request.prefix for request, _ in engine.seen]
     assert prefixes.count((1, 2)) == 2
@@ -167,7 +167,7 @@ def test_between_sees_whole_rounds_in_order_whatever_arrives_first() -> None:
 
         trees = [plant(f"t{i}", prompt=(1, i % 4)) for i in range(6)]
         asyncio.run(
-            grow_rounds(trees, engine, EarlyForks(3, 2, 1, distance=1), Sampling(9), Stop((EOS,), 9), (), between)
+            grow_forest(trees, engine, EarlyForks(3, 2, 1, distance=1), Sampling(9), Stop((EOS,), 9), between=between)
         )
         return seen, [[leaf.tokens for leaf in tree.leaves()] for tree in trees]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from growing import EOS, Clock, Recorder, chain, decode, plant
+from growing import EOS, Clock, Recorder, chain, decode, grow_tree, plant
 from ramulus.core.store import dump, load
 from ramulus.core.task import Path, Task
 from ramulus.core.tree import Author, Tree
@@ -21,7 +21,7 @@ from ramulus.engine.toy import ToyEngine
 from ramulus.grow import grading
 from ramulus.grow.branching import Bud, Star, length, paths
 from ramulus.grow.grading import RewardError, grade
-from ramulus.grow.growth import demonstrate, grow_forest, grow_round, grow_tree, seed_of
+from ramulus.grow.growth import demonstrate, grow_forest, grow_round, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growing import EOS, Recorder, Shuffled, chain, decode, plant
+from growing import EOS, Recorder, Shuffled, chain, decode, grow_tree, plant
 from ramulus.core.store import dump, load
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 from ramulus.engine.engine import Sampling
@@ -33,7 +33,7 @@ from ramulus.grow.fallback import (
     RandomCut,
     WorstTokenCut,
 )
-from ramulus.grow.growth import grow_forest, grow_tree, seed_of
+from ramulus.grow.growth import grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
 

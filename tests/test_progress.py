@@ -20,7 +20,8 @@ from ramulus.grow.branching import Star
 from ramulus.grow.stop import Stop
 from ramulus.run.config.recipe import FinalEvaluation
 from ramulus.run.evaluation.final_evaluation import answer_count, evaluate_model
-from ramulus.run.evaluation.loaded_model import TaskSets, copy, grow_trees, load_model
+from ramulus.run.evaluation.loaded_model import copy, grow_trees, load_model
+from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from run_recipe import MODEL, rl
 
 
@@ -47,7 +48,7 @@ def test_rollout_counts_its_trees(folder: Path, tmp_path: Path, terminal: bool) 
     threads, out = torch.get_num_threads(), console(terminal)
     try:
         bench = load_model(str(folder), "cpu", 1, 8)
-        asked = TaskSets(("chain",), 3, {}, {"template": None, "system": None, "limit": 64})
+        asked = TaskSets(("chain",), 3, ProblemOptions(prompt_limit=64))
         assert grow_trees(bench, asked, Star(2), 1.0, 8, 0, tmp_path / "trees.jsonl", out) == 0
     finally:
         torch.set_num_threads(threads)

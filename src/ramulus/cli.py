@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.run.screen import complain, let_go
 from ramulus.run.serve import serve
 
@@ -30,6 +31,7 @@ _Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_beha
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
+PROBLEM = ProblemOptions()
 Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain ...")]
 
 
@@ -123,17 +125,9 @@ def eval_(
     branching: int = 2,
     limit: int | None = None,
     max_tokens: int | None = None,
-    prompt: str = "problem",
-    answer: str = "answer",
-    split: str | None = None,
-    prompt_limit: int = 2048,
-    template: str | None = None,
-    system: str | None = None,
     seed: int = 0,
-    slots: int = 64,
     chunk: int | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    problem: OmitArgPrefixes[ProblemOptions] = PROBLEM,
     against: str | None = None,
     out: Path | None = None,
 ) -> int:
@@ -157,30 +151,20 @@ def eval_(
         branching: branches of a path of a tree in each round.
         limit: problems of each task set; all by default.
         max_tokens: the longest response; by default 1024, or what the model has room for.
-        prompt: column of a file that holds the problems; verl's columns are known.
-        answer: column of a file that holds the answers.
-        split: of a Hugging Face dataset.
-        prompt_limit: the longest prompt; longer ones are left out, and counted.
-        template: prompt with {problem} in it, in place of the chat template.
-        system: system message of the chat template.
         seed: the same seed gives the same answers on the same machine.
-        slots: rows decoded together.
         chunk: problems sampled together, kept together and, after a kill, done again together; by default what fills the slots four times.
-        device: cpu, cuda, cuda:1, or auto.
-        threads: of torch; all cores by default.
         against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
         out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
     """
     from ramulus.run.evaluation.evaluation import run_evaluation
-    from ramulus.run.evaluation.loaded_model import TaskSets, load_model
+    from ramulus.run.evaluation.loaded_model import load_model
     from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
-    columns = {"prompt": prompt, "answer": answer, "split": split}
-    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
+    sets = TaskSets(tasks, limit, problem)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
-    opener = partial(load_model, device=device, threads=threads, slots=slots)
-    return run_evaluation(model, opener, asked, plan, whole_numbers(k), against, out, Console())
+    opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
+    return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, Console())
 
 
 def rollout(
@@ -193,16 +177,8 @@ def rollout(
     star: bool = False,
     temperature: float = 1.0,
     limit: int = 1,
-    prompt: str = "problem",
-    answer: str = "answer",
-    split: str | None = None,
-    prompt_limit: int = 2048,
-    template: str | None = None,
-    system: str | None = None,
     seed: int = 0,
-    slots: int = 64,
-    device: str = "auto",
-    threads: int | None = None,
+    problem: OmitArgPrefixes[ProblemOptions] = PROBLEM,
     out: Path | None = None,
 ) -> int:
     """Grow trees with a model, show or save them, and say what they cost.
@@ -217,27 +193,17 @@ def rollout(
         star: independent paths that share the prompt alone, in place of a tree.
         temperature: of the sampling.
         limit: problems of each task set.
-        prompt: column of a file that holds the problems; verl's columns are known.
-        answer: column of a file that holds the answers.
-        split: of a Hugging Face dataset.
-        prompt_limit: the longest prompt; longer ones are left out, and counted.
-        template: prompt with {problem} in it, in place of the chat template.
-        system: system message of the chat template.
         seed: the same seed gives the same trees on the same machine.
-        slots: rows decoded together.
-        device: cpu, cuda, cuda:1, or auto.
-        threads: of torch; all cores by default.
         out: a file for the trees, one JSON line each; they are not shown then.
     """
     from ramulus.grow.branching import Star
     from ramulus.grow.segments import Segments
-    from ramulus.run.evaluation.loaded_model import TaskSets, grow_trees, load_model
+    from ramulus.run.evaluation.loaded_model import grow_trees, load_model
 
-    columns = {"prompt": prompt, "answer": answer, "split": split}
-    asked = TaskSets(tasks, limit, columns, {"template": template, "system": system, "limit": prompt_limit})
+    sets = TaskSets(tasks, limit, problem)
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
-    loaded = load_model(model, device, threads, slots)
-    return grow_trees(loaded, asked, rule, temperature, depth * segment, seed, out, Console())
+    loaded = load_model(model, problem.device, problem.threads, problem.slots)
+    return grow_trees(loaded, sets, rule, temperature, depth * segment, seed, out, Console())
 
 
 def recipes() -> int:

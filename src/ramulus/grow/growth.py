@@ -16,6 +16,9 @@ from ramulus.grow.stop import Stop
 
 OnTree = Callable[[Tree], Awaitable[None] | None]
 
+Between = Callable[[list[Tree]], Awaitable[None]]
+"""Called after every round of a forest with the trees that grew in it, in the order they were given."""
+
 
 async def grow_forest(
     trees: Sequence[Tree],
@@ -25,24 +28,29 @@ async def grow_forest(
     stop: Stop,
     pruning: Sequence[Pruning] = (),
     on_tree: OnTree | None = None,
+    between: Between | None = None,
 ) -> list[Tree]:
-    """Grow trees concurrently, none waiting for another; `on_tree` (grading, say) is awaited as each of them is done."""
-    return await together(grow_tree(tree, engine, branching, sampling, stop, pruning, on_tree) for tree in trees)
+    """Grow trees until `branching` has no more buds; paths that still live then end by length, and `on_tree` (grading, say) is awaited.
 
+    Trees grow concurrently, none waiting for another, and `on_tree` comes as each is done. With `between`, all wait for the last one after
+    each round and `between` sees whole rounds, in the order of `trees`, which depends on no clock; `on_tree` comes once all are done.
+    """
+    how = engine, branching, sampling, stop, pruning
 
-async def grow_tree(
-    tree: Tree,
-    engine: Engine,
-    branching: Branching,
-    sampling: Sampling,
-    stop: Stop,
-    pruning: Sequence[Pruning] = (),
-    on_tree: OnTree | None = None,
-) -> Tree:
-    """Grow a tree until `branching` has no more buds; paths that still live then end by length, and `on_tree` is awaited."""
-    while await grow_round(tree, engine, branching, sampling, stop, pruning):
-        pass
-    return await close(tree, on_tree)
+    async def alone(tree: Tree) -> Tree:
+        while await grow_round(tree, *how):
+            pass
+        return await close(tree, on_tree)
+
+    if between is None:
+        return await together(alone(tree) for tree in trees)
+    living = list(trees)
+    while living:
+        grew = await together(grow_round(tree, *how) for tree in living)
+        living = [tree for tree, more in zip(living, grew, strict=True) if more]
+        if living:
+            await between(living)
+    return await together(close(tree, on_tree) for tree in trees)
 
 
 async def close(tree: Tree, on_tree: OnTree | None) -> Tree:

@@ -16,7 +16,6 @@ from ramulus.grow.branching import length, paths
 from ramulus.grow.demonstration import verify
 from ramulus.grow.grading import grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, prune, together
-from ramulus.grow.rounds import grow_rounds
 from ramulus.grow.stop import Stop
 from ramulus.learn.objective.gate import demonstrated
 from ramulus.look.cost.ledger import Fate, cost, costs, fates
@@ -241,11 +240,8 @@ class Growth:
         """Grow until the trees are done, from wherever they are, grading each as it is done; in rounds, for a rule or a schedule that looks
         at all of them in between."""
         run = self.run
-        if not self.waits():
-            return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.judge)
-        return await grow_rounds(
-            trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.between, self.judge
-        )
+        between = self.between if self.waits() else None
+        return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.judge, between)
 
     def waits(self) -> bool:
         """Whether some rule or the schedule wants to look at all trees between rounds."""

@@ -21,10 +21,11 @@ from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.answers import Answers, Earlier, day_begun, earlier, naming, settle
-from ramulus.run.evaluation.loaded_model import LoadedModel, TaskSets
+from ramulus.run.evaluation.loaded_model import LoadedModel
 from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.results import EvaluatedModel, Report, Set, share_a_set
+from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import Lock
 from ramulus.run.runtime import model_path

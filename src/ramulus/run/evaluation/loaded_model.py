@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ramulus.core import store
 from ramulus.core.run_folder import model_folder
-from ramulus.core.task import Reward, Task
+from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Engine, Sampling
 from ramulus.engine.local.factory import Local
@@ -23,12 +23,10 @@ from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
 from ramulus.run.evaluation.progress import Count
+from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
-from ramulus.tasks.chain import ChainAnswer, ChainSum
-from ramulus.tasks.files import File
-from ramulus.tasks.problem import Source, render
 
 
 @dataclass(frozen=True)
@@ -59,33 +57,6 @@ class LoadedModel:
         return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
 
 
-@dataclass(frozen=True)
-class TaskSets:
-    """The problems asked for on the command line, and how they become prompts."""
-
-    specs: tuple[str, ...]
-    limit: int | None
-    columns: dict[str, Any]  # of File: prompt, answer, split
-    prompts: dict[str, Any]  # of render: template, system, limit
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
-
-    def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Reward]]:
-        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
-        sets = []
-        for spec in self.specs:
-            source, reward = _source_of(spec, self.limit, self.columns)
-            tasks = render(source(), tokenizer, on_long="drop", date=date, **self.prompts)
-            if not tasks:
-                raise ValueError(
-                    f"no problem of {spec} has a prompt of at most {self.prompts['limit']} tokens: raise --prompt-limit"
-                )
-            sets.append((spec, tasks, reward))
-        return sets
-
-
 def load_model(model: str, device: str, threads: int | None, slots: int, memory_mb: int = Local.memory_mb) -> LoadedModel:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
@@ -98,19 +69,6 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
     ends = eos_of(net, tokenizer)
     decode = Detokenizer(tokenizer, ends)
     return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, ends, slots)
-
-
-def _source_of(spec: str, limit: int | None, columns: dict[str, Any]) -> tuple[Source, Reward]:
-    """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
-    if spec == "chain":
-        return ChainSum(limit or 100, "test"), ChainAnswer()
-    if spec.startswith("gym:"):
-        from ramulus.tasks.gym import Gym, GymScore
-
-        return Gym(spec[4:], size=limit or 100), GymScore()
-    from ramulus.tasks.math import Boxed
-
-    return File(spec, limit=limit, **columns), Boxed()
 
 
 def grow_trees(

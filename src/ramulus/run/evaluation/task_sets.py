@@ -1,0 +1,75 @@
+"""The sets of problems that a command line asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ramulus.core.task import Reward, Task
+from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.files import File
+from ramulus.tasks.problem import Source, render
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """How problems become prompts, and where the model runs.
+
+    Attributes:
+        prompt: column of a file that holds the problems; verl's columns are known.
+        answer: column of a file that holds the answers.
+        split: of a Hugging Face dataset.
+        prompt_limit: the longest prompt; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template.
+        system: system message of the chat template.
+        slots: rows decoded together.
+        device: cpu, cuda, cuda:1, or auto.
+        threads: of torch; all cores by default.
+    """
+
+    prompt: str = "problem"
+    answer: str = "answer"
+    split: str | None = None
+    prompt_limit: int = 2048
+    template: str | None = None
+    system: str | None = None
+    slots: int = 64
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskSets:
+    """The problems asked for on the command line, and how they become prompts."""
+
+    specs: tuple[str, ...]
+    limit: int | None
+    options: ProblemOptions = ProblemOptions()
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
+
+    def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Reward]]:
+        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
+        how, sets = self.options, []
+        for spec in self.specs:
+            source, reward = _source_of(spec, self.limit, how)
+            tasks = render(source(), tokenizer, how.template, how.system, how.prompt_limit, "drop", date=date)
+            if not tasks:
+                raise ValueError(f"no problem of {spec} has a prompt of at most {how.prompt_limit} tokens: raise --prompt-limit")
+            sets.append((spec, tasks, reward))
+        return sets
+
+
+def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:
+    """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
+    if spec == "chain":
+        return ChainSum(limit or 100, "test"), ChainAnswer()
+    if spec.startswith("gym:"):
+        from ramulus.tasks.gym import Gym, GymScore
+
+        return Gym(spec[4:], size=limit or 100), GymScore()
+    from ramulus.tasks.math import Boxed
+
+    return File(spec, prompt=options.prompt, answer=options.answer, split=options.split, limit=limit), Boxed()
