@@ -19,7 +19,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from engines import ask, line, mixed, one, run, small, worst
+from engines import EVERY_WAY, KERNELS, WAYS, ask, line, mixed, one, run, small, worst
 from ramulus.engine.engine import Segment
 from ramulus.engine.local.local_engine import LocalEngine
 
@@ -276,16 +276,61 @@ def test_same_names_other_arithmetic_falls_back_to_the_model_itself() -> None:
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
-def test_peft_adapters_are_sampled_from() -> None:
+def adapted(model: Any, **options: Any) -> Any:
+    """The model under adapters that are not zero, on attention, MLP and the head."""
     peft = pytest.importorskip("peft", reason="needs peft")
-    base = small()
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    engine = LocalEngine(model, slots=4, memory=MANY)
+    names = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head"]
+    torch.manual_seed(1)
+    return peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "target_modules": names, "init_lora_weights": False} | options))
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_adapters_are_sampled_from_at_full_speed(way: str) -> None:
+    """Every way takes them, merged anew by each `load`; the model's own weights and adapters stay apart."""
+    model = adapted(small())
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    assert engine.forward.name == way
     requests = mixed(6)
     segments = run(engine, requests)
     assert worst(model, requests, segments) < 1e-5
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     with model.disable_adapter():
         assert worst(model, requests, segments) > 1e-3
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-0.5)
+    asyncio.run(engine.load(None, 1))
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+@KERNELS
+def test_adapters_on_a_bfloat16_model_are_not_lost_in_rounding() -> None:
+    """A change that is far below the rounding of the weights that it is added to is sampled from; without the kernels the model's own modules do."""
+    model = adapted(small(dtype=torch.bfloat16))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.01)
+    requests = mixed(6)
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    assert (engine.forward.name, engine.forward.geometry.dtype) == ("compiled", torch.float32)
+    segments = run(engine, requests)
+    exact = model.float()
+    assert worst(exact, requests, segments) < 1e-4
+    with exact.disable_adapter():
+        assert worst(exact, requests, segments) > 1e-3
+    assert LocalEngine(adapted(small(dtype=torch.bfloat16)), slots=4, memory=MANY, native=False).forward.name == "transformers"
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+def test_other_adapters_go_the_model_s_own_way(options: dict[str, Any]) -> None:
+    model = adapted(small(), target_modules=["q_proj", "v_proj"], **options)
+    engine = LocalEngine(model, slots=4, memory=MANY)
+    assert engine.forward.name == "transformers"
+    requests = mixed(4)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
 def test_slots_must_be_positive() -> None:

@@ -14,6 +14,7 @@ from ramulus.engine.local.check import verify_forward
 from ramulus.engine.local.compiled import GB, CompiledForward, misfit, precision_of
 from ramulus.engine.local.forward import Forward, ModelForward
 from ramulus.engine.local.fused import FusedForward, recognise
+from ramulus.models.precision import HALVES
 from ramulus.models.survey import message_of
 
 F = TypeVar("F", bound=FusedForward)
@@ -50,7 +51,8 @@ def choose(model: nn.Module, precision: torch.dtype | None, fast: bool, native: 
     fused = _fused(reference) if fast else "fast=False asks for it"
     because, twin = "native=False asks for it", None
     if native and not isinstance(fused, str):
-        compiled = _compiled(fused, precision_of(precision or own), native_limit, memory)
+        lossy = own in HALVES and fused.matrices.adapted  # adapters on weights that are rounded already are merged in float32, or they would be lost
+        compiled = _compiled(fused, torch.float32 if lossy else precision_of(precision or own), native_limit, memory)
         if not isinstance(compiled, str):
             return Choice(compiled, reference)
         because = compiled
@@ -59,6 +61,8 @@ def choose(model: nn.Module, precision: torch.dtype | None, fast: bool, native: 
         reference = ModelForward(twin)
         verify_forward(reference, reference)
         fused = fused if isinstance(fused, str) else _fused(reference)
+    if not isinstance(fused, str) and fused.matrices.adapted and fused.geometry.dtype in HALVES:
+        fused = because
     return Choice(reference, reference, fused, twin) if isinstance(fused, str) else Choice(fused, reference, because, twin)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ramulus.engine.local.adapters import Matrices
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
 from ramulus.engine.local.fused import FusedForward, Layer
 from ramulus.engine.local.kv import Reach, Slots
@@ -114,8 +115,8 @@ class Panels:
     bfloat16 just the model's own (two inputs). bias [columns], float32. Both are padded with zeros to whole panels and pairs.
     """
 
-    def __init__(self, parts: Sequence[Part], width: int, dtype: torch.dtype, norm: Tensor | None = None) -> None:
-        self.parts, self.norm = parts, norm if dtype == torch.float32 else None
+    def __init__(self, parts: Sequence[Part], width: int, dtype: torch.dtype, matrices: Matrices, norm: Tensor | None = None) -> None:
+        self.parts, self.matrices, self.norm = parts, matrices, norm if dtype == torch.float32 else None
         columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
         count, self.pair = -(-columns // width), 4 // dtype.itemsize
         self.weight = torch.zeros(count, -(-inputs // self.pair), width, self.pair, dtype=dtype, device="cpu")
@@ -124,8 +125,8 @@ class Panels:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the weights as they are now, to where the old ones were."""
-        flat, bias = _joined(self.parts, self.norm)
+        """Copy the weights as they are now, adapters merged, to where the old ones were."""
+        flat, bias = _joined([(self.matrices.whole(weight), bias) for weight, bias in self.parts], self.norm)
         flat = F.pad(flat.to(self.weight.dtype), (0, -flat.shape[1] % self.pair))
         words, target = (x.view(torch.int32) if self.pair == 2 else x for x in (flat, self.weight.flatten(2)))  # a pair is moved as one
         count, inputs, width = target.shape
@@ -144,14 +145,14 @@ class Panels:
 class PanelLayer:
     """The matrices of one decoder layer, and the norms that are in none of them."""
 
-    def __init__(self, layer: Layer, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Layer, width: int, dtype: torch.dtype, matrices: Matrices) -> None:
         after, before = layer.after, layer.before
         self.matrices = [
-            Panels((layer.query, layer.key, layer.value), width, dtype, before),
-            Panels((layer.out,), width, dtype),
-            Panels((layer.gate,), width, dtype, after),
-            Panels((layer.up,), width, dtype, after),
-            Panels((layer.down,), width, dtype),
+            Panels((layer.query, layer.key, layer.value), width, dtype, matrices, before),
+            Panels((layer.out,), width, dtype, matrices),
+            Panels((layer.gate,), width, dtype, matrices, after),
+            Panels((layer.up,), width, dtype, matrices, after),
+            Panels((layer.down,), width, dtype, matrices),
         ]
         folded = dtype == torch.float32
         self.sources = [layer.query_norm, layer.key_norm, None if folded else before, None if folded else after]
@@ -183,15 +184,15 @@ class CompiledForward(FusedForward):
     def __init__(self, fused: FusedForward, precision: torch.dtype = torch.float32, flags: Sequence[str] = ()) -> None:
         cells = ("-DBFLOAT",) if precision == torch.bfloat16 else ()
         self.library, self.draws = library("decode.c", _KERNELS, *cells, *flags), library("draw.c", DRAWS, *flags)
-        super().__init__(fused.reference, fused.layers, fused.epsilon)
+        super().__init__(fused.reference, fused.layers, fused.head, fused.matrices, fused.epsilon)
         g = self.geometry = replace(fused.geometry, dtype=precision)
         self.rounding = fused.geometry.dtype if cells else torch.float32  # in bfloat16 as the model has them itself
         lanes = int(self.library.ramulus_lanes())
         if g.dim % lanes:
             raise ValueError(f"the compiled kernels take heads of a multiple of {lanes} numbers, not {g.dim}")
         width = 2 * lanes
-        self.panels = [PanelLayer(layer, width, precision) for layer in self.layers]
-        self.last = Panels((self.head,), width, precision, self.norm)
+        self.panels = [PanelLayer(layer, width, precision, self.matrices) for layer in self.layers]
+        self.last = Panels((self.head,), width, precision, self.matrices, self.norm)
         self._read()
         self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
         self.vocabulary, hidden = self.head[0].shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from ramulus.engine.local.adapters import Matrices
 from ramulus.engine.local.code import hooked, runs_as
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.kv import Reach
@@ -28,6 +29,7 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 TRUNK = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LINEAR = ("query", "key", "value", "out", "gate", "up", "down")  # fields of Layer
 SILU = ("SiLU", "SiLUActivation", "Silu")
 
 
@@ -56,7 +58,7 @@ def recognise(reference: ModelForward) -> FusedForward | None:
     model = reference.model
     trunk = getattr(model, "model", None)
     head = getattr(model, "lm_head", None)
-    if trunk is None or children_of(model) != {"model", "lm_head"} or children_of(trunk) != TRUNK or type(head) is not nn.Linear:
+    if trunk is None or children_of(model) != {"model", "lm_head"} or children_of(trunk) != TRUNK:
         return None
     if not (runs_as(model, WHOLES) and runs_as(trunk, TRUNKS)) or type(trunk.embed_tokens) is not nn.Embedding:
         return None
@@ -64,11 +66,12 @@ def recognise(reference: ModelForward) -> FusedForward | None:
         return None
     if len({layer.scale for layer in reference.survey.layers.values()}) != 1 or reference.geometry.shapes:
         return None
-    layers = [layer_of(block) for block in trunk.layers]
+    matrices = Matrices()
+    layers, last = [layer_of(block, matrices) for block in trunk.layers], matrices.pair(head)
     epsilon = {getattr(m, "variance_epsilon", None) for m in model.modules() if is_norm(m)}
-    if None in layers or not is_norm(trunk.norm) or len(epsilon) != 1 or None in epsilon:
+    if None in layers or last is None or not is_norm(trunk.norm) or len(epsilon) != 1 or None in epsilon:
         return None
-    return FusedForward(reference, [layer for layer in layers if layer], epsilon.pop() or 0.0)
+    return FusedForward(reference, [layer for layer in layers if layer], last, matrices, epsilon.pop() or 0.0)
 
 
 def children_of(module: nn.Module) -> set[str]:
@@ -81,19 +84,19 @@ def is_norm(module: nn.Module) -> bool:
     return runs_as(module, (llama.LlamaRMSNorm,))
 
 
-def layer_of(block: Any) -> Layer | None:
+def layer_of(block: Any, matrices: Matrices) -> Layer | None:
     """The parameters of a block that has exactly the parts we know; None otherwise."""
     if children_of(block) != LAYER or children_of(block.self_attn) - {"q_norm", "k_norm"} != ATTENTION or children_of(block.mlp) - {"act_fn"} != MLP:
         return None
     if not (runs_as(block, LAYERS) and runs_as(block.self_attn, ATTENTIONS) and runs_as(block.mlp, (llama.LlamaMLP,))):
         return None
-    linear = {name: getattr(part, name) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
-    if type(block.mlp.act_fn).__name__ not in SILU or any(type(module) is not nn.Linear for module in linear.values()):
-        return None  # an adapter, a quantised layer
+    found = {name: matrices.pair(getattr(part, name)) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
+    pairs = {name.removesuffix("_proj"): pair for name, pair in found.items() if pair is not None}
+    if type(block.mlp.act_fn).__name__ not in SILU or len(pairs) < len(found):
+        return None  # an adapter of another kind, a quantised layer
     norms = [getattr(block.self_attn, name, None) for name in ("q_norm", "k_norm")]
     if not all(norm is None or is_norm(norm) for norm in (*norms, block.input_layernorm, block.post_attention_layernorm)):
         return None
-    pairs = {name.removesuffix("_proj"): (module.weight, module.bias) for name, module in linear.items()}
     weights = [None if norm is None else norm.weight for norm in norms]
     return Layer(
         block.input_layernorm.weight, pairs["q"], pairs["k"], pairs["v"], weights[0], weights[1], pairs["o"],
@@ -102,24 +105,46 @@ def layer_of(block: Any) -> Layer | None:
 
 
 class FusedForward:
-    """Same tensors, same KV, about half the overhead on small models; chosen only after `verify`."""
+    """Same tensors, same KV, about half the overhead on small models; chosen only after `verify`.
+
+    Layers under adapters are computed as one matrix, from a copy of their merged weights that `refresh` renews.
+    """
 
     name = "fused"
 
-    def __init__(self, reference: ModelForward, layers: list[Layer], epsilon: float) -> None:
+    def __init__(
+        self, reference: ModelForward, layers: list[Layer], head: tuple[Tensor, Tensor | None], matrices: Matrices, epsilon: float
+    ) -> None:
         self.geometry, self.reference, self.layers, self.epsilon = reference.geometry, reference, layers, epsilon
+        self.head, self.matrices = head, matrices
         model = reference.model
         self.embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
-        self.head = (model.lm_head.weight, model.lm_head.bias)
         self.scale = reference.survey.layers[0].scale
         self.variants = [Variant(reference.sights[i]) for i in range(len(layers))]
         self.query_heads = layers[0].query[0].shape[0] // self.geometry.dim
         self.rounding = self.geometry.dtype  # of the rotary factors
         self.cosine = self.sine = torch.empty(0)
+        self._merged: tuple[list[Layer], tuple[Tensor, Tensor | None]] | None = None
 
     def refresh(self) -> None:
-        """Nothing is derived from the weights; the rotary table does not depend on them."""
+        """Forget merged weights, the only thing that is derived from them; the rotary table does not depend on weights."""
+        self._merged = None
+
+    def merged(self) -> tuple[list[Layer], tuple[Tensor, Tensor | None]]:
+        """The layers and the head with their adapters in the weights; themselves where there are none."""
+        if not self.matrices.adapted:
+            return self.layers, self.head
+        if self._merged is None:
+            layers = []
+            for layer in self.layers:
+                changes: dict[str, Any] = {name: self._whole(getattr(layer, name)) for name in LINEAR}
+                layers.append(replace(layer, **changes))
+            self._merged = layers, self._whole(self.head)
+        return self._merged
+
+    def _whole(self, part: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        return self.matrices.whole(part[0]).to(part[0].dtype), part[1]
 
     def rotary(self, length: int) -> None:
         """Fill the table of rotary factors [length, 1, dim] from the model's own module; the sine carries the sign of the rotation."""
@@ -141,7 +166,8 @@ class FusedForward:
         flat = positions.flatten()
         cosine, sine = self.cosine[flat], self.sine[flat]  # [N, 1, dim] with N = B x n
         x = F.embedding(tokens.flatten(), self.embedding)  # [N, d]
-        for i, layer in enumerate(self.layers):
+        layers, head = self.merged()
+        for i, layer in enumerate(layers):
             y = self._normed(x, layer.before)
             q, k, v = F.linear(y, *layer.query), F.linear(y, *layer.key), F.linear(y, *layer.value)
             if layer.query_norm is not None and layer.key_norm is not None:
@@ -156,7 +182,7 @@ class FusedForward:
         if not logits:
             return None
         last = x if n == 1 else x.view(b, n, -1)[:, -1]
-        return F.linear(self._normed(last, self.norm), *self.head)
+        return F.linear(self._normed(last, self.norm), *head)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm in float32, scaled in the model's dtype, as transformers does it."""
