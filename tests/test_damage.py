@@ -169,6 +169,24 @@ def test_a_stage_whose_last_checkpoint_is_damaged_is_finished_again(tmp_path: Pa
         same(whole / stage, cut / stage)
 
 
+# what the last bits depend on
+
+
+def test_another_numerical_environment_is_said(run: Path, monkeypatch: pytest.MonkeyPatch):
+    saved = run_folder.state_of(run_folder.path_of(run, 6))["numerics"]
+    assert {"torch", "processor", "kernels", "threads", "engine", "float32 products"} <= saved.keys()
+    console = Console(file=io.StringIO(), width=500)
+    assert launch(RECIPE, [f"out={run}", "steps=8"], True, False, console) == 0
+    assert "last bits" not in console.file.getvalue()
+    monkeypatch.setenv("RAMULUS_NATIVE", "0")
+    assert launch(RECIPE, [f"out={run}", "steps=9", "threads=2"], True, False, console) == 0
+    (said,) = [line for line in console.file.getvalue().splitlines() if "last bits" in line]
+    assert "not the machine or the packages of step 8" in said
+    assert "threads was 1, is now 2" in said
+    assert "RAMULUS_NATIVE was not set, is now 0" in said
+    assert "torch was" not in said
+
+
 # rewards that draw
 
 

@@ -33,6 +33,7 @@ from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
+from ramulus.run.numerics import numerics, other_numerics
 from ramulus.run.rollouts import Rollouts, woken
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
@@ -267,6 +268,10 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
         if int(path.stem) > state.step:
             path.unlink()
     console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
+    before = run_folder.state_of(run_folder.path_of(run.folder, state.step)).get("numerics", {})
+    if before and (changed := other_numerics(before, numerics(device_of(run.device), parts.engine.about))):
+        said = f"not the machine or the packages of step {state.step}, so what follows may differ in the last bits: {changed}"
+        console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
     return state
 
 

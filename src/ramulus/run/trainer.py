@@ -38,6 +38,7 @@ from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.minibatch import Minibatch, minibatches
+from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor, Rollouts, resting
 from ramulus.run.runtime import device_of
 from ramulus.run.step_statistics import StepStatistics
@@ -115,6 +116,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
+        self.numerics = numerics(device_of(self.run.device), self.engine.about)
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
 
     async def train(self) -> None:
@@ -297,7 +299,8 @@ class Trainer:
     async def save(self) -> None:
         """A checkpoint of the last whole step."""
         self.logbook.keep()
-        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | {"random": self.generators.plain()})
+        beside = {"random": self.generators.plain(), "numerics": self.numerics}
+        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | beside)
         checkpoint.drop_old(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
 
 
