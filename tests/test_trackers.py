@@ -230,6 +230,15 @@ def test_a_tracker_that_fails_is_sent_what_it_missed(hosted: Path, name: str):
     assert len(ids) == 2, "a fresh run has an id of its own"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sent": 3}', '{"sent": {"wandb": "x"}, "id": null}'])
+def test_damaged_notes_on_trackers_stop_no_run(hosted: Path, text: str):
+    out = hosted / "run"
+    assert launch(RECIPE, [f"out={out}", "wandb=true", "steps=1"], False, False, Console(quiet=True)) == 0
+    (out / "trackers.json").write_text(text)
+    assert train(out, "steps=2") == 0
+    assert [row[0] for row in logged(hosted)] == [1, 2]
+
+
 def test_a_tracker_that_hangs_holds_up_nothing(hosted: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trackers, "TRACKER_PATIENCE", 0.2)
     never = threading.Event()

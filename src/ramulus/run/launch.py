@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
             console.print(table(told["before"], told["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
     if last.final_evaluation is not None:
-        show_tree(last, console)
+        with suppress(store.StoreError, OSError):  # a damaged file of trees: there is nothing to show
+            show_tree(last, console)
     folder, words = shlex.quote(str(plan.folder)), task_words(last)
     said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
     console.print(said, markup=False, highlight=False, soft_wrap=True)

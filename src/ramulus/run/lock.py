@@ -40,6 +40,9 @@ class Lock:
                 self.made += [] if folder.exists() else [folder]
                 folder.mkdir(parents=True, exist_ok=True)
                 self.files[folder / LOCK_FILE] = taken(folder / LOCK_FILE, remedy)
+        except OSError as error:
+            self.release()
+            raise OSError(f"cannot lock {folder}: {error.strerror or error}; free space, or {remedy}") from error
         except BaseException:
             self.release()
             raise

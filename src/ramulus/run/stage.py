@@ -265,7 +265,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
         said = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
         console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
     for path in (run.folder / "trees").glob("*.jsonl"):
-        if int(path.stem) > state.step:
+        if path.stem.isdigit() and int(path.stem) > state.step:
             path.unlink()
     console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
     before = run_folder.state_of(run_folder.path_of(run.folder, state.step)).get("numerics", {})

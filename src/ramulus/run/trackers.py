@@ -152,7 +152,8 @@ class Trackers:
         self.path = run.folder / FILE
         saved = saved_in(self.path)
         self.id = str(saved.get("id") or (former_id(run) if step else f"{run.name}-{secrets.token_hex(4)}"))
-        sent = {name: min(int(count), step) for name, count in saved.get("sent", {}).items()}
+        counts = saved["sent"] if isinstance(saved.get("sent"), dict) else {}
+        sent = {name: min(count, step) for name, count in counts.items() if isinstance(count, int)}
         metrics = run.folder / "metrics.jsonl"
         self.followers = [Follower(name, opened, metrics, sent.get(name, step)) for name, opened in trackers_of(run, self.id)]
 

@@ -142,7 +142,8 @@ class Trainer:
         except OSError as unsaved:
             if not isinstance(error, Exception) or isinstance(error, Stopped):
                 raise
-            error.add_note(str(unsaved))
+            if str(unsaved) != str(error):
+                error.add_note(str(unsaved))
 
     async def step(self) -> dict[str, Any]:
         """One step, from drawn tasks to new weights in the engine; returns its metrics.
