@@ -14,7 +14,7 @@ import torch
 
 from growing import EOS, Clock, Recorder, chain, decode, grow_tree, plant
 from ramulus.core.store import dump, load
-from ramulus.core.task import Path, Task
+from ramulus.core.task import GraderLost, Path, Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.toy import ToyEngine
@@ -323,12 +323,17 @@ async def failing(task: Task, path: Path) -> float:
     raise TimeoutError("no answer in 5 s")
 
 
+def lost(task: Task, path: Path) -> float:
+    raise GraderLost("the grader cannot run: free some memory")
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
         (raising, "reward 'r' on task 'job' raised KeyError: 'gold'; let it return a number"),
         (stopping, "raised StopIteration"),
         (failing, "raised TimeoutError: no answer in 5 s"),
+        (lost, "reward 'r' on task 'job': the grader cannot run: free some memory$"),
         (lambda task, path: math.nan, "reward 'r' on task 'job' returned nan: it must return a finite number"),
         (lambda task, path: math.inf, "returned inf"),
         (lambda task, path: None, "returned None"),

@@ -16,8 +16,9 @@ from pathlib import Path as File
 import pytest
 
 import guarded_rewards as rewards
-from ramulus.core.task import Path, Task
-from ramulus.tasks import sandbox
+from ramulus.core.task import GraderLost, Path, Task
+from ramulus.tasks import sandbox, workers
+from ramulus.tasks.grading_budget import grading_budget
 from ramulus.tasks.guard import Guarded
 from ramulus.tasks.workers import Outcome, WorkerPool, worker_pool
 
@@ -366,3 +367,57 @@ def test_a_child_in_a_session_of_its_own_dies_too(two: WorkerPool, tmp_path: Fil
     note = tmp_path / "child"
     assert two.submit(rewards.hide_child, str(note), seconds=0.5).result(timeout=60).cause == "timeout"
     assert gone(int(note.read_text()))
+
+
+def test_a_step_has_a_budget_and_what_falls_to_it_is_counted(two: WorkerPool) -> None:
+    ask(two, rewards.length, "warm")
+
+    async def main() -> list[Outcome]:
+        hanging = [two.run(rewards.spin, TASK, path("spin"), seconds=0.3, wall=30) for _ in range(12)]
+        return await asyncio.gather(*hanging)
+
+    with grading_budget(0.7) as budget:
+        outcomes = asyncio.run(main())
+        after = two.submit(rewards.square, 3, seconds=5).result(timeout=60)
+    refused = [outcome for outcome in outcomes if outcome.cause == "refused"]
+    cut = [outcome for outcome in outcomes if outcome.cause == "timeout"]
+    assert len(cut) + len(refused) == 12
+    assert 3 <= len(cut) <= 4, "two at a time, until 0.7 seconds are spent"
+    assert refused[0].failure == "the 0.7 seconds of grading of this step are spent"
+    assert refused[0].cut
+    assert after.cause == "refused"
+    assert budget.metrics() == {"grades_cut": len(cut), "graders_lost": 0, "grades_refused": len(refused) + 1}
+    assert two.submit(rewards.square, 3, seconds=5).result(timeout=60) == Outcome(9), "the next step has its own"
+
+
+def test_equal_calls_of_a_step_are_made_once(two: WorkerPool, tmp_path: File) -> None:
+    note = tmp_path / "runs"
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(two.run(rewards.note_and_answer, str(note), n % 3, seconds=5, once=True) for n in range(30)))
+
+    with grading_budget():
+        assert [outcome.value for outcome in asyncio.run(main())] == [n % 3 for n in range(30)]
+        assert sorted(note.read_text().split()) == ["0", "1", "2"]
+    with grading_budget():
+        asyncio.run(main())
+    assert len(note.read_text().split()) == 6
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGKILL, True), (signal.SIGTERM, True), (signal.SIGSEGV, False)])
+def test_a_grader_that_is_killed_in_mid_call_is_asked_again(two: WorkerPool, tmp_path: File, number: signal.Signals, again: bool) -> None:
+    with grading_budget() as budget:
+        outcome = two.submit(rewards.die_once, str(tmp_path / "died"), int(number), seconds=5).result(timeout=60)
+        assert (outcome.value, outcome.cause) == ((1.0, None) if again else (None, "died"))
+        for _ in range(2):
+            (tmp_path / "died").unlink(missing_ok=True)
+            two.submit(rewards.crash, TASK, path(""), seconds=5).result(timeout=60)
+    assert budget.metrics()["graders_lost"] == (2 if again else 3)
+
+
+def test_workers_that_never_start_are_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "BOOT", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)  # {path} {fd} {parent} {gigabytes} {network}")
+    with pytest.raises(GraderLost, match=r"3 grading processes ended before they were ready, the last with SIGKILL; the system kills them"):
+        asyncio.run(Guarded(rewards.length, workers=1, gigabytes=1.5)(TASK, path("a")))
+    monkeypatch.undo()
+    worker_pool(1, 1.5).close()

@@ -47,3 +47,7 @@ class Path:
 
 Verdict = float | dict[str, Any]
 Reward = Callable[[Task, Path], Verdict | Awaitable[Verdict]]  # a dict carries `reward` and parts such as `correct`
+
+
+class GraderLost(RuntimeError):
+    """What grades cannot run, whatever the answer; the message says what to do about it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from ramulus.core.task import Path, Reward, Task
+from ramulus.core.task import GraderLost, Path, Reward, Task
 from ramulus.core.tree import Node, Tree
 from ramulus.engine.engine import together
 from ramulus.grow.branching import paths
@@ -80,6 +80,8 @@ class Call:
         self.since = time.monotonic()
         try:
             self.answer = self.reward(self.task, self.path)
+        except GraderLost as error:
+            raise RewardError(f"{self}: {error}") from error
         except (Exception, SystemExit) as error:
             self.error = error
 
@@ -99,6 +101,8 @@ class Call:
                 raise self.error
             if inspect.isawaitable(self.answer):
                 self.answer = await self.answer
+        except GraderLost as error:
+            raise RewardError(f"{self}: {error}") from error
         except (Exception, SystemExit) as error:
             remedy = "let it return a number for any text a model may write"
             raise RewardError(f"{self} raised {type(error).__name__}: {error}; {remedy}") from error

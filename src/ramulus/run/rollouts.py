@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from ramulus.look.evaluation.statistics import mean
 from ramulus.run.config.recipe import Run
 from ramulus.run.gated_engine import GatedEngine
 from ramulus.run.signals import Signals, needed
+from ramulus.tasks.grading_budget import grading_budget
 
 Cursor = dict[str, Any]
 """Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
@@ -43,6 +44,7 @@ class Rollout:
     before: int = 0  # tokens of these trees that were sampled in the step before
     ahead: int = 0  # tokens sampled meanwhile for the trees of the next step
     grading: float = 0.0  # seconds in which nothing but grades was awaited
+    graders: dict[str, int] = field(default_factory=dict)  # grades that were cut or refused, graders that were lost
 
     @property
     def kept(self) -> list[Tree]:
@@ -68,7 +70,7 @@ class Rollout:
         }
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
         counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
-        counts |= fates(kept, lost) | {"graded": 0, "correct": 0}
+        counts |= fates(kept, lost) | {"graded": 0, "correct": 0} | self.graders
         return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
 
@@ -118,6 +120,12 @@ class Rollouts:
 
     async def get(self, step: int, cursor: Cursor) -> tuple[Rollout, Cursor]:
         """The trees of `step`, and the cursor after it; the one handed in is left as it was."""
+        with grading_budget(self.run.grading_seconds) as budget:
+            rollout, cursor = await self.grow(step, cursor)
+        return replace(rollout, graders=budget.metrics()), cursor
+
+    async def grow(self, step: int, cursor: Cursor) -> tuple[Rollout, Cursor]:
+        """The same, without a word on grading."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         follows = "stats" in rule_features(rule)

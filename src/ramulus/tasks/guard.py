@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ramulus.core.task import Path, Reward, Task
+from ramulus.core.task import GraderLost, Path, Reward, Task
 from ramulus.tasks.workers import worker_pool
 
 
@@ -30,6 +30,8 @@ class Guarded:
         outcome = await worker_pool(self.workers, self.gigabytes, self.network, self.env).run(
             self.reward, task, path, seconds=self.seconds, wall=self.wall
         )
+        if outcome.cause == "broken":
+            raise GraderLost(f"the guarded reward {self.reward!r} cannot run: {outcome.failure}")
         if outcome.cut:
             return {"reward": self.wrong, "correct": 0.0, "reason": f"{outcome.cause}: {outcome.failure}"}
         if outcome.failure is not None:

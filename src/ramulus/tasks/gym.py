@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from ramulus.core.tagged_json import decode, encode
-from ramulus.core.task import Path, Task
+from ramulus.core.task import GraderLost, Path, Task
 from ramulus.tasks.answers import Extract, Tagged
 from ramulus.tasks.arithmetic import worked
 from ramulus.tasks.gym_scores import mended
@@ -93,9 +93,9 @@ class GymScore:
         if answer is None:
             return {"reward": 0.0, "correct": 0.0, "answer": "", "reason": "no answer found"}
         call = Scorer(task.extra["gym"]["name"])
-        outcome = await worker_pool(self.workers, self.gigabytes).run(call, task.extra["gym"], answer, seconds=self.seconds)
+        outcome = await worker_pool(self.workers, self.gigabytes).run(call, task.extra["gym"], answer, seconds=self.seconds, once=True)
         if outcome.cause == "broken":
-            raise RuntimeError(f"the scorer of {call.name!r} cannot run: {outcome.failure}")
+            raise GraderLost(f"the scorer of {call.name!r} cannot run: {outcome.failure}")
         if outcome.failure is not None:
             return {
                 "reward": 0.0,

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ramulus.core.task import Path, Task
+from ramulus.core.task import GraderLost, Path, Task
 from ramulus.tasks.answers import Extract, LastBox
 from ramulus.tasks.equality import same
 from ramulus.tasks.latex import LONGEST_ANSWER, unwrap
@@ -68,9 +68,9 @@ class Boxed:
             found = [same(reference, answer) for reference in right]
             if True in found or not _CALCULUS.search("".join((*right, answer))):
                 return True in found, ""
-        outcome = await worker_pool(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds)
+        outcome = await worker_pool(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds, once=True)
         if outcome.cause == "broken":
-            raise RuntimeError(f"the grader of mathematics cannot run: {outcome.failure}")
+            raise GraderLost(f"the grader of mathematics cannot run: {outcome.failure}")
         return bool(outcome.value), "" if outcome.failure is None else f"{outcome.cause}: {outcome.failure}"
 
     def _verdict(self, right: bool, answer: str, reason: str) -> dict[str, Any]:

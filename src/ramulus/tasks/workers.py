@@ -35,6 +35,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from ramulus.tasks.frames import LARGEST_ANSWER, receive, send
+from ramulus.tasks.grading_budget import GradingBudget, current_budget
 from ramulus.tasks.sandbox import environment, kill_marked
 
 ATTEMPTS = 3
@@ -47,8 +48,8 @@ BOOT = (
 )
 
 
-Cause = Literal["timeout", "died", "memory", "raised", "broken"]
-"""Why a call has no value; broken: it never began."""
+Cause = Literal["timeout", "died", "memory", "raised", "broken", "refused"]
+"""Why a call has no value; broken: it never began; refused: the step's seconds of grading were spent."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class Outcome:
     @property
     def cut(self) -> bool:
         """Whether the limits ended the call, or it took its worker down: what a hostile input does."""
-        return self.cause in ("timeout", "died", "memory")
+        return self.cause in ("timeout", "died", "memory", "refused")
+
+
+FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGQUIT")
+_Item = tuple[Future["Outcome"], bytes, float, float, GradingBudget | None]
 
 
 class WorkerDied(Exception):
@@ -77,6 +82,8 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: socket.socket | None = None
         self.folder = self.mark = ""
+        self.took = 0.0  # seconds of the last call
+        self.closing = False  # whether it is its pool that kills it
 
     def start(self) -> None:
         """Start the process in an empty folder; it answers `ready` when it can take a call."""
@@ -117,7 +124,10 @@ class Worker:
             return Outcome(None, f"the worker did not get ready within {START_LIMIT:g} seconds", "broken")
         except (EOFError, OSError, ValueError):
             raise WorkerDied(self.kill()) from None
-        return self._result(seconds, wall)
+        began = time.monotonic()
+        outcome = self._result(seconds, wall)
+        self.took = seconds if outcome.cause == "timeout" else min(time.monotonic() - began, seconds)
+        return outcome
 
     def _result(self, seconds: float, wall: float) -> Outcome:
         assert self.pipe is not None
@@ -177,7 +187,7 @@ class WorkerPool:
     ) -> None:
         if count < 1:
             raise ValueError(f"a pool needs at least one worker, got {count}")
-        self.calls: queue.SimpleQueue[tuple[Future[Outcome], bytes, float, float] | None] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self.workers = [Worker(gigabytes, network, env) for _ in range(count)]
         self.closed = False
         self.threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self.workers]
@@ -186,33 +196,42 @@ class WorkerPool:
         atexit.register(self.close)
 
     def submit(
-        self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None
+        self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None, once: bool = False
     ) -> Future[Outcome]:
         """Run `call(*args)` in a worker, at most `seconds` of computing and `wall` seconds (default: 5 x seconds) of waiting.
 
-        The future holds an Outcome and never an exception. `call` may have a method `prepare()`: what it loads is not timed.
+        The future holds an Outcome and never an exception. `once`: equal calls of a step share one outcome. `call` may have a
+        method `prepare()`: what it loads is not timed.
         Raises ValueError if `call` cannot be pickled.
         """
         if self.closed:
             raise RuntimeError("this pool was closed")
+        budget, payload = current_budget(), pack_call(call, args)
+        if budget is not None and once and payload in budget.shared:
+            return budget.shared[payload]
         future: Future[Outcome] = Future()
-        self.calls.put((future, pack_call(call, args), seconds, 5 * seconds if wall is None else wall))
+        if budget is not None and once:
+            budget.shared[payload] = future
+        self.calls.put((future, payload, seconds, 5 * seconds if wall is None else wall, budget))
         return future
 
-    async def run(self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None) -> Outcome:
+    async def run(
+        self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None, once: bool = False
+    ) -> Outcome:
         """The same, awaited."""
-        return await asyncio.wrap_future(self.submit(call, *args, seconds=seconds, wall=wall))
+        future = self.submit(call, *args, seconds=seconds, wall=wall, once=once)
+        return await (asyncio.shield(asyncio.wrap_future(future)) if once else asyncio.wrap_future(future))
 
     def _serve(self, worker: Worker) -> None:
         while (item := self.calls.get()) is not None:
-            future, payload, seconds, wall = item
+            future, payload, seconds, wall, budget = item
             if not future.set_running_or_notify_cancel():
                 continue
             if self.closed:
                 future.set_result(Outcome(None, "the pool was closed", "broken"))
                 continue
             try:
-                future.set_result(_persistent(worker, payload, seconds, wall))
+                future.set_result(_within(budget, worker, payload, seconds, wall))
             except Exception as error:  # a thread that ended here would leave callers waiting for ever
                 worker.kill()
                 future.set_result(Outcome(None, f"{type(error).__name__}: {error}", "broken"))
@@ -226,20 +245,50 @@ class WorkerPool:
         for _ in self.threads:
             self.calls.put(None)
         for worker in self.workers:
+            worker.closing = True
             process = worker.process
             if process is not None and process.poll() is None:
                 process.kill()
         atexit.unregister(self.close)
 
 
+def _within(budget: GradingBudget | None, worker: Worker, payload: bytes, seconds: float, wall: float) -> Outcome:
+    """The outcome of a call, if something is left of the step's budget."""
+    if budget is None:
+        return _persistent(worker, payload, seconds, wall)
+    if budget.refuses():
+        budget.note("refused", 0.0)
+        return Outcome(None, f"the {budget.seconds:g} seconds of grading of this step are spent", "refused")
+    outcome = _persistent(worker, payload, seconds, wall)
+    budget.note(outcome.cause, worker.took)
+    return outcome
+
+
 def _persistent(worker: Worker, payload: bytes, seconds: float, wall: float) -> Outcome:
-    """A worker that died between calls is replaced and the call made again, twice at most: such a death is not the call's doing."""
-    for _ in range(ATTEMPTS):
+    """A worker that died between calls is replaced, and one that was killed from outside in mid-call as well, once: neither is the call's doing."""
+    how, killed = "", False
+    for attempt in range(ATTEMPTS):
         try:
-            return worker.call(payload, seconds, wall)
+            outcome = worker.call(payload, seconds, wall)
         except WorkerDied as death:
             how = str(death)
-    return Outcome(None, f"no worker got ready, the last of {ATTEMPTS} ended with {how}", "broken")
+            time.sleep(0.2 * attempt)  # where memory is short another moment may have some
+            continue
+        if outcome.cause != "died" or not str(outcome.failure).endswith(FROM_OUTSIDE) or killed or worker.closing:
+            return outcome
+        killed = True
+    return Outcome(
+        None,
+        f"{ATTEMPTS} grading processes ended before they were ready, the last with {how}; {_remedy(how)}",
+        "broken",
+    )
+
+
+def _remedy(how: str) -> str:
+    """What to do where workers do not start."""
+    if how in FROM_OUTSIDE:
+        return "the system kills them, as it does where memory runs out: free some, or give the reward fewer workers"
+    return "what they printed on stderr says why; `ramulus doctor` tries one"
 
 
 @lru_cache(maxsize=8)

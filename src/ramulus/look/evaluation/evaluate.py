@@ -13,6 +13,7 @@ from ramulus.grow.branching import Branching, Star
 from ramulus.grow.grading import Rewards, grade
 from ramulus.grow.growth import grow_forest
 from ramulus.look.evaluation.measures import Row, report_of, scores_of
+from ramulus.tasks.grading_budget import grading_budget
 
 OnGraded = Callable[[Tree], None]
 
@@ -29,7 +30,8 @@ async def sample_graded(
             on_graded(tree)
 
     trees = [Tree.plant(task, seed=seed, visit=visit) for task in tasks]
-    return await grow_forest(trees, engine, branching, sampling, stop, on_tree=judge)
+    with grading_budget():  # equal answers are graded once
+        return await grow_forest(trees, engine, branching, sampling, stop, on_tree=judge)
 
 
 async def evaluate(

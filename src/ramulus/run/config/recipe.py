@@ -139,6 +139,7 @@ class Run:
 
     # judging
     rewards: Reward | tuple[Weighted, ...] = field(default=(), metadata=REWARD)  # () only where nothing is sampled
+    grading_seconds: float = 600.0  # that grading processes may compute in one step; what is left then is wrong, and counted
     filter_overlong: bool = False  # paths cut off at the limit are in no mean and no gradient (DAPO)
 
     # learning
@@ -203,6 +204,8 @@ class Run:
         for name in ("demonstrations", "eval_every", "trees_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.grading_seconds > 0:
+            raise ValueError(f"grading_seconds must be above 0 (inf sets no limit), got {self.grading_seconds}")
         if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: 1.0 is usual")
         if self.tokens_per_batch < self.prompt_limit + self.response_limit:
