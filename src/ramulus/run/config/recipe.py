@@ -189,16 +189,7 @@ class Run:
         for name, usual in (("answer", "BoxedAnswer()"), ("repetition", "Repeats()"), ("lora", "Lora()")):
             if isinstance(getattr(self, name), bool | int | float | str):
                 raise ValueError(f"{name} is an object or None, got {getattr(self, name)!r}: {usual} in a recipe file, {name}=true for the usual one")
-        for name in (
-            "steps",
-            "minibatches",
-            "tokens_per_batch",
-            "prompt_limit",
-            "response_limit",
-            "save_every",
-            "keep",
-            "eval_samples",
-        ):
+        for name in ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("demonstrations", "eval_every", "trees_every"):
