@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from ramulus.core import run_folder
 from ramulus.core.checksums import CHECKSUMS
+from ramulus.run import checkpoint
 from ramulus.run.launch import launch
 from ramulus.run.rollouts import Rollouts
 from ramulus.run.trainer import Trainer
@@ -167,6 +169,36 @@ def test_a_stage_whose_last_checkpoint_is_damaged_is_finished_again(tmp_path: Pa
     assert train(cut, recipe=STAGES) == 0
     for stage in ("1-sft", "2-rl"):
         same(whole / stage, cut / stage)
+
+
+# disks
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as tokenizers raises it
+        ValueError("[Errno 28] No space left on device"),
+    ],
+)
+def test_a_full_disk_is_known_whoever_meets_it(tmp_path: Path, error: Exception):
+    async def full(part: Path) -> dict:
+        (part / "some").write_text("of it")
+        raise error
+
+    with pytest.raises(OSError, match=r"cannot save step 3 in .*No space left on device.*there is no earlier checkpoint[.] Free space"):
+        asyncio.run(checkpoint.save(tmp_path, 3, full, {"pending": None}))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_fault_of_a_program_is_none_of_the_disk(tmp_path: Path):
+    async def wrong(part: Path) -> dict:
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        asyncio.run(checkpoint.save(tmp_path, 3, wrong, {"pending": None}))
 
 
 # what the last bits depend on

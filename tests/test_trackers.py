@@ -108,6 +108,14 @@ def test_a_reader_that_goes_away_stops_no_run(whole: Path, tmp_path: Path):
     same(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_a_run_without_standard_streams_writes_into_its_own_files_alone(whole: Path, tmp_path: Path):
+    words = ["-m", "ramulus.cli", "train", RECIPE, f"out={tmp_path / 'run'}", "steps=3"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, *words], env=ENV, timeout=120)
+    assert done.returncode == 0
+    same(whole, tmp_path / "run")
+
+
 def test_a_full_disk_in_the_metrics_is_said_and_made_good(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

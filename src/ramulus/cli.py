@@ -19,7 +19,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
-from ramulus.run.screen import complain, let_go
+from ramulus.run.screen import complain, let_go, there_are_streams
 from ramulus.run.serve import serve
 
 Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
@@ -327,6 +327,7 @@ _ABOUT = "Reinforcement learning on verifiable rewards with one tree from sample
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error of the user's is one sentence and exit status 2."""
+    there_are_streams()
     # torch reads it when it starts: threads that wait busily slow shared cores down tenfold
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more

@@ -68,7 +68,9 @@ def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
     """Turn a failed write into one sentence, and clear away what it left."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not of_the_disk(error):
+            raise
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         whole = steps(folder)
@@ -76,6 +78,11 @@ def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
         raise OSError(
             f"cannot save step {step} in {part.parent}: {reason}; {kept}. Free space, then go on with --resume"
         ) from error
+
+
+def of_the_disk(error: Exception) -> bool:
+    """Whether a write failed for the system's sake; libraries in Rust raise whatever they like, with its number in the text."""
+    return isinstance(error, OSError | SafetensorError) or "os error" in str(error) or "[Errno" in str(error)
 
 
 def sync(path: Path) -> None:

@@ -59,6 +59,16 @@ def unfailing(console: Console) -> Iterator[None]:
         yield
 
 
+def there_are_streams() -> None:
+    """Give a process that was begun without standard streams ones that lead nowhere: else its own files would take their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 def complain(text: str) -> None:
     """One sentence on standard error; it may quote a model, and nothing of that reaches the terminal unescaped."""
     said = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
