@@ -12,6 +12,7 @@ from ramulus.tasks.units import Unit
 from ramulus.tasks.values import DIGITS, POINTS, Values, computed, point, same_number, same_value
 
 MOST_ITEMS = 40
+ANGLE = frozenset({("angle", 1)})
 EQUAL = {"=", "\\approx"}
 _OPPOSITE = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne", "\\approx": "\\approx"}
 
@@ -115,6 +116,11 @@ def measured(reference: Value | Quantity, answer: Value | Quantity) -> bool:
     """Values with their signs and units: units that are known on both sides must agree, one that stands on one side alone may be left out."""
     one, mine = (reference.value, reference.unit) if isinstance(reference, Quantity) else (reference, Unit())
     other, theirs = (answer.value, answer.unit) if isinstance(answer, Quantity) else (answer, Unit())
+    for value, unit in ((one, theirs), (other, mine)):
+        if (value.percent or value.degrees) and unit.measures and not (value.degrees and unit.measures == ANGLE):
+            return False
+    if (one.degrees and other.percent) or (one.percent and other.degrees):
+        return False
     if mine.measures and theirs.measures:
         if mine.measures != theirs.measures:
             return False

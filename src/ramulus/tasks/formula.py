@@ -222,8 +222,8 @@ class Parser:
             return ("number", fraction(token.value), "." in token.value)
         if token.kind == "letter":
             return self.letter(token.value)
-        if token.kind == "text":
-            return self.function(token.value) if token.value in FUNCTIONS else self.letter(token.value, word=True)
+        if token.kind == "text" and token.value in FUNCTIONS:
+            return self.function(token.value)
         if token.kind == "mark" and token.value in "([{":
             return self.group({"(": ")", "[": "]", "{": "}"}[token.value])
         if token.kind == "mark" and token.value == "|":
@@ -235,10 +235,8 @@ class Parser:
             return self.command(token.value)
         raise Unreadable(f"{token.kind} {token.value!r}")
 
-    def letter(self, name: str, word: bool = False) -> Formula:
-        """A letter or a word with its primes and subscripts; e and i are numbers; f(x) is a function of x."""
-        if word and (not re.fullmatch(r"[A-Za-z]+", name) or len(name) < 2):
-            raise Unreadable(f"the words {name!r}")
+    def letter(self, name: str) -> Formula:
+        """A letter with its primes and subscripts; e and i are numbers; f(x) is a function of x."""
         bare = name
         while self.at("'"):
             name += self.take().value

@@ -94,6 +94,8 @@ def _end(item: Form) -> Any:
 
 def _inequality(form: Relation) -> Spans | None:
     r"""x>2, 1<x\le 3, x\ne 0: one letter between numbers."""
+    if len(form.sides) == 2 and isinstance(form.sides[0], Value) and form.sides[0].formula[:2] == ("call", "abs"):
+        return _distance(form)
     places = [i for i, side in enumerate(form.sides) if isinstance(side, Value) and side.formula[0] == "letter"]
     if len(places) != 1 or len(form.sides) > 3 or (set(form.signs) - _FLIPPED.keys()):
         return None
@@ -107,6 +109,15 @@ def _inequality(form: Relation) -> Spans | None:
         sign = form.signs[i - 1] if i > at else _FLIPPED[form.signs[i]]
         found = intersection(found, _half(sign, _end(side)))
     return Spans(found)
+
+
+def _distance(form: Relation) -> Spans | None:
+    """|x|<2 is -2<x<2, |x|>2 what is left."""
+    inside, sign, end = form.sides[0].formula[2], form.signs[0], _end(form.sides[1])
+    if inside[0] != "letter" or end < 0 or sign not in _FLIPPED or sign == "\\ne":
+        return None
+    below, above = _half(sign, end), _half(_FLIPPED[sign], -end)
+    return Spans(intersection(below, above) if sign in ("<", "\\le") else in_line([*below, *above]))
 
 
 def _half(sign: str, end: Any) -> tuple[Stretch, ...]:

@@ -86,7 +86,6 @@ no or and if is to yes odd men one two six ten man day cm mm km kg mg ml mL in f
 rad deg sq cu per pct AM PM am pm USD EUR GBP ms us nm
 """
 _SHORT = frozenset(_SHORT_WORDS.split())
-_MATHEMATICAL = frozenset("abcdefghkmnpqrstuvwxyz")
 
 
 def unwrap(text: str) -> str:
@@ -210,7 +209,8 @@ def _bare(match: re.Match[str]) -> str:
         return f"\\{word.replace('infinity', 'infty')} "
     if word in _SHORT or word.lower() in ("and", "or", "no", "yes"):
         return rf"\text{{ {word} }}"
-    if len(word) < 3 or (len(word) == 3 and set(word) <= _MATHEMATICAL - {"e"}) or (word.isupper() and len(word) <= 4):
+    product = len(word) == 3 and (not set(word.lower()) & set("aeiou") or set(word) <= set("abcdxyz"))
+    if len(word) < 3 or product or (word.isupper() and len(word) <= 4):
         return word
     return rf"\text{{ {word} }}"
 

@@ -38,6 +38,7 @@ volume L 1 l liter liters litre litres
 volume mL 1/1000 ml milliliter milliliters
 volume gal 3785411784/1000000000 gallon gallons
 angle degree 1 degrees deg
+arc radian 1 radians rad
 money:USD dollar 1 dollars USD usd bucks
 money:USD cent 1/100 cents ct
 money:EUR euro 1 euros EUR eur
@@ -81,7 +82,7 @@ _COMPOUND = {
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _REFUSED_WORDS = """
 or and not maybe no none nor is are was isn't than but except unless if then possibly perhaps either neither mod modulo factorial squared
-cubed more less fewer times fold half double twice negative minus plus over to from between unknown wrong false true undefined infinity
+cubed more less fewer fold half double twice negative minus plus over to from between unknown wrong false true undefined infinity
 incorrect guess actually wait hmm sum difference product zero one two three four five six seven eight nine ten eleven twelve twenty pi
 choose dozens percent percentage pct quarter third fourth fifth tenth tenths halves thirds quarters base power root log approximately about
 sqrt another other others also any each th
