@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,19 +143,24 @@ def survey(model: Any) -> Survey:
     found = Survey()
     size = int(model.get_input_embeddings().num_embeddings)
     line = torch.arange(SURVEYED, device=model.get_input_embeddings().weight.device)[None]
+    options: dict[str, Any] = {NAME: found}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = torch.tensor([-1], device=line.device)  # not a number, for which Gemma 4 cuts masks
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
         with attending_by(model, NAME):
-            model(input_ids=(line + 1) % size, position_ids=line, use_cache=False, return_dict=True, **{NAME: found})
+            model(input_ids=(line + 1) % size, position_ids=line, use_cache=False, return_dict=True, **options)
     except (TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
-        raise ValueError(f"its layers want more than transformers' AttentionInterface gives ({type(error).__name__}: {message_of(error)})") from error
+        if MaskRule.__name__ in str(error):
+            raise ValueError("its layers compute with the attention mask themselves, in ways that are not known") from error
+        raise ValueError(f"its forward fails on {SURVEYED} tokens ({type(error).__name__}: {message_of(error)})") from error
     finally:
         for module in training:
             module.training = True
     layers = int(model.config.get_text_config().num_hidden_layers)
-    if sorted(found.layers) != list(range(layers)):
+    if sorted(found.layers) != list(range(layers)) and found.calls < layers:  # layers may be used several times
         raise ValueError(
             f"of its {layers} layers {sorted(found.layers)} go through transformers' AttentionInterface; the others (linear attention, convolution, "
             "attention of their own) keep a state that trees and remembered keys do not have"

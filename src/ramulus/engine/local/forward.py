@@ -85,10 +85,11 @@ class ModelForward:
                 "token, and the engine remembers one key a layer"
             )
         self.modules, self.configs = list(self.model.modules()), configs_of(self.model)
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.sights = self.survey.sights
         self.geometry = self._geometry()
         self.limit = context(self.model.config)
+        self.last = torch.tensor([-1], device=self.geometry.device)
 
     def refresh(self) -> None:
         """Nothing is derived from the weights."""
@@ -113,9 +114,11 @@ class ModelForward:
 
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
         """tokens, positions [B, n] -> logits [B, V] after the last token of each row."""
-        seen = {"ramulus_reach": reach, "ramulus_sights": self.sights}
+        options = {"ramulus_reach": reach, "ramulus_sights": self.sights}
+        if self.keeps and tokens.shape[1] > 1:  # an index, not a number, for which Gemma 4 leaves tokens out of its last layers
+            options["logits_to_keep"] = self.last
         with self.switched(_NAME):
-            out = self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True, **seen, **self.last_only)
+            out = self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True, **options)
         return out.logits[:, -1] if logits else None
 
     def plain(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:

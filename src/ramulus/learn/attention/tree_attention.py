@@ -178,7 +178,7 @@ def tree_attention(
             f"{_NAME} attention was called without a plan: call model(..., tree=plan(parent, end)) inside attending(model)"
         )
     _refuse(module, tree, query, attention_mask, dropout, kwargs)
-    return tree.attend(query, key, value, scaling, variant_of(module, tree, kwargs)), None
+    return tree.attend(query, key, value, scaling, variant_of(module, tree, kwargs)).contiguous(), None
 
 
 def variant_of(module: nn.Module, tree: TreePlan, options: dict[str, Any]) -> Variant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ramulus.learn.attention.tree_attention import Way, attending, plan
 from ramulus.learn.policy.fused import Patch, fused
-from ramulus.learn.policy.head import Head
+from ramulus.learn.policy.head import Head, head_of
 from ramulus.models.positions import context
 from ramulus.models.precision import is_half, widened
 from ramulus.models.survey import FAR, Survey, message_of, plain_way, survey
@@ -19,26 +20,30 @@ TRUNK, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
 CLOSE, QUANTISED = 1e-3, 0.1  # of logits, relative to the largest; of quantised models
 
 
-def verify_policy(model: Any, head: Head, patches: Sequence[Patch], way: Way) -> Survey:
+def verify_policy(model: Any, chunk: int, patches: Sequence[Patch], way: Way) -> tuple[Survey, Head]:
     """Hold the logits of two packed trees against those of their four paths; the second tree stands at the last positions that there are.
 
-    Half-precision models compute in float32 here. Returns what the layers ask of attention; raises ValueError where the model takes no tree or the
-    logits differ.
+    Half-precision models compute in float32 here. Returns what the layers ask of attention and the head, which scales logits unless the model scales
+    what it gives to its output layer; raises ValueError where the model takes no tree or the logits differ.
     """
     name = type(model).__name__
+    head = head_of(model, chunk)
     try:
         found = survey(model)
         off = logit_difference(model, head, patches, "dense" if way == "flex" else way, found)
+        if head.scale != 1 and not off <= CLOSE:
+            head = replace(head, scale=1.0)
+            off = logit_difference(model, head, patches, "dense" if way == "flex" else way, found)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{name} cannot learn from packed trees: {message_of(error)}") from error
     kinds = {parameter.dtype for parameter in model.parameters()}
     exact = is_half(model) or all(kind.is_floating_point and kind.itemsize > 2 for kind in kinds)
     if not off <= (CLOSE if exact else QUANTISED):
         raise ValueError(
-            f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}. Layers with a "
-            "state and logits changed after the output layer are not supported; Qwen3, Llama and Gemma 3 are"
+            f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}, so its tokens depend on "
+            "more than the keys and values of those before them, or it changes logits in a way that is not known"
         )
-    return found
+    return found, head
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
 from ramulus.learn.policy.check import verify_policy
 from ramulus.learn.policy.fused import fused, patches
-from ramulus.learn.policy.head import head_of
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
@@ -71,9 +71,8 @@ class TorchPolicy:
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.autocast = autocast
         self.critic: nn.Linear | None = None  # a value head
-        self.head = head_of(model, chunk)
         self.patches = [] if autocast else patches(model)
-        self.survey = verify_policy(model, self.head, self.patches, "dense" if self.device.type != "cpu" else attention)
+        self.survey, self.head = verify_policy(model, chunk, self.patches, "dense" if self.device.type != "cpu" else attention)
         self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
@@ -201,7 +200,7 @@ class TorchPolicy:
             value = self.read(hidden, parent) if model is self.model else None
             if bare:
                 return Evaluated(zeros, zeros, zeros, value)
-            head = self.head if model is self.model else head_of(model, self.head.chunk)
+            head = self.head if model is self.model else replace(self.head, linear=model.get_output_embeddings())
             found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad, hot)
         plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
         return Evaluated(plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy, value)
@@ -222,7 +221,7 @@ class TorchPolicy:
         rows = {"input_ids": token[None], "position_ids": position[None]}
         mine = model is self.model
         quick = self.patches if mine else self.reference_patches
-        head = self.head if mine else head_of(model, self.head.chunk)
+        head = self.head if mine else replace(self.head, linear=model.get_output_embeddings())
         with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick), head.stopped() as given:
             model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
         return given[0][0, :count]
