@@ -22,7 +22,9 @@ THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=PASSIVE GOMP_S
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lint bench clean
+REAL ?= runs/quickstart-real
+
+.PHONY: help install quickstart quickstart-real test test-all lint bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -42,6 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install  ## teach a small model from scratch, then improve it by TreePO; minutes on two cores
 	$(THREADS) $(BIN)/ramulus train quickstart out=$(OUT) $(ARGS) --fresh
+
+quickstart-real: install  ## improve a pretrained model, SmolLM2-135M-Instruct, by TreePO; get it first, then minutes on two cores
+	$(BIN)/python -m ramulus.models.smollm2
+	$(THREADS) $(BIN)/ramulus train quickstart_real out=$(REAL) $(ARGS) --fresh
 
 test: install  ## the tests without the slow ones; minutes on two cores
 	$(TESTS) -m "not slow" $(ARGS)

@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "look": {"core", "engine", "tasks", "grow"},
     "run": {"native", "models", "core", "engine", "tasks", "grow", "learn", "look"},
     "adapters": {"core", "grow", "learn"},
-    "recipes": {"core", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
+    "recipes": {"core", "models", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
 }
 FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
 FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}

@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from ramulus.tasks.rewards import ExactAnswer as ExactAnswer
     from ramulus.tasks.rewards import Overlong as Overlong
     from ramulus.tasks.rewards import Unmarked as Unmarked
+    from ramulus.tasks.sums import Sums as Sums
 
 __version__ = "0.1.0"
 
@@ -142,6 +143,7 @@ HOMES = {
     "tasks.math": ("Boxed",),
     "tasks.problem": ("Problem", "render"),
     "tasks.rewards": ("ExactAnswer", "Overlong", "Unmarked"),
+    "tasks.sums": ("Sums",),
 }
 """Module: the public names it holds. The imports above say the same to type checkers; a test holds the two together."""
 

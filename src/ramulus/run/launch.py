@@ -164,7 +164,7 @@ def task_words(run: Run) -> str:
     source = run.evals or run.tasks
     kind = type(source).__name__
     path = getattr(source, "path", "FILE")
-    name = "chain" if kind == "ChainSum" else f"gym:{source.name}" if kind == "Gym" else path
+    name = {"ChainSum": "chain", "Sums": "sums"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
     said = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
     options = [(word, getattr(source, word)) for word, usual in said if getattr(source, word) not in (usual, None)]
     options += [(word, value) for word, value in (("template", run.template), ("system", run.system)) if value]

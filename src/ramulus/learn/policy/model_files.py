@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ramulus.models.smollm2 import SMOLLM2
+
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 ADAPTER = "adapter_config.json"
@@ -26,6 +28,8 @@ def is_adapter(folder: Path) -> bool:
 
 def examine(folder: Path) -> None:
     """Raise FileNotFoundError where a model folder lacks what it needs, ValueError where a file is not what its name says."""
+    if not folder.is_dir() and folder.name == SMOLLM2.name:
+        raise FileNotFoundError(f"there is no model folder {folder}: `python -m ramulus.models.smollm2 {folder}` gets it")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no model folder {folder}{near(folder)}: check the path, or give the name of a model on the hub (Qwen/Qwen3-0.6B)"

@@ -17,6 +17,7 @@ from ramulus.tasks.files import File
 from ramulus.tasks.gym import Gym, GymScore
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
+from ramulus.tasks.sums import TEST, Sums
 
 REWARDS = {kind.__name__: kind for kind in (Boxed, ExactAnswer, Format, Overlong, GymScore, ChainAnswer)}
 
@@ -27,9 +28,11 @@ def pretrained(text: str) -> Blank:
 
 
 def problems(text: str, split: str = "train") -> Blank:
-    """`gym:NAME`, `chain` (sums of that split), or the path of a file or dataset."""
+    """`gym:NAME`, `chain` or `sums` (of that split), or the path of a file or dataset."""
     if text.startswith("gym:"):
         return Blank(Gym, {"name": text[4:]})
+    if text == "sums":
+        return Blank(Sums, {"count": TEST if split == "test" else 9**3 - TEST, "split": split})
     return Blank(ChainSum, {"count": 1000 if split == "train" else 100, "split": split}) if text == "chain" else Blank(File, {"path": text})
 
 

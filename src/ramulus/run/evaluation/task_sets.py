@@ -9,6 +9,7 @@ from ramulus.core.task import Reward, Task
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Source, render
+from ramulus.tasks.sums import TEST, Sums
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TaskSets:
 
 
 def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:
-    """Problems and their grader: `chain`, `gym:NAME`, or a file of boxed mathematics."""
+    """Problems and their grader: `chain`, `sums`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
     if spec.startswith("gym:"):
@@ -72,4 +73,6 @@ def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[S
         return Gym(spec[4:], size=limit or 100), GymScore()
     from ramulus.tasks.math import Boxed
 
+    if spec == "sums":
+        return Sums(min(limit or TEST, TEST), "test"), Boxed()
     return File(spec, prompt=options.prompt, answer=options.answer, split=options.split, limit=limit), Boxed()

