@@ -42,7 +42,7 @@ class Lock:
                 self.files[folder / LOCK_FILE] = taken(folder / LOCK_FILE, remedy)
         except OSError as error:
             self.release()
-            raise OSError(f"cannot lock {folder}: {error.strerror or error}; free space, or {remedy}") from error
+            raise OSError(f"cannot write in the folder {folder}: {error.strerror or error}; free space, or {remedy}") from error
         except BaseException:
             self.release()
             raise

@@ -84,12 +84,12 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
     recipe, day = absolute(recipe), today()
     stages, top = build(recipe, overrides)
     folders = [top, *(stage.folder for stage in stages)]
-    for folder in folders:
-        writable(folder)
     saved_at = top / "run.json"
     notes: list[str] = []
     with ExitStack() as held:
         lock = held.enter_context(Lock(folders))
+        for folder in folders:
+            writable(folder)
         there = saved_at.exists() or any(run_folder.steps(folder) for folder in folders)
         if there and fresh:
             check_free(top, lock)
