@@ -194,8 +194,9 @@ class CompiledForward(FusedForward):
         self.panels = [PanelLayer(layer, width, precision, self.matrices) for layer in self.layers]
         self.last = Panels((self.head,), width, precision, self.matrices, self.norm)
         self._read()
-        self.columns = (len(self.last.weight) + 1) * width  # of the logits, with padding
-        self.vocabulary, hidden = self.head[0].shape
+        rows, hidden = self.head[0].shape
+        self.vocabulary = min(rows, self.reference.drawn or rows)
+        self.columns = (-(-self.vocabulary // width) + 1) * width  # of the logits, with padding
         if self.vocabulary > len(self.table):
             raise ValueError(f"the compiled kernels take no head of {self.vocabulary} tokens over {len(self.table)} embeddings")
         inner = len(self.layers[0].gate[0])

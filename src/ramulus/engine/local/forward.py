@@ -86,6 +86,7 @@ class ModelForward:
             )
         self.modules, self.configs = list(self.model.modules()), configs_of(self.model)
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.drawn: int | None = getattr(self.model, "ramulus_tokens", None)  # the ids below it are drawn; None: all that the head has
         self.sights = self.survey.sights
         self.geometry = self._geometry()
         self.limit = context(self.model.config)
@@ -113,18 +114,18 @@ class ModelForward:
                 module.__dict__["training"] = True
 
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
-        """tokens, positions [B, n] -> logits [B, V] after the last token of each row."""
+        """tokens, positions [B, n] -> logits [B, V] after the last token of each row, of the ids that are drawn."""
         options = {"ramulus_reach": reach, "ramulus_sights": self.sights}
         if self.keeps and tokens.shape[1] > 1:  # an index, not a number, for which Gemma 4 leaves tokens out of its last layers
             options["logits_to_keep"] = self.last
         with self.switched(_NAME):
             out = self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True, **options)
-        return out.logits[:, -1] if logits else None
+        return out.logits[:, -1, : self.drawn] if logits else None
 
     def plain(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """tokens, positions [B, n], those from 0 on if None -> logits [B, n, V] of the model without any of our attention, to compare with."""
         with self.switched(plain_way(self.model, self.survey)):
-            return self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True).logits
+            return self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True).logits[..., : self.drawn]
 
     def _geometry(self) -> Geometry:
         layers = [self.survey.layers[index] for index in range(len(self.survey.layers))]

@@ -182,7 +182,7 @@ class FusedForward:
         if not logits:
             return None
         last = x if n == 1 else x.view(b, n, -1)[:, -1]
-        return F.linear(self._normed(last, self.norm), *head)
+        return F.linear(self._normed(last, self.norm), *head)[:, : self.reference.drawn]
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm in float32, scaled in the model's dtype, as transformers does it."""

@@ -68,7 +68,7 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
         with attending(model, plain_way(model, found)):
             near = model(input_ids=token[lines[:2]], use_cache=False).logits  # which positions it takes by itself
             far = model(input_ids=token[lines[2:]], position_ids=position[lines[2:]], use_cache=False).logits
-    alone = torch.cat((near, far))
+    alone = torch.cat((near, far))[..., : head.drawn]
     return float(((ours - alone).abs().max() / alone.abs().max().clamp(min=1)).nan_to_num(torch.inf))
 
 

@@ -22,10 +22,11 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     chunk: int = 1024  # targets whose logits exist at once
+    drawn: int | None = None  # the ids below it share the probability; None: all that the layer has
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] -> [N, V], float32 or float64."""
-        logits = self.linear(hidden)
+        logits = self.linear(hidden)[..., : self.drawn]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -96,4 +97,4 @@ def head_of(model: Any, chunk: int) -> Head:
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    return Head(linear, scale, getattr(config, "final_logit_softcapping", None), chunk)
+    return Head(linear, scale, getattr(config, "final_logit_softcapping", None), chunk, getattr(model, "ramulus_tokens", None))

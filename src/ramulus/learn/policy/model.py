@@ -31,7 +31,8 @@ class Pretrained:
     """A causal LM from a local folder or by its name on the hub, or a folder of LoRA adapters, which are added to the model they are of.
 
     What is loaded is checked: weights that are missing, of another shape, without a place in the model or not finite are refused, and the
-    tokenizer spells as its tokenizer.json says.
+    tokenizer spells as its tokenizer.json says. A vocabulary that is padded beyond the tokenizer's tokens gives these ids no probability, in sampling
+    and in training alike, unless `padded_tokens`.
 
     `max_positions` and `rope` extend its context: `rope` is merged into the model's `rope_parameters` (rope_theta, or a rope_type with its
     factor). LUFFY, SRFT and HPT give Qwen2.5-Math 16384 positions and rope_theta 40000, in place of 4096 and 10000. They are written into the
@@ -53,6 +54,7 @@ class Pretrained:
     trust_remote_code: bool = False  # run Python code that comes with the model: only for authors you trust
     max_positions: int | None = None  # None leaves those of the model
     rope: dict[str, Any] | None = None
+    padded_tokens: bool = False  # also draw and train the rows of a padded vocabulary, which the tokenizer has no tokens for
 
     def __post_init__(self) -> None:
         if self.max_positions is not None and self.max_positions < 1:
@@ -65,7 +67,7 @@ class Pretrained:
         from transformers import AutoConfig
 
         from ramulus.learn.policy.loading import load_weights, silent
-        from ramulus.learn.policy.tokenizer import read_tokenizer
+        from ramulus.learn.policy.tokenizer import leave_out_padding, read_tokenizer
 
         start = self.local(self.path)
         if start is not None and is_adapter(start):
@@ -89,6 +91,8 @@ class Pretrained:
             from ramulus.learn.policy.lora import with_adapter
 
             model = with_adapter(model, self.local(self.adapter) or Path(self.adapter))
+        if not self.padded_tokens:
+            leave_out_padding(model, tokenizer)
         return model.eval(), tokenizer
 
     @staticmethod

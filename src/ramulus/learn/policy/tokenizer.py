@@ -43,6 +43,17 @@ def read_tokenizer(name: str, **options: Any) -> Any:
     return tokenizer
 
 
+def leave_out_padding(model: Any, tokenizer: Any) -> None:
+    """Where the output layer has more rows than the tokenizer has ids, mark on the model how many share the probability: `ramulus_tokens`.
+
+    Engines and learners of this process read it; it is no weight and no setting, and is not saved.
+    """
+    known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    head = model.get_output_embeddings()
+    if head is not None and head.weight.shape[0] > known:
+        model.ramulus_tokens = known
+
+
 def same_spelling(tokenizer: Any, name: str, options: dict[str, Any]) -> bool:
     """Whether a tokenizer spells a sample, there and back, as the tokenizer.json of a folder or hub name; True where there is none."""
     from tokenizers import Tokenizer
