@@ -15,6 +15,7 @@ LONGEST_ANSWER = 2000  # characters of an answer that are looked at; a longer on
 DEEPEST = 60  # brackets in brackets
 
 _ALIAS_TABLE = r"""
+vec overrightarrow
 frac dfrac tfrac cfrac nicefrac sfrac flatfrac
 binom dbinom tbinom
 le leq leqslant leqq
@@ -57,7 +58,7 @@ _DROPPED = re.compile(
     r"|huge|Huge|bf|rm|it|sf|tt|bfseries|centering|hfill|hline|noindent|mathstrut|strut|allowbreak|nobreak|nonumber|quad|qquad|enspace|thinspace|space|null)(?![a-zA-Z])"
 )
 _FONTS = re.compile(
-    r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|pmb|mathfrak|mathcal|mathscr|underline|ensuremath|emph|uline|large|Large|huge|small)(?![a-zA-Z])\s*(?=\{)"
+    r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|pmb|mathfrak|mathcal|mathscr|underline|ensuremath|emph|uline|large|Large|huge|small)(?![a-zA-Z])\s*(?=[{A-Za-z0-9])"
 )
 _WORDING = re.compile(
     r"\\(?:text|textbf|textrm|textit|textsf|texttt|textnormal|textup|mathrm|mbox|hbox|operatorname\*?|bold|textsc)(?![a-zA-Z])\s*\{([^{}]*)\}"
@@ -80,6 +81,7 @@ _NAMED = frozenset(_NAMED_WORDS.split())
 _BARE_WORD = re.compile(
     r"(\\text\{[^{}]*\}|\\(?:begin|end)\{[a-zA-Z*]+\}|\\[a-zA-Z]+)|(?<![a-zA-Z\\])([a-zA-Z]{2,}(?:['-][a-zA-Z]+)*)"
 )
+_CHOICES = re.compile(r"\s*\(?[A-Z\d]\)?(?:\s*(?:,|and\b|or\b)\s*(?:and\b|or\b)?\s*\(?[A-Z\d]\)?)+\s*")
 _WORDS = re.compile(r"\\text\{[^{}]*\}(?:\s*\\text\{[^{}]*\})*")
 _SHORT_WORDS = """
 no or and if is to yes odd men one two six ten man day cm mm km kg mg ml mL in ft yd mi lb oz hr min sec hrs mph Hz kW kJ kN MW GW Pa eV mol
@@ -191,6 +193,8 @@ def _phrase(match: re.Match[str]) -> str:
 def _word(match: re.Match[str]) -> str:
     """The inside of a font command: words stay in one, a number before them goes out, what has no words is bare."""
     inside = match[1]
+    if _CHOICES.fullmatch(inside):  # A and C: two things
+        return " " + re.sub(r"and\b|or\b", lambda word: f" \0{word.group()}\1 ", inside) + " "
     said = inside.strip()
     worded = re.search(r"[^\W\d_]{2}|[a-z]/[a-z]", said.replace("\0", "").replace("\1", ""))
     if not worded or "\\" in said:

@@ -248,6 +248,8 @@ def computed(formula: Formula) -> Computed:
     found = Values(DIGITS, {}, False)(formula)
     if not isinstance(found, Fraction) and abs(found) < 1e-30:
         more = Values(MORE_DIGITS, {}, False)(formula)
+        if abs(more - found) <= abs(more) * precise(DIGITS).mpf(10) ** -30:
+            return more  # small, and known to as many digits
         return Fraction(0) if abs(more) < precise(MORE_DIGITS).mpf(10) ** -100 else more
     return found
 
