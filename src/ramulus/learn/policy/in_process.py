@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -130,9 +131,10 @@ def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
 
 
 def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
-    """Write `model` and `tensors.safetensors`: the optimizer, the reference model, and the states of torch's generators."""
+    """Write `model` and `tensors.safetensors`: what is trained and not in `model`, the optimizer, the reference model, torch's generators."""
     policy.write(folder / "model")
-    tensors = policy.tensors() | random_tensors()
+    elsewhere = names_in(folder / "model", {f"weights/{name}": tensor for name, tensor in policy.kept().items()})
+    tensors = {name: tensor for name, tensor in policy.tensors().items() if name not in elsewhere} | random_tensors()
     save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
     return policy.state()
 
@@ -140,11 +142,39 @@ def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
 def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
     """Take back what `saved` wrote and answered."""
     tensors = load_file(folder / "tensors.safetensors")
+    tensors |= read_from(folder / "model", [name for name in (f"weights/{kept}" for kept in policy.kept()) if name not in tensors])
     policy.restore(tensors, state)
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"random.cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+
+
+def read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Those of the tensors "weights/NAME" that the files of a model folder hold."""
+    wanted: set[str] = set(names)
+    found: dict[str, Tensor] = {}
+    for file in sorted(model.glob("*.safetensors")) if wanted else ():
+        with safe_open(file, "pt") as opened:
+            found |= {f"weights/{name}": opened.get_tensor(name) for name in opened.keys() if f"weights/{name}" in wanted}  # noqa: SIM118
+    return found
+
+
+def names_in(model: Path, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Which tensors "weights/NAME" the files of a model folder hold bit for bit: they need not be written again."""
+    same: set[str] = set()
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for name in (f"weights/{key}" for key in opened.keys()):  # noqa: SIM118
+                mine = tensors.get(name)
+                if mine is not None and same_bits(opened.get_tensor(name.removeprefix("weights/")), mine.detach().cpu()):
+                    same.add(name)
+    return same
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one type and equal."""
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def random_tensors() -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ class Torch:
     device: str | None = None  # of a process of its own; None takes the run's
     chunk: int = 1024  # targets whose logits exist at once
     attention: str = "auto"
+    float32_masters: bool = True  # the optimizer steps float32 copies of weights in half precision: 4 bytes more a weight
 
     def __post_init__(self) -> None:
         if self.device is not None and not self.process:
@@ -43,7 +44,7 @@ class Torch:
         from ramulus.learn.policy.in_process import InProcess
         from ramulus.learn.policy.separate import Separate
 
-        more = dict(options) | {"chunk": self.chunk, "attention": self.attention}
+        more = dict(options) | {"chunk": self.chunk, "attention": self.attention, "float32_masters": self.float32_masters}
         if not self.process:
             return InProcess(policy_of(model, tokenizer, value, more))
         return Separate(Build(source, self.device or str(model.device), seed, value, more))

@@ -23,6 +23,7 @@ from ramulus.learn.policy.fused import fused, patches
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
+from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.writing import read_back, write_model
 from ramulus.models.positions import rope_limit
 
@@ -65,6 +66,7 @@ class TorchPolicy:
         reference_model: bool = False,  # keep what `score` needs for "reference_model"; a second copy of the weights unless LoRA gives it
         chunk: int = 1024,  # targets whose logits exist at once
         attention: Way = "auto",
+        float32_masters: bool = True,  # the optimizer steps float32 copies of weights in half precision
     ) -> None:
         self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
         self.clip, self.attention, self.written = clip, attention, False
@@ -81,7 +83,9 @@ class TorchPolicy:
         self.reference_patches = patches(self.reference) if self.patches and self.reference is not None else []
         self.layers = checkpointed(model) if activation_checkpointing else []
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = [[p for p in self.trainable.values() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
+        self.masters = MasterWeights(float32_masters)
+        self.masters.take(self.trainable)
+        groups = [[p for p in self.masters.stepped.values() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(
             [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (weight_decay, 0.0)) if group],
             lr=0.0, betas=betas, eps=eps, fused=self.device.type in ("cpu", "cuda"),
@@ -118,13 +122,14 @@ class TorchPolicy:
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip, step and clear the gradients; where there are none, or the norm is not finite, only the latter (`skipped` is 1)."""
-        held = [p for p in self.trainable.values() if p.grad is not None]
+        held = self.masters.hold_gradients()
         norm = float(nn.utils.clip_grad_norm_(held, self.clip)) if held else 0.0
         step = bool(held) and math.isfinite(norm)
         if step:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group.get("speed", 1.0)
             self.optimizer.step()
+            self.masters.round_off()
             self.version += 1
         self.skipped += not step
         self.optimizer.zero_grad(set_to_none=True)
@@ -247,9 +252,10 @@ class TorchPolicy:
 
     def tensors(self, weights: bool = True) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, reference model."""
-        flat = {f"weights/{name}": tensor for name, tensor in self._kept().items()} if weights else {}
-        for name, parameter in self.trainable.items():
-            flat |= {f"adam/{part}/{name}": value for part, value in self.optimizer.state.get(parameter, {}).items()}
+        flat = {f"weights/{name}": tensor for name, tensor in self.kept().items()} if weights else {}
+        flat |= self.masters.tensors()
+        for name, stepped in self.masters.stepped.items():
+            flat |= {f"adam/{part}/{name}": value for part, value in self.optimizer.state.get(stepped, {}).items()}
         if self.reference is not None:
             flat |= {f"reference_model/{name}": p for name, p in self.reference.named_parameters()}
         return {name: tensor.detach() for name, tensor in flat.items()}
@@ -264,22 +270,23 @@ class TorchPolicy:
 
         Raises ValueError where the checkpoint is of another model.
         """
-        kept = dict(self._kept())
+        kept = dict(self.kept())
         if any(name.startswith("weights/") for name in tensors):
             _fill(kept, tensors, "weights/")
         if self.reference is not None:
             former = any(name.startswith("frozen/") for name in tensors)  # a checkpoint of before it was called so
             _fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
         self.optimizer.state.clear()
-        for name, parameter in self.trainable.items():
+        self.masters.restore(tensors)
+        for name, stepped in self.masters.stepped.items():
             found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
             if found:
-                self.optimizer.state[parameter] = {
-                    part: value.to(self.device, copy=True) for part, value in found.items()
+                self.optimizer.state[stepped] = {
+                    part: value.to(self.device, value.dtype if part == "step" else stepped.dtype, copy=True) for part, value in found.items()
                 }
         self.version, self.skipped = int(state["version"]), int(state["skipped"])
 
-    def _kept(self) -> dict[str, Tensor]:
+    def kept(self) -> dict[str, Tensor]:
         """What training changes: trained parameters, and the buffers that a checkpoint holds."""
         buffers = {
             name: t

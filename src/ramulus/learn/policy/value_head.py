@@ -25,8 +25,10 @@ class ActorCritic(TorchPolicy):
         self.critic: nn.Linear = nn.Linear(size, 1, device=self.device, dtype=self.dtype)
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
-        self.trainable |= {f"critic/{name}": p for name, p in self.critic.named_parameters()}
-        group = {"params": list(self.critic.parameters()), "weight_decay": 0.0, "speed": SPEED}
+        head = {f"critic/{name}": p for name, p in self.critic.named_parameters()}
+        self.trainable |= head
+        self.masters.take(head)
+        group = {"params": [self.masters.stepped[name] for name in head], "weight_decay": 0.0, "speed": SPEED}
         self.optimizer.add_param_group(group)
 
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor:
