@@ -41,7 +41,7 @@ MOMENTS = {  # name -> (owner, attribute, what stands in at the moment)
     "metrics": (Logbook, "write", half_a_line),
     "checkpoint": (in_process, "save_file", half_a_file),
     "renaming": (checkpoint.os, "replace", die),
-    "pruning": (checkpoint, "prune", die),
+    "pruning": (checkpoint, "drop_old", die),
 }
 
 

@@ -92,7 +92,7 @@ def head_of(model: Any, chunk: int) -> Head:
     linear = model.get_output_embeddings()
     if linear is None:
         raise ValueError(
-            f"{type(model).__name__} has no output layer to read log-probs from: load it with AutoModelForCausalLM"
+            f"{type(model).__name__} has no output layer to read log-probs from: it is no causal language model, so take another one"
         )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
