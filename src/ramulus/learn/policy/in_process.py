@@ -133,7 +133,7 @@ def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
 def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
     """Write `model` and `tensors.safetensors`: what is trained and not in `model`, the optimizer, the reference model, torch's generators."""
     policy.write(folder / "model")
-    elsewhere = names_in(folder / "model", {f"weights/{name}": tensor for name, tensor in policy.kept().items()})
+    elsewhere = _held_by(folder / "model", {f"weights/{name}": tensor for name, tensor in policy.kept().items()})
     tensors = {name: tensor for name, tensor in policy.tensors().items() if name not in elsewhere} | random_tensors()
     save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
     return policy.state()
@@ -142,7 +142,7 @@ def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
 def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
     """Take back what `saved` wrote and answered."""
     tensors = load_file(folder / "tensors.safetensors")
-    tensors |= read_from(folder / "model", [name for name in (f"weights/{kept}" for kept in policy.kept()) if name not in tensors])
+    tensors |= _read_from(folder / "model", [name for name in (f"weights/{kept}" for kept in policy.kept()) if name not in tensors])
     policy.restore(tensors, state)
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -150,7 +150,7 @@ def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
 
 
-def read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
+def _read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Those of the tensors "weights/NAME" that the files of a model folder hold."""
     wanted: set[str] = set(names)
     found: dict[str, Tensor] = {}
@@ -160,19 +160,19 @@ def read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
-def names_in(model: Path, tensors: Mapping[str, Tensor]) -> set[str]:
+def _held_by(model: Path, tensors: Mapping[str, Tensor]) -> set[str]:
     """Which tensors "weights/NAME" the files of a model folder hold bit for bit: they need not be written again."""
     same: set[str] = set()
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             for name in (f"weights/{key}" for key in opened.keys()):  # noqa: SIM118
                 mine = tensors.get(name)
-                if mine is not None and same_bits(opened.get_tensor(name.removeprefix("weights/")), mine.detach().cpu()):
+                if mine is not None and _same_bits(opened.get_tensor(name.removeprefix("weights/")), mine.detach().cpu()):
                     same.add(name)
     return same
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
+def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are of one type and equal."""
     return one.dtype == other.dtype and torch.equal(one, other)
 
