@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ramulus.core.task import Task
+from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.run.runtime import eos_of
-from ramulus.tasks.chat import ChatTemplate, content_text
+from ramulus.tasks.chat import ChatTemplate, arguments_of, content_text
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, check_ids, render
 from test_tasks_render import characters
@@ -107,6 +108,22 @@ def test_arguments_reach_the_template_and_unknown_ones_are_refused() -> None:
         render(problem, tokenizer, template="{problem}", arguments={"enable_thinking": False})
     with pytest.raises(ValueError, match="are for a chat template, and this tokenizer has no chat template"):
         render(problem, characters(), arguments={"enable_thinking": False})
+
+
+def test_arguments_on_the_command_line_of_an_evaluation() -> None:
+    tokenizer = chatty(THINKING)
+    asked = TaskSets(("chain",), 2, ProblemOptions(template_arguments='{"enable_thinking": false}'))
+    ((_, tasks, _),) = asked.read(tokenizer)
+    assert all(text(tokenizer, task.prompt).endswith("no thoughts\n") for task in tasks)
+    assert arguments_of(None) is None
+    for wrong in ("enable_thinking=false", "[1]", "false"):
+        with pytest.raises(ValueError, match="is a JSON object such as"):
+            arguments_of(wrong)
+    tokenizer.chat_template = DATED
+    ((_, tasks, _),) = TaskSets(("chain",), 1, ProblemOptions(date="2024-02-29")).read(tokenizer, "2020-01-01")
+    assert text(tokenizer, tasks[0].prompt).startswith("29 Feb 2024\n")
+    ((_, tasks, _),) = TaskSets(("chain",), 1).read(tokenizer, "2020-01-01")
+    assert text(tokenizer, tasks[0].prompt).startswith("01 Jan 2020\n")
 
 
 @pytest.mark.parametrize(

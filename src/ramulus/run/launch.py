@@ -167,5 +167,7 @@ def task_words(run: Run) -> str:
     name = {"ChainSum": "chain", "Sums": "sums"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
     said = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
     options = [(word, getattr(source, word)) for word, usual in said if getattr(source, word) not in (usual, None)]
-    options += [(word, value) for word, value in (("template", run.template), ("system", run.system)) if value]
+    written = json.dumps(run.template_arguments) if run.template_arguments else None
+    said = [("template", run.template), ("system", run.system), ("template-arguments", written)]
+    options += [(word, value) for word, value in said if value]
     return " ".join([shlex.quote(name), *(f"--{word} {shlex.quote(value)}" for word, value in options)])

@@ -110,6 +110,17 @@ def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None = None, da
     return ChatTemplate(tokenizer, arguments or {}, date) if getattr(tokenizer, "chat_template", None) else None
 
 
+def arguments_of(text: str | None) -> dict[str, Any] | None:
+    """Arguments of a chat template from JSON; ValueError for what is no object."""
+    try:
+        found = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        found = text
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"--template-arguments is a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}")
+    return found
+
+
 def name_of(tokenizer: Any) -> str:
     """What to call a tokenizer."""
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)

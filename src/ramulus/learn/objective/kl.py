@@ -28,7 +28,7 @@ class KL:
         >>> logp = torch.tensor([-1.0, -16.0], requires_grad=True)
         >>> value = KL()(logp, torch.tensor([-1.0, -1.0]))
         >>> value.sum().backward()
-        >>> float(value[1]), float(logp.grad[1])  # the second token has drifted by 15
+        >>> float(value.detach()[1]), float(logp.grad[1])  # the second token has drifted by 15
         (10.0, -15.0)
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ramulus.core.task import Reward, Task
 from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.chat import arguments_of
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Source, render
 from ramulus.tasks.sums import TEST, Sums
@@ -23,6 +24,8 @@ class ProblemOptions:
         prompt_limit: the longest prompt; longer ones are left out, and counted.
         template: prompt with {problem} in it, in place of the chat template.
         system: system message of the chat template.
+        template_arguments: what else the chat template reads, as JSON, such as {"enable_thinking": false}.
+        date: YYYY-MM-DD, for chat templates that write one; by default the day on which the evaluation began.
         slots: rows decoded together.
         device: cpu, cuda, cuda:1, or auto.
         threads: of torch; all cores by default.
@@ -34,6 +37,8 @@ class ProblemOptions:
     prompt_limit: int = 2048
     template: str | None = None
     system: str | None = None
+    template_arguments: str | None = None
+    date: str = ""
     slots: int = 64
     device: str = "auto"
     threads: int | None = None
@@ -56,7 +61,8 @@ class TaskSets:
         how, sets = self.options, []
         for spec in self.specs:
             source, reward = _source_of(spec, self.limit, how)
-            tasks = render(source(), tokenizer, how.template, how.system, how.prompt_limit, "drop", date=date)
+            given = arguments_of(how.template_arguments)
+            tasks = render(source(), tokenizer, how.template, how.system, how.prompt_limit, "drop", given, how.date or date)
             if not tasks:
                 raise ValueError(f"no problem of {spec} has a prompt of at most {how.prompt_limit} tokens: raise --prompt-limit")
             sets.append((spec, tasks, reward))
