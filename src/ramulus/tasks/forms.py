@@ -244,12 +244,14 @@ def _fraction(whole: str, fixed: str, again: str) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-def based(text: str) -> Wording | None:
-    """A numeral in another base, as words: 2220_5."""
+def based(text: str) -> Form | None:
+    """A numeral in another base, as words: 2220_5; in base ten it is a number."""
     match = _BASED.fullmatch(text)
     base = (match[2] or match[3]) if match else ""
     base = _BASES.get(base, base)
-    return Wording(f"{match[1]}_{base}") if match and base.isdigit() else None
+    if not match or not base.isdigit():
+        return None
+    return plain_value(match[1]) if base == "10" else Wording(f"{match[1]}_{base}")
 
 
 def quantity(text: str) -> Quantity | None:
@@ -359,6 +361,6 @@ def gist(text: str) -> str:
     """A clean text as words: without \\text, braces around one thing and gaps, but for those between digits; the case of words is ignored."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\b[A-Za-z]{2,}\b", lambda match: match.group().casefold(), text)
-    text = re.sub(r"(?<=\d),\s+(?=\d)", ";", re.sub(r"\{(\w)\}", r"\1", text)).strip()
+    text = re.sub(r"(?<=\d),\s+(?=\d)", ";", re.sub(r"([\^_]|\\[a-zA-Z]+\s?)\{(\w)\}", r"\1\2", text)).strip()
     text = text if text.endswith("..") else text.rstrip(".,;")
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.replace('"', "").replace("``", "").replace("''", ""))
