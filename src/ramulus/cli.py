@@ -276,13 +276,13 @@ def doctor() -> int:
     from ramulus.run.doctor import machine, packages
 
     console, table = Console(), Table(box=None, show_header=False)
-    for name, found, remedy in packages():
-        color = "red" if found == "missing" else "yellow" if found == "not installed" else "green"
-        table.add_row(name, f"[{color}]{found}[/{color}]", remedy.replace("[", "\\["))
-    for name, found in machine():
-        table.add_row(name, found, "")
+    for name, version, remedy in packages():
+        color = "red" if version == "missing" else "yellow" if version == "not installed" else "green"
+        table.add_row(name, f"[{color}]{version}[/{color}]", remedy.replace("[", "\\["))
+    for name, version in machine():
+        table.add_row(name, version, "")
     console.print(table)
-    return int(any(found == "missing" for _, found, _ in packages()))
+    return int(any(version == "missing" for _, version, _ in packages()))
 
 
 def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
@@ -296,16 +296,16 @@ def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps
     """
     from ramulus.look.cost.statement import read_statements, statement_tables, step_tables, write_csv, write_json
 
-    said = read_statements(runs)
+    statements = read_statements(runs)
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=200)
-    for statement in said:
+    for statement in statements:
         for part in [*statement_tables(statement), *(step_tables(statement) if steps else ())]:
             console.print(part, highlight=False)
             console.print()
     for path, write in ((json, write_json), (csv, write_csv)):
         if path is not None:
-            write(path, said, steps)
+            write(path, statements, steps)
     return 0
 
 

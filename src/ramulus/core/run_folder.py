@@ -55,8 +55,8 @@ def natural(name: str | Path) -> list[tuple[int, int, str]]:
 
 def steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints of a stage, ascending."""
-    found = (folder / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and (path / "state.json").is_file())
+    checkpoints = (folder / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in checkpoints if path.name[5:].isdigit() and (path / "state.json").is_file())
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -112,12 +112,12 @@ def model_folder(run: Path, which: str) -> tuple[Path, int]:
     """
     if not run.is_dir():
         raise FileNotFoundError(f"there is no run at {run}: give the folder that `ramulus train` wrote")
-    found = [stage for stage in [run, *stage_folders(run)] if steps(stage)]
-    if not found:
+    stages = [stage for stage in [run, *stage_folders(run)] if steps(stage)]
+    if not stages:
         raise ValueError(
             f"{run} has no checkpoint yet: let it train to its first save_every, or stop it with Ctrl-C, which saves"
         )
-    stage, known = found[-1], steps(found[-1])
+    stage, known = stages[-1], steps(stages[-1])
     if which == "best":
         best = (newest_state(stage) or {}).get("best")
         if best is None:

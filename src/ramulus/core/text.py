@@ -57,12 +57,12 @@ def last_box(text: str) -> str | None:
     end = run[-1].end if run else 0
     for match in _BARE.finditer(text, end):
         return match[1] or match[2]
-    found = list(
+    boxes = list(
         dict.fromkeys(
             text[pair.start : pair.end].strip() if len(run) > 1 else text[pair.start : pair.end] for pair in run
         )
     )
-    return ", ".join(found) if found else None
+    return ", ".join(boxes) if boxes else None
 
 
 def joins(gap: str) -> bool:

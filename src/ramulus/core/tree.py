@@ -107,14 +107,14 @@ class Node:
 
     def leaves(self) -> list[Node]:
         """The leaves at or below this node, in preorder."""
-        found, stack = [], [self]
+        leaves, stack = [], [self]
         while stack:
             node = stack.pop()
             if node.children:
                 stack += node.children[::-1]
             else:
-                found.append(node)
-        return found
+                leaves.append(node)
+        return leaves
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it, in preorder; safe for deep trees."""
@@ -227,14 +227,14 @@ class Tree:
 
     def copy(self) -> Tree:
         """A tree of its own to grow on, with the same columns: they are shared, as nothing writes into one."""
-        made: dict[int, Node] = {}
+        copies: dict[int, Node] = {}
         for node in self.walk():
-            twin = made[node.id] = copy(node)
+            twin = copies[node.id] = copy(node)
             twin.verdict, twin.signals, twin.children = dict(node.verdict), dict(node.signals), []
             if node.parent is not None:
-                twin.parent = made[node.parent.id]
+                twin.parent = copies[node.parent.id]
                 twin.parent.children.append(twin)
-        return replace(self, root=made[self.root.id])
+        return replace(self, root=copies[self.root.id])
 
     def walk(self) -> Iterator[Node]:
         """Every node in preorder, the root first."""

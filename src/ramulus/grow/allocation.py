@@ -77,10 +77,10 @@ class ByLogprob:
             )
 
     def __call__(self, leaves: Sequence[Node], total: int, segment: int, step: int) -> list[int]:
-        found = [self.statistic(logprobs(leaf), segment) for leaf in leaves]
+        scores = [self.statistic(logprobs(leaf), segment) for leaf in leaves]
         temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperature(step)
         sign = -1.0 if self.favour == "low" else 1.0
-        share = softmax([sign * (x - min(found)) / temperature for x in found])
+        share = softmax([sign * (x - min(scores)) / temperature for x in scores])
         return [1 + more for more in largest_remainder(share, total - len(leaves))]
 
     def statistic(self, logps: list[float], segment: int) -> float:

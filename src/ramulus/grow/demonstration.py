@@ -59,6 +59,6 @@ class Hinted:
         random = dice(tree, "hint")
         for i in range(self.n):
             leaf = shown[i % len(shown)]
-            kept = round(random.uniform(self.low, self.high) * len(leaf.tokens))
-            buds.append(Bud(leaf, len(leaf.tokens) - min(max(kept, 1), len(leaf.tokens) - 1), why="hint"))
+            length = round(random.uniform(self.low, self.high) * len(leaf.tokens))
+            buds.append(Bud(leaf, len(leaf.tokens) - min(max(length, 1), len(leaf.tokens) - 1), why="hint"))
         return buds

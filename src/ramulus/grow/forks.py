@@ -151,13 +151,13 @@ class EntropyForks:
 
     def fork(self, top: Node) -> list[Bud]:
         """The buds below one root: the `points` highest scores, the earlier token in preorder where they are alike."""
-        found = [(score, node, at) for node in top.walk() for at, score in self.scores(node)]
-        found.sort(key=lambda one: -one[0])
+        places = [(score, node, at) for node in top.walk() for at, score in self.scores(node)]
+        places.sort(key=lambda one: -one[0])
         if self.diverse:
-            found = farthest(found[: self.diverse * self.points], self.points)
+            places = farthest(places[: self.diverse * self.points], self.points)
         return [
             bud
-            for score, node, at in found[: self.points]
+            for score, node, at in places[: self.points]
             for bud in buds(node, [at], self.branches, f"{score:.2f} nats")
         ]
 
@@ -176,9 +176,9 @@ class EntropyForks:
         return [(at, scores[at]) for at in range(1, len(scores)) if not closed[at]]
 
 
-def farthest(found: list[tuple[float, Node, int]], count: int) -> list[tuple[float, Node, int]]:
+def farthest(places: list[tuple[float, Node, int]], count: int) -> list[tuple[float, Node, int]]:
     """`count` of the (score, node, token): the first, then the one whose nearest neighbour among those taken is farthest; ties to the earlier."""
-    left, taken = list(found), found[:1]
+    left, taken = list(places), places[:1]
     del left[:1]
     while left and len(taken) < count:
         best = max(left, key=lambda one: min(apart(one, other) for other in taken))

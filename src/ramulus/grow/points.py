@@ -22,8 +22,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def threshold(scores: Sequence[float], share: float) -> float:
     """The score that a step must reach: the quantile; where that is 0, the smallest score above 0."""
-    found = quantile(scores, share)
-    return min((score for score in scores if score > 0), default=0.0) if found == 0 else found
+    bar = quantile(scores, share)
+    return min((score for score in scores if score > 0), default=0.0) if bar == 0 else bar
 
 
 def by_score(

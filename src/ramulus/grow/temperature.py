@@ -55,8 +55,8 @@ class ByEntropy:
         nodes = [node for tree in forest for node in tree.walk() if node.author is Author.POLICY]
         if without := [node.id for node in nodes if node.logprobs and node.entropy is None]:
             raise ValueError(f"node {without[0]} has no recorded entropies for ByEntropy to measure: sample with an engine that records them")
-        found = [np.asarray(node.entropy, dtype=np.float64) for node in nodes if node.entropy]
-        return self.statistics(np.concatenate(found)) if found else None
+        entropies = [np.asarray(node.entropy, dtype=np.float64) for node in nodes if node.entropy]
+        return self.statistics(np.concatenate(entropies)) if entropies else None
 
     def statistics(self, entropy: Sequence[float] | np.ndarray) -> dict[str, float]:
         """Entropies [N] > 0 in number -> pivot, root mean square distance from it, and what turns distances in them into [-1, 1] on both sides."""

@@ -25,8 +25,8 @@ class MeanLogprob:
             raise ValueError(f"MeanLogprob's tokens must be >= 0 (0: the whole path), got {self.tokens}")
 
     def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
-        found = [logprobs(leaf)[-self.tokens :] for leaf in living]
-        return [math.fsum(values) / len(values) if values else None for values in found]
+        columns = [logprobs(leaf)[-self.tokens :] for leaf in living]
+        return [math.fsum(values) / len(values) if values else None for values in columns]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Agreement:
             raise ValueError(f"Agreement needs at least 1 other path to compare with, got least={self.least}")
 
     def __call__(self, tree: Tree, living: Sequence[Node]) -> list[float | None]:
-        said = {leaf.id: self.partial(leaf.response()) for leaf in paths(tree)}
-        return [self.share(said[leaf.id], [said[other] for other in said if other != leaf.id]) for leaf in living]
+        partials = {leaf.id: self.partial(leaf.response()) for leaf in paths(tree)}
+        return [self.share(partials[leaf.id], [partials[other] for other in partials if other != leaf.id]) for leaf in living]
 
     def share(self, mine: Sequence[str], others: Sequence[Sequence[str]]) -> float | None:
         """The share of the others that say the same at the place of my last partial answer."""

@@ -86,15 +86,15 @@ def runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
             yield from runs_in(path, depth - 1)
 
 
-def flat(told: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested dicts as one, names joined by a slash; lists are left out."""
-    made: dict[str, Any] = {}
-    for name, value in told.items():
+    numbers: dict[str, Any] = {}
+    for name, value in nested.items():
         if isinstance(value, Mapping):
-            made |= flat(value, f"{above}{name}/")
+            numbers |= flat(value, f"{above}{name}/")
         elif not isinstance(value, list):
-            made[above + name] = value
-    return made
+            numbers[above + name] = value
+    return numbers
 
 
 def short_names(folders: list[Path]) -> dict[Path, str]:
@@ -127,7 +127,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; one that is still being written is left out. ValueError names a damaged one."""
-    found = []
+    lines = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
@@ -135,8 +135,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"line {number} of {path} is no JSON: the file is damaged, leave this run out") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise ValueError(f"line {number} of {path} has no step: the file is damaged, leave this run out")
-        found.append(row)
-    return found
+        lines.append(row)
+    return lines
 
 
 def stage_rows(folder: Path) -> list[list[dict[str, Any]]]:

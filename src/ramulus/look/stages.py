@@ -17,12 +17,12 @@ def step_files(folder: Path, allowed: Allowed = Path.exists) -> dict[int, Path]:
     folder = folder / "trees" if (folder / "trees").is_dir() else folder
     if not allowed(folder):
         return {}
-    found: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
         named = NUMBERED.match(entry.name)
         if named and (not entry.is_symlink() or allowed(Path(entry.path))):
-            found[int(named[1])] = Path(entry.path)
-    return dict(sorted(found.items()))
+            files[int(named[1])] = Path(entry.path)
+    return dict(sorted(files.items()))
 
 
 def loose_files(folder: Path, allowed: Allowed = Path.exists) -> list[Path]:
@@ -49,14 +49,14 @@ def tokenizer_of(path: Path, allowed: Allowed = Path.exists) -> Path | None:
 
     An evaluation keeps it beside its trees; of a run it is that of the stage's last checkpoint, or of a stage beside it.
     """
-    kept = (path if path.is_dir() else path.parent) / "tokenizer" / "tokenizer.json"
-    if allowed(kept):
-        return kept
+    beside = (path if path.is_dir() else path.parent) / "tokenizer" / "tokenizer.json"
+    if allowed(beside):
+        return beside
     for stage in _stages_of(path):
         for checkpoint in sorted(stage.glob("checkpoints/step-*"), key=natural, reverse=True):
-            found = checkpoint / "model" / "tokenizer.json"
-            if allowed(found):
-                return found
+            file = checkpoint / "model" / "tokenizer.json"
+            if allowed(file):
+                return file
     return None
 
 
@@ -64,5 +64,5 @@ def belonging(path: Path) -> list[Path]:
     """What is read beside a given path: the configuration of a stage, and where the tokenizer of its trees may lie."""
     stages = _stages_of(path)
     config = [stages[0].parent / "run.json"] if STAGE.fullmatch(stages[0].name) else []
-    kept = [path.parent / "tokenizer"] if path.is_file() else []
-    return [*config, *kept, *(stage / "checkpoints" for stage in stages)]
+    tokenizers = [path.parent / "tokenizer"] if path.is_file() else []
+    return [*config, *tokenizers, *(stage / "checkpoints" for stage in stages)]

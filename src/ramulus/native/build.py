@@ -34,13 +34,13 @@ def library(source: str, signatures: Signatures, *flags: str) -> Any:
     """
     if os.environ.get("RAMULUS_NATIVE") == "0":
         raise Unavailable("RAMULUS_NATIVE=0 asks for torch's operations")
-    made = opened(source, *flags)
-    if isinstance(made, Unavailable):
-        raise made
+    loaded = opened(source, *flags)
+    if isinstance(loaded, Unavailable):
+        raise loaded
     for name, (answer, arguments) in signatures.items():
-        function = getattr(made, name)
+        function = getattr(loaded, name)
         function.restype, function.argtypes = answer, arguments
-    return made
+    return loaded
 
 
 @functools.cache
@@ -66,13 +66,13 @@ def why() -> str:
 def compiler() -> list[str]:
     """The command of the C compiler: $CC, or the first that is there."""
     named = os.environ.get("CC", "").split()
-    found = [path for name in (named[:1] or COMPILERS) if (path := shutil.which(name))]
-    if not found:
+    compilers = [path for name in (named[:1] or COMPILERS) if (path := shutil.which(name))]
+    if not compilers:
         wanted = f"CC={named[0]}" if named else " or ".join(COMPILERS)
         raise Unavailable(
             f"no C compiler ({wanted}) was found: install one, say gcc, and decoding and training on a CPU become faster"
         )
-    return [found[0], *named[1:]]
+    return [compilers[0], *named[1:]]
 
 
 def built(source: str, *flags: str) -> Path:
@@ -91,14 +91,14 @@ def _build(command: list[str], source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         out = Path(scratch) / target.name
-        said = ""
+        reason = ""
         for extra in (("-fopenmp",), ()):
-            told = _run([*command, *extra, "-o", str(out), str(source), "-lm"])
-            if told.returncode == 0 and out.exists():
+            output = _run([*command, *extra, "-o", str(out), str(source), "-lm"])
+            if output.returncode == 0 and out.exists():
                 out.replace(target)
                 return
-            said = said or told.stderr.strip() or f"exit status {told.returncode}"
-    raise Unavailable(f"{command[0]} could not compile the kernels: {said[:500]}")
+            reason = reason or output.stderr.strip() or f"exit status {output.returncode}"
+    raise Unavailable(f"{command[0]} could not compile the kernels: {reason[:500]}")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -120,8 +120,8 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{sys.platform} {platform.machine()} {platform.processor()}"
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join(sorted(set(told))) or platform.machine()
+    described = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join(sorted(set(described))) or platform.machine()
 
 
 def folder() -> Path:

@@ -21,8 +21,8 @@ def free_memory() -> int:
     """
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    told = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min([*(told or [machine_memory() // 2]), *_container()])
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*(available or [machine_memory() // 2]), *_container()])
 
 
 def machine_memory() -> int:

@@ -74,9 +74,9 @@ def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         whole = steps(folder)
-        kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier checkpoint"
+        whole_one = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is no earlier checkpoint"
         raise OSError(
-            f"cannot save step {step} in {part.parent}: {reason}; {kept}. Free space, then go on with --resume"
+            f"cannot save step {step} in {part.parent}: {reason}; {whole_one}. Free space, then go on with --resume"
         ) from error
 
 

@@ -47,15 +47,15 @@ def packages() -> list[tuple[str, str, str]]:
     """(name, version or "missing", what to do) of what is needed and what is optional."""
     rows = [("ramulus", _version("ramulus") or "not installed, run from its sources", "")]
     for name in NEEDED:
-        found = _version(name)
-        rows.append((name, found or "missing", "" if found else "pip install ramulus"))
+        installed = _version(name)
+        rows.append((name, installed or "missing", "" if installed else "pip install ramulus"))
     for extra, (module, distribution, purpose) in EXTRAS.items():
-        found = _version(distribution) if importlib.util.find_spec(module) else None
+        installed = _version(distribution) if importlib.util.find_spec(module) else None
         rows.append(
             (
                 distribution,
-                found or "not installed",
-                purpose if found else f'for {purpose}: pip install "ramulus[{extra}]"',
+                installed or "not installed",
+                purpose if installed else f'for {purpose}: pip install "ramulus[{extra}]"',
             )
         )
     return rows

@@ -105,21 +105,21 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     }
     before, after = (_read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
     if last.final_evaluation is not None and after is not None:
-        told = {
+        accuracies = {
             "before": scores(before, last.final_evaluation.samples) if before else None,
             "after": scores(after, last.final_evaluation.samples),
         }
-        summary = told | {"problems": after["problems"]} | summary
+        summary = accuracies | {"problems": after["problems"]} | summary
         if before is not None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
-            console.print(table(told["before"], told["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
+            console.print(table(accuracies["before"], accuracies["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
     if last.final_evaluation is not None:
         with suppress(store.StoreError, OSError):  # a damaged file of trees: there is nothing to show
             show_tree(last, console)
     folder, words = shlex.quote(str(plan.folder)), task_words(last)
-    said = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    headline = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
+    console.print(headline, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
         (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
         (f"ramulus eval {folder} --tasks {words}", "measure it"),
@@ -165,9 +165,9 @@ def task_words(run: Run) -> str:
     kind = type(source).__name__
     path = getattr(source, "path", "FILE")
     name = {"ChainSum": "chain", "Sums": "sums"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
-    said = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
-    options = [(word, getattr(source, word)) for word, usual in said if getattr(source, word) not in (usual, None)]
+    usual_words = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
+    options = [(word, getattr(source, word)) for word, usual in usual_words if getattr(source, word) not in (usual, None)]
     written = json.dumps(run.template_arguments) if run.template_arguments else None
-    said = [("template", run.template), ("system", run.system), ("template-arguments", written)]
-    options += [(word, value) for word, value in said if value]
+    rendering = [("template", run.template), ("system", run.system), ("template-arguments", written)]
+    options += [(word, value) for word, value in rendering if value]
     return " ".join([shlex.quote(name), *(f"--{word} {shlex.quote(value)}" for word, value in options)])

@@ -142,10 +142,10 @@ def current(path: Path, handle: int) -> bool:
 def holder(path: Path) -> dict[str, Any]:
     """What a lock file says of its process; {} where it says nothing."""
     try:
-        said = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def wait_for_host(path: Path, said: dict[str, Any], locks: bool, remedy: str) -> None:

@@ -142,9 +142,9 @@ def _spoken(metrics: dict[str, Any]) -> str:
     if "eval/mean" in metrics:
         parts.append(held_out(metrics))
     if metrics["dropped"]:
-        kept = metrics["trees"] - metrics["dropped"]
-        short = f", {metrics['wanted']} were wanted: no more draws" if kept < metrics.get("wanted", 0) else ""
-        parts.append(f"learned from {kept} of {metrics['trees']} trees in {metrics.get('draws', 1)} draws{short}")
+        trained = metrics["trees"] - metrics["dropped"]
+        short = f", {metrics['wanted']} were wanted: no more draws" if trained < metrics.get("wanted", 0) else ""
+        parts.append(f"learned from {trained} of {metrics['trees']} trees in {metrics.get('draws', 1)} draws{short}")
     if metrics["not_finite"]:
         parts.append("the gradient was not finite, its update was left out")
     elif metrics["skipped"] and not metrics["updates"]:

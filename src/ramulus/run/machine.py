@@ -23,12 +23,12 @@ class Machine:
 
         The busy share needs nvidia-ml-py and a GPU that tells it; where one is missing it is left out.
         """
-        found: dict[str, float] = {"memory/peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT}
+        readings: dict[str, float] = {"memory/peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT}
         if self.device.type == "cuda":
-            found["memory/peak_gpu"] = torch.cuda.max_memory_allocated(self.device)
+            readings["memory/peak_gpu"] = torch.cuda.max_memory_allocated(self.device)
         if self.load is not None:
-            found |= self.busy()
-        return found
+            readings |= self.busy()
+        return readings
 
     def busy(self) -> dict[str, float]:
         """The mean of the samples that the driver took since the last reading; {} where there is none."""

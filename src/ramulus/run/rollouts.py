@@ -56,10 +56,10 @@ class Rollout:
 
         `fate` says of each kept tree what the update did with its leaves.
         """
-        said: dict[int, Fate] = {place: {} for place in self.places} | dict(zip(self.places, fate))
-        lost = cost(tree for i, tree in enumerate(self.grown) if i not in said)
-        kept = costs((tree, said[i]) for i, tree in enumerate(self.grown) if i in said)
-        spent = kept + lost
+        fates_of: dict[int, Fate] = {place: {} for place in self.places} | dict(zip(self.places, fate))
+        lost = cost(tree for i, tree in enumerate(self.grown) if i not in fates_of)
+        trained = costs((tree, fates_of[i]) for i, tree in enumerate(self.grown) if i in fates_of)
+        spent = trained + lost
         paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
         counts: dict[str, float] = {
             "trees": len(self.grown),
@@ -70,7 +70,7 @@ class Rollout:
         }
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
         counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
-        counts |= fates(kept, lost) | {"graded": 0, "correct": 0} | self.graders
+        counts |= fates(trained, lost) | {"graded": 0, "correct": 0} | self.graders
         return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
 

@@ -95,8 +95,8 @@ def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
         raise ValueError(f"the tokenizer {name!r} has no EOS token, so no response could end: {remedy}")
     listed = [tokenizer.eos_token_id]
     for settings in (model.config.get_text_config(), getattr(model, "generation_config", None)):
-        found = getattr(settings, "eos_token_id", None)
-        listed += found if isinstance(found, list | tuple) else [found]
+        eos = getattr(settings, "eos_token_id", None)
+        listed += eos if isinstance(eos, list | tuple) else [eos]
     chats = chat_template(tokenizer)
     listed += [chats.turn_end()] if chats is not None else []
     ends = tuple(dict.fromkeys(int(end) for end in listed if end is not None))

@@ -71,9 +71,9 @@ def there_are_streams() -> None:
 
 def complain(text: str) -> None:
     """One sentence on standard error; it may quote a model, and nothing of that reaches the terminal unescaped."""
-    said = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
     with suppress(OSError, ValueError):  # nobody may be there to read it
-        sys.stderr.write(f"ramulus: {said}\n")
+        sys.stderr.write(f"ramulus: {plain}\n")
 
 
 def let_go() -> None:

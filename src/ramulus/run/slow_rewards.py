@@ -36,6 +36,6 @@ class SlowRewards:
                 patience, named = NAMED_AFTER, slow[0] if slow else None
             if slow and (waited := time.monotonic() - slow[0].since) > patience:
                 others = f", {len(slow) - 1} more beside it" if len(slow) > 1 else ""
-                said = f"waiting for {slow[0]} for {clock(waited)}{others}; Ctrl-C saves and stops"
-                self.console.print(said, markup=False, highlight=False, soft_wrap=True)
+                line = f"waiting for {slow[0]} for {clock(waited)}{others}; Ctrl-C saves and stops"
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 patience = 2 * waited

@@ -197,10 +197,10 @@ def check_schedule(run: Run) -> None:
             "take a rule that branches (AttentionForks, EntropyForks), or set unbranched=True in Adaptive"
         )
     for advantage in (term.estimator.advantage for term in run.mix.terms):
-        found = getattr(advantage, "unbranched", run.schedule.unbranched)
-        if found != run.schedule.unbranched:
+        unbranched = getattr(advantage, "unbranched", run.schedule.unbranched)
+        if unbranched != run.schedule.unbranched:
             raise ValueError(
-                f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={found}, so it would "
+                f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={unbranched}, so it would "
                 "count other paths than those that are trained: set both alike"
             )
 
@@ -237,10 +237,10 @@ async def probe(run: Run, parts: Parts) -> None:
 
 def _digest(tasks: Sequence[Task]) -> str:
     """A fingerprint of ids, prompts, answers and demonstrations: resuming with other problems is refused."""
-    made = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for task in tasks:
-        made.update(repr((task.id, task.prompt, task.answer, task.demonstrations)).encode())
-    return made.hexdigest()
+        hasher.update(repr((task.id, task.prompt, task.answer, task.demonstrations)).encode())
+    return hasher.hexdigest()
 
 
 async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
@@ -257,13 +257,13 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
             wrong[step] = str(error)
     else:
         if wrong:
-            said = "; ".join(f"that of step {step} is damaged ({text})" for step, text in wrong.items())
-            raise ValueError(f"{run.folder} has no whole checkpoint: {said}. Bring one back, or begin anew with --fresh (the old run is kept)")
+            line = "; ".join(f"that of step {step} is damaged ({text})" for step, text in wrong.items())
+            raise ValueError(f"{run.folder} has no whole checkpoint: {line}. Bring one back, or begin anew with --fresh (the old run is kept)")
         return TrainerState(tasks=_digest(parts.tasks))
     for step, text in wrong.items():
         aside = checkpoint.set_aside(run.folder, step)
-        said = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
-        console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
+        line = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
+        console.print(f"{run.name}: {line}", markup=False, highlight=False, soft_wrap=True)
     for path in (run.folder / "trees").glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) > state.step:
             path.unlink()
@@ -353,10 +353,10 @@ async def evaluate_once(
     began = time.monotonic()
     start = when == "before"
     work = evaluate_model(run, how, parts.engine, parts.final_tasks, parts.decode, parts.stop, start, console)
-    found: ModelScores = await interrupt.abandonable(work)
+    measured: ModelScores = await interrupt.abandonable(work)
     await parts.engine.reset()  # what the evaluation left in the engine's memory must not touch training
     replace_text(
-        path, json.dumps(found | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
+        path, json.dumps(measured | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
     )
 
 
@@ -371,10 +371,10 @@ def catch_up(run: Run, console: Console) -> None:
 
 def finished(run: Run, used: bool) -> bool:
     """Whether nothing is left to do in a stage; where its last checkpoint will be `used`, it must be whole too."""
-    found = run_folder.steps(run.folder)
-    if not found or found[-1] < run.steps:
+    checkpoints = run_folder.steps(run.folder)
+    if not checkpoints or checkpoints[-1] < run.steps:
         return False
-    path, after = run_folder.path_of(run.folder, found[-1]), run_folder.final_evaluation(run.folder, "after")
+    path, after = run_folder.path_of(run.folder, checkpoints[-1]), run_folder.final_evaluation(run.folder, "after")
     try:
         pending = run_folder.state_of(path)["pending"]
     except (ValueError, KeyError):

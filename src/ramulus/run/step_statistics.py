@@ -43,13 +43,13 @@ class StepStatistics:
 
     def add_fates(self, selection: Selection, mix: Mix, learns: bool) -> None:
         """What becomes of the leaves of a part; of one without signal all are left out."""
-        found: list[dict[int, int]] = [{} for _ in selection.idle]
+        fates: list[dict[int, int]] = [{} for _ in selection.idle]
         for part, trained in zip(mix.terms, selection.terms, strict=True):
             used, unused = (sum(flags[author] for author in part.authors) for flags in (TRAINED, IDLE))
-            for fate, leaves, idle in zip(found, trained, selection.idle, strict=True):
+            for fate, leaves, idle in zip(fates, trained, selection.idle, strict=True):
                 for leaf in leaves:
                     fate[leaf] = fate.get(leaf, 0) | (used if learns and leaf not in idle else unused)
-        self.fates += found
+        self.fates += fates
 
     def metrics(self) -> dict[str, float]:
         """The numbers of them all."""

@@ -165,27 +165,27 @@ class Trainer:
             if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
                 await signals(rollout.kept, names)
         with clock("credit"):
-            kept = rollout.kept
-            credits = run.mix.credit(kept) if kept else []
-            said, self.state.mix = run.mix.gates(
+            trees = rollout.kept
+            credits = run.mix.credit(trees) if trees else []
+            shares, self.state.mix = run.mix.gates(
                 rollout.grown, self.state.mix
             )  # a gate learns from trees that are dropped, too
-            gates = [said[place] for place in rollout.places] if said is not None else None
+            gates = [shares[place] for place in rollout.places] if shares is not None else None
         with clock("pack"):
-            cut = minibatches(kept, credits, gates, run.mix, run.minibatches)
+            cut = minibatches(trees, credits, gates, run.mix, run.minibatches)
         statistics = await self.learn(cut, number, clock)
         with clock("write"):
             unwritten = self.write_trees(rollout.grown, cut, number)
         with clock("load"):
             await hand_over(self.learner, self.engine)
         with clock("ledger"):
-            found = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
-            found |= differences(found) | self.machine.read()
+            metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
+            metrics |= differences(metrics) | self.machine.read()
             if (text := self.endings(rollout.grown, number, run.response_limit)) is not None:
                 self.logbook.say(f"{run.name}: {text}")
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         self.generators = Generators.now()
-        return found | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
+        return metrics | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""
@@ -206,26 +206,26 @@ class Trainer:
                 statistics.empty += 1
                 continue
             with clock("update"):
-                told = await self.learner.accumulate(run.mix, batches)
+                evaluated = await self.learner.accumulate(run.mix, batches)
             with clock("gauges"):
-                self.read(statistics, part, batches, told, version)
+                self.read(statistics, part, batches, evaluated, version)
                 if self.writes(number):
                     nodes = nodes_of(part.trees)
-                    for batch, row in zip(batches, told, strict=True):
+                    for batch, row in zip(batches, evaluated, strict=True):
                         annotate_ratio(nodes, batch, row.tempered)
             with clock("update"):
                 statistics.add_update(await self.learner.update(statistics.rate))
         return statistics
 
     def read(
-        self, statistics: StepStatistics, part: Minibatch, batches: Sequence[TreeBatch], told: Sequence[Evaluated], version: int
+        self, statistics: StepStatistics, part: Minibatch, batches: Sequence[TreeBatch], evaluated: Sequence[Evaluated], version: int
     ) -> None:
         """What the rows of a minibatch have shown, and the paths that were left out of them."""
         statistics.rows.append(idle_entropy(part.trees, part.selection, self.run.mix))
-        for batch, (tempered, plain, entropy, values) in zip(batches, told, strict=True):
+        for batch, (tempered, plain, entropy, values) in zip(batches, evaluated, strict=True):
             row = (tempered, plain, entropy, batch)
-            found = gauges(self.run.mix, *row, version, values)
-            statistics.add_row(found, loss(self.run.mix, *row, values), counts(batch))
+            row_gauges = gauges(self.run.mix, *row, version, values)
+            statistics.add_row(row_gauges, loss(self.run.mix, *row, values), counts(batch))
 
     def writes(self, number: int) -> bool:
         """Whether the trees of a step are kept."""
@@ -256,10 +256,10 @@ class Trainer:
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
             sampled = self.engine.counters()["sampled"]
             with clock("eval"):
-                found = await self.interrupt.abandonable(self.evaluate(step))
-            metrics |= found | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
-            improved = best is None or found["eval/mean"] > best["score"]
-            best = {"step": step, "score": found["eval/mean"]} if improved else best
+                scores = await self.interrupt.abandonable(self.evaluate(step))
+            metrics |= scores | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
+            improved = best is None or scores["eval/mean"] > best["score"]
+            best = {"step": step, "score": scores["eval/mean"]} if improved else best
         metrics["seconds"] = metrics["seconds"] | clock.seconds
         seconds = self.state.seconds + sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
         metrics["seconds"] = metrics["seconds"] | {"mean": seconds / step}
@@ -277,7 +277,7 @@ class Trainer:
     async def evaluate(self, step: int) -> dict[str, float]:
         """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
         run, sampling = self.run, Sampling(self.run.response_limit)
-        found = await evaluate(
+        scores = await evaluate(
             self.engine,
             self.evals,
             run.weighted(),
@@ -290,11 +290,11 @@ class Trainer:
         )
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
-        replace_text(path, json.dumps(found))
+        replace_text(path, json.dumps(scores))
         return {
-            "eval/mean": found[f"mean@{run.eval_samples}"],
-            "eval/greedy": found["greedy"],
-            "eval/length": found["length"],
+            "eval/mean": scores[f"mean@{run.eval_samples}"],
+            "eval/greedy": scores["greedy"],
+            "eval/length": scores["length"],
         }
 
     async def save(self) -> None:
@@ -311,11 +311,11 @@ async def hand_over(learner: Learner, engine: Engine) -> None:
     await engine.load(None if shared else await learner.weights(), learner.version)
 
 
-def differences(found: Mapping[str, float]) -> dict[str, float]:
+def differences(metrics: Mapping[str, float]) -> dict[str, float]:
     """Tokens that follow from two other counts: sampled by the engine but in no tree, and trained once more in another row of a cut tree."""
-    held = found["sampled"] - found["sampled_before"] + found["sampled_ahead"]
-    once = found["trained_policy"] + found["trained_expert"]
-    return {"thrown_away": found["engine_sampled"] - held, "repeated": found["trained"] - once}
+    held = metrics["sampled"] - metrics["sampled_before"] + metrics["sampled_ahead"]
+    once = metrics["trained_policy"] + metrics["trained_expert"]
+    return {"thrown_away": metrics["engine_sampled"] - held, "repeated": metrics["trained"] - once}
 
 
 def loss(

@@ -292,10 +292,10 @@ class CompiledForward(FusedForward):
 
     def entropy(self, logits: Tensor) -> Tensor:
         """logits [B, V] -> [B] nats; NaN where a logit is."""
-        found = torch.empty(len(logits), **FLOAT)
+        entropies = torch.empty(len(logits), **FLOAT)
         where = logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], torch.get_num_threads()
-        self.draws.ramulus_entropy(*where, found.data_ptr())
-        return found
+        self.draws.ramulus_entropy(*where, entropies.data_ptr())
+        return entropies
 
     def draw(
         self, logits: Tensor, temperature: Tensor, uniform: Tensor, entropy: Tensor | None
@@ -306,12 +306,12 @@ class CompiledForward(FusedForward):
         """
         count = len(logits)
         tokens, chosen = torch.empty(count, dtype=torch.long, device="cpu"), torch.empty(count, **FLOAT)
-        found = torch.empty(count, **FLOAT) if entropy is None else entropy
+        entropies = torch.empty(count, **FLOAT) if entropy is None else entropy
         temperature = temperature.contiguous()  # a rule's may be a view
         where = logits.data_ptr(), logits.stride(0), count, logits.shape[1], torch.get_num_threads()
         drawn = temperature.data_ptr(), uniform.data_ptr(), entropy is not None
-        self.draws.ramulus_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), found.data_ptr())
-        return tokens, chosen, found
+        self.draws.ramulus_draw(*where, *drawn, tokens.data_ptr(), chosen.data_ptr(), entropies.data_ptr())
+        return tokens, chosen, entropies
 
 
 def described_store(store: Tensor) -> np.ndarray:

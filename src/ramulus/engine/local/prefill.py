@@ -53,11 +53,11 @@ class Prefill:
         slot, n = self.cache.find(sequence.text)
         sequence.length, sequence.known = n, max(sequence.known, n)
         if n < len(sequence.text) and self.tree.root.children:
-            found, held, known = self.tree.match(sequence.text)
+            pieces, held, known = self.tree.match(sequence.text)
             sequence.known = max(sequence.known, known)
             if held > n:
                 sequence.length = held
-                self.slots.put(sequence.slot, found)
+                self.slots.put(sequence.slot, pieces)
                 return []
         return [(slot, sequence.slot, n)] if n else []
 
@@ -129,13 +129,13 @@ class Prefill:
 
 def _longest(sequences: list[Sequence]) -> dict[Sequence, Sequence]:
     """Of each sequence, one whose prefix goes on from its own, and that no other goes on from; itself without one. Forks of one path, say."""
-    found: dict[Sequence, Sequence] = {}
+    longest: dict[Sequence, Sequence] = {}
     last: Sequence | None = None
     for sequence in sorted(sequences, key=lambda sequence: sequence.text, reverse=True):  # what begins alike stands together, the longest first
         mine = sequence.text
         last = last if last is not None and last.prefix[: len(mine)] == mine else sequence
-        found[sequence] = last
-    return found
+        longest[sequence] = last
+    return longest
 
 
 def _opening(sequence: Sequence) -> tuple[int, ...]:

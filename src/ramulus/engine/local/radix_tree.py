@@ -59,7 +59,7 @@ class RadixTree:
         Returns the chunks to copy with how many tokens of each, the number of tokens they hold, and the number of tokens that
         were known at some time (those beyond the first number have been dropped).
         """
-        found: list[tuple[Tensor, int]] = []
+        pieces: list[tuple[Tensor, int]] = []
         path: list[RadixNode] = []
         held = known = 0
         node = self.root.children.get(prefix[0]) if prefix else None
@@ -68,13 +68,13 @@ class RadixTree:
             known += n
             if node.chunk is not None:
                 held += n
-                found.append((node.chunk, n))
+                pieces.append((node.chunk, n))
                 path.append(node)
             if n < len(node.tokens) or known == len(prefix):
                 break
             node = node.children.get(prefix[known])
         self._touch(path)
-        return found, held, known
+        return pieces, held, known
 
     def insert(self, prefix: tuple[int, ...], cut: _Cut) -> None:
         """Keep the KV of `prefix`, copying with `cut` only what is not held yet."""

@@ -60,10 +60,10 @@ class SamplingBatch:
         for rule, rows in self.rules:
             mine = logits if rows is None else logits[rows]
             if known and "of_entropy" in rule_features(rule):
-                found = rule.of_entropy(entropy if rows is None else entropy[rows])
+                answer = rule.of_entropy(entropy if rows is None else entropy[rows])
             else:
-                found = rule(mine)
-            value = torch.as_tensor(found, device=logits.device).to(out.dtype)
+                answer = rule(mine)
+            value = torch.as_tensor(answer, device=logits.device).to(out.dtype)
             if value.shape != mine.shape[:1]:
                 raise ValueError(f"temperature rule {rule} gave shape {tuple(value.shape)}, it must map logits [B, V] to [{len(mine)}]")
             out = value if rows is None else out.index_copy(0, rows, value)

@@ -33,8 +33,8 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:  # the latter for a port that is no port
         bound.close()
         remedy = "leave --port out for a free one, or check --host"
-        said = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot serve at {host} port {port}: {said}; {remedy}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot serve at {host} port {port}: {reason}; {remedy}") from error
     return bound
 
 

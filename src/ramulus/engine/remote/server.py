@@ -107,8 +107,8 @@ class Served:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token.encode()):
             raise Refused(401, "PermissionError", "wrong token")
         if headers.get(HEADER) != str(PROTOCOL):
-            said = headers.get(HEADER, "none")
-            raise Refused(426, "RuntimeError", f"the server speaks protocol {PROTOCOL}, the client {said}: install the same ramulus on both sides")
+            other = headers.get(HEADER, "none")
+            raise Refused(426, "RuntimeError", f"the server speaks protocol {PROTOCOL}, the client {other}: install the same ramulus on both sides")
 
     def hello(self) -> Hello:
         """What is said of this engine with every answer."""

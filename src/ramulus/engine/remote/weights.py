@@ -20,7 +20,7 @@ def to_bytes(weights: Mapping[Any, Any]) -> bytes:
 
     first: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
-    kept = {}
+    tensors = {}
     for name, tensor in weights.items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and place in first:
@@ -28,8 +28,8 @@ def to_bytes(weights: Mapping[Any, Any]) -> bytes:
         else:
             first[place] = name
             alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-            kept[name] = tensor.detach() if alone else tensor.detach().clone().contiguous()
-    return save(kept, {TIED: json.dumps(tied)})
+            tensors[name] = tensor.detach() if alone else tensor.detach().clone().contiguous()
+    return save(tensors, {TIED: json.dumps(tied)})
 
 
 def state_of_bytes(body: bytes) -> dict[str, Any]:

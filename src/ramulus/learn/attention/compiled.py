@@ -105,8 +105,8 @@ class Stacked:
         if torch.is_autocast_enabled(query.device.type):
             query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
         if not (key.shape == value.shape and query.dtype == key.dtype == value.dtype and query.shape[3] == key.shape[3]):
-            told = ", ".join(f"{tuple(x.shape)} in {x.dtype}" for x in (query, key, value))
-            raise ValueError(f"the compiled kernels want heads of one size and one dtype, got {told}: use attention='dense'")
+            shapes = ", ".join(f"{tuple(x.shape)} in {x.dtype}" for x in (query, key, value))
+            raise ValueError(f"the compiled kernels want heads of one size and one dtype, got {shapes}: use attention='dense'")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out: Tensor = Attention.apply(query, key, value, scale, self, folding, sums)  # type: ignore[no-untyped-call]
         return out
@@ -164,9 +164,9 @@ class _Call:
         self, name: str, tensors: Sequence[Tensor], more: Sequence[np.ndarray], scale: float, rest: Sequence[Any]
     ) -> None:
         """Call it: tensors by their strides, then whatever follows."""
-        told = [self.row, self.shape, *(strides(x) for x in tensors), *more]
+        arrays = [self.row, self.shape, *(strides(x) for x in tensors), *more]
         after = [*rest, self.room]
-        first, last = ([address(x) for x in part] for part in (told, after))
+        first, last = ([address(x) for x in part] for part in (arrays, after))
         getattr(self.library, name)(*first, scale, *last)
 
 

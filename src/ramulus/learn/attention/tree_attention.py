@@ -85,15 +85,15 @@ def plan(
     if not len(parent):
         raise ValueError("a row without tokens has nothing to attend to: pack at least one path")
     row = runs(parent.cpu().numpy(), end.cpu().numpy())
-    made = partial(TreePlan, depth=row.depth, device=parent.device, dtype=dtype, row=row, sights=sights or {})
+    build = partial(TreePlan, depth=row.depth, device=parent.device, dtype=dtype, row=row, sights=sights or {})
     if way == "flex" or (way == "auto" and parent.is_cuda and dtype != torch.float64):
         length, blocks = block_mask(end)
-        return made(length, blocks=blocks)
+        return build(length, blocks=blocks)
     if way in ("auto", "stack") and (stack := stacked(row, parent.device, dtype, way == "stack")):
-        return made(len(parent), paths=stack)
+        return build(len(parent), paths=stack)
     if way == "paths" or (way == "auto" and cheaper(row, len(parent))):
-        return made(len(parent), paths=PathByPath.of(row, parent.device, dtype))
-    return made(len(parent), mask=dense_mask(end, dtype))
+        return build(len(parent), paths=PathByPath.of(row, parent.device, dtype))
+    return build(len(parent), mask=dense_mask(end, dtype))
 
 
 def stacked(row: Runs, device: torch.device, dtype: torch.dtype, wanted: bool) -> Stacked | None:

@@ -109,8 +109,8 @@ class Layout:
         nodes, _, sizes = self.known
         drawn = [bool(node.logprobs) for node in nodes]
         some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
-        found = {name: self._recorded(name, neutral, *some) for name, neutral in _SAMPLED.items() if name != "behavior"}
-        return {"behavior": self._recorded("logprobs", 0.0, *some) + found["kept"]} | found
+        columns = {name: self._recorded(name, neutral, *some) for name, neutral in _SAMPLED.items() if name != "behavior"}
+        return {"behavior": self._recorded("logprobs", 0.0, *some) + columns["kept"]} | columns
 
     def temperature(self) -> np.ndarray:
         """[T] that each token was sampled at, 1 where it was not."""

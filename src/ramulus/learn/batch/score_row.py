@@ -40,14 +40,14 @@ class ScoreRow:
     def lines(self) -> list[np.ndarray]:
         """The tokens of each path that the policy ended, root to leaf, as row indices."""
         parent = self.parent.tolist()
-        found = []
+        lines = []
         for token, author in zip(self.leaf_token.tolist(), self.leaf_author.tolist(), strict=True):
             if author == Author.POLICY:
                 line = [token] if token >= 0 else []
                 while line and parent[line[-1]] != line[-1]:
                     line.append(parent[line[-1]])
-                found.append(np.array(line[::-1], dtype=np.int64))
-        return found
+                lines.append(np.array(line[::-1], dtype=np.int64))
+        return lines
 
 
 def score_rows(forest: Sequence[Tree], keep: Sequence[set[int]] | None = None, tokens: int = ROW) -> list[ScoreRow]:

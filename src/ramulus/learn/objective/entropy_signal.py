@@ -90,8 +90,8 @@ class EntropySignal:
         """Entropies [N] > 0 in number and how often each counts [N] -> the same."""
         logs = np.log(np.maximum(entropy, self.eps))
         if self.scale == "rank":
-            found = quantiles(logs, counts, [i / RANKS for i in range(RANKS + 1)])
-            return {self.name(f"rank/{i}"): value for i, value in enumerate(found)}
+            levels = quantiles(logs, counts, [i / RANKS for i in range(RANKS + 1)])
+            return {self.name(f"rank/{i}"): value for i, value in enumerate(levels)}
         (pivot,) = quantiles(logs, counts, [self.pivot])
         rms = math.sqrt(max(float(np.average((logs - pivot) ** 2, weights=counts)), 1e-8))
         above, below = (max(float(side.max()) / rms, 1e-8) for side in (logs - pivot, pivot - logs))

@@ -53,8 +53,8 @@ class Estimator:
     def reads(self, author: Author) -> set[str]:
         """The columns that are read at the tokens of one author."""
         parts = (self.mask, self.reference, self.leaf)
-        found = [p.column_of(author) if hasattr(p, "column_of") else getattr(p, "column", None) for p in parts]
-        return {column for column in found if column is not None}
+        columns = [p.column_of(author) if hasattr(p, "column_of") else getattr(p, "column", None) for p in parts]
+        return {column for column in columns if column is not None}
 
     @property
     def tempered(self) -> bool:

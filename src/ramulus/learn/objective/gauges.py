@@ -118,8 +118,8 @@ def counts(batch: TreeBatch) -> dict[str, int]:
     trained = batch.leaves.amax(0) > 0
     silent = trained & (batch.gain == 0).all(0) & (batch.pain == 0).all(0)
     flattened = batch.position[batch.leaf_token].sum() + len(batch.leaf_token)
-    found = torch.stack((trained.sum(), silent.sum(), flattened)).tolist()  # one wait for the device, not three
-    return {"packed": len(batch)} | dict(zip(("trained", "zero_credit", "flattened"), found, strict=True))
+    sums = torch.stack((trained.sum(), silent.sum(), flattened)).tolist()  # one wait for the device, not three
+    return {"packed": len(batch)} | dict(zip(("trained", "zero_credit", "flattened"), sums, strict=True))
 
 
 def moments(sums: dict[str, float], values: Tensor, batch: TreeBatch) -> None:
@@ -135,9 +135,9 @@ def moments(sums: dict[str, float], values: Tensor, batch: TreeBatch) -> None:
 
 def explained(means: dict[str, float]) -> dict[str, float]:
     """`explained_variance`: 1 - Var(target - value) / Var(target), 1 for a perfect head, 0 for a constant one; nothing where targets do not vary."""
-    found = {name: means.pop(f"value/{name}", 0.0) for name in ("target", "target_square", "left", "left_square")}
-    spread = found["target_square"] - found["target"] ** 2
-    unexplained = found["left_square"] - found["left"] ** 2
+    moments = {name: means.pop(f"value/{name}", 0.0) for name in ("target", "target_square", "left", "left_square")}
+    spread = moments["target_square"] - moments["target"] ** 2
+    unexplained = moments["left_square"] - moments["left"] ** 2
     return {"explained_variance": 1 - unexplained / spread} if spread > 1e-12 else {}
 
 
@@ -161,5 +161,5 @@ def merge(rows: Iterable[dict[str, float]]) -> dict[str, float]:
         for name in total
         if name.endswith("/sum")
     }
-    found = explained(means)
-    return means | found | {name: total[name] for name in EXTREMES if name in total}
+    explained_share = explained(means)
+    return means | explained_share | {name: total[name] for name in EXTREMES if name in total}

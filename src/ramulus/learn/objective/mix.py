@@ -203,11 +203,11 @@ class Mix:
         `trained` gives the ids of the leaves that each term trains, per tree: `Selection.terms`, of all minibatches, so that no result
         depends on the cutting.
         """
-        found: dict[str, float] = {}
+        stats: dict[str, float] = {}
         for m, (term, leaves) in enumerate(zip(self.terms, trained, strict=True)):
             parts = [part for part in (term.estimator.mask, term.estimator.reference) if hasattr(part, "measure")]
-            found |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, leaves).items()}
-        return found
+            stats |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, leaves).items()}
+        return stats
 
     def loss(
         self, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, value: Tensor | None = None

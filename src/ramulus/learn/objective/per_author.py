@@ -24,10 +24,10 @@ class PerAuthor:
     expert: Any
 
     def __post_init__(self) -> None:
-        found = {self.policy.column, self.expert.column} - {None}
-        if len(found) > 1:
+        columns = {self.policy.column, self.expert.column} - {None}
+        if len(columns) > 1:
             raise ValueError(
-                f"the two parts of PerAuthor read {sorted(found)}: a term reads one column, so let both name it, or one none"
+                f"the two parts of PerAuthor read {sorted(columns)}: a term reads one column, so let both name it, or one none"
             )
 
     @property

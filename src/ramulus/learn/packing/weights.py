@@ -182,7 +182,7 @@ def idle(
     """
     if mix.kl_coef or mix.entropy_bonus or mix.value:
         return [set() for _ in trees]
-    found = []
+    dropped = []
     for index, tree in enumerate(trees):
         parts = [(leaf, part) for term in terms for leaf, part in term[index].items()]
         rest = {leaf for leaf, _ in parts} - {leaf for leaf, part in parts if part.leaf}
@@ -197,8 +197,8 @@ def idle(
                 if leaf.id in term[index]
             )
         }
-        found.append(rest - pulled)
-    return found
+        dropped.append(rest - pulled)
+    return dropped
 
 
 def idle_entropy(trees: Sequence[Tree], chosen: Selection, mix: Mix) -> dict[str, float]:

@@ -94,13 +94,13 @@ def patches(model: nn.Module) -> list[Patch]:
     """The modules of a float32 model on a CPU whose forward can be replaced, and by what; adapters and unknown layers stay as they are."""
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         return []
-    found: list[Patch] = []
+    listed: list[Patch] = []
     for module in model.modules():
         if type(module).__name__ in NORMS:
-            found.append((module, partial(norm, module)))
+            listed.append((module, partial(norm, module)))
         elif is_gated(module):
-            found.append((module, partial(gated, module)))
-    return found
+            listed.append((module, partial(gated, module)))
+    return listed
 
 
 def is_gated(module: Any) -> bool:
@@ -112,9 +112,9 @@ def is_gated(module: Any) -> bool:
 
 
 @contextmanager
-def fused(found: Sequence[Patch]) -> Iterator[None]:
+def fused(chosen: Sequence[Patch]) -> Iterator[None]:
     """Inside, the modules that `patches` found are computed as above."""
-    modules: list[tuple[Any, Any]] = list(found)
+    modules: list[tuple[Any, Any]] = list(chosen)
     for module, forward in modules:
         module.forward = forward
     try:

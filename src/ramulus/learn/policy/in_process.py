@@ -106,12 +106,12 @@ class InProcess:
 
 def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], left: Event | None = None) -> list[Evaluated]:
     """Add the gradient of some rows; their columns, on the CPU. Raises InterruptedError, between two rows, once nobody waits any more."""
-    told = []
+    evaluated = []
     for batch in batches:
         if left is not None and left.is_set():
             raise InterruptedError("the update was abandoned")
-        told.append(policy.accumulate(mix, batch).each(Tensor.cpu))
-    return told
+        evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
+    return evaluated
 
 
 @torch.no_grad()

@@ -220,14 +220,14 @@ def _attention(query: Tensor, key: Tensor, scores: Tensor, causal: Tensor, small
 
 def folded(rows: Tensor, weight: Tensor, group: PathGroup, mask: Tensor) -> Tensor:
     """Attention weights [H, B, K] and weights of the queries [H, m, B] -> [H, m, high]; keys from a query's limit on do not count."""
-    found = rows.new_empty(*weight.shape[:2], group.high)
+    sums = rows.new_empty(*weight.shape[:2], group.high)
     near = rows[:, :, group.low : group.high] * mask if group.low < group.high else None
     for i in range(weight.shape[1]):  # one at a time: a thin matrix product is far slower than so many of one row
         one = weight[:, i : i + 1]
-        torch.bmm(one, rows[:, :, : group.low], out=found[:, i : i + 1, : group.low])
+        torch.bmm(one, rows[:, :, : group.low], out=sums[:, i : i + 1, : group.low])
         if near is not None:
-            torch.bmm(one, near, out=found[:, i : i + 1, group.low :])
-    return found
+            torch.bmm(one, near, out=sums[:, i : i + 1, group.low :])
+    return sums
 
 
 @dataclass(frozen=True)
@@ -309,14 +309,14 @@ def influences(rows: Sequence[ScoreRow], watches: Sequence[RowInfluence]) -> lis
             total[response] += np.repeat(score, np.diff([*path.steps.starts, path.steps.length]))
             seen[response] += 1
         nodes |= {(tree, node): (total[start:stop], seen[start:stop]) for tree, node, start, stop in row.spans}
-    found = []
+    columns = []
     for row in rows:
         column = np.zeros(len(row))
         for tree, node, start, stop in row.spans:
             total, seen = nodes[tree, node]
             column[start:stop] = total / np.maximum(seen, 1)
-        found.append(torch.from_numpy(column))
-    return found
+        columns.append(torch.from_numpy(column))
+    return columns
 
 
 def folding(row: ScoreRow, stepped: Sequence[PathSteps], base: Sequence[int]) -> Folding:

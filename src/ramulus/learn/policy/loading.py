@@ -25,9 +25,9 @@ def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
     if errors := report["error_msgs"]:
         raise ValueError(f"{where}: {' '.join(str(errors[0]).split())}")
     if mismatched := sorted(report["mismatched_keys"]):
-        key, found, wanted = mismatched[0]
+        key, shape, wanted = mismatched[0]
         raise ValueError(
-            f"{where}: {key} has the shape {list(found)} where the model wants {list(wanted)}{more(mismatched)}: take the config.json they came with"
+            f"{where}: {key} has the shape {list(shape)} where the model wants {list(wanted)}{more(mismatched)}: take the config.json they came with"
         )
     if missing := report["missing_keys"]:
         beside = f", and {named(report['unexpected_keys'])} has no place in it" if report["unexpected_keys"] else ""

@@ -105,13 +105,13 @@ class Pretrained:
         """The config with `max_positions` and `rope`."""
         if self.max_positions is None and self.rope is None:
             return config
-        found = getattr(config, "rope_parameters", None)
-        if not isinstance(found, dict) or any(isinstance(part, dict) for part in found.values()):
+        rope = getattr(config, "rope_parameters", None)
+        if not isinstance(rope, dict) or any(isinstance(part, dict) for part in rope.values()):
             raise ValueError(
                 f"max_positions and rope are for models with one set of rotary positions, which {config.model_type!r} is not: leave them out"
             )
         if self.rope is not None:
-            merged = found | self.rope
+            merged = rope | self.rope
             if merged.get("rope_type", "default") != "default":
                 merged.setdefault("original_max_position_embeddings", config.max_position_embeddings)
             config.rope_parameters = merged
@@ -142,8 +142,8 @@ def base_of(adapter: Path) -> str:
     named = str(read_json(adapter / ADAPTER).get("base_model_name_or_path") or "")
     folder = Path(named).expanduser()
     if not named or (not folder.is_dir() and looks_local(named)):
-        said = f"of {named!r}, which is not there" if named else "of a model that its settings do not name"
-        raise FileNotFoundError(f"the adapters in {adapter} are {said}: set model.path to that model and model.adapter={adapter}")
+        which = f"of {named!r}, which is not there" if named else "of a model that its settings do not name"
+        raise FileNotFoundError(f"the adapters in {adapter} are {which}: set model.path to that model and model.adapter={adapter}")
     return named
 
 

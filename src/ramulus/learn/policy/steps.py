@@ -71,15 +71,15 @@ def segment(response: Sequence[int], separators: Separators) -> Steps:
 
 def separators_of(texts: Texts, size: int, think_end: int | None = None) -> Separators:
     """The separators of a vocabulary of `size` tokens: those whose text holds an empty line, those that hold a line end."""
-    found = texts([[token] for token in range(size)])
-    single = frozenset(token for token, text in enumerate(found) if "\n" in text)
-    return Separators(frozenset(token for token in single if "\n\n" in found[token]), single, think_end)
+    pieces = texts([[token] for token in range(size)])
+    single = frozenset(token for token, text in enumerate(pieces) if "\n" in text)
+    return Separators(frozenset(token for token in single if "\n\n" in pieces[token]), single, think_end)
 
 
 def holding(texts: Texts, size: int, words: Sequence[str]) -> frozenset[int]:
     """The tokens whose text holds one of the words, in any case of letters."""
-    found = texts([[token] for token in range(size)])
-    return frozenset(token for token, text in enumerate(found) if any(word in text.lower() for word in words))
+    pieces = texts([[token] for token in range(size)])
+    return frozenset(token for token, text in enumerate(pieces) if any(word in text.lower() for word in words))
 
 
 def marked_steps(tree: Tree, separators: Separators) -> Iterator[Marked]:

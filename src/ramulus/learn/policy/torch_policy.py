@@ -110,11 +110,11 @@ class TorchPolicy:
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
         batch = batch.to(self.device)
-        found = self.evaluate(batch, mix.entropy_bonus != 0, tempered=mix.tempered, hot=mix.entropy_tempered)
-        loss = mix.loss(found.tempered, found.plain, found.entropy, batch, found.value)
+        evaluated = self.evaluate(batch, mix.entropy_bonus != 0, tempered=mix.tempered, hot=mix.entropy_tempered)
+        loss = mix.loss(evaluated.tempered, evaluated.plain, evaluated.entropy, batch, evaluated.value)
         if loss.requires_grad:
             loss.backward()
-        return found.each(Tensor.detach)
+        return evaluated.each(Tensor.detach)
 
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor | None:
         """What a value head says of the state before each token [T], from hidden states [T, d]; this policy has none."""
@@ -141,16 +141,16 @@ class TorchPolicy:
         self._keeps(columns)
         watches = [influence.watch(row) for row in rows] if influence is not None else []
         scored: list[Scored] = [{} for _ in rows]
-        for i, (row, found) in enumerate(zip(rows, scored, strict=True)):
+        for i, (row, scores) in enumerate(zip(rows, scored, strict=True)):
             watch = watches[i] if watches else None
             now, first = ([name for name in columns if name.removesuffix("_tempered") == kind] for kind in ("recomputed", "reference_model"))
             if now or "value" in columns or watch is not None:
-                found |= self._score_row(self.model, row, [*now, *({"value"} & set(columns))], watch)
+                scores |= self._score_row(self.model, row, [*now, *({"value"} & set(columns))], watch)
             if first:
                 with without(self.wrapped) if self.wrapped is not None else nullcontext():
-                    found |= self._score_row(self.model if self.reference is None else self.reference, row, first)
-        for found, column in zip(scored, influences(rows, watches) if watches else (), strict=bool(watches)):
-            found["influence"] = column
+                    scores |= self._score_row(self.model if self.reference is None else self.reference, row, first)
+        for scores, column in zip(scored, influences(rows, watches) if watches else (), strict=bool(watches)):
+            scores["influence"] = column
         return scored
 
     def _keeps(self, columns: Collection[str]) -> None:
@@ -206,9 +206,9 @@ class TorchPolicy:
             if bare:
                 return Evaluated(zeros, zeros, zeros, value)
             head = self.head if model is self.model else replace(self.head, linear=model.get_output_embeddings())
-            found = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad, hot)
-        plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in found[1:])
-        return Evaluated(plain if heat is None else zeros.index_copy(0, index, found[0].to(zeros.dtype)), plain, entropy, value)
+            outputs = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad, hot)
+        plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in outputs[1:])
+        return Evaluated(plain if heat is None else zeros.index_copy(0, index, outputs[0].to(zeros.dtype)), plain, entropy, value)
 
     def _hidden(
         self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: RowInfluence | None = None
@@ -270,19 +270,19 @@ class TorchPolicy:
 
         Raises ValueError where the checkpoint is of another model.
         """
-        kept = dict(self.kept())
+        weights = dict(self.kept())
         if any(name.startswith("weights/") for name in tensors):
-            _fill(kept, tensors, "weights/")
+            _fill(weights, tensors, "weights/")
         if self.reference is not None:
             former = any(name.startswith("frozen/") for name in tensors)  # a checkpoint of before it was called so
             _fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
         self.optimizer.state.clear()
         self.masters.restore(tensors)
         for name, stepped in self.masters.stepped.items():
-            found = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
-            if found:
+            moments = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}
+            if moments:
                 self.optimizer.state[stepped] = {
-                    part: value.to(self.device, value.dtype if part == "step" else stepped.dtype, copy=True) for part, value in found.items()
+                    part: value.to(self.device, value.dtype if part == "step" else stepped.dtype, copy=True) for part, value in moments.items()
                 }
         self.version, self.skipped = int(state["version"]), int(state["skipped"])
 

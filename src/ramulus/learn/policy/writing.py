@@ -25,9 +25,9 @@ def write_model(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[s
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))  # which it empties
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        rewrite(folder / "tokenizer_config.json", lambda said: tokenizer_for_all(said, getattr(tokenizer, CAME_WITH, None)))
+        rewrite(folder / "tokenizer_config.json", lambda settings: tokenizer_for_all(settings, getattr(tokenizer, CAME_WITH, None)))
     plain, before = (folder / "config.json").read_text(), read_config(folder)
-    rewrite(folder / "config.json", lambda said: config_for_all(said, model.config.attribute_map))
+    rewrite(folder / "config.json", lambda settings: config_for_all(settings, model.config.attribute_map))
     after = read_config(folder)
     if any(after.get(name) != value for name, value in before.items()):  # a family of its own ways
         (folder / "config.json").write_text(plain)

@@ -37,8 +37,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What can be said: higher, lower, within noise, or why nothing can be."""
-        said = direction(self.estimate)
-        return said if self.sure or said == NOISE else f"{said} (unsure)"
+        words = direction(self.estimate)
+        return words if self.sure or words == NOISE else f"{words} (unsure)"
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def seed_notes(groups: Groups) -> list[str]:
             raise ValueError(f"{label} has a seed twice: {own}; give each run once")
     notes = []
     if len({tuple(own) for own in seeds.values()}) > 1:
-        said = ", ".join(f"{label}: {' '.join(map(str, own))}" for label, own in seeds.items())
-        notes.append(f"the labels have different seeds ({said}); differences are over the seeds that both have")
+        listed = ", ".join(f"{label}: {' '.join(map(str, own))}" for label, own in seeds.items())
+        notes.append(f"the labels have different seeds ({listed}); differences are over the seeds that both have")
     if single := [label for label, own in seeds.items() if len(own) == 1]:
         notes.append(f"one seed only, so no interval: {some(single)}")
     return notes
@@ -207,11 +207,11 @@ def paired(these: Place, those: Place) -> Difference:
     seeds = [seed for seed in these.values if seed in those.values]
     if not seeds:
         return Difference(0, None)
-    found = estimate([these.values[seed] - those.values[seed] for seed in seeds])
-    said = direction(found)
-    this, that = (max, min) if said == LOWER else (min, max)  # the least favourable to what is said
+    difference = estimate([these.values[seed] - those.values[seed] for seed in seeds])
+    words = direction(difference)
+    this, that = (max, min) if words == LOWER else (min, max)  # the least favourable to what is said
     worst = estimate([this(these.values[s], these.later[s]) - that(those.values[s], those.later[s]) for s in seeds])
-    return Difference(len(seeds), found, said not in (HIGHER, LOWER) or direction(worst) == said)
+    return Difference(len(seeds), difference, words not in (HIGHER, LOWER) or direction(worst) == words)
 
 
 def direction(gap: Estimate | None) -> str:

@@ -64,9 +64,9 @@ def draw_curves(axes: Any, comparison: Comparison, axis: Axis) -> None:
     """The mean over seeds at every step that all of a label's seeds were measured at, over the mean of what they had spent."""
     count = len(comparison.groups)
     for i, (label, curves) in enumerate(comparison.groups.items()):
-        x, found = points(curves, axis.name)
-        y = [point.mean for point in found]
-        half = [point.half or 0.0 for point in found]
+        x, estimates = points(curves, axis.name)
+        y = [point.mean for point in estimates]
+        half = [point.half or 0.0 for point in estimates]
         axes.plot(x, y, label=_plain(label), **look(i), linewidth=1.6, markersize=5)
         if any(half) and count <= BANDS:
             low, high = ([a + sign * b for a, b in zip(y, half)] for sign in (-1, 1))

@@ -31,8 +31,8 @@ def publish(
     wide = console if console.is_terminal else Console(file=console.file, width=240)
     for part in tables(comparison, wide.width):
         wide.print(part, highlight=False)
-    for said in (_rules(comparison), *comparison.notes, *noise_notes(comparison)):
-        console.print(f"- {safe(said)}", highlight=False, soft_wrap=True)
+    for line in (_rules(comparison), *comparison.notes, *noise_notes(comparison)):
+        console.print(f"- {safe(line)}", highlight=False, soft_wrap=True)
     writers: list[tuple[Path | None, Callable[[Comparison], str]]] = [
         (csv, csv_text),
         (latex, latex_text),
@@ -52,14 +52,14 @@ def publish(
 def tables(comparison: Comparison, width: int = 240) -> Iterator[Table]:
     """One table for every axis, or two where one would be too wide."""
     for axis in comparison.axes:
-        said = safe(f"{comparison.metric} at equal {title(axis)}")
+        heading = safe(f"{comparison.metric} at equal {title(axis)}")
         columns = _columns_of(comparison, axis)
         needed = sum(max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns)
         cut = len(axis.budgets) + 2
         parts = [columns] if needed <= width else [columns[:cut], columns[:1] + columns[cut:]]
         for i, part in enumerate(parts):
             table = Table(
-                box=SIMPLE_HEAD, title="" if i else said, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+                box=SIMPLE_HEAD, title="" if i else heading, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
             )
             table.pad_edge = False
             for column in part:
@@ -145,10 +145,10 @@ def noise_notes(comparison: Comparison) -> list[str]:
         (axis, place) for axis in comparison.axes for place in axis.budgets[-1].places if place.measured is not None
     ]
     early = [(place.measured, place.label, AXES[axis.name]) for axis, place in ends if (place.measured or 0) < EARLY]
-    found = []
+    notes = []
     if early:
         share, label, what = min(early)
-        found.append(
+        notes.append(
             f"{len(early)} of {len(ends)} values were measured before {EARLY} of the budget (the earliest: {label}, at {share:.2f} of "
             f"the {what}), so they lag: see `measured at` and the next value; more evaluations bring them closer"
         )
@@ -160,13 +160,13 @@ def noise_notes(comparison: Comparison) -> list[str]:
             else ""
         )
         if any("unsure" in row["verdict"] for row in _rows(comparison) if row["verdict"]):
-            found.append(
+            notes.append(
                 "unsure: somewhere between the values before and after the budget the difference could be within noise"
             )
-        found.append(
+        notes.append(
             f"differences to {comparison.baseline} are paired by seed; within noise: their 95 % t interval holds 0{chance}"
         )
-    return found
+    return notes
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -174,7 +174,7 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     for axis in comparison.axes:
         for budget in axis.budgets:
             for place in budget.places:
-                told, n = place.estimate, len(comparison.groups[place.label])
+                estimate, n = place.estimate, len(comparison.groups[place.label])
                 compared = place.difference or Difference(0, None)
                 yield (
                     {
@@ -188,7 +188,7 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                         "next_at": place.next_at,
                         "next_mean": average(list(place.later.values())) if place.next_at else None,
                     }
-                    | bounds(told, "mean", "low", "high")
+                    | bounds(estimate, "mean", "low", "high")
                     | {"baseline": comparison.baseline, "pairs": compared.pairs}
                     | bounds(compared.estimate, "difference", "difference_low", "difference_high")
                     | {"verdict": compared.verdict if place.difference else None}
@@ -204,12 +204,12 @@ def bounds(value: Estimate | None, mean: str, low: str, high: str) -> dict[str, 
 
 def csv_text(comparison: Comparison) -> str:
     """CSV; a label that a spreadsheet would compute as a formula gets an apostrophe before it."""
-    made = io.StringIO()
-    found = [{name: plain_cell(value) for name, value in row.items()} for row in _rows(comparison)]
-    writer = csv.DictWriter(made, list(found[0]) if found else ["metric"], lineterminator="\n")
+    text = io.StringIO()
+    records = [{name: plain_cell(value) for name, value in row.items()} for row in _rows(comparison)]
+    writer = csv.DictWriter(text, list(records[0]) if records else ["metric"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
-    return made.getvalue()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def plain_cell(value: Any) -> Any:
@@ -229,14 +229,14 @@ def json_text(comparison: Comparison) -> str:
         for curve in group
     ]
     notes = [_rules(comparison), *comparison.notes, *noise_notes(comparison)]
-    told = {
+    content = {
         "metric": comparison.metric,
         "baseline": comparison.baseline,
         "notes": notes,
         "rows": list(_rows(comparison)),
     }
     limits = {axis.name: axis.limit for axis in comparison.axes}
-    return json.dumps(told | {"limits": limits, "values": seeds, "curves": curves}, indent=1) + "\n"
+    return json.dumps(content | {"limits": limits, "values": seeds, "curves": curves}, indent=1) + "\n"
 
 
 def latex_text(comparison: Comparison) -> str:

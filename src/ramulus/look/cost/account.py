@@ -89,24 +89,24 @@ def account(rows: Sequence[_Row]) -> dict[str, Any]:
 
 def completed(row: _Row) -> dict[str, Any]:
     """The row with what follows from it: what older runs did not write but what their other numbers leave no doubt about."""
-    told = dict(row)
+    whole = dict(row)
     if None not in (row.get("sampled"), row.get("reused")):
-        told.setdefault("trajectory", row["sampled"] + row["reused"])
+        whole.setdefault("trajectory", row["sampled"] + row["reused"])
     if "eval/mean" not in row:
-        told.setdefault("eval_sampled", 0)
+        whole.setdefault("eval_sampled", 0)
     if row.get("sampled") == 0:  # then there is nothing that could have had a fate
-        told = dict.fromkeys(("engine_sampled", *FATES), 0) | told
+        whole = dict.fromkeys(("engine_sampled", *FATES), 0) | whole
     if row.get("dropped") == 0:
-        told.setdefault("dropped_tokens", 0)
+        whole.setdefault("dropped_tokens", 0)
     if row.get("paths") == 0 or (row.get("pruned") == 0 and row.get("pass_rate") is not None):
-        told.setdefault("graded", row["paths"])  # nothing was pruned, so every path has a grade
-        told.setdefault("correct", round(row["paths"] * row.get("pass_rate", 0)))
+        whole.setdefault("graded", row["paths"])  # nothing was pruned, so every path has a grade
+        whole.setdefault("correct", round(row["paths"] * row.get("pass_rate", 0)))
     seconds = dict(row.get("seconds", {}))
     if "step" in seconds and "idle" not in seconds:
         parts = [value for name, value in seconds.items() if name not in ("step", "mean", "eval")]
         seconds["idle"] = max(seconds["step"] - math.fsum(parts), 0.0)
         seconds["grade"] = None if row.get("paths") else 0.0  # in those runs it was a part of `grow`
-    return told | {"seconds": seconds}
+    return whole | {"seconds": seconds}
 
 
 def added(values: Sequence[Number]) -> Number:
@@ -123,8 +123,8 @@ def seconds_of(rows: Sequence[dict[str, Any]]) -> dict[str, Number]:
     if not all("step" in seconds for seconds in each):
         return dict.fromkeys((*PHASES, "step", "eval", "total"))
     named = [*PHASES, *sorted({name for seconds in each for name in seconds} - {*PHASES, "step", "mean", "eval"})]
-    found = {name: added([seconds.get(name, 0.0) for seconds in each]) for name in (*named, "step", "eval")}
-    return found | {"total": added([found["step"], found["eval"]])}
+    sums = {name: added([seconds.get(name, 0.0) for seconds in each]) for name in (*named, "step", "eval")}
+    return sums | {"total": added([sums["step"], sums["eval"]])}
 
 
 def machine_of(rows: Sequence[dict[str, Any]]) -> dict[str, Number]:

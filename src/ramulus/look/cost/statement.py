@@ -37,23 +37,23 @@ class Statement:
 
     def accounts(self) -> dict[str, Account]:
         """The account of each stage, and of the run where it has several."""
-        told = {name: account(rows) for name, rows in self.stages.items()}
+        accounts = {name: account(rows) for name, rows in self.stages.items()}
         return (
-            told if len(told) == 1 else told | {WHOLE: account([row for rows in self.stages.values() for row in rows])}
+            accounts if len(accounts) == 1 else accounts | {WHOLE: account([row for rows in self.stages.values() for row in rows])}
         )
 
     def to_json(self, steps: bool) -> dict[str, Any]:
         """All of it as plain JSON; with `steps` also the account of every step of each stage."""
-        told = {"run": str(self.folder), "accounts": self.accounts(), "final_evaluation_seconds": self.evaluations}
+        content = {"run": str(self.folder), "accounts": self.accounts(), "final_evaluation_seconds": self.evaluations}
         each = {name: [{"step": row["step"], **account([row])} for row in rows] for name, rows in self.stages.items()}
-        return told | ({"steps": each} if steps else {})
+        return content | ({"steps": each} if steps else {})
 
 
 def read_statement(folder: Path) -> Statement:
     """The metrics of a run's folder, or of the folder of one stage; a stage that has not made a step is left out."""
-    found = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
-    stages = {path.resolve().name: read for path in found if (read := rows(path / "metrics.jsonl"))}
-    evaluations = [load_json(final_evaluation(path, when)) for path in found for when in WHEN]
+    folders = [folder] if (folder / "metrics.jsonl").is_file() else stage_folders(folder)
+    stages = {path.resolve().name: read for path in folders if (read := rows(path / "metrics.jsonl"))}
+    evaluations = [load_json(final_evaluation(path, when)) for path in folders for when in WHEN]
     return Statement(folder, stages, sum(evaluation.get("seconds", 0.0) for evaluation in evaluations))
 
 
@@ -64,19 +64,19 @@ def read_statements(folders: Sequence[Path]) -> list[Statement]:
     """
     if not folders:
         raise ValueError("name the folder of a run, or of runs: ramulus ledger runs/mine")
-    found: dict[Path, Statement] = {}
+    statements: dict[Path, Statement] = {}
     for folder in folders:
         inside = [read_statement(path) for path in (runs_in(folder) if folder.is_dir() else ())]
-        begun = {told.folder.resolve(): told for told in inside if told.stages}
+        begun = {statement.folder.resolve(): statement for statement in inside if statement.stages}
         if not begun:
             raise FileNotFoundError(
                 f"{folder} holds no metrics.jsonl with a step in it, nor does a folder in it: "
                 "give the folder of a run, of one of its stages, or of several runs"
             )
-        if silent := [str(told.folder) for told in inside if not told.stages]:
+        if silent := [str(statement.folder) for statement in inside if not statement.stages]:
             warnings.warn(f"left out, without a step so far: {', '.join(silent)}", stacklevel=2)
-        found |= begun
-    return list(found.values())
+        statements |= begun
+    return list(statements.values())
 
 
 def statement_tables(statement: Statement) -> Iterator[str | Table]:
@@ -95,33 +95,33 @@ def statement_tables(statement: Statement) -> Iterator[str | Table]:
     yield footing(last, statement.evaluations)
 
 
-def phases(told: Account) -> dict[str, str]:
+def phases(totals: Account) -> dict[str, str]:
     """The lines of the table of seconds."""
-    others = {name: name for name in told["seconds"] if name not in (*PHASES, "step", "eval", "total")}
+    others = {name: name for name in totals["seconds"] if name not in (*PHASES, "step", "eval", "total")}
     return PHASES | others | {"step": "all steps", "eval": "evaluation", "total": "steps and evaluation"}
 
 
 def _table(title: str, group: str, names: Mapping[str, str], accounts: Mapping[str, Account]) -> Table:
     """A line for each name: totals of every stage and, last, of the run; then the run's for each step and correct answer, and a share."""
-    made = Table(box=None, pad_edge=False)
-    made.add_column(title, style="bold")  # the only one that gives way on a narrow terminal
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, style="bold")  # the only one that gives way on a narrow terminal
     for heading in (*accounts, "per step", "per correct", "share"):
-        made.add_column(safe(heading), justify="right", no_wrap=True)
+        table.add_column(safe(heading), justify="right", no_wrap=True)
     digits, last = 2 * (group == "seconds"), list(accounts.values())[-1]
     for name, words in names.items():
-        values = [told[group].get(name) for told in accounts.values()]
+        values = [totals[group].get(name) for totals in accounts.values()]
         if name not in ALWAYS and not any(value is None or value for value in values):
             continue
         each = share(values[-1], last["steps"]), share(values[-1], last["answers"]["correct"])
         cells = [_number(value, digits) for value in values]
         cells += [_number(each[0], digits + 1), _number(each[1], digits + 2)]
-        made.add_row(words, *cells, _percent(share(values[-1], base(name, last))))
-    return made
+        table.add_row(words, *cells, _percent(share(values[-1], base(name, last))))
+    return table
 
 
-def base(name: str, told: Account) -> float | None:
+def base(name: str, totals: Account) -> float | None:
     """What a line is a share of; None where it is of nothing."""
-    tokens, seconds = told["tokens"], told["seconds"]
+    tokens, seconds = totals["tokens"], totals["seconds"]
     if name in FATES:
         return tokens["sampled"]
     if name in ("repeated", "zero_credit"):
@@ -131,17 +131,17 @@ def base(name: str, told: Account) -> float | None:
     return seconds["step"] if name in seconds and name not in ("eval", "total") else None
 
 
-def headline(told: Account) -> str:
+def headline(totals: Account) -> str:
     """What the run was, in a line."""
-    answers = {name: _number(value) for name, value in told["answers"].items()}
-    right = f", {answers['correct']} of {answers['graded']} graded ones correct" if told["answers"]["paths"] else ""
-    return f"{told['steps']:,} steps, {answers['trees']} trees ({answers['dropped']} dropped), {answers['paths']} paths{right}"
+    answers = {name: _number(value) for name, value in totals["answers"].items()}
+    right = f", {answers['correct']} of {answers['graded']} graded ones correct" if totals["answers"]["paths"] else ""
+    return f"{totals['steps']:,} steps, {answers['trees']} trees ({answers['dropped']} dropped), {answers['paths']} paths{right}"
 
 
-def footing(told: Account, evaluations: float) -> str:
+def footing(totals: Account, evaluations: float) -> str:
     """Ratios and the machine, in a few lines."""
-    ratios, machine = told["ratios"], told["machine"]
-    said = [
+    ratios, machine = totals["ratios"], totals["machine"]
+    lines = [
         f"reuse: {_number(ratios['reuse'], 2)} trajectory tokens for each sampled one, {_number(ratios['update_reuse'], 2)} flattened tokens for "
         f"each packed one, {_percent(ratios['kv_reuse']) or UNKNOWN} of prefix tokens from the KV memory"
     ]
@@ -150,23 +150,23 @@ def footing(told: Account, evaluations: float) -> str:
         known += [f"{words} {machine[name] / 2**20:,.0f} MiB"] if machine[name] else []
     known += [f"GPU busy {_percent(machine['gpu_busy'])}"] if machine["gpu_busy"] is not None else []
     known += [f"final evaluations, in no step, {evaluations:,.1f} s"] if evaluations else []
-    return "\n".join([*said, *([", ".join(known)] if known else [])]) + "\n"
+    return "\n".join([*lines, *([", ".join(known)] if known else [])]) + "\n"
 
 
 def step_tables(statement: Statement) -> Iterator[str | Table]:
     """A table for each stage with a line for each step."""
     for stage, steps in statement.stages.items():
-        made = Table(box=None, pad_edge=False, title=safe(stage), title_justify="left")
+        table = Table(box=None, pad_edge=False, title=safe(stage), title_justify="left")
         for heading in ("step", *_STEPS, *SPENT, "s other", "s step"):
-            made.add_column(heading.removesuffix("_tokens"), justify="right", no_wrap=True)
+            table.add_column(heading.removesuffix("_tokens"), justify="right", no_wrap=True)
         for row in steps:
-            told = account([row])
-            counts = told["tokens"] | told["answers"]
-            spent = [told["seconds"].get(name) for name in (*SPENT.values(), "step")]
+            totals = account([row])
+            counts = totals["tokens"] | totals["answers"]
+            spent = [totals["seconds"].get(name) for name in (*SPENT.values(), "step")]
             other = spent[-1] - sum(s or 0.0 for s in spent[:-1]) if spent[-1] is not None else None
             cells = [_number(counts[name]) for name in _STEPS] + [_number(s, 3) for s in (*spent[:-1], other, spent[-1])]
-            made.add_row(str(row["step"]), *cells)
-        yield made
+            table.add_row(str(row["step"]), *cells)
+        yield table
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -184,10 +184,10 @@ def write_csv(path: Path, statements: Sequence[Statement], steps: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for statement in statements:
-        told = statement.to_json(steps)
-        lines += [{"run": told["run"], "stage": name} | flat(each) for name, each in told["accounts"].items()]
-        for name, each in told.get("steps", {}).items():
-            lines += [{"run": told["run"], "stage": name} | flat(row) for row in each]
+        content = statement.to_json(steps)
+        lines += [{"run": content["run"], "stage": name} | flat(each) for name, each in content["accounts"].items()]
+        for name, each in content.get("steps", {}).items():
+            lines += [{"run": content["run"], "stage": name} | flat(row) for row in each]
     names = list(dict.fromkeys(name for line in lines for name in line))
     names.insert(2, names.pop(names.index("step"))) if "step" in names else None
     with open(path, "w", newline="", encoding="utf-8") as file:

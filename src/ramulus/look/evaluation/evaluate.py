@@ -62,8 +62,8 @@ async def evaluate(
         for kind, (n, how) in kinds.items()
     }
     rows = answers_of(forests, decode)
-    told = {"problems": len(tasks), "samples": samples, "temperature": heat(sampling)}
-    return told | report_of(scores_of(rows, wanted), rows) | {"answers": rows}
+    settings = {"problems": len(tasks), "samples": samples, "temperature": heat(sampling)}
+    return settings | report_of(scores_of(rows, wanted), rows) | {"answers": rows}
 
 
 def numbers(samples: int, greedy: bool, k: Sequence[int] = ()) -> list[int]:
@@ -105,5 +105,5 @@ def attempt(leaf: Node, decode: Decode | None) -> dict[str, Any]:
     """One path as plain JSON."""
     tokens = leaf.response()
     text = {"text": decode(tokens)} if decode is not None else {}
-    told = {"tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": correct(leaf)}
-    return text | told | {"verdict": leaf.verdict}
+    record = {"tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": correct(leaf)}
+    return text | record | {"verdict": leaf.verdict}

@@ -159,15 +159,15 @@ def report_of(scores: Scores, rows: Sequence[Row]) -> dict[str, Any]:
     """The numbers of one set as plain JSON: independent and greedy at the top, `tree` and `equal_tokens` below, without the answers."""
     groups = scores.groups
     top = groups.get(INDEPENDENT) or {k: v for k, v in groups.get(GREEDY, {}).items() if k != "greedy"}
-    found = summary(top | {"greedy": groups[GREEDY]["greedy"]} if GREEDY in groups else top)
+    report = summary(top | {"greedy": groups[GREEDY]["greedy"]} if GREEDY in groups else top)
     rewards = [
         attempt["reward"]
         for row in rows
         for attempt in row.get("sampled") or row.get("tree") or row["greedy"]
         if attempt["reward"] is not None
     ]
-    found["reward"] = mean(rewards)
+    report["reward"] = mean(rewards)
     for group in (TREE, EQUAL_TOKENS):
         if group in groups:
-            found[group] = summary(groups[group])
-    return found
+            report[group] = summary(groups[group])
+    return report

@@ -22,10 +22,10 @@ def difference(this: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
     """
     gaps = [[a - b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in zip(this, other, strict=True)]
     low, high = interval_over(gaps)
-    told = {"this": mean([mean(values) for values in this]), "other": mean([mean(values) for values in other])}
+    means = {"this": mean([mean(values) for values in this]), "other": mean([mean(values) for values in other])}
     gap = mean([mean(values) for values in gaps])
     noise = low <= 0 <= high or abs(gap) < 1.96 * error(gaps) or sum(map(len, gaps)) < 2
-    return told | {"difference": gap, "interval": (low, high), "within_noise": noise}
+    return means | {"difference": gap, "interval": (low, high), "within_noise": noise}
 
 
 def error(sets: Sequence[Sequence[float]]) -> float:

@@ -71,29 +71,29 @@ def boards(titles: Sequence[str], sets: Sequence[Scores], about: str, width: int
         return [board(title, ("", "95 % interval"), sets, cells)]
     heads = [*titles, "mean over sets"]
     most = max(1, (width - FIRST) // COLUMN)
-    made = []
+    tables = []
     for start in range(0, len(heads), most):
         place = slice(start, start + most)
         title = f"{len(sets)} sets of problems, {about}" if start == 0 else ""
-        made.append(board(title, heads[place], sets, partial(halves, place=place)))
-    return made
+        tables.append(board(title, heads[place], sets, partial(halves, place=place)))
+    return tables
 
 
 def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: _Row) -> Table:
     """One table; `row` says what stands in it of one measure."""
-    made = Table(title=safe(title) or None, title_justify="left", title_style="bold")
-    made.add_column("%")
+    table = Table(title=safe(title) or None, title_justify="left", title_style="bold")
+    table.add_column("%")
     for head in heads:
-        made.add_column(safe(head), justify="right")
+        table.add_column(safe(head), justify="right")
     for group, names in sections(sets):
         if group in (TREE, EQUAL_TOKENS):
-            made.add_section()
-            made.add_row(f"[bold]{HEADINGS[group]}[/bold]")
+            table.add_section()
+            table.add_row(f"[bold]{HEADINGS[group]}[/bold]")
         for name in names:
             beside = group == GREEDY and name != "greedy" and INDEPENDENT in sets[0].groups
             if name != "ties@1" and not beside:
-                made.add_row(_label(group, name), *row(name, [scores.groups[group][name] for scores in sets]))
-    return made
+                table.add_row(_label(group, name), *row(name, [scores.groups[group][name] for scores in sets]))
+    return table
 
 
 def cells(name: str, columns: Sequence[Sequence[float]]) -> list[str]:
@@ -115,21 +115,21 @@ def about_half(name: str, columns: Sequence[Sequence[float]]) -> str:
 
 def differences_table(title: str, found: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
     """Paired differences, and which of them are within noise."""
-    made = Table(title=safe(title), title_justify="left", title_style="bold")
-    made.add_column("%")
+    table = Table(title=safe(title), title_justify="left", title_style="bold")
+    table.add_column("%")
     for head in (this, other, "difference", "95 % interval", ""):
-        made.add_column(safe(head), justify="right")
+        table.add_column(safe(head), justify="right")
     for group, measures in found.items():
         if len(found) > 1:
-            made.add_section()
-            made.add_row(f"[bold]{HEADINGS.get(group, group)}[/bold]")
+            table.add_section()
+            table.add_row(f"[bold]{HEADINGS.get(group, group)}[/bold]")
         for name, gap in measures.items():
             if name.startswith("ties"):
                 continue
             low, high = (_shown(name, end, "+") for end in gap["interval"])
             values = (_shown(name, gap["this"]), _shown(name, gap["other"]), _shown(name, gap["difference"], "+"))
-            made.add_row(_label(group, name), *values, f"{low} to {high}", "within noise" if gap["within_noise"] else "")
-    return made
+            table.add_row(_label(group, name), *values, f"{low} to {high}", "within noise" if gap["within_noise"] else "")
+    return table
 
 
 def note(sets: Sequence[Scores]) -> str:
@@ -140,12 +140,12 @@ def note(sets: Sequence[Scores]) -> str:
 
 def overall(sets: Sequence[Scores]) -> dict[str, dict[str, Any]]:
     """The mean over sets of each measure with its interval, by how the answers were sampled."""
-    found: dict[str, dict[str, Any]] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for group, names in sections(sets):
         columns = {name: [scores.groups[group][name] for scores in sets] for name in names}
         means: dict[str, Any] = {name: mean([mean(values) for values in some]) for name, some in columns.items()}
-        found[group] = means | {"intervals": {name: interval_over(some) for name, some in columns.items()}}
-    return found
+        groups[group] = means | {"intervals": {name: interval_over(some) for name, some in columns.items()}}
+    return groups
 
 
 def results_csv(

@@ -30,16 +30,16 @@ def ballots(answers: tuple[str, ...]) -> dict[str, str]:
 
     "" is no vote. Answers of more than LONG characters are one only if they are written alike.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     known: list[str] = []
     for answer in sorted(set(answers), key=lambda text: (len(text), text)):
         name = answer.strip()
         short = 0 < len(name) <= LONG
         alike = (other for other in known if name == other or (short and len(other) <= LONG and (same(other, name) or same(name, other))))
-        found[answer] = next(alike, name)
-        if name and found[answer] == name:
+        names[answer] = next(alike, name)
+        if name and names[answer] == name:
             known.append(name)
-    return found
+    return names
 
 
 def vote(answers: Sequence[str], correct: Sequence[float], k: int) -> tuple[float, float]:
@@ -70,10 +70,10 @@ def _vote(classes: tuple[Class, ...], n: int, k: int) -> tuple[float, float]:
     if k == n or not most:
         top = [score for size, score in classes if size == most]
         return mean(top) if top else 0.0, float(len(top) > 1)
-    found = [_won(classes, n, k, winning) for winning in range(1, min(k, most) + 1)]
+    chances = [_won(classes, n, k, winning) for winning in range(1, min(k, most) + 1)]
     drawn = float(_chances(n, k / n)[k])
     best = max(score for _, score in classes)
-    score, tie = math.fsum(score for score, _ in found) / drawn, math.fsum(tie for _, tie in found) / drawn
+    score, tie = math.fsum(score for score, _ in chances) / drawn, math.fsum(tie for _, tie in chances) / drawn
     return min(score, best), min(tie, 1.0)  # rounding may not pass what is possible
 
 
@@ -100,10 +100,10 @@ def _times(rows: np.ndarray, polynomial: np.ndarray) -> np.ndarray:
     """Each row [t, i] of coefficients multiplied by a polynomial, cut at the same degree."""
     if len(polynomial) > 2 * len(rows):
         return np.stack([np.convolve(row, polynomial)[: rows.shape[1]] for row in rows])
-    made = rows * polynomial[0]
+    product = rows * polynomial[0]
     for i, factor in enumerate(polynomial[1 : rows.shape[1]], 1):
-        made[:, i:] += factor * rows[:, :-i]
-    return made
+        product[:, i:] += factor * rows[:, :-i]
+    return product
 
 
 @lru_cache(maxsize=1 << 10)

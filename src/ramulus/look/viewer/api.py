@@ -77,13 +77,13 @@ class Api:
         if name not in self.answers:
             raise Unknown(f"there is no /api/{name}: known are {', '.join(sorted(self.answers))}")
         try:
-            said = self.answers[name](ask)
+            answer = self.answers[name](ask)
         except (Changed, FileNotFoundError) as error:
             raise Unknown(str(error)) from error
         try:
-            return json.dumps(said, allow_nan=False, separators=(",", ":")).encode("ascii")
+            return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode("ascii")
         except (ValueError, TypeError):  # NaN, an infinity, a set
-            return json.dumps(finite_json(said), separators=(",", ":")).encode("ascii")
+            return json.dumps(finite_json(answer), separators=(",", ":")).encode("ascii")
 
     def runs(self, ask: Ask) -> list[dict[str, Any]]:
         """Everything shown; a run whose files cannot be made sense of hides no other."""
@@ -94,8 +94,8 @@ class Api:
         try:
             return one.summary() | {"tokenizer": self.vocabulary(one) is not None}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            said = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": f"{type(error).__name__}: {error}"}
-            return said | {"live": False, "step": 0, "steps": None, "trees": [], "tokenizer": False}
+            trouble = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": f"{type(error).__name__}: {error}"}
+            return trouble | {"live": False, "step": 0, "steps": None, "trees": [], "tokenizer": False}
 
     def metrics(self, ask: Ask) -> list[dict[str, Any]]:
         """The rows after a step, flat."""
@@ -155,16 +155,16 @@ class Api:
         wanted = ask.get("q", "").lower()
         if not wanted or limit < 1:
             raise BadParameter("q is the text to search for, limit at least 1")
-        found: list[dict[str, Any]] = []
+        hits: list[dict[str, Any]] = []
         for step in reversed(one.tree_steps()):
             lines, places = self.places(one, step)
             for index, place in enumerate(places):
                 for node, text in self.said(words, lines, place):
                     if (at := text.lower().find(wanted)) >= 0:
-                        found.append({"step": step, "index": index, "node": node} | excerpt(text, at, len(wanted)))
-                    if len(found) >= limit:
-                        return found
-        return found
+                        hits.append({"step": step, "index": index, "node": node} | excerpt(text, at, len(wanted)))
+                    if len(hits) >= limit:
+                        return hits
+        return hits
 
     def said(self, words: Text, lines: Lines, place: int) -> list[tuple[int, str]]:
         """(node, text) of every node of a tree, the problem first, as the root's."""
@@ -174,21 +174,21 @@ class Api:
             if tree is None:
                 return [], 1
             nodes = list(tree.walk())
-            said = list(zip((node.id for node in nodes), words.many([node.tokens for node in nodes]), strict=True))
-            said = said if tree.task.text in said[0][1] else [(tree.root.id, tree.task.text), *said]
-            return said, sum(len(text) for _, text in said) + 100 * len(said)
+            texts = list(zip((node.id for node in nodes), words.many([node.tokens for node in nodes]), strict=True))
+            texts = texts if tree.task.text in texts[0][1] else [(tree.root.id, tree.task.text), *texts]
+            return texts, sum(len(text) for _, text in texts) + 100 * len(texts)
 
         return self.words.get((lines.path, lines.edition, place, words.inner is None), make)
 
     def evals(self, ask: Ask) -> list[dict[str, Any]]:
         """The evaluations without their answers; `name` tells those of the same step apart."""
-        one, made = self.run(ask), []
+        one, rows = self.run(ask), []
         for name, path in one.evaluations().items():
             report = self.report(one, path)
             if report is not None:
-                kept = {key: value for key, value in report.items() if key not in ("answers", "step")}
-                made.append({"step": step_of(name, report), "name": name} | kept)
-        return sorted(made, key=lambda row: row["step"])
+                fields = {key: value for key, value in report.items() if key not in ("answers", "step")}
+                rows.append({"step": step_of(name, report), "name": name} | fields)
+        return sorted(rows, key=lambda row: row["step"])
 
     def answers_of(self, ask: Ask) -> list[dict[str, Any]]:
         """Every answer of an evaluation; of several at one step, the one called `name`, or the first."""
@@ -202,15 +202,15 @@ class Api:
     def report(self, one: Entry, path: Path) -> dict[str, Any] | None:
         """An evaluation's file; None where it is none, or is being written."""
         try:
-            found = one.fence(path).stat()
+            stat = one.fence(path).stat()
         except OSError:
             return None
 
         def make() -> tuple[dict[str, Any] | None, int]:
             content = one.fence.json(path)
-            return content if isinstance(content, dict) else None, found.st_size
+            return content if isinstance(content, dict) else None, stat.st_size
 
-        return self.reports.get((path, found.st_mtime_ns, found.st_size), make)
+        return self.reports.get((path, stat.st_mtime_ns, stat.st_size), make)
 
     def run(self, ask: Ask) -> Entry:
         """The run that is asked about."""
@@ -255,12 +255,12 @@ class Api:
 
 def _number(ask: Ask, name: str, usual: int | None = None) -> int:
     """A whole number among the parameters."""
-    said = ask.get(name)
-    if said is None and usual is not None:
+    text = ask.get(name)
+    if text is None and usual is not None:
         return usual
-    if said is None or not re.fullmatch(r"-?[0-9]{1,15}", said):
-        raise BadParameter(f"{name} must be a whole number, got {said if said is None else repr(said[:40])}")
-    return int(said)
+    if text is None or not re.fullmatch(r"-?[0-9]{1,15}", text):
+        raise BadParameter(f"{name} must be a whole number, got {text if text is None else repr(text[:40])}")
+    return int(text)
 
 
 def _short(line: bytes) -> Tree | None:
@@ -273,8 +273,8 @@ def _short(line: bytes) -> Tree | None:
 
 def step_of(name: str, report: Mapping[str, Any]) -> int:
     """The step of an evaluation: in its content, else in its name."""
-    said = report.get("step")
-    return said if isinstance(said, int) else int(name) if name.isdigit() else 0
+    step = report.get("step")
+    return step if isinstance(step, int) else int(name) if name.isdigit() else 0
 
 
 def excerpt(text: str, at: int, length: int) -> dict[str, Any]:
@@ -291,8 +291,8 @@ def settings(value: Any, path: str = "") -> dict[str, Any]:
         value = {str(i): item for i, item in enumerate(value)}
     if not isinstance(value, dict):
         return {path: value}
-    made = {path: str(value["class"]).rpartition(".")[2]} if "class" in value else {}
+    values = {path: str(value["class"]).rpartition(".")[2]} if "class" in value else {}
     for name, item in value.items():
         if name != "class":
-            made |= settings(item, f"{path}.{name}" if path else name)
-    return made
+            values |= settings(item, f"{path}.{name}" if path else name)
+    return values

@@ -72,12 +72,12 @@ class Lines:
         with self.lock:
             try:
                 real = self.fence(self.path)
-                found = real.stat()
+                stat = real.stat()
             except OSError:
                 self.restart()
                 self.seen = None
                 return
-            now = (found.st_ino, found.st_size, found.st_mtime_ns)
+            now = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if now == self.seen:
                 return
             with open(real, "rb") as raw:
@@ -161,14 +161,14 @@ def _cut(file: IO[bytes], offset: int, size: int) -> bytes:
 
 def unpack(raw: IO[bytes]) -> IO[bytes]:
     """What a gzip file holds, as far as it can be read, in a temporary file that nobody else sees."""
-    made = tempfile.TemporaryFile()  # noqa: SIM115
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with gzip.open(raw, "rb") as file:
             while block := file.read(_BLOCK):
-                made.write(block)
+                unpacked.write(block)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         pass  # a killed write: the whole lines before it are shown
-    return made
+    return unpacked
 
 
 class Metrics:
@@ -197,12 +197,12 @@ class Metrics:
         """The last row, and when the file was written, seconds since the epoch (0 where there is none); the others are not kept for it."""
         try:
             real = self.lines.fence(self.lines.path)
-            found = real.stat()
-            if self.looked != (now := (found.st_ino, found.st_size, found.st_mtime_ns)):
+            stat = real.stat()
+            if self.looked != (now := (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
                 self.newest, self.looked = last_row(real), now
         except OSError:
             return None, 0.0
-        return self.newest, found.st_mtime
+        return self.newest, stat.st_mtime
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
@@ -215,8 +215,8 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     if not good or _deep(row, _DEEPEST):
         return None
     if "seconds" in row:  # they are added up
-        found = row["seconds"] if isinstance(row["seconds"], dict) else {}
-        row["seconds"] = {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
+        seconds = row["seconds"] if isinstance(row["seconds"], dict) else {}
+        row["seconds"] = {name: value for name, value in seconds.items() if isinstance(value, int | float) and math.isfinite(value)}
     return row
 
 

@@ -116,8 +116,8 @@ def everything(api: Api, steps: list[int]) -> Iterator[tuple[str, bytes]]:
                 asked = {"step": row["step"]}
                 if sum(other["step"] == row["step"] for other in reports) > 1:
                     asked["name"] = row["name"]
-                told = {name: str(value) for name, value in asked.items()}
-                yield url("answers", **named, **asked), api("answers", named | told)
+                words = {name: str(value) for name, value in asked.items()}
+                yield url("answers", **named, **asked), api("answers", named | words)
         for step in one["trees"]:
             yield from _of_step(api, one["id"], step)
 
@@ -182,8 +182,8 @@ def counted(api: Api, steps: list[int], console: Console) -> Iterator[tuple[str,
     if not console.is_terminal:
         yield from everything(api, steps)
         return
-    found = api.shelf.found.values()
-    total = sum(len(one.trees(step)[1]) for one in found for step in chosen(one.tree_steps(), steps))
+    entries = api.shelf.found.values()
+    total = sum(len(one.trees(step)[1]) for one in entries for step in chosen(one.tree_steps(), steps))
     with Bar(console, "writing", total, "trees") as bar:
         done = -1
         for address, answer in everything(api, steps):

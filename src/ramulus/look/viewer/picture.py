@@ -94,8 +94,8 @@ def scale_of(trees: Sequence[Tree], colour: str) -> Scale:
 
 def credit(leaf: Node) -> float | None:
     """What a leaf earned, summed over the terms that trained it; None where none did."""
-    found = [value for name, value in leaf.verdict.items() if name.startswith("credit/")]
-    return math.fsum(found) if found else None
+    values = [value for name, value in leaf.verdict.items() if name.startswith("credit/")]
+    return math.fsum(values) if values else None
 
 
 SUMMED: dict[str, tuple[str, Callable[[Node], float | None]]] = {
@@ -138,16 +138,16 @@ def places(tree: Tree, lane: float, unit: float) -> dict[int, _Place]:
         else:
             count[node.id] = sum(count[child.id] for child in node.children)
             middle[node.id] = (middle[node.children[0].id] + middle[node.children[-1].id]) / 2
-    found = {tree.root.id: _Place(0, count[tree.root.id], middle[tree.root.id], middle[tree.root.id])}
+    placed = {tree.root.id: _Place(0, count[tree.root.id], middle[tree.root.id], middle[tree.root.id])}
     for node in nodes:
-        here = found[node.id]
+        here = placed[node.id]
         at = here.middle - here.leaves * unit / 2
         start = here.start + (len(node.tokens) if node.parent is not None else 0)
         for child in node.children:
             thick = count[child.id] * unit
-            found[child.id] = _Place(start, count[child.id], at + thick / 2, middle[child.id])
+            placed[child.id] = _Place(start, count[child.id], at + thick / 2, middle[child.id])
             at += thick
-    return found
+    return placed
 
 
 class Canvas:
@@ -213,12 +213,12 @@ class Canvas:
         values = self.paint.of(node)
         if len(values) != len(node.tokens):
             return [(self.paint.scale(values[0] if values else None), 0, len(node.tokens))]
-        found, at = [], 0
+        pieces, at = [], 0
         for colour, stretch in groupby(self.paint.scale(value) for value in values):
             size = len(list(stretch))
-            found.append((colour, at, at + size))
+            pieces.append((colour, at, at + size))
             at += size
-        return found or [(self.paint.scale(None), 0, 0)]
+        return pieces or [(self.paint.scale(None), 0, 0)]
 
     def tip(self, node: Node) -> str:
         """What the mouse finds on a node."""
@@ -226,10 +226,10 @@ class Canvas:
         parts = [f"{len(node.tokens)} tokens", f"{place.leaves} {'path' if place.leaves == 1 else 'paths'}"]
         parts += [] if value is None else [f"reward {value:.3g}"]
         parts += ["demonstration"] if node.author is Author.EXPERT else [clean(node.why)] if node.why else []
-        said = [
+        lines = [
             f"{name} {part:.3g}" if isinstance(part, float) else f"{name} {part}" for name, part in node.verdict.items()
         ]
-        more = [clean(", ".join(said), TIP)] if said else []
+        more = [clean(", ".join(lines), TIP)] if lines else []
         return "<title>" + "\n".join([" · ".join(parts), *more, clean(self.decode(node.tokens.tolist()), TIP)]) + "</title>"
 
     def label(self, node: Node, begin: float, end: float) -> str:
@@ -276,10 +276,10 @@ def picture(tree: Tree, decode: Decode, paint: Paint, width: int = 760, alone: b
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{inside}</svg>'
 
 
-def legend(found: Paint) -> str:
+def legend(paint: Paint) -> str:
     """The scale of a paint as HTML."""
-    colours = ",".join(found.scale(found.scale.low + i / 4 * (found.scale.high - found.scale.low)) for i in range(5))
+    colours = ",".join(paint.scale(paint.scale.low + i / 4 * (paint.scale.high - paint.scale.low)) for i in range(5))
     bar = (
         f'<span style="display:inline-block;width:90px;height:8px;background:linear-gradient(90deg,{colours})"></span>'
     )
-    return f"{clean(found.name)}: {found.scale.low:.3g} {bar} {found.scale.high:.3g}"
+    return f"{clean(paint.name)}: {paint.scale.low:.3g} {bar} {paint.scale.high:.3g}"

@@ -38,12 +38,12 @@ class Entry:
     def lines(self, path: Path) -> Lines:
         """The lines of a file of trees, up to date."""
         with self.lock:
-            found = self.files.setdefault(path, Lines(path, self.fence))
+            lines = self.files.setdefault(path, Lines(path, self.fence))
             self.files.move_to_end(path)
             if len(self.files) > FILES:
                 self.files.popitem(last=False)
-        found.refresh()
-        return found
+        lines.refresh()
+        return lines
 
     def step_files(self) -> dict[int, Path]:
         """The file of each step, ascending; a plain one counts before a packed one."""
@@ -85,8 +85,8 @@ class Entry:
             if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
                 continue
             named = [stage for i, stage in enumerate(stages, 1) if self.path.name == f"{i}-{stage.get('name')}"]
-            if found := named or (stages if folder == self.path and len(stages) == 1 else []):
-                return found[0]
+            if configs := named or (stages if folder == self.path and len(stages) == 1 else []):
+                return configs[0]
         return {}
 
     def tokenizer(self) -> Path | None:
@@ -97,8 +97,8 @@ class Entry:
         """The files of its evaluations by name: those of steps, then the final ones."""
         if self.loose:
             return {}
-        found = [*sorted(self.path.glob("evals/*.json")), *(final_evaluation(self.path, when) for when in WHEN)]
-        return {path.stem: path for path in found if self.fence.has(path)}
+        files = [*sorted(self.path.glob("evals/*.json")), *(final_evaluation(self.path, when) for when in WHEN)]
+        return {path.stem: path for path in files if self.fence.has(path)}
 
     def summary(self) -> dict[str, Any]:
         """What the list of runs says about it; what it cannot be said of for its odd files is left out."""
@@ -107,8 +107,8 @@ class Entry:
         step = row["step"] if row is not None else trees[-1] if trees else 0
         pace = number_or(flat(row).get("seconds/mean"), 0.0) if row is not None else 0.0
         recent = time.time() - written < max(_PATIENCE, 4 * pace)
-        said = {"id": self.id, "title": self.title, "folder": str(self.path)}
-        return said | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
+        about = {"id": self.id, "title": self.title, "folder": str(self.path)}
+        return about | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
 
 
 def number_or(value: Any, usual: Any) -> Any:
@@ -205,7 +205,7 @@ def tokenizer_file(path: Path) -> Path:
         path / "tokenizer.json",
         *sorted(path.glob("**/checkpoints/step-*/model/tokenizer.json"), key=natural)[-1:],
     ]
-    found = [place for place in inside if place.is_file()]
-    if not found:
+    files = [place for place in inside if place.is_file()]
+    if not files:
         raise FileNotFoundError(f"there is no tokenizer.json at {path}: name that file, or the model folder it is in")
-    return found[0]
+    return files[0]

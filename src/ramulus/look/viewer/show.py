@@ -28,12 +28,12 @@ from ramulus.look.viewer.tree_json import judgement, right
 def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
     """The tree with the text of every node, and the end and reward of every path."""
     named, text = safe(str(tree.task.id)), safe(str(tree.task.text), width)
-    made = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
-    branches = {tree.root.id: made}
+    drawing = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
+    branches = {tree.root.id: drawing}
     for node in tree.walk():
         if node.parent is not None:
             branches[node.id] = branches[node.parent.id].add(_label(node, decode, width))
-    return made
+    return drawing
 
 
 def _label(node: Node, decode: Decode, width: int) -> str:
@@ -150,9 +150,9 @@ def _file_of(path: Path, step: int | None) -> tuple[Path, str]:
     if path.is_file():
         return path, ""
     inside = sorted((folder for folder in path.glob("*/") if is_stage(folder)), key=natural)
-    found = [(folder, files) for folder in (path, *inside) if (files := step_files(folder))]
-    if found:
-        folder, files = found[-1]
+    folders = [(folder, files) for folder in (path, *inside) if (files := step_files(folder))]
+    if folders:
+        folder, files = folders[-1]
         if step is not None and step not in files:
             raise ValueError(f"{folder} has no trees of step {step}: it has those of {', '.join(map(str, files))}")
         return files[max(files) if step is None else step], ""
@@ -170,10 +170,10 @@ def _of_step(file: Path, step: int | None) -> list[Tree]:
     forest = list(store.read(file))
     if step is None or NUMBERED.match(file.name):
         return forest
-    if not (found := [tree for tree in forest if tree.step == step]):
+    if not (chosen := [tree for tree in forest if tree.step == step]):
         known = ", ".join(map(str, sorted({tree.step for tree in forest})))
         raise ValueError(f"{file} has no trees of step {step}: it has those of {known}")
-    return found
+    return chosen
 
 
 def decoder_of(file: Path) -> Decode | None:

@@ -43,11 +43,11 @@ class Text:
         """
         wholes = self.many([[*above, *tokens] for above, tokens, _ in rows])
         starts = self.many([above for above, _, _ in rows])
-        made = []
+        texts = []
         for whole, start, (_, tokens, last) in zip(wholes, starts, rows, strict=True):
             known, end = start.rstrip(TORN), whole if last else whole.rstrip(TORN)
-            made.append(end[len(known) :] if tokens and whole.startswith(known) else self.whole(tokens))
-        return made
+            texts.append(end[len(known) :] if tokens and whole.startswith(known) else self.whole(tokens))
+        return texts
 
     def pieces(self, before: Sequence[int], tokens: Sequence[int], last: bool = True) -> list[str]:
         """The text of each token after those before; joined they are what `after` says."""
@@ -57,20 +57,20 @@ class Text:
         row = [*above, *tokens]
         skip = len(row) - len(tokens)
         [goal] = self.after([(above, tokens, last)])
-        start, made = 0, []
+        start, pieces = 0, []
         told = self.whole(row[:skip]).rstrip(TORN)  # what the tokens from `start` on have said already
         for i in range(skip, len(row)):
             read = self.whole(row[start : i + 1])
             text = read.rstrip(TORN)
-            made.append(text[len(told) :] if text.startswith(told) else "")
+            pieces.append(text[len(told) :] if text.startswith(told) else "")
             told = text
             if len(read) == len(text) and i + 1 - start > 2 * BEFORE:  # a shorter window: decoding stays linear
                 start = i + 1 - BEFORE
                 told = self.whole(row[start : i + 1]).rstrip(TORN)
-        rest = goal[len("".join(made)) :] if goal.startswith("".join(made)) else None
+        rest = goal[len("".join(pieces)) :] if goal.startswith("".join(pieces)) else None
         if rest is None:  # a decoder that looks further than the window
             return [self.whole([token]) for token in tokens]
-        return [*made[:-1], made[-1] + rest] if made else []
+        return [*pieces[:-1], pieces[-1] + rest] if pieces else []
 
 
 @lru_cache(maxsize=8)

@@ -89,7 +89,7 @@ class Credit:
 
     def columns(self, i: int, length: int) -> dict[str, list[float]]:
         """`credit/*`, gain and pain of a node, [length] each; of none that no trained leaf lies below."""
-        made: dict[str, list[float]] = {}
+        columns: dict[str, list[float]] = {}
         gain, pain, known = [0.0] * length, [0.0] * length, False
         for name in self.names:
             if name in self.per_token:
@@ -102,19 +102,19 @@ class Credit:
                 if not leaves:
                     continue
                 values, up, down = [(high + low) / leaves] * length, [high / leaves] * length, [low / leaves] * length
-            made[name], known = values, True
+            columns[name], known = values, True
             gain, pain = [a + b for a, b in zip(gain, up)], [a + b for a, b in zip(pain, down)]
-        return made | ({"gain": gain, "pain": pain} if known else {})
+        return columns | ({"gain": gain, "pain": pain} if known else {})
 
 
 def _columns_of(node: Node, credit: Credit, i: int, length: int | None = None) -> dict[str, list[float]]:
     """Everything recorded per token at a node, [L] each; credit that is one value a node has `length` of it."""
-    made = {name: [figure(value) for value in node.column(name)] for name in PER_TOKEN}
+    columns = {name: [figure(value) for value in node.column(name)] for name in PER_TOKEN}
     for name, values in node.signals.items():
         if not name.startswith(CREDIT):
-            made[name if name in PLAIN else f"signals/{name}"] = list(values)
-    made |= credit.columns(i, len(node.tokens) if length is None else length)
-    return {name: values for name, values in made.items() if values}
+            columns[name if name in PLAIN else f"signals/{name}"] = list(values)
+    columns |= credit.columns(i, len(node.tokens) if length is None else length)
+    return {name: values for name, values in columns.items() if values}
 
 
 def order(names: set[str]) -> list[str]:
@@ -144,7 +144,7 @@ def tree_json(tree: Tree, text: Text) -> dict[str, Any]:
     """The whole tree with the means of its columns."""
     outline = Outline(tree)
     credit = Credit(outline)
-    said, nodes = texts(outline, text), []
+    words, nodes = texts(outline, text), []
     names: set[str] = set()
     for i, node in enumerate(outline.nodes):
         wide = len(node.tokens) or 1 if credit.per_token else 1  # one credit for all tokens needs to be said once
@@ -153,7 +153,7 @@ def tree_json(tree: Tree, text: Text) -> dict[str, Any]:
         row = {"id": node.id, "parent": outline.up[i], "author": node.author.name.lower(), "start": outline.start[i]}
         row |= {"length": len(node.tokens), "leaves": outline.leaves[i], "version": node.version, "finish": node.finish}
         row |= {"reward": node.reward, "value": outline.value(i), "verdict": verdict_of(tree, node), "why": outline.why(i)}
-        nodes.append(row | {"text": said[i], "means": means})
+        nodes.append(row | {"text": words[i], "means": means})
     task = {"id": tree.task.id, "text": tree.task.text, "answer": tree.task.answer}
     seen = {"task": task, "seed": tree.seed, "visit": tree.visit, "rounds": tree.rounds}
     return seen | {"columns": order(names), "nodes": nodes}
@@ -237,11 +237,11 @@ def step_row(tree: Tree, index: int) -> dict[str, Any]:
     for i in range(len(below) - 1, 0, -1):
         below[outline.up[i]] += below[i]
     along = sum(len(node.tokens) * max(below[i], 1) for i, node in own)
-    found = {"index": index, "task": tree.task.id, "text": tree.task.text, "visit": tree.visit, "paths": len(paths)}
-    found |= {"correct": right(judged), "pass_rate": _mean(judged) if judged else None}
-    found |= {"spread": pstdev(rewards) if rewards else 0.0, "reuse": along / written if written else 0.0}
-    found |= {"length": _mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
-    return found | {"flags": flags_of(outline, judged), "skeleton": skeleton(outline)}
+    row = {"index": index, "task": tree.task.id, "text": tree.task.text, "visit": tree.visit, "paths": len(paths)}
+    row |= {"correct": right(judged), "pass_rate": _mean(judged) if judged else None}
+    row |= {"spread": pstdev(rewards) if rewards else 0.0, "reuse": along / written if written else 0.0}
+    row |= {"length": _mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
+    return row | {"flags": flags_of(outline, judged), "skeleton": skeleton(outline)}
 
 
 def skeleton(outline: Outline) -> list[list[Any]]:

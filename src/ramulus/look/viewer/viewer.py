@@ -43,10 +43,10 @@ class Hosts:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     def __contains__(self, header: str) -> bool:
-        said = HOST.fullmatch(header.lower())
-        if said is None:
+        match = HOST.fullmatch(header.lower())
+        if match is None:
             return False
-        name, port = said[1], int((said[2] or "80")[:6])
+        name, port = match[1], int((match[2] or "80")[:6])
         known = name in self.names or (self.anywhere and is_address(name.strip("[]")))
         return name in LOCAL or (known and port == self.port)
 
@@ -92,12 +92,12 @@ def application(api: Api, hosts: Hosts) -> Any:
 
     def ask(request: Any) -> Any:
         try:
-            found = api(request.path_params["name"], dict(request.query_params))
+            answer = api(request.path_params["name"], dict(request.query_params))
         except BadParameter as error:
             return refusal(400, str(error))
         except Unknown as error:
             return refusal(404, str(error))
-        return Response(found, 200, {"cache-control": "no-store"}, "application/json")
+        return Response(answer, 200, {"cache-control": "no-store"}, "application/json")
 
     def asset(request: Any) -> Any:
         path = assets().get(request.path_params.get("name", "viewer.html"))

@@ -26,8 +26,8 @@ def qualified(thing: Any) -> str:
 
 def _own(name: str) -> str:
     """A qualified name without the rooms of the package; any other text as it is."""
-    found = OWN.fullmatch(name)
-    return f"ramulus.{FORMER_CLASSES.get(found[1], found[1])}" if found else name
+    match = OWN.fullmatch(name)
+    return f"ramulus.{FORMER_CLASSES.get(match[1], match[1])}" if match else name
 
 
 def brought_forward(value: Any) -> Any:

@@ -27,8 +27,8 @@ def shipped() -> dict[str, str]:
 
 def variants(file: Path) -> dict[str, str]:
     """The functions of a recipe file that can build a run (public, without arguments) and the first line of each; imports nothing."""
-    made = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
-    return {node.name: first_line(node) for node in made if not node.name.startswith("_") and not wanted(node.args)}
+    functions = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: first_line(node) for node in functions if not node.name.startswith("_") and not wanted(node.args)}
 
 
 def first_line(node: ast.Module | ast.FunctionDef) -> str:
@@ -81,11 +81,11 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
             f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
         )
     with naming_the_new():
-        made = build()
-    stages = made if isinstance(made, tuple) else (made,)
+        answer = build()
+    stages = answer if isinstance(answer, tuple) else (answer,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]
     if wrong or not stages:
-        raise ValueError(f"{function}() in {name} must return a Run or a tuple of Runs, got {made!r:.80}")
+        raise ValueError(f"{function}() in {name} must return a Run or a tuple of Runs, got {answer!r:.80}")
     if len({stage.name for stage in stages}) < len(stages):
         raise ValueError(f"two stages of {recipe} have the same name: {', '.join(stage.name for stage in stages)}")
     return stages

@@ -40,12 +40,12 @@ def naming_the_new() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        found = re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
-        if found is None or found[1] not in FORMER_CLASSES:
+        match = re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
+        if match is None or match[1] not in FORMER_CLASSES:
             raise
-        raise ValueError(f"{found[2]} has no {found[1]!r} any more, it is {FORMER_CLASSES[found[1]]}") from error
+        raise ValueError(f"{match[2]} has no {match[1]!r} any more, it is {FORMER_CLASSES[match[1]]}") from error
     except TypeError as error:
-        found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if found is None or found.groups() not in MOVED:
+        match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if match is None or match.groups() not in MOVED:
             raise
-        raise ValueError(f"{found[1]} has no field {found[2]!r} any more, it is {MOVED[found[1], found[2]]}") from error
+        raise ValueError(f"{match[1]} has no field {match[2]!r} any more, it is {MOVED[match[1], match[2]]}") from error

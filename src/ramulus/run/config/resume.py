@@ -204,12 +204,12 @@ def replace_text(path: Path, text: str) -> None:
 def written_json(path: Path) -> dict[str, Any]:
     """A JSON file that a run wrote; ValueError names it and the remedy."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and what it holds is made again where that can be done") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it is no JSON object): delete it, and what it holds is made again where that can be done")
-    return found
+    return content
 
 
 def move_aside(folder: Path) -> Path:
@@ -223,9 +223,9 @@ def move_aside(folder: Path) -> Path:
 
 def progress(top: Path) -> str:
     """How far the run in a folder has come, in words."""
-    found = [
+    checkpoints = [
         (path.parent, run_folder.steps(path.parent))
         for path in sorted(top.glob("checkpoints")) + sorted(top.glob("*/checkpoints"))
     ]
-    done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in found if steps]
+    done = [f"step {steps[-1]}" + (f" of {folder.name}" if folder != top else "") for folder, steps in checkpoints if steps]
     return f"saved at {done[-1]}" if done else "nothing saved yet"

@@ -184,9 +184,9 @@ def from_json(path: Path) -> Earlier:
     try:
         saved = json.loads(path.read_text())
         names = naming(list(saved["tasks"]))
-        rows = {names[spec]: found["answers"] for spec, found in saved["tasks"].items()}
+        rows = {names[spec]: scores["answers"] for spec, scores in saved["tasks"].items()}
         settings = {name: saved[name] for name in ("seed", "max_tokens")}
-        settings |= {name: found[name] for found in saved["tasks"].values() for name in ("samples", "temperature")}
+        settings |= {name: scores[name] for scores in saved["tasks"].values() for name in ("samples", "temperature")}
         return Earlier(saved["model"], saved.get("settings", settings), rows)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(

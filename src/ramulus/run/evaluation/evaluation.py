@@ -121,28 +121,28 @@ def evaluate_one(
         settle(folder, model, settings, digests, date)
         if not (folder / "tokenizer").exists():
             loaded.tokenizer.save_pretrained(folder / "tokenizer")  # the viewer shows texts with it
-    kept = [Answers(names[spec], tasks, list(kinds), loaded.decode, chunk, folder) for spec, tasks, _ in sets]
-    count = Count(console, model, sum(map(len, (one.tasks for one in kept))), sum(len(one.rows) for one in kept), loaded.engine)
+    stores = [Answers(names[spec], tasks, list(kinds), loaded.decode, chunk, folder) for spec, tasks, _ in sets]
+    count = Count(console, model, sum(map(len, (one.tasks for one in stores))), sum(len(one.rows) for one in stores), loaded.engine)
     try:
         with SlowRewards(console):
-            run_to_end(sample(loaded, kept, [reward for _, _, reward in sets], plan, kinds, stop, count))
+            run_to_end(sample(loaded, stores, [reward for _, _, reward in sets], plan, kinds, stop, count))
     except KeyboardInterrupt:
         count.close()
         rest = f": the same command goes on from there, in {folder}" if folder else ""
-        kept_now = sum(len(one.rows) for one in kept)
+        kept_now = sum(len(one.rows) for one in stores)
         console.print(
             f"stopped after {kept_now} of {count.total} problems{rest}", markup=False, highlight=False, soft_wrap=True
         )
         raise
     finally:
         count.close()
-    found = [Set(spec, one.name, one.rows) for (spec, _, _), one in zip(sets, kept)]
-    return EvaluatedModel(model, settings, found)
+    sampled_sets = [Set(spec, one.name, one.rows) for (spec, _, _), one in zip(sets, stores)]
+    return EvaluatedModel(model, settings, sampled_sets)
 
 
 async def sample(
     loaded: LoadedModel,
-    kept: Sequence[Answers],
+    stores: Sequence[Answers],
     rewards: Sequence[Reward],
     plan: SamplingPlan,
     kinds: dict[str, Any],
@@ -150,7 +150,7 @@ async def sample(
     count: Count,
 ) -> None:
     """Every chunk that is left. Each begins with an engine that remembers nothing, so it does not depend on those before it."""
-    for answers, reward in zip(kept, rewards):
+    for answers, reward in zip(stores, rewards):
         for tasks in answers.left():
             await loaded.engine.reset()
             answers.append(await grow(loaded, tasks, reward, plan, kinds, stop, count))
@@ -195,18 +195,18 @@ def settings_of(plan: SamplingPlan, loaded: LoadedModel, stop: Stop, kinds: list
 
 def fingerprint(model: torch.nn.Module, most: int = 256) -> str:
     """A digest of the weights: names, shapes and up to `most` numbers of each, evenly spread."""
-    made = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().flatten()
         some = flat[:: max(1, len(flat) // most)].cpu()
-        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        made.update(some.double().numpy().tobytes())
-    return made.hexdigest()
+        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        hasher.update(some.double().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _digest(tasks: Sequence[Task]) -> str:
     """A digest of the problems as the model sees them and as they are graded."""
-    made = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for task in tasks:
-        made.update(repr((task.id, task.prompt, task.text, task.answer, task.extra)).encode())
-    return made.hexdigest()
+        hasher.update(repr((task.id, task.prompt, task.text, task.answer, task.extra)).encode())
+    return hasher.hexdigest()

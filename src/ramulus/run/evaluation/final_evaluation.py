@@ -38,39 +38,39 @@ async def evaluate_model(
             asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
             return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
 
-        found = await scored(1.0, True)
+        scores_at_1 = await scored(1.0, True)
         cooler = {heat: await scored(heat, False) for heat in how.temperatures} if start else {}
-    return found | {"cooler": {str(heat): other[f"mean@{how.samples}"] for heat, other in cooler.items()}}
+    return scores_at_1 | {"cooler": {str(heat): other[f"mean@{how.samples}"] for heat, other in cooler.items()}}
 
 
-def scores(found: ModelScores, samples: int) -> ModelScores:
+def scores(measured: ModelScores, samples: int) -> ModelScores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
-    plain = {name: value for name, value in found.items() if name not in _LEFT_OUT}
-    cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in found["cooler"].items()}
-    return plain | cooler | {"intervals": found["intervals"]}
+    plain = {name: value for name, value in measured.items() if name not in _LEFT_OUT}
+    cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in measured["cooler"].items()}
+    return plain | cooler | {"intervals": measured["intervals"]}
 
 
 def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
     """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
-    made = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
-    made.add_column("")
+    drawn = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
+    drawn.add_column("")
     for name in (f"before ({start})", f"after ({end})", "gain"):
-        made.add_column(name, justify="right")
+        drawn.add_column(name, justify="right")
     k = how.samples
     rows = {f"mean@{k} at temperature 1": f"mean@{k}", "greedy": "greedy", f"pass@{k}": f"pass@{k}"}
     for label, name in rows.items():
         if name in before:
-            made.add_row(
+            drawn.add_row(
                 label, _percent(before, name), _percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
             )
-    made.add_section()
+    drawn.add_section()
     for heat in how.temperatures:
         name = f"mean@{k} at temperature {heat}"
-        made.add_row(name, f"{100 * before[name]:.1f}", "", "")
-    return made
+        drawn.add_row(name, f"{100 * before[name]:.1f}", "", "")
+    return drawn
 
 
-def _percent(found: ModelScores, name: str) -> str:
+def _percent(measured: ModelScores, name: str) -> str:
     """The value with half the width of its 95 % interval."""
-    low, high = found["intervals"][name]
-    return f"{100 * found[name]:.1f} ± {50 * (high - low):.1f}"
+    low, high = measured["intervals"][name]
+    return f"{100 * measured[name]:.1f} ± {50 * (high - low):.1f}"

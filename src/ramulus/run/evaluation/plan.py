@@ -54,18 +54,18 @@ class SamplingPlan:
         A tree is another visit of its problem, so its answers and the independent ones share no random numbers.
         """
         hot = Sampling(most, self.temperature, self.top_p)
-        found: dict[str, tuple[Branching, Sampling, int]] = {}
+        kinds: dict[str, tuple[Branching, Sampling, int]] = {}
         if self.samples:
-            found["sampled"] = (Star(self.samples), hot, 0)
+            kinds["sampled"] = (Star(self.samples), hot, 0)
         if self.width:
-            found["tree"] = (
+            kinds["tree"] = (
                 Segments(self.width, -(-most // self.segment), self.segment, min(self.branching, self.width)),
                 hot,
                 1,
             )
         if self.greedy:
-            found["greedy"] = (Star(1), cold(hot), 0)
-        return found
+            kinds["greedy"] = (Star(1), cold(hot), 0)
+        return kinds
 
 
 def plan_of(
@@ -87,8 +87,8 @@ def plan_of(
 
 def whole_numbers(words: Sequence[str]) -> tuple[int, ...]:
     """The numbers in words such as 1,8,32 or 1 8 32."""
-    found = [part for word in words for part in word.split(",") if part.strip()]
-    wrong = [part for part in found if not part.strip().isdecimal()]
+    parts = [part for word in words for part in word.split(",") if part.strip()]
+    wrong = [part for part in parts if not part.strip().isdecimal()]
     if wrong:
         raise ValueError(f"--k wants whole numbers such as 1,8,32, got {wrong[0]!r}")
-    return tuple(int(part) for part in found)
+    return tuple(int(part) for part in parts)

@@ -112,13 +112,13 @@ class Report:
 
 def found(one: Set, scores: Scores, outcome: EvaluatedModel) -> dict[str, Any]:
     """The numbers of one set, as in earlier evaluations."""
-    told = {
+    content = {
         "problems": len(one.rows),
         "samples": outcome.settings["samples"],
         "temperature": outcome.settings["temperature"],
     }
     gains = tree_gains([scores])
-    return told | report_of(scores, one.rows) | ({"tree_gains": gains} if gains else {})
+    return content | report_of(scores, one.rows) | ({"tree_gains": gains} if gains else {})
 
 
 def share_a_set(names: Sequence[str], rival: Earlier) -> None:

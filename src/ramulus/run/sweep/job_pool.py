@@ -104,17 +104,17 @@ class JobPool:
     def work(self, interrupt: Interrupt) -> None:
         """Until nothing is left, or a signal comes: it is handed on, and every run saves and ends. What failed is in `failed`."""
         self.say(f"{len(self.jobs)} runs, {len(self.done)} of them finished already, {self.most} at once")
-        told = False
+        stopping = False
         try:
             with self.bar:
                 while self.running or (self.waiting and interrupt.asked is None):
                     while self.waiting and len(self.running) < self.most and interrupt.asked is None:
                         self.start(self.waiting.pop(0))
-                    if interrupt.asked is not None and not told:
-                        told = True
+                    if interrupt.asked is not None and not stopping:
+                        stopping = True
                         self.stop(interrupt.asked)
                     time.sleep(LOOK)
-                    self.collect(told)
+                    self.collect(stopping)
                     if not self.bar.disable:
                         self.show()
         finally:  # reached with running processes only when something broke, or a second signal came

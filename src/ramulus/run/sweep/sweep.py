@@ -77,18 +77,18 @@ def _check(job: Job) -> None:
     if not path.exists():
         return
     saved = read_saved(path)
-    said: list[str] = []
+    differences: list[str] = []
     if saved["recipe"] != job.recipe:
-        said.append(f"its recipe is {saved['recipe']}, not {job.recipe}")
+        differences.append(f"its recipe is {saved['recipe']}, not {job.recipe}")
     asked, there = (dict(map(split, words)) for words in (job.overrides, saved["overrides"]))
     for name in sorted((asked.keys() | there.keys()) - {"out", "seed"} - ({"threads"} - asked.keys())):
         if asked.get(name) != there.get(name):
-            said.append(f"{name} was {there.get(name, 'not set')}, is now {asked.get(name, 'not set')}")
-    if not said:
-        said = edited(saved["stages"], job.stages)
-    if said:
+            differences.append(f"{name} was {there.get(name, 'not set')}, is now {asked.get(name, 'not set')}")
+    if not differences:
+        differences = edited(saved["stages"], job.stages)
+    if differences:
         raise ValueError(
-            f"{job.folder} holds another run: {'; '.join(said)}. Ask for what it holds, choose another --out, or move the folder away"
+            f"{job.folder} holds another run: {'; '.join(differences)}. Ask for what it holds, choose another --out, or move the folder away"
         )
 
 
@@ -96,12 +96,12 @@ def edited(saved: list[Any], stages: tuple[Run, ...]) -> list[str]:
     """What is different in the recipe since a run of it was saved."""
     if len(saved) != len(stages):
         return [f"it has {len(saved)} stages, the recipe now {len(stages)}"]
-    found = []
+    differences = []
     for old, stage in zip(saved, stages):
         for path, was, now in changes(with_later_fields(old, stage), to_json(stage)):
             if path.split(".")[0] not in ("out", "threads") and holds(old, path):
-                found.append(f"{stage.name}: {path} was {brief(was)}, is now {brief(now)}")
-    return found
+                differences.append(f"{stage.name}: {path} was {brief(was)}, is now {brief(now)}")
+    return differences
 
 
 def holds(value: Any, path: str) -> bool:
@@ -151,8 +151,8 @@ def sweep(
 
 def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:
     """What failed, with the end of its log, and what to do next."""
-    for said, job in failed.items():
-        console.print(f"\n{said}; the end of {job.log}:", markup=False, highlight=False, soft_wrap=True)
+    for how, job in failed.items():
+        console.print(f"\n{how}; the end of {job.log}:", markup=False, highlight=False, soft_wrap=True)
         for line in job.log.read_text(errors="replace").splitlines()[-TAIL:]:
             console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
     if stopped is None:
