@@ -31,7 +31,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.annotate import names
 from ramulus.learn.packing.weights import Selection, Share
 from ramulus.look.cost.account import FATES, PHASES, TOKENS
-from ramulus.look.cost.ledger import Cost, account, cost, tree_cost
+from ramulus.look.cost.ledger import Cost, account, cost, costs
 from ramulus.look.cost.statement import read_statements
 from ramulus.run.config.recipe import Run
 from ramulus.run.launch import launch
@@ -203,11 +203,11 @@ def test_fates_of_a_tree_counted_on_paper() -> None:
     hinted = tree.graft(other, drop=4)
     hinted.tokens, hinted.finish = column([8] * 7, "i"), "eos"
     common = {"trees": 1, "paths": 5, "sampled": 19, "trajectory": 23, "pruned": 3, "expert": 11}
-    told = tree_cost(tree, {good.id: 1, even.id: 4, shown.id: 2, hinted.id: 1})
+    told = costs([(tree, {good.id: 1, even.id: 4, shown.id: 2, hinted.id: 1})])
     assert told == Cost(**common, trained=2 + 1 + 7, idle=2, excluded=4, trained_expert=5)
     assert cost([tree]) == Cost(**common)  # nobody has asked an update
-    assert tree_cost(tree, {}) == Cost(**common, excluded=16)
-    assert tree_cost(tree, {hinted.id: 3}).trained_expert == 2  # a term that learns from both authors on one path
+    assert costs([(tree, {})]) == Cost(**common, excluded=16)
+    assert costs([(tree, {hinted.id: 3})]).trained_expert == 2  # a term that learns from both authors on one path
     dropped = Rollout([tree], [], 1).metrics()
     assert (dropped["dropped_tokens"], dropped["pruned"], dropped["excluded"]) == (16, 3, 0)
     assert long.id not in (good.id, even.id)

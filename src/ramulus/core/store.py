@@ -292,15 +292,6 @@ def write(path: str | os.PathLike[str], trees: Iterable[Tree], append: bool = Fa
     return count
 
 
-def truncate_after(path: str | os.PathLike[str], step: int) -> int:
-    """Keep the trees with `tree.step <= step`, for a run that goes on from there; returns how many others went.
-
-    Streams into a file beside it that then takes its place, so a kill leaves the old file or the new one. A torn last
-    line goes too, with a TornLine warning.
-    """
-    return _rewrite(Path(path), lambda content: content["step"] <= step)
-
-
 def _mend(path: Path) -> None:
     """Take away a torn last line, or end a whole one, so that the next tree starts a line of its own."""
     if path.suffix == ".gz":
@@ -310,23 +301,18 @@ def _mend(path: Path) -> None:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             whole = file.read(1) in (b"", b"\n")
     if not whole:
-        _rewrite(path, lambda content: True)
+        _rewrite(path)
 
 
-def _rewrite(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Replace the file, atomically, by the readable lines that `keep` wants; returns how many it did not want."""
+def _rewrite(path: Path) -> None:
+    """Replace the file, atomically, by its whole lines; a damaged one raises and leaves it alone."""
     beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    dropped = 0
     try:
         with Writer(beside) as writer:
-            for _, line, content in _parsed(path, strict=False):
-                if keep(content):
-                    writer.put(line)
-                else:
-                    dropped += 1
+            for _, line, _ in _parsed(path, strict=False):
+                writer.put(line)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    return dropped

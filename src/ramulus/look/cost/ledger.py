@@ -49,13 +49,8 @@ def cost(trees: Iterable[Tree]) -> Cost:
     return costs((tree, None) for tree in trees)
 
 
-def tree_cost(tree: Tree, fate: Fate | None = None) -> Cost:
-    """What one tree cost. With `fate`, sampled = trained + idle + excluded + pruned."""
-    return costs([(tree, fate)])
-
-
 def costs(trees: Iterable[tuple[Tree, Fate | None]]) -> Cost:
-    """What these trees cost together, each with the fate of its leaves where it is known."""
+    """What these trees cost together, each with the fate of its leaves where it is known; then sampled = trained + idle + excluded + pruned."""
     count = dict.fromkeys([field.name for field in fields(Cost)], 0)
     for tree, fate in trees:
         add_tree(count, tree, fate)
