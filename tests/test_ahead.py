@@ -26,7 +26,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.run.config.recipe import Run
 from ramulus.run.launch import launch
-from ramulus.run.rollouts import START, Rollouts, resting, woken
+from ramulus.run.rollouts import START, Rollouts, cursor_of_json, cursor_to_json
 from run_recipe import Digits, rl
 from test_resume import killed, metrics, same
 
@@ -70,7 +70,7 @@ def harvest(run: Run) -> tuple[list[list[Tree]], Crowd, list[dict]]:
     for step in range(1, STEPS + 1):
         found, cursor = asyncio.run(forests.get(step, cursor))
         grown.append(found.grown)
-        cursors.append(json.loads(json.dumps(resting(cursor))))
+        cursors.append(json.loads(json.dumps(cursor_to_json(cursor))))
         asyncio.run(engine.load(None, step))
     return grown, engine, cursors
 
@@ -123,10 +123,10 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(8)]
     forests = Rollouts(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
     _, cursor = asyncio.run(forests.get(1, dict(START)))
-    before = json.dumps(resting(cursor))
+    before = json.dumps(cursor_to_json(cursor))
     once, _ = asyncio.run(forests.get(2, cursor))
-    assert json.dumps(resting(cursor)) == before
-    again, _ = asyncio.run(forests.get(2, woken(json.loads(before))))
+    assert json.dumps(cursor_to_json(cursor)) == before
+    again, _ = asyncio.run(forests.get(2, cursor_of_json(json.loads(before))))
     assert [store.dump(tree) for tree in once.grown] == [store.dump(tree) for tree in again.grown]
 
 
@@ -150,7 +150,7 @@ def test_young_trees_are_finished_where_a_run_no_longer_looks_ahead() -> None:
     run = run_of(ahead=0)
     tasks = [Task(f"t{i}", (i, 2), "t") for i in range(2 * STEPS)]
     forests = Rollouts(run, tasks, engine, Stop((0,), 12), lambda tokens: "1" * len(tokens))
-    second, cursor = asyncio.run(forests.get(2, woken(cursors[0])))
+    second, cursor = asyncio.run(forests.get(2, cursor_of_json(cursors[0])))
     assert {tree.task.id for tree in second.grown} == {tree.task.id for tree in grown[1]}
     assert "young" not in cursor
     assert "asked" not in cursor

@@ -168,12 +168,12 @@ class ToyEngine:
         until, sampling, context = self._check(request), request.sampling, list(request.prefix)
         tokens: list[int] = []
         drawn: list[Draw] = []
-        heat: list[float] = []
+        temperatures: list[float] = []
         finish = None
         while len(tokens) < sampling.max_tokens and finish is None:
             logits = self.logits(context)
-            heat.append(self._temperature(logits, sampling))
-            drawn.append(draw_token(logits, sampling, heat[-1], uniform(request.seed, len(tokens))))
+            temperatures.append(self._temperature(logits, sampling))
+            drawn.append(draw_token(logits, sampling, temperatures[-1], uniform(request.seed, len(tokens))))
             context.append(drawn[-1].token)
             tokens.append(drawn[-1].token)
             finish = until(tokens) if until is not None else None
@@ -181,7 +181,7 @@ class ToyEngine:
         self._counters["sampled"] += len(tokens)
         self._counters["row_steps"] += len(tokens)
         logprobs, entropy, kept = (array("f", [getattr(one, name) for one in drawn]) for name in ("logprob", "entropy", "kept"))
-        temperature = array("f", heat) if callable(sampling.temperature) else float(sampling.temperature)
+        temperature = array("f", temperatures) if callable(sampling.temperature) else float(sampling.temperature)
         cut = kept if sampling.truncates else None
         return Segment(array("i", tokens), logprobs, finish, self.version, self.version, cut, entropy, temperature)
 

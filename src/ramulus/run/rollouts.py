@@ -27,7 +27,7 @@ from ramulus.tasks.grading_budget import grading_budget
 
 Cursor = dict[str, Any]
 """Plain JSON: epoch and place in its order, visits of each task, the schedule's state, the temperature rule's numbers of the step before;
-with `ahead` also `young`, the next step's trees, which `resting` makes JSON as well, and `asked`, how many of them the schedule wants to train."""
+with `ahead` also `young`, the trees of the next step, which `cursor_to_json` makes JSON as well, and `asked`, how many of them are wanted."""
 
 
 START: Cursor = {"epoch": 0, "place": 0, "visits": {}, "schedule": {}, "temperature": None}
@@ -97,13 +97,13 @@ def epoch_order(seed: int, epoch: int, n: int) -> tuple[int, ...]:
     return tuple(random.Random(f"{seed}/order/{epoch}").sample(range(n), n))
 
 
-def resting(cursor: Cursor) -> Cursor:
+def cursor_to_json(cursor: Cursor) -> Cursor:
     """A cursor as plain JSON, for a checkpoint."""
     return cursor | {"young": [store.dump(tree).decode() for tree in cursor["young"]]} if "young" in cursor else cursor
 
 
-def woken(cursor: Cursor) -> Cursor:
-    """A cursor from what `resting` made of it."""
+def cursor_of_json(cursor: Cursor) -> Cursor:
+    """A cursor from what `cursor_to_json` made of it."""
     return cursor | {"young": [store.load(line.encode()) for line in cursor["young"]]} if "young" in cursor else cursor
 
 
@@ -129,11 +129,11 @@ class Rollouts:
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         follows = "stats" in rule_features(rule)
-        heat = rule.given(cursor.get("temperature")) if follows else rule
+        temperature = rule.given(cursor.get("temperature")) if follows else rule
         places: list[int] = []
         grown: list[Tree] = []
         draws = before = ahead = 0
-        growth = self.growth(heat, cursor)
+        growth = self.growth(temperature, cursor)
         asked = cursor.pop("asked", 0) or schedule.asked(cursor["schedule"])
         while True:
             wanted, cursor["schedule"] = schedule([grown[i] for i in places], draws, cursor["schedule"])
@@ -187,25 +187,25 @@ class Rollouts:
             young = [self.plant(task, step, cursor) for task in self.draw(wanted, cursor)]
             await growth.check(young)
             await growth.begin(young)
-        coming: list[Tree] = []
+        following: list[Tree] = []
         if self.run.ahead and step < self.run.steps:
             cursor["asked"] = self.run.schedule.asked(cursor["schedule"])
             count, cursor["schedule"] = self.run.schedule([], 0, cursor["schedule"])
-            coming = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
+            following = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
         await growth.check(
-            coming
+            following
         )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
-        await together([growth.finish(young), growth.begin(coming)])
-        if coming:
-            cursor["young"] = coming
-        return young, before, cost(coming).sampled
+        await together([growth.finish(young), growth.begin(following)])
+        if following:
+            cursor["young"] = following
+        return young, before, cost(following).sampled
 
-    def growth(self, heat: Any, cursor: Cursor) -> Growth:
+    def growth(self, temperature: Any, cursor: Cursor) -> Growth:
         """How trees grow at this temperature; a schedule that chooses roots keeps its state in the cursor."""
         engine = GatedEngine(self.engine)
         if self.signals is not None:
             self.signals.context.quiet = engine.quiet
-        return Growth(self.run, engine, self.stop, self.decode, self.signals, heat, cursor)
+        return Growth(self.run, engine, self.stop, self.decode, self.signals, temperature, cursor)
 
 
 @dataclass
@@ -217,12 +217,12 @@ class Growth:
     stop: Stop
     decode: Callable[[Sequence[int]], str]
     signals: Signals | None
-    heat: Any
+    temperature: Any
     cursor: Cursor
 
     def __post_init__(self) -> None:
         run = self.run
-        self.sampling = Sampling(run.response_limit, self.heat, run.top_p, run.top_k, run.min_p)
+        self.sampling = Sampling(run.response_limit, self.temperature, run.top_p, run.top_k, run.min_p)
         self.rewards = run.weighted()
         self.late = [rule for rule in run.pruning if needed(rule)]  # asked when their signals are there
         self.soon = [rule for rule in run.pruning if not needed(rule)]

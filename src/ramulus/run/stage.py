@@ -34,7 +34,7 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
-from ramulus.run.rollouts import Rollouts, woken
+from ramulus.run.rollouts import Rollouts, cursor_of_json
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trackers import Trackers
@@ -279,7 +279,7 @@ async def at_checkpoint(run: Run, parts: Parts, step: int) -> TrainerState:
     """The state of a checkpoint, with the learner and the generators brought to where it found them. Raises Damaged."""
     saved = checkpoint.read_state(run.folder, step)
     try:
-        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": woken(saved["cursor"])})
+        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": cursor_of_json(saved["cursor"])})
         policy = saved["policy"]
     except Exception as error:
         raise checkpoint.Damaged(f"state.json lacks a part or has a wrong one: {error}") from error

@@ -39,7 +39,7 @@ from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
-from ramulus.run.rollouts import START, Cursor, Rollouts, resting
+from ramulus.run.rollouts import START, Cursor, Rollouts, cursor_to_json
 from ramulus.run.runtime import device_of
 from ramulus.run.step_statistics import StepStatistics
 
@@ -65,7 +65,7 @@ class TrainerState:
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""
-        return vars(self) | {"cursor": resting(self.cursor)}
+        return vars(self) | {"cursor": cursor_to_json(self.cursor)}
 
 
 class Clock:

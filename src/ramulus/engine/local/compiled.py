@@ -256,22 +256,22 @@ class CompiledForward(FusedForward):
         b, n = tokens.shape
         if b > len(self.line):
             self.line = torch.arange(2 * b, device="cpu")
-        seats = self.line[:b] if reach.rows is None else reach.rows
+        slot_numbers = self.line[:b] if reach.rows is None else reach.rows
         if n > 1:
-            seats = seats.repeat_interleave(n)
+            slot_numbers = slot_numbers.repeat_interleave(n)
         tokens, positions = tokens.reshape(-1), positions.reshape(-1)
         if reach.chosen is not None:
-            tokens, positions, seats = (x[reach.chosen] for x in (tokens, positions, seats))
+            tokens, positions, slot_numbers = (x[reach.chosen] for x in (tokens, positions, slot_numbers))
         answers = self.line[:b] if logits else torch.full_like(tokens, -1)
         out = torch.empty(b if logits else 0, self.columns, **FLOAT)
-        self._run(tokens, positions, seats, answers, slots, n > 1, out)
+        self._run(tokens, positions, slot_numbers, answers, slots, n > 1, out)
         return out[:, : self.vocabulary] if logits else None
 
     def _run(
-        self, tokens: Tensor, positions: Tensor, seats: Tensor, answers: Tensor, slots: Slots, together: bool, out: Tensor
+        self, tokens: Tensor, positions: Tensor, slot_numbers: Tensor, answers: Tensor, slots: Slots, together: bool, out: Tensor
     ) -> None:
         """Call the kernel; every tensor is long and contiguous but `out`, which is float32."""
-        columns = [x.contiguous() for x in (tokens, positions, seats, answers)]
+        columns = [x.contiguous() for x in (tokens, positions, slot_numbers, answers)]
         described = self.described([x.data_ptr() for x in columns], len(tokens), slots, together, out)
         store = described_store(slots.store)
         arrays = [array.ctypes.data for array in (self.model, self.shape, store)]

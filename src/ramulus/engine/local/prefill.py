@@ -121,8 +121,8 @@ class Prefill:
         positions = starts + torch.minimum(offset, length - 1)
         valid = None if min(sizes) == n else offset < length
         reach = min(self.slots.capacity, rounded(max(sequence.length + size for sequence, size in zip(sequences, sizes))))
-        seats = torch.tensor([sequence.slot for sequence in sequences], device=device)
-        self.forward(torch.from_numpy(tokens).to(device), positions, Reach(self.slots, positions, reach, seats, valid), False)
+        slot_numbers = torch.tensor([sequence.slot for sequence in sequences], device=device)
+        self.forward(torch.from_numpy(tokens).to(device), positions, Reach(self.slots, positions, reach, slot_numbers, valid), False)
         for sequence, size in zip(sequences, sizes):
             sequence.length += size
 

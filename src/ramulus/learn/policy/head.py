@@ -76,8 +76,8 @@ class Head:
         plain = every.gather(1, token[:, None])[:, 0]
         tempered = plain
         if temperature is not None:
-            heat = temperature[:, None].to(logits.dtype)
-            warm = (logits / heat).log_softmax(-1)
+            divisor = temperature[:, None].to(logits.dtype)
+            warm = (logits / divisor).log_softmax(-1)
             tempered = warm.gather(1, token[:, None])[:, 0]
             every = warm if hot else every
         known = every if entropy_grad else every.detach()

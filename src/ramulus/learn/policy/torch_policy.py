@@ -101,10 +101,10 @@ class TorchPolicy:
         """
         batch = batch.to(self.device)
         target = _learned(batch.author) & (batch.weight != 0).any(0)
-        heat = temperatures(batch.temperature, target, tempered)
+        temperature = temperatures(batch.temperature, target, tempered)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             return self._logprobs(
-                self.model, (batch.token, batch.position, batch.parent, batch.end), target, heat, entropy_grad, hot=hot
+                self.model, (batch.token, batch.position, batch.parent, batch.end), target, temperature, entropy_grad, hot=hot
             )
 
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
@@ -169,8 +169,8 @@ class TorchPolicy:
         token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
         hot, bare = any(name.endswith("_tempered") for name in names), not set(names) - {"value"}
         target = torch.zeros_like(token, dtype=torch.bool) if bare else _learned(row.author.to(self.device))
-        heat = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
-        found = self._logprobs(model, (token, position, parent, end), target, heat, False, watch, bare=bare)
+        temperature = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
+        found = self._logprobs(model, (token, position, parent, end), target, temperature, False, watch, bare=bare)
         columns = {name: found.value if name == "value" else found.tempered if name.endswith("_tempered") else found.plain for name in names}
         return {name: column.cpu() for name, column in columns.items() if column is not None}
 
@@ -179,7 +179,7 @@ class TorchPolicy:
         model: Any,
         row: tuple[Tensor, Tensor, Tensor, Tensor],
         target: Tensor,
-        heat: Tensor | None,
+        temperature: Tensor | None,
         entropy_grad: bool,
         watch: RowInfluence | None = None,
         bare: bool = False,
@@ -206,9 +206,9 @@ class TorchPolicy:
             if bare:
                 return Evaluated(zeros, zeros, zeros, value)
             head = self.head if model is self.model else replace(self.head, linear=model.get_output_embeddings())
-            outputs = head(hidden[parent[index]], token[index], None if heat is None else heat[index], entropy_grad, hot)
+            outputs = head(hidden[parent[index]], token[index], None if temperature is None else temperature[index], entropy_grad, hot)
         plain, entropy = (zeros.index_copy(0, index, column.to(zeros.dtype)) for column in outputs[1:])
-        return Evaluated(plain if heat is None else zeros.index_copy(0, index, outputs[0].to(zeros.dtype)), plain, entropy, value)
+        return Evaluated(plain if temperature is None else zeros.index_copy(0, index, outputs[0].to(zeros.dtype)), plain, entropy, value)
 
     def _hidden(
         self, model: Any, token: Tensor, position: Tensor, parent: Tensor, end: Tensor, watch: RowInfluence | None = None
@@ -301,17 +301,17 @@ def _learned(author: Tensor) -> Tensor:
     return (author == int(Author.POLICY)) | (author == int(Author.EXPERT))
 
 
-def temperatures(heat: Tensor, target: Tensor, needed: bool) -> Tensor | None:
+def temperatures(temperature: Tensor, target: Tensor, needed: bool) -> Tensor | None:
     """Temperatures [T] to divide logits by, or None where all are 1; 0 where the text was greedy, which has no tempered log-prob."""
-    greedy = target & (heat == 0)
+    greedy = target & (temperature == 0)
     if bool(greedy.any()):
         if needed:
             raise ValueError(
                 f"{int(greedy.sum())} tokens to be learned were sampled at temperature 0, where the sampler's distribution is one token and has "
                 "no gradient: sample above 0, or use the reference Recomputed(), which is untempered"
             )
-        heat = heat.masked_fill(greedy, 1.0)
-    return None if bool((heat[target] == 1).all()) else heat
+        temperature = temperature.masked_fill(greedy, 1.0)
+    return None if bool((temperature[target] == 1).all()) else temperature
 
 
 def _fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:

@@ -62,7 +62,7 @@ async def evaluate(
         for kind, (n, how) in kinds.items()
     }
     rows = answers_of(forests, decode)
-    settings = {"problems": len(tasks), "samples": samples, "temperature": heat(sampling)}
+    settings = {"problems": len(tasks), "samples": samples, "temperature": temperature_of(sampling)}
     return settings | report_of(scores_of(rows, wanted), rows) | {"answers": rows}
 
 
@@ -83,7 +83,7 @@ def cold(sampling: Sampling) -> Sampling:
     return replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
 
 
-def heat(sampling: Sampling) -> float | str:
+def temperature_of(sampling: Sampling) -> float | str:
     """The temperature, as JSON can say it."""
     return sampling.temperature if isinstance(sampling.temperature, int | float) else repr(sampling.temperature)
 

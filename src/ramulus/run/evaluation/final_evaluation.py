@@ -33,20 +33,20 @@ async def evaluate_model(
     """
     with Bar(console, "evaluating", answer_count(how, len(tasks), start), "answers") as bar:
 
-        async def scored(heat: float, greedy: bool) -> ModelScores:
-            sampling = Sampling(run.response_limit, heat)
+        async def scored(temperature: float, greedy: bool) -> ModelScores:
+            sampling = Sampling(run.response_limit, temperature)
             asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
             return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
 
         scores_at_1 = await scored(1.0, True)
-        cooler = {heat: await scored(heat, False) for heat in how.temperatures} if start else {}
-    return scores_at_1 | {"cooler": {str(heat): other[f"mean@{how.samples}"] for heat, other in cooler.items()}}
+        cooler = {temperature: await scored(temperature, False) for temperature in how.temperatures} if start else {}
+    return scores_at_1 | {"cooler": {str(temperature): other[f"mean@{how.samples}"] for temperature, other in cooler.items()}}
 
 
 def scores(measured: ModelScores, samples: int) -> ModelScores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
     plain = {name: value for name, value in measured.items() if name not in _LEFT_OUT}
-    cooler = {f"mean@{samples} at temperature {heat}": value for heat, value in measured["cooler"].items()}
+    cooler = {f"mean@{samples} at temperature {temperature}": value for temperature, value in measured["cooler"].items()}
     return plain | cooler | {"intervals": measured["intervals"]}
 
 
@@ -64,8 +64,8 @@ def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problem
                 label, _percent(before, name), _percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
             )
     drawn.add_section()
-    for heat in how.temperatures:
-        name = f"mean@{k} at temperature {heat}"
+    for temperature in how.temperatures:
+        name = f"mean@{k} at temperature {temperature}"
         drawn.add_row(name, f"{100 * before[name]:.1f}", "", "")
     return drawn
 
