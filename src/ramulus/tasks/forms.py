@@ -44,6 +44,7 @@ _SAYING = re.compile(
     r"\\text\{(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct |right )?(?:answer|result|value|solution)s?(?: is| are)?\s?:?\}\s?:?",
     re.IGNORECASE,
 )
+_HALF_LINE = re.compile(r"\\mathbb\s?\{?\s?R\s?\}?\s?(?:\^\s?\{?\s?([+-])\s?\}?|_\s?\{?\s?(>|\\ge|<)\s?0\s?\}?)")
 _EMPTY = frozenset(
     {
         "nosolution",
@@ -303,6 +304,8 @@ def sets(text: str) -> Form | None:
         return EMPTY
     if re.fullmatch(r"\\mathbb\s?\{?\s?R\s?\}?|\\reals|\\Reals", text) or gist(text) in _ALL:
         return REALS
+    if half := _HALF_LINE.fullmatch(text):
+        return one({"+": r"(0,\infty)", ">": r"(0,\infty)", "\\ge": r"[0,\infty)", "-": r"(-\infty,0)", "<": r"(-\infty,0)"}[half[1] or half[2]])
     for token, kind in (("\\cup", "U"), ("\\setminus", "-")):
         parts, between = split_outside(text, {token})
         if between and all(parts):
