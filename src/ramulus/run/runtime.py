@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,18 @@ from ramulus.core.run_folder import is_run, model_folder
 from ramulus.run.doctor import cores
 from ramulus.tasks.chat import chat_template
 
+_LIBRARIES = r"(transformers|peft|huggingface_hub|accelerate|torch)(\.|$)"
+
 
 def quiet() -> None:
-    """No progress bars of transformers between our own lines."""
+    """No progress bars of transformers between our own lines, and no advice of libraries to their programmers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    advice: tuple[type[Warning], ...] = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
+    for kind in advice:
+        warnings.filterwarnings("ignore", category=kind, module=_LIBRARIES)
+    warnings.filterwarnings("ignore", module=r"peft(\.|$)")
 
 
 def encode_quickly() -> None:
