@@ -97,7 +97,13 @@ DAMAGES: list[tuple[Damage, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES)
+QUICK = (0, 3, 5, 8, 11, 15)  # one of each kind; the others are slow
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [one if i in QUICK else pytest.param(*one, marks=pytest.mark.slow) for i, one in enumerate(DAMAGES)],
+)
 def test_the_newest_whole_checkpoint_is_gone_on_from(whole: Path, run: Path, damage: Damage, said: str):
     damage(run_folder.path_of(run, 6))
     console = Console(file=io.StringIO(), width=500)

@@ -85,7 +85,7 @@ def expected(out: Path) -> list[list[float]]:
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(32, "pipe"), OSError(28, "full"), ValueError("closed"), UnicodeEncodeError("ascii", "⏎", 0, 1, "no")]
 )
-@pytest.mark.parametrize("good", [0, 2])
+@pytest.mark.parametrize("good", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_screen_that_fails_changes_nothing(whole: Path, tmp_path: Path, error: Exception, good: int):
     console = Console(file=Failing(good, error))
     assert launch(RECIPE, [f"out={tmp_path / 'run'}", "steps=3"], False, False, console) == 0
@@ -98,6 +98,7 @@ def test_a_terminal_that_fails_under_the_bar_changes_nothing(whole: Path, tmp_pa
     same(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_stops_no_run(whole: Path, tmp_path: Path):
     command = [sys.executable, "-m", "ramulus.cli", "train", RECIPE, f"out={tmp_path / 'run'}", "steps=3"]
     read, write = os.pipe()
