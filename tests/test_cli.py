@@ -119,6 +119,31 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]):
     assert re.search(r"free memory +[\d.]+ GB", said)
 
 
+def test_doctor_says_what_would_happen_with_a_model(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from transformers import AutoTokenizer
+
+    from architectures import build
+
+    monkeypatch.setenv("COLUMNS", "400")
+    capsys.readouterr()
+    assert run("doctor", model) == 0
+    said = capsys.readouterr().out
+    for words in ("Qwen2ForCausalLM", "context +4,096 tokens", "float32", "answers end with +<eos>", "GB of weights", "KiB a token"):
+        assert re.search(words, said), (words, said)
+    for kind, status, words in (
+        ("gemma2", 0, "2 layers: windows of 8, soft caps"),
+        ("qwen3_5_text", 1, "engine +refused: Qwen3_5ForCausalLM .*keep a state"),
+    ):
+        folder = tmp_path / kind
+        build(kind).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+        assert run("doctor", folder) == status
+        assert re.search(words, capsys.readouterr().out)
+    assert "no model folder" in fails(capsys, "doctor", tmp_path / "nowhere/at/all")
+
+
 # bad input: each is refused with one sentence, before any work
 
 

@@ -269,13 +269,26 @@ def view(
     return show(runs, host, port, tokenizer, open, out, steps, Console())
 
 
-def doctor() -> int:
-    """Say what is installed, which device there is, what is missing and how to get it."""
+def doctor(model: Positional[str | None] = None, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> int:
+    """Say what is installed, which device there is, what is missing and how to get it; or what would happen with a model.
+
+    Args:
+        model: a model folder, a name on the hub, or a run; left out, the installation is looked at.
+        dtype: of the model's weights.
+    """
     from rich.table import Table
 
     from ramulus.run.doctor import machine, packages
 
     console, table = Console(), Table(box=None, show_header=False)
+    if model is not None:
+        from ramulus.run.diagnosis import diagnose
+
+        rows, works = diagnose(model, dtype)
+        for name, told in rows:
+            table.add_row(name, told.replace("[", "\\["))
+        console.print(table)
+        return int(not works)
     for name, version, remedy in packages():
         color = "red" if version == "missing" else "yellow" if version == "not installed" else "green"
         table.add_row(name, f"[{color}]{version}[/{color}]", remedy.replace("[", "\\["))

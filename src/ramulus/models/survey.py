@@ -35,7 +35,27 @@ class LayerAttention:
     value: int  # dimensions of a value
     scale: float
     dtype: torch.dtype  # of keys and values
-    spelled: bool  # soft caps or sinks
+    softcap: bool
+    sinks: bool
+
+    @property
+    def spelled(self) -> bool:
+        """Whether attention has to be spelled out."""
+        return self.softcap or self.sinks
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is ordinary causal attention."""
+        return not self.spelled and self.sight == Sight() and self.key == self.value
+
+    @property
+    def words(self) -> str:
+        """What it is, for a person."""
+        sight = self.sight
+        seen = f"windows of {sight.window}" if sight.window else f"chunks of {sight.chunk}" if sight.chunk else "full"
+        more = [name for name, there in (("soft caps", self.softcap), ("sinks", self.sinks)) if there]
+        sizes = f"{self.heads} key heads of {self.key}" + (f", values of {self.value}" if self.value != self.key else "")
+        return ", ".join([seen, *more, sizes])
 
 
 class Survey:
@@ -73,9 +93,9 @@ class Survey:
         index = getattr(module, "layer_idx", None)
         if not isinstance(index, int):
             raise ValueError(f"its {type(module).__name__} does not say which layer it is of (layer_idx)")
-        spelled = any(options.get(name) is not None for name in ("softcap", "s_aux"))
+        spelled = [options.get(name) is not None for name in ("softcap", "s_aux")]
         dtype = torch.promote_types(key.dtype, value.dtype)
-        layer = LayerAttention(sight, key.shape[1], key.shape[3], value.shape[3], scale, dtype, spelled)
+        layer = LayerAttention(sight, key.shape[1], key.shape[3], value.shape[3], scale, dtype, *spelled)
         if self.layers.setdefault(index, layer).sight != sight:
             raise ValueError(f"its layer {index} attends in more than one way")
         self.calls += 1

@@ -1,0 +1,100 @@
+"""What would happen with a model: how it is sampled and trained, in which precision, what ends its answers, what is refused and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramulus.engine.local.factory import Local
+from ramulus.learn.policy.model import Dtype, Pretrained
+from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.models.positions import UNBOUNDED, context, rope_limit
+from ramulus.models.survey import Survey
+from ramulus.native.build import why
+from ramulus.native.memory import free_memory
+from ramulus.run.lock import reading
+from ramulus.run.runtime import eos_of, model_path, quiet
+from ramulus.tasks.chat import chat_template
+
+_GB = 1e9
+Rows = list[tuple[str, str]]
+
+
+def diagnose(name: str, dtype: Dtype = "float32") -> tuple[Rows, bool]:
+    """(what, how it stands) of a model folder, hub name or run, and whether it can be both sampled and trained.
+
+    Raises what loading raises, for a model that cannot be loaded or whose answers could not end.
+    """
+    quiet()
+    path = model_path(name)
+    with reading(Path(path).parent):
+        model, tokenizer = Pretrained(path, dtype=dtype)()
+    rows = [("model", f"{type(model).__name__} ({model.config.model_type}), {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters")]
+    engine, sampled = _sampled(model)
+    learner, found = _learned(model)
+    rows += [("attention", _attention(found))] if found is not None else []
+    rows += [("context", _context(model)), ("engine", engine), ("learner", learner), ("precision", _precision(model))]
+    rows += [*_tokens(model, tokenizer), *_memory(model, found)]
+    return rows, sampled and found is not None
+
+
+def _sampled(model: Any) -> tuple[str, bool]:
+    try:
+        return Local()(model).about, True
+    except ValueError as error:
+        return f"refused: {error}", False
+
+
+def _learned(model: Any) -> tuple[str, Survey | None]:
+    try:
+        policy = TorchPolicy(model)
+    except ValueError as error:
+        return f"refused: {error}", None
+    own = sum(not layer.plain for layer in policy.survey.layers.values())
+    way = f"tree attention by kernels ({why()})" if model.device.type == "cpu" else "tree attention by FlexAttention"
+    way += f", in {own} of {len(policy.survey.layers)} layers by torch's operations where a window cuts, and for soft caps and sinks" if own else ""
+    return f"{way}; {len(policy.patches)} modules with gradients of their own", policy.survey
+
+
+def _attention(found: Survey) -> str:
+    """The variants of the layers, and how many have each."""
+    kinds = Counter(layer.words for layer in found.layers.values())
+    return "; ".join(f"{count} layers: {kind}" for kind, count in kinds.items())
+
+
+def _context(model: Any) -> str:
+    most = context(model.config)
+    if most >= UNBOUNDED:
+        return "as many tokens as memory holds"
+    ends = ", where its rotary embedding changes with the length of a text" if rope_limit(model.config) == most else ""
+    return f"{most:,} tokens{ends}"
+
+
+def _precision(model: Any) -> str:
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    here = "multiplies" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "does not multiply"
+    return f"weights in {dtype}; this processor {here} bfloat16"
+
+
+def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
+    rows, known = int(model.get_input_embeddings().weight.shape[0]), len(tokenizer)
+    yield "vocabulary", f"{rows:,} rows of the model, {known:,} tokens of the tokenizer ({type(tokenizer).__name__})"
+    chats = chat_template(tokenizer)
+    yield "chat template", "none: problems are given as they are" if chats is None else "yes: problems are given as a user's turn"
+    ends = tokenizer.convert_ids_to_tokens(list(eos_of(model, tokenizer)))
+    yield "answers end with", ", ".join(map(str, ends))
+    named = ((name, getattr(tokenizer, f"{name}_token")) for name in ("bos", "pad", "unk"))
+    yield "special tokens", ", ".join(f"{name} {token}" for name, token in named if token is not None) or "none"
+
+
+def _memory(model: Any, found: Survey | None) -> Iterator[tuple[str, str]]:
+    weights = sum(p.nbytes for p in model.parameters())
+    trained = f"{4 * weights / _GB:.2f} GB with gradients and AdamW's two moments"
+    yield "memory", f"{weights / _GB:.2f} GB of weights, {trained}; {free_memory() / _GB:.1f} GB are free"
+    if found is not None:
+        token = sum(layer.heads * (layer.key + layer.value) * layer.dtype.itemsize for layer in found.layers.values())
+        yield "keys and values", f"{token / 1024:.1f} KiB a token, {token * 1000 * 64 / _GB:.2f} GB for 64 texts of 1,000 tokens"
