@@ -21,10 +21,10 @@ from ramulus.run.runtime import eos_of, model_path, quiet
 from ramulus.tasks.chat import chat_template
 
 _GB = 1e9
-Rows = list[tuple[str, str]]
+_Rows = list[tuple[str, str]]
 
 
-def diagnose(name: str, dtype: Dtype = "float32") -> tuple[Rows, bool]:
+def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
     """(what, how it stands) of a model folder, hub name or run, and whether it can be both sampled and trained.
 
     Raises what loading raises, for a model that cannot be loaded or whose answers could not end.
