@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engines import ask, line, run, small
 from ramulus.core import run_folder, store
+from ramulus.core.checksums import seal
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.engine.engine import Sampling, rule_features
@@ -195,6 +196,7 @@ def test_a_run_that_forgot_them_would_differ(whole: Path, tmp_path: Path) -> Non
     state = json.loads(path.read_text())
     state["cursor"]["temperature"] = None
     path.write_text(json.dumps(state))
+    seal(path.parent)
     assert train(tmp_path / "run", "steps=4", recipe=RECIPE) == 0
     assert metrics(whole)[:2] == metrics(tmp_path / "run")[:2]
     assert metrics(whole)[2] != metrics(tmp_path / "run")[2]
