@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from architectures import KINDS, POSITIONS, WINDOW, build
 from engines import WAYS, ask, run
@@ -20,6 +21,7 @@ from ramulus.core.tree import Author, Tree
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.models.positions import beyond
 from ramulus.models.precision import widened
 from ramulus.models.survey import attending_by
 
@@ -187,3 +189,17 @@ def test_each_is_right_or_refused(name: str) -> None:
     if not refused:
         assert judge(name, torch.bfloat16) == []
     assert not (name in MAIN + MORE and refused)
+
+
+@pytest.mark.parametrize(("rope", "extends"), [("default", True), ("yarn", True), ("longrope", False), ("dynamic", False)])
+def test_what_is_said_beyond_a_context(rope: str, extends: bool) -> None:
+    """Only a rope whose angles stay the same as a text grows is told to be extended."""
+    kinds = {
+        "default": {},
+        "yarn": {"factor": 2.0, "original_max_position_embeddings": 32},
+        "longrope": {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8, "original_max_position_embeddings": 32},
+        "dynamic": {"factor": 2.0},
+    }
+    rule = {"rope_type": rope, "rope_theta": 1e4, **kinds[rope]}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=64, rope_parameters=rule)
+    assert ("extend its context" in beyond(config)) is extends

@@ -26,3 +26,10 @@ def context(config: Any) -> int:
     """Most tokens of a text: as many as there are positions, and no more than `rope_limit`."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(int(most or UNBOUNDED), rope_limit(config))
+
+
+def beyond(config: Any) -> str:
+    """What to say of texts longer than `context`: how it is extended, or why it cannot be."""
+    if rope_limit(config) == UNBOUNDED:
+        return "or extend its context: Pretrained(max_positions=..., rope=...)"
+    return "as beyond that its rotary embedding turns the angles of all tokens of a text, which shared prefixes cannot follow"

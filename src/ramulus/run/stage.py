@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,6 +26,7 @@ from ramulus.grow.grading import Call, settle_all
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
+from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
 from ramulus.run.config.recipe import FinalEvaluation, Model, Run
 from ramulus.run.config.resume import replace_text, written_json
@@ -90,7 +92,7 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     engine = run.engine(model, decode)
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop)
-    _check(run, parts)
+    _check(run, parts, model.config)
     return parts
 
 
@@ -102,7 +104,7 @@ def _source_of(run: Run, start: Path | None) -> Model:
     return replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named
 
 
-def _check(run: Run, parts: Parts) -> None:
+def _check(run: Run, parts: Parts, config: Any) -> None:
     """Raise ValueError for settings that only show with the tasks and the model at hand."""
     Sampling(run.response_limit, run.temperature, run.top_p, run.top_k, run.min_p)  # it checks its values
     if not parts.tasks:
@@ -135,7 +137,7 @@ def _check(run: Run, parts: Parts) -> None:
         raise ValueError(
             f"the longest prompt has {longest} tokens and response_limit is {run.response_limit}, "
             f"but the model ends at {parts.engine.limit}: lower response_limit or prompt_limit, "
-            "or extend its context: Pretrained(max_positions=..., rope=...)"
+            f"{beyond(config)}"
         )
     warn_of_references(run, parts.tasks)
     warn_of_leaks(run, parts)
