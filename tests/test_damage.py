@@ -18,9 +18,11 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from ramulus import Pretrained
 from ramulus.core import run_folder
 from ramulus.core.checksums import CHECKSUMS
 from ramulus.run import checkpoint
+from ramulus.run.checkpoint import keep_model_alone
 from ramulus.run.launch import launch
 from ramulus.run.rollouts import Rollouts
 from ramulus.run.trainer import Trainer
@@ -273,3 +275,51 @@ def test_an_evaluation_that_is_not_repeated_changes_no_luck(tmp_path: Path):
     assert train(cut, recipe=f"{DRAWING}:evaluated") == 0
     assert metrics(cut) == metrics(whole)
     same(whole, cut)
+
+
+def test_the_optimizer_may_be_kept_in_the_last_checkpoint_alone(tmp_path: Path):
+    """The older ones hold a model that is read, smaller than before; a run goes on from the last one alone, bit for bit."""
+    run = tmp_path / "run"
+    assert train(run, "keep_optimizer=false", "steps=6") == 0
+    *older, last = run_folder.steps(run)
+    assert older
+    for step in older:
+        path = run_folder.path_of(run, step)
+        assert not (path / "tensors.safetensors").exists()
+        assert run_folder.wrong_with(path) == ""
+        assert load_model(path / "model")
+    assert (run_folder.path_of(run, last) / "tensors.safetensors").exists()
+    assert train(tmp_path / "other", "steps=6") == 0
+    assert train(tmp_path / "other", "steps=7") == train(run, "steps=7") == 0
+    same(tmp_path / "other", run)
+
+
+def test_nothing_goes_on_from_a_model_alone(run: Path):
+    for step in run_folder.steps(run)[:-1]:
+        keep_model_alone(run_folder.path_of(run, step))
+    flip(run_folder.path_of(run, 6) / "tensors.safetensors")
+    with pytest.raises(ValueError, match=r"that of step 6 is damaged .*; that of step 4 holds the model alone \(keep_optimizer=false\)"):
+        train(run)
+    keep_model_alone(run_folder.path_of(run, 4))  # again: nothing changes
+    assert run_folder.wrong_with(run_folder.path_of(run, 4)) == ""
+
+
+@pytest.mark.parametrize("after", ["checksums", "marker"])
+def test_a_kill_while_an_optimizer_is_taken_out(run: Path, monkeypatch: pytest.MonkeyPatch, after: str):
+    """What is left is a checkpoint to go on from or a model alone, never a damaged one; the next time makes it a model alone."""
+    path = run_folder.path_of(run, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch" if after == "checksums" else "iterdir", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            keep_model_alone(path)
+    assert run_folder.wrong_with(path) == ""
+    assert (path / "tensors.safetensors").exists()
+    keep_model_alone(path)
+    assert not (path / "tensors.safetensors").exists()
+    assert run_folder.wrong_with(path) == ""
+
+
+def load_model(folder: Path) -> bool:
+    """Whether a checkpoint's model is one."""
+    model, _ = Pretrained(str(folder))()
+    return sum(p.numel() for p in model.parameters()) > 0

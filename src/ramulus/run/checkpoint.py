@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ramulus.core.checksums import seal
+from ramulus.core.checksums import CHECKSUMS, seal
 from ramulus.core.run_folder import path_of, state_of, steps, wrong_with
 from ramulus.run.lock import being_read
 
 _FORMAT = 1
+MODEL_ALONE = "model-alone"  # the file that marks a checkpoint whose optimizer was not kept
 
 
 async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Path:
@@ -94,14 +95,42 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def drop_old(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the last `keep` checkpoints and the best one, and what killed writes left; one that is being read stays until the next time."""
+def drop_old(folder: Path, keep: int, best: int | None, optimizer: bool = True) -> None:
+    """Delete all but the last `keep` checkpoints and the best one, and what killed writes left; one that is being read stays until the next time.
+
+    Without `optimizer` all but the last one keep their model alone.
+    """
     for step in steps(folder)[:-keep]:
         gone = path_of(folder, step)
         if step != best and not being_read(gone):
             os.replace(gone, gone.with_name(f".{gone.name}.part"))
+    for step in [] if optimizer else steps(folder)[:-1]:
+        if not being_read(path_of(folder, step)):
+            keep_model_alone(path_of(folder, step))
     for part in (folder / "checkpoints").glob(".*.part"):
         shutil.rmtree(part, ignore_errors=True)
+
+
+def keep_model_alone(checkpoint: Path) -> None:
+    """Delete what only going on needs, the optimizer above all; a kill on the way leaves a checkpoint to go on from, or one of a model alone."""
+    if not (checkpoint / CHECKSUMS).is_file():
+        return  # written before there were checksums
+    sealed = json.loads((checkpoint / CHECKSUMS).read_bytes())
+    rest = [name for name in sealed if not name.startswith("model/") and name != "state.json"]
+    if rest:
+        part = checkpoint / f".{CHECKSUMS}.part"
+        part.write_text(json.dumps({name: said for name, said in sealed.items() if name not in rest}, indent=1))
+        os.replace(part, checkpoint / CHECKSUMS)
+    if rest or not (checkpoint / MODEL_ALONE).exists():
+        (checkpoint / MODEL_ALONE).touch()
+        sync(checkpoint)
+    for file in checkpoint.iterdir():
+        if file.name not in ("model", "state.json", CHECKSUMS, MODEL_ALONE):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+class ModelAlone(ValueError):
+    """A checkpoint that was kept without its optimizer: nothing goes on from it."""
 
 
 class Damaged(ValueError):
@@ -109,8 +138,11 @@ class Damaged(ValueError):
 
 
 def read_state(folder: Path, step: int) -> dict[str, Any]:
-    """The state of a checkpoint that is whole; all else in its folder is read by whoever builds the model, and by the learner. Raises Damaged."""
+    """The state of a checkpoint that is whole; all else in its folder is read by whoever builds the model, and by the learner. Raises Damaged and
+    ModelAlone."""
     path = path_of(folder, step)
+    if (path / MODEL_ALONE).exists():
+        raise ModelAlone
     if wrong := wrong_with(path):
         raise Damaged(wrong)
     state = state_of(path)

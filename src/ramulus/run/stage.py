@@ -251,15 +251,19 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
     Raises ValueError where the problems are others now, and where no checkpoint is whole.
     """
     wrong: dict[int, str] = {}
+    alone: list[int] = []
     for step in reversed(run_folder.steps(run.folder)):
         try:
             state = await at_checkpoint(run, parts, step)
             break
         except checkpoint.Damaged as error:
             wrong[step] = str(error)
+        except checkpoint.ModelAlone:
+            alone.append(step)
     else:
-        if wrong:
+        if wrong or alone:
             line = "; ".join(f"that of step {step} is damaged ({text})" for step, text in wrong.items())
+            line += f"{'; ' if wrong and alone else ''}{f'that of step {alone[0]} holds the model alone (keep_optimizer=false)' if alone else ''}"
             raise ValueError(f"{run.folder} has no whole checkpoint: {line}. Bring one back, or begin anew with --fresh (the old run is kept)")
         return TrainerState(tasks=_digest(parts.tasks))
     for step, text in wrong.items():

@@ -302,7 +302,8 @@ class Trainer:
         self.logbook.keep()
         beside = {"random": self.generators.plain(), "numerics": self.numerics}
         await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | beside)
-        checkpoint.drop_old(self.run.folder, self.run.keep, int(self.state.best["step"]) if self.state.best else None)
+        best = int(self.state.best["step"]) if self.state.best else None
+        checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
 
 
 async def hand_over(learner: Learner, engine: Engine) -> None:

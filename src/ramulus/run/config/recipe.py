@@ -169,6 +169,7 @@ class Run:
     final_evaluation: FinalEvaluation | None = field(default=None, metadata={"word": Word(FinalEvaluation)})
     save_every: int = 50  # steps
     keep: int = 2  # checkpoints besides the best one
+    keep_optimizer: bool = True  # in all of them; false: in the last alone, the others hold the model and nothing goes on from them
     trees_every: int = 1  # steps between written forests; 0 writes none
     out: str = ""  # folder; "" is runs/NAME
     tensorboard: bool | None = None  # None: where it is installed
