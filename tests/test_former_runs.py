@@ -138,3 +138,23 @@ def test_a_former_name_is_changed_in_its_own_class_alone():
     engine = {"class": "ramulus.Local", "slots": 64, "copy": "bfloat16"}
     assert brought_forward(engine) == {"class": "ramulus.Local", "slots": 64, "precision": "bfloat16"}
     assert brought_forward(mine) == {"class": "mine.Task", "leash": {"class": "ramulus.Mix", "kl_coef": 0.1}}
+
+
+def test_what_goes_on_otherwise_is_said_with_what_goes_on_as_before() -> None:
+    """Fields whose default is not what was done before there were any."""
+    from ramulus.run.config.describe import to_json
+    from ramulus.run.config.resume import build, since_then
+
+    words = ["mix.kl_coef=0.1"]
+    (stage,), _ = build("grpo:small", words)
+    saved = to_json(stage)
+    assert since_then(saved, stage) == []
+    del saved["mix"]["kl"], saved["mix"]["terms"][0]["estimator"]["advantage"]["lone"]
+    one, other = since_then(saved, stage)
+    assert "is clamped now" in one
+    assert "earns 0 now" in other
+    said = [word for note in (one, other) for word in note.partition(": ")[2].removesuffix(" goes on as before").split()]
+    (as_before,), _ = build("grpo:small", [*words, *said])
+    assert since_then(saved, as_before) == []
+    assert (as_before.mix.kl.estimator, as_before.mix.kl.clamp) == ("k3", None)
+    assert as_before.mix.terms[0].estimator.advantage.lone == "reward"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import run_folder
+from ramulus.learn.objective.kl import KL
 from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
@@ -136,10 +137,23 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
             text = f"{where} was {brief(was)}, is now {brief(now)}"
             shape = head in SHAPED and not isinstance(now, int | float)
             (refused if head in FIXED or shape else notes).append(text)
+        notes += since_then(before, stage)
     if refused:
         raise ValueError(
             f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER"
         )
+    return notes
+
+
+def since_then(saved: dict[str, Any], stage: Run) -> list[str]:
+    """What goes on otherwise in a run that was saved before a field was there, though nobody set it; and what goes on as before."""
+    mix, notes = saved.get("mix") or {}, []
+    if stage.mix.kl_coef and "kl" not in mix and stage.mix.kl == KL():
+        notes.append("the KL term was k3 without a clamp and is clamped now: mix.kl.estimator=k3 mix.kl.clamp=none goes on as before")
+    for i, (term, now) in enumerate(zip(mix.get("terms") or (), stage.mix.terms)):
+        if getattr(now.estimator.advantage, "lone", None) == "zero" and "lone" not in term["estimator"]["advantage"]:
+            name = f"mix.terms.{i}.estimator.advantage.lone=reward"
+            notes.append(f"a path that is graded alone earned its reward and earns 0 now: {name} goes on as before")
     return notes
 
 
