@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 BOX = "\\boxed"
@@ -20,6 +21,14 @@ _BARE = re.compile(
 _JOINT = re.compile(
     r"(?:\s|[,;&~$]|\band\b|\bor\b|\\(?:text|mbox|quad|qquad|[,;:!() ]|(?=boxed|fbox))|\{\s*(?:,\s*)?(?:and|or)\s*\}){0,40}"
 )
+_PART = (
+    r"(?:\bfor\b|\bin\b|\s|\\text\s?\{|\}|\b(?:the )?(?:part|case|question)\b|\(\s?(?:[a-z]|[ivx]{1,4}|\d)\s?\)|\\quad){2,20}"
+)  # \text{ for part (a) and }: what part of the task a box answers
+_PARTS = re.compile(rf"[\s$]*{_PART}(?:and\b|[,;]\s?(?:and\b)?)[\s}}$]*(?:\\text\s?\{{|\$|\s)*", re.ASCII)
+_NUMBERED = re.compile(r"([a-zA-Z])\s?_\s?\{?\s?(\d)\s?\}?\s?=[\s$]*$")
+_NO_LIST = r"(?!.*\b(?:not?|so|then|but|wrong|thus|hence|gives?|therefore|is)\b)"
+_WORDS_ONLY = re.compile(_NO_LIST + r"(?:[^\\=.?!:{}\n]|\\(?:text|mbox)\s?\{|\}|\\q?quad|\\[,;: ])*\\{0,2}")
+_UNFINISHED = re.compile(r"\$*\\{1,2}boxed\s?\{")
 
 
 class Closed(NamedTuple):
@@ -53,7 +62,8 @@ def last_box(text: str) -> str | None:
     for pair in closed(text):
         if pair.command:
             gap = text[run[-1].end + 1 : pair.begin] if run and 0 < pair.begin - run[-1].end <= 60 else "-"
-            run = [*run, pair] if len(run) < 64 and joins(gap) else [pair]
+            before = text[max(run[-1].begin - 20, 0) : run[-1].begin] if run else ""
+            run = [*run, pair] if len(run) < 64 and joins(unnumbered(gap, before)) else [pair]
     end = run[-1].end if run else 0
     for match in _BARE.finditer(text, end):
         return match[1] or match[2]
@@ -65,13 +75,36 @@ def last_box(text: str) -> str | None:
     return ", ".join(boxes) if boxes else None
 
 
+def unnumbered(gap: str, before: str) -> str:
+    """What stands between two boxes without a name there, y_2 =, that goes on from a name before the first of them, y_1 =."""
+    one, other = _NUMBERED.search(before), _NUMBERED.search(gap)
+    goes_on = one and other and one[1] == other[1] and int(other[2]) == int(one[2]) + 1
+    return gap[: other.start()] if other and goes_on else gap
+
+
 def joins(gap: str) -> bool:
     """Whether what stands between two boxes makes them parts of one answer: a conjunction or a comma, or nothing at all."""
-    return (
-        _JOINT.fullmatch(gap) is not None
-        and (gap.strip(" ~$\\") == "" or re.search(r"[,;&]|and|or", gap) is not None)
-        and "\n\n" not in gap
+    if "\n\n" in gap:
+        return False
+    plain = _JOINT.fullmatch(gap) is not None and (
+        gap.strip(" ~$\\") == "" or re.search(r"[,;&]|and|or", gap) is not None
     )
+    return plain or _PARTS.fullmatch(gap) is not None
+
+
+def reference_said(text: str) -> str:
+    r"""What a reference says: its boxes with words between or after them, joined by commas; what follows a \boxed{ that nothing closes; or itself.
+
+    One that argues, with equations or sentences between the boxes, is left as it is: its last box is the answer, as a response's is.
+    """
+    boxes = [pair for pair in closed(text) if pair.command]
+    if not boxes and (start := _UNFINISHED.match(text)):
+        return text[start.end() :]
+    pairs = list(pairwise(boxes))
+    gaps = [text[one.end + 1 : other.begin] for one, other in pairs if one.end < other.begin]
+    if not gaps or len(gaps) < len(pairs) or not all(len(gap) <= 60 and _WORDS_ONLY.fullmatch(gap) for gap in gaps):
+        return text
+    return ", ".join(dict.fromkeys(text[pair.start : pair.end].strip() for pair in boxes))
 
 
 def has_box(text: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 from ramulus.tasks.forms import Form, Many, Matrix, Quantity, Relation, Value, Wording
 from ramulus.tasks.formula import MINUS, Formula, Unreadable, letters, negative
 from ramulus.tasks.intervals import spans_of
+from ramulus.tasks.names import is_name, other_angles, quantity_said, renamed, rounds
 from ramulus.tasks.units import Unit
 from ramulus.tasks.values import DIGITS, POINTS, Values, computed, point, same_number, same_value
 
@@ -37,6 +37,7 @@ def equal(reference: Form, answer: Form) -> bool:
 def several(reference: Form, answer: Form) -> bool:
     """Lists and sets in any order, tuples in theirs; unions as the reals they hold."""
     one, other = spans_of(reference), spans_of(answer)
+    reference, answer = in_rounds(reference, answer)
     both = isinstance(reference, Many) and isinstance(answer, Many)
     if one is not None and other is not None and (one.whole or other.whole):
         return one == other
@@ -61,13 +62,26 @@ def several(reference: Form, answer: Form) -> bool:
     return in_order(reference, answer)  # type: ignore[arg-type]
 
 
+def in_rounds(reference: Form, answer: Form) -> tuple[Form, Form]:
+    """Both, with p=5,q=2;p=7,q=2 as (5,2),(7,2) where that is how the other can be read: with the same names, or with none."""
+    one, other = rounds(reference), rounds(answer)
+    if one and other:
+        if set(one[0]) != set(other[0]):
+            return reference, answer
+        order = [other[0].index(name) for name in one[0]]
+        turned = tuple(Many("()", tuple(items.items[i] for i in order)) for items in other[1])  # type: ignore[union-attr]
+        return Many(",", one[1]), Many(",", turned)
+    return (Many(",", one[1]) if one else reference), (Many(",", other[1]) if other else answer)
+
+
 def in_order(reference: Many, answer: Many) -> bool:
     kinds = {reference.kind, answer.kind}
     if ":" in kinds:
         return kinds == {":"} and proportional(reference, answer)
     if len(kinds) == 1 and kinds <= {",", "{"}:
         one, other = reference.items, answer.items
-        return matched(one, other) if kinds == {","} else covered(one, other)
+        plain = kinds == {","} and not all(isinstance(item, Many) and item.kind == "()" for item in (*one, *other))
+        return matched(one, other) if plain else covered(one, other)
     if kinds == {",", "{"}:
         return matched(reference.items, answer.items)
     if len(reference.items) != len(answer.items):
@@ -181,7 +195,7 @@ def related(reference: Form, answer: Form) -> bool:
     if one and other:
         return equations(reference, answer)  # type: ignore[arg-type]
     if one:
-        found = assigned(reference)  # type: ignore[arg-type]
+        found = assigned(reference) or quantity_said(reference)  # type: ignore[arg-type]
         return found is not None and not isinstance(answer, Relation) and equal(found, answer)
     if other:
         return not isinstance(reference, Relation) and chain(reference, answer)  # type: ignore[arg-type]
@@ -197,22 +211,6 @@ def related(reference: Form, answer: Form) -> bool:
 def letters_in(relation: Relation) -> set[str]:
     """The letters in a relation."""
     return set().union(*(letters(side.formula) for side in relation.sides if isinstance(side, Value)))
-
-
-def is_name(form: Form) -> bool:
-    """Whether a side of an equation is the name of something: a letter, f(x), AB, some words."""
-    if isinstance(form, Value):
-        kind = form.formula[0]
-        if kind == "*":
-            return all(is_name(Value(part)) for part in form.formula[1:])
-        return (
-            kind == "letter"
-            or (kind == "call" and form.formula[1].startswith("of "))
-            or form.formula == ("constant", "i")
-        )
-    if isinstance(form, Many):
-        return form.kind in ("()", ",") and all(is_name(item) for item in form.items)
-    return isinstance(form, Wording) and re.fullmatch(r"[^\d\W][^-+*/^\\]*", form.text) is not None
 
 
 def assigned(relation: Relation) -> Form | None:
@@ -270,6 +268,9 @@ def quantity_asked_for(first: Value, last: Form) -> bool:
 
 def equations(reference: Relation, answer: Relation) -> bool:
     """Two equations: the same value for the same name, or one a multiple of the other."""
+    answer = renamed(reference, answer)
+    if other_angles(reference.sides[0], answer.sides[0]):
+        return False
     if is_name(reference.sides[0]) and is_name(answer.sides[0]) and equal(reference.sides[0], answer.sides[0]):
         one, other = assigned(reference), assigned(answer)
         if one is None or other is None:

@@ -295,7 +295,10 @@ def relation(text: str) -> Form | None:
         sides, between = sides[1:], between[1:]
         if not between:
             return one(sides[0])
-    return Relation(tuple(one(side) for side in sides), tuple(between))
+    first = one(sides[0])
+    if called := re.fullmatch(r"([A-Za-z])\s?\(\s?([a-z])\s?\)", sides[0]):  # W(x) before a sign is no product
+        first = Value(("call", f"of {called[1]}", ("letter", called[2])))
+    return Relation((first, *(one(side) for side in sides[1:])), tuple(between))
 
 
 def sets(text: str) -> Form | None:

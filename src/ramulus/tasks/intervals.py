@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramulus.tasks.forms import EMPTY, REALS, Form, Many, Relation, Value
-from ramulus.tasks.formula import Unreadable, letters
+from ramulus.tasks.formula import Formula, Unreadable, letters
 from ramulus.tasks.values import computed, precise, same_number
 
 Stretch = tuple[Any, bool, Any, bool]
@@ -21,9 +21,12 @@ class Spans:
 
     spans: tuple[Stretch, ...]
     whole: bool = True
+    of: Formula | None = None  # the name of what lies in them, where it is said: x, f(x)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spans) or len(self.spans) != len(other.spans):
+            return False
+        if self.of is not None and other.of is not None and self.of != other.of:
             return False
         return all(
             a[1] == b[1] and a[3] == b[3] and same_number(a[0], b[0], True) and same_number(a[2], b[2], True)
@@ -69,17 +72,21 @@ def _spans(form: Form) -> Spans | None:
 
 
 def _joined(kind: str, parts: list[Spans]) -> Spans | None:
+    subjects = list({part.of: None for part in parts if part.of is not None})
+    of = subjects[0] if subjects else None
     if kind == "U":
-        return Spans(in_line([span for part in parts for span in part.spans]))
+        return Spans(in_line([span for part in parts for span in part.spans]), of=of)
     found = parts[0].spans
     if kind == "-":
         for part in parts[1:]:
             found = outside_of(found, part.spans)
-        return Spans(found)
+        return Spans(found, of=of)
+    if len(subjects) > 1:
+        return None
     either = tuple(span for part in parts for span in part.spans)
     for part in parts[1:]:
         found = intersection(found, part.spans)
-    return Spans(found) if found else Spans(in_line(list(either)))  # x<1, x>2 can only mean either
+    return Spans(found or in_line(list(either)), of=of)  # x<1, x>2 can only mean either
 
 
 def _end(item: Form) -> Any:
@@ -93,13 +100,13 @@ def _end(item: Form) -> Any:
 
 
 def _inequality(form: Relation) -> Spans | None:
-    r"""x>2, 1<x\le 3, x\ne 0: one letter between numbers."""
-    if len(form.sides) == 2 and isinstance(form.sides[0], Value) and form.sides[0].formula[:2] == ("call", "abs"):
-        return _distance(form)
-    places = [i for i, side in enumerate(form.sides) if isinstance(side, Value) and side.formula[0] == "letter"]
+    r"""x>2, 1<x\le 3, 0<f(x)<1, 1\le|x|<2, x\ne 0: one name, or its distance from 0, between numbers."""
+    places = [i for i, side in enumerate(form.sides) if isinstance(side, Value) and _named(side.formula)]
     if len(places) != 1 or len(form.sides) > 3 or (set(form.signs) - _FLIPPED.keys()):
         return None
     at = places[0]
+    name = form.sides[at].formula
+    distance = name[1] == "abs"
     found: tuple[Stretch, ...] = ((-infinity(), False, infinity(), False),)
     if len(form.sides) == 3 and at != 1:
         return None
@@ -107,17 +114,26 @@ def _inequality(form: Relation) -> Spans | None:
         if i == at:
             continue
         sign = form.signs[i - 1] if i > at else _FLIPPED[form.signs[i]]
-        found = intersection(found, _half(sign, _end(side)))
-    return Spans(found)
+        half = (_distance if distance else _half)(sign, _end(side))
+        if half is None:
+            return None
+        found = intersection(found, half)
+    return Spans(found, of=name[2] if distance else name)
 
 
-def _distance(form: Relation) -> Spans | None:
-    """|x|<2 is -2<x<2, |x|>2 what is left."""
-    inside, sign, end = form.sides[0].formula[2], form.signs[0], _end(form.sides[1])
-    if inside[0] != "letter" or end < 0 or sign not in _FLIPPED or sign == "\\ne":
+def _named(formula: Formula) -> bool:
+    """x, |x| or f(x)."""
+    if formula[0] == "call" and len(formula) == 3 and (formula[1] == "abs" or formula[1].startswith("of ")):
+        return bool(formula[2][0] == "letter")
+    return bool(formula[0] == "letter")
+
+
+def _distance(sign: str, end: Any) -> tuple[Stretch, ...] | None:
+    """|x|<2 is -2<x<2, |x|>2 what is left; None for what nothing, or nothing but all, can be."""
+    if end < 0 or sign == "\\ne":
         return None
     below, above = _half(sign, end), _half(_FLIPPED[sign], -end)
-    return Spans(intersection(below, above) if sign in ("<", "\\le") else in_line([*below, *above]))
+    return intersection(below, above) if sign in ("<", "\\le") else in_line([*below, *above])
 
 
 def _half(sign: str, end: Any) -> tuple[Stretch, ...]:

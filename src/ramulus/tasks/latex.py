@@ -146,6 +146,8 @@ def _commands(text: str) -> str:
     text = re.sub(r"\\(left|right)\s*\.", " ", text)
     text = _GONE.sub(" ", _COLOUR.sub(" ", text))
     text = _GROUPS.sub(_joined, text)
+    text = re.sub(r"(?<=[\d)}])(and|or)(?=[A-Za-z](?:_|\s?[=(<>])|-?\d|-?\\[a-z])", r" \1 ", text)  # x=1orx=2
+    text = re.sub(r"(\\q?quad)(?=[a-zA-Z]_)", r"\1 ", text)  # \quadx_{2}
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text).replace("{,}", ",")  # what is left of it is a decimal comma
     text = _GAP.sub(" ", text.replace(r"\!", ""))
     text = _BIG_GAP.sub(" ", text)
@@ -160,6 +162,9 @@ def _commands(text: str) -> str:
     )
     text = text.replace("+/-", r"\pm ").replace("+-", r"\pm ").replace(":=", "=").replace("&=", "=")
     return re.sub(r"\\(?:Longr|R|r)ightarrow|\\implies", r"\\to", text)
+
+
+_SEGMENT = re.compile(r"[{|]\0[}|]|^\0\s?=|\\(?:angle|triangle)\s?[A-Z]?\0")  # \frac{NO}{BO}, |OR|, NO=5: two points
 
 
 def _joined(match: re.Match[str]) -> str:
@@ -211,6 +216,9 @@ def _bare(match: re.Match[str]) -> str:
     word = match[2]
     if word in _NAMED:
         return f"\\{word.replace('infinity', 'infty')} "
+    around = match.string[max(match.start() - 12, 0) : match.start()] + "\0" + match.string[match.end() : match.end() + 2]
+    if word in ("NO", "OR") and _SEGMENT.search(around):
+        return word
     if word in _SHORT or word.lower() in ("and", "or", "no", "yes"):
         return rf"\text{{ {word} }}"
     product = len(word) == 3 and (not set(word.lower()) & set("aeiou") or set(word) <= set("abcdxyz"))

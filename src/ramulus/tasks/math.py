@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ramulus.core.task import GraderLost, Path, Task
+from ramulus.core.text import reference_said
 from ramulus.tasks.answers import Extract, LastBox
 from ramulus.tasks.equality import same
 from ramulus.tasks.latex import LONGEST_ANSWER, unwrap
@@ -56,7 +57,7 @@ class Boxed:
         if answer is None:
             where = "" if self.window is None else f" in the last {self.window} characters"
             return self._verdict(False, "", f"no answer found{where}")
-        right, reason = await self._grade(references(task), answer)
+        right, reason = await self._grade(tuple(map(reference_said, references(task))), answer)
         return self._verdict(right, answer, reason)
 
     async def _grade(self, right: tuple[str, ...], answer: str) -> tuple[bool, str]:
