@@ -7,9 +7,9 @@ from fractions import Fraction
 from ramulus.tasks.forms import Form, Many, Matrix, Quantity, Relation, Value, Wording
 from ramulus.tasks.formula import MINUS, Formula, Unreadable, letters, negative
 from ramulus.tasks.intervals import spans_of
-from ramulus.tasks.names import is_name, other_angles, quantity_said, renamed, rounds
+from ramulus.tasks.names import is_name, other_angles, quantity_said, relettered, rounds
 from ramulus.tasks.units import Unit
-from ramulus.tasks.values import DIGITS, POINTS, Values, computed, point, same_number, same_value
+from ramulus.tasks.values import DIGITS, POINTS, Values, computed, point, quotient, same_number, same_value
 
 MOST_ITEMS = 40
 ANGLE = frozenset({("angle", 1)})
@@ -125,7 +125,7 @@ def proportional(reference: Many, answer: Many) -> bool:
     one, other = ([computed(item.formula) for item in form.items] for form in (reference, answer))
     if 0 in one or 0 in other:
         return one == other
-    return all(same_number(a * other[0], b * one[0], False) for a, b in zip(one, other, strict=True))
+    return all(same_number(quotient(a, b), quotient(one[0], other[0]), False) for a, b in zip(one, other, strict=True))
 
 
 def measured(reference: Value | Quantity, answer: Value | Quantity) -> bool:
@@ -268,7 +268,7 @@ def quantity_asked_for(first: Value, last: Form) -> bool:
 
 def equations(reference: Relation, answer: Relation) -> bool:
     """Two equations: the same value for the same name, or one a multiple of the other."""
-    answer = renamed(reference, answer)
+    answer = relettered(reference, answer)
     if other_angles(reference.sides[0], answer.sides[0]):
         return False
     if is_name(reference.sides[0]) and is_name(answer.sides[0]) and equal(reference.sides[0], answer.sides[0]):
@@ -307,10 +307,12 @@ def multiples(one: Formula, other: Formula, positive: bool = False) -> bool:
             if not same_number(a, b, False):
                 return False
             continue
-        factors.append(a / b)
+        factors.append(quotient(a, b))
     if len(factors) < 3:
         raise Unreadable("two equations that are nowhere defined together")
-    return all(same_number(factor, factors[0], False) for factor in factors) and (not positive or factors[0] > 0)
+    return all(same_number(factor, factors[0], False) for factor in factors) and (
+        not positive or (factors[0].imag == 0 and factors[0].real > 0)
+    )
 
 
 def inequalities(reference: Relation, answer: Relation) -> bool:

@@ -58,7 +58,7 @@ def _is_length(formula: Formula) -> bool:
     return formula[0] == "*" and is_name(Value(formula)) and all(name[0].isupper() for name in names)
 
 
-def renamed(reference: Relation, answer: Relation) -> Relation:
+def relettered(reference: Relation, answer: Relation) -> Relation:
     """The answer with the reference's letter for the argument of a function: W(x)=2x for W(n)=2n, where that letter is free.
 
     A capital is no such letter: P(A) and P(B) are two numbers.

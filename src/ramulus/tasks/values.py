@@ -254,6 +254,15 @@ def computed(formula: Formula) -> Computed:
     return found
 
 
+def quotient(one: Computed, other: Computed) -> Computed:
+    """One by the other, which is not zero: exact for fractions."""
+    if isinstance(one, Fraction) and isinstance(other, Fraction):
+        return one / other
+    mp = precise(DIGITS)
+    a, b = (mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x for x in (one, other))
+    return a / b
+
+
 def same_number(one: Computed, other: Computed, rough: bool) -> bool:
     """Whether two values are one number: exactly for fractions, to 35 digits else, to six if `rough`."""
     if isinstance(one, Fraction) and isinstance(other, Fraction):
