@@ -111,4 +111,4 @@ def test_a_step_of_each_on_the_model(name: str, model: Path, tmp_path: Path) -> 
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert row["sampled"] > 100
     assert row["truncated"] < 0.5
-    assert row["updates"] == 0 or row["kl_sampler"] < 0.01  # without an update no group was mixed
+    assert row["updates"] == 0 or row["mismatch_max"] < 0.6  # of tokens that these weights sampled; without an update no group was mixed
