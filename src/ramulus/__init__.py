@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from ramulus.tasks.rewards import Overlong as Overlong
     from ramulus.tasks.rewards import Unmarked as Unmarked
     from ramulus.tasks.sums import Sums as Sums
+    from ramulus.tasks.word_problems import WordProblems as WordProblems
 
 __version__ = "0.1.0"
 
@@ -144,6 +145,7 @@ HOMES = {
     "tasks.problem": ("Problem", "render"),
     "tasks.rewards": ("ExactAnswer", "Overlong", "Unmarked"),
     "tasks.sums": ("Sums",),
+    "tasks.word_problems": ("WordProblems",),
 }
 """Module: the public names it holds. The imports above say the same to type checkers; a test holds the two together."""
 

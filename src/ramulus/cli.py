@@ -32,7 +32,7 @@ ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
 PROBLEM = ProblemOptions()
-Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain|sums ...")]
+Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain|sums|word_problems ...")]
 
 
 def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh: bool = False) -> int:
@@ -138,7 +138,7 @@ def eval_(
 
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain or sums.
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
         samples: independent attempts at each problem; 0 for greedy alone.
         k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
         temperature: of the attempts.
@@ -185,7 +185,7 @@ def rollout(
 
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain or sums.
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
         width: paths of a tree.
         branching: branches of a path in each round.
         depth: segments of a path, at most.

@@ -164,7 +164,7 @@ def task_words(run: Run) -> str:
     source = run.evals or run.tasks
     kind = type(source).__name__
     path = getattr(source, "path", "FILE")
-    name = {"ChainSum": "chain", "Sums": "sums"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
+    name = {"ChainSum": "chain", "Sums": "sums", "WordProblems": "word_problems"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
     usual_words = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
     options = [(word, getattr(source, word)) for word, usual in usual_words if getattr(source, word) not in (usual, None)]
     written = json.dumps(run.template_arguments) if run.template_arguments else None

@@ -18,6 +18,7 @@ from ramulus.tasks.gym import Gym, GymScore
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.rewards import ExactAnswer, Format, Overlong
 from ramulus.tasks.sums import TEST, Sums
+from ramulus.tasks.word_problems import TRAIN, WordProblems
 
 REWARDS = {kind.__name__: kind for kind in (Boxed, ExactAnswer, Format, Overlong, GymScore, ChainAnswer)}
 
@@ -28,11 +29,13 @@ def pretrained(text: str) -> Blank:
 
 
 def problems(text: str, split: str = "train") -> Blank:
-    """`gym:NAME`, `chain` or `sums` (of that split), or the path of a file or dataset."""
+    """`gym:NAME`, `chain`, `sums` or `word_problems` (of that split), or the path of a file or dataset."""
     if text.startswith("gym:"):
         return Blank(Gym, {"name": text[4:]})
     if text == "sums":
         return Blank(Sums, {"count": TEST if split == "test" else 9**3 - TEST, "split": split})
+    if text == "word_problems":
+        return Blank(WordProblems, {"count": TEST if split == "test" else TRAIN, "split": split})
     return Blank(ChainSum, {"count": 1000 if split == "train" else 100, "split": split}) if text == "chain" else Blank(File, {"path": text})
 
 

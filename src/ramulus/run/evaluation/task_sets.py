@@ -11,6 +11,7 @@ from ramulus.tasks.chat import arguments_of
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Source, render
 from ramulus.tasks.sums import TEST, Sums
+from ramulus.tasks.word_problems import WordProblems
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TaskSets:
 
 
 def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:
-    """Problems and their grader: `chain`, `sums`, `gym:NAME`, or a file of boxed mathematics."""
+    """Problems and their grader: `chain`, `sums`, `word_problems`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
     if spec.startswith("gym:"):
@@ -81,4 +82,6 @@ def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[S
 
     if spec == "sums":
         return Sums(min(limit or TEST, TEST), "test"), Boxed()
+    if spec == "word_problems":
+        return WordProblems(min(limit or TEST, TEST), "test"), Boxed()
     return File(spec, prompt=options.prompt, answer=options.answer, split=options.split, limit=limit), Boxed()
