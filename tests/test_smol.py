@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ramulus import Boxed, Sums, Task
+from ramulus import Boxed, Sums, Task, WordProblems
 from ramulus.core.task import Path as Response
 from ramulus.models.smollm2 import SMOLLM2, fetch
 from ramulus.run.config.resume import build
@@ -63,6 +63,23 @@ async def graded(task: Task, path: Response) -> dict[str, float]:
 def test_sums_that_cannot_be(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sums(**fields)  # type: ignore[arg-type]
+
+
+def test_word_problems_of_test_are_never_in_train() -> None:
+    train, test = WordProblems()(), WordProblems(TEST, "test")()
+    assert len({p.text for p in train}) == len(train) == 1200
+    told = [{(p.demonstrations[0].partition(": ")[2], p.text.split()[1]) for p in some} for some in (train, test)]
+    assert not told[0] & told[1], "neither are their numbers"
+    assert WordProblems(7, seed=1)() != WordProblems(7)()
+    for problem in [*train, *test]:
+        (solution,) = problem.demonstrations
+        work, _, box = solution.rpartition(". The answer is ")
+        left, right = work.rpartition(": ")[2].split(" = ")
+        assert eval(left) == int(right) == int(problem.answer)  # written by ourselves
+        assert box == f"\\boxed{{{problem.answer}}}."
+    for fields, message in (({"split": "dev"}, "'dev'"), ({"count": 1201}, "1200"), ({"examples": 4}, "0 to 3")):
+        with pytest.raises(ValueError, match=message):
+            WordProblems(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["quickstart_real", "smol", *(f"smol:{name}" for name in RECIPES)])
