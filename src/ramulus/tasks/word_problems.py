@@ -24,8 +24,8 @@ EXAMPLES = (
 class WordProblems:
     """Problems such as `Anna has 4 coins. Ben gives Anna 3 more. How many coins does Anna have now?`: gains, losses, boxes and totals.
 
-    The same for the same seed, every one different; the pairs of numbers in test are never in train. `examples` of them come before each as turns of the chat, worked out
-    and answered in a box; demonstrations are written as the examples are.
+    The same for the same seed, every one different; the pairs of numbers in test are never in train. `examples` of them come before each as
+    turns of the chat, worked out and answered in a box; demonstrations are written as the examples are.
 
     Example:
         >>> from ramulus import WordProblems
