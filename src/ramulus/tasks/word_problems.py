@@ -11,9 +11,9 @@ from ramulus.tasks.sums import TEST
 
 TRAIN = 1200
 HELD = 12  # of the 64 pairs of numbers, of which no story is in train
-NAMES = ("Anna", "Ben", "Carla", "David", "Emma")
+PEOPLE = ("Anna", "Ben", "Carla", "David", "Emma")
 THINGS = ("apples", "books", "coins", "marbles", "stickers")
-EXAMPLES = (
+WORKED = (
     ("Tom has 3 apples and buys 5 more. How many apples does Tom have?", "Tom starts with 3 apples. He buys 5 more: 3 + 5 = 8.", 8),
     ("A pen costs 4 dollars. Lisa buys 6 pens. How many dollars does she spend?", "Each pen costs 4 dollars. She buys 6: 6 * 4 = 24.", 24),
     ("Sam has 9 books and loses 2 of them. How many books does Sam have left?", "Sam starts with 9 books and loses 2: 9 - 2 = 7.", 7),
@@ -45,17 +45,17 @@ class WordProblems:
         most = TEST if self.split == "test" else TRAIN
         if not 1 <= self.count <= most:
             raise ValueError(f"count must be from 1 to {most}, as there are no more word problems in {self.split}, got {self.count}")
-        if not 0 <= self.examples <= len(EXAMPLES):
-            raise ValueError(f"examples must be from 0 to {len(EXAMPLES)}, got {self.examples}")
+        if not 0 <= self.examples <= len(WORKED):
+            raise ValueError(f"examples must be from 0 to {len(WORKED)}, got {self.examples}")
 
     def __call__(self) -> list[Problem]:
         numbers = list(product(range(2, 10), repeat=2))
         random.Random("word problems").shuffle(numbers)
         numbers = numbers[:HELD] if self.split == "test" else numbers[HELD:]
-        drawings = product(permutations(NAMES, 2), THINGS, numbers)
+        drawings = product(permutations(PEOPLE, 2), THINGS, numbers)
         stories = list({story[0]: story for drawing in drawings for story in _stories(*drawing)}.values())
         drawn = random.Random(f"{self.seed}/{self.split}").sample(stories, len(stories))[: self.count]
-        shown = [turn for question, work, answer in EXAMPLES[: self.examples] for turn in _turns(question, _solution(work, answer))]
+        shown = [turn for question, work, answer in WORKED[: self.examples] for turn in _turns(question, _solution(work, answer))]
         return [self._problem(story, shown) for story in drawn]
 
     def _problem(self, story: tuple[str, str, int], shown: list[dict[str, str]]) -> Problem:
