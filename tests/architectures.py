@@ -31,6 +31,18 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 LATENT = {"head_dim": 8, "num_key_value_heads": 4}  # MLA: the rotary part is a head's
 GEMMA_4 = {"global_head_dim": 32, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+ASSISTANT = GEMMA_4 | {"num_kv_shared_layers": 4, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+LEAVE = object()  # a field of FIELDS that a kind must be left to fill itself
+ROPES = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+DOTS = {
+    "num_key_value_heads": 4, "index_n_heads": 4, "index_head_dim": 16, "head_dim": 24, "shared_experts_intermediate_size": 32,
+    "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 24, "swa_head_dim": 24,
+    "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16,
+}
+QWEN_4 = {
+    "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2,
+    "layer_types": ["linear_attention", "indexed_attention"] * 2,
+}
 PADDED = {"pad_token_id": 1, "max_position_embeddings": POSITIONS + 2}  # positions begin behind the padding token's
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"), LATENT),
@@ -44,14 +56,54 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "reformer": {"axial_pos_embds": False},
-    "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), DOTS),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), ASSISTANT),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), QWEN_4),
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": ROPES},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 96, "moe_top_k": 2}},
+    "phi4_multimodal": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},
+    "prophetnet": {"num_hidden_layers": LEAVE, "num_encoder_layers": 2, "num_decoder_layers": 2, "is_decoder": True},
+    "roc_bert": {"pronunciation_vocab_size": 16, "shape_vocab_size": 16, "pronunciation_embed_dim": 16, "shape_embed_dim": 16},
+    "xlnet": {"max_position_embeddings": LEAVE, "d_inner": 96},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "n_mamba_heads": 8, "adapter_rank": 8},
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
 }
 """What else a kind needs to be built tiny."""
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-AROUND: dict[str, dict[str, Any]] = {"gemma3": {"vision_config": VISION, "mm_tokens_per_image": 4}, "git": {"vision_config": VISION}}
+AUDIO = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BYTES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+AROUND: dict[str, dict[str, Any]] = {
+    "gemma3": {"vision_config": VISION, "mm_tokens_per_image": 4},
+    "git": {"vision_config": VISION},
+    "blt": {
+        **dict.fromkeys(("encoder_config", "decoder_config"), BYTES | {"hidden_size_global": 64}), "global_config": BYTES, "patcher_config": BYTES,
+        "encoder_hash_byte_group_vocab": 50,
+    },
+    "dots3_note": {
+        "vision_config": VISION | {"adapter_in_dim": 32, "adapter_out_dim": 64, "mlp_layer_types": ["dense"], "moe_intermediate_size": 32},
+        "audio_config": AUDIO | {"adapter_input_size": 32, "adapter_out_dim": 64, "downsample_hidden_size": 8},
+    },
+    "gemma4_assistant": {"text_config": ASSISTANT | {"num_hidden_layers": 4}},
+    "got_ocr2": {"vision_config": VISION | {"output_channels": 8, "mlp_dim": 32}},
+    "moss_transcribe_diarize": {"audio_config": AUDIO},
+    "phi4_multimodal": {
+        "vision_config": VISION,
+        "audio_config": {
+            "hidden_size": 32, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2, "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32,
+        },
+    },
+}  # fmt: skip
 """What is beside the text's config."""
+DEFAULTLESS = ("gemma4_assistant",)  # their config without any field is refused by their own check
+UNBUILDABLE = {
+    "gemma3n": "requires the timm library|has .* parameters",  # its vision tower, of timm's own size; gemma3n_text is its text
+    "gemma4_assistant": "different than the set of layer types using them",  # shares the keys of another model in all its layers
+    "gemma4_unified_assistant": "different than the set of layer types using them",
+    "musicgen": "Multiple valid text configs",  # codebooks of sound, below a text encoder
+    "musicgen_melody": "Multiple valid text configs",
+}
+"""What transformers itself cannot build tiny or alone, and what it says."""
 
 
 def has(config: Any, name: str) -> bool:
@@ -65,14 +117,16 @@ def has(config: Any, name: str) -> bool:
 def config_of(kind: str, **fields: Any) -> Any:
     """A tiny config; fields that a kind refuses are left as they are."""
     make = CONFIG_MAPPING[kind]
-    whole = make()
+    around = AROUND.get(kind, {})
+    whole = make(**around) if kind in DEFAULTLESS else make()
     text = whole.get_text_config()
     wanted = {name: value for name, value in FIELDS.items() if has(text, name)} | SPECIAL.get(kind, {}) | fields
+    for name in [name for name, value in wanted.items() if value is LEAVE]:
+        del wanted[name]
     inner = next((name for name, value in vars(whole).items() if value is text), None)
-    around = AROUND.get(kind, {})
     while True:
         try:
-            return make(**wanted, **around) if text is whole or inner is None else make(**{inner: wanted}, **around)
+            return make(**around, **wanted) if text is whole or inner is None else make(**around | {inner: wanted})
         except Exception as error:
             refused = [name for name in re.findall(r"'(\w+)'", str(error)) if name in wanted]
             if not refused:
@@ -81,7 +135,7 @@ def config_of(kind: str, **fields: Any) -> Any:
 
 
 def build(kind: str, **fields: Any) -> Any:
-    """A model, the same every time. Raises whatever transformers raises where a tiny one cannot be made, and MemoryError where it is not tiny."""
+    """A model, the same every time. Raises whatever transformers raises where one cannot be made, and MemoryError where it is not tiny."""
     logging.set_verbosity_error()
     config = config_of(kind, **fields)
     with torch.device("meta"):
