@@ -71,7 +71,7 @@ class Rollout:
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
         counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
         counts |= fates(trained, lost) | {"graded": 0, "correct": 0} | self.graders
-        return (counts | path_metrics(paths) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
+        return (counts | path_metrics(paths) | mixed(self.grown) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
 
 def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
@@ -88,7 +88,16 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
         means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
     if judged := [correct(leaf) for leaf in paths if leaf.verdict]:
         means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
+    if told := [bool(leaf.verdict["answer"]) for leaf in paths if "answer" in leaf.verdict]:
+        means["answered"] = mean([float(found) for found in told])
     return {"reward": 0.0, "pass_rate": 0.0} | means
+
+
+def mixed(trees: Sequence[Tree]) -> dict[str, float]:
+    """Of the trees with at least two graded paths the share whose paths differ in reward; nothing where there is none."""
+    groups = [[leaf.reward for leaf in paths(tree) if leaf.reward is not None] for tree in trees]
+    differ = [float(len(set(rewards)) > 1) for rewards in groups if len(rewards) > 1]
+    return {"mixed": mean(differ)} if differ else {}
 
 
 @lru_cache(maxsize=2)

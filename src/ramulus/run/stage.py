@@ -28,9 +28,9 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
+from ramulus.run.advice import Advice, Facts
 from ramulus.run.config.recipe import FinalEvaluation, Model, Run
 from ramulus.run.config.resume import replace_text, written_json
-from ramulus.run.endings import Endings
 from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
@@ -336,8 +336,10 @@ async def _train(
     rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.told, trackers)
     try:
-        endings = Endings(tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos)))))
-        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state, endings=endings).train()
+        ends = tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos))))
+        advice = Advice(Facts(run, len(parts.tasks), ends))
+        advice.begin(logbook)
+        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state, advice=advice).train()
     finally:
         logbook.close()
     if run.final_evaluation is not None:

@@ -30,10 +30,10 @@ from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run import checkpoint
+from ramulus.run.advice import Advice
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.endings import Endings
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
@@ -111,7 +111,7 @@ class Trainer:
     interrupt: Interrupt
     state: TrainerState
     whole: bool = True  # weights and state belong together: not in the middle of an update
-    endings: Endings = field(default_factory=Endings)
+    advice: Advice | None = None
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
 
     def __post_init__(self) -> None:
@@ -181,8 +181,6 @@ class Trainer:
         with clock("ledger"):
             metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             metrics |= differences(metrics) | self.machine.read()
-            if (text := self.endings(rollout.grown, number, run.response_limit)) is not None:
-                self.logbook.say(f"{run.name}: {text}")
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
         self.generators = Generators.now()
         return metrics | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
@@ -268,6 +266,8 @@ class Trainer:
             self.state.pending, self.state.best, self.state.seconds = None, best, seconds
             self.generators = Generators.now()
             self.logbook.show(step, metrics)
+            if self.advice is not None:
+                self.advice.tell(step, metrics, self.logbook)
         if improved or step % run.save_every == 0:
             with clock("save"):
                 await self.save()
