@@ -56,7 +56,8 @@ def test_advice_is_given_again_after_it_has_cleared() -> None:
     assert len(advice(bad)) == 1
     assert [advice(row) for row in [bad, fine, bad, fine, bad]] == [[]] * 5, "said already, and not long enough gone"
     assert [advice(fine) for _ in range(2 * FEW)] == [[]] * (2 * FEW)
-    assert sum((advice(bad) for _ in range(FEW)), [])[0].startswith("200 of 200 answers were cut off")
+    (again,) = [text for _ in range(FEW) for text in advice(bad)]
+    assert again.startswith("200 of 200 answers were cut off")
 
 
 def test_metrics_of_a_long_run_are_not_kept() -> None:

@@ -52,7 +52,10 @@ def more_minibatches_than_trees(rows: Sequence[MetricsRow], facts: Facts) -> str
     wanted = facts.run.schedule.asked({})
     if not 0 < wanted < facts.run.minibatches:
         return None
-    return f"minibatches={facts.run.minibatches}, but a step takes {wanted} trees, and a minibatch is whole trees: lower minibatches, or raise schedule.prompts"
+    return (
+        f"minibatches={facts.run.minibatches}, but a step takes {wanted} trees, and a minibatch is whole trees: lower minibatches, or raise "
+        "schedule.prompts"
+    )
 
 
 def everything_truncated(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
