@@ -1,0 +1,103 @@
+"""How large a model is, from its config alone: built on torch's meta device, so that nothing is loaded or allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # the model types that the compiled kernels decode, where they have no attention windows
+_QWEN = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "vocab_size": 152064, "tie_word_embeddings": False}
+
+
+def _qwen(hidden: int, inner: int, layers: int, heads: int, key_heads: int, **other: Any) -> dict[str, Any]:
+    widths = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
+    return _QWEN | widths | {"num_attention_heads": heads, "num_key_value_heads": key_heads} | other
+
+
+_SMALLER: dict[str, Any] = {"vocab_size": 151936, "tie_word_embeddings": True}
+PUBLISHED = {  # configs as their authors publish them, of the models that the shipped recipes name and of their sisters
+    "Qwen/Qwen2.5-0.5B": _qwen(896, 4864, 24, 14, 2, **_SMALLER),
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 4864, 24, 14, 2, **_SMALLER),
+    "Qwen/Qwen2.5-1.5B": _qwen(1536, 8960, 28, 12, 2, **_SMALLER),
+    "Qwen/Qwen2.5-Math-1.5B": _qwen(1536, 8960, 28, 12, 2, **_SMALLER, max_position_embeddings=4096),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _qwen(1536, 8960, 28, 12, 2, vocab_size=151936, max_position_embeddings=131072),
+    "Qwen/Qwen2.5-7B": _qwen(3584, 18944, 28, 28, 4),
+    "Qwen/Qwen2.5-Math-7B": _qwen(3584, 18944, 28, 28, 4, max_position_embeddings=4096),
+    "Qwen/Qwen2.5-14B": _qwen(5120, 13824, 48, 40, 8),
+    "Qwen/Qwen2.5-32B": _qwen(5120, 27648, 64, 40, 8),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers that memory and time depend on. Widths are those of one token in one layer."""
+
+    kind: str  # the config's model_type
+    layers: int
+    hidden: int
+    heads: int  # of queries
+    dim: int  # of a head
+    key: int  # of the keys of all key heads; values are as wide
+    inner: int  # of the feed-forward layer; of all experts that one token visits
+    vocabulary: int
+    parameters: int  # tied ones once
+    active: int  # parameters that a token is multiplied with: without the embeddings, and of experts those it visits
+    linear: tuple[tuple[str, int, int], ...]  # name, inputs and outputs of each linear layer but the output layer
+    positions: int  # the longest text
+
+    @property
+    def query(self) -> int:
+        """Width of the queries of all heads."""
+        return self.heads * self.dim
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the linear layers, the output layer among them."""
+        return sum(inputs * outputs for _, inputs, outputs in self.linear) + self.vocabulary * self.hidden
+
+    def adapters(self, rank: int, targets: tuple[str, ...] | str) -> int:
+        """Numbers in low-rank adapters of the layers with these names; a text means all."""
+        chosen = [sides for name, *sides in self.linear if isinstance(targets, str) or name.rpartition(".")[2] in targets]
+        return rank * sum(map(sum, chosen))
+
+    def token_bytes(self, itemsize: int) -> int:
+        """Bytes of the keys and values of one token."""
+        return self.layers * 2 * self.key * itemsize
+
+
+def sizes_of(config: Any) -> Sizes:
+    """The sizes of a causal LM with this transformers config; ValueError where it has no usual attention layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sizes_of_model(AutoModelForCausalLM.from_config(config))
+
+
+def sizes_of_model(model: Any) -> Sizes:
+    """The sizes of a transformers causal LM, on whichever device."""
+    from torch import nn
+
+    text, head = model.config.get_text_config(), model.get_output_embeddings()
+    heads, hidden = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    if not heads or not hidden:
+        raise ValueError(f"the memory of a {model.config.model_type!r} cannot be planned: its config names no attention heads or no width")
+    dim = getattr(text, "head_dim", None) or hidden // heads
+    linear = tuple(
+        (name, layer.in_features, layer.out_features) for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    )
+    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    parameters = sum(p.numel() for p in model.parameters())
+    chosen, experts = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    layers, active = int(text.num_hidden_layers), parameters - (0 if head is None or _tied(model) else vocabulary * hidden)
+    if chosen and experts:
+        inner = chosen * int(getattr(text, "moe_intermediate_size", None) or inner)
+        active -= sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * (experts - chosen) // experts
+    key = int(getattr(text, "num_key_value_heads", None) or heads) * dim
+    positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
+    return Sizes(model.config.model_type, layers, hidden, heads, dim, key, inner, vocabulary, parameters, active, linear, positions)
+
+
+def _tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -1,0 +1,48 @@
+"""The sizes of a recipe's model, without loading it: from the folder, from what its authors publish, or from the hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ramulus.learn.policy.model import Pretrained, base_of
+from ramulus.learn.policy.model_files import is_adapter
+from ramulus.models.sizes import PUBLISHED, Sizes, sizes_of, sizes_of_model
+from ramulus.run.config.recipe import Run
+from ramulus.run.runtime import model_path, quiet
+
+
+def planned_sizes(run: Run) -> Sizes:
+    """The sizes of the model of a run. Raises ValueError or FileNotFoundError, naming the remedy, where its config cannot be had."""
+    quiet()
+    source: Any = Pretrained(run.model) if isinstance(run.model, str) else run.model
+    if isinstance(source, Pretrained):
+        return sizes_of(source.extended(config_of(replace(source, path=model_path(source.path)))))
+    import torch
+
+    with torch.device("meta"):
+        return sizes_of_model(source()[0])
+
+
+def config_of(source: Pretrained) -> Any:
+    """The transformers config of a model folder or a name on the hub."""
+    from transformers import AutoConfig
+
+    from ramulus.learn.policy.hub import offline
+    from ramulus.learn.policy.loading import silent
+    from ramulus.learn.policy.model_files import examine
+
+    folder = source.local(source.path)
+    if folder is not None and is_adapter(folder):
+        return config_of(replace(source, path=base_of(folder)))
+    if folder is None and source.path in PUBLISHED:
+        said = dict(PUBLISHED[source.path])
+        return AutoConfig.for_model(said.pop("model_type"), **said)
+    options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    if folder is not None:
+        examine(Path(folder))
+    elif offline(source.path, source.revision):
+        options["local_files_only"] = True
+    with silent():
+        return AutoConfig.from_pretrained(str(folder or source.path), **options)
