@@ -34,7 +34,7 @@ SUB_ROOMS: dict[str, tuple[str, ...]] = {
     "engine": ("local", "remote"),
     "learn": ("batch", "advantage", "objective", "packing", "attention", "policy"),
     "look": ("evaluation", "compare", "cost", "viewer"),
-    "run": ("config", "evaluation", "sweep"),
+    "run": ("config", "memory", "evaluation", "sweep"),
 }
 """The sub-rooms of a room from the ground up: each imports only those before it. Modules that lie in none may be anywhere, in no circle."""
 

@@ -1,4 +1,4 @@
-"""The command line: `ramulus train`, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
+"""The command line: `ramulus train`, plan, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
 
 Nothing heavy is imported before it is needed.
 """
@@ -54,6 +54,22 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
 
     with collecting_seldom():
         return launch(recipe, list(overrides), resume, fresh, Console(), began)
+
+
+def plan(recipe: Recipe, overrides: Overrides = ()) -> int:
+    """Say what a step of a recipe takes of memory, by part, from its configuration alone: nothing is loaded.
+
+    Example: `ramulus plan grpo model=Qwen/Qwen2.5-1.5B lora=true tokens_per_batch=8192`.
+
+    Args:
+        recipe: as in `ramulus train`.
+        overrides: as in `ramulus train`.
+    """
+    from ramulus.run.config.resume import build
+    from ramulus.run.memory.report import report
+
+    report(build(recipe, list(overrides))[0], Console())
+    return 0
 
 
 def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = None, threads: int | None = None) -> int:
@@ -324,6 +340,7 @@ def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps
 
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "plan": plan,
     "sweep": sweep,
     "compare": _compare,
     "eval": eval_,

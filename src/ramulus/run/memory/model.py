@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ramulus.learn.policy.model import Pretrained, base_of
@@ -31,7 +30,6 @@ def config_of(source: Pretrained) -> Any:
 
     from ramulus.learn.policy.hub import offline
     from ramulus.learn.policy.loading import silent
-    from ramulus.learn.policy.model_files import examine
 
     folder = source.local(source.path)
     if folder is not None and is_adapter(folder):
@@ -40,9 +38,9 @@ def config_of(source: Pretrained) -> Any:
         said = dict(PUBLISHED[source.path])
         return AutoConfig.for_model(said.pop("model_type"), **said)
     options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    if folder is not None:
-        examine(Path(folder))
-    elif offline(source.path, source.revision):
+    if folder is not None and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"there is no config.json in {folder}, which a plan is made from: check the path, or get the model first")
+    if folder is None and offline(source.path, source.revision):
         options["local_files_only"] = True
     with silent():
         return AutoConfig.from_pretrained(str(folder or source.path), **options)

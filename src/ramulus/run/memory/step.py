@@ -18,13 +18,13 @@ PHASES: tuple[Phase, ...] = ("grow", "score", "update", "step", "save")
 SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed again", "update": "in the backward pass",
            "step": "in the optimizer's step", "save": "while a checkpoint is written"}  # fmt: skip
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes of keys and values at least, and of tokens a batch at most but for one path, where there is room
+USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
 # feed-forward layer. "fused": learn/policy/fused.py. The others are transformers' modules.
 KEPT = {
     "fused": (16.0, 8.0, 8.0, 8.0),
-    "plain": (32.0, 8.0, 8.0, 16.0),
+    "plain": (24.0, 8.0, 8.0, 16.0),
     "autocast": (26.0, 4.0, 4.0, 8.0),
     "half": (16.0, 4.0, 4.0, 8.0),
     "lora": (16.0, 8.0, 9.0, 16.0),
@@ -90,7 +90,7 @@ class Machine:
 
 
 def step_memory(run: Run, sizes: Sizes, machine: Machine = Machine(), tokens: int | None = None, engine_bytes: int | None = None) -> StepMemory:
-    """The memory of a step of `run`; `tokens` of a batch and `engine_bytes` of keys and values where the recipe says auto or something else is asked."""
+    """The memory of a step of `run`; `tokens` of a batch and `engine_bytes` of keys and values in place of those of the recipe."""
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), -(-work.trees // run.minibatches) * work.tree_tokens))

@@ -1,0 +1,178 @@
+"""The calculator of memory: its parts add up, scale rightly, and are what autograd, peft and the engine really hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ramulus.cli import main
+from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.local.slots import SlotMemory
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.models.sizes import PUBLISHED, sizes_of, sizes_of_model
+from ramulus.native.build import why
+from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
+from ramulus.run.config.recipe import Run
+from ramulus.run.memory.model import planned_sizes
+from ramulus.run.memory.step import KEPT, PHASES, RANK, Machine, rows_in, step_memory
+from ramulus.run.memory.work import paths_of, work_of
+
+TOKENS = 128, 384
+
+
+def llama(**changes: int) -> Any:
+    sizes = {"vocab_size": 64, "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    return LlamaForCausalLM(LlamaConfig(**sizes | {"num_hidden_layers": 3} | changes))
+
+
+def run(**changes: Any) -> Run:
+    model = Scratch("0123456789+=?", hidden=64, layers=3, heads=4, kv_heads=2)
+    small: dict[str, Any] = {"model": model, "prompt_limit": 64, "response_limit": 192, "autocast": False, "activation_checkpointing": False}
+    return replace(grpo.recipe(), **small | changes)
+
+
+def kept_bytes(policy: TorchPolicy, tokens: int) -> int:
+    """What the forward pass over a path of so many tokens keeps for the backward pass, weights left out."""
+    token, position = torch.arange(tokens) % 50, torch.arange(tokens)
+    known = {x.untyped_storage().data_ptr() for x in (*policy.model.parameters(), *policy.model.buffers())}
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), policy._casting():
+        policy._hidden(policy.model, token, position, (position - 1).clamp(min=0), torch.full((tokens,), tokens))
+    return sum(x.untyped_storage().nbytes() for at, x in held.items() if at not in known)
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("fused", {}),
+        ("autocast", {"autocast": True}),
+        ("half", {}),
+        ("lora", {"lora": Lora(4)}),
+        ("lora autocast", {"lora": Lora(4), "autocast": True}),
+        ("plain", {}),
+    ],
+)
+def test_activations_are_what_autograd_keeps(way: str, options: dict[str, Any]) -> None:
+    def a_token(layers: int) -> float:
+        model = llama(num_hidden_layers=layers)
+        policy = TorchPolicy(model.bfloat16() if way == "half" else model, **options)
+        if way == "plain":
+            policy.patches = []
+        few, many = (kept_bytes(policy, tokens) for tokens in TOKENS)
+        return (many - few) / (TOKENS[1] - TOKENS[0])
+
+    sizes = sizes_of(llama().config)
+    widths = sizes.hidden, sizes.query, sizes.key, sizes.inner
+    expected = sum(a * b for a, b in zip(KEPT[way], widths, strict=True)) + (RANK * 4 if "lora" in way else 0)
+    assert (a_token(3) - a_token(1)) / 2 == pytest.approx(expected, rel=0.1)
+
+
+def test_sizes_are_those_of_the_model() -> None:
+    config = llama(tie_word_embeddings=True).config
+    model, sizes = LlamaForCausalLM(config), sizes_of(config)
+    assert sizes.parameters == sizes.active == sum(p.numel() for p in model.parameters())
+    engine = LocalEngine(model, slots=4)
+    assert sizes.token_bytes(4) == engine.forward.geometry.token_bytes
+    assert sizes_of_model(model) == sizes
+    policy = TorchPolicy(model, lora=Lora(4))
+    assert sizes.adapters(4, "all-linear") == sum(p.numel() for p in policy.trainable.values())
+    assert sizes.adapters(4, ("q_proj",)) == 3 * 4 * (96 + 64)
+
+
+def test_the_kernels_copy_is_counted() -> None:
+    config = llama().config
+    engine = LocalEngine(LlamaForCausalLM(config), slots=4)
+    if not engine.native_bytes:
+        pytest.skip(f"no kernels here: {why()}")
+    assert sizes_of(config).matrices * 4 == pytest.approx(engine.native_bytes, rel=0.05)  # panels are padded
+
+
+@pytest.mark.parametrize(("name", "billions"), [("Qwen/Qwen2.5-Math-1.5B", 1.54), ("Qwen/Qwen2.5-7B", 7.62), ("Qwen/Qwen2.5-14B", 14.77)])
+def test_published_configs_have_the_published_sizes(name: str, billions: float) -> None:
+    from transformers import AutoConfig
+
+    said = dict(PUBLISHED[name])
+    assert sizes_of(AutoConfig.for_model(said.pop("model_type"), **said)).parameters / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+@pytest.mark.parametrize("recipe", [grpo, treepo, hapo, treerl])
+def test_shipped_recipes_are_planned_without_their_model(recipe: Any) -> None:
+    made = recipe.recipe()
+    memory = step_memory(made, planned_sizes(made))
+    assert memory.peak == max(memory.at(phase) for phase in PHASES) > 4 * memory.sizes.parameters
+    for phase in PHASES:
+        assert memory.at(phase) == sum(part.bytes for part in memory.parts if phase in part.phases)
+
+
+def test_parts_scale_as_what_they_are() -> None:
+    one = step_memory(run(), planned_sizes(run()), tokens=1024)
+    two = step_memory(run(), planned_sizes(run()), tokens=2048)
+    assert two.named("activations") == 2 * one.named("activations")
+    assert two.named("weights") == one.named("weights")
+    wide = run(lora=Lora(8))
+    small = step_memory(wide, planned_sizes(wide), tokens=1024)
+    assert small.named("optimizer") == 2 * 4 * planned_sizes(wide).adapters(8, "all-linear") < one.named("optimizer")
+    again = run(activation_checkpointing=True)
+    assert step_memory(again, planned_sizes(again), tokens=1024).named("activations") < one.named("activations") / 3
+    shards = step_memory(run(), planned_sizes(run()), Machine("cuda", shards=4), tokens=1024)
+    assert shards.named("optimizer") == one.named("optimizer") / 4
+    assert step_memory(run(), planned_sizes(run()), Machine(learner=False)).named("optimizer", "activations") == 0
+    more = step_memory(run(), planned_sizes(run()), engine_bytes=2**20)
+    assert more.named("keys and values") == 2**20
+    assert more.rows < one.rows
+
+
+def test_rows_are_those_that_the_engine_makes() -> None:
+    made, model = run(), run().model()[0]
+    engine = LocalEngine(model, slots=64, memory=3 * 2**20)
+    work = work_of(made)
+    slots = SlotMemory(engine.forward.geometry, 64, 3 * 2**20)
+    assert rows_in(made, sizes_of_model(model), 3 * 2**20, work) == slots.room(-(-work.longest // 32) * 32) < 64
+
+
+def test_the_work_of_a_step_is_read_off_the_rules() -> None:
+    assert paths_of(treepo.recipe().branching) == treepo.recipe().branching.width
+    assert paths_of(treerl.recipe().branching) == 6 * (1 + 2 * 2)
+    work = work_of(quickstart_real.recipe())
+    assert (work.trees, work.paths, work.longest, work.tokens) == (8, 8, 160 + 64, 8 * (160 + 8 * 64))
+
+
+def ramulus(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    return (int(stopped.value.code or 0), *capsys.readouterr())
+
+
+def test_the_command_line_plans_every_stage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, said, _ = ramulus(capsys, "plan", "quickstart", "device=cpu")
+    assert status == 0
+    for words in ("sft: a step with", "treepo: a step with", "activations", "in the backward pass", "sequences of 80 tokens decode together"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("grpo", "model=./nowhere"), "nowhere"),
+        (("grpo", "tokens_per_batch=12"), "tokens_per_batch=12 cannot hold one path"),
+        (("grpoo",), "there is no recipe 'grpoo'"),
+        (("grpo:small", "model=runs/never"), "runs/never"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], names: str) -> None:
+    status, _, said = ramulus(capsys, "plan", *words)
+    assert status == 2
+    assert names in said
+    assert said.count("\n") == 1
