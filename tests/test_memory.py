@@ -20,7 +20,7 @@ from ramulus.native.build import why
 from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import KEPT, PHASES, RANK, Machine, rows_in, step_memory
+from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, rows_in, step_memory
 from ramulus.run.memory.work import paths_of, work_of
 
 TOKENS = 128, 384
@@ -110,8 +110,8 @@ def test_published_configs_have_the_published_sizes(name: str, billions: float) 
 def test_shipped_recipes_are_planned_without_their_model(recipe: Any) -> None:
     made = recipe.recipe()
     memory = step_memory(made, planned_sizes(made))
-    assert memory.peak == max(memory.at(phase) for phase in PHASES) > 4 * memory.sizes.parameters
-    for phase in PHASES:
+    assert memory.peak == max(memory.at(phase) for phase in MOMENTS) > 4 * memory.sizes.parameters
+    for phase in MOMENTS:
         assert memory.at(phase) == sum(part.bytes for part in memory.parts if phase in part.phases)
 
 
@@ -125,9 +125,9 @@ def test_parts_scale_as_what_they_are() -> None:
     assert small.named("optimizer") == 2 * 4 * planned_sizes(wide).adapters(8, "all-linear") < one.named("optimizer")
     again = run(activation_checkpointing=True)
     assert step_memory(again, planned_sizes(again), tokens=1024).named("activations") < one.named("activations") / 3
-    shards = step_memory(run(), planned_sizes(run()), Machine("cuda", shards=4), tokens=1024)
+    shards = step_memory(run(), planned_sizes(run()), Site("cuda", shards=4), tokens=1024)
     assert shards.named("optimizer") == one.named("optimizer") / 4
-    assert step_memory(run(), planned_sizes(run()), Machine(learner=False)).named("optimizer", "activations") == 0
+    assert step_memory(run(), planned_sizes(run()), Site(learner=False)).named("optimizer", "activations") == 0
     more = step_memory(run(), planned_sizes(run()), engine_bytes=2**20)
     assert more.named("keys and values") == 2**20
     assert more.rows < one.rows

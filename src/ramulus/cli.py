@@ -66,9 +66,9 @@ def plan(recipe: Recipe, overrides: Overrides = ()) -> int:
         overrides: as in `ramulus train`.
     """
     from ramulus.run.config.resume import build
-    from ramulus.run.memory.report import report
+    from ramulus.run.memory.report import print_plan
 
-    report(build(recipe, list(overrides))[0], Console())
+    print_plan(build(recipe, list(overrides))[0], Console())
     return 0
 
 

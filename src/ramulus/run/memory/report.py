@@ -7,27 +7,26 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from ramulus.engine.local.compiled import GB
 from ramulus.native.memory import machine_memory
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import PHASES, SPELLED, Machine, StepMemory, step_memory
-
-GB = 1e9
+from ramulus.run.memory.step import MOMENTS, SPELLED, Site, StepMemory, step_memory
 
 
-def planned(run: Run, machine: Machine | None = None) -> StepMemory:
+def planned(run: Run, site: Site | None = None) -> StepMemory:
     """The memory of a step of a run on its device, from the config of its model alone. Raises what `planned_sizes` raises."""
-    return step_memory(run, planned_sizes(run), machine or machine_of(run))
+    return step_memory(run, planned_sizes(run), site or site_of(run))
 
 
-def machine_of(run: Run) -> Machine:
+def site_of(run: Run) -> Site:
     """What a run's device is, there or not; auto is a GPU where there is one."""
     import torch
 
-    return Machine("cuda" if run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available()) else "cpu")
+    return Site("cuda" if run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def report(stages: Sequence[Run], console: Console) -> None:
+def print_plan(stages: Sequence[Run], console: Console) -> None:
     """Print the plan of every stage."""
     for run in stages:
         memory = planned(run)
@@ -39,7 +38,7 @@ def report(stages: Sequence[Run], console: Console) -> None:
 
 def memory_table(run: Run, memory: StepMemory) -> Table:
     """A line for each part, a column for each phase that needs one, and the sums."""
-    phases = [phase for phase in PHASES if phase == memory.phase or any(phase in part.phases and part.phases != PHASES for part in memory.parts)]
+    phases = [phase for phase in MOMENTS if phase == memory.phase or any(phase in part.phases and part.phases != MOMENTS for part in memory.parts)]
     name = f"{run.name}: a step with {memory.sizes.parameters / 1e6:,.0f}M parameters, in GB"
     table = Table(title=name, title_justify="left", box=None)
     table.add_column("")
@@ -54,13 +53,13 @@ def memory_table(run: Run, memory: StepMemory) -> Table:
 
 def remarks(run: Run, memory: StepMemory) -> list[str]:
     """What follows from it, in sentences."""
-    work, machine = memory.work, machine_of(run)
+    work, site = memory.work, site_of(run)
     said = [
         f"at most {memory.peak / GB:.2f} GB, {SPELLED[memory.phase]}, with {memory.tokens:,} tokens going through the model at once",
         f"{memory.rows} sequences of {work.longest:,} tokens decode together, with {memory.engine_bytes / GB:.2f} GB for keys and values",
         f"a step has {work.trees} trees of {work.paths} paths, at most {work.tokens:,} tokens",
     ]
     here = machine_memory()
-    if machine.kind == "cpu":
+    if site.kind == "cpu":
         said.append(f"this machine has {here / GB:.1f} GB" + ("" if memory.peak <= here else ": it does not fit"))
     return said

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ramulus.engine.local.kv import rounded
+from ramulus.engine.local.prefill import PIECE
+from ramulus.engine.local.slots import FOR_SLOTS
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
 
 Phase = Literal["grow", "score", "update", "step", "save"]
-PHASES: tuple[Phase, ...] = ("grow", "score", "update", "step", "save")
+MOMENTS: tuple[Phase, ...] = ("grow", "score", "update", "step", "save")
 SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed again", "update": "in the backward pass",
            "step": "in the optimizer's step", "save": "while a checkpoint is written"}  # fmt: skip
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
@@ -36,24 +39,22 @@ FORWARD = (16.0, 12.0)  # the same in a forward pass that keeps nothing
 LOGITS, SCORED = 20.0, 16.0  # of a logit of the head's chunk, in the backward pass and where nothing is kept
 LIBRARIES = {"cpu": 0.45e9, "cuda": 0.9e9}  # Python, torch and transformers; of a GPU its context and the workspaces of its libraries
 TREE = 60.0  # of a token of a tree
-PIECE = 2048  # tokens of a prefill pass
-POOL, FOR_SLOTS, ROUND = 16, 0.75, 32  # as in engine/local
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """Something that takes memory, and when."""
 
     name: str
     bytes: float
-    phases: tuple[Phase, ...] = PHASES
+    phases: tuple[Phase, ...] = MOMENTS
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """A step's memory: its parts, how many rows decode together, how many tokens of a batch go through the model at once."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     rows: int
     tokens: int
     work: Work
@@ -67,7 +68,7 @@ class StepMemory:
     @cached_property
     def phase(self) -> Phase:
         """The one that takes most."""
-        return max(PHASES, key=self.at)
+        return max(MOMENTS, key=self.at)
 
     @property
     def peak(self) -> float:
@@ -80,8 +81,8 @@ class StepMemory:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where a step is planned for: "cpu" or "cuda"; `shards` of the learner on as many GPUs; whether the engine is here, and the learner."""
+class Site:
+    """Where a step is planned: "cpu" or "cuda"; `shards` of the learner on as many GPUs; whether the engine is here, and the learner."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     shards: int = 1
@@ -89,54 +90,54 @@ class Machine:
     learner: bool = True
 
 
-def step_memory(run: Run, sizes: Sizes, machine: Machine = Machine(), tokens: int | None = None, engine_bytes: int | None = None) -> StepMemory:
+def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None = None, engine_bytes: int | None = None) -> StepMemory:
     """The memory of a step of `run`; `tokens` of a batch and `engine_bytes` of keys and values in place of those of the recipe."""
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), -(-work.trees // run.minibatches) * work.tree_tokens))
-    parts = [Part("libraries", LIBRARIES[machine.kind])]
+    parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
     rows, room = 0, 0
-    if machine.learner:
-        parts += learner_parts(run, sizes, machine, work, tokens)
-    if machine.engine:
+    if site.learner:
+        parts += learner_parts(run, sizes, site, work, tokens)
+    if site.engine:
         said = getattr(run.engine, "memory_mb", USUAL_MB)
         room = engine_bytes or (USUAL_MB if said == "auto" else said) * 2**20
         rows = rows_in(run, sizes, room, work)
-        parts += engine_parts(run, sizes, machine, work, room, rows)
+        parts += engine_parts(run, sizes, site, work, room, rows)
     return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room)
 
 
-def learner_parts(run: Run, sizes: Sizes, machine: Machine, work: Work, tokens: int) -> list[Part]:
+def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
     """What the model and its training take."""
-    own, many = dtype_bytes(run), machine.shards
+    own, many = dtype_bytes(run), site.shards
     masters = own == 2 and getattr(run.learner, "float32_masters", True)
     trained = sizes.adapters(run.lora.rank, run.lora.targets) if run.lora is not None else sizes.parameters
     weights = sizes.parameters * own
-    kept, working, scoring = activations(run, sizes, machine, tokens)
+    kept, working, scoring = activations(run, sizes, site, tokens)
     several = tokens < -(-work.trees // run.minibatches) * work.tree_tokens  # then the gradients of other rows are there all the time
     gradients = trained * own / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     whole = 0.0 if many == 1 else 2 * sizes.parameters * own / sizes.layers  # two layers are gathered at a time
-    parts = [
-        Part("weights", weights / many + whole),
-        Part("adapters", (trained * 4 if run.lora is not None else 0) / many),
-        Part("float32 masters", (4 * trained if masters and run.lora is None else 0) / many),
-        Part("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
-        Part("optimizer", 2 * trained * (4 if masters or run.lora is not None else own) / many),
-        Part("gradients", early, ("update",)),
-        Part("gradients", max(gradients, (4 * trained if masters else 0) / many), ("step",)),
-        Part("activations", kept, ("update",)),
-        Part("one layer and the head", working, ("update",)),
-        Part("one layer and the head", scoring, ("score",) if run.mix.columns & {"recomputed", "recomputed_tempered", "reference_model"} else ()),
-        Part("copies for a checkpoint", trained * 4 if machine.kind == "cpu" else 0.0, ("save",)),
-        Part("trees", 0.0 if machine.kind == "cuda" else work.tokens * TREE),
+    scored: tuple[Phase, ...] = ("score",) if run.mix.columns & {"recomputed", "recomputed_tempered", "reference_model"} else ()
+    return [
+        MemoryPart("weights", weights / many + whole),
+        MemoryPart("adapters", (trained * 4 if run.lora is not None else 0) / many),
+        MemoryPart("float32 masters", (4 * trained if masters and run.lora is None else 0) / many),
+        MemoryPart("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
+        MemoryPart("optimizer", 2 * trained * (4 if masters or run.lora is not None else own) / many),
+        MemoryPart("gradients", early, ("update",)),
+        MemoryPart("gradients", max(gradients, (4 * trained if masters else 0) / many), ("step",)),
+        MemoryPart("activations", kept, ("update",)),
+        MemoryPart("one layer and the head", working, ("update",)),
+        MemoryPart("one layer and the head", scoring, scored),
+        MemoryPart("copies for a checkpoint", trained * 4 if site.kind == "cpu" else 0.0, ("save",)),
+        MemoryPart("trees", 0.0 if site.kind == "cuda" else work.tokens * TREE),
     ]
-    return parts
 
 
-def activations(run: Run, sizes: Sizes, machine: Machine, tokens: int) -> tuple[float, float, float]:
+def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float, float, float]:
     """Bytes that the forward pass over so many tokens keeps; what the backward pass needs beside them; what a pass that keeps nothing needs."""
-    hidden, inner, head = KEPT[way_of(run, machine)], sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
+    hidden, inner, head = KEPT[way_of(run, site)], sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
     widths = (sizes.hidden, sizes.query, sizes.key, inner)
     layer = tokens * (sum(a * b for a, b in zip(hidden, widths, strict=True)) + (RANK * run.lora.rank if run.lora is not None else 0.0))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
@@ -148,20 +149,20 @@ def activations(run: Run, sizes: Sizes, machine: Machine, tokens: int) -> tuple[
     return ends + sizes.layers * layer, max(backward, head * LOGITS) + casts, max(forward, head * SCORED)
 
 
-def way_of(run: Run, machine: Machine) -> str:
+def way_of(run: Run, site: Site) -> str:
     """Which row of KEPT a run's layers are."""
     if run.lora is not None:
         return "lora autocast" if run.autocast else "lora"
     if dtype_bytes(run) == 2:
         return "half"
-    return "autocast" if run.autocast else "fused" if machine.kind == "cpu" else "plain"
+    return "autocast" if run.autocast else "fused" if site.kind == "cpu" else "plain"
 
 
-def engine_parts(run: Run, sizes: Sizes, machine: Machine, work: Work, room: int, rows: int) -> list[Part]:
+def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
     """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
     own, mine = dtype_bytes(run), engine_bytes_of(run)
-    compiled = machine.kind == "cpu" and sizes.kind in KERNELS
-    apart = not machine.learner or getattr(run.learner, "process", False)
+    compiled = site.kind == "cpu" and sizes.kind in KERNELS
+    apart = not site.learner or getattr(run.learner, "process", False)
     copy = sizes.matrices * mine + (sizes.vocabulary * sizes.hidden * mine if mine != own else 0) if compiled else 0
     copy += sizes.parameters * mine if not compiled and (mine != own or apart) else 0
     token = sizes.token_bytes(mine)
@@ -171,7 +172,7 @@ def engine_parts(run: Run, sizes: Sizes, machine: Machine, work: Work, room: int
     passes = PIECE * (0.5 * sizes.hidden if compiled else sizes.hidden * 4 + sizes.inner * 3) * 4
     samples = rows * 2 * run.response_limit * 40
     name = "the kernels' copy of the weights" if compiled else "the sampler's copy of the weights"
-    return [Part(name, copy), Part("keys and values", held), Part("decoding", logits + passes + samples)]
+    return [MemoryPart(name, copy), MemoryPart("keys and values", held), MemoryPart("decoding", logits + passes + samples)]
 
 
 def rows_in(run: Run, sizes: Sizes, room: int, work: Work) -> int:
@@ -186,19 +187,14 @@ def wanted_bytes(run: Run, sizes: Sizes, work: Work) -> int:
     return max(USUAL_MB * 2**20, int(getattr(run.engine, "slots", 64) * slot / FOR_SLOTS) + 2**20)
 
 
-def rounded(tokens: int) -> int:
-    """As the engine rounds lengths."""
-    return -(-tokens // ROUND) * ROUND
-
-
 def dtype_bytes(run: Run) -> int:
     """Bytes of a weight that is trained."""
     dtype = getattr(run.model, "dtype", "float32")
-    return BYTES.get(dtype, 2)  # "auto" is that of the files, in half precision as a rule
+    return _BYTES.get(dtype, 2)  # "auto" is that of the files, in half precision as a rule
 
 
 def engine_bytes_of(run: Run) -> int:
     """Bytes of a number that the engine computes with."""
     precision = getattr(run.engine, "precision", None)
-    return BYTES[precision] if precision else dtype_bytes(run)
+    return _BYTES[precision] if precision else dtype_bytes(run)
 
