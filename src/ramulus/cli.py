@@ -10,15 +10,14 @@ import signal
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
+from ramulus.run.evaluation.commands import eval_, rollout
 from ramulus.run.screen import complain, let_go, there_are_streams
 from ramulus.run.serve import serve
 
@@ -28,11 +27,8 @@ Words = Annotated[
     Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...", help_behavior_hint="(required)")
 ]
 _Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
-ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
-PROBLEM = ProblemOptions()
-Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain|sums|word_problems ...")]
 
 
 def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh: bool = False) -> int:
@@ -124,102 +120,6 @@ def _compare(
 
     publish(compare_runs(runs, metric, baseline, fractions, finished, slack), Console(), csv, latex, json, plots)
     return 0
-
-
-def eval_(
-    model: ModelPath,
-    tasks: Tasks,
-    samples: int = 4,
-    k: tuple[str, ...] = (),
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    greedy: bool = True,
-    tree: bool = False,
-    independent: bool = True,
-    width: int | None = None,
-    segment: int = 64,
-    branching: int = 2,
-    limit: int | None = None,
-    max_tokens: int | None = None,
-    seed: int = 0,
-    chunk: int | None = None,
-    problem: OmitArgPrefixes[ProblemOptions] = PROBLEM,
-    against: str | None = None,
-    out: Path | None = None,
-) -> int:
-    """Evaluate a model on problems: avg@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
-
-    Example: `ramulus eval runs/mine --tasks aime24.jsonl aime25.jsonl --samples 32 --k 1,8,32 --out evals/mine`; the same command again
-    goes on where it was killed. docs/eval.md says what each number is.
-
-    Args:
-        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
-        samples: independent attempts at each problem; 0 for greedy alone.
-        k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
-        temperature: of the attempts.
-        top_p: keep the most probable tokens of this total probability.
-        greedy: leave out the one greedy answer to each problem, with --no-greedy.
-        tree: also grow a tree for each problem, and compare it with independent attempts at equal answers and at equal tokens.
-        independent: leave out the independent attempts, with --no-independent: trees alone.
-        width: answers of a tree; as many as samples by default.
-        segment: tokens of a tree's segment, at the end of which it branches.
-        branching: branches of a path of a tree in each round.
-        limit: problems of each task set; all by default.
-        max_tokens: the longest response; by default 1024, or what the model has room for.
-        seed: the same seed gives the same answers on the same machine.
-        chunk: problems sampled together, kept together and, after a kill, done again together; by default what fills the slots four times.
-        against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
-        out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
-    """
-    from ramulus.run.evaluation.evaluation import run_evaluation
-    from ramulus.run.evaluation.loaded_model import load_model
-    from ramulus.run.evaluation.plan import plan_of, whole_numbers
-
-    sets = TaskSets(tasks, limit, problem)
-    grown = (samples if width is None else width, segment, branching) if tree else None
-    plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
-    opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
-    return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, Console())
-
-
-def rollout(
-    model: ModelPath,
-    tasks: Tasks,
-    width: int = 8,
-    branching: int = 2,
-    depth: int = 8,
-    segment: int = 64,
-    star: bool = False,
-    temperature: float = 1.0,
-    limit: int = 1,
-    seed: int = 0,
-    problem: OmitArgPrefixes[ProblemOptions] = PROBLEM,
-    out: Path | None = None,
-) -> int:
-    """Grow trees with a model, show or save them, and say what they cost.
-
-    Args:
-        model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
-        width: paths of a tree.
-        branching: branches of a path in each round.
-        depth: segments of a path, at most.
-        segment: tokens of a segment.
-        star: independent paths that share the prompt alone, in place of a tree.
-        temperature: of the sampling.
-        limit: problems of each task set.
-        seed: the same seed gives the same trees on the same machine.
-        out: a file for the trees, one JSON line each; they are not shown then.
-    """
-    from ramulus.grow.branching import Star
-    from ramulus.grow.segments import Segments
-    from ramulus.run.evaluation.loaded_model import grow_trees, load_model
-
-    sets = TaskSets(tasks, limit, problem)
-    rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
-    loaded = load_model(model, problem.device, problem.threads, problem.slots)
-    return grow_trees(loaded, sets, rule, temperature, depth * segment, seed, out, Console())
 
 
 def recipes() -> int:
