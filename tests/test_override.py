@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
@@ -13,7 +13,8 @@ from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
 from ramulus.run.config.find import find
 from ramulus.run.config.override import override
-from ramulus.run.config.recipe import AdamW, FinalEvaluation, Weighted
+from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run, Weighted
+from ramulus.run.config.short_names import NOT_TAKEN, OTHER_NAMES
 from ramulus.tasks.chain import ChainSum
 from ramulus.tasks.files import File
 from ramulus.tasks.gym import Gym
@@ -199,8 +200,11 @@ def test_a_reward_of_a_file(tmp_path: Any):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lr=1e-5"], "Did you mean optimizer.lr\\?"),
-        (["learning_rate=1e-5"], "Did you mean optimizer.lr\\?"),
+        (["batch_size=8"], "Run has no field 'batch_size': schedule.prompts is the number of problems of a step"),
+        (["num_train_epochs=3"], "steps = epochs x problems / schedule.prompts"),
+        (["gradient_accumulation_steps=3"], "tokens_per_batch what goes through the model at once"),
+        (["lr=fast"], "optimizer.lr=fast: 'fast' is not a number"),
+        (["betas=0.9,0.95"], "Did you mean optimizer.betas\\?"),
         (["high=0.3"], "Did you mean mix.terms.0.estimator.mask.high\\?"),
         (["evals.prompt=q"], "evals is to be File, which needs path: set evals.path=... as well"),
         (["evals=none", "evals.path=x"], "evals is None, which has no field 'path': say first what it is"),
@@ -217,3 +221,36 @@ def test_a_reward_of_a_file(tmp_path: Any):
 def test_what_cannot_be_is_said_with_a_remedy_that_works(words: list[str], said: str):
     with pytest.raises(ValueError, match=said):
         shipped(*words)
+
+
+# names that other trainers have for a field
+
+
+@pytest.mark.parametrize(("path", "names"), OTHER_NAMES.items())
+def test_a_short_name_is_its_field(path: str, names: tuple[str, ...]):
+    known = path.split("|")[0]
+    values = {"optimizer.betas": "0.5,0.6", "optimizer.decay": "cosine", "autocast": "false", "activation_checkpointing": "false"}
+    values |= {"tasks": "a.jsonl", "evals": "b.jsonl", "rewards": "ExactAnswer", "lora.targets": "q_proj", "model": "a/b", "model.dtype": "bfloat16"}
+    value = values.get(known, "2048")
+    set_by_name = shipped(f"{known}={value}", "tokens_per_batch=100000")
+    assert set_by_name != shipped("tokens_per_batch=100000")
+    for name in names:
+        assert shipped(f"{name}={value}", "tokens_per_batch=100000") == set_by_name
+
+
+def test_a_short_name_is_the_field_that_this_recipe_has():
+    assert shipped("num_generations=4", recipe="treepo").branching.width == 4
+    with pytest.raises(ValueError, match=r"branching\.n: AttentionForks has no field 'n'.* It has: roots, points"):
+        shipped("num_generations=4", recipe="attnrl")
+    assert shipped("data=a.jsonl", "tasks.prompt=q", "val_files=b.jsonl", "evals.prompt=q") == shipped(
+        "tasks=a.jsonl", "tasks.prompt=q", "evals=b.jsonl", "evals.prompt=q"
+    )
+    stages = override((find("sft_then_grpo").recipe)(), ["grpo.lr=3e-6"])
+    assert [stage.optimizer.lr for stage in stages][1] == 3e-6 != stages[0].optimizer.lr
+
+
+def test_no_name_is_taken_and_explained_at_once_and_none_hides_a_field():
+    names = [name for names in OTHER_NAMES.values() for name in names]
+    assert len(set(names)) == len(names)
+    assert not {*names, *NOT_TAKEN} & {field.name for field in fields(Run)}
+    assert not set(names) & NOT_TAKEN.keys()

@@ -160,7 +160,7 @@ def bad(tmp_path: Path, name: str, content: str | bytes) -> str:
         ("a.csv", 'problem,answer\n"x,1\n', "line 2 is not CSV"),
         ("a.csv", "problem,answer\n", "has no rows"),
         ("a.parquet", "no parquet", "not a readable parquet file"),
-        ("a.txt", "x", "is no .jsonl, .json, .csv, .parquet file"),
+        ("a.txt", "x", "is no .jsonl, .json, .csv, .tsv, .parquet file"),
         (
             "a.jsonl",
             '{"problem": "x", "answer": "1"}\n{"problem": " ", "answer": "1"}',
@@ -244,3 +244,40 @@ def test_bytes_and_nan_in_a_parquet_file(tmp_path: Path) -> None:
         problems = File(str(tmp_path / "a.parquet"))()
     assert [problem.answer for problem in problems] == ["1", "3"]
     assert problems[0].extra["extra_info"]["image"] == {"base64": "iVBORw=="}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "problem;answer\n1,5 + 1,5?;3\n"),
+        ("a.csv", 'problem\tanswer\n"1,5 + 1,5?"\t3\n'),
+        ("a.tsv", "problem\tanswer\n1,5 + 1,5?\t3\n"),
+        ("a.csv", "problem|answer\n1,5 + 1,5?|3\n"),
+        ("a.csv", '"problem",answer\n"1,5 + 1,5?",3\n'),
+        ("a.csv", '\ufeff"problem";"answer"\n"1,5 + 1,5?";3\n'),
+    ],
+)
+def test_the_header_of_a_csv_file_says_what_parts_its_columns(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (problem,) = File(str(tmp_path / name))()
+    assert (problem.text, problem.answer) == ("1,5 + 1,5?", "3")
+
+
+def test_several_files(tmp_path: Path):
+    paths = [write(tmp_path, name, ROWS[:2]) for name in ("a.jsonl", "b.csv", "c.parquet")]
+    (tmp_path / "more").mkdir()
+    twin = write(tmp_path / "more", "a.jsonl", ROWS[2:])
+    assert [p.id for p in File(", ".join(paths))()] == ["a-0", "a-1", "b-0", "b-1", "c-0", "c-1"]
+    assert [p.id for p in File(f"{paths[0]},{twin}")()] == [f"{paths[0]}-0", f"{paths[0]}-1", f"{twin}-0"]
+    assert [p.id for p in File(f"{tmp_path}/?.*", limit=3)()] == ["a-0", "a-1", "b-0"]
+    assert len(File(f"{tmp_path}/**/*.jsonl")()) == 3
+    odd = tmp_path / "one,two.jsonl"
+    odd.write_text(Path(paths[0]).read_text())
+    assert [p.id for p in File(str(odd))()] == ["one,two-0", "one,two-1"]
+    with pytest.raises(FileNotFoundError, match=r"no file fits .*nothing\*"):
+        File(f"{paths[0]},{tmp_path}/nothing*")()
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        File(f"{paths[0]},{tmp_path}/gone.jsonl")()
+    (tmp_path / "b.csv").write_text("problem,solution\nx,y\n")
+    with pytest.raises(ValueError, match=r"b\.csv, line 2: no column 'answer'"):
+        File(",".join(paths))()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ramulus.tasks.columns import field_of, is_verl, plain, read_answers, read_demonstrations, read_prompt
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.rows import read_rows
+from ramulus.tasks.rows import files_of, read_rows
 
 VERL = {"prompt": "prompt", "answer": "reward_model.ground_truth"}  # arXiv 2409.19256's column layout
 
 
 @dataclass(frozen=True)
 class File:
-    """Problems of a .jsonl, .json, .csv or .parquet file, of a dataset folder, or of a Hugging Face dataset named `owner/name`.
+    """Problems of a .jsonl, .json, .csv, .tsv or .parquet file, of a dataset folder, or of a Hugging Face dataset named `owner/name`.
+
+    `path` may name several, with commas between or by a pattern such as data/*.jsonl: one after another, with the same columns.
 
     Columns may be dotted paths into nested fields (`reward_model.ground_truth`, `choices.0`). A prompt is text or a chat (a list
     of role and content, or parts of text); an answer is text, a number, or a list of which any counts; None for `answer` reads none. Rows with an
@@ -34,7 +37,7 @@ class File:
     prompt: str = "problem"
     answer: str | None = "answer"
     demonstration: str | None = None  # text, a list of texts, or a chat whose assistant turns are meant; that of the prompt: its last turn
-    id: str | None = None  # None numbers the rows: name of the file and row from 0
+    id: str | None = None  # None numbers the rows of each file: its name (its path where several have the name) and row from 0
     split: str | None = None  # of a Hugging Face dataset
     config: str | None = None  # of a Hugging Face dataset: its configuration, such as "main"
     limit: int | None = None  # read only the first rows
@@ -48,15 +51,14 @@ class File:
     def __call__(self) -> list[Problem]:
         problems: list[Problem] = []
         unanswered: list[str] = []
-        verl = self.layout == "verl"
-        for number, (where, row) in enumerate(read_rows(self.path, self.split, self.config, self.limit)):
-            if number == 0 and self.layout == "auto":
-                verl = (self.prompt, self.answer) == ("problem", "answer") and is_verl(row)
-            problem = self._problem(row, number, f"{self.path}, {where}", verl)
-            if problem is None:
-                unanswered.append(where)
-            else:
-                problems.append(problem)
+        files = files_of(self.path)
+        stems = Counter(Path(file).stem for file in files)
+        for place, file in enumerate(files):
+            stem = Path(file).stem if stems[Path(file).stem] == 1 else file
+            left = None if self.limit is None else self.limit - len(problems) - len(unanswered)
+            if place and left is not None and left < 1:
+                break
+            self._read(file, stem, left, problems, unanswered)
         if not problems:
             raise ValueError(f"{self.path!r} has no rows" + (" with an answer" if unanswered else ""))
         if unanswered:
@@ -64,7 +66,19 @@ class File:
             warnings.warn(text, stacklevel=2)
         return problems
 
-    def _problem(self, row: dict[str, Any], number: int, where: str, verl: bool) -> Problem | None:
+    def _read(self, file: str, stem: str, limit: int | None, problems: list[Problem], unanswered: list[str]) -> None:
+        """Add the problems of one file, and the places of its rows without an answer."""
+        verl = self.layout == "verl"
+        for number, (where, row) in enumerate(read_rows(file, self.split, self.config, limit)):
+            if number == 0 and self.layout == "auto":
+                verl = (self.prompt, self.answer) == ("problem", "answer") and is_verl(row)
+            problem = self._problem(row, f"{stem}-{number}", f"{file}, {where}", verl)
+            if problem is None:
+                unanswered.append(where)
+            else:
+                problems.append(problem)
+
+    def _problem(self, row: dict[str, Any], numbered: str, where: str, verl: bool) -> Problem | None:
         """The problem of one row; None if its answer is empty, since nothing could ever be right."""
         prompt, answer = (VERL["prompt"], VERL["answer"]) if verl else (self.prompt, self.answer)
         both = self.demonstration == prompt  # a chat that ends with its solution
@@ -80,5 +94,5 @@ class File:
         shown: tuple[str, ...] = ()
         if self.demonstration is not None:
             shown = read_demonstrations(last if both else field_of(row, self.demonstration, where), where, self.demonstration)
-        name = f"{Path(self.path).stem}-{number}" if self.id is None else str(field_of(row, self.id, where))
+        name = numbered if self.id is None else str(field_of(row, self.id, where))
         return Problem(name, text, answers[0] if answers else "", shown, extra, messages)

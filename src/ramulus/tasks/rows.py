@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,24 @@ Rows = Iterator[tuple[str, dict[str, Any]]]  # ("line 3", {...}) or ("row 3", {.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def files_of(path: str) -> list[str]:
+    """The files that a path stands for: itself, or several with commas between, or those that a pattern such as data/*.jsonl fits, by name.
+
+    Raises FileNotFoundError for a pattern that nothing fits.
+    """
+    if Path(path).expanduser().exists() or not any(mark in path for mark in ",*?"):
+        return [path]
+    found: list[str] = []
+    for part in (part.strip() for part in path.split(",") if part.strip()):
+        fitting = sorted(glob(str(Path(part).expanduser()), recursive=True)) if any(mark in part for mark in "*?") else [part]
+        if not fitting:
+            raise FileNotFoundError(f"no file fits {part!r} (in {Path.cwd()}): check the pattern")
+        found += fitting
+    return found
+
+
 def read_rows(path: str, split: str | None, config: str | None, limit: int | None) -> Rows:
-    """The first `limit` rows of a .jsonl, .json, .csv or .parquet file, a dataset folder, or a dataset on the hub.
+    """The first `limit` rows of a .jsonl, .json, .csv, .tsv or .parquet file, a dataset folder, or a dataset on the hub.
 
     Raises FileNotFoundError for a path that is not there and ValueError for contents that cannot be read.
     """
@@ -74,7 +91,7 @@ def _object(row: Any, file: Path, where: str) -> dict[str, Any]:
 
 def _csv(file: Path) -> Rows:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(file))
         try:
             for row in _decoded(iter(reader), file):
                 if None in row or None in row.values():
@@ -84,6 +101,13 @@ def _csv(file: Path) -> Rows:
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
             raise ValueError(f"{file}, line {reader.reader.line_num} is not CSV: {error}") from None
+
+
+def _delimiter(file: Path) -> str:
+    """What parts the columns of a CSV file: the mark that its header has outside quotes, a comma where it has several or none of them."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        header = re.sub(r'"[^"]*"', "", lines.readline())
+    return next((mark for mark in ";\t|" if mark in header and "," not in header), ",")
 
 
 def _parquet(file: Path) -> Rows:
@@ -103,7 +127,7 @@ def _parquet(file: Path) -> Rows:
         raise ValueError(f"{file} is not a readable parquet file: {error}") from None
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
 
 
 def _dataset(path: str, folder: Path, split: str | None, config: str | None, limit: int | None) -> Rows:

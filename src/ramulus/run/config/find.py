@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ramulus.run.config.python_file import naming_the_new, read_file
+from ramulus.run.config.python_file import read_file, told_by_line
 
 if TYPE_CHECKING:
     from ramulus.run.config.recipe import Run
@@ -80,7 +80,7 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
         raise ValueError(
             f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
         )
-    with naming_the_new():
+    with told_by_line(name, vars(module)):
         answer = build()
     stages = answer if isinstance(answer, tuple) else (answer,)
     wrong = [stage for stage in stages if not isinstance(stage, Run)]

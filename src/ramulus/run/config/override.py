@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_origin
 
+from ramulus.run.config.short_names import long_name
 from ramulus.run.config.unknown import unknown
-from ramulus.run.config.values import BOOLS, NONES, free, has_text, options_of, parse
+from ramulus.run.config.values import BOOLS, NONES, field_types, free, has_text, options_of, parse
 
 TEXT = ""  # the key of the text that a whole is set to, beside those of its parts
 Updates = dict[str, Any]
@@ -55,7 +55,8 @@ class Word:
 def override(stages: tuple[Any, ...], assignments: list[str]) -> tuple[Any, ...]:
     """The stages with every `path=value` set; a path may begin with a stage's name, else it means every stage that has the field.
 
-    A whole and its parts may be set together, in any order: the parts are set in what the whole was set to.
+    A whole and its parts may be set together, in any order: the parts are set in what the whole was set to. Short names that other trainers have
+    for a field are taken for it.
 
     Raises ValueError naming the path, the value and the wanted type, and for an unknown name the known ones and the closest.
     """
@@ -67,11 +68,13 @@ def override(stages: tuple[Any, ...], assignments: list[str]) -> tuple[Any, ...]
         only = names.index(head) if head in names and rest else None
         asked.append((only, path if only is None else rest, value))
     pending: list[list[tuple[str, str]]] = [[] for _ in stages]
-    for only, path, value in asked:
+    for only, named, value in asked:
         errors: list[UnknownName] = []
         meant = range(len(stages)) if only is None else [only]
         for i in meant:
-            wholes = [(above, text) for of, above, text in asked if of in (None, i) and path.startswith(f"{above}.")]
+            path = long_name(named, stages[i])
+            longer = [(long_name(above, stages[i]), text) for of, above, text in asked if of in (None, i)]
+            wholes = [(above, text) for above, text in longer if path.startswith(f"{above}.")]
             try:
                 set_fields(stages[i], nest([*wholes, (path, value)]), probe=True)
                 pending[i].append((path, value))
@@ -215,11 +218,3 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
         kind = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
         items[i] = set_value(items[i], kind, Word(), update, f"{where}.{name}", probe)
     return tuple(items if probe else (made(item, f"{where}.{i}") for i, item in enumerate(items)))
-
-
-def field_types(kind: type) -> dict[str, Any]:
-    """The types of a dataclass' fields; none where a name in them cannot be resolved (a class made in a function), and all count as Any."""
-    try:
-        return typing.get_type_hints(kind)
-    except (NameError, AttributeError, TypeError):
-        return {}

@@ -1,21 +1,26 @@
-"""A Python file of the user's as a module; its folder is not put on the import path."""
+"""A Python file of the user's as a module; its folder is not put on the import path. What goes wrong in it is one sentence with its line."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ramulus.run.config.describe import FORMER_CLASSES
-from ramulus.run.config.unknown import MOVED
+from ramulus.run.config.kinds import check_kinds
+from ramulus.run.config.package_classes import class_named
+from ramulus.run.config.unknown import MOVED, unknown
 
 
 def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
-    """The module of a file. Raises FileNotFoundError, with the remedy, where it is not there."""
+    """The module of a file. Raises FileNotFoundError, with the remedy, where it is not there, and ValueError, with the line, where it fails."""
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} at {file}: {remedy}")
@@ -24,28 +29,70 @@ def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their annotations up here
-    try:
-        with naming_the_new():
-            spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "ramify":
-            raise
-        raise ImportError(f"{file} imports ramify, which is called ramulus now: change its imports") from error
+    with told_by_line(file, vars(module)):
+        spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def naming_the_new() -> Iterator[None]:
-    """A ValueError with today's name for a recipe that gives a field, or imports a class, by the name it had before."""
+def told_by_line(file: str, names: dict[str, Any]) -> Iterator[None]:
+    """Errors of a file's own code as one sentence with its line; `names` are the file's. Of this package's own the line is all that is added.
+
+    Raises ValueError, and ImportError for what is not installed.
+    """
     try:
         yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and _ours(error):
+            raise type(error)(f"{_place(file, error)}: {error}") from error
+        raise (error if _ours(error) else ValueError(f"{_place(file, error)}: {type(error).__name__}: {error}")) from error
     except ImportError as error:
+        where = _place(file, error)
+        if (error.name or "").split(".")[0] == "ramify":
+            raise ImportError(f"{file} imports ramify, which is called ramulus now: change its imports") from error
         match = re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
-        if match is None or match[1] not in FORMER_CLASSES:
-            raise
-        raise ValueError(f"{match[2]} has no {match[1]!r} any more, it is {FORMER_CLASSES[match[1]]}") from error
-    except TypeError as error:
-        match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if match is None or match.groups() not in MOVED:
-            raise
-        raise ValueError(f"{match[1]} has no field {match[2]!r} any more, it is {MOVED[match[1], match[2]]}") from error
+        if match is not None and match[1] in FORMER_CLASSES:
+            raise ValueError(f"{match[2]} has no {match[1]!r} any more, it is {FORMER_CLASSES[match[1]]}") from error
+        raise (error if _ours(error) else ImportError(f"{where}: {error}")) from error
+    except SyntaxError as error:
+        line = f": {error.text.strip()!r}" if error.text else ""
+        raise ValueError(f"{error.filename or file}, line {error.lineno}: {error.msg}{line}") from error
+    except (KeyboardInterrupt, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # whatever the file does, SystemExit too
+        raise ValueError(f"{_place(file, error)}: {_cause(error, names)}") from error
+
+
+def _frames(error: BaseException) -> list[Any]:
+    """The frames between here and where an error arose, outermost first."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether it was raised in this package, whose sentences need nothing added."""
+    return str(_frames(error)[-1].f_globals.get("__name__", "")).startswith("ramulus.")
+
+
+def _place(file: str, error: BaseException) -> str:
+    """The file and the last line of it on the way to an error; of a class or function of another file of the user's too."""
+    there = [number for frame, number in traceback.walk_tb(error.__traceback__) if Path(frame.f_code.co_filename).name == Path(file).name]
+    return f"{file}, line {there[-1]}" if there else file
+
+
+def _cause(error: BaseException, names: dict[str, Any]) -> str:
+    """What is wrong, in words: a field that is not there, a value of a wrong type, or what Python says."""
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, TypeError) and match is not None:
+        if match.groups() in MOVED:
+            return f"{match[1]} has no field {match[2]!r} any more, it is {MOVED[match[1], match[2]]}"
+        kind = names.get(match[1]) or class_named(match[1])
+        if isinstance(kind, type) and is_dataclass(kind):
+            return unknown(match[2], kind, [field.name for field in fields(kind) if field.init], match[2])
+    for frame in _frames(error):
+        part = frame.f_locals.get("self") if frame.f_code.co_name == "__post_init__" else None
+        if is_dataclass(part) and not isinstance(part, type):
+            try:
+                check_kinds(part)
+            except ValueError as wrong:
+                return str(wrong)
+    return f"{type(error).__name__}: {error}"

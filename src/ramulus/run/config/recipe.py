@@ -13,7 +13,9 @@ from ramulus.core.task import Reward
 from ramulus.engine.engine import Decode, Engine
 from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import BoxedAnswer, Repeats
+from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.torch_learner import Torch
+from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.override import Word
 from ramulus.run.config.weighted import Weighted
 from ramulus.run.config.words import HELD_OUT, LORA, MODEL, PROBLEMS, REWARD
@@ -26,6 +28,10 @@ LearnerFactory = Callable[..., Any]
 
 EngineFactory = Callable[[Any, Decode], Engine]
 """A frozen dataclass that builds the engine, given the learner's model in this process and what tells the text of tokens."""
+
+
+CALLED = {"tasks": 'File("problems.jsonl")', "evals": 'File("held-out.jsonl")', "branching": "Star(8)", "schedule": "Fixed(16)"}
+"""Fields of a Run that are called, without a type that says so: one that is usual."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class Run:
     )
 
     # judging
-    rewards: Reward | tuple[Weighted, ...] = field(default=(), metadata=REWARD)  # () only where nothing is sampled
+    rewards: Reward | tuple[Weighted | Reward, ...] = field(default=(), metadata=REWARD)  # () only where nothing is sampled
     grading_seconds: float = 600.0  # that grading processes may compute in one step; what is left then is wrong, and counted
     filter_overlong: bool = False  # paths cut off at the limit are in no mean and no gradient (DAPO)
 
@@ -185,11 +191,18 @@ class Run:
             )
         if not callable(self.engine):
             raise ValueError(f"engine builds what samples, Local(slots=64) say; got {self.engine!r}")
-        if isinstance(self.evals, bool | int | float | str):
-            raise ValueError(f"evals is a source of problems or None, got {self.evals!r}: File({self.evals!r}), say")
+        for name, usual in CALLED.items():
+            part = getattr(self, name)
+            if part is not None and not callable(part):
+                raise ValueError(f"{name} must be a part that can be called, {usual} say, got {part!r:.80}")
+        if not isinstance(self.mix, Mix):
+            raise ValueError(f"mix must be a Mix of terms, got {self.mix!r:.80}")
+        if not isinstance(self.temperature, int | float) and not callable(self.temperature):
+            raise ValueError(f"temperature must be a number or a rule on the logits, got {self.temperature!r}")
         for name, usual in (("answer", "BoxedAnswer()"), ("repetition", "Repeats()"), ("lora", "Lora()")):
             if isinstance(getattr(self, name), bool | int | float | str):
                 raise ValueError(f"{name} is an object or None, got {getattr(self, name)!r}: {usual} in a recipe file, {name}=true for the usual one")
+        check_kinds(self)
         for name in ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

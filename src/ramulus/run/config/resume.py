@@ -115,8 +115,12 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
 
 
 def _merge(saved: list[str], new: list[str]) -> list[str]:
-    """Saved overrides, then new ones; of two for one path the later stays."""
-    last = {split(assignment)[0]: assignment for assignment in [*saved, *new]}
+    """Saved overrides, then new ones; of two for one path the later stays, in its place: a field may have two names."""
+    last: dict[str, str] = {}
+    for assignment in [*saved, *new]:
+        path = split(assignment)[0]
+        last.pop(path, None)
+        last[path] = assignment
     return list(last.values())
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ramulus.run.config.short_names import FIELDS, NOT_TAKEN
+
 MOVED = {
     ("Mix", "leash"): "mix.kl_coef",
     ("Run", "exam"): "final_evaluation",
@@ -16,28 +18,17 @@ MOVED = {
 }
 """(class, field) that went elsewhere or has another name: what to write now."""
 
-ELSEWHERE = {
-    "learning_rate": "optimizer.lr", "warmup_steps": "optimizer.warmup", "max_grad_norm": "optimizer.clip", "beta": "mix.kl_coef",
-    "kl": "mix.kl_coef", "num_generations": "branching.n", "group_size": "branching.n", "batch_size": "schedule.prompts",
-    "max_steps": "steps", "max_new_tokens": "response_limit", "max_tokens": "response_limit", "max_completion_length": "response_limit",
-    "max_prompt_length": "prompt_limit", "output_dir": "out", "model_name_or_path": "model", "dataset": "tasks.path", "data": "tasks.path",
-    "reward": "rewards", "lora_rank": "lora.rank", "lora_alpha": "lora.alpha",
-    "bf16": "autocast", "gradient_checkpointing": "activation_checkpointing",
-    "device_map": "device",
-    "eval_steps": "eval_every", "save_steps": "save_every", "output": "out",
-}  # fmt: skip
-"""What other trainers call a setting: what it is here."""
-
-
 def unknown(name: str, owner: type, known: list[str], where: str, below: Any = None) -> str:
     """The sentence for a field `name` at the dotted path `where`, of a class with the `known` fields; `below` is the object that was searched."""
     if (owner.__name__, name) in MOVED:
         return f"{where}: {owner.__name__} has no field {name!r} any more, it is {MOVED[owner.__name__, name]}"
     before = where[: len(where) - len(name)]
-    close = [f"{before}{near}" for near in difflib.get_close_matches(name, known, n=1, cutoff=0.6)]
+    close = [f"{before}{near}" for near in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
     meant = [f"{before}{path}" for path in dotted(below) if path.rpartition(".")[2] == name][:3] or close
-    if not before and name in ELSEWHERE:
-        meant = [ELSEWHERE[name]]
+    if not before and name in NOT_TAKEN:
+        return f"{where}: {owner.__name__} has no field {name!r}: {NOT_TAKEN[name]}"
+    if not before and name in FIELDS:  # in a recipe file; on the command line it is taken
+        meant = list(FIELDS[name])
     guess = f" Did you mean {' or '.join(meant)}?" if meant else ""
     return f"{where}: {owner.__name__} has no field {name!r}.{guess} It has: {', '.join(known) or 'no fields'}"
 

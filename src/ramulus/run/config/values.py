@@ -110,6 +110,16 @@ def describe(options: list[Any]) -> str:
         if origin is tuple:
             inner = [one(arg) for arg in get_args(option) if arg is not Ellipsis]
             return f"a list like a,b of {inner[0] if inner else 'values'}"
+        if option is Any:
+            return "values"
         return words.get(origin, f"an object that only a recipe file can make ({getattr(origin, '__name__', origin)})")
 
     return " or ".join(dict.fromkeys(one(option) for option in options))
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass' fields; none where a name in them cannot be resolved (a class made in a function), and all count as Any."""
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, AttributeError, TypeError):
+        return {}

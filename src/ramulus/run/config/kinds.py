@@ -1,0 +1,83 @@
+"""Whether the fields of a configuration hold what their types say: what the command line checks by itself, a Python file does not."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from ramulus.run.config.values import describe, field_types, has_text, options_of
+
+
+def check_kinds(thing: Any, where: str = "") -> None:
+    """Raise ValueError, naming the field, the value and the wanted type, for a field of a wrong type in a part of this package or inside one."""
+    for path, value, hint, owner in _fields_of(thing, where):
+        options = options_of(hint)
+        if not any(fits(value, option) for option in options):
+            of = f"{owner}: " if not where and "." not in path else ""
+            raise ValueError(f"{of}{path} must be {_wanted(options)}, got {value!r:.80}{_remedy(value, options)}")
+
+
+def _fields_of(thing: Any, where: str) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted path, value, type, class) of every field in a part and in the parts that it holds, outermost first."""
+    if isinstance(thing, tuple):
+        for i, item in enumerate(thing):
+            yield from _fields_of(item, f"{where}.{i}")
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return
+    kind, inner = type(thing), []
+    hints = field_types(kind) if kind.__module__.startswith("ramulus.") else {}
+    for field in fields(thing):
+        value, path = getattr(thing, field.name, None), f"{where}.{field.name}" if where else field.name
+        yield path, value, hints.get(field.name, Any), kind.__name__
+        inner.append((value, path))
+    for value, path in inner:
+        yield from _fields_of(value, path)
+
+
+def fits(value: Any, option: Any) -> bool:
+    """Whether a value is of one type; True for types that cannot be told."""
+    origin, args = get_origin(option) or option, get_args(option)
+    if option is Any or isinstance(option, typing.TypeVar | str):
+        return True
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, inner) for inner in args)
+    if origin in (bool, type(None), None):
+        return value is None if origin is None else isinstance(value, origin)
+    if origin in (int, float):
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
+    if origin is tuple:
+        inner = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (Ellipsis,) else args
+        return isinstance(value, tuple) and (not args or len(inner) == len(value)) and all(map(fits, value, inner))
+    if origin is Callable:
+        return callable(value)
+    if origin in (str, Path, dict) or (is_dataclass(origin) and isinstance(origin, type)):
+        return isinstance(value, origin)
+    return True
+
+
+def _wanted(options: list[Any]) -> str:
+    """The types in words."""
+    words = {option: f"{option.__name__}(...)" for option in options if is_dataclass(option)}
+    words |= {option: "a part that can be called" for option in options if (get_origin(option) or option) is Callable}
+    words |= {option: "a tuple of such parts" for option in options if (get_origin(option) or option) is tuple and not has_text(get_args(option)[0])}
+    plain = [option for option in options if option not in words]
+    return " or ".join([*dict.fromkeys(words.values()), *([describe(plain)] if plain else [])])
+
+
+def _remedy(value: Any, options: list[Any]) -> str:
+    """What to write instead, where that is plain."""
+    numbers = {option for option in options if option in (int, float)}
+    if isinstance(value, str) and numbers:
+        return ": leave out the quotes"
+    if isinstance(value, float) and value.is_integer() and numbers == {int}:
+        return f": write {int(value)}"
+    if isinstance(value, list) and any((get_origin(option) or option) is tuple for option in options):
+        return ": write (a, b) or (a,) in place of a list"
+    return ""

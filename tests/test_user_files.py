@@ -1,0 +1,91 @@
+"""What goes wrong in a Python file of the user's is one sentence with its line, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ramulus.run.config.find import stages_of
+from ramulus.run.config.python_file import read_file
+
+HEAD = """from dataclasses import replace
+from ramulus import AdamW, Boxed, ExactAnswer, Local, Segments, Star
+from ramulus.recipes import grpo
+
+
+def recipe():
+    return replace(grpo.recipe(), {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ('steps="2"', "Run: steps must be a whole number, got '2': leave out the quotes"),
+        ("steps=2.0", "Run: steps must be a whole number, got 2.0: write 2"),
+        ("eval_every=True", "eval_every must be a whole number, got True"),
+        ('autocast="yes"', "autocast must be true or false, got 'yes'"),
+        ("out=3", "out must be text, got 3"),
+        ('on_long="dorp"', "on_long must be one of error, drop, got 'dorp'"),
+        ("prompt_limit=None", "prompt_limit must be a whole number, got None"),
+        ("tasks=[1, 2]", 'tasks must be a part that can be called, File("problems.jsonl") say, got [1, 2]'),
+        ('evals="x.jsonl"', 'evals must be a part that can be called, File("held-out.jsonl") say'),
+        ("branching=8", "branching must be a part that can be called, Star(8) say, got 8"),
+        ("mix=3", "mix must be a Mix of terms, got 3"),
+        ("optimizer=3", "optimizer must be AdamW(...), got 3"),
+        ("final_evaluation=True", "final_evaluation must be FinalEvaluation(...) or None, got True"),
+        ("rewards=[Boxed()]", "rewards must be a part that can be called or a tuple of such parts"),
+        ('temperature="hot"', "temperature must be a number or a rule on the logits, got 'hot'"),
+        ('branching=Star("8")', "Star: n must be a whole number, got '8': leave out the quotes"),
+        ("branching=Star(8, 9)", "Star.__init__() takes 2 positional arguments but 3 were given"),
+        ("branching=Segments(width=8)", "missing 2 required positional arguments: 'depth' and 'length'"),
+        ('optimizer=AdamW(lr="1e-6")', "AdamW: lr must be a number, got '1e-6': leave out the quotes"),
+        ('engine=Local(slots="3")', "Local: slots must be a whole number"),
+        ("optimizer=AdamW(learning_rate=1e-6)", "AdamW has no field 'learning_rate'. Did you mean optimizer.lr?"),
+        ("stepz=3", "Run has no field 'stepz'. Did you mean steps?"),
+        ("epochs=3", "steps = epochs x problems / schedule.prompts"),
+        ("steps=nothing", "NameError: name 'nothing' is not defined"),
+        ("steps=1 if else", "invalid syntax: 'return replace(grpo.recipe(), steps=1 if else)'"),
+        ("steps={}['x']", "KeyError: 'x'"),
+        ("steps=exit(3)", "SystemExit: 3"),
+        ("steps=1 / 0", "ZeroDivisionError: division by zero"),
+        ("steps=int('x')", "ValueError: invalid literal for int()"),
+        ("steps=open('/nowhere/at/all')", "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("steps=0", "steps must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_recipe_file(tmp_path: Path, field: str, said: str):
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD.replace("{}", field, 1))
+    with pytest.raises(ValueError, match=r"mine\.py") as error:
+        stages_of(str(file))
+    assert str(error.value).startswith(f"{file}, line 7: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("import nowhere_at_all", 1, "No module named 'nowhere_at_all'"),
+        ("x = 1\n\n\ndef f(:\n", 4, "invalid syntax"),
+        ("x = 1\nif x:\nprint(x)\n", 3, "expected an indented block"),
+        ("from ramulus import Stra", 1, "cannot import name 'Stra'"),
+        ("from ramulus import AdamW\n\nAdamW(eps=-1)", 3, "eps above 0"),
+        ("def f():\n    raise RuntimeError('no')\n\nf()", 2, "RuntimeError: no"),
+    ],
+)
+def test_a_mistake_while_a_file_is_read(tmp_path: Path, text: str, line: int, said: str):
+    file = tmp_path / "rewards.py"
+    file.write_text(text)
+    with pytest.raises((ValueError, ImportError)) as error:
+        read_file(str(file), "give FILE.py:FUNCTION", "reward")
+    assert f"{file}, line {line}: " in str(error.value)
+    assert said in str(error.value)
+
+
+def test_a_recipe_of_right_types_is_left_alone(tmp_path: Path):
+    fine = "optimizer=AdamW(lr=1), eval_limit=None, rewards=(Boxed(), ExactAnswer()), temperature=1, threads=1"
+    (tmp_path / "mine.py").write_text(HEAD.replace("{}", fine, 1))
+    (run,) = stages_of(str(tmp_path / "mine.py"))
+    assert [name for _, _, name in run.weighted()] == ["boxed", "exactanswer"]
