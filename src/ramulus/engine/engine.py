@@ -174,6 +174,10 @@ class Engine(Protocol):
         """Since construction, under `COUNTERS`' names."""
         ...
 
+    def close(self) -> None:
+        """End the processes that belong to it, if any; nothing follows."""
+        ...
+
 
 COUNTERS = ("sampled", "prefilled", "reused", "prefilled_again", "passes", "steps", "row_steps")
 """Tokens `sampled`; prefix tokens `prefilled` and `reused` from KV, `prefilled_again` those of the former that had been dropped; prefill `passes`;

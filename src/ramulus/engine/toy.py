@@ -216,3 +216,6 @@ class ToyEngine:
 
     async def reset(self) -> None:
         """Nothing is remembered from one request to the next."""
+
+    def close(self) -> None:
+        """Nothing to end."""

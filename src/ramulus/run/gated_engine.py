@@ -73,6 +73,10 @@ class GatedEngine:
         """Those of the engine."""
         return self.engine.counters()
 
+    def close(self) -> None:
+        """End what belongs to the engine."""
+        self.engine.close()
+
     @contextmanager
     def grading(self) -> Iterator[None]:
         """While entered, something is being graded."""

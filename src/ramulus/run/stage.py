@@ -320,6 +320,7 @@ async def train_stage(
         await _train(run, parts, state, trackers, interrupt, console)
     finally:
         parts.learner.close()
+        parts.engine.close()
 
 
 async def _train(

@@ -94,6 +94,9 @@ class LocalEngine:
         """Since construction, as `COUNTERS` has them; every prefix runs at least its last token."""
         return dict(self._scheduler.counters)
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     @property
     def limit(self) -> int:
         """Most tokens of prefix and continuation together."""

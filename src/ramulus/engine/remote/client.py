@@ -50,7 +50,7 @@ class RemoteEngine:
             raise ValueError("an engine server wants a token: set RAMULUS_TOKEN to what `ramulus serve` printed")
         self.url, self.timeout, self.reconnect = url.rstrip("/"), timeout, reconnect
         self._headers = {"authorization": f"Bearer {token}", HEADER: str(PROTOCOL)}
-        self._http = _library()
+        self._http = http_library()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
         self._lock = asyncio.Lock()
@@ -96,6 +96,9 @@ class RemoteEngine:
     def counters(self) -> Mapping[str, int]:
         """What the served engine has counted since this client met it, servers that were lost included; as of the last answer."""
         return {name: count + self._before.get(name, 0) for name, count in self._hello.counters.items()}
+
+    def close(self) -> None:
+        """Nothing to end: the server is not ours."""
 
     async def _mend(self) -> None:
         """Give a server that was started again the weights it should have."""
@@ -190,10 +193,10 @@ class RemoteEngine:
         return self._lock
 
 
-def _library() -> Any:
+def http_library() -> Any:
     """httpx2; ImportError names the extra."""
     try:
         import httpx2
     except ImportError as error:
-        raise ImportError('a remote engine needs httpx2: pip install "ramulus[remote]"') from error
+        raise ImportError('an engine in another process needs httpx2: pip install "ramulus[remote]"') from error
     return httpx2

@@ -1,0 +1,112 @@
+"""What a recipe says of vLLM."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ramulus.engine.engine import Decode
+from ramulus.engine.vllm.process import Process
+from ramulus.engine.vllm.server import Server
+from ramulus.engine.vllm.vllm_engine import VllmEngine
+
+PYTHON = "RAMULUS_VLLM_PYTHON"  # of the environment: the Python that has vLLM
+KEY = "RAMULUS_VLLM_KEY"  # of the environment: the VLLM_API_KEY of servers that run already
+MADE = Path(".venv-vllm/bin/python")  # what `make vllm` makes
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """Samples from vLLM, in processes that the run starts and ends, or from servers that run already: docs/vllm.md.
+
+    The key is shown in no repr and saved with no run.
+
+    Example:
+        >>> Vllm(servers=2, slots=128).urls
+        ()
+    """
+
+    urls: tuple[str, ...] = ()  # of servers that run already, started by `python -m ramulus_vllm.serve`; () starts some
+    servers: int = 1  # that are started
+    python: str = ""  # of the environment with vLLM and ramulus-vllm; "" takes RAMULUS_VLLM_PYTHON, else .venv-vllm, which `make vllm` makes
+    slots: int = 64  # sequences decoded together, in each server
+    memory_mb: int = 1024  # of KV, in each server
+    precision: Literal["float32", "bfloat16", "float16"] | None = None  # to sample in; None: the model's dtype
+    limit: int = 0  # most tokens of prefix and continuation; 0 takes the model's
+    options: tuple[str, ...] = ()  # more words for vLLM's command line: ("--tensor-parallel-size", "2")
+    threads: int | None = None  # of a server on CPUs; None leaves it to vLLM
+    in_flight: bool = False  # swap weights below requests on their way; else these end first
+    folder: str = ""  # where weights are written for servers to read; "" is a temporary one. Servers on other machines need one that all see
+    timeout: float = 600.0  # seconds in which a server must have answered something
+    reconnect: float = 60.0  # seconds for which a lost server that the run did not start is looked for
+    expose: bool = False  # take servers on other machines that answer without a key
+    key: str = field(default="", repr=False)  # of servers that run already; "" takes RAMULUS_VLLM_KEY of the environment
+
+    def __post_init__(self) -> None:
+        if isinstance(self.urls, str) or any(not str(url).startswith(("http://", "https://")) for url in self.urls):
+            raise ValueError(f"engine.urls is a tuple of addresses such as http://127.0.0.1:8000, got {self.urls!r}")
+        for name in ("servers", "slots", "memory_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit < 0 or (self.threads is not None and self.threads < 1):
+            raise ValueError(f"engine.limit must be at least 0 and engine.threads at least 1, got {self.limit} and {self.threads}")
+        if not self.timeout > 0 or not self.reconnect >= 0:
+            raise ValueError(f"engine.timeout must be above 0 and engine.reconnect at least 0 seconds, got {self.timeout} and {self.reconnect}")
+
+    def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
+        """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""
+        if self.folder:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="ramulus-vllm-", dir=self.folder or None))
+        servers = self.met() if self.urls else self.started(model, folder)
+        engine = VllmEngine(servers, folder, self.reconnect, self.in_flight)
+        wanted = int(model.config.get_text_config().vocab_size)
+        if wanted != engine.vocabulary:
+            engine.close()
+            raise ValueError(f"{engine.about} has {engine.vocabulary} tokens and the model that is trained {wanted}: serve the same model")
+        return engine
+
+    def met(self) -> list[Server]:
+        """Servers that run already."""
+        servers = [Server(url, self.key or os.environ.get(KEY, ""), self.timeout) for url in self.urls]
+        for server in servers:
+            server.meet(self.expose, min(self.reconnect, 3.0))
+        return servers
+
+    def started(self, model: Any, folder: Path) -> list[Server]:
+        """Servers of our own; they start beside each other, with weights that mean nothing until the first load."""
+        where = folder / "model"
+        model.config.save_pretrained(where)
+        options = [*self.words(str(next(model.parameters()).dtype).removeprefix("torch."), next(model.parameters()).device.type), *self.options]
+        made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads) for i in range(self.servers)]
+        try:
+            for process in made:
+                process.start()
+            servers = [Server("", process.key, self.timeout, process) for process in made]
+            for server, process in zip(servers, made, strict=True):
+                process.wait(server.answers)
+                server.meet(False, 3.0)
+        except BaseException:
+            for process in made:
+                process.stop()
+            raise
+        return servers
+
+    def words(self, dtype: str, device: str) -> list[str]:
+        """vLLM's command line."""
+        words = ["--dtype", self.precision or dtype, "--load-format", "dummy", "--max-num-seqs", str(self.slots)]
+        words += ["--kv-cache-memory-bytes", str(self.memory_mb * 2**20), *(["--enforce-eager"] if device == "cpu" else [])]
+        return words + (["--max-model-len", str(self.limit)] if self.limit else [])
+
+    def interpreter(self) -> str:
+        """The Python that has vLLM. FileNotFoundError where there is none."""
+        named = self.python or os.environ.get(PYTHON, "")
+        usual = [MADE, Path(sys.prefix).parent / MADE]
+        found = next((str(path.absolute()) for path in ([Path(named)] if named else usual) if path.exists()), None)
+        if found is None:
+            raise FileNotFoundError(f"there is no vLLM at {named or MADE}: run `make vllm`, or set {PYTHON} to the Python of one that has it")
+        return found

@@ -1,0 +1,197 @@
+"""engine=Vllm(...) before real servers: fresh keys and values, calls of one turn, heat, key, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from conformance.subjects import forward_of, scratch
+from engines import small
+from ramulus.engine.engine import Request, Sampling, Segment, StopRule
+from ramulus.engine.remote.weights import to_bytes
+from ramulus.engine.vllm.server import Server
+from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.grow.temperature import ByEntropy
+from vllm_servers import FACTORY, HERE, NEEDS, engine_at, loaded, process_of
+
+pytestmark = NEEDS
+LONG = tuple(2 + (i * i) % 15 for i in range(300))  # more than two blocks of the prefix cache
+
+
+def crowd(count: int, **sampling: Any) -> list[Request]:
+    return [Request((1, 2, 3 + i % 7), Sampling(**({"max_tokens": 6} | sampling)), StopRule(frozenset({1})), seed=i) for i in range(count)]
+
+
+def apart(plain: Any, prefix: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float]) -> float:
+    """The largest difference between log-probs and those of a model's own forward pass."""
+    text, worst = list(prefix), 0.0
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        worst = max(worst, abs(float(plain(text).log_softmax(-1)[token]) - logprob))
+        text.append(token)
+    return worst
+
+
+@pytest.mark.parametrize(("forget", "salted"), [(False, False), (True, False), (False, True)])
+def test_keys_and_values_of_old_weights_are_used_where_one_forgets_to_forget(forget: bool, salted: bool, tmp_path: Path) -> None:
+    (first, _), (second, _) = scratch(0, 64), scratch(1, 64)
+    process = process_of("conformance", first)
+    with httpx2.Client(timeout=60, headers={"authorization": f"Bearer {process.key}"}) as client:
+        instance = client.get(f"{process.url}/ramulus/v1/hello").json()["instance"]
+
+        def turn(model: Any, name: str) -> tuple[list[int], list[float]]:
+            (tmp_path / name).write_bytes(to_bytes(model.state_dict()))
+            push = {"path": str(tmp_path / name), "name": f"{tmp_path.name}-{name}", "version": 1, "forget": forget}
+            assert client.post(f"{process.url}/ramulus/v1/load", json=push).status_code == 200
+            sampling = {"max_tokens": 4, "seed": 5, "logprobs": 0, "ignore_eos": True, "detokenize": False}
+            call = {"prefix": 0, "sampling_params": sampling, "cache_salt": name if salted else str(tmp_path.name)}
+            body = {"instance": instance, "loaded": push["name"], "prefixes": [LONG], "requests": [call]}
+            [choice] = json.loads(client.post(f"{process.url}/ramulus/v1/generate", json=body).text)["answer"]["choices"]
+            return choice["token_ids"], [entry["logprob"] for entry in choice["logprobs"]["content"]]
+
+        assert apart(forward_of(first), LONG, *turn(first, "first")) < 2e-5
+        wrong = apart(forward_of(second), LONG, *turn(second, "second"))
+    assert wrong < 2e-5 if forget or salted else wrong > 0.1, wrong
+
+
+def test_the_engine_never_uses_them_and_reuses_what_is_fresh() -> None:
+    (first, _), (second, _) = scratch(0, 64), scratch(1, 64)
+    request = Request(LONG, Sampling(4), seed=5)
+    with loaded("conformance", first) as engine:
+
+        async def story() -> None:
+            for version, model in ((1, second), (2, first), (3, second)):
+                await engine.load(model.state_dict(), version)
+                for _ in range(2):
+                    [segment] = await engine.sample([request])
+                    assert segment.version == version
+                    assert apart(forward_of(model), LONG, segment.tokens, segment.logprobs) < 2e-5
+            assert engine.counters()["reused"] == 3 * 256
+
+        asyncio.run(story())
+
+
+def test_what_is_asked_in_one_turn_travels_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = Server.generate
+
+    def counted(self: Server, client: Any, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Any]]:
+        calls.append(len(requests))
+        return real(self, client, requests)
+
+    monkeypatch.setattr(Server, "generate", counted)
+    with loaded("conformance", scratch(0, 64)[0]) as engine:
+
+        async def story() -> list[list[Segment]]:
+            return await asyncio.gather(*(engine.sample(crowd(3)) for _ in range(8)))
+
+        many = asyncio.run(story())
+        assert calls == [24]
+        assert all(segments == many[0] for segments in many)
+
+
+@pytest.mark.parametrize("kind", ["zscore", "signed", "released"])
+def test_heat_is_that_of_ramulus(kind: Any) -> None:
+    model, _ = scratch(0, 64)
+    rule = ByEntropy(tau=0.15, kind=kind, stats={"pivot": 0.2, "rms": 0.7, "above": 0.8, "below": 0.6})
+    plain = forward_of(model)
+    with loaded("conformance", model) as engine:
+        mixed = [*crowd(6, temperature=rule), *crowd(3), *crowd(3, temperature=ByEntropy(base=0.7))]
+        segments = asyncio.run(engine.sample(mixed))
+    for request, segment in zip(mixed, segments, strict=True):
+        text = list(request.prefix)
+        for token, logprob in zip(segment.tokens, segment.logprobs, strict=True):
+            logits = plain(text)
+            heat = request.sampling.temperature
+            t = heat if isinstance(heat, float) else float(heat(logits[None].float())[0])
+            assert logprob == pytest.approx(float((logits / t).log_softmax(-1)[token]), abs=2e-5)
+            text.append(token)
+
+
+def test_the_key_opens_every_address_and_without_it_nothing_is_said() -> None:
+    process = process_of("conformance", scratch(0, 64)[0])
+    for method, path in (("GET", "v1/models"), ("POST", "pause"), ("POST", "inference/v1/generate"), ("GET", "metrics"), ("POST", "ramulus/v1/load")):
+        for headers in ({}, {"authorization": "Bearer no"}, {"authorization": process.key}):
+            answer = httpx2.request(method, f"{process.url}/{path}", headers=headers, json={})
+            assert answer.status_code == 401 or headers.get("authorization") == process.key
+    assert httpx2.get(f"{process.url}/health").status_code == 200
+    assert httpx2.get(f"{process.url}/v1/models", headers={"authorization": f"Bearer {process.key}"}).status_code == 200
+    stranger = Server(process.url, "wrong", 10.0)
+    with pytest.raises(PermissionError, match="refuses the key: set RAMULUS_VLLM_KEY"):
+        stranger.meet(False, 1.0)
+
+
+def test_nothing_is_sampled_before_the_first_load() -> None:
+    engine = engine_at(process_of("conformance", scratch(0, 64)[0]))
+    with pytest.raises(ValueError, match="before the first load"):
+        asyncio.run(engine.sample(crowd(1)))
+
+
+def test_a_run_s_own_server_ends_with_its_engine() -> None:
+    model, _ = scratch(0, 64)
+    engine = FACTORY(model)
+    assert isinstance(engine, VllmEngine)
+    assert "vLLM 0.3" in engine.about
+    [process] = [server.process for server in engine.servers if server.process is not None]
+    asyncio.run(engine.load(model.state_dict(), 2))
+    assert asyncio.run(engine.sample(crowd(2)))[0].version == 2
+    assert process.running is not None
+    group, folder = process.running.pid, engine.folder
+    engine.close()
+    assert members(group) == []
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="18 tokens and the model that is trained 48"):
+        replace(FACTORY, urls=(process_of("conformance", model).url,), key=process_of("conformance", model).key)(small())
+
+
+STARTS = """
+import os, sys
+from pathlib import Path
+from ramulus.engine.vllm.process import Process
+process = Process(sys.argv[1], Path(sys.argv[2]), [], Path(sys.argv[2]) / "log", 1)
+process.start()
+print(process.running.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_does_not_outlive_a_run_that_was_killed(tmp_path: Path) -> None:
+    scratch(0, 64)[0].config.save_pretrained(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    run = subprocess.Popen(
+        [sys.executable, "-c", STARTS, str(HERE), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert run.stdout is not None
+    group = int(run.stdout.readline())
+    time.sleep(3)
+    assert members(group)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    end = time.monotonic() + 60
+    while members(group) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert members(group) == []
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, of = path.joinpath("stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of) == group and state != "Z":
+            found.append(int(path.name))
+    return found
