@@ -23,11 +23,15 @@ from ramulus.learn.objective.kl import KL
 from ramulus.learn.objective.kl_cov import kl_cov
 from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
-from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.learn.objective.token_weight import IcePop, ImportanceWeight, Product
 from ramulus.learn.packing.pack import pack
 
-GROUPS = ("kl", "kl_in_loss", "kl_cov")
+GROUPS = ("kl", "kl_in_loss", "kl_cov", "icepop", "tis")
 UNBUILT = "ratio, differentiated"  # importance-weighted KL is not offered
+
+
+CORRECTED = {"icepop": lambda given: IcePop(given["low"], given["high"]), "tis": lambda given: ImportanceWeight(given["high"])}
 
 
 @cache
@@ -41,6 +45,7 @@ def cases(folder: str) -> list[dict]:
     """Those that ramulus has the like of, each with its batch."""
     held = content(folder)
     mine = [c for c in held["cases"] if c["group"] in GROUPS and UNBUILT not in (c["input"].get("weight") or "")]
+    mine = [c for c in mine if c["group"] != "tis" or not c["input"]["low"]]  # weights have no floor
     return [case | {"batch": held["batches"][case["input"]["batch"]]} for case in mine]
 
 
@@ -58,7 +63,7 @@ class Given:
         return [Credits({leaf.id: leaf.verdict["advantage"] for leaf in tree.leaves()}) for tree in forest]
 
 
-def trees_of(batch: dict) -> tuple[list[Tree], dict[tuple[int, int], tuple[int, int]]]:
+def trees_of(batch: dict, at_first: bool = True) -> tuple[list[Tree], dict[tuple[int, int], tuple[int, int]]]:
     """A tree for each group, with a node for each run of learned or masked tokens; (tree, node) -> row and the column it begins at."""
     trees: list[Tree] = []
     where: dict[tuple[int, int], tuple[int, int]] = {}
@@ -68,20 +73,21 @@ def trees_of(batch: dict) -> tuple[list[Tree], dict[tuple[int, int], tuple[int, 
         node, at = trees[-1].root, 0
         for learned, run in groupby(batch["mask"][i]):
             stop = at + len(list(run))
-            node = grown(trees[-1], node, learned, {name: batch[name][i][at:stop] for name in ("behavior", "logp", "reference")})
+            recorded = {name: batch[name][i][at:stop] for name in ("behavior", "logp", "reference", "recomputed")}
+            node = grown(trees[-1], node, learned, recorded, at_first)
             where[len(trees) - 1, node.id] = i, at
             at = stop
         node.finish, node.reward, node.verdict = "eos", batch["reward"][i], {"advantage": batch["advantage"][i]}
     return trees, where
 
 
-def grown(tree: Tree, above: Node, learned: int, columns: dict[str, list[float]]) -> Node:
-    """A node with what was recorded of its tokens; "recomputed" is the policy now, as at the first update of a step."""
+def grown(tree: Tree, above: Node, learned: int, columns: dict[str, list[float]], at_first: bool) -> Node:
+    """A node with what was recorded of its tokens; `at_first`, "recomputed" is the policy now, as at the first update of a step."""
     count = len(columns["logp"])
     if not learned:
         return tree.add(above, [2] * count, Author.TOOL)
     node = tree.add(above, [2] * count, Author.POLICY, logprobs=column(columns["behavior"], "d"), kept=[0.0] * count)
-    node.signals = {"recomputed": column(columns["logp"], "d"), "reference_model": column(columns["reference"], "d")}
+    node.signals = {"recomputed": column(columns["logp" if at_first else "recomputed"], "d"), "reference_model": column(columns["reference"], "d")}
     return node
 
 
@@ -92,13 +98,16 @@ def mix_of(case: dict) -> Mix:
         coef = given["coef"] * (tokens if "plain sum" in given["aggregate"] else 1)
         return Mix(kl_cov(Given(), given["share"], coef, TokenMean(), chosen_by="recomputed"))
     normaliser = {"token-mean": TokenMean(), "seq-mean": SequenceMean()}[given["aggregate"]]
+    if case["group"] in CORRECTED:
+        mask = Product((Clip(given["clip"], given["clip"], "recomputed"), CORRECTED[case["group"]](given)))
+        return Mix((Term(Estimator(mask, Recomputed(), Given()), normaliser=normaliser),))
     term = Term(Estimator(Clip(given["clip"], given["clip"]), Behavior(), Given()), normaliser=normaliser)
     return Mix((term,), kl_coef=given["coef"], kl=KL(given["estimator"], clamp=None))
 
 
 def packed(case: dict) -> tuple[float, list[list[float]]]:
     """Loss, and its gradient in the log-prob of each token of each row."""
-    trees, where = trees_of(case["batch"])
+    trees, where = trees_of(case["batch"], case["group"] not in CORRECTED)
     mix = mix_of(case)
     logp = [torch.tensor(row, dtype=torch.float64, requires_grad=True) for row in case["batch"]["logp"]]
     (batch,) = pack(trees, mix.credit(trees), mix, 0, torch.float64)
@@ -145,7 +154,13 @@ def test_more(more_case: dict) -> None:
     assert wrong(more_case) == []
 
 
-@pytest.mark.parametrize("name", ["kl/verl_k3+/extreme", "kl_in_loss/verl_k3+/tool", "kl_cov/verl_0.5/tool", "kl_cov/skyrl_.2/far"])
+NUDGED = (
+    "kl/verl_k3+/extreme", "kl_in_loss/verl_k3+/tool", "kl_cov/verl_0.5/tool", "kl_cov/skyrl_.2/far",
+    "icepop/openrlhf_0.9/far", "tis/openrlhf_0.0/far",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUDGED)
 def test_a_nudged_expectation_is_noticed(name: str) -> None:
     case = copy.deepcopy(next(c for c in cases(str(Path(__file__).parent / "golden")) if c["id"] == name))
     case["expected"]["grad_logp"][0][0] += 1e-4
@@ -154,4 +169,4 @@ def test_a_nudged_expectation_is_noticed(name: str) -> None:
 
 def test_the_cases_are_there() -> None:
     found = [case["group"] for case in cases(str(Path(__file__).parent / "golden"))]
-    assert [found.count(group) for group in GROUPS] == [23, 11, 17]
+    assert [found.count(group) for group in GROUPS] == [23, 11, 17, 6, 2]

@@ -146,6 +146,11 @@ def test_gauges_by_hand() -> None:
     assert found["kl_sampler"] == pytest.approx(sum(k3) / 3), "the sure token counts"
     assert (found["ratio_max"], found["ratio_min"]) == pytest.approx((math.exp(0.5), math.exp(-0.5)))
     assert found["mismatch_max"] == pytest.approx(0.5)
+    assert found["mismatch"] == pytest.approx(1 / 3)
+    assert found["mismatch_share"] == pytest.approx(2 / 3), "the sure token is not far"
+    assert found["mismatch_kl"] == pytest.approx(sum(k3) / 3)
+    other = merge([gauges(mix, logp, logp, entropy, batch, version=1)])
+    assert other["kl_sampler"] > 0 == other["mismatch"] == other["mismatch_kl"] == other["mismatch_max"], "another version sampled them"
 
 
 def test_greedy_tokens_are_not_compared_with_the_sampler() -> None:

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from ramulus.learn.objective.reference import Itself as Itself
     from ramulus.learn.objective.reference import Recomputed as Recomputed
     from ramulus.learn.objective.token_weight import HighEntropy as HighEntropy
+    from ramulus.learn.objective.token_weight import IcePop as IcePop
     from ramulus.learn.objective.token_weight import ImportanceWeight as ImportanceWeight
     from ramulus.learn.objective.token_weight import Product as Product
     from ramulus.learn.packing.pack import pack as pack
@@ -121,7 +122,7 @@ HOMES = {
     "learn.batch.tree_batch": ("Credits", "TreeBatch"),
     "learn.objective.estimator": ("Estimator",),
     "learn.objective.gate": ("Smooth", "Switch"),
-    "learn.objective.token_weight": ("HighEntropy", "ImportanceWeight", "Product"),
+    "learn.objective.token_weight": ("HighEntropy", "IcePop", "ImportanceWeight", "Product"),
     "learn.advantage.global_local": ("GlobalLocal",),
     "learn.objective.kl": ("KL",),
     "learn.objective.kl_cov": ("kl_cov",),

@@ -124,17 +124,16 @@ def entropy_collapsing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
 
 def mismatch_growing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The log-probs that sampler and learner give the same tokens drift apart."""
-    told = [row["mismatch_max"] for row in rows if row.get("paths") and row.get("mismatch_max")]
-    if len(told) <= FEW:
-        return None
-    before, now = told[0], median(told[-FEW:])
-    if now < 0.05 or now < 5 * before:
-        return None
-    return (
-        f"sampler and learner disagree more and more on the same tokens, by up to {now:.2g} in log-probability, {before:.2g} at first: sample in "
-        "float32 (engine.precision=float32) where it is less, lower optimizer.lr where weights explode, and with an engine elsewhere look whether "
-        "it takes new weights"
-    )
+    for name, floor, words in (("mismatch_max", 0.05, "by up to"), ("mismatch", 0.01, "on average by")):
+        told = [row[name] for row in rows if row.get("paths") and row.get(name)]
+        before, now = (told[0], median(told[-FEW:])) if len(told) > FEW else (0.0, 0.0)
+        if now >= max(floor, 5 * before):
+            return (
+                f"sampler and learner disagree more and more on the same tokens, {words} {now:.2g} in log-probability, {before:.2g} at first: sample "
+                "in float32 (engine.precision=float32) where it is less, weigh tokens by ImportanceWeight or IcePop, lower optimizer.lr where "
+                "weights explode, and with an engine elsewhere look whether it takes new weights"
+            )
+    return None
 
 
 def gradient_always_clipped(rows: Sequence[MetricsRow], facts: Facts) -> str | None:

@@ -38,6 +38,7 @@ from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
 from ramulus.run.rollouts import Rollouts, cursor_of_json
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.scored_engine import with_entropies
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
@@ -89,7 +90,7 @@ def build_parts(run: Run, start: Path | None) -> Parts:
         "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": run.mix.kl_coef > 0,
     }  # fmt: skip
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
-    engine = run.engine(model, decode)
+    engine = with_entropies(run.engine(model, decode), learner, parts_of(run))
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop)
     _check(run, parts, model.config)

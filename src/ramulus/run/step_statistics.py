@@ -32,7 +32,7 @@ class StepStatistics:
         """One row that has given its gradient."""
         worst = gauges.pop("mismatch_max", 0.0)
         self.mismatch += [] if self.norms else [worst]
-        self.rows.append(gauges)
+        self.rows.append({name: value for name, value in gauges.items() if not (self.norms and name.startswith("mismatch"))})
         self.losses += losses
         self.counts.update(counts)
 

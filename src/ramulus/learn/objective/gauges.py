@@ -14,6 +14,7 @@ from ramulus.learn.objective.leaf_weight import along, fold
 from ramulus.learn.objective.mask import Behind
 from ramulus.learn.objective.mix import Mix
 
+BEYOND = 0.1  # nats between sampler and learner beyond which a token counts in `mismatch_share`
 EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
 
 
@@ -64,7 +65,8 @@ def gauges(
 ) -> dict[str, float]:
     """Sums over this row for `merge`; a shared token counts once per trained leaf below it.
 
-    `mismatch_max` is over the tokens that `version` of the policy sampled; None takes all. With the `values` [T] of a head, what `merge` needs
+    `mismatch`, the mean of |log pi - log mu|, `mismatch_kl`, `mismatch_share` and `mismatch_max` are over the tokens that `version` of the policy
+    sampled; None takes all. With the `values` [T] of a head, what `merge` needs
     for `explained_variance`.
 
     Clip fractions are shares of credit: of the positive credit how much lies above the clip, of the negative how much below it.
@@ -86,9 +88,18 @@ def gauges(
             "ratio_max": float(ratio.max()),
             "ratio_min": float(ratio.min()),
         }
-        same = apart if version is None or batch.version is None else apart[batch.version[sampled] == version]
-        sums["mismatch_max"] = float(same.abs().max()) if len(same) else 0.0
+        here = torch.ones_like(apart, dtype=torch.bool) if version is None or batch.version is None else batch.version[sampled] == version
+        mismatch(sums, apart[here], weight[here])
     return sums
+
+
+def mismatch(sums: dict[str, float], apart: Tensor, weight: Tensor) -> None:
+    """Add how far sampler and learner are apart on tokens [N] that the same weights sampled: log pi - log mu, and how often each counts."""
+    size, total = apart.abs(), float(weight.sum())
+    sums["mismatch_max"] = float(size.max()) if len(size) else 0.0
+    add(sums, "mismatch", float((weight * size).sum()), total)
+    add(sums, "mismatch_kl", float((weight * (apart.exp() - apart - 1)).sum()), total)
+    add(sums, "mismatch_share", float((weight * (size > BEYOND)).sum()), total)
 
 
 def clipped(

@@ -141,11 +141,48 @@ class ImportanceWeight:
             raise ValueError(f"ImportanceWeight's cap must be at least 1, got {self.cap}")
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        weight = (logprobs_of(batch, "recomputed") - batch.behavior).clamp(-20, 20).exp().clamp(max=self.cap)
-        return torch.where(batch.author == int(Author.POLICY), weight, 1.0)
+        return torch.where(batch.author == int(Author.POLICY), sampler_weight(batch).clamp(max=self.cap), 1.0)
 
     factor = __call__
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs at which the textbook loss is evaluated: unchanged."""
         return logp
+
+
+@dataclass(frozen=True)
+class IcePop:
+    """The same weight where it lies in [low, high], and nothing outside: tokens on which sampler and learner are far apart are left out.
+
+    IcePop, token-level masked importance sampling, as OpenRLHF, slime, verl and NeMo-RL have it. They stay in the denominators. Usual with
+    `recomputed_tempered`, so that the weight is the engine's arithmetic alone. 1 on tokens that the policy did not write.
+
+    Example:
+        >>> from ramulus import Clip, IcePop, Product
+        >>> Product((Clip(column="recomputed"), IcePop(low=0.5, high=5.0))).column
+        'recomputed'
+    """
+
+    low: float = 0.5
+    high: float = 5.0
+    column: ClassVar[str | None] = "recomputed"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1 <= self.high:
+            raise ValueError(f"IcePop needs 0 <= low <= 1 <= high, got low={self.low} and high={self.high}")
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        weight = sampler_weight(batch)
+        kept = torch.where((weight >= self.low) & (weight <= self.high), weight, 0.0)
+        return torch.where(batch.author == int(Author.POLICY), kept, 1.0)
+
+    factor = __call__
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """Log-probs at which the textbook loss is evaluated: unchanged."""
+        return logp
+
+
+def sampler_weight(batch: TreeBatch) -> Tensor:
+    """The recomputed policy over the distribution that sampled each token [T]; 1 where nothing was recorded."""
+    return (logprobs_of(batch, "recomputed") - batch.behavior).clamp(-20, 20).exp()

@@ -54,7 +54,7 @@ class Learner(Protocol):
         self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
     ) -> list[Scored]:
         """Columns of each row: "recomputed" log-probs by these weights, "reference_model" by the first ones, both also "..._tempered"; the
-        "value" of states; "influence".
+        "value" of states; "influence"; the "entropy" that each token was drawn at, untempered.
 
         Raises ValueError for a column that this learner does not keep the model or the head of.
         """

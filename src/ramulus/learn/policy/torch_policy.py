@@ -30,6 +30,7 @@ from ramulus.models.positions import rope_limit
 if TYPE_CHECKING:
     from ramulus.learn.objective.mix import Mix
 
+_NOW, _FIRST = ("recomputed", "entropy"), ("reference_model",)  # columns, tempered or not, by the model as it is and by the reference model
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -143,7 +144,7 @@ class TorchPolicy:
         scored: list[Scored] = [{} for _ in rows]
         for i, (row, scores) in enumerate(zip(rows, scored, strict=True)):
             watch = watches[i] if watches else None
-            now, first = ([name for name in columns if name.removesuffix("_tempered") == kind] for kind in ("recomputed", "reference_model"))
+            now, first = ([name for name in columns if name.removesuffix("_tempered") in kinds] for kinds in (_NOW, _FIRST))
             if now or "value" in columns or watch is not None:
                 scores |= self._score_row(self.model, row, [*now, *({"value"} & set(columns))], watch)
             if first:
@@ -171,7 +172,8 @@ class TorchPolicy:
         target = torch.zeros_like(token, dtype=torch.bool) if bare else _learned(row.author.to(self.device))
         temperature = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
         found = self._logprobs(model, (token, position, parent, end), target, temperature, False, watch, bare=bare)
-        columns = {name: found.value if name == "value" else found.tempered if name.endswith("_tempered") else found.plain for name in names}
+        known = {"value": found.value, "entropy": found.entropy}
+        columns = {name: known[name] if name in known else found.tempered if name.endswith("_tempered") else found.plain for name in names}
         return {name: column.cpu() for name, column in columns.items() if column is not None}
 
     def _logprobs(

@@ -1,0 +1,114 @@
+"""Entropies and temperatures of tokens whose engine records neither: the learner looks at what was sampled."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Engine, Request, Segment, Weights, rule_features
+from ramulus.learn.batch.score_row import score_rows
+from ramulus.learn.policy.learner import Learner
+
+_Batch = tuple[Sequence[Request], Sequence[Segment], "asyncio.Future[None]"]
+
+
+def with_entropies(engine: Engine, learner: Learner, parts: Iterable[object]) -> Engine:
+    """The engine, with entropies by the learner where some part of a recipe reads them and the engine records none."""
+    wanted = any("entropy" in getattr(part, "records", ()) for part in parts)
+    return ScoredEngine(engine, learner) if wanted and "entropy" not in engine.features else engine
+
+
+class ScoredEngine:
+    """An engine without the feature "entropy", given it by passes of a learner that has the same weights.
+
+    Entropies are the learner's, so they differ from those that the engine drew from by its rounding; the temperatures of a rule follow from them.
+    What is sampled while a pass runs shares the next one. ValueError for a rule that cannot be asked about entropies.
+    """
+
+    def __init__(self, engine: Engine, learner: Learner) -> None:
+        self.engine, self.learner = engine, learner
+        self.limit, self.features = engine.limit, engine.features | {"entropy"}
+        self.about = f"{engine.about}; entropies by the learner"
+        self.waiting: list[_Batch] = []
+        self.busy = False
+
+    async def sample(self, requests: Sequence[Request]) -> list[Segment]:
+        """One continuation of each, with its entropies."""
+        for request in requests:
+            rule = request.sampling.temperature
+            if callable(rule) and "of_entropy" not in rule_features(rule):
+                raise ValueError(f"{self.engine.about} does not record the temperatures of {rule}: sample with engine=Local()")
+        segments = await self.engine.sample(requests)
+        if segments:
+            scored = asyncio.get_running_loop().create_future()
+            self.waiting.append((requests, segments, scored))
+            if not self.busy:
+                await self._score_all()
+            await scored
+        return segments
+
+    async def _score_all(self) -> None:
+        """Passes until nobody waits for one."""
+        self.busy = True
+        try:
+            while self.waiting:
+                batches, self.waiting = self.waiting, []
+                try:
+                    await self._score([(r, s) for requests, segments, _ in batches for r, s in zip(requests, segments, strict=True)])
+                except Exception as error:  # whoever waits is told
+                    for scored in (scored for *_, scored in batches if not scored.done()):
+                        scored.set_exception(error)
+                for scored in (scored for *_, scored in batches if not scored.done()):
+                    scored.set_result(None)
+        finally:
+            self.busy = False
+            for *_, scored in self.waiting:  # a pass was broken off
+                scored.cancel()
+            self.waiting = []
+
+    async def _score(self, sampled: Sequence[tuple[Request, Segment]]) -> None:
+        """One pass over all of them; requests that share a prefix are one tree."""
+        trees: dict[tuple[int, ...], Tree] = {}
+        places: dict[tuple[int, ...], int] = {}
+        of_node: dict[tuple[int, int], tuple[Request, Segment]] = {}
+        for request, segment in sampled:
+            prefix = tuple(request.prefix)
+            tree = trees.setdefault(prefix, Tree.plant(Task("", prefix, "")))
+            node = tree.add(tree.root, segment.tokens, Author.POLICY)
+            of_node[places.setdefault(prefix, len(places)), node.id] = request, segment
+        rows = score_rows(list(trees.values()))
+        for row, columns in zip(rows, await self.learner.score(rows, ["entropy"]), strict=True):
+            values = columns["entropy"].float().cpu()
+            for tree_number, number, start, stop in row.spans:
+                if (tree_number, number) in of_node:
+                    request, segment = of_node[tree_number, number]
+                    segment.entropy = array("f", values[start:stop].tolist())
+                    _heat(request, segment, values[start:stop])
+
+    async def load(self, weights: Weights, version: int) -> None:
+        """Hand new weights on."""
+        await self.engine.load(weights, version)
+
+    async def reset(self) -> None:
+        """Let the engine forget."""
+        await self.engine.reset()
+
+    def counters(self) -> Mapping[str, int]:
+        """Those of the engine."""
+        return self.engine.counters()
+
+    def close(self) -> None:
+        """End what belongs to the engine."""
+        self.engine.close()
+
+
+def _heat(request: Request, segment: Segment, entropy: torch.Tensor) -> None:
+    """Write down the temperatures that a rule gave, where the engine has not."""
+    rule = request.sampling.temperature
+    if callable(rule) and segment.temperature is None:
+        segment.temperature = array("f", rule.of_entropy(entropy).tolist())  # type: ignore[attr-defined]
