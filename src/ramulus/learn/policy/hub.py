@@ -9,6 +9,10 @@ from ramulus.learn.policy.model_files import near
 SECONDS = 10.0  # that the hub has for its answer
 
 
+class NoConfig(ValueError):
+    """A repository of the hub without a config.json."""
+
+
 def offline(name: str, revision: str | None) -> bool:
     """Whether a model must be taken from the cache of this machine, since the hub cannot be reached.
 
@@ -38,7 +42,7 @@ def offline(name: str, revision: str | None) -> bool:
             f"cannot load the model {name!r}: {here}, and the hub has no such model, or not for everybody: check the name, or `hf auth login`"
         ) from None
     except EntryNotFoundError:
-        raise ValueError(f"cannot load the model {name!r}: on the hub it has no config.json, so it is no model of transformers") from None
+        raise NoConfig(f"cannot load the model {name!r}: on the hub it has no config.json, so it is no model of transformers") from None
     except Exception as error:  # whatever a proxy, a name server or a broken line answers
         if cached:
             return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ramulus.learn.policy.hub import offline
+from ramulus.learn.policy.hub import NoConfig, offline
 from ramulus.learn.policy.model_files import ADAPTER, examine, is_adapter, looks_local, read_json
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
@@ -29,6 +29,9 @@ ROPE_MORE = (
 @dataclass(frozen=True)
 class Pretrained:
     """A causal LM from a local folder or by its name on the hub, or a folder of LoRA adapters, which are added to the model they are of.
+
+    Also a GGUF of llama.cpp (needs ramulus[gguf]): the file, or a folder or repository without another model. It is dequantised, which is said, and
+    trained and saved as any other model.
 
     What is loaded is checked: weights that are missing, of another shape, without a place in the model or not finite are refused, and the
     tokenizer spells as its tokenizer.json says. A vocabulary that is padded beyond the tokenizer's tokens gives these ids no probability, in sampling
@@ -54,6 +57,7 @@ class Pretrained:
     trust_remote_code: bool = False  # run Python code that comes with the model: only for authors you trust
     max_positions: int | None = None  # None leaves those of the model
     rope: dict[str, Any] | None = None
+    file: str | None = None  # the GGUF that is meant, where a folder or repository holds several
     padded_tokens: bool = False  # also draw and train the rows of a padded vocabulary, which the tokenizer has no tokens for
 
     def __post_init__(self) -> None:
@@ -64,16 +68,37 @@ class Pretrained:
 
     def __call__(self) -> tuple[Any, Any]:
         """(model, tokenizer); the tokenizer pads with EOS where it has no padding token."""
-        from transformers import AutoConfig
-
-        from ramulus.learn.policy.loading import load_weights, silent
-        from ramulus.learn.policy.tokenizer import leave_out_padding, read_tokenizer
+        from ramulus.learn.policy.gguf_file import chosen, from_hub
+        from ramulus.learn.policy.tokenizer import leave_out_padding
 
         start = self.local(self.path)
         if start is not None and is_adapter(start):
             if self.adapter is not None:
                 raise ValueError(f"{self.path} is a folder of adapters already: set model.path to the model that {self.adapter} is of")
             return replace(self, path=base_of(start), adapter=str(start))()
+        if start is not None:
+            gguf = chosen(start, self.file)
+        else:
+            gguf = None if self.file is None else from_hub(self.path, self.file, self.revision)
+        try:
+            model, tokenizer = self.parts(start) if gguf is None else self.of_gguf(gguf)
+        except NoConfig:
+            model, tokenizer = self.of_gguf(from_hub(self.path, None, self.revision))
+        if self.adapter is not None:
+            from ramulus.learn.policy.lora import with_adapter
+
+            model = with_adapter(model, self.local(self.adapter) or Path(self.adapter))
+        if not self.padded_tokens:
+            leave_out_padding(model, tokenizer)
+        return model.eval(), tokenizer
+
+    def parts(self, start: Path | None) -> tuple[Any, Any]:
+        """Model and tokenizer of a folder, or of the hub where it is None."""
+        from transformers import AutoConfig
+
+        from ramulus.learn.policy.loading import load_weights, silent
+        from ramulus.learn.policy.tokenizer import read_tokenizer
+
         name = str(start or self.path)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         if start is None:
@@ -87,19 +112,30 @@ class Pretrained:
             model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options)
         except ValueError as error:
             raise ValueError(f"cannot load the model {self.path!r}: {error}") from error
-        if self.adapter is not None:
-            from ramulus.learn.policy.lora import with_adapter
+        return model, tokenizer
 
-            model = with_adapter(model, self.local(self.adapter) or Path(self.adapter))
-        if not self.padded_tokens:
-            leave_out_padding(model, tokenizer)
-        return model.eval(), tokenizer
+    def of_gguf(self, file: Path) -> tuple[Any, Any]:
+        """Model and tokenizer of a GGUF."""
+        from transformers import AutoConfig
+
+        from ramulus.learn.policy.gguf_file import gguf_tokenizer, load_gguf, opened
+        from ramulus.learn.policy.loading import silent
+        from ramulus.learn.policy.tokenizer import ended
+
+        reader = opened(file)
+        try:
+            tokenizer = ended(gguf_tokenizer(file, reader), str(file))
+            with silent():
+                config = self.extended(AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name))
+            return load_gguf(file, reader, config, self.dtype, self.rope is not None), tokenizer
+        except ValueError as error:
+            raise ValueError(f"cannot load the model {str(file)!r}: {error}") from error
 
     @staticmethod
     def local(path: str) -> Path | None:
-        """The folder that a path means, there or not; None for the name of a model on the hub."""
+        """The folder or file that a path means, there or not; None for the name of a model on the hub."""
         folder = Path(path).expanduser()
-        return folder if looks_local(path) or folder.is_dir() else None
+        return folder if looks_local(path) or folder.exists() or folder.suffix == ".gguf" else None
 
     def extended(self, config: Any) -> Any:
         """The config with `max_positions` and `rope`."""
@@ -141,7 +177,7 @@ def base_of(adapter: Path) -> str:
     """The model that a folder of adapters was trained on, as its settings name it; ValueError where they name none that is there."""
     named = str(read_json(adapter / ADAPTER).get("base_model_name_or_path") or "")
     folder = Path(named).expanduser()
-    if not named or (not folder.is_dir() and looks_local(named)):
+    if not named or (not folder.exists() and looks_local(named)):
         which = f"of {named!r}, which is not there" if named else "of a model that its settings do not name"
         raise FileNotFoundError(f"the adapters in {adapter} are {which}: set model.path to that model and model.adapter={adapter}")
     return named
