@@ -21,7 +21,7 @@ SUFFIX = ".gguf"
 PARTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 MEANT = "name the one that is meant"
 SAFE = "take the model's safetensors"
-HARMLESS = {  # settings that transformers leaves out: shapes, which are compared with the weights, and what changes no number
+NOT_MISSED = {  # settings that transformers leaves out: shapes, which are compared with the weights, and what changes no number
     "vocab_size", "attention.key_length", "attention.value_length", "attention.key_length_swa", "attention.value_length_swa",
     "expert_feed_forward_length", "expert_shared_feed_forward_length", "rope.scaling.finetuned", "rope.scaling.original_context_length",
     "tensor_data_layout",
@@ -33,7 +33,7 @@ SAME = {  # settings that it leaves out and that must be what the config has any
 }  # fmt: skip
 
 
-def chosen(path: Path, file: str | None = None) -> Path | None:
+def gguf_of(path: Path, file: str | None = None) -> Path | None:
     """The GGUF that a path means: the file itself, or the only one, or `file`, of a folder without another model; None where it means none.
 
     Raises ValueError where there are several, FileNotFoundError where the named one is not there.
@@ -47,7 +47,7 @@ def chosen(path: Path, file: str | None = None) -> Path | None:
 
 
 def one_of(names: list[str], file: str | None, where: str) -> str | None:
-    """The name that is meant among those of GGUF files; None where there are none. Raises as `chosen` does."""
+    """The name that is meant among those of GGUF files; None where there are none. Raises as `gguf_of` does."""
     if file is not None:
         if file not in names:
             raise FileNotFoundError(f"{where} holds no {file}: it has {', '.join(sorted(names)) or f'no *{SUFFIX}'}")
@@ -71,7 +71,7 @@ def from_hub(repo: str, file: str | None, revision: str | None) -> Path:
         raise ValueError(f"cannot load the model {repo!r}: {sentence(error)}") from None
 
 
-def opened(file: Path) -> Any:
+def open_gguf(file: Path) -> Any:
     """gguf's reader of a file. Raises ImportError without the package, FileNotFoundError or ValueError for what is no GGUF, or not all of one."""
     try:
         import accelerate  # noqa: F401 (transformers asks for it)
@@ -101,7 +101,7 @@ def opened(file: Path) -> Any:
     return reader
 
 
-def settings_of(reader: Any) -> dict[str, Any]:
+def gguf_settings(reader: Any) -> dict[str, Any]:
     """The settings of the architecture, without its name before them; `architecture` among them."""
     said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
     kind = str(said.get("general.architecture", ""))
@@ -112,7 +112,7 @@ def check_settings(file: Path, reader: Any, config: Any, rope_given: bool) -> No
     """Raise ValueError, naming them, for settings that transformers leaves out although they change what the model computes."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING as NAMES
 
-    said = settings_of(reader)
+    said = gguf_settings(reader)
     kind = str(said.pop("architecture"))
     text = config.get_text_config()
     names: Any = NAMES["config"]
@@ -121,7 +121,7 @@ def check_settings(file: Path, reader: Any, config: Any, rope_given: bool) -> No
     rotary = head * float((getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0))
     lost = []
     for name, value in said.items():
-        fine = name in HARMLESS or (name.startswith("rope.") and rope_given)
+        fine = name in NOT_MISSED or (name.startswith("rope.") and rope_given)
         fine = fine or (name == "rope.dimension_count" and value == rotary) or (name == "rope.scaling.type" and value == "none")
         fine = fine or (name in SAME and getattr(text, SAME[name], None) == value) or (name in taken and name != "rope.dimension_count")
         if not fine:
@@ -174,7 +174,7 @@ def tensors_left(model: Any, reader: Any) -> list[str]:
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
-    kind = str(settings_of(reader)["architecture"])
+    kind = str(gguf_settings(reader)["architecture"])
     if is_gguf_arch_supported(kind):  # read another way, which tells of what is left
         return []
     processor = reading.TENSOR_PROCESSORS.get(kind, reading.TensorProcessor)(config=model.config.to_dict())

@@ -68,7 +68,7 @@ class Pretrained:
 
     def __call__(self) -> tuple[Any, Any]:
         """(model, tokenizer); the tokenizer pads with EOS where it has no padding token."""
-        from ramulus.learn.policy.gguf_file import chosen, from_hub
+        from ramulus.learn.policy.gguf_file import from_hub, gguf_of
         from ramulus.learn.policy.tokenizer import leave_out_padding
 
         start = self.local(self.path)
@@ -77,7 +77,7 @@ class Pretrained:
                 raise ValueError(f"{self.path} is a folder of adapters already: set model.path to the model that {self.adapter} is of")
             return replace(self, path=base_of(start), adapter=str(start))()
         if start is not None:
-            gguf = chosen(start, self.file)
+            gguf = gguf_of(start, self.file)
         else:
             gguf = None if self.file is None else from_hub(self.path, self.file, self.revision)
         try:
@@ -118,13 +118,13 @@ class Pretrained:
         """Model and tokenizer of a GGUF."""
         from transformers import AutoConfig
 
-        from ramulus.learn.policy.gguf_file import gguf_tokenizer, load_gguf, opened
+        from ramulus.learn.policy.gguf_file import gguf_tokenizer, load_gguf, open_gguf
         from ramulus.learn.policy.loading import silent
-        from ramulus.learn.policy.tokenizer import ended
+        from ramulus.learn.policy.tokenizer import with_end
 
-        reader = opened(file)
+        reader = open_gguf(file)
         try:
-            tokenizer = ended(gguf_tokenizer(file, reader), str(file))
+            tokenizer = with_end(gguf_tokenizer(file, reader), str(file))
             with silent():
                 config = self.extended(AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name))
             return load_gguf(file, reader, config, self.dtype, self.rope is not None), tokenizer

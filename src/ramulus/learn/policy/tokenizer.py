@@ -17,7 +17,7 @@ def read_tokenizer(name: str, **options: Any) -> Any:
     """The tokenizer of a folder or hub name; it pads with EOS where it has no padding token.
 
     transformers builds the tokenizer of some families anew, whatever tokenizer.json holds: where that spells a sample otherwise, the file is
-    followed. Warns and raises as `ended` does.
+    followed. Warns and raises as `with_end` does.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -29,10 +29,10 @@ def read_tokenizer(name: str, **options: Any) -> Any:
             setattr(tokenizer, CAME_WITH, named if named.endswith(("Tokenizer", "TokenizerFast")) else None)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **options)
-    return ended(tokenizer, name)
+    return with_end(tokenizer, name)
 
 
-def ended(tokenizer: Any, name: str) -> Any:
+def with_end(tokenizer: Any, name: str) -> Any:
     """The tokenizer, padding with EOS where it has no padding token. Warns of one that loses spaces; ValueError for one without an EOS token."""
     if tokenizer.eos_token_id is None:
         raise ValueError(

@@ -28,6 +28,7 @@ def config_of(source: Pretrained) -> Any:
     """The transformers config of a model folder or a name on the hub."""
     from transformers import AutoConfig
 
+    from ramulus.learn.policy.gguf_file import gguf_of
     from ramulus.learn.policy.hub import offline
     from ramulus.learn.policy.loading import silent
 
@@ -37,6 +38,10 @@ def config_of(source: Pretrained) -> Any:
     if folder is None and source.path in PUBLISHED:
         said = dict(PUBLISHED[source.path])
         return AutoConfig.for_model(said.pop("model_type"), **said)
+    file = gguf_of(folder, source.file) if folder is not None else None
+    if file is not None:
+        with silent():
+            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
     options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     if folder is not None and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"there is no config.json in {folder}, which a plan is made from: check the path, or get the model first")
