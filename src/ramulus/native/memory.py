@@ -1,8 +1,12 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, whether an allocation failed, and giving back what is not used."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -47,3 +51,40 @@ def _container() -> list[int]:
         cached = sum(int(parts.get(name, 0)) for name in CACHED)
         return [max(0, int(most) - max(0, int(used) - cached))]
     return []
+
+
+class OutOfMemory(RuntimeError):
+    """Memory did not hold what was asked for; whoever raises it has let go of what was begun."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what if "out of memory" in what else f"out of memory: {what}")
+
+
+def allocation_failed(error: BaseException) -> bool:
+    """Whether an error of Python, numpy, torch, oneDNN or CUDA says that there was no memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | OutOfMemory) or (isinstance(error, RuntimeError) and any(words in text for words in _FAILED))
+
+
+_FAILED = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "alloc_failed",
+    "could not create a memory", "failed to allocate", "unable to allocate",
+)  # fmt: skip
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """malloc_trim of the C library; None where it has none."""
+    try:
+        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def give_back() -> None:
+    """Return to the system what has been freed: the C library keeps smaller blocks, and fragments them, where large ones are given back at once."""
+    if (trim := _trim()) is not None:
+        trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -285,6 +285,10 @@ class CompiledForward(FusedForward):
             self.room = torch.empty(needed, **FLOAT)
         return _Pass(*columns, n, together, out.data_ptr(), self.room.data_ptr(), self.epsilon, self.scale)
 
+    def release(self) -> None:
+        """Give the room of a pass back."""
+        self.room = torch.empty(0, **FLOAT)
+
     def copy(self, store: Tensor, moves: list[tuple[int, int, int]]) -> None:
         """Of each (source, target, n) the first n positions of one row of the store over another, in this order."""
         described, triples = described_store(store), np.array(moves, dtype=np.int64)

@@ -17,6 +17,7 @@ from ramulus.engine.local.choice import choose
 from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
+from ramulus.native.memory import OutOfMemory, allocation_failed
 
 QUIET = 8  # turns of the event loop without a new request before the next step
 
@@ -200,11 +201,20 @@ class LocalEngine:
             answered = 1
             while True:
                 await self._settle(answered)
-                with _threads(self.threads):
-                    scheduler.admit()
-                    if not scheduler.batch.rows:
-                        return
-                    answered = scheduler.step()
+                try:
+                    with _threads(self.threads):
+                        scheduler.admit()
+                        if not scheduler.batch.rows:
+                            return
+                        answered = scheduler.step()
+                except Exception as error:
+                    if not allocation_failed(error):
+                        raise
+                    failure = OutOfMemory(str(error))
+                else:
+                    continue
+                if not scheduler.halve():  # here the error is gone, and with it what its frames held
+                    raise failure
         except asyncio.CancelledError:  # between two steps, so what is remembered is whole
             scheduler.abandon(None)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections import abc, deque
 from itertools import islice
@@ -11,7 +12,7 @@ import torch
 
 from ramulus.engine.engine import COUNTERS, Decode, Request, Segment
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
-from ramulus.engine.local.compiled import CompiledForward, DecodeSteps
+from ramulus.engine.local.compiled import GB, CompiledForward, DecodeSteps
 from ramulus.engine.local.forward import Forward
 from ramulus.engine.local.kv import ROUND, Reach, rounded
 from ramulus.engine.local.prefill import Prefill
@@ -21,6 +22,7 @@ from ramulus.engine.local.sequence import Group, Sequence
 from ramulus.engine.local.slots import SPARE, AlignedSlots, PooledSlots, SlotAllocator, SlotMemory
 from ramulus.engine.rng import uniforms
 from ramulus.engine.stops import watched
+from ramulus.native.memory import give_back
 
 
 class Scheduler:
@@ -33,16 +35,50 @@ class Scheduler:
         self.forward, self.vocabulary, self.limit, self.decode = forward, vocabulary, limit, decode
         self.geometry = forward.geometry
         self.kernels = forward if isinstance(forward, CompiledForward) else None
-        self.memory = SlotMemory(self.geometry, slots, memory, self.kernels)
-        self.allocator: SlotAllocator = AlignedSlots(self.memory) if self.kernels is None else PooledSlots(self.memory, limit)
-        self.waiting: deque[Sequence] = deque()
-        self._newcomers: list[Sequence] = []  # those that are being admitted
         self.version = 0
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.prefill = Prefill(forward, self.allocator, self.counters)
-        self.batch, self.samples = Batch(slots, vocabulary), Samples(slots)
+        self.waiting: deque[Sequence] = deque()
+        self.budget = memory  # that requests are checked against; `memory` may be less once an allocation has failed
+        self._arrange(slots, memory)
+
+    def _arrange(self, slots: int, memory: int) -> None:
+        """Room for so many rows, and so many bytes of KV; nothing runs."""
+        self.memory = SlotMemory(self.geometry, slots, memory, self.kernels)
+        self.allocator: SlotAllocator = AlignedSlots(self.memory) if self.kernels is None else PooledSlots(self.memory, self.limit)
+        self._newcomers: list[Sequence] = []  # those that are being admitted
+        self.prefill = Prefill(self.forward, self.allocator, self.counters)
+        self.batch, self.samples = Batch(slots, self.vocabulary), Samples(slots)
         self.steps = None if self.kernels is None else DecodeSteps(self.kernels, slots)
         self._settings: list[tuple[object, ...]] = []  # of the rows that the sampling batch was made for
+        self._counted = 0  # steps of these samples that the counters have in them
+
+    def halve(self) -> bool:
+        """Go on with half the rows and half the memory, after an allocation that failed; whoever ran begins anew and draws the same tokens.
+
+        Says so in a warning; False where one row is left that memory cannot hold, or nobody waits.
+        """
+        running = self.batch.running
+        sequences = [s for s in dict.fromkeys([*running, *self._newcomers, *self.waiting]) if not s.over]
+        most, memory = self.memory.most, self.memory.memory
+        longest = max((sequence.need for sequence in sequences), default=0) * self.geometry.token_bytes
+        slots, room = max(1, most // 2), min(memory, max(longest, memory // 2))
+        if not sequences or (slots, room) == (most, memory):
+            return False
+        self.counters["sampled"] -= sum(max(0, self._counted - sequence.began) for sequence in running)
+        self.memory.slots.drop()
+        if self.kernels is not None:
+            self.kernels.release()
+        self._arrange(slots, room)
+        self.waiting = deque(sequence.anew() for sequence in sequences)
+        self.memory.wanted = max(sequence.need for sequence in sequences)
+        give_back()
+        warnings.warn(
+            f"memory did not hold {most} sequences with {memory / GB:.2f} GB of keys and values: from here on {slots} decode together, "
+            f"with {room / GB:.2f} GB; nothing is lost",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
 
     @property
     def busy(self) -> bool:
@@ -60,7 +96,7 @@ class Scheduler:
             before = request
 
     def _check(self, request: Request) -> None:
-        n, most, memory = len(request.prefix), request.sampling.max_tokens, self.memory.memory
+        n, most, memory = len(request.prefix), request.sampling.max_tokens, self.budget
         if n == 0:
             raise ValueError("the prefix of a request is empty: give at least one token (a BOS token, say)")
         if not 0 <= min(request.prefix) <= max(request.prefix) < self.vocabulary:
@@ -160,6 +196,7 @@ class Scheduler:
         self.counters["steps"] += steps
         for name in ("row_steps", "sampled"):
             self.counters[name] += steps * batch.n
+        self._counted = self.samples.now
         return self._end()
 
     def _one(self) -> None:

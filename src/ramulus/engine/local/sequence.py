@@ -51,6 +51,10 @@ class Sequence:
         plain = not sampling.truncates and not callable(sampling.temperature)
         return cls(request, group, index, need, until, prefix, prefix[:-1], setting, plain, request.stop.ids, mix(request.seed))
 
+    def anew(self) -> Sequence:
+        """The same request, waiting, after its slot and its tokens are lost."""
+        return Sequence.of(self.request, self.group, self.index, self.need, self.until)
+
     @property
     def over(self) -> bool:
         """Whether nobody wants its answer any more."""
