@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ramulus.cli import main
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.local.kv import Slots
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.prefill import Prefill
 from ramulus.engine.local.samples import Samples
 from ramulus.engine.local.scheduler import Scheduler
+from ramulus.learn.attention.compiled import Attention
+from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.fused import Gated, RMSNorm
+from ramulus.learn.policy.head import Head
 from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.native.memory import OutOfMemory, allocation_failed
 
+RECIPE = str(Path(__file__).with_name("run_recipe.py"))
+ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 ERRORS = [RuntimeError(CPU), MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")]
 
@@ -114,3 +128,85 @@ def test_other_errors_reach_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "step", lambda *arguments: failing(*arguments))
     with pytest.raises(RuntimeError, match="shapes differ"):
         sampled(LocalEngine(model(), slots=8), requests())
+
+
+def train(folder: Path, *words: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """The weights and the metrics of a small run in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", RECIPE, f"out={folder}", "seed=3", *words])
+    assert not stopped.value.code
+    weights = load_file(sorted((folder / "checkpoints").iterdir())[-1] / "model" / "model.safetensors")
+    return weights, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+PLACES = [
+    (TorchPolicy, "_hidden"),
+    (Head, "_some"),
+    (RMSNorm, "backward"),
+    (Gated, "backward"),
+    (Attention, "backward"),
+    (Mix, "loss"),
+]
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize(("where", "name"), PLACES, ids=[f"{where.__name__}.{name}" for where, name in PLACES])
+@pytest.mark.parametrize("at", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_update_that_fails_is_done_again_in_smaller_rows(
+    where: type, name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["steps=2", "minibatches=1", "tokens_per_batch=64", "mix.kl_coef=0"]
+    expected, plain = train(tmp_path / "expected", *words)
+    own = where.__dict__[name]
+    calls = fails(at, own.__func__ if isinstance(own, staticmethod) else own, ERRORS[at % len(ERRORS)])
+    counted = lambda *arguments, **options: calls(*arguments, **options)  # noqa: E731
+    begun = TorchPolicy.accumulate
+
+    def accumulate(self: TorchPolicy, *arguments: Any) -> Any:  # only updates fail, not the checks of a policy
+        monkeypatch.setattr(where, name, staticmethod(counted) if isinstance(own, staticmethod) else counted)
+        return begun(self, *arguments)
+
+    monkeypatch.setattr(TorchPolicy, "accumulate", accumulate)
+    with pytest.warns(RuntimeWarning, match="model at once: from here on it is at most") as said:
+        found, rows = train(tmp_path / "found", *words)
+    assert len([w for w in said if "going through" in str(w.message)]) == 1
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
+    for one, other in zip(rows, plain, strict=True):  # nothing twice
+        for key in ("trained_policy", "sampled", "reward", "grad_norm"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_a_path_that_memory_does_not_hold_ends_the_run_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TorchPolicy, "accumulate", fails(0, TorchPolicy.accumulate, RuntimeError(CPU), times=10**6))
+    with pytest.raises(SystemExit) as stopped, pytest.warns(RuntimeWarning):
+        main(["train", RECIPE, f"out={tmp_path / 'run'}", "steps=1"])
+    assert stopped.value.code == 2
+    assert "out of memory: " in (said := capsys.readouterr().err)
+    assert "lower tokens_per_batch" in said
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_log_probs_that_fail_are_computed_in_smaller_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["steps=1", "model.dtype=float64"]  # its KL term asks for the reference model's log-probs
+    expected, _ = train(tmp_path / "expected", *words)
+    monkeypatch.setattr(TorchPolicy, "_score_row", fails(0, TorchPolicy._score_row, MemoryError()))
+    with pytest.warns(RuntimeWarning, match="while log-probs were computed again"):
+        found, _ = train(tmp_path / "found", *words)
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of Linux")
+@pytest.mark.parametrize("part", ["engine", "update"])
+def test_a_real_limit_is_met(part: str) -> None:
+    """tests/run_limited.py limits its own address space and compares with what it computed before."""
+    script = Path(__file__).with_name("run_limited.py")
+    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "memory did not hold" in done.stderr
+    assert "the same" in done.stdout

@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from ramulus.native.memory import allocation_failed
 from ramulus.run.evaluation.commands import eval_, rollout
 from ramulus.run.screen import complain, let_go, there_are_streams
 from ramulus.run.serve import serve
@@ -270,12 +271,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(run([word for word in words if word != "--debug"]))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        memory = "out of memory" in str(error).lower()
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        memory = allocation_failed(error)
         if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
             raise
         remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
-        complain("; ".join([str(error), *getattr(error, "__notes__", ())]) + remedy)
+        complain("; ".join([str(error) or "out of memory", *getattr(error, "__notes__", ())]) + remedy)
         sys.exit(2)
     finally:
         warnings.formatwarning = usual

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from ramulus.learn.policy.learner import Evaluated, Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.native.memory import OutOfMemory
 from ramulus.run import checkpoint
 from ramulus.run.advice import Advice
 from ramulus.run.checkpoint import Generators
@@ -113,9 +115,11 @@ class Trainer:
     whole: bool = True  # weights and state belong together: not in the middle of an update
     advice: Advice | None = None
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
+    lowered: Callable[[int], None] = lambda tokens: None  # told of fewer tokens a batch than the run began with
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
+        self.tokens = self.run.tokens_per_batch
         self.numerics = numerics(device_of(self.run.device), self.engine.about)
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
 
@@ -194,9 +198,7 @@ class Trainer:
             stats = run.mix.measure([tree for part in cut for tree in part.trees], whole.terms) if whole else {}
         for part in cut:
             with clock("pack"):
-                batches = pack(
-                    part.trees, part.credits, run.mix, run.tokens_per_batch, stats=stats, selection=part.selection
-                )
+                batches = self.packed(part, stats)
                 learns = any(has_signal(run.mix, batch) for batch in batches)
             with clock("ledger"):
                 statistics.add_fates(part.selection, run.mix, learns)
@@ -204,7 +206,7 @@ class Trainer:
                 statistics.empty += 1
                 continue
             with clock("update"):
-                evaluated = await self.learner.accumulate(run.mix, batches)
+                batches, evaluated = await self.accumulate(part, stats, batches)
             with clock("gauges"):
                 self.read(statistics, part, batches, evaluated, version)
                 if self.writes(number):
@@ -214,6 +216,35 @@ class Trainer:
             with clock("update"):
                 statistics.add_update(await self.learner.update(statistics.rate))
         return statistics
+
+    def packed(self, part: Minibatch, stats: dict[str, float]) -> list[TreeBatch]:
+        """The rows of a minibatch."""
+        return pack(part.trees, part.credits, self.run.mix, self.tokens, stats=stats, selection=part.selection)
+
+    async def accumulate(
+        self, part: Minibatch, stats: dict[str, float], batches: list[TreeBatch]
+    ) -> tuple[list[TreeBatch], list[Evaluated]]:
+        """Add the gradient of a minibatch; where memory does not hold its rows, all of it again in rows of half as many tokens, and so ever after.
+
+        Raises OutOfMemory for a row that is one path.
+        """
+        while True:
+            try:
+                return batches, await self.learner.accumulate(self.run.mix, batches)
+            except OutOfMemory:
+                largest = max(len(batch.token) for batch in batches)
+                longest = max(int(batch.position.max()) + 1 for batch in batches)
+                if largest <= longest:
+                    raise
+            self.tokens = max(largest // 2, longest)
+            warnings.warn(
+                f"memory did not hold {largest:,} tokens going through {self.run.name}'s model at once: from here on it is at most {self.tokens:,}; "
+                "nothing is lost",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.lowered(self.tokens)
+            batches = self.packed(part, stats)
 
     def read(
         self, statistics: StepStatistics, part: Minibatch, batches: Sequence[TreeBatch], evaluated: Sequence[Evaluated], version: int

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -22,9 +25,11 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
 from ramulus.native.openmp import release_team
 
 _T = TypeVar("_T")
+LARGE = 2**26  # bytes of weights from which on memory is given back after a step
 
 
 class Thread:
@@ -77,7 +82,7 @@ class InProcess:
         self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
     ) -> list[Scored]:
         """Columns of each row."""
-        return await self._do(self.policy.score, rows, columns, influence)
+        return await self._do(scored, self.policy, rows, columns, influence)
 
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
         """Add the gradient of all rows."""
@@ -105,13 +110,43 @@ class InProcess:
 
 
 def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], left: Event | None = None) -> list[Evaluated]:
-    """Add the gradient of some rows; their columns, on the CPU. Raises InterruptedError, between two rows, once nobody waits any more."""
+    """Add the gradient of some rows; their columns, on the CPU. Raises InterruptedError, between two rows, once nobody waits any more.
+
+    Raises OutOfMemory for a row that memory does not hold; then there are no gradients at all.
+    """
     evaluated = []
-    for batch in batches:
-        if left is not None and left.is_set():
-            raise InterruptedError("the update was abandoned")
-        evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
+    with held(policy.discard):
+        for batch in batches:
+            if left is not None and left.is_set():
+                raise InterruptedError("the update was abandoned")
+            evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
+    if sum(p.nbytes for p in policy.model.parameters()) > LARGE:
+        give_back()  # activations: else the optimizer, the engine and a checkpoint need their memory beside what the C library keeps of them
     return evaluated
+
+
+def scored(policy: TorchPolicy, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
+    """What the policy scores; raises OutOfMemory for a row that memory does not hold."""
+    with held():
+        return policy.score(rows, columns, influence)
+
+
+@contextmanager
+def held(undo: Callable[[], None] | None = None) -> Iterator[None]:
+    """Where an allocation fails inside, do `undo`, let go of what the failed work held, and raise OutOfMemory."""
+    try:
+        yield
+        return
+    except Exception as error:
+        if not allocation_failed(error):
+            raise
+        failure = OutOfMemory(" ".join(str(error).split()) or type(error).__name__)
+        traceback.clear_frames(error.__traceback__)
+    if undo is not None:
+        undo()
+    gc.collect()  # a graph may lie in a circle with the frames that made it
+    give_back()
+    raise failure
 
 
 @torch.no_grad()

@@ -56,12 +56,15 @@ class Learner(Protocol):
         """Columns of each row: "recomputed" log-probs by these weights, "reference_model" by the first ones, both also "..._tempered"; the
         "value" of states; "influence"; the "entropy" that each token was drawn at, untempered.
 
-        Raises ValueError for a column that this learner does not keep the model or the head of.
+        Raises ValueError for a column that this learner does not keep the model or the head of, OutOfMemory where memory does not hold a row.
         """
         ...
 
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
-        """Add the gradient of all rows of an optimizer step; what each row's update begins from."""
+        """Add the gradient of all rows of an optimizer step; what each row's update begins from.
+
+        Raises OutOfMemory where memory does not hold a row: the step has no gradients then, and may begin anew with smaller rows.
+        """
         ...
 
     async def update(self, lr: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from ramulus.learn.batch.score_row import ROW, Scored, ScoreRow, lacking, nodes_
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.native.memory import OutOfMemory
 
 SCORED = ("recomputed", "recomputed_tempered", "reference_model", "reference_model_tempered", "value")
 
@@ -27,8 +29,19 @@ async def score(
     `influence` is read in the forward pass of "recomputed", or in one of its own. Columns in `known` stay where nodes have them, by the same
     weights, and only paths that lack some are passed.
     """
-    for rows, names, watched, take in passes(forest, columns, influence, known):
-        take(await learner.score(rows, names, watched))
+    tokens, before = ROW, 2**62
+    while True:
+        try:
+            for rows, names, watched, take in passes(forest, columns, influence, known, tokens):
+                take(await learner.score(rows, names, watched))
+            return
+        except OutOfMemory:
+            failed = max(map(len, rows))
+            if failed >= before:  # it holds one path
+                raise
+        before, tokens = failed, failed // 2
+        text = f"memory did not hold {failed:,} tokens while log-probs were computed again: this is done with at most half of them at once"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def score_now(

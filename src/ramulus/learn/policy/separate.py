@@ -15,13 +15,13 @@ import torch
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved
+from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved, scored
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
 CALLS: dict[str, Callable[..., Any]] = {
-    "score": TorchPolicy.score,
+    "score": scored,
     "accumulate": accumulated,
     "update": TorchPolicy.update,
     "weights": handed,

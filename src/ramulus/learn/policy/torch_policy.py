@@ -117,6 +117,11 @@ class TorchPolicy:
             loss.backward()
         return evaluated.each(Tensor.detach)
 
+    def discard(self) -> None:
+        """Drop the gradients so far: the optimizer step begins anew."""
+        for parameter in self.trainable.values():
+            parameter.grad = None
+
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor | None:
         """What a value head says of the state before each token [T], from hidden states [T, d]; this policy has none."""
         return None
