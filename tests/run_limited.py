@@ -11,7 +11,21 @@ from typing import Any
 
 import torch
 
-from ramulus import Author, Behavior, Clip, Estimator, GroupMean, Mix, Request, Sampling, Scratch, Task, Term, TorchPolicy, Tree
+from ramulus import (
+    Author,
+    Behavior,
+    Clip,
+    Estimator,
+    GroupMean,
+    Mix,
+    Request,
+    Sampling,
+    Scratch,
+    Task,
+    Term,
+    TorchPolicy,
+    Tree,
+)
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.run.minibatch import minibatches
@@ -63,7 +77,7 @@ class Small:
 def update() -> bool:
     """6,400 tokens, of which a quarter fits."""
 
-    class run:  # noqa: N801
+    class run:
         name, mix = "limited", Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
 
     model = Scratch("0123456789+=?", hidden=256, layers=6, heads=4, kv_heads=4)()[0]

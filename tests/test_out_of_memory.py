@@ -107,7 +107,7 @@ def test_the_engine_halves_until_one_row_is_left_and_then_says_so(monkeypatch: p
     engine = LocalEngine(model(), slots=8)
     failing = fails(0, Scheduler.step, RuntimeError(CPU), times=10**6)
     monkeypatch.setattr(Scheduler, "step", lambda *arguments: failing(*arguments))
-    with pytest.warns(RuntimeWarning, match="from here on 1 decode"), pytest.raises(OutOfMemory, match="out of memory: .*DefaultCPUAllocator"):
+    with pytest.warns(RuntimeWarning, match="from here on 1 decode"), pytest.raises(OutOfMemory, match=r"out of memory: .*DefaultCPUAllocator"):
         sampled(engine, requests())
     monkeypatch.undo()
     assert all(len(segment.tokens) for segment in sampled(engine, requests()))
