@@ -29,7 +29,7 @@ from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
 from ramulus.native.openmp import release_team
 
 _T = TypeVar("_T")
-LARGE = 2**26  # bytes of weights from which on memory is given back after a step
+GIVES_BACK = 2**26  # bytes of weights from which on memory is given back after a step
 
 
 class Thread:
@@ -115,24 +115,24 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
     Raises OutOfMemory for a row that memory does not hold; then there are no gradients at all.
     """
     evaluated = []
-    with held(policy.discard):
+    with in_memory(policy.discard):
         for batch in batches:
             if left is not None and left.is_set():
                 raise InterruptedError("the update was abandoned")
             evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
-    if sum(p.nbytes for p in policy.model.parameters()) > LARGE:
+    if sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK:
         give_back()  # activations: else the optimizer, the engine and a checkpoint need their memory beside what the C library keeps of them
     return evaluated
 
 
 def scored(policy: TorchPolicy, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
     """What the policy scores; raises OutOfMemory for a row that memory does not hold."""
-    with held():
+    with in_memory():
         return policy.score(rows, columns, influence)
 
 
 @contextmanager
-def held(undo: Callable[[], None] | None = None) -> Iterator[None]:
+def in_memory(undo: Callable[[], None] | None = None) -> Iterator[None]:
     """Where an allocation fails inside, do `undo`, let go of what the failed work held, and raise OutOfMemory."""
     try:
         yield
