@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from ramulus.look.curves import flat
+from ramulus.look.glossary import unexplained
 
 TESTS = Path(__file__).parent
 SKIPS = TESTS / "skips.txt"
@@ -50,6 +55,24 @@ def torch_as_it_was() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture(autouse=True)
+def every_metric_is_explained() -> None:
+    """Whatever row a trainer of this process writes, in any test: no metric without an entry in the glossary."""
+    logbook = sys.modules.get("ramulus.run.logbook")
+    if logbook is None or getattr(logbook.Logbook.write, "explained", False):
+        return
+    write = logbook.Logbook.write
+
+    def checked(self: Any, step: int, metrics: dict[str, Any]) -> None:
+        if sys._getframe(1).f_globals["__name__"] == "ramulus.run.trainer":  # tests write rows of their own
+            missing = unexplained(flat(metrics))
+            assert not missing, f"{missing}: add them to src/ramulus/look/glossary.py, then run `python docs/metrics.py`"
+        write(self, step, metrics)
+
+    checked.explained = True  # type: ignore[attr-defined]
+    logbook.Logbook.write = checked
 
 
 def listed(text: str) -> list[tuple[str, str]]:

@@ -100,8 +100,11 @@ def client(serve: Serve, folder: Path) -> Client:
 
 def test_runs(client: Client, folder: Path) -> None:
     [one] = client("runs")
-    known = {"id": "one", "title": "one", "folder": str(folder), "step": 10, "steps": 20, "trees": [5, 10]}
-    assert one == known | {"live": True, "tokenizer": True}
+    known = {"title": "one", "folder": str(folder), "step": 10, "steps": 20, "trees": [5, 10], "live": True, "tokenizer": True}
+    known |= {"recipe": "treepo", "model": "Qwen2.5-0.5B", "status": "live", "reward": 1.0, "seconds": 10.0, "seed": 3, "group": None}
+    assert one.pop("id").startswith("one-")
+    assert abs(one.pop("started") - time.time()) < 600
+    assert one == known
 
 
 def test_metrics_are_flat_and_begin_after_a_step(client: Client) -> None:
@@ -522,16 +525,17 @@ def test_one_file_holds_every_answer_and_no_open_script(tmp_path: Path) -> None:
     assert NASTY not in page
     answers = json.loads(held[0])
     assert answers["/api/runs"][0]["trees"] == [5]
+    run = answers["/api/runs"][0]["id"]
     assert str(tmp_path) not in held[0], "whoever gets the file learns nothing about this machine's folders"
     told = json.loads(api("tree", {"run": "one", "step": "5", "index": "0"}))
-    assert answers["/api/tree?run=one&step=5&index=0"] == told
+    assert answers[f"/api/tree?run={run}&step=5&index=0"] == told
     assert NASTY in told["nodes"][-1]["text"]
     for node in told["nodes"]:
-        assert f"/api/node?run=one&step=5&index=0&node={node['id']}" in answers
+        assert f"/api/node?run={run}&step=5&index=0&node={node['id']}" in answers
     last = told["nodes"][-1]["id"]
-    assert answers[f"/api/leaf?run=one&step=5&index=0&node={last}"]["text"] == NASTY
-    assert {"/api/metrics?run=one&after=-1", "/api/config?run=one", "/api/evals?run=one"} <= answers.keys()
-    assert "/api/steps?run=one&step=7" not in answers
+    assert answers[f"/api/leaf?run={run}&step=5&index=0&node={last}"]["text"] == NASTY
+    assert {f"/api/metrics?run={run}&after=-1", f"/api/config?run={run}", f"/api/evals?run={run}", "/api/glossary"} <= answers.keys()
+    assert f"/api/steps?run={run}&step=7" not in answers
     assert page.count("</script>") == page.count("<script"), "every script element is closed once"
 
 
@@ -621,8 +625,15 @@ def test_a_real_evaluation_from_the_command_line(serve: Serve, tmp_path: Path, c
         assert root["nodes"][0]["text"].strip() == root["task"]["text"].strip()
     assert "⟨" not in str(show(tmp_path / "mine"))
     assert told(capsys, *command, tmp_path / "a.json")[0] == 0
-    status, said = told(capsys, "view", tmp_path / "a.json")
-    assert (status, "ramulus eval --out FOLDER" in said) == (2, True)
+    for given in (tmp_path / "a.json", tmp_path / "mine", tmp_path / "mine" / "results.json"):
+        client = serve(given)
+        rows = [row for one in client("runs")[:1] for row in client("evals", run=one["id"])]
+        assert [row["name"] for row in rows] == ["chain", "chain, trees", "chain, independent attempts at the price of the trees"]
+        assert {"mean@2", "pass@2", "greedy", "intervals"} <= rows[0].keys()
+        assert rows[0]["answered"] == (2 if given.name == "a.json" else 0)
+        assert {row["measure"] for row in client("differences", run=client("runs")[0]["id"])} >= {"mean", "length"}
+    client = serve(tmp_path / "a.json")
+    assert len(client("answers", run="a", step=0, name="chain")) == 2
 
 
 @pytest.mark.parametrize("given", ["2-rl", "2-rl/trees", "2-rl/trees/000010.jsonl"])

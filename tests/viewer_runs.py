@@ -93,6 +93,7 @@ def run_folder(folder: Path, steps: int = 10, trees: tuple[int, ...] = (5, 10), 
     (folder / "evals").mkdir(parents=True)
     add_rows(folder, range(1, steps + 1))
     stage = {"class": "ramulus.run.config.recipe.Run", "name": name, "steps": 20, "seed": 3}
+    stage["model"] = {"class": "ramulus.Pretrained", "path": "/models/Qwen2.5-0.5B", "dtype": "float32"}
     stage["branching"] = {"class": "ramulus.grow.segments.Segments", "width": 8, "seeds": None, "sizes": [3, 6]}
     stage["rewards"] = [{"class": "ramulus.tasks.rewards.Boxed", "weight": 2.0}]
     (folder / "run.json").write_text(json.dumps({"format": 1, "recipe": name, "overrides": [], "stages": [stage]}))

@@ -6,7 +6,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from ramulus.core import store
 from ramulus.core.tree import Tree
 from ramulus.look.cost.ledger import account
 from ramulus.look.curves import flat
-from ramulus.look.viewer.files import Changed, Lines
-from ramulus.look.viewer.runs import Entry, Shelf
+from ramulus.look.glossary import METRICS
+from ramulus.look.viewer.files import Changed, Lines, Metrics
+from ramulus.look.viewer.reports import answers_in, differences, rows_of, step_of
+from ramulus.look.viewer.runs import Entry, Shelf, Unreadable
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import finite_json, leaf_json, node_json, step_row, tree_json
 
 _COLUMNS = re.compile(
     rb'(?:"(?:logprobs|kept|entropy|temperature)":(?:\[[^\[\]]*\]|\{"\$array":\[[^\[\]]*\[[^\[\]]*\]\]\}),)+'
 )  # in a text its quotes would be escaped
+METRICS_READ = 12 << 20  # bytes of metrics.jsonl whose rows are kept; as objects they take four times as much
 AROUND = 60  # characters either side of what was found
 Ask = Mapping[str, str]
 
@@ -37,8 +41,8 @@ class Unknown(LookupError):
 class Kept:
     """The newest answers, up to a total size."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.held = room, 0
+    def __init__(self, room: int, forget: Callable[[Any], None] = lambda value: None) -> None:
+        self.room, self.held, self.forget = room, 0, forget
         self.items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self.lock = threading.Lock()
 
@@ -49,12 +53,18 @@ class Kept:
                 self.items.move_to_end(key)
                 return self.items[key][0]
         value, size = make()
+        self.put(key, value, size)
+        return value
+
+    def put(self, key: Hashable, value: Any, size: int) -> None:
+        """Keep a value of some size as the newest one."""
         with self.lock:
             self.held += size - (self.items.pop(key)[1] if key in self.items else 0)
             self.items[key] = (value, size)
             while self.held > self.room and len(self.items) > 1:
-                self.held -= self.items.popitem(last=False)[1][1]
-        return value
+                old, freed = self.items.popitem(last=False)[1]
+                self.held -= freed
+                self.forget(old)
 
 
 class Api:
@@ -62,6 +72,7 @@ class Api:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
+        self.read = Kept(METRICS_READ, forget=Metrics.forget)
         self.trees = Kept(48 << 20)  # bytes of their lines; as objects they take a few times as much
         self.rows = Kept(200_000)  # nodes of the small pictures
         self.words = Kept(64 << 20)  # characters of what was searched
@@ -69,7 +80,8 @@ class Api:
         self.answers: dict[str, Callable[[Ask], Any]] = {
             "runs": self.runs, "metrics": self.metrics, "config": self.config, "ledger": self.ledger,
             "steps": self.steps, "tree": self.tree, "node": self.node, "leaf": self.leaf,
-            "search": self.search, "evals": self.evals, "answers": self.answers_of,
+            "search": self.search, "evals": self.evals, "answers": self.answers_of, "differences": self.differences,
+            "glossary": self.glossary,
         }  # fmt: skip
 
     def __call__(self, name: str, ask: Ask) -> bytes:
@@ -94,13 +106,14 @@ class Api:
         try:
             return one.summary() | {"tokenizer": self.vocabulary(one) is not None}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            trouble = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": f"{type(error).__name__}: {error}"}
+            text = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+            trouble = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": text, "status": "trouble"}
             return trouble | {"live": False, "step": 0, "steps": None, "trees": [], "tokenizer": False}
 
     def metrics(self, ask: Ask) -> list[dict[str, Any]]:
         """The rows after a step, flat."""
         after = _number(ask, "after", -1)
-        return [flat(row) for row in self.run(ask).metrics.refresh() if row["step"] > after]
+        return [flat(row) for row in self.rows_of(self.run(ask)) if row["step"] > after]
 
     def config(self, ask: Ask) -> dict[str, Any]:
         """The stage's settings by dotted path; a part's class is its own value."""
@@ -108,7 +121,13 @@ class Api:
 
     def ledger(self, ask: Ask) -> dict[str, Any]:
         """Where tokens and seconds went."""
-        return account(self.run(ask).metrics.refresh())
+        return account(self.rows_of(self.run(ask)))
+
+    def rows_of(self, one: Entry) -> list[dict[str, Any]]:
+        """The metrics of a run; of runs that were asked for longest ago they are read again when they are asked for."""
+        rows = one.metrics.refresh()
+        self.read.put(one.id, one.metrics, one.metrics.lines.end)
+        return rows
 
     def steps(self, ask: Ask) -> list[dict[str, Any]]:
         """The trees of a step in a few numbers and a small picture each."""
@@ -182,22 +201,31 @@ class Api:
 
     def evals(self, ask: Ask) -> list[dict[str, Any]]:
         """The evaluations without their answers; `name` tells those of the same step apart."""
-        one, rows = self.run(ask), []
-        for name, path in one.evaluations().items():
-            report = self.report(one, path)
-            if report is not None:
-                fields = {key: value for key, value in report.items() if key not in ("answers", "step")}
-                rows.append({"step": step_of(name, report), "name": name} | fields)
-        return sorted(rows, key=lambda row: row["step"])
+        return sorted((row for name, report in self.reports_of(self.run(ask)) for row in rows_of(name, report)), key=lambda row: row["step"])
+
+    def differences(self, ask: Ask) -> list[dict[str, Any]]:
+        """The paired differences that `ramulus eval` has found."""
+        return [row for _, report in self.reports_of(self.run(ask)) for row in differences(report)]
 
     def answers_of(self, ask: Ask) -> list[dict[str, Any]]:
         """Every answer of an evaluation; of several at one step, the one called `name`, or the first."""
         one, step, wanted = self.run(ask), _number(ask, "step"), ask.get("name")
+        for name, report in self.reports_of(one):
+            found = answers_in(name, report, wanted) if step_of(name, report) == step else None
+            if isinstance(found, list):
+                return found
+        raise Unknown(f"{one.title} has no evaluation {'' if wanted is None else repr(wanted) + ' '}at step {step}")
+
+    def reports_of(self, one: Entry) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The evaluations of a run by name; a file that is none, or is being written, is left out."""
         for name, path in one.evaluations().items():
             report = self.report(one, path)
-            if report is not None and step_of(name, report) == step and wanted in (None, name):
-                return report.get("answers", [])
-        raise Unknown(f"{one.title} has no evaluation at step {step}")
+            if report is not None:
+                yield name, report
+
+    def glossary(self, ask: Ask) -> list[dict[str, Any]]:
+        """What every metric means, in the order in which they are drawn."""
+        return [asdict(metric) for metric in METRICS]
 
     def report(self, one: Entry, path: Path) -> dict[str, Any] | None:
         """An evaluation's file; None where it is none, or is being written."""
@@ -269,12 +297,6 @@ def _short(line: bytes) -> Tree | None:
         return store.load(_COLUMNS.sub(b"", line))
     except store.StoreError:
         return None
-
-
-def step_of(name: str, report: Mapping[str, Any]) -> int:
-    """The step of an evaluation: in its content, else in its name."""
-    step = report.get("step")
-    return step if isinstance(step, int) else int(name) if name.isdigit() else 0
 
 
 def excerpt(text: str, at: int, length: int) -> dict[str, Any]:

@@ -193,6 +193,13 @@ class Metrics:
             self.rows = self.rows + [row for line in fresh if (row := parse_row(line)) is not None]
             return self.rows
 
+    def forget(self) -> None:
+        """Let go of the rows; they are read again when they are asked for."""
+        with self.lines.lock:
+            self.rows, self.taken = [], 0
+            self.lines.restart()
+            self.lines.seen = None
+
     def last(self) -> tuple[dict[str, Any] | None, float]:
         """The last row, and when the file was written, seconds since the epoch (0 where there is none); the others are not kept for it."""
         try:

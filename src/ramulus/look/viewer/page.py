@@ -104,15 +104,18 @@ def everything(api: Api, steps: list[int]) -> Iterator[tuple[str, bytes]]:
         one["trees"] = chosen(one["trees"], steps)
         one["live"], one["folder"] = False, one["title"]
     yield url("runs"), json.dumps(listed).encode("ascii")
+    yield url("glossary"), api("glossary", {})
     for one in listed:
         named = {"run": one["id"]}
+        if "trouble" in one:
+            continue
         yield url("metrics", **named, after=-1), api("metrics", named)
-        for name in ("config", "ledger"):
+        for name in ("config", "ledger", "differences"):
             yield url(name, **named), api(name, named)
         reports = json.loads(api("evals", named))
         yield url("evals", **named), api("evals", named)
         for row in reports:
-            if row["step"] in one["trees"] or row["step"] == reports[-1]["step"]:
+            if row["answered"] and (row["step"] in one["trees"] or row["step"] == reports[-1]["step"]):
                 asked = {"step": row["step"]}
                 if sum(other["step"] == row["step"] for other in reports) > 1:
                     asked["name"] = row["name"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
 import re
 import threading
@@ -15,25 +15,38 @@ from typing import Any
 from ramulus.core.run_folder import WHEN, final_evaluation, is_stage, natural
 from ramulus.look.curves import flat
 from ramulus.look.stages import belonging, loose_files, step_files, tokenizer_of
+from ramulus.look.viewer.about import model_name, number_or, recipe_name, seed_of, started
 from ramulus.look.viewer.files import Fence, Lines, Metrics, is_tree_file
+from ramulus.look.viewer.reports import is_report
 
 DEPTH = 6  # folders below a given one that are searched for runs
-PASSED_BY = {"checkpoints", "tensorboard", "evals", "trees", "__pycache__", "node_modules"}
+PASSED_BY = {"checkpoints", "tensorboard", "trees", "__pycache__", "node_modules"}
 HEAD = re.compile(rb'^\s*\{"format":\s*\d+,\s*"step":\s*(-?\d+)\s*,')
-FILES = 32  # files of trees of one run whose lines are remembered
+FILES = 256  # files of trees whose lines are remembered
+MARK = 6  # letters of an id that its path alone decides, so that links survive other runs beside it
+SETTLED = 3.0  # seconds after which a folder's time tells whether it has changed
 _PATIENCE = 300.0  # seconds without a new line of metrics after which a run counts as stopped
 
 
-class Entry:
-    """One entry of the viewer: a stage of a run, a folder of numbered files of trees, or a `loose` file with trees of any steps."""
+class Unreadable(ValueError):
+    """Why nothing can be shown of what was named."""
 
-    def __init__(self, path: Path, root: Path, fence: Fence, loose: bool = False) -> None:
-        self.path, self.root, self.fence, self.loose = path, root, fence, loose
-        self.id, self.title = "", ""
+
+class Entry:
+    """One entry of the viewer: a stage of a run, a folder of numbered files of trees or of an evaluation, or a `loose` file with trees of any steps.
+
+    One with a `trouble` cannot be shown, and says why in the list.
+    """
+
+    def __init__(self, path: Path, root: Path, fence: Fence, loose: bool = False, trouble: str = "") -> None:
+        self.path, self.root, self.fence, self.loose, self.trouble = path, root, fence, loose, trouble
+        self.id, self.slug, self.title = "", "", ""
         self.metrics = Metrics(path / "metrics.jsonl", fence)
-        self.files: OrderedDict[Path, Lines] = OrderedDict()  # the last ones that were read
+        self.files: OrderedDict[Path, Lines] = OrderedDict()  # the last ones that were read, of all runs of a shelf
         self.lock = threading.RLock()
         self.sorted: tuple[int, dict[int, list[int]]] = (0, {})  # of a loose file: its edition, the lines of each step
+        self.run_json: tuple[Any, dict[str, Any]] | None = None  # (path and state of the file, content)
+        self.listed: tuple[int, dict[int, Path]] | None = None  # (time of the folder of trees, its files)
 
     def lines(self, path: Path) -> Lines:
         """The lines of a file of trees, up to date."""
@@ -49,7 +62,14 @@ class Entry:
         """The file of each step, ascending; a plain one counts before a packed one."""
         if self.loose:
             return {}
-        return step_files(self.path, self.fence.has)
+        folder = self.path / "trees"
+        stat = (folder if folder.is_dir() else self.path).stat()
+        if self.listed is None or self.listed[0] != stat.st_mtime_ns:
+            files = step_files(self.path, self.fence.has)
+            if time.time() - stat.st_mtime < SETTLED:  # another file may come at the same tick of the file system's clock
+                return files
+            self.listed = stat.st_mtime_ns, files
+        return self.listed[1]
 
     def tree_steps(self) -> list[int]:
         """The steps that have trees, ascending."""
@@ -57,6 +77,8 @@ class Entry:
 
     def loose_steps(self) -> dict[int, list[int]]:
         """The lines of each step in a file of any steps."""
+        if self.path.suffix == ".json":  # an evaluation in one file
+            return {}
         lines = self.lines(self.path)
         with lines.lock:
             edition, known = self.sorted
@@ -75,68 +97,104 @@ class Entry:
         lines = self.lines(self.step_files()[step])
         return lines, list(range(len(lines.spans)))
 
+    def saved(self) -> tuple[dict[str, Any], Path | None]:
+        """run.json of its run, and its path; ({}, None) where there is none that can be read."""
+        for folder in (self.path, self.path.parent) if not self.loose else ():
+            path = folder / "run.json"
+            try:
+                stat = self.fence(path).stat()
+            except OSError:
+                continue
+            now = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self.run_json is None or self.run_json[0] != (path, now):  # 500 runs are asked every few seconds
+                content = self.fence.json(path)
+                self.run_json = ((path, now), content if isinstance(content, dict) else {})
+            if self.stage_in(self.run_json[1], folder) is not None:
+                return self.run_json[1], path
+        return {}, None
+
+    def stage_in(self, saved: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+        """The part of a folder's run.json that is this stage's; None where there is none."""
+        stages = saved.get("stages")
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            return None
+        named = [stage for i, stage in enumerate(stages, 1) if self.path.name == f"{i}-{stage.get('name')}"]
+        return next(iter(named or (stages if folder == self.path and len(stages) == 1 else [])), None)
+
     def config(self) -> dict[str, Any]:
         """This stage's part of run.json; {} where there is none."""
-        if self.loose:
-            return {}
-        for folder in (self.path, self.path.parent):
-            saved = self.fence.json(folder / "run.json")
-            stages = saved.get("stages") if isinstance(saved, dict) else None
-            if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-                continue
-            named = [stage for i, stage in enumerate(stages, 1) if self.path.name == f"{i}-{stage.get('name')}"]
-            if configs := named or (stages if folder == self.path and len(stages) == 1 else []):
-                return configs[0]
-        return {}
+        saved, path = self.saved()
+        return (self.stage_in(saved, path.parent) if path else None) or {}
 
     def tokenizer(self) -> Path | None:
         """tokenizer.json for its trees; None where there is none yet."""
         return tokenizer_of(self.path, self.fence.has)
 
     def evaluations(self) -> dict[str, Path]:
-        """The files of its evaluations by name: those of steps, then the final ones."""
-        if self.loose:
-            return {}
-        files = [*sorted(self.path.glob("evals/*.json")), *(final_evaluation(self.path, when) for when in WHEN)]
-        return {path.stem: path for path in files if self.fence.has(path)}
+        """The files of its evaluations by name: those of steps, then the final ones, then what `ramulus eval` wrote beside its trees."""
+        folder = self.path.parent if self.path.is_file() else self.path
+        files = [*sorted(folder.glob("evals/*.json")), *(final_evaluation(folder, when) for when in WHEN)] if not self.loose else []
+        results = self.path if self.path.suffix == ".json" else folder / "results.json"
+        return {path.stem: path for path in [*files, results] if self.fence.has(path)}
 
     def summary(self) -> dict[str, Any]:
         """What the list of runs says about it; what it cannot be said of for its odd files is left out."""
-        (row, written), trees = self.metrics.last(), self.tree_steps()
-        steps = number_or(self.config().get("steps"), None)
+        if self.trouble:
+            raise Unreadable(self.trouble)
+        (row, written), trees, config = self.metrics.last(), self.tree_steps(), self.config()
+        saved, path = self.saved()
+        numbers, steps = flat(row or {}), number_or(config.get("steps"), None)
         step = row["step"] if row is not None else trees[-1] if trees else 0
-        pace = number_or(flat(row).get("seconds/mean"), 0.0) if row is not None else 0.0
+        pace = number_or(numbers.get("seconds/mean"), 0.0)
         recent = time.time() - written < max(_PATIENCE, 4 * pace)
-        about = {"id": self.id, "title": self.title, "folder": str(self.path)}
-        return about | {"live": recent and (steps is None or step < steps), "step": step, "steps": steps, "trees": trees}
-
-
-def number_or(value: Any, usual: Any) -> Any:
-    """The value where it is a number, else the usual one."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else usual
+        done = steps is not None and step >= steps
+        live = recent and not done
+        status = "trees" if row is None and not live else "live" if live else "done" if done else "stopped"
+        group, seed = seed_of(self.title)
+        about = {"id": self.id, "title": self.title, "folder": str(self.path), "group": group, "seed": number_or(config.get("seed"), seed)}
+        about |= {"live": live, "status": status, "step": step, "steps": steps, "trees": trees}
+        about |= {"recipe": recipe_name(saved, config), "model": model_name(config.get("model"))}
+        about |= {"reward": number_or(numbers.get("reward"), None), "seconds": pace * step or None}
+        return about | {"started": started(saved, path, written, pace * step)}
 
 
 def shown_under(root: Path, fence: Fence) -> Iterator[Entry]:
-    """The stages of runs and the trees under a path."""
+    """The stages of runs, the trees and the evaluations under a path; a folder that cannot be looked into is shown with its trouble."""
     if root.is_file():
         yield Entry(root, root, fence, loose=True)
         return
-    stages = [folder for folder in folders(root) if is_stage(folder)]
-    for folder in sorted(stages, key=natural):
-        yield Entry(folder, root, fence)
-    if root in stages:
+    inside = list(folders(root))
+    kinds: dict[Path, bool | str] = {folder: holds_stage(folder) for folder in inside}
+    for folder in sorted(inside, key=natural):
+        if kinds[folder]:
+            yield Entry(folder, root, fence, trouble=str(kinds[folder]) if isinstance(kinds[folder], str) else "")
+    if kinds[root] is True:
         return
     if any(is_tree_file(path) for path in step_files(root, fence.has).values()):
         yield Entry(root, root, fence)
-    for path in loose_files(root, fence.has):
-        yield Entry(path, root, fence, loose=True)
+    for folder in sorted(inside, key=natural):
+        if folder == root or is_report(folder / "results.json"):
+            loose = loose_files(folder, fence.has)
+            if not loose and is_report(folder / "results.json"):
+                yield Entry(folder, root, fence)
+            for path in loose:
+                yield Entry(path, root, fence, loose=True)
+
+
+def holds_stage(folder: Path) -> bool | str:
+    """Whether a folder holds metrics or numbered trees; why it cannot be said, where it cannot."""
+    try:
+        return is_stage(folder)
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror or error}"
 
 
 def folders(root: Path) -> Iterator[Path]:
     """A folder and those below it; links to folders are not followed."""
-    for place, names, _ in os.walk(root):
+    for place, names, files in os.walk(root):
         deep = len(Path(place).relative_to(root).parts)
-        names[:] = [name for name in names if deep < DEPTH and name not in PASSED_BY and name[:1] != "."]
+        stage = {"evals"} if "metrics.jsonl" in files else set()  # a folder of that name elsewhere may hold evaluations
+        names[:] = [name for name in names if deep < DEPTH and name not in PASSED_BY | stage and name[:1] != "."]
         yield Path(place)
 
 
@@ -153,20 +211,13 @@ class Shelf:
         self.fence = Fence([*self.given, *(near for path in self.given for near in belonging(path))])
         self.tokenizer = tokenizer_file(tokenizer) if tokenizer else None
         self.found: dict[str, Entry] = {}
+        self.files: OrderedDict[Path, Lines] = OrderedDict()
         self.known: set[Path] = set()
         self.lock = threading.Lock()
         self.looked = 0.0
-        for path in self.given:
-            if path.is_file() and not is_tree_file(path):
-                raise ValueError(
-                    f"{path} is no file of trees: name one that `ramulus train` or `ramulus rollout` wrote, "
-                    "or the FOLDER of `ramulus eval --out FOLDER`"
-                )
-            if not any(True for _ in shown_under(path, self.fence)):
-                raise ValueError(
-                    f"{path} holds neither metrics.jsonl nor trees: name a folder that `ramulus train` or "
-                    "`ramulus eval --out FOLDER` wrote, or a folder or file of trees"
-                )
+        self.missed = {path: why for path in self.given if (why := nothing_in(path, self.fence))}
+        if len(self.missed) == len(self.given):
+            raise ValueError(next(iter(self.missed.values())))
         self.refresh(0.0)
 
     def refresh(self, every: float = 3.0) -> list[Entry]:
@@ -174,7 +225,8 @@ class Shelf:
         with self.lock:
             if time.monotonic() - self.looked >= every or not self.found:
                 for root in self.given:
-                    for one in shown_under(root, self.fence):
+                    missed = [Entry(root, root, self.fence, trouble=self.missed[root])] if root in self.missed else []
+                    for one in missed or shown_under(root, self.fence):
                         if one.path not in self.known:
                             self.add(one)
                 self.looked = time.monotonic()
@@ -184,18 +236,38 @@ class Shelf:
         """Give it a title, its path from the given folder on, or from what all have in common where two are named alike, and an id."""
         alike = len({path.name for path in self.given}) < len(self.given)
         above = Path(os.path.commonpath([path.parent for path in self.given])) if alike else one.root.parent
-        name = one.path.name.removesuffix(".gz").removesuffix(".jsonl") if one.loose else one.path.name
+        name = one.path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json") if one.loose else one.path.name
         one.title = str(one.path.parent.relative_to(above) / name)
-        slug = re.sub(r"[^a-z0-9]+", "-", one.title.lower()).strip("-") or "run"
-        one.id, number = slug, 2
-        while one.id in self.found:
-            one.id, number = f"{slug}-{number}", number + 1
+        one.slug = re.sub(r"[^a-z0-9]+", "-", one.title.lower()).strip("-") or "run"
+        one.id = f"{one.slug}-{hashlib.sha256(os.fsencode(one.path)).hexdigest()[:MARK]}"
+        one.files = self.files
         self.found[one.id] = one
         self.known.add(one.path)
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry with this id; KeyError for any other name."""
-        return self.found[name]
+        """The entry with this id, wherever the shelf begins; of a folder that was moved, the only one with this title. Else KeyError."""
+        if name in self.found:
+            return self.found[name]
+        alike = [one for one in self.found.values() if len(name) > MARK and one.id[-MARK - 1 :] == name[-MARK - 1 :]]
+        alike = alike or [one for one in self.found.values() if one.slug in (name, name[: -MARK - 1])]
+        if len(alike) != 1:
+            raise KeyError(name)
+        return alike[0]
+
+
+def nothing_in(path: Path, fence: Fence) -> str:
+    """Why there is nothing to show at a path that was given, and the remedy; "" where there is something."""
+    if path.is_file():
+        return "" if is_tree_file(path) or is_report(path) else (
+            f"{path} is neither a file of trees nor an evaluation: name what `ramulus train`, `ramulus rollout` "
+            "or `ramulus eval --out FOLDER` wrote"
+        )
+    if any(True for _ in shown_under(path, fence)):
+        return ""
+    return (
+        f"{path} holds neither metrics.jsonl nor trees nor results.json: name a folder that `ramulus train` or "
+        "`ramulus eval --out FOLDER` wrote, or a folder or file of trees"
+    )
 
 
 def tokenizer_file(path: Path) -> Path:

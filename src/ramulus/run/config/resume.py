@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,11 +58,14 @@ class Plan:
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
+        path = self.folder / "run.json"
+        began = read_saved(path).get("started") if path.exists() else None
         content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides), "date": self.date}
+        content |= {"started": began or round(time.time(), 3)}
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
-        replace_text(self.folder / "run.json", json.dumps(content, indent=1))
+        replace_text(path, json.dumps(content, indent=1))
 
 
 def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
