@@ -407,6 +407,69 @@ def test_the_list_of_runs_keeps_no_metrics(tmp_path: Path) -> None:
     assert sorted(one["step"] for one in json.loads(api("runs", {}))) == [200, 200, 200, 200, 202]
 
 
+def test_an_id_is_found_from_elsewhere_and_after_a_move(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_folder(tmp_path / "runs" / name / "seed-1")
+    near = Shelf([tmp_path / "runs" / "a"]).refresh()[0].id
+    wide = Shelf([tmp_path / "runs"])
+    assert wide[near].title == "runs/a/seed-1"
+    assert wide["runs-b-seed-1"].title == "runs/b/seed-1"
+    with pytest.raises(KeyError):
+        wide["seed-1"]
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert Shelf([tmp_path / "moved" / "a"])[near].title == "a/seed-1"
+
+
+def test_a_given_folder_without_runs_hides_no_other(tmp_path: Path) -> None:
+    good = run_folder(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no trees")
+    told = json.loads(Api(Shelf([tmp_path / "empty", good, tmp_path / "note.txt"]))("runs", {}))
+    assert {one["title"]: "trouble" in one for one in told} == {"empty": True, "good": False, "note.txt": True}
+    assert "holds neither metrics.jsonl nor trees" in told[0]["trouble"]
+
+
+def test_metrics_of_many_runs_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(6):
+        run_folder(tmp_path / f"run-{i}", steps=200)
+    size = (tmp_path / "run-0" / "metrics.jsonl").stat().st_size
+    monkeypatch.setattr("ramulus.look.viewer.api.METRICS_READ", int(2.5 * size))
+    api = Api(Shelf([tmp_path]))
+    ids = [one["id"] for one in json.loads(api("runs", {}))]
+    for run in [*ids, *ids]:
+        assert len(json.loads(api("metrics", {"run": run}))) == 200
+        assert json.loads(api("metrics", {"run": run, "after": "198"}))[0]["step"] == 199
+    assert sum(bool(one.metrics.rows) for one in api.shelf.found.values()) <= 3
+
+
+@pytest.mark.slow
+def test_500_runs_take_little_memory(tmp_path: Path) -> None:
+    text = (Path(__file__).parent / "data/run-0.1/metrics.jsonl").read_text().splitlines()[0]
+    saved = (Path(__file__).parent / "data/run-0.1/run.json").read_text()
+    rows = "".join(json.dumps(json.loads(text) | {"step": step}) + "\n" for step in range(1, 401))
+    for i in range(500):
+        (tmp_path / f"run-{i}" / "trees").mkdir(parents=True)
+        (tmp_path / f"run-{i}" / "metrics.jsonl").write_text(rows)
+        (tmp_path / f"run-{i}" / "run.json").write_text(saved)
+        for step in range(10, 401, 40):
+            (tmp_path / f"run-{i}" / "trees" / f"{step:06d}.jsonl").write_text("")
+    program = """
+import json, sys
+from pathlib import Path
+from ramulus.look.viewer.api import Api
+from ramulus.look.viewer.runs import Shelf
+from ramulus.look.viewer.viewer import Hosts, application
+api = Api(Shelf([Path(sys.argv[1])]))
+application(api, Hosts("127.0.0.1", 1))
+for one in json.loads(api("runs", {})):
+    assert len(one["trees"]) == 10
+    api("metrics", {"run": one["id"]}), api("ledger", {"run": one["id"]}), api("config", {"run": one["id"]})
+print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1])
+"""
+    said = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert int(said.stdout) < 200 * 1024, "kB"
+
+
 def test_connections_on_which_nothing_happens_are_closed(serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "TICK", 0.05)
     client = serve(folder)

@@ -26,7 +26,7 @@ from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
 from ramulus.look.viewer.runs import Shelf
 from ramulus.look.viewer.viewer import server
-from viewer_runs import add_rows, large_tree, run_folder, small_tree, tokens, write
+from viewer_runs import add_rows, large_tree, row, run_folder, small_tree, tokens, write
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -175,17 +175,21 @@ def test_curves(seen: Seen) -> None:
     page.get_by_role("link", name="first").click()
     reward = page.locator("figure", has_text="reward")
     seen.wait("figcaption", "reward")
+    assert "Mean reward of the policy's graded paths" in reward.locator(".metric").get_attribute("title")
     reward.locator(".plot").hover(position={"x": 60, "y": 50})
     seen.wait(".place", "step ")
     reward.locator(".plot").focus()
     seen.press("ArrowRight", "ArrowRight", "ArrowLeft")
     assert "reward" in seen.text("#said")
     assert "step" in seen.text("#said")
+    drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter(x => x > 0).length"
+    once = reward.locator("canvas").evaluate(drawn)
+    assert once > 0
     page.get_by_role("checkbox", name="second").check()
-    playwright.expect(reward.locator("path.line")).to_have_count(2)
+    playwright.expect(reward.locator('.plot[data-lines="2"]')).to_have_count(1)
+    assert reward.locator("canvas").evaluate(drawn) > once
     page.get_by_role("button", name="Log scale").click()
     page.get_by_label("Smoothing").fill("0.9")
-    playwright.expect(reward.locator("path.raw")).to_have_count(2)
     page.get_by_label("Metric").fill("grow")
     playwright.expect(page.locator("figure", has_text="reward")).to_have_count(0)
     assert {"with=", "log=1", "smooth=0.9", "metric=grow"} <= set(
@@ -202,6 +206,157 @@ def test_a_click_on_a_curve_opens_the_nearest_trees(seen: Seen) -> None:
     page.get_by_role("link", name="first").click()
     page.locator("figure", has_text="reward").locator(".plot").click(position={"x": 100, "y": 50})
     seen.at("/step/5")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two recipes, three and two seeds; a run that cannot be read; an evaluation."""
+    root = tmp_path_factory.mktemp("many")
+    for label, seeds in (("grpo", 3), ("treepo", 2)):
+        for seed in range(seeds):
+            folder = run_folder(root / label / f"seed-{seed}", steps=4 + seed, trees=(), name=label)
+            (folder / "metrics.jsonl").unlink()
+            for step in range(1, 5 + seed):
+                with open(folder / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(row(step) | {"reward": step / 10 + seed, "loss": 1e-9 * step}) + "\n")
+    bad = run_folder(root / "bad", trees=())
+    (bad / "metrics.jsonl").write_bytes(b"\x00\xff{{{")
+    (bad / "run.json").write_text("{")
+    (bad / "evals" / "000005.json").write_text("[")
+    shutil.rmtree(bad / "evals")
+    (bad / "trees").write_text("no folder")
+    results = {"model": "mine", "settings": {"seed": 0}, "tasks": {"held": {"problems": 7, "mean@4": 0.25, "intervals": {"mean@4": [0.2, 0.3]}}}}
+    gap = {"this": 0.25, "other": 0.5, "difference": -0.25, "interval": [-0.3, -0.2], "within_noise": False}
+    results["against"] = {"model": "rival", "tasks": {"held": {"independent": {"mean": gap}}}}
+    store.write(root / "eval" / "held.jsonl", [small_tree(0)])
+    (root / "eval" / "results.json").write_text(json.dumps(results))
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(serve: Callable[..., str], many: Path) -> str:
+    return serve(many)
+
+
+def names(seen: Seen) -> list[str]:
+    return [text.rpartition("/")[2] for text in seen.page.locator(".runs-list tbody td:nth-child(2) a").all_inner_texts()]
+
+
+def test_the_table_of_runs_sorts_filters_and_hides(watched: Callable[..., Seen], table: str) -> None:
+    seen = watched(table)
+    page = seen.open()
+    seen.wait("h1", "Runs")
+    assert sorted(names(seen)) == ["bad", "grpo", "held", "treepo"]
+    assert "Qwen2.5-0.5B" in seen.text(".runs-list")
+    page.locator("[data-sort=reward]").click()
+    page.locator("[data-sort=reward]").click()
+    assert names(seen)[:2] == ["grpo", "treepo"]  # mean of 0.4, 1.5, 2.6, then of two seeds
+    assert "sort=reward&down=1" in page.url
+    page.reload()
+    seen.wait(".runs-list", "grpo")
+    assert names(seen)[:2] == ["grpo", "treepo"]
+    page.get_by_role("button", name="3 seeds").click()
+    assert len(names(seen)) == 7
+    page.get_by_label("Filter").fill("GRPO live")
+    playwright.expect(page.locator(".runs-list tbody tr")).to_have_count(4)
+    page.get_by_label("Filter").fill("")
+    page.get_by_label("Tick many").first.wait_for()
+    page.locator(".runs-list tr", has_text="treepo").locator("input").check()
+    page.get_by_role("button", name="Hide the ticked").click()
+    assert "treepo" not in names(seen)
+    page.reload()
+    seen.wait(".runs-list", "grpo")
+    assert "treepo" not in names(seen)
+    page.get_by_role("button", name="Hidden ones too").click()
+    assert "treepo" in names(seen)
+
+
+def test_seeds_are_a_mean_in_a_band(watched: Callable[..., Seen], table: str) -> None:
+    seen = watched(table)
+    page = seen.open()
+    page.locator(".runs-list").get_by_role("link", name="grpo", exact=False).first.click()
+    reward = page.locator('.plot[data-metric="reward"]')
+    reward.wait_for()
+    assert [reward.get_attribute(f"data-{name}") for name in ("lines", "bands")] == ["1", "1"]
+    assert "3 seeds" in reward.get_attribute("aria-label")
+    reward.focus()
+    seen.press("ArrowLeft")
+    assert page.locator(".readout .number").first.inner_text() == "2"  # of step 5, which two of the seeds have
+    assert page.locator("figure", has_text="loss").count() == 0  # noise of 1e-9
+    assert "loss" in seen.text(".constants")
+    page.get_by_role("button", name="Mean and band of 3 seeds").click()
+    playwright.expect(page.locator('.plot[data-metric="reward"][data-lines="3"][data-bands="0"]')).to_have_count(1)
+    assert "seeds=0" in page.url
+
+
+def test_one_bad_run_hides_no_other(watched: Callable[..., Seen], table: str, many: Path, tmp_path: Path) -> None:
+    seen = watched(table)
+    page = seen.open()
+    seen.wait(".runs-list", "grpo")
+    ids = {one["title"].split("/", 1)[1]: one["id"] for one in page.request.get(seen.base + "api/runs").json()}
+    page = seen.open(f"#/run/{ids['grpo/seed-0']}?with={ids['bad']}")
+    page.locator('.plot[data-metric="reward"]').wait_for()
+    for place in ("", "?part=config", "?part=cost", "?part=trees", "/evals"):
+        seen.open(f"#/run/{ids['bad']}{place}")
+        seen.wait("#crumbs", "bad")
+        assert page.locator("main").inner_text()
+    out = tmp_path / "page.html"
+    out.write_text(one_file(everything(Api(Shelf([many], None)), [])))
+    seen = watched(out.as_uri())
+    seen.open()
+    seen.wait(".runs-list", "grpo")
+    assert sorted(names(seen)) == ["bad", "grpo", "held", "treepo"]
+
+
+def test_the_numbers_of_an_evaluation_are_shown(watched: Callable[..., Seen], table: str) -> None:
+    seen = watched(table)
+    page = seen.open()
+    page.get_by_role("link", name="held").click()
+    page.get_by_role("link", name="Evaluations").click()
+    seen.wait("main table", "mean@4")
+    assert "0.25" in seen.text("main table")
+    assert "0.2–0.3" in seen.text("main table")
+    assert "k independent samples" in page.locator("th", has_text="mean@4").get_attribute("title")
+    page.get_by_text("held: this model and rival").click()
+    assert "−0.25" in page.locator("main table").nth(1).inner_text()
+    page.get_by_role("link", name="its trees").click()
+    seen.at("/step/0")
+
+
+def test_a_link_survives_other_runs_beside_it(watched: Callable[..., Seen], serve: Callable[..., str], table: str, many: Path) -> None:
+    seen = watched(serve(many / "grpo" / "seed-1"))
+    page = seen.open()
+    page.locator('.plot[data-metric="reward"]').wait_for()
+    link = page.evaluate("location.hash")
+    other = watched(table)
+    other.open(link)
+    other.wait("#crumbs", "grpo/seed-1")
+    assert link.rpartition("-")[2] in other.page.url
+    former = "#/run/grpo-seed-1"  # as links were before ids ended in letters of the path
+    alone = watched(serve(many / "grpo"))
+    alone.open(former)
+    alone.wait("#crumbs", "grpo/seed-1")
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+def test_pages_fit_a_laptop_and_a_phone(watched: Callable[..., Seen], table: str, width: int) -> None:
+    seen = watched(table)
+    seen.page.set_viewport_size({"width": width, "height": 768})
+    page = seen.open()
+    seen.wait(".runs-list", "grpo")
+    ids = {one["title"].split("/", 1)[1]: one["id"] for one in page.request.get(seen.base + "api/runs").json()}
+    for place in ("", f"#/run/{ids['grpo/seed-0']}", f"#/run/{ids['eval/held']}/evals", f"#/run/{ids['eval/held']}/step/0/tree/0"):
+        seen.open(place)
+        page.locator("main table, main .plot, main canvas").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+        boxes = page.locator("#bar > :not(#crumbs):visible, #crumbs > *:visible").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect()).filter(r => r.width).map(r => [r.left, r.top, r.right, r.bottom])"
+        )
+        for i, one in enumerate(boxes):
+            assert one[2] <= width + 1, place
+            for two in boxes[:i]:
+                apart = one[0] >= two[2] - 1 or two[0] >= one[2] - 1 or one[1] >= two[3] - 1 or two[1] >= one[3] - 1
+                assert apart, f"two parts of the header overlap at {place}"
 
 
 def test_configuration_and_cost(seen: Seen) -> None:
@@ -381,11 +536,11 @@ def test_a_training_run_is_followed(watched: Callable[..., Seen], serve: Callabl
     seen.wait("figcaption", "reward")
     seen.wait(".pulse", "live")
     assert seen.text(".side .soft").strip() == "step 3 of 20"
-    before = page.locator("figure", has_text="reward").locator("path.line").get_attribute("d")
+    before = page.locator('.plot[data-metric="reward"]').get_attribute("data-points")
     add_rows(folder, range(4, 7))
     store.write(folder / "trees" / "000006.jsonl", [small_tree(6)])
     seen.wait(".side", "step 6 of 20")
-    playwright.expect(page.locator("figure", has_text="reward").locator("path.line")).not_to_have_attribute("d", before)
+    playwright.expect(page.locator('.plot[data-metric="reward"]')).not_to_have_attribute("data-points", before)
     assert page.locator("#step").locator("option").all_inner_texts()[1:] == ["step 2", "step 6"]
 
 
@@ -457,7 +612,7 @@ def test_what_a_model_wrote_stays_text(watched: Callable[..., Seen], evil: str, 
     counted = (
         "[document.images.length, document.scripts.length, document.querySelectorAll('main b b, [onerror]').length]"
     )
-    assert page.evaluate(counted) == [0, 2, 0]
+    assert page.evaluate(counted) == [0, 3, 0]
     shown = page.evaluate("document.body.innerText")
     assert not set(shown) & set("\x00\x1b\u202e")
     if selector != ".cost":

@@ -53,6 +53,8 @@ METRICS: tuple[Metric, ...] = (
             "kl_sampler",
             "How far the policy that is updated is from the one that sampled: mean of r - 1 - log r over sampled tokens, nats. Near 0 at "
             "the first update of a step; it grows with several updates a step, with `ahead=1`, and where sampler and learner disagree.",
+            "",
+            1e-9,
         ),
         ("clip_high", "Share of the positive credit on tokens whose ratio lies above the clip: it teaches nothing."),
         ("clip_low", "Share of the negative credit on tokens whose ratio lies below the clip: it teaches nothing."),

@@ -1,33 +1,43 @@
-// Curves of metrics: one small chart a metric, all runs in it, one crosshair through all charts.
+// Curves of metrics, drawn by uPlot: one small chart a metric, all runs in it, one crosshair through all charts.
 import {h, fill, figure, duration, plural, say} from "./dom.js";
-import {runColour, runDash, metricGroups, smoothed, across, constant, firstOf, nearest, thinned} from "./metrics.js";
-const CHART_HEIGHT = 116;
-const PAD = {right: 8, top: 6, bottom: 18};
+import {metricGroups, lineOf, constant, firstOf, across, meaning} from "./metrics.js";
+const HEIGHT = 134;
+const TALLEST = 3000; // charts above it are drawn at once, the others when they come into sight
 
 // `settings`: {smooth, log, axis, constants, wanted}; `act.pick(step, run)` hears a click. Returns {update(series, settings), close()}.
 export function curveBoard(host, act) {
-  const board = {host, act, series: [], settings: {}, charts: [], width: 0};
+  const board = {host, act, series: [], settings: {}, charts: [], width: 0, key: "curves" + Math.random()};
   const observer = new ResizeObserver(() => {
     if (Math.abs(host.clientWidth - board.width) > 12) rebuild(board);
   });
   observer.observe(host);
+  board.sight = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => entry.target.drawNow?.()),
+    {rootMargin: TALLEST / 4 + "px"},
+  );
   return {
     update: (series, settings) => {
       Object.assign(board, {series, settings});
       rebuild(board);
     },
-    close: () => observer.disconnect(),
+    close: () => {
+      observer.disconnect();
+      board.sight.disconnect();
+      board.charts.forEach((chart) => chart.plot?.destroy());
+    },
   };
 }
 
 function rebuild(board) {
   const {host, series, settings} = board;
   board.width = host.clientWidth;
+  board.charts.forEach((chart) => chart.plot?.destroy());
+  board.sight.disconnect();
   board.charts = [];
   if (!board.width) return;
   const folded = new Set([...host.querySelectorAll("details:not([open])")].map((one) => one.dataset.group));
   const focused = document.activeElement?.dataset?.metric;
-  const xs = new Map(series.map((one) => [one.id, across(one.rows, settings.axis)]));
+  const xs = new Map(series.map((one) => [one, across(one.rows, settings.axis)]));
   const wanted = (settings.wanted ?? "").toLowerCase();
   const sections = metricGroups(series).map(([group, names]) => {
     const chosen = names.filter((name) => name.toLowerCase().includes(wanted) || group.toLowerCase().includes(wanted));
@@ -50,7 +60,7 @@ function rebuild(board) {
             "p",
             {class: "constants"},
             h("span", {class: "soft"}, "Constant: "),
-            flat.map((name) => h("span", {class: "constant"}, name + " ", h("b", {}, figure(firstOf(series, name))))),
+            flat.map((name) => h("span", {class: "constant", title: meaning(name)}, name + " ", h("b", {}, figure(firstOf(series, name))))),
           )
         : null,
     );
@@ -67,193 +77,120 @@ function rebuild(board) {
           : "No metric has this in its name.",
       ),
     );
-  board.charts.forEach((chart) => drawChart(board, chart));
-  if (board.at !== null && board.at !== undefined) hoverAt(board, board.at);
+  const top = host.getBoundingClientRect().top;
+  for (const chart of board.charts) {
+    if (chart.host.getBoundingClientRect().top - top < TALLEST) draw(board, chart);
+    else {
+      chart.host.drawNow = () => chart.plot ?? draw(board, chart);
+      board.sight.observe(chart.host);
+    }
+  }
   if (focused) host.querySelector(`[data-metric="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function chartOf(board, name, xs) {
-  const lines = board.series
-    .map((one, at) => {
-      const x = xs.get(one.id);
-      const points = one.rows
-        .map((row, row_at) => [x[row_at], row[name], row.step])
-        .filter(([, y]) => typeof y === "number" && Number.isFinite(y));
-      return {at, id: one.id, title: one.title, points, smooth: smoothed(points, board.settings.smooth)};
-    })
-    .filter((line) => line.points.length);
+  const lines = board.series.map((one) => lineOf(one, xs.get(one), name, board.settings.smooth)).filter((line) => line.xs.length);
   const readout = h("span", {class: "readout"});
-  const plot = h("div", {class: "plot", tabindex: "0", role: "img", "data-metric": name, "aria-label": describe(name, lines)});
-  const chart = {name, lines, readout, plot, at: null};
-  board.charts.push(chart);
-  plot.addEventListener("pointermove", (event) => hoverAt(board, chart.x?.invert(event.offsetX)));
-  plot.addEventListener("pointerleave", () => hoverAt(board, null));
-  plot.addEventListener("focus", () => {
-    if (plot.matches(":focus-visible")) hoverAt(board, chart.lines[0]?.points.at(-1)?.[0]);
+  const host = h("div", {
+    class: "plot",
+    tabindex: "0",
+    role: "img",
+    "data-metric": name,
+    "data-lines": lines.length,
+    "data-points": lines.reduce((sum, line) => sum + line.xs.length, 0),
+    "data-bands": lines.filter((line) => line.low).length,
+    "aria-label": describe(name, lines),
   });
-  plot.addEventListener("blur", () => hoverAt(board, null));
-  plot.addEventListener("keydown", (event) => moveAlong(board, chart, event));
-  plot.addEventListener("click", () => pick(board, chart));
-  return h("figure", {class: "chart"}, h("figcaption", {}, h("span", {class: "metric", title: name}, name), readout), plot);
+  const chart = {name, lines, readout, host, plot: null};
+  board.charts.push(chart);
+  host.addEventListener("focus", () => {
+    if (host.matches(":focus-visible")) moveTo(board, chart, chart.lines[0]?.xs.at(-1));
+  });
+  host.addEventListener("blur", () => moveTo(board, chart, null));
+  host.addEventListener("keydown", (event) => moveAlong(board, chart, event));
+  host.addEventListener("click", () => pick(board, chart));
+  read(chart, null);
+  return h("figure", {class: "chart"}, h("figcaption", {}, h("span", {class: "metric", title: name + ": " + meaning(name)}, name), readout), host);
 }
 
 function describe(name, lines) {
-  const ends = lines.map((line) => `${line.title}: from ${figure(line.points[0][1])} to ${figure(line.points.at(-1)[1])}`);
-  return `${name}. ${ends.join("; ")}. Left and right arrow read values.`;
+  const ends = lines.map((line) => `${line.title}: from ${figure(line.ys[0])} to ${figure(line.ys.at(-1))}`);
+  return `${name}. ${meaning(name)} ${ends.join("; ")}. Left and right arrow read values.`;
 }
 
-function moveAlong(board, chart, event) {
-  if (event.key === "Enter") pick(board, chart);
-  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-  event.preventDefault();
-  const points = chart.lines[0]?.points ?? [];
-  const now = board.at === null || board.at === undefined ? points.length - 1 : d3.bisector((point) => point[0]).center(points, board.at);
-  const next = points[Math.max(0, Math.min(points.length - 1, now + (event.key === "ArrowLeft" ? -1 : 1)))];
-  if (!next) return;
-  hoverAt(board, next[0]);
-  say(`step ${next[2]}: ${chart.name} ${chart.readout.textContent}`);
-}
-
-function pick(board, chart) {
-  const found = board.at == null ? null : nearest(chart.lines[0], board.at);
-  if (found) board.act.pick(found[2], chart.lines[0].id);
-}
-
-function drawChart(board, chart) {
-  const width = Math.max(120, chart.plot.clientWidth);
-  const xEnd = d3.extent(chart.lines.flatMap((line) => [line.points[0][0], line.points.at(-1)[0]]));
-  const bare = board.settings.smooth > 0 ? "smooth" : "points";
-  const values = chart.lines.flatMap((line) => line[bare].map((point) => point[1]));
-  const faint = chart.lines.flatMap((line) => line.points.map((point) => point[1])).sort(d3.ascending);
-  const low = Math.min(d3.min(values), d3.quantileSorted(faint, 0.02));
-  const high = Math.max(d3.max(values), d3.quantileSorted(faint, 0.98));
-  chart.x = d3.scaleLinear(xEnd[0] === xEnd[1] ? [xEnd[0] - 1, xEnd[1] + 1] : xEnd, [0, 1]);
-  chart.y = yScale(board.settings.log, low, high, faint);
-  const labels = yTicks(chart.y, board.settings.log);
-  chart.left = 12 + 5.9 * d3.max(labels, (label) => label[1].length);
-  chart.x.range([chart.left, width - PAD.right]);
-  const svg = d3.create("svg").attr("width", width).attr("height", CHART_HEIGHT).attr("aria-hidden", "true");
-  axes(svg, chart, labels, width, board.settings);
-  const clip = svg.append("g").attr("class", "lines");
-  const path = d3
-    .line(
-      (point) => chart.x(point[0]),
-      (point) => Math.max(-20, Math.min(CHART_HEIGHT + 20, chart.y(point[1]))),
-    )
-    .defined((point) => Number.isFinite(chart.y(point[1])));
+function draw(board, chart) {
+  const {settings} = board;
+  const ink = getComputedStyle(document.documentElement);
+  const soft = ink.getPropertyValue("--soft").trim();
+  const grid = {stroke: ink.getPropertyValue("--line").trim(), width: 1};
+  const [series, bands, tables] = [[{}], [], []];
+  const add = (line, ys, options) => {
+    tables.push([line.xs, ys]);
+    series.push({spanGaps: false, points: {show: line.xs.length < 30, size: line.xs.length === 1 ? 6 : 4}, ...options});
+  };
+  const styled = {points: {show: false}, width: 0};
   for (const line of chart.lines) {
-    const colour = runColour(line.at);
-    const stroke = (points, name) =>
-      clip
-        .append("path")
-        .attr("class", name)
-        .attr("d", path(thinned(points, width)))
-        .attr("stroke", colour)
-        .attr("stroke-dasharray", runDash(line.at) || null);
-    if (board.settings.smooth > 0) stroke(line.points, "raw");
-    stroke(line.smooth, "line");
-    if (line.points.length < 30)
-      clip
-        .append("g")
-        .selectAll("circle")
-        .data(line[bare])
-        .join("circle")
-        .attr("r", line.points.length === 1 ? 3 : 1.6)
-        .attr("cx", (point) => chart.x(point[0]))
-        .attr("cy", (point) => chart.y(point[1]))
-        .attr("fill", colour);
+    if (line.low) {
+      add(line, line.high, styled);
+      add(line, line.low, styled);
+      bands.push({series: [series.length - 2, series.length - 1], fill: line.colour + "38"});
+    }
+    if (line.smooth) add(line, line.ys, {stroke: line.colour + "50", width: 1, points: {show: false}});
+    line.at = series.length;
+    add(line, line.smooth ?? line.ys, {stroke: line.colour, width: 1.6, dash: line.dash});
   }
-  chart.cross = svg
-    .append("line")
-    .attr("class", "cross")
-    .attr("y1", PAD.top)
-    .attr("y2", CHART_HEIGHT - PAD.bottom)
-    .attr("visibility", "hidden");
-  chart.place = svg
-    .append("text")
-    .attr("class", "place")
-    .attr("text-anchor", "middle")
-    .attr("y", CHART_HEIGHT - 4)
-    .attr("visibility", "hidden");
-  chart.dots = chart.lines.map((line) =>
-    svg.append("circle").attr("class", "dot").attr("r", 3).attr("fill", runColour(line.at)).attr("visibility", "hidden"),
+  const size = (plot, values) => Math.ceil(10 + 6 * Math.max(3, ...(values ?? [""]).map((text) => String(text ?? "").length)));
+  const axis = {font: "10.5px system-ui, sans-serif", stroke: soft, ticks: {show: false}, grid};
+  const values = (format) => (plot, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick)));
+  const along = settings.axis === "seconds" ? duration : short;
+  chart.plot = new uPlot(
+    {
+      width: Math.max(120, chart.host.clientWidth),
+      height: HEIGHT,
+      padding: [8, 18, 0, 0],
+      legend: {show: false},
+      cursor: {y: false, drag: {x: false, y: false}, points: {size: 6}, sync: {key: board.key, setSeries: false, scales: ["x", null]}},
+      scales: {x: {time: false, range: (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high])}, y: yScale(settings.log, chart.lines)},
+      axes: [
+        {...axis, size: 22, gap: 3, grid: {show: false}, space: 42, values: values(along), ...(settings.axis === "step" ? {incrs: WHOLE} : {})},
+        {...axis, size, gap: 4, space: 20, values: (plot, ticks) => labels(ticks.filter((tick) => tick !== null)).concat(ticks.filter((tick) => tick === null))},
+      ],
+      series,
+      bands,
+      hooks: {setCursor: [(plot) => read(chart, plot.cursor.idx === null || plot.cursor.left < 0 ? null : plot.data[0][plot.cursor.idx])]},
+    },
+    uPlot.join(tables),
+    chart.host,
   );
-  fill(chart.plot, svg.node());
-  readAt(board, chart, null);
+  return chart.plot;
 }
 
-function yScale(log, low, high, values) {
-  const range = [CHART_HEIGHT - PAD.bottom, PAD.top];
+const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((head) => head * 10 ** power));
+
+// The range of y: all of the line, nearly all of what smoothing leaves faint; logarithmic where all values are above 0, else symmetric about 0.
+function yScale(log, lines) {
+  const seen = lines.flatMap((line) => (line.smooth ? line.smooth : line.ys)).concat(lines.flatMap((line) => (line.low ? [...line.low, ...line.high] : [])));
+  const faint = lines.flatMap((line) => line.ys).sort(d3.ascending);
+  let low = Math.min(d3.min(seen), d3.quantileSorted(faint, 0.02));
+  let high = Math.max(d3.max(seen), d3.quantileSorted(faint, 0.98));
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
-  if (!log) return d3.scaleLinear([low, high], range).nice(4);
-  const least = values.find((value) => value > 0);
-  if (values[0] > 0)
-    return d3.scaleLog([Math.max(low, least) / (high / Math.max(low, least)) ** 0.04, high * (high / Math.max(low, least)) ** 0.04], range);
-  const size = d3.quantileSorted(values.map(Math.abs).filter(Boolean).sort(d3.ascending), 0.25) || 1;
-  return d3.scaleSymlog([low, high], range).constant(size);
-}
-
-// At most five ticks and their labels: [[value, text], ...]
-function yTicks(scale, log) {
-  let ticks = scale.ticks(4);
-  if (log) {
-    const [low, high] = scale.domain();
-    const led = (heads) =>
-      ticks.filter(
-        (tick) => tick === 0 || heads.includes(Math.round(Math.abs(tick) / 10 ** Math.floor(Math.log10(Math.abs(tick)) + 1e-9))),
-      );
-    const fuller = [led([1]), led([1, 3]), led([1, 2, 5]), ticks, d3.ticks(low, high, 3)].find(
-      (some) => some.length >= 2 && some.length <= 6,
-    );
-    ticks = fuller ?? led([1]);
-  }
-  const every = Math.ceil(ticks.length / 5);
-  const apart = (tick, at, all) => at === 0 || all.slice(0, at).every((other) => Math.abs(scale(tick) - scale(other)) >= 12);
-  const written = tickText(ticks, log);
-  return ticks
-    .filter((tick, at) => at % every === 0)
-    .sort((a, b) => Math.abs(a) - Math.abs(b))
-    .filter(apart)
-    .map((tick) => [tick, written(tick)]);
-}
-
-function axes(svg, chart, ticks, width, settings) {
-  const labels = svg.append("g").attr("class", "axis");
-  for (const [tick, text] of ticks) {
-    const y = Math.round(chart.y(tick)) + 0.5;
-    labels
-      .append("line")
-      .attr("x1", chart.left)
-      .attr("x2", width - PAD.right)
-      .attr("y1", y)
-      .attr("y2", y);
-    labels
-      .append("text")
-      .attr("x", chart.left - 5)
-      .attr("y", y + 3.5)
-      .attr("text-anchor", "end")
-      .text(text);
-  }
-  for (const tick of chart.x.ticks(Math.max(2, Math.floor(width / 80)))) {
-    if (settings.axis === "step" && !Number.isInteger(tick)) continue;
-    labels
-      .append("text")
-      .attr("x", chart.x(tick))
-      .attr("y", CHART_HEIGHT - 4)
-      .attr("text-anchor", "middle")
-      .text(settings.axis === "seconds" ? duration(tick) : shortFigure(tick));
-  }
+  const pad = (high - low) * 0.06;
+  if (!log) return {range: [low - pad, high + pad]};
+  if (low > 0) return {distr: 3, range: [low / (high / low) ** 0.05, high * (high / low) ** 0.05]};
+  const size = d3.quantileSorted(faint.map(Math.abs).filter(Boolean).sort(d3.ascending), 0.25) || 1;
+  return {distr: 4, asinh: size, range: [low - pad, high + pad]};
 }
 
 // Tick labels with as many digits as tell neighbours apart.
-function tickText(ticks, log) {
+function labels(ticks) {
   const size = Math.max(...ticks.map(Math.abs));
-  if ((log && d3.max(ticks) > 3 * d3.min(ticks)) || size >= 1e4 || size < 1e-2) return shortFigure;
-  const format = d3.format("." + Math.min(6, d3.precisionFixed(d3.min(d3.pairs(ticks, (a, b) => Math.abs(b - a))) || 1)) + "f");
-  return (tick) => format(tick).replace("-", "−");
+  const gap = d3.min(d3.pairs(ticks, (a, b) => Math.abs(b - a))) || 1;
+  if (size >= 1e4 || size < 1e-2 || ticks.some((tick) => tick > 0 && tick < 1e-2)) return ticks.map(short);
+  const format = d3.format("." + Math.min(6, d3.precisionFixed(gap)) + "f");
+  return ticks.map((tick) => format(tick).replace("-", "−"));
 }
 
-function shortFigure(value) {
+function short(value) {
   const size = Math.abs(value);
   if (value === 0) return "0";
   if (size >= 1e4) return d3.format(".3~s")(value).replace("-", "−");
@@ -269,30 +206,39 @@ function exact(value) {
     .replace("-", "−");
 }
 
-function hoverAt(board, x) {
-  board.at = x;
-  board.charts.forEach((chart) => readAt(board, chart, x));
+function moveTo(board, chart, x) {
+  if (!chart.plot) draw(board, chart);
+  const left = x === null || x === undefined ? -10 : chart.plot.valToPos(x, "x");
+  chart.plot.setCursor({left, top: left < 0 ? -10 : 10});
 }
 
-function readAt(board, chart, x) {
-  const off = x === null || x === undefined || !chart.lines.length;
-  chart.cross?.attr("visibility", off ? "hidden" : "visible");
-  const parts = chart.lines.map((line, at) => {
-    const place = off ? line.points.length - 1 : d3.bisector((point) => point[0]).center(line.points, x);
-    const [px, raw] = line.points[place];
-    chart.dots[at]
-      .attr("visibility", off ? "hidden" : "visible")
-      .attr("cx", chart.x(px))
-      .attr("cy", chart.y(raw));
-    if (!off && at === 0) chart.cross.attr("x1", chart.x(px)).attr("x2", chart.x(px));
-    const number = h("span", {class: "number", title: `${line.title}, step ${line.points[place][2]}: ${raw}`}, exact(raw));
-    number.style.color = chart.lines.length > 1 ? runColour(line.at) : "";
+function moveAlong(board, chart, event) {
+  if (event.key === "Enter") pick(board, chart);
+  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+  event.preventDefault();
+  const {xs, steps} = chart.lines[0];
+  const now = chart.x === null ? xs.length - 1 : d3.bisectCenter(xs, chart.x);
+  const next = Math.max(0, Math.min(xs.length - 1, now + (event.key === "ArrowLeft" ? -1 : 1)));
+  moveTo(board, chart, xs[next]);
+  say(`step ${steps[next]}: ${chart.name} ${chart.readout.textContent}`);
+}
+
+function pick(board, chart) {
+  const line = chart.lines[0];
+  if (chart.x !== null && line) board.act.pick(line.steps[d3.bisectCenter(line.xs, chart.x)], line.id);
+}
+
+// The values at x, or the last ones, and the step that they are of.
+function read(chart, x) {
+  chart.x = x;
+  const numbers = chart.lines.map((line) => {
+    const at = x === null ? line.xs.length - 1 : d3.bisectCenter(line.xs, x);
+    const spread = line.low ? ` (${exact(line.low[at])} to ${exact(line.high[at])})` : "";
+    const number = h("span", {class: "number", title: `${line.title}, step ${line.steps[at]}: ${line.ys[at]}${spread}`}, exact(line.ys[at]));
+    number.style.color = chart.lines.length > 1 ? line.colour : "";
     return number;
   });
-  if (!off) {
-    const [px, , step] = nearest(chart.lines[0], x);
-    chart.place.text("step " + step).attr("x", Math.max(chart.left + 16, Math.min(chart.plot.clientWidth - 30, chart.x(px))));
-  }
-  chart.place.attr("visibility", off ? "hidden" : "visible");
-  fill(chart.readout, parts);
+  const line = chart.lines[0];
+  const step = x === null || !line ? null : h("span", {class: "place"}, "step " + line.steps[d3.bisectCenter(line.xs, x)]);
+  fill(chart.readout, step, numbers);
 }

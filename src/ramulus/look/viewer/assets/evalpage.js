@@ -2,57 +2,29 @@
 import {h, fill, choice, empty, figure, percent, oneLine, plural, debounce} from "./dom.js";
 import {get} from "./data.js";
 import {amend, hashOf} from "./route.js";
+import {meaning, rank} from "./metrics.js";
 
-const PLAIN = new Set(["step", "name", "intervals", "problems", "samples", "temperature"]);
-const FAMILIES = ["mean", "avg", "pass", "maj", "greedy", "reward", "length", "truncated"];
+const PLAIN = new Set(["step", "name", "file", "intervals", "problems", "samples", "temperature", "answered"]);
 const PROBLEMS_AT_ONCE = 100;
 
-export async function evalPage(main, route) {
-  const rows = await get("/api/evals", {run: route.run}, true);
-  const back = h("a", {href: hashOf({page: "run", run: route.run})}, "Curves");
+export async function evalPage(main, route, run) {
+  const [rows, differences] = await Promise.all([get("/api/evals", {run: route.run}, true), get("/api/differences", {run: route.run}, true)]);
   if (!rows.length) {
-    fill(
-      main,
-      h(
-        "div",
-        {class: "page narrow"},
-        h("h1", {}, "Evaluations"),
-        empty("This run holds no evaluation. Set `eval_every` in the recipe; or `ramulus eval … --out FOLDER`, then `ramulus view FOLDER`."),
-        h("p", {}, back),
-      ),
-    );
+    const text = "This run holds no evaluation. Train with evals=FILE and eval_every=10 to have some in it, or evaluate it now: ramulus eval RUN --out FOLDER, whose numbers ramulus view FOLDER shows.";
+    fill(main, h("div", {class: "page narrow"}, h("h1", {}, "Evaluations"), empty(text), h("p", {}, h("a", {href: hashOf({page: "run", run: route.run})}, "Curves"))));
     return {};
   }
-  const page = {route, rows, holder: h("section", {class: "answers"})};
-  const names = [
-    ...new Set(rows.flatMap((row) => Object.keys(row).filter((name) => typeof row[name] === "number" && !PLAIN.has(name)))),
-  ].sort((a, b) => rankOf(a) - rankOf(b) || d3.ascending(...[a, b].map((name) => Number(name.split("@")[1] ?? 0))));
+  const page = {route, rows, run, holder: h("section", {class: "answers"})};
   const chosen = rows.find((row) => row.step === route.step && (!route.options.name || row.name === route.options.name)) ?? rows.at(-1);
-  const head = h(
-    "tr",
-    {},
-    ["Step", "Evaluation", "Problems", ...names].map((name, at) => h("th", {scope: "col", class: at === 1 ? null : "right"}, name)),
-  );
-  const body = rows.map((row) => {
-    const link = hashOf({page: "evals", run: route.run, step: row.step, options: {name: row.name}});
-    return h(
-      "tr",
-      {class: row === chosen ? "chosen" : null},
-      h("td", {class: "right"}, figure(row.step)),
-      h("td", {}, h("a", {href: link, "aria-current": row === chosen ? "true" : null}, row.name ?? "answers")),
-      h("td", {class: "right"}, figure(row.problems)),
-      names.map((name) =>
-        h("td", {class: "right", title: interval(row, name)}, figure(row[name]), h("span", {class: "soft interval"}, interval(row, name))),
-      ),
-    );
-  });
   fill(
     main,
     h(
       "div",
       {class: "page"},
       h("h1", {}, "Evaluations"),
-      h("div", {class: "scroll"}, h("table", {class: "list"}, h("thead", {}, head), h("tbody", {}, body))),
+      rows.some((row) => row.model) ? h("p", {class: "soft"}, `of ${rows.find((row) => row.model).model}`) : null,
+      numbersTable(page, chosen),
+      differences.length ? differencesTable(differences) : null,
       page.holder,
     ),
   );
@@ -60,9 +32,62 @@ export async function evalPage(main, route) {
   return {};
 }
 
-function rankOf(name) {
-  const at = FAMILIES.indexOf(name.split("@")[0]);
-  return at < 0 ? FAMILIES.length : at;
+function numbersTable(page, chosen) {
+  const numeric = (row) => Object.keys(row).filter((name) => typeof row[name] === "number" && !PLAIN.has(name));
+  const names = [...new Set(page.rows.flatMap(numeric))].sort(
+    (a, b) => rank(a) - rank(b) || d3.ascending(...[a, b].map((name) => Number(name.split("@")[1] ?? 0))),
+  );
+  const stepped = page.rows.some((row) => !row.file);
+  const body = page.rows.map((row) => {
+    const link = hashOf({page: "evals", run: page.route.run, step: row.step, options: {name: row.name}});
+    return h(
+      "tr",
+      {class: row === chosen ? "chosen" : null},
+      h("th", {scope: "row", class: "sticky"}, h("a", {href: link, "aria-current": row === chosen ? "true" : null}, row.name ?? "answers")),
+      stepped ? h("td", {class: "right"}, row.file ? "–" : figure(row.step)) : null,
+      h("td", {class: "right"}, figure(row.problems)),
+      names.map((name) =>
+        h("td", {class: "right", title: interval(row, name)}, figure(row[name]), h("span", {class: "soft interval"}, interval(row, name))),
+      ),
+    );
+  });
+  const head = [
+    h("th", {scope: "col", class: "sticky"}, "Evaluation"),
+    stepped ? h("th", {scope: "col", class: "right"}, "Step") : null,
+    h("th", {scope: "col", class: "right"}, "Problems"),
+    ...names.map((name) => h("th", {scope: "col", class: "right", title: meaning(name)}, name)),
+  ];
+  return h("div", {class: "scroll", tabindex: "0", "aria-label": "Numbers of the evaluations"}, h("table", {class: "list"}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
+}
+
+// Paired differences, as `ramulus eval` has found them.
+function differencesTable(rows) {
+  const cells = (row) => [
+    h("th", {scope: "row", class: "sticky"}, row.measure),
+    h("td", {}, row.sampled),
+    h("td", {class: "right"}, figure(row.this)),
+    h("td", {class: "right"}, figure(row.other)),
+    h("td", {class: "right"}, figure(row.difference), h("span", {class: "soft interval"}, interval({intervals: {gap: row.interval}}, "gap"))),
+    h("td", {class: "soft"}, row.within_noise ? "within noise" : ""),
+  ];
+  const heads = [["Measure", "sticky"], ["Sampled", null], ["this", "right"], ["other", "right"], ["difference", "right"], ["", null]];
+  return [...d3.group(rows, (row) => row.table)].map(([title, some]) =>
+    h(
+      "details",
+      {class: "group"},
+      h("summary", {}, title),
+      h(
+        "div",
+        {class: "scroll"},
+        h(
+          "table",
+          {class: "list"},
+          h("thead", {}, h("tr", {}, heads.map(([text, kind]) => h("th", {scope: "col", class: kind}, text)))),
+          h("tbody", {}, some.map((row) => h("tr", {}, cells(row)))),
+        ),
+      ),
+    ),
+  );
 }
 
 function interval(row, name) {
@@ -71,7 +96,12 @@ function interval(row, name) {
 }
 
 async function answers(page, row) {
-  const same = page.rows.filter((one) => one.step === row.step).length > 1;
+  if (!row.answered) {
+    const trees = page.run?.trees.length ? h("a", {href: hashOf({page: "step", run: page.route.run, step: page.run.trees[0]})}, "its trees") : null;
+    fill(page.holder, row.file ? h("p", {class: "soft"}, "The answers are in ", trees ?? "the trees beside this file", ".") : empty("This evaluation kept no answers."));
+    return;
+  }
+  const same = page.rows.filter((one) => one.step === row.step && one.answered).length > 1 || row.file;
   let list;
   try {
     list = await get("/api/answers", {run: page.route.run, step: row.step, ...(same && row.name ? {name: row.name} : {})});

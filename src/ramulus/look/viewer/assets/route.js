@@ -48,3 +48,18 @@ export function go(route) {
 export function amend(route) {
   history.replaceState(null, "", hashOf(route));
 }
+
+// The run that an id in a link means: itself, or the same folder seen from elsewhere, or the only one of that name.
+export function named(runs, id) {
+  const mark = (text) => text.match(/-[0-9a-f]{6}$/)?.[0];
+  const alike = (same) => {
+    const found = runs.filter(same);
+    return found.length === 1 ? found[0] : undefined;
+  };
+  const slug = id.replace(/-[0-9a-f]{6}$/, "");
+  return (
+    runs.find((run) => run.id === id) ??
+    alike((run) => mark(id) && mark(run.id) === mark(id)) ??
+    alike((run) => run.id.slice(0, -7) === slug || run.id.slice(0, -7) === id)
+  );
+}

@@ -3,56 +3,18 @@ import {h, fill, choice, toggle, empty, figure, debounce, remember, plural} from
 import {get} from "./data.js";
 import {amend, go, hashOf} from "./route.js";
 import {curveBoard} from "./curves.js";
-import {runColour, runDash} from "./metrics.js";
+import {runColour, runDash, withSeeds} from "./metrics.js";
+import {named} from "./route.js";
 import {drawConfig} from "./configs.js";
 import {costView} from "./cost.js";
 
+const MOST_BESIDE = 40; // runs that the list beside the curves holds besides the ticked ones
 const PARTS = [
   ["curves", "Curves"],
   ["cost", "Time and tokens"],
   ["config", "Configuration"],
   ["trees", "Trees"],
 ];
-
-export function runsPage(main, runs) {
-  const rows = runs.map((run) =>
-    h(
-      "tr",
-      {},
-      h("td", {}, h("a", {href: hashOf({page: "run", run: run.id})}, run.title), run.live ? h("span", {class: "pulse"}, "live") : null),
-      h("td", {class: "right"}, figure(run.step)),
-      h("td", {class: "right"}, figure(run.trees.length)),
-      h("td", {class: "soft path"}, run.folder),
-    ),
-  );
-  fill(
-    main,
-    h(
-      "div",
-      {class: "page narrow"},
-      h("h1", {}, "Runs"),
-      runs.length
-        ? h(
-            "table",
-            {class: "list"},
-            h(
-              "thead",
-              {},
-              h(
-                "tr",
-                {},
-                ["Run", "Step", "Steps with trees", "Folder"].map((name, at) =>
-                  h("th", {scope: "col", class: at === 1 || at === 2 ? "right" : null}, name),
-                ),
-              ),
-            ),
-            h("tbody", {}, rows),
-          )
-        : empty("No run here yet. Train one (`ramulus train quickstart`), then open its folder: `ramulus view FOLDER`."),
-    ),
-  );
-  return {};
-}
 
 // Returns {tick(runs)}: called with fresh runs while the page is open; asks for new lines of metrics only.
 export function runPage(main, route, runs) {
@@ -64,15 +26,14 @@ export function runPage(main, route, runs) {
     board: null,
     part: route.options.part ?? "curves",
   };
-  page.chosen = [
-    route.run,
-    ...(route.options.with ?? "").split(",").filter((id) => id && id !== route.run && runs.some((run) => run.id === id)),
-  ];
+  const others = (route.options.with ?? "").split(",").map((id) => named(runs, id)?.id);
+  page.chosen = [...new Set([route.run, ...others.filter(Boolean)])];
   page.settings = {
     smooth: Number(route.options.smooth ?? remember("smooth") ?? 0),
     log: route.options.log === "1",
     axis: route.options.axis ?? "step",
     constants: route.options.constants === "1",
+    seeds: route.options.seeds !== "0",
     wanted: route.options.metric ?? "",
   };
   page.side = h("aside", {class: "side", "aria-label": "Runs shown"});
@@ -104,7 +65,12 @@ async function tick(page, runs) {
 // New lines of metrics of a run; whether there were any.
 async function more(page, id) {
   const known = page.rows.get(id) ?? [];
-  const fresh = await get("/api/metrics", {run: id, after: known.length ? known.at(-1).step : -1}, true);
+  let fresh = [];
+  try {
+    if (!page.runs.find((run) => run.id === id)?.trouble) fresh = await get("/api/metrics", {run: id, after: known.length ? known.at(-1).step : -1}, true);
+  } catch (error) {
+    if (id === page.route.run || error.silent) throw error; // the others are shown without it
+  }
   const last = known.length ? known.at(-1).step : -Infinity;
   const added = fresh.filter((row) => row.step > last);
   page.rows.set(id, [...known, ...added]);
@@ -112,7 +78,7 @@ async function more(page, id) {
 }
 
 function keep(page) {
-  const {smooth, log, axis, constants, wanted} = page.settings;
+  const {smooth, log, axis, constants, seeds, wanted} = page.settings;
   page.route.options = {
     part: page.part === "curves" ? null : page.part,
     with: page.chosen.slice(1).join(","),
@@ -120,6 +86,7 @@ function keep(page) {
     log: log ? "1" : null,
     axis: axis === "step" ? null : axis,
     constants: constants ? "1" : null,
+    seeds: seeds ? null : "0",
     metric: wanted,
   };
   amend(page.route);
@@ -127,17 +94,22 @@ function keep(page) {
 
 function drawSide(page) {
   const focused = page.side.contains(document.activeElement) ? document.activeElement.value : null;
-  const boxes = page.runs.map((run) => {
-    const at = page.chosen.indexOf(run.id);
+  const wanted = (page.sideText ?? "").toLowerCase();
+  const fitting = page.runs.filter((run) => !page.chosen.includes(run.id) && run.title.toLowerCase().includes(wanted));
+  const listed = [...page.chosen.map((id) => page.runs.find((run) => run.id === id)), ...fitting.slice(0, MOST_BESIDE)].filter(Boolean);
+  const drawn = seriesOf(page);
+  const boxes = listed.map((run) => {
+    const line = drawn.find((one) => one.seeds && one.group === run.group) ?? drawn.find((one) => one.id === run.id);
+    const at = line?.at ?? -1;
     const box = h("input", {
       type: "checkbox",
       value: run.id,
-      checked: at >= 0,
+      checked: page.chosen.includes(run.id),
       disabled: run.id === page.route.run,
       onchange: () => choose(page, run.id, box.checked),
     });
     const sign = h("span", {class: "sign", "aria-hidden": "true"});
-    if (at >= 0) sign.style.borderTop = (runDash(at) ? "3px dashed " : "3px solid ") + runColour(at);
+    if (page.chosen.includes(run.id)) sign.style.borderTop = (runDash(at) ? "3px dashed " : "3px solid ") + runColour(at);
     return h(
       "li",
       {},
@@ -150,6 +122,7 @@ function drawSide(page) {
           {class: "title"},
           run.title,
           run.live ? h("span", {class: "pulse"}, "live") : null,
+          run.trouble ? h("span", {class: "wrong-ink small"}, " cannot be read") : null,
           h("span", {class: "soft"}, " step " + figure(run.step) + (run.steps > run.step ? " of " + figure(run.steps) : "")),
         ),
         sign,
@@ -159,8 +132,16 @@ function drawSide(page) {
   });
   fill(
     page.side,
-    h("h2", {}, "Runs"),
+    h("h2", {}, h("a", {href: hashOf({page: "runs"})}, "Runs")),
+    page.runs.length > MOST_BESIDE
+      ? h("input", {type: "search", class: "wide", id: "side-filter", placeholder: `find among ${page.runs.length}`, value: page.sideText ?? "", oninput: debounce((event) => {
+          page.sideText = event.target.value;
+          drawSide(page);
+          page.side.querySelector("#side-filter").focus();
+        }, 150)})
+      : null,
     h("ul", {class: "runs"}, boxes),
+    fitting.length > MOST_BESIDE ? h("p", {class: "soft small"}, `and ${figure(fitting.length - MOST_BESIDE)} more`) : null,
     page.runs.length > 1
       ? h("p", {class: "soft small"}, "Tick runs to lay their curves over each other and to compare their configurations.")
       : null,
@@ -200,7 +181,9 @@ async function drawPart(page) {
   );
   const part = page.part;
   try {
-    if (part === "config") await drawConfig(page.body, seriesOf(page));
+    const trouble = runOf(page)?.trouble;
+    if (trouble && page.chosen.length === 1) fill(page.body, empty(trouble));
+    else if (part === "config") await drawConfig(page.body, seriesOf(page));
     else {
       await Promise.all(page.chosen.filter((id) => !page.rows.has(id)).map((id) => more(page, id)));
       if (page.part !== part) return;
@@ -225,8 +208,13 @@ function runOf(page) {
   return page.runs.find((run) => run.id === page.route.run);
 }
 
-function seriesOf(page) {
-  return page.chosen.map((id) => ({id, title: page.runs.find((run) => run.id === id)?.title ?? id, rows: page.rows.get(id) ?? []}));
+// The runs whose curves are drawn; the seeds of a group as one where that is asked for.
+function seriesOf(page, together = page.settings.seeds && page.part === "curves") {
+  const series = page.chosen.map((id) => {
+    const run = page.runs.find((one) => one.id === id);
+    return {id, title: run?.title ?? id, group: run?.group ?? null, rows: page.rows.get(id) ?? []};
+  });
+  return withSeeds(series, together);
 }
 
 function controls(page) {
@@ -281,10 +269,31 @@ function controls(page) {
       ),
       toggle("Log scale", settings.log, change("log"), "Logarithmic where all values are above 0, else symmetric about 0"),
       toggle("Constant ones too", settings.constants, change("constants")),
+      seedsToggle(page),
     ),
     page.host,
   );
   page.board = curveBoard(page.host, {pick: (step, id) => openNearest(page, step, id)});
+}
+
+// Offered where a sweep has made several seeds of the same thing.
+function seedsToggle(page) {
+  const group = runOf(page)?.group;
+  const all = page.runs.filter((run) => group && run.group === group).map((run) => run.id);
+  if (all.length < 2) return null;
+  const whole = all.every((id) => page.chosen.includes(id));
+  return toggle(
+    `Mean and band of ${all.length} seeds`,
+    whole && page.settings.seeds,
+    async (on) => {
+      page.settings.seeds = on;
+      if (on) page.chosen = [...new Set([...page.chosen, ...all])];
+      keep(page);
+      await drawPart(page);
+      drawSide(page);
+    },
+    "The mean over the seeds at each step, in a band from the least to the greatest of them",
+  );
 }
 
 function drawCurves(page) {

@@ -1,8 +1,10 @@
 // The entry: which page the address asks for, the bar above it, keys, dark and light, and looking for news.
 import {h, fill, choice, empty, trouble, remember, figure, shown, say} from "./dom.js";
 import {get, embedded} from "./data.js";
-import {readRoute, hashOf, go} from "./route.js";
-import {runsPage, runPage} from "./runpage.js";
+import {readRoute, hashOf, go, amend, named} from "./route.js";
+import {runPage} from "./runpage.js";
+import {runsPage} from "./runtable.js";
+import {loadGlossary} from "./metrics.js";
 import {stepPage, neighbour} from "./steppage.js";
 import {treePage, nextTree} from "./treepage.js";
 import {evalPage} from "./evalpage.js";
@@ -18,6 +20,12 @@ async function render() {
   const before = shownNow.route;
   const mine = ++shownNow.turn;
   if (!shownNow.runs.length) shownNow.runs = await get("/api/runs", {}, true);
+  await loadGlossary();
+  const meant = route.run === null ? undefined : named(shownNow.runs, route.run);
+  if (meant && meant.id !== route.run) {
+    route.run = meant.id; // a link that was made when this run stood elsewhere
+    amend(route);
+  }
   if (route.page === "runs" && shownNow.runs.length === 1 && !before) {
     location.replace(hashOf({page: "run", run: shownNow.runs[0].id}));
     return;
@@ -61,9 +69,9 @@ async function render() {
 
 async function open(route, holder) {
   const run = shownNow.runs.find((one) => one.id === route.run);
-  if (route.page === "runs") return runsPage(holder, shownNow.runs);
+  if (route.page === "runs") return runsPage(holder, route, shownNow.runs);
   if (!run) throw new Error(`There is no run “${route.run}” here.`);
-  if (route.page === "evals") return evalPage(holder, route);
+  if (route.page === "evals") return evalPage(holder, route, run);
   if (route.page === "run") return runPage(holder, route, shownNow.runs);
   if (route.step === null) throw new Error("The address names no step.");
   if (route.page === "step") return stepPage(holder, route, shownNow.runs);
@@ -206,7 +214,6 @@ async function watch() {
       trouble("");
       await shownNow.page?.tick?.(runs);
       if (changed && shownNow.route && !document.getElementById("crumbs").contains(document.activeElement)) crumbs();
-      if (changed && shownNow.route?.page === "runs") shownNow.page = runsPage(mainElement, runs);
     }
     if (shownNow.runs.some((run) => run.live)) wait = LIVE_EVERY;
   } catch (error) {
