@@ -32,6 +32,7 @@ from ramulus.core import store
 from ramulus.core.tree import column
 from ramulus.engine.remote import listen
 from ramulus.engine.remote.listen import bind
+from ramulus.look.viewer.about import model_name
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.page import everything, one_file
 from ramulus.look.viewer.page import write_page as write_page
@@ -407,6 +408,23 @@ def test_the_list_of_runs_keeps_no_metrics(tmp_path: Path) -> None:
     assert sorted(one["step"] for one in json.loads(api("runs", {}))) == [200, 200, 200, 200, 202]
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"class": "ramulus.Pretrained", "path": "Qwen/Qwen2.5-7B"}, "Qwen/Qwen2.5-7B"),
+        ({"class": "ramulus.Pretrained", "path": "./models/mine/"}, "mine"),
+        ("runs/quickstart/1-sft", "runs/quickstart/1-sft"),
+        ("/data/mine", "mine"),
+        ({"class": "ramulus.ActorCritic", "model": {"class": "ramulus.Scratch"}}, "Scratch"),
+        (None, None),
+        ({"class": "ramulus.Scratch", "path": 7}, "Scratch"),
+        ([1], None),
+    ],
+)
+def test_a_model_has_a_name_for_people(model: Any, name: str | None) -> None:
+    assert model_name(model) == name
+
+
 def test_an_id_is_found_from_elsewhere_and_after_a_move(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run_folder(tmp_path / "runs" / name / "seed-1")
@@ -456,6 +474,7 @@ def test_500_runs_take_little_memory(tmp_path: Path) -> None:
     program = """
 import json, sys
 from pathlib import Path
+from ramulus.look.viewer.about import model_name
 from ramulus.look.viewer.api import Api
 from ramulus.look.viewer.runs import Shelf
 from ramulus.look.viewer.viewer import Hosts, application

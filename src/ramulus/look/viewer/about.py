@@ -27,11 +27,10 @@ def recipe_name(saved: dict[str, Any], config: dict[str, Any]) -> str | None:
 
 def model_name(model: Any) -> str | None:
     """A model for people: its name on the hub, the last part of its folder, or the kind of a new one."""
-    if not isinstance(model, dict):
-        return None
-    path, kind = model.get("path"), str(model.get("class", "")).rpartition(".")[2]
+    inside = model if isinstance(model, dict) else {"path": model}
+    path = inside.get("path")
     if not isinstance(path, str):
-        return model_name(model.get("model")) or kind or None
+        return (model_name(inside["model"]) if "model" in inside else None) or str(inside.get("class", "")).rpartition(".")[2] or None
     return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", ".", "~")) else path
 
 

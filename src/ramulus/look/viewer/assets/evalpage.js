@@ -2,7 +2,7 @@
 import {h, fill, choice, empty, figure, percent, oneLine, plural, debounce} from "./dom.js";
 import {get} from "./data.js";
 import {amend, hashOf} from "./route.js";
-import {meaning, rank} from "./metrics.js";
+import {meaning, evalRank as rank} from "./metrics.js";
 
 const PLAIN = new Set(["step", "name", "file", "intervals", "problems", "samples", "temperature", "answered"]);
 const PROBLEMS_AT_ONCE = 100;

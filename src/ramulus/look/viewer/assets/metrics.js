@@ -20,8 +20,13 @@ export function meaning(name) {
   return entry(name)?.text ?? "";
 }
 
-export function rank(name) {
+function rank(name) {
   return entry(name)?.rank ?? table.size;
+}
+
+// In a table of evaluations the shares of right answers come first, then lengths and the like.
+export function evalRank(name) {
+  return rank(name) + (entry(name)?.group === "Evaluation" ? 0 : table.size);
 }
 
 export function runColour(at) {
