@@ -9,7 +9,7 @@ from typing import Any
 from ramulus.look.curves import SEED
 
 
-def seed_of(title: str) -> tuple[str | None, int | None]:
+def seed_in(title: str) -> tuple[str | None, int | None]:
     """The title without the seed that a sweep's folder names, and the seed; (None, None) where it names none."""
     parts = title.split("/")
     seeds = [part for part in parts if SEED.fullmatch(part)]

@@ -17,8 +17,8 @@ from ramulus.look.cost.ledger import account
 from ramulus.look.curves import flat
 from ramulus.look.glossary import METRICS
 from ramulus.look.viewer.files import Changed, Lines, Metrics
-from ramulus.look.viewer.reports import answers_in, differences, rows_of, step_of
-from ramulus.look.viewer.runs import Entry, Shelf, Unreadable
+from ramulus.look.viewer.reports import answers_in, difference_rows, step_of, table_rows
+from ramulus.look.viewer.runs import Entry, NothingShown, Shelf
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import finite_json, leaf_json, node_json, step_row, tree_json
 
@@ -106,7 +106,7 @@ class Api:
         try:
             return one.summary() | {"tokenizer": self.vocabulary(one) is not None}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            text = str(error) if isinstance(error, Unreadable) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, NothingShown) else f"{type(error).__name__}: {error}"
             trouble = {"id": one.id, "title": one.title, "folder": str(one.path), "trouble": text, "status": "trouble"}
             return trouble | {"live": False, "step": 0, "steps": None, "trees": [], "tokenizer": False}
 
@@ -201,11 +201,11 @@ class Api:
 
     def evals(self, ask: Ask) -> list[dict[str, Any]]:
         """The evaluations without their answers; `name` tells those of the same step apart."""
-        return sorted((row for name, report in self.reports_of(self.run(ask)) for row in rows_of(name, report)), key=lambda row: row["step"])
+        return sorted((row for name, report in self.reports_of(self.run(ask)) for row in table_rows(name, report)), key=lambda row: row["step"])
 
     def differences(self, ask: Ask) -> list[dict[str, Any]]:
         """The paired differences that `ramulus eval` has found."""
-        return [row for _, report in self.reports_of(self.run(ask)) for row in differences(report)]
+        return [row for _, report in self.reports_of(self.run(ask)) for row in difference_rows(report)]
 
     def answers_of(self, ask: Ask) -> list[dict[str, Any]]:
         """Every answer of an evaluation; of several at one step, the one called `name`, or the first."""

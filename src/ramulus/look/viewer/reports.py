@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HEAD = 4096  # bytes that tell whether a JSON file is an evaluation
-GROUPS = {"tree": "trees", "equal_tokens": "independent attempts at the price of the trees"}
+_HEAD = 4096  # bytes that tell whether a JSON file is an evaluation
+_GROUPS = {"tree": "trees", "equal_tokens": "independent attempts at the price of the trees"}
 """How answers were sampled, other than independently: the names inside a report, and for people."""
 
 
@@ -16,34 +16,34 @@ def is_report(path: Path) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(HEAD)
+        head = file.read(_HEAD)
     return head.lstrip().startswith(b"{") and b'"model"' in head and b'"settings"' in head
 
 
-def rows_of(name: str, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def table_rows(name: str, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The numbers of an evaluation's file without its answers: a row for each set of problems, and for each other way of sampling them."""
     step = step_of(name, report)
     if not isinstance(report.get("tasks"), dict):
-        yield {"step": step, "name": name} | numbers(report)
+        yield {"step": step, "name": name} | numbers_shown(report)
         return
     about = {"model": report.get("model"), "settings": report.get("settings")}
     for spec, found in report["tasks"].items():
         if not isinstance(found, dict):
             continue
-        yield {"step": step, "name": spec, "file": name} | about | numbers(found)
-        for group, words in GROUPS.items():
+        yield {"step": step, "name": spec, "file": name} | about | numbers_shown(found)
+        for group, words in _GROUPS.items():
             if isinstance(found.get(group), dict):
-                yield {"step": step, "name": f"{spec}, {words}", "file": name} | about | numbers(found[group])
+                yield {"step": step, "name": f"{spec}, {words}", "file": name} | about | numbers_shown(found[group])
 
 
-def numbers(report: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_shown(report: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a report that a table shows, and how many problems have their answers in the file."""
-    shown = {key: value for key, value in report.items() if key not in ("answers", "step", "tasks", "settings", *GROUPS)}
+    shown = {key: value for key, value in report.items() if key not in ("answers", "step", "tasks", "settings", *_GROUPS)}
     answers = report.get("answers")
     return shown | {"answered": len(answers) if isinstance(answers, list) else 0}
 
 
-def differences(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def difference_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Its paired differences, to another evaluation and of trees to independent attempts, one row each."""
     rival = _dict(report.get("against"))
     tables: dict[str, Any] = {f"{spec}: this model and {rival.get('model')}": groups for spec, groups in _dict(rival.get("tasks")).items()}

@@ -15,7 +15,7 @@ from typing import Any
 from ramulus.core.run_folder import WHEN, final_evaluation, is_stage, natural
 from ramulus.look.curves import flat
 from ramulus.look.stages import belonging, loose_files, step_files, tokenizer_of
-from ramulus.look.viewer.about import model_name, number_or, recipe_name, seed_of, started
+from ramulus.look.viewer.about import model_name, number_or, recipe_name, seed_in, started
 from ramulus.look.viewer.files import Fence, Lines, Metrics, is_tree_file
 from ramulus.look.viewer.reports import is_report
 
@@ -23,12 +23,12 @@ DEPTH = 6  # folders below a given one that are searched for runs
 PASSED_BY = {"checkpoints", "tensorboard", "trees", "__pycache__", "node_modules"}
 HEAD = re.compile(rb'^\s*\{"format":\s*\d+,\s*"step":\s*(-?\d+)\s*,')
 FILES = 256  # files of trees whose lines are remembered
-MARK = 6  # letters of an id that its path alone decides, so that links survive other runs beside it
+LETTERS = 6  # letters of an id that its path alone decides, so that links survive other runs beside it
 SETTLED = 3.0  # seconds after which a folder's time tells whether it has changed
 _PATIENCE = 300.0  # seconds without a new line of metrics after which a run counts as stopped
 
 
-class Unreadable(ValueError):
+class NothingShown(ValueError):
     """Why nothing can be shown of what was named."""
 
 
@@ -140,7 +140,7 @@ class Entry:
     def summary(self) -> dict[str, Any]:
         """What the list of runs says about it; what it cannot be said of for its odd files is left out."""
         if self.trouble:
-            raise Unreadable(self.trouble)
+            raise NothingShown(self.trouble)
         (row, written), trees, config = self.metrics.last(), self.tree_steps(), self.config()
         saved, path = self.saved()
         numbers, steps = flat(row or {}), number_or(config.get("steps"), None)
@@ -150,7 +150,7 @@ class Entry:
         done = steps is not None and step >= steps
         live = recent and not done
         status = "trees" if row is None and not live else "live" if live else "done" if done else "stopped"
-        group, seed = seed_of(self.title)
+        group, seed = seed_in(self.title)
         about = {"id": self.id, "title": self.title, "folder": str(self.path), "group": group, "seed": number_or(config.get("seed"), seed)}
         about |= {"live": live, "status": status, "step": step, "steps": steps, "trees": trees}
         about |= {"recipe": recipe_name(saved, config), "model": model_name(config.get("model"))}
@@ -239,7 +239,7 @@ class Shelf:
         name = one.path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json") if one.loose else one.path.name
         one.title = str(one.path.parent.relative_to(above) / name)
         one.slug = re.sub(r"[^a-z0-9]+", "-", one.title.lower()).strip("-") or "run"
-        one.id = f"{one.slug}-{hashlib.sha256(os.fsencode(one.path)).hexdigest()[:MARK]}"
+        one.id = f"{one.slug}-{hashlib.sha256(os.fsencode(one.path)).hexdigest()[:LETTERS]}"
         one.files = self.files
         self.found[one.id] = one
         self.known.add(one.path)
@@ -248,8 +248,8 @@ class Shelf:
         """The entry with this id, wherever the shelf begins; of a folder that was moved, the only one with this title. Else KeyError."""
         if name in self.found:
             return self.found[name]
-        alike = [one for one in self.found.values() if len(name) > MARK and one.id[-MARK - 1 :] == name[-MARK - 1 :]]
-        alike = alike or [one for one in self.found.values() if one.slug in (name, name[: -MARK - 1])]
+        alike = [one for one in self.found.values() if len(name) > LETTERS and one.id[-LETTERS - 1 :] == name[-LETTERS - 1 :]]
+        alike = alike or [one for one in self.found.values() if one.slug in (name, name[: -LETTERS - 1])]
         if len(alike) != 1:
             raise KeyError(name)
         return alike[0]
