@@ -78,7 +78,7 @@ def no_answer_found(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
         return None
     return (
         f"an answer was found in {found} of {graded} responses: the reward ({names_of(facts.run)}) reads one in a form that the model does not "
-        "write; ask for that form in the prompt (template=..., system=...), or take a reward that looks for another"
+        "write; ask for that form in the prompt (template=..., system=...), show it there (examples=...), or look elsewhere (rewards.extract=number)"
     )
 
 

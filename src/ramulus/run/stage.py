@@ -36,13 +36,14 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
+from ramulus.run.prompts import prompts_of
 from ramulus.run.rollouts import Rollouts, cursor_of_json
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.scored_engine import with_entropies
 from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
-from ramulus.tasks.problem import check_ids, render
+from ramulus.tasks.problem import check_ids
 from ramulus.tasks.self_check import unmatched
 
 
@@ -75,10 +76,7 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     source = _source_of(run, start)
     with reading(Path(getattr(source, "path", ".")).parent):
         model, tokenizer = source()
-    tasks, evals, final_tasks = (
-        render(problems, tokenizer, run.template, run.system, run.prompt_limit, run.on_long, run.template_arguments, run.date)
-        for problems in sources
-    )
+    tasks, evals, final_tasks = prompts_of(run, sources, tokenizer)
     check_ids([*tasks, *evals, *final_tasks], tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     ends = eos_of(model, tokenizer)
     decode = Detokenizer(tokenizer, ends)

@@ -1,7 +1,8 @@
-r"""Where in a response the answer stands: the whole text, its last line, the last \boxed{...}, or between tags."""
+r"""Where in a response the answer stands: the whole text, its last line, the last \boxed{...}, the last number, or between tags."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,37 @@ class Tagged:
         return text[start + len(self.tag) + 2 : close].strip() or None if close >= 0 and start >= 0 else None
 
 
+@dataclass(frozen=True)
+class LastNumber:
+    """The number that stands last, without commas between its thousands: `-3`, `1,234.5`, `2/3`, `40%` as `40`.
+
+    Example:
+        >>> from ramulus.tasks.answers import LastNumber
+        >>> LastNumber()("4 apples and 1,000 pears are 1,004 pieces.")
+        '1004'
+    """
+
+    def __call__(self, text: str) -> str | None:
+        found = _NUMBER.findall(text)
+        return found[-1].replace(",", "") if found else None
+
+
+def extraction(text: str) -> Extract:
+    """The rule that a word stands for: box, number, line, whole, tag, or tag:NAME. Raises ValueError for another."""
+    word, _, tag = text.partition(":")
+    if word == "tag":
+        return Tagged(tag) if tag else Tagged()
+    if text not in _WORDS:
+        raise ValueError(f"an answer is looked for in {', '.join(_WORDS)}, tag or tag:NAME, or by a rule in the recipe file")
+    return _WORDS[text]()
+
+
+_NUMBER = re.compile(r"(?:(?<![\w.)\]])-)?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?")
+_WORDS: dict[str, Callable[[], Extract]] = {"box": LastBox, "number": LastNumber, "line": LastLine, "whole": Whole}
+READ = {"read": extraction}
+"""The metadata of a field that is written so on the command line."""
+
+
 def response_with(extract: Extract, answer: str) -> str | None:
     r"""A response from which a shipped rule should take this answer; None for a rule of somebody else's."""
     if isinstance(extract, LastBox):
@@ -60,4 +92,4 @@ def response_with(extract: Extract, answer: str) -> str | None:
         return f"<{extract.tag}>{answer}</{extract.tag}>"
     if isinstance(extract, LastLine):
         return f"{extract.prefix}{answer}"
-    return answer if isinstance(extract, Whole) else None
+    return answer if isinstance(extract, Whole | LastNumber) and extract(answer) == answer.strip() else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from ramulus.core.tagged_json import decode, encode
 from ramulus.core.task import GraderLost, Path, Task
-from ramulus.tasks.answers import Extract, Tagged
+from ramulus.tasks.answers import READ, Extract, Tagged
 from ramulus.tasks.arithmetic import worked
 from ramulus.tasks.gym_scores import mended
 from ramulus.tasks.problem import Problem
@@ -50,6 +50,7 @@ class Gym:
     start: int = 0
     unique: bool = True
     per_problem: int = 0
+    system: str | None = None  # system message of these problems' chats, before that of the run
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.start < 0:
@@ -71,7 +72,10 @@ class Gym:
         answer = "" if entry["answer"] is None else str(entry["answer"])
         extra = {"name": self.name, "config": self.config, "seed": self.seed, "index": index, "entry": encoded(entry)}
         shown = (worked(entry["metadata"]["expression"], answer),) if self.per_problem else ()
-        return Problem(f"{self.name}-{self.seed}-{index}", entry["question"], answer, shown, {"gym": extra})
+        return Problem(f"{self.name}-{self.seed}-{index}", entry["question"], answer, shown, {"gym": extra}, self._messages(entry["question"]))
+
+    def _messages(self, question: str) -> tuple[dict[str, str], ...] | None:
+        return None if self.system is None else ({"role": "system", "content": self.system}, {"role": "user", "content": question})
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class GymScore:
     An answer that the scorer cannot take within the limits, or that could run code in it, scores 0, with the `reason`.
     """
 
-    extract: Extract = field(default_factory=Tagged)
+    extract: Extract = field(default_factory=Tagged, metadata=READ)
     seconds: float = 10.0
     workers: int = 2
     gigabytes: float | None = 8.0

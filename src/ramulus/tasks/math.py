@@ -11,7 +11,7 @@ from typing import Any
 
 from ramulus.core.task import GraderLost, Path, Task
 from ramulus.core.text import reference_said
-from ramulus.tasks.answers import Extract, LastBox
+from ramulus.tasks.answers import READ, Extract, LastBox
 from ramulus.tasks.equality import same
 from ramulus.tasks.latex import LONGEST_ANSWER, unwrap
 from ramulus.tasks.problem import references
@@ -39,7 +39,7 @@ class Boxed:
     wrong: float = 0.0
     window: int | None = None
     longest: int = LONGEST_ANSWER  # characters of an answer; a longer one is wrong and not tried
-    extract: Extract = field(default_factory=LastBox)
+    extract: Extract = field(default_factory=LastBox, metadata=READ)
     seconds: float = 5.0
     workers: int = 2
     gigabytes: float | None = 4.0  # of address space for each worker: 9^{9^{9}} fills any memory

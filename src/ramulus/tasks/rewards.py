@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ramulus.core.task import Path, Reward, Task
-from ramulus.tasks.answers import Extract, Whole
+from ramulus.tasks.answers import READ, Extract, Whole
 from ramulus.tasks.problem import references
 
 
@@ -22,7 +22,7 @@ class ExactAnswer:
         1.0
     """
 
-    extract: Extract = field(default_factory=Whole)
+    extract: Extract = field(default_factory=Whole, metadata=READ)
     correct: float = 1.0
     wrong: float = 0.0
     ignore_case: bool = False

@@ -134,8 +134,8 @@ def set_fields(thing: Any, updates: Updates, path: str = "", probe: bool = False
 
 
 def word_of(field: Field[Any]) -> Word:
-    """How a field's object is written."""
-    return field.metadata.get("word", Word())  # type: ignore[no-any-return]
+    """How a field's object is written: its "word", or what the "read" of a field in a lower room makes of a text."""
+    return field.metadata.get("word") or Word(None, field.metadata.get("read"))
 
 
 def _shown(update: Updates) -> str:

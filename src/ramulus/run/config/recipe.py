@@ -121,6 +121,7 @@ class Run:
     # prompts
     template: str | None = None  # with {problem}; None uses the tokenizer's chat template
     system: str | None = None  # system message of the chat template
+    examples: Any = field(default=None, metadata=PROBLEMS)  # Source: worked problems that come before each one, as turns of its chat (few-shot)
     template_arguments: dict[str, Any] | None = None  # what else the chat template reads: {"enable_thinking": False}
     date: str = ""  # YYYY-MM-DD, for chat templates that write one; "": the day on which the run began, which is kept with it
     prompt_limit: int = 512  # tokens

@@ -1,0 +1,65 @@
+"""Worked examples before a problem (few-shot): earlier turns of its chat, or text in front of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ramulus.tasks.answers import Extract, response_with
+from ramulus.tasks.problem import Problem
+
+
+@dataclass(frozen=True)
+class WorkedExample:
+    """A question, and the answer that a model is shown."""
+
+    question: str
+    solution: str
+
+
+def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> list[WorkedExample]:
+    r"""The problems with their first demonstration, else with their answer alone; where `extract` finds no answer in it, one that it finds is added.
+
+    Raises ValueError for a problem that has neither.
+    """
+    shown = []
+    for problem in problems:
+        if not problem.demonstrations and not problem.answer.strip():
+            raise ValueError(f"the example {problem.id!r} has neither a demonstration nor an answer: name its column, examples.answer=...")
+        said = response_with(extract, problem.answer) if extract is not None and problem.answer.strip() else problem.answer
+        solution = problem.demonstrations[0] if problem.demonstrations else said or problem.answer
+        if extract is not None and said and extract(solution) is None:
+            solution = f"{solution}\n{said}"
+        shown.append(WorkedExample(problem.text, solution))
+    return shown
+
+
+def after_examples(
+    problems: Sequence[Problem], examples: Sequence[WorkedExample], template: str | None, chat: bool
+) -> tuple[list[Problem], str | None]:
+    """(problems, template) that show the examples before each problem, behind a system message that it has; problems among them are left out.
+
+    `chat`: as turns of the chat template; else the template, or the bare text, is written once for each, with its solution and an empty line.
+    """
+    if not examples:
+        return list(problems), template
+    given_away = {example.question for example in examples}
+    kept = [problem for problem in problems if problem.text not in given_away]
+    if len(kept) < len(problems):
+        warnings.warn(f"left out {len(problems) - len(kept)} of {len(problems)} problems, which are among the examples", stacklevel=2)
+    if template is None and chat:
+        return [replace(problem, messages=_messages(problem, examples)) for problem in kept], None
+    form = template if template is not None else "{problem}\n"
+    texts = [form.replace("{problem}", example.question) for example in examples]
+    gaps = ["" if text.endswith(("\n", " ")) else " " for text in texts]
+    shown = "".join(f"{text}{gap}{example.solution}\n\n" for text, gap, example in zip(texts, gaps, examples, strict=True))
+    return kept, shown + form
+
+
+def _messages(problem: Problem, examples: Sequence[WorkedExample]) -> tuple[dict[str, str], ...]:
+    """The chat of a problem with the examples as turns before its own."""
+    given = problem.messages or ({"role": "user", "content": problem.text},)
+    start = 1 if given[0]["role"] == "system" else 0
+    turns = [turn for example in examples for turn in (("user", example.question), ("assistant", example.solution))]
+    return (*given[:start], *({"role": role, "content": content} for role, content in turns), *given[start:])
