@@ -29,4 +29,4 @@ def prompts_of(run: Run, sources: Iterable[Sequence[Problem]], tokenizer: Any) -
 
 def extraction_of(run: Run) -> Extract | None:
     """Where the run's first reward that reads an answer looks for it."""
-    return next((reward.extract for _, reward, _ in run.weighted() if isinstance(reward, Boxed | ExactAnswer | GymScore)), None)
+    return next((reward.extract for reward, _, _ in run.weighted() if isinstance(reward, Boxed | ExactAnswer | GymScore)), None)
