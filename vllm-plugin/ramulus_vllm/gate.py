@@ -182,9 +182,11 @@ class Gate:
             await finished(engine, str(version))
             if forget:
                 await emptied(engine, in_flight)
-        except BaseException:
+        except Exception as error:
+            if engine.errored:
+                raise
             await engine.pause_generation(mode="abort")  # nothing goes on by weights of which nobody knows what they are
-            raise
+            raise ValueError(f"the weights in {path} could not be taken ({' '.join(str(error).split())[:300]})") from error
         finally:
             await engine.resume_generation()
 

@@ -62,39 +62,55 @@ class FileWeights(WeightTransferEngine[Init, Update]):
 
     init_info_cls = Init
     update_info_cls = Update
+    known: dict[str, list[int]] | None = None  # tensors of weights that were whole, and their shapes
 
     def init_transfer_engine(self, init_info: Init) -> None:
         """Nothing to open."""
 
     def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
+        """Nothing is changed before the weights are seen to be whole."""
 
     def receive_weights(self, update_info: Update) -> None:
-        """Raises ValueError where some parameter of the model got nothing."""
-        given: set[str] = set()
+        """Raises ValueError for weights that lack something; where others were taken before, nothing is changed then."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-        def tensors() -> Iterator[tuple[str, Any]]:
-            for file in files(update_info.path):
-                with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118
-                        given.add(name)
-                        yield name, opened.get_tensor(name)
-
-        loaded = self.model.load_weights(tensors())
+        found = shapes(update_info.path)
+        if self.known is not None and found != self.known:
+            wrong = sorted(name for name in found.keys() | self.known.keys() if found.get(name) != self.known.get(name))
+            raise ValueError(f"{len(wrong)} tensors are missing, new or of another shape than before, {wrong[0]} say: send all of the model's")
+        initialize_layerwise_reload(self.model)
+        try:
+            loaded = self.model.load_weights(tensors(update_info.path))
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
         tied = bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
         missing = sorted(n for n, _ in self.model.named_parameters() if loaded is not None and n not in loaded and not (tied and "lm_head" in n))
         if missing:
-            raise ValueError(f"the weights lack {len(missing)} of the model's parameters, {missing[0]} say: send all of them")
+            raise ValueError(f"{len(missing)} of the model's parameters are missing, {missing[0]} say: send all of them")
+        self.known = found
 
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
+        """Nothing is left to do."""
 
     def shutdown(self) -> None:
         """Nothing to close."""
+
+
+def shapes(path: str) -> dict[str, list[int]]:
+    """The tensors at a path and their shapes."""
+    found: dict[str, list[int]] = {}
+    for file in files(path):
+        with safe_open(file, "pt") as opened:
+            found |= {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def tensors(path: str) -> Iterator[tuple[str, Any]]:
+    """The tensors at a path, one after the other."""
+    for file in files(path):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                yield name, opened.get_tensor(name)
 
 
 def plain(content: bytes) -> dict[str, Any]:

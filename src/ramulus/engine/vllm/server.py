@@ -133,7 +133,7 @@ class Server:
     async def generate(self, client: Any, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Any]]:
         """(place, answer) of each request as it is done, all in one call. Raises Lost, Stale, Wrong; ValueError for what the server refuses."""
         body = calls_of(requests, self.loaded) | {"instance": self.hello.instance, "loaded": self.loaded}
-        left = len(requests)
+        left = set(range(len(requests)))
         try:
             call = client.stream("POST", f"{self.url}/ramulus/v1/generate", content=json.dumps(body), headers=self.headers)
             async with asyncio.timeout(self.timeout) as deadline, call as answer:
@@ -141,23 +141,23 @@ class Server:
                     self.raise_for(answer.status_code, await answer.aread())
                 async for line in answer.aiter_lines():
                     deadline.reschedule(asyncio.get_running_loop().time() + self.timeout)
-                    place, content = self.read(line, len(requests))
-                    left -= 1
+                    place, content = self.read(line, left)
+                    left.discard(place)
                     yield place, content
         except TimeoutError:
             raise Lost(f"the vLLM server at {self.url} has answered nothing for {self.timeout:g} s") from None
         except self.http.HTTPError as error:
             raise Lost(f"the vLLM server at {self.url} is lost ({str(error) or type(error).__name__})") from None
         if left:
-            raise Lost(f"the vLLM server at {self.url} broke off with {left} of {len(requests)} requests unanswered")
+            raise Lost(f"the vLLM server at {self.url} broke off with {len(left)} of {len(requests)} requests unanswered")
 
-    def read(self, line: str, count: int) -> tuple[int, Any]:
-        """A line of an answer."""
+    def read(self, line: str, left: set[int]) -> tuple[int, Any]:
+        """A line of an answer, to one of the requests that are left."""
         try:
             content = json.loads(line)
             place, status, answer = content["index"], content["status"], content["answer"]
-            if not 0 <= place < count:
-                raise ValueError(f"request {place} of {count}")
+            if place not in left:
+                raise ValueError(f"to request {place}, which is none or was answered before")
         except (ValueError, KeyError, TypeError) as error:
             raise Wrong(f"the vLLM server at {self.url} answered something that is no line of an answer ({error})") from None
         if status >= 500 or answer is None:

@@ -273,7 +273,7 @@ class VllmEngine:
                 await self._give(server, self._pushed)
                 server.epoch += 1
         except Fault as fault:
-            await self._mend(home, epoch, fault)
+            await self._recover(home, epoch, fault)
 
     async def _give(self, server: Server, new: Pushed) -> None:
         """Have a server read the weights."""
