@@ -16,13 +16,20 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from conformance.subjects import forward_of, scratch
 from engines import small
+from ramulus.core import store
+from ramulus.core.task import Task
+from ramulus.core.tree import Tree
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.vllm.server import Server
 from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.grow.branching import Star
+from ramulus.grow.growth import grow_forest
+from ramulus.grow.stop import Stop
 from ramulus.grow.temperature import ByEntropy
 from vllm_servers import FACTORY, HERE, NEEDS, engine_at, loaded, process_of
 
@@ -130,6 +137,65 @@ def test_the_key_opens_every_address_and_without_it_nothing_is_said() -> None:
     stranger = Server(process.url, "wrong", 10.0)
     with pytest.raises(PermissionError, match="refuses the key: set RAMULUS_VLLM_KEY"):
         stranger.meet(False, 1.0)
+
+
+def test_weights_that_are_swapped_in_flight_sample_on_over_keys_and_values_of_their_own() -> None:
+    models = [scratch(seed, 64)[0] for seed in (0, 1)]
+    asked = [Request((1, 2, 3 + i % 5), Sampling(500), seed=i) for i in range(8)]
+    tree = Tree.plant(Task("t", (1, 2), "t"))
+
+    async def story() -> list[Segment]:
+        engine = engine_at(process_of("conformance", models[0]), in_flight=True)
+        await engine.load(models[0].state_dict(), 4)
+        flying = asyncio.ensure_future(engine.sample(asked))
+        growing = asyncio.ensure_future(grow_forest([tree], engine, Star(4), Sampling(500), Stop((), 500)))
+        await asyncio.sleep(0.4)
+        assert not flying.done()
+        await engine.load(models[1].state_dict(), 5)
+        await growing
+        return await flying
+
+    segments = asyncio.run(story())
+    assert {(s.version, s.newest) for s in segments} == {(4, 5)}
+    plain = [whole_forward(model) for model in models]
+    for request, segment in zip(asked, segments, strict=True):
+        assert segment.versions is not None
+        assert sorted(segment.versions) == segment.versions.tolist()
+        logprobs = [rows([*request.prefix, *segment.tokens]) for rows in plain]
+        for i, (token, version) in enumerate(zip(segment.tokens, segment.versions, strict=True)):
+            assert float(logprobs[version - 4][len(request.prefix) - 1 + i, token]) == pytest.approx(segment.logprobs[i], abs=1e-4)
+    nodes = [node for node in store.load(store.dump(tree)).walk() if node.logprobs]
+    assert {(node.version, node.newest) for node in nodes} == {(4, 5)}
+    assert all(node.versions is not None and len(node.versions) == 500 for node in nodes)
+
+
+def whole_forward(model: Any) -> Any:
+    """Log-probs [T, V] of a text, by the model's own forward pass."""
+    return torch.no_grad()(lambda tokens: model(torch.tensor([list(tokens)])).logits[0].double().log_softmax(-1))
+
+
+def test_several_servers_share_a_crowd_and_a_tree_stays_with_one() -> None:
+    """The second server is started for this; both have the same weights, so which one is asked changes no token."""
+    model, _ = scratch(0, 64)
+    first, second = process_of("conformance", model), process_of("second", model)
+    prompts = [(*LONG[: 140 + i], 2, 3 + i) for i in range(6)]
+
+    async def story() -> None:
+        alone, both = engine_at(first), engine_at(first, second)
+        asked = [Request(prompt, Sampling(5), seed=i) for i, prompt in enumerate(prompts)]
+        await alone.load(model.state_dict(), 1)
+        wanted = [s.tokens for s in await alone.sample(asked)]
+        await both.load(model.state_dict(), 1)
+        assert [s.tokens for s in await both.sample(asked)] == wanted
+        homes = [both._affinity(prompt, [0, 1]) for prompt in prompts]
+        assert sorted(homes) == [0, 0, 0, 1, 1, 1]
+        before = both.counters()["reused"]
+        deeper = [Request((*prompt, 5, 6, 7), Sampling(3), seed=9) for prompt in prompts]
+        await both.sample(deeper)
+        assert [both._affinity(r.prefix, [0, 1]) for r in deeper] == homes
+        assert both.counters()["reused"] - before == 6 * 128
+
+    asyncio.run(story())
 
 
 def test_nothing_is_sampled_before_the_first_load() -> None:

@@ -37,7 +37,7 @@ RESTORE: dict[str, Callable[[Any], Any]] = {
     "unexpanded": tuple,
     "demonstrations": lambda rows: tuple(tuple(row) for row in rows),
 }
-_KINDS = {"tokens": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
+_KINDS = {"tokens": "i", "versions": "i"} | dict.fromkeys(PER_TOKEN, "f")  # of the columns; signals are "d"
 KNOWN: dict[type[Any], set[str]] = {}  # the names a record may have; asking anew at every node would double the time
 
 

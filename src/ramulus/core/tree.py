@@ -59,6 +59,7 @@ class Node:
     temperature: array[float] | float = 1.0  # [L] that each token was sampled at, or the one number they share
     version: int = 0  # of the policy that sampled its first token
     newest: int = 0  # of the policy that sampled its last one
+    versions: array[int] | None = None  # [L] "i", of the policy that sampled each token, where several did; None: all by `version`
     levels: int = 1  # segments that end here or were cut inside (arXiv 2508.17445 counts them)
     finish: str | None = None  # eos, answer, length, repetition, pruned; None while alive
     reward: float | None = None  # on leaves: weighted total; None is in no mean and no gradient
@@ -74,6 +75,7 @@ class Node:
         self.entropy = None if self.entropy is None else column(self.entropy)
         self.temperature = float(self.temperature) if isinstance(self.temperature, int | float) else column(self.temperature)
         self.signals = {name: column(values, "d") for name, values in self.signals.items()}
+        self.versions = None if self.versions is None else column(self.versions, "i")
         self.newest = max(self.version, self.newest)
 
     def column(self, name: str) -> Sequence[float]:
@@ -82,6 +84,11 @@ class Node:
         if isinstance(values, float):
             return [values] * len(self.logprobs)
         return () if values is None else values
+
+    def span(self, versions: array[int]) -> None:
+        """Take the versions of its tokens [L], which rise, for its own."""
+        self.versions = versions
+        self.version, self.newest = (versions[0], versions[-1]) if versions else (self.version, self.newest)
 
     def line(self) -> list[Node]:
         """The nodes from the root down to this one."""
@@ -199,6 +206,9 @@ class Tree:
             setattr(node, name, values if whole else values[at:])
         head.signals = {name: values[:at] for name, values in node.signals.items()}
         node.signals = {name: values[at:] for name, values in node.signals.items()}
+        if node.versions is not None:
+            head.span(node.versions[:at])
+            node.span(node.versions[at:])
         node.tokens = node.tokens[at:]
         node.levels -= head.levels
         siblings = node.parent.children

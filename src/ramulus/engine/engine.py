@@ -128,6 +128,7 @@ class Segment:
     kept: array[float] | None = None  # log of the mass that truncation left; None: nothing was cut, or the engine has no feature "kept"
     entropy: array[float] | None = None  # nats, of the untempered distribution
     temperature: array[float] | float | None = None  # a number where all tokens share it
+    versions: array[int] | None = None  # "i", of the weights that sampled each token, where weights were swapped below it; None: all by `version`
 
 
 FEATURES = {

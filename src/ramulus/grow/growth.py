@@ -155,8 +155,9 @@ def replayed(until: Until | None, segment: Segment) -> Segment:
     tokens = segment.tokens.tolist()
     for n in range(1, len(tokens) + 1):
         if (finish := until(tokens[:n])) is not None:
-            columns = {name: _cut(getattr(segment, name), n) for name in ("tokens", "logprobs", "kept", "entropy", "temperature")}
-            return replace(segment, finish=finish, **columns)
+            columns = {name: _cut(getattr(segment, name), n) for name in ("tokens", "logprobs", "kept", "entropy", "temperature", "versions")}
+            newest = segment.newest if segment.versions is None else segment.versions[n - 1]
+            return replace(segment, finish=finish, newest=newest, **columns)
     return segment
 
 
@@ -170,7 +171,7 @@ def _fill(node: Node, request: Request, segment: Segment, stop: Stop) -> None:
     count = len(segment.tokens)
     node.tokens, node.logprobs, node.kept, node.entropy = segment.tokens, segment.logprobs, segment.kept, segment.entropy
     node.temperature = 1.0 if segment.temperature is None else segment.temperature
-    node.finish, node.version, node.newest = segment.finish, segment.version, segment.newest
+    node.finish, node.version, node.newest, node.versions = segment.finish, segment.version, segment.newest, segment.versions
     if node.finish is None and (count < request.sampling.max_tokens or length(node) >= stop.max_tokens):
         node.finish = "length"
 

@@ -167,6 +167,6 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
 
 def segment_of_json(content: Mapping[str, Any]) -> Segment:
     """The segment again."""
-    names = ("tokens", "logprobs", "kept", "entropy", "temperature")
-    columns = {name: of_column(content[name]) for name in names if isinstance(content[name], str)}
+    names = ("tokens", "logprobs", "kept", "entropy", "temperature", "versions")
+    columns = {name: of_column(content[name]) for name in names if isinstance(content.get(name), str)}
     return Segment(**dict(content) | columns)

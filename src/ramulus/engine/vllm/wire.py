@@ -115,6 +115,8 @@ def versioned(segment: Segment, spans: Sequence[tuple[int, int, int]]) -> Segmen
     if [start for _, start, _ in spans] != edges[:-1] or edges[-1] != len(segment.tokens) or edges != sorted(set(edges)):
         raise Malformed(f"versions of other tokens than its {len(segment.tokens)}")
     segment.version, segment.newest = spans[0][0], spans[-1][0]
+    if len(spans) > 1:
+        segment.versions = array("i", [version for version, start, end in spans for _ in range(start, end)])
     return segment
 
 

@@ -80,6 +80,9 @@ def columns(
     each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
     spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
+    for i in (i for i, node in enumerate(nodes) if node.versions is not None):
+        _, node, start, stop = row.nodes[i]
+        whole["version"][start:stop] = node.versions
     whole |= {
         "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
         "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
