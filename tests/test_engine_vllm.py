@@ -89,6 +89,21 @@ def test_the_engine_never_uses_them_and_reuses_what_is_fresh() -> None:
         asyncio.run(story())
 
 
+def test_a_head_that_shares_the_embeddings_is_that_of_the_weights_that_were_loaded() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
+    models = [small("llama", seed=seed, **sizes) for seed in (0, 1)]
+    request = Request((1, 2, 3), Sampling(8), seed=5)
+
+    async def story() -> None:
+        engine = engine_at(process_of("tied", models[0]))
+        for version, model in enumerate([*models, models[0]]):
+            await engine.load(model.state_dict(), version)
+            [segment] = await engine.sample([request])
+            assert apart(forward_of(model), request.prefix, segment.tokens, segment.logprobs) < 2e-5
+
+    asyncio.run(story())
+
+
 def test_what_is_asked_in_one_turn_travels_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = Server.generate

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,18 +75,31 @@ def test_ten_steps_of_grpo_on_smollm2(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(line["mismatch"] < 0.05 for line in lines if line["updates"])
 
 
-def kill_once(monkeypatch: pytest.MonkeyPatch, out: Path, after: int, blow: Any) -> list[int]:
-    """Strike once, while the first call after so many steps is on its way; when that was."""
+def grown(out: Path) -> list[list[int]]:
+    """The sampled tokens of a run, node by node."""
+    trees = [tree for path in sorted((out / "trees").glob("*.jsonl")) for tree in store.read(path)]
+    return [node.tokens.tolist() for tree in trees for node in tree.walk() if node.author is Author.POLICY]
+
+
+def test_a_server_killed_in_a_run_loses_nothing_and_trains_nothing_twice(process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = train("grpo", tmp_path / "whole")
+    monkeypatch.setenv("RAMULUS_URLS", "")
+    monkeypatch.setenv("RAMULUS_VLLM_PYTHON", str(HERE.absolute()))
     real, struck = VllmEngine.sample, list[int]()
 
     async def sample(self: VllmEngine, requests: Sequence[Request]) -> list[Segment]:
-        lines = (out / "metrics.jsonl").read_text().count("\n")
-        if lines == after and not struck:
-            struck.append(lines)
-            asyncio.get_running_loop().call_later(0.02, blow)
+        """As it is; its server dies while the first call after the first step is on its way."""
+        if not struck and (tmp_path / "killed" / "metrics.jsonl").read_text().count("\n") == 1:
+            [running] = [server.process.running for server in self.servers if server.process is not None]
+            assert running is not None
+            struck.append(running.pid)
+            asyncio.get_running_loop().call_later(0.01, os.killpg, running.pid, signal.SIGKILL)
         return await real(self, requests)
 
     monkeypatch.setattr(VllmEngine, "sample", sample)
-    return struck
-
-
+    with pytest.warns(UserWarning, match="it is started again, and what it had not answered is asked again"):
+        lines = train("grpo", tmp_path / "killed")
+    assert struck
+    assert grown(tmp_path / "killed") == grown(tmp_path / "whole")
+    names = ("sampled", "trained", "updates", "reward", "thrown_away", "engine_sampled", "paths")
+    assert [[line[name] for name in names] for line in lines] == [[line[name] for name in names] for line in undisturbed]

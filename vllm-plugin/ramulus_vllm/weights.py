@@ -84,6 +84,8 @@ class FileWeights(WeightTransferEngine[Init, Update]):
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
         tied = bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
+        if tied:
+            head_again(self.model)
         missing = sorted(n for n, _ in self.model.named_parameters() if loaded is not None and n not in loaded and not (tied and "lm_head" in n))
         if missing:
             raise ValueError(f"{len(missing)} of the model's parameters are missing, {missing[0]} say: send all of them")
@@ -94,6 +96,15 @@ class FileWeights(WeightTransferEngine[Init, Update]):
 
     def shutdown(self) -> None:
         """Nothing to close."""
+
+
+def head_again(model: Any) -> None:
+    """A head that shares the embeddings' weights gets none of its own, and on a CPU goes on with what was packed of the former ones: pack it anew."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead) and layer.quant_method is not None:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def shapes(path: str) -> dict[str, list[int]]:

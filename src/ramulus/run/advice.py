@@ -127,9 +127,9 @@ def mismatch_growing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     for name, floor, words in (("mismatch_max", 0.05, "by up to"), ("mismatch", 0.01, "on average by")):
         told = [row[name] for row in rows if row.get("paths") and row.get(name)]
         before, now = (told[0], median(told[-FEW:])) if len(told) > FEW else (0.0, 0.0)
-        if now >= max(floor, 5 * before):
+        if now >= max(floor, 5 * before) or (name == "mismatch" and now >= 0.3):
             return (
-                f"sampler and learner disagree more and more on the same tokens, {words} {now:.2g} in log-probability, {before:.2g} at first: sample "
+                f"sampler and learner disagree on the same tokens, {words} {now:.2g} in log-probability, {before:.2g} at first: sample "
                 "in float32 (engine.precision=float32) where it is less, weigh tokens by ImportanceWeight or IcePop, lower optimizer.lr where "
                 "weights explode, and with an engine elsewhere look whether it takes new weights"
             )
