@@ -80,9 +80,7 @@ def columns(
     each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
     spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
-    for i in (i for i, node in enumerate(nodes) if node.versions is not None):
-        _, node, start, stop = row.nodes[i]
-        whole["version"][start:stop] = node.versions
+    by_token(whole["version"], row)
     whole |= {
         "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
         "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
@@ -90,6 +88,12 @@ def columns(
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
     return TreeBatch(**parts, spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
+
+
+def by_token(version: np.ndarray, row: Layout) -> None:
+    """Write into versions [T] those of nodes that several sampled."""
+    for _, node, start, stop in [place for place in row.nodes if place[1].versions is not None]:
+        version[start:stop] = node.versions
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
