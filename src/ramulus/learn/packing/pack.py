@@ -79,8 +79,7 @@ def columns(
     nodes = row.known[0]
     each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
     spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
-    whole |= dict(zip(("end", "author", "node", "version"), spread, strict=True))
-    by_token(whole["version"], row)
+    whole |= dict(zip(("end", "author", "node", "version"), (*spread[:3], by_token(spread[3], row)), strict=True))
     whole |= {
         "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
         "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
@@ -90,10 +89,11 @@ def columns(
     return TreeBatch(**parts, spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
 
 
-def by_token(version: np.ndarray, row: Layout) -> None:
-    """Write into versions [T] those of nodes that several sampled."""
+def by_token(version: np.ndarray, row: Layout) -> np.ndarray:
+    """The versions [T] of nodes, with those of the tokens of nodes that several sampled."""
     for _, node, start, stop in [place for place in row.nodes if place[1].versions is not None]:
         version[start:stop] = node.versions
+    return version
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
