@@ -26,7 +26,7 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(
 .DEFAULT_GOAL := help
 REAL ?= runs/quickstart-real
 
-.PHONY: help install quickstart quickstart-real test test-all vllm test-vllm lint bench clean
+.PHONY: help install quickstart quickstart-real test test-all vllm test-vllm lint docs bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -78,6 +78,9 @@ test-vllm: install vllm  ## the tests of engine=Vllm(...), with servers of .venv
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install  ## the documentation site, into build/docs: open build/docs/index.html
+	$(BIN)/python -m sphinx -W -q -b html docs build/docs
 
 bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
 	@for name in $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py)); do \
