@@ -27,6 +27,12 @@ def test_a_public_type_has_an_example_that_runs(name: str):
     assert doctest.DocTestRunner(verbose=False).run(shown, out=collect(said := [])).failed == 0, "".join(said)
 
 
+@pytest.mark.parametrize("name", [name for name in ramulus.__all__ if name not in TYPES])
+def test_the_examples_of_public_functions_run(name: str):
+    shown = example(getattr(ramulus, name))
+    assert doctest.DocTestRunner(verbose=False).run(shown, out=collect(said := [])).failed == 0, "".join(said)
+
+
 def collect(said: list[str]) -> Callable[[str], None]:
     """What a failing example prints, kept for the message."""
     return lambda text: said.append(text)
