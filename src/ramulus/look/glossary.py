@@ -28,6 +28,8 @@ METRICS: tuple[Metric, ...] = (
         "Learning",
         ("reward", "Mean reward of the policy's graded paths, over all trees that were grown, dropped ones included.", "up"),
         ("pass_rate", "Share of the policy's graded paths that the verifier calls correct.", "up"),
+        ("mixed", "Share of the trees whose paths did not all earn the same: comparing the paths of any other tree teaches nothing."),
+        ("answered", "Share of responses in which the reward found an answer to read; only of rewards that tell the answer.", "up"),
         ("length", "Mean length of the policy's paths, tokens; a shared token counts in each of its paths."),
         ("length_max", "Tokens of the longest path."),
         (
@@ -66,6 +68,9 @@ METRICS: tuple[Metric, ...] = (
             "update. About 1e-6 in float32; of bfloat16 models up to some hundredths. More means that the two compute different things.",
             "down",
         ),
+        ("mismatch", "The same as a mean over tokens, nats.", "down"),
+        ("mismatch_kl", "The same as a KL divergence: mean of r - 1 - log r over the tokens that these weights sampled, nats.", "down", 1e-9),
+        ("mismatch_share", "Share of tokens on which sampler and learner are more than 0.1 nats apart.", "down"),
         ("explained_variance", "With a value head: share of the targets' variance that its values explain. 1 is perfect, 0 a constant.", "up"),
         ("gate_policy", "Behind a gate (HPT, LUFFY, SRFT): mean weight of the rollouts, over the step's questions."),
         ("gate_expert", "Behind a gate: mean weight of the demonstrations, over the step's questions."),
