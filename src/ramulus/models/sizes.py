@@ -75,7 +75,7 @@ def sizes_of(config: Any) -> Sizes:
 
 
 def sizes_of_model(model: Any) -> Sizes:
-    """The sizes of a transformers causal LM, on whichever device."""
+    """The sizes of a transformers causal LM, on whichever device; LoRA adapters on it are left out."""
     from torch import nn
 
     text, head = model.config.get_text_config(), model.get_output_embeddings()
@@ -83,11 +83,10 @@ def sizes_of_model(model: Any) -> Sizes:
     if not heads or not hidden:
         raise ValueError(f"the memory of a {model.config.model_type!r} cannot be planned: its config names no attention heads or no width")
     dim = getattr(text, "head_dim", None) or hidden // heads
-    linear = tuple(
-        (name, layer.in_features, layer.out_features) for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
-    )
+    named = {name.replace(".base_layer", ""): layer for name, layer in model.named_modules() if ".lora_" not in name and layer is not head}
+    linear = tuple((name, layer.in_features, layer.out_features) for name, layer in named.items() if type(layer) is nn.Linear)
     vocabulary = int(model.get_input_embeddings().num_embeddings)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
     chosen, experts = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
     layers, active = int(text.num_hidden_layers), parameters - (0 if head is None or _tied(model) else vocabulary * hidden)

@@ -29,6 +29,16 @@ def free_memory() -> int:
     return min([*(available or [machine_memory() // 2]), *_container()])
 
 
+def free_on(device: object) -> int:
+    """Bytes that this process may still take on a device of torch: on a GPU what is free and what its own allocator holds unused."""
+    if not str(device).startswith("cuda"):
+        return free_memory()
+    import torch
+
+    unused = torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device))
+    return int(torch.cuda.mem_get_info(str(device))[0]) + unused
+
+
 def machine_memory() -> int:
     """Bytes of memory that this machine has; where the system does not say, 4 GiB."""
     try:

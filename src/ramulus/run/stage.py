@@ -35,6 +35,7 @@ from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import reading
 from ramulus.run.logbook import Logbook
+from ramulus.run.memory.auto import Taken, settled
 from ramulus.run.numerics import numerics, other_numerics
 from ramulus.run.prompts import prompts_of
 from ramulus.run.rollouts import Rollouts, cursor_of_json
@@ -58,6 +59,8 @@ class Parts:
     final_tasks: Sequence[Task]
     decode: Detokenizer
     stop: Stop
+    run: Run  # with numbers where it said auto
+    taken: Taken
 
 
 def build_parts(run: Run, start: Path | None) -> Parts:
@@ -82,17 +85,22 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     decode = Detokenizer(tokenizer, ends)
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
+    learner = run.learner(model, tokenizer, source, bool(run.mix.value), policy_options(run), run.seed)
+    run, taken = settled(run, model, device_of(run.device))
+    engine = with_entropies(run.engine(model, decode), learner, parts_of(run))
+    limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
+    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken)
+    _check(run, parts, model.config)
+    return parts
+
+
+def policy_options(run: Run) -> dict[str, Any]:
+    """What a learner is told of a run."""
     how = run.optimizer
-    options = {
+    return {
         "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": run.autocast,
         "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": run.mix.kl_coef > 0,
     }  # fmt: skip
-    learner = run.learner(model, tokenizer, source, bool(run.mix.value), options, run.seed)
-    engine = with_entropies(run.engine(model, decode), learner, parts_of(run))
-    limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
-    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop)
-    _check(run, parts, model.config)
-    return parts
 
 
 def _source_of(run: Run, start: Path | None) -> Model:
@@ -310,12 +318,15 @@ async def train_stage(
     `ready` is called once every input has been found good, before any work.
     """
     parts = build_parts(run, start)
+    run = parts.run
     try:
         await interrupt.abandonable(probe(run, parts))
         state = await restore(run, parts, console)  # the last to touch the generators: a reward may draw from them
         trackers = Trackers(run, state.told)
         trackers.open(strict=state.step == 0 and start is None)
         ready()
+        if parts.taken.said:
+            parts.taken.save(run.folder)
         await _train(run, parts, state, trackers, interrupt, console)
     finally:
         parts.learner.close()
@@ -327,6 +338,8 @@ async def _train(
 ) -> None:
     """What is left of a stage."""
     console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
+    if parts.taken.said:
+        console.print(f"{run.name}: {parts.taken.said}", markup=False, highlight=False, soft_wrap=True)
     await hand_over(parts.learner, parts.engine)
     if run.final_evaluation is not None and state.step == 0:
         await evaluate_once(run, run.final_evaluation, parts, "before", interrupt, console)

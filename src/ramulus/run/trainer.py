@@ -39,6 +39,7 @@ from ramulus.run.config.resume import replace_text
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
+from ramulus.run.memory.step import USUAL_TOKENS
 from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor, Rollouts, cursor_to_json
@@ -119,7 +120,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
-        self.tokens = self.run.tokens_per_batch
+        tokens = self.run.tokens_per_batch
+        self.tokens: int = USUAL_TOKENS if tokens == "auto" else tokens
         self.numerics = numerics(device_of(self.run.device), self.engine.about)
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
 

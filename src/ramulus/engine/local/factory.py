@@ -6,29 +6,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramulus.engine.engine import Decode
+from ramulus.models.sizes import sizes_of_model
+from ramulus.native.memory import free_on
 
 if TYPE_CHECKING:
     from ramulus.engine.local.local_engine import LocalEngine
+
+MIB = 2**20
+LONG = 2048  # tokens of a text, where nobody says how long they may become
 
 
 @dataclass(frozen=True)
 class Local:
     """The local engine: samples with the learner's own weights, on CPU or one GPU.
 
+    `memory_mb`: auto takes what all slots need for the longest texts, at least 1024 and no more than fits; a run keeps the number that it took.
+
     Example:
         >>> Local(slots=256).memory_mb
-        1024
+        'auto'
     """
 
     slots: int = 64  # sequences decoded together
-    memory_mb: int = 1024  # of kept KV; the oldest is dropped beyond it and prefilled again
+    memory_mb: int | Literal["auto"] = "auto"  # of kept KV; the oldest is dropped beyond it and prefilled again
     precision: Literal["float32", "bfloat16"] | None = None  # to sample in; None: the model's dtype
     threads: int | None = (
         None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
     )
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.memory_mb < 1:
+        if self.slots < 1 or (self.memory_mb != "auto" and self.memory_mb < 1):
             raise ValueError(
                 f"engine.slots and engine.memory_mb must be at least 1, got {self.slots} and {self.memory_mb}"
             )
@@ -42,4 +49,16 @@ class Local:
         from ramulus.engine.local.local_engine import LocalEngine
 
         precision = getattr(torch, self.precision) if self.precision else None
-        return LocalEngine(model, self.slots, self.memory_mb * 2**20, precision, threads=self.threads, decode=decode)
+        size = usual_memory(model, self.slots, precision) if self.memory_mb == "auto" else self.memory_mb * MIB
+        return LocalEngine(model, self.slots, size, precision, threads=self.threads, decode=decode)
+
+
+def usual_memory(model: Any, slots: int, precision: Any = None) -> int:
+    """Bytes of KV for as many texts of LONG tokens, or of the model's longest; at least 1 GiB, else no more than a third of what is free."""
+    try:
+        sizes = sizes_of_model(model)
+    except ValueError:  # its KV is asked of the model itself, when the engine is made
+        return 2**30
+    itemsize = (precision or next(model.parameters()).dtype).itemsize
+    wanted = slots * min(LONG, sizes.positions) * sizes.token_bytes(itemsize) * 4 // 3
+    return max(2**30, min(wanted, free_on(next(model.parameters()).device) // 3))

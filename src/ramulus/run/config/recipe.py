@@ -156,7 +156,7 @@ class Run:
     ahead: int = (
         0  # 1: the first round of the next step's trees grows beside the later rounds of this one's, a version older
     )
-    tokens_per_batch: int = 8192  # unique tokens in one forward and backward pass
+    tokens_per_batch: int | Literal["auto"] = "auto"  # unique tokens in one forward and backward pass; auto: what fits, 8192 where there is room
     optimizer: AdamW = field(default_factory=AdamW)
     autocast: bool = False  # bfloat16 matrix products
     activation_checkpointing: bool = False
@@ -205,7 +205,7 @@ class Run:
                 raise ValueError(f"{name} is an object or None, got {getattr(self, name)!r}: {usual} in a recipe file, {name}=true for the usual one")
         check_kinds(self)
         for name in ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("demonstrations", "eval_every", "trees_every"):
             if getattr(self, name) < 0:
@@ -214,7 +214,7 @@ class Run:
             raise ValueError(f"grading_seconds must be above 0 (inf sets no limit), got {self.grading_seconds}")
         if isinstance(self.temperature, int | float) and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 while training, got {self.temperature}: 1.0 is usual")
-        if self.tokens_per_batch < self.prompt_limit + self.response_limit:
+        if self.tokens_per_batch != "auto" and self.tokens_per_batch < self.prompt_limit + self.response_limit:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
                 f"{self.prompt_limit} + {self.response_limit} tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"

@@ -41,6 +41,7 @@ FIXED = (
     "prompt_limit",
     "on_long",
 )  # a change would make it another run
+FORMER_DEFAULTS = {"tokens_per_batch": 8192, "engine.memory_mb": 1024}  # which a run that began with them keeps, though they are auto now
 SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and the number of terms may not
 
 
@@ -139,7 +140,7 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
     for stage, before, after in zip(stages, old, new):
         for path, was, now in changes(with_later_fields(before, stage), after):
             head = path.split(".")[0]
-            if head == "out":
+            if head == "out" or (now == "auto" and was == FORMER_DEFAULTS.get(path)):
                 continue
             where = f"{stage.name}: {path}" if len(stages) > 1 else path
             text = f"{where} was {brief(was)}, is now {brief(now)}"

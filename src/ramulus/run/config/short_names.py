@@ -81,6 +81,8 @@ NOT_TAKEN = {
 def long_name(path: str, stage: Any) -> str:
     """The dotted path of an override with a short name in its place taken for the field; any other path as it is."""
     head, dot, rest = path.partition(".")
+    if path == "engine.memory" and not _is_there(path, stage):
+        return "engine.memory_mb"
     if head not in FIELDS or hasattr(stage, head):
         return path
     paths = FIELDS[head]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -57,7 +57,7 @@ class LoadedModel:
         return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
 
 
-def load_model(model: str, device: str, threads: int | None, slots: int, memory_mb: int = Local.memory_mb) -> LoadedModel:
+def load_model(model: str, device: str, threads: int | None, slots: int, memory_mb: int | Literal["auto"] = "auto") -> LoadedModel:
     """Load a model folder, a hub name, or the last checkpoint of a run."""
     quiet()
     encode_quickly()

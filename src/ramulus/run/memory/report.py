@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ramulus.engine.local.compiled import GB
-from ramulus.native.memory import machine_memory
+from ramulus.native.memory import free_on, machine_memory
 from ramulus.run.config.recipe import Run
+from ramulus.run.memory.auto import fitting
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.step import MOMENTS, SPELLED, Site, StepMemory, step_memory
 
 
 def planned(run: Run, site: Site | None = None) -> StepMemory:
-    """The memory of a step of a run on its device, from the config of its model alone. Raises what `planned_sizes` raises."""
-    return step_memory(run, planned_sizes(run), site or site_of(run))
+    """The memory of a step of a run on its device, from the config of its model alone; autos take what is free here now.
+
+    On a `site` that is given, and for a GPU where there is none, they take all that could be used. Raises what `planned_sizes` raises.
+    """
+    sizes, there = planned_sizes(run), site or site_of(run)
+    device = "cpu" if there.kind == "cpu" else "cuda:0"
+    if site is None and (there.kind == "cpu" or torch.cuda.is_available()):
+        return fitting(run, sizes, there, free_on(device), present=False)
+    return step_memory(run, sizes, there)
 
 
 def site_of(run: Run) -> Site:
     """What a run's device is, there or not; auto is a GPU where there is one."""
-    import torch
-
     return Site("cuda" if run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available()) else "cpu")
 
 

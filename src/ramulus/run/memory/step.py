@@ -60,6 +60,7 @@ class StepMemory:
     work: Work
     sizes: Sizes
     engine_bytes: int  # that the engine may take for keys and values
+    asked: int = 0  # tokens of a batch, as they were asked for; a step may have fewer
 
     def at(self, phase: Phase) -> float:
         """Bytes in a phase."""
@@ -101,10 +102,10 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
         parts += learner_parts(run, sizes, site, work, tokens)
     if site.engine:
         said = getattr(run.engine, "memory_mb", USUAL_MB)
-        room = engine_bytes or (USUAL_MB if said == "auto" else said) * 2**20
+        room = engine_bytes or (wanted_bytes(run, sizes, work) if said == "auto" else said * 2**20)
         rows = rows_in(run, sizes, room, work)
         parts += engine_parts(run, sizes, site, work, room, rows)
-    return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room)
+    return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room, max(wanted, work.longest))
 
 
 def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
@@ -181,10 +182,12 @@ def rows_in(run: Run, sizes: Sizes, room: int, work: Work) -> int:
     return min(getattr(run.engine, "slots", 64), max(1, int(room * FOR_SLOTS) // slot))
 
 
-def wanted_bytes(run: Run, sizes: Sizes, work: Work) -> int:
-    """Bytes of keys and values with which every slot of the engine can be in use at once."""
+def wanted_bytes(run: Run, sizes: Sizes, work: Work, slots: int = 0) -> int:
+    """Bytes of keys and values with which so many slots, or all of the engine, can be in use at once."""
     slot = rounded(work.longest) * sizes.token_bytes(engine_bytes_of(run))
-    return max(USUAL_MB * 2**20, int(getattr(run.engine, "slots", 64) * slot / FOR_SLOTS) + 2**20)
+    if slots:
+        return int(slots * slot / FOR_SLOTS) + 1
+    return max(USUAL_MB * 2**20, int(getattr(run.engine, "slots", 64) * slot / FOR_SLOTS) + 1)
 
 
 def dtype_bytes(run: Run) -> int:

@@ -1,0 +1,88 @@
+"""What does a run take at most, planned and measured? `python -m benchmarks.peak --shapes full autocast lora`.
+
+Each shape is two steps of GRPO on SmolLM2 by `ramulus train` in a process of its own: 4 prompts x 8 answers that all run to their limit of 64 tokens
+(sampled at temperature 2, graded by the parity of their length). The figure is the largest resident set of that process, from its start to the
+last checkpoint; planned is what `ramulus plan` says of the same words. The model's folder is the one that `python -m ramulus.models.smollm2` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pairing import record, table
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
+from ramulus.engine.local.factory import Local
+from ramulus.grow.branching import Star
+from ramulus.grow.schedule import Fixed
+from ramulus.recipes import grpo
+from ramulus.recipes.quickstart_real import SMOL
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import build
+from ramulus.run.memory.report import planned
+from ramulus.run.memory.step import SPELLED
+
+SHAPES = {
+    "full": "autocast=false",
+    "autocast": "autocast=true engine.precision=bfloat16",
+    "lora": "autocast=false lora=true",
+    "lora autocast": "autocast=true lora=true engine.precision=bfloat16",
+    "checkpointing": "autocast=false activation_checkpointing=true",
+    "autocast checkpointing": "autocast=true activation_checkpointing=true engine.precision=bfloat16",
+    "small rows": "autocast=false tokens_per_batch=512",
+    "bfloat16": "autocast=false model.dtype=bfloat16",
+    "long": "autocast=true activation_checkpointing=true response_limit=256 tokens_per_batch=8192 engine.precision=bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """1 for an answer whose text has an odd length: something that half of random texts have."""
+
+    def __call__(self, task: Task, path: Response) -> float:
+        return float(len(path.text) % 2)
+
+
+def recipe() -> Run:
+    """Two steps whose answers all run to the limit."""
+    changes: dict[str, Any] = {"rewards": Parity(), "evals": None, "steps": 2, "save_every": 2, "schedule": Fixed(4), "engine": Local(64)}
+    return replace(grpo.recipe(), name="peak", branching=Star(8), temperature=2.0, tensorboard=False, **SMOL | changes)
+
+
+def measured(words: list[str]) -> float:
+    """Bytes of the largest resident set of a run with these words."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ramulus", "train", __file__, f"out={folder}/run", "threads=1", *words]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"{' '.join(command)} ended with status {status}")
+    return used.ru_maxrss * 1024.0
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["full", "autocast", "lora", "checkpointing", "small rows"])
+    rows = []
+    for name in parser.parse_args().shapes:
+        words = SHAPES[name].split()
+        memory, most = planned(build(str(Path(__file__)), words)[0][0]), measured(words)
+        about = {"shape": name, "words": SHAPES[name], "tokens at once": memory.tokens, "most": SPELLED[memory.phase]}
+        found = {"planned GB": f"{memory.peak / 1e9:.2f}", "measured GB": f"{most / 1e9:.2f}", "off": f"{memory.peak / most - 1:+.0%}"}
+        rows.append(about | found)
+        sys.stdout.write(f"{table(rows[-1:])}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{table(rows)}\n")
+    record("peak", rows, "cpu")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""auto takes what fits, says so once, and keeps the number with the run; small models get what they always had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramulus.cli import main
+from ramulus.engine.local.factory import Local, usual_memory
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Scratch
+from ramulus.models.sizes import sizes_of_model
+from ramulus.recipes import quickstart
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import build
+from ramulus.run.memory import auto
+from ramulus.run.memory.auto import Taken, fitting, missing, settled
+from ramulus.run.memory.model import planned_sizes
+from ramulus.run.memory.step import Site
+
+RECIPE = str(Path(__file__).with_name("run_recipe.py"))
+LARGE = Scratch("0123456789+=?", hidden=512, layers=8, heads=8, kv_heads=8, max_positions=8192)
+MB, GB = 2**20, 1e9
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+
+def run(**changes: Any) -> Run:
+    [made] = build(RECIPE, ["tokens_per_batch=auto", "engine.memory=auto", "mix.kl_coef=0"])[0]
+    return replace(made, **{"model": LARGE, "prompt_limit": 512, "response_limit": 2048, "engine": Local(64)} | changes)
+
+
+@pytest.mark.parametrize("stage", quickstart.recipe(), ids=lambda stage: stage.name)
+def test_the_quickstart_takes_what_it_always_had(stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "free_on", lambda device: 4 * GB)
+    made, taken = settled(replace(stage, out=str(tmp_path)), stage.model()[0], "cpu")
+    assert (made.engine.memory_mb, made.tokens_per_batch) == (1024, 16384)
+    assert taken.memory_mb == 1024
+    assert settled(replace(stage, tokens_per_batch="auto", out=str(tmp_path)), stage.model()[0], "cpu")[0].tokens_per_batch == 8192
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": Lora(8)}, {"activation_checkpointing": True}, {"autocast": True}])
+@pytest.mark.parametrize("free", [1.5 * GB, 3 * GB, 8 * GB, 40 * GB])
+def test_what_is_taken_fits_and_grows_with_what_is_free(changes: dict[str, Any], free: float) -> None:
+    made = run(**changes)
+    sizes = planned_sizes(made)
+    less, more = (fitting(made, sizes, Site(), room) for room in (free, 2 * free))
+    assert missing(less) <= free * 0.9 or (less.asked, less.rows) == (2560, 2)
+    assert less.asked <= more.asked <= 8192
+    assert less.engine_bytes <= more.engine_bytes
+    assert fitting(made, sizes, Site(), 400 * GB).rows == 64
+
+
+def test_numbers_that_a_recipe_states_stay() -> None:
+    made = run(tokens_per_batch=3000, engine=Local(64, memory_mb=700))
+    memory = fitting(made, planned_sizes(made), Site(), 400 * GB)
+    assert (memory.asked, memory.engine_bytes) == (3000, 700 * MB)
+
+
+def test_adapters_do_not_change_the_sizes() -> None:
+    from ramulus.learn.policy.torch_policy import TorchPolicy
+
+    model = Scratch("01", hidden=32, layers=2, heads=2, kv_heads=1)()[0]
+    before = sizes_of_model(model)
+    TorchPolicy(model, lora=Lora(2))
+    assert sizes_of_model(model) == before
+
+
+def test_an_engine_by_itself_takes_a_gibibyte_or_more() -> None:
+    assert usual_memory(Scratch("01", hidden=32, layers=1, heads=2, kv_heads=1)()[0], 64) == 2**30
+    assert usual_memory(LARGE()[0], 10**4) > 2**30
+
+
+def train(folder: Path, *words: str, status: int = 0) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", RECIPE, f"out={folder}", "mix.kl_coef=0", *words])
+    assert (stopped.value.code or 0) == status
+
+
+def test_what_was_taken_is_said_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, words = tmp_path / "run", ("engine.memory_mb=auto", "tokens_per_batch=auto")
+    monkeypatch.setattr(auto, "free_on", lambda device: 9 * GB)
+    train(folder, "steps=2", *words)
+    assert "of 9.0 GB that are free a step takes at most" in (said := capsys.readouterr().out)
+    assert "keys and values take up to 1.07 GB, for 8 sequences of 28 tokens together; up to 8,192 tokens go through the model at once" in said
+    kept = json.loads((folder / "memory.json").read_text())
+    assert kept == {"tokens_per_batch": 8192, "memory_mb": 1024}
+    (folder / "memory.json").write_text(json.dumps(kept | {"tokens_per_batch": 100}))  # as if less had been free, or an allocation had failed
+    shutil.copytree(folder, tmp_path / "other")
+    monkeypatch.setattr(auto, "free_on", lambda device: 0.1 * GB)
+    train(folder, "steps=4", "--resume")
+    assert "free" not in capsys.readouterr().out
+    assert json.loads((folder / "memory.json").read_text())["tokens_per_batch"] == 100
+    made = replace(build(RECIPE, [*words, f"out={folder}"])[0][0])
+    assert settled(made, made.model()[0], "cpu")[0].tokens_per_batch == 100
+    assert settled(replace(made, tokens_per_batch=64), made.model()[0], "cpu")[0].tokens_per_batch == 64
+    (tmp_path / "other" / "memory.json").unlink()  # a run of before there was an auto
+    old = replace(made, out=str(tmp_path / "other"))
+    assert settled(old, made.model()[0], "cpu")[1] == Taken(8192, 1024)
+
+
+def test_a_run_that_began_with_the_constants_goes_on_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    train(folder, "steps=1", "engine.memory_mb=1024", "tokens_per_batch=8192")
+    saved = json.loads((folder / "run.json").read_text())
+    saved["overrides"] = [f"out={folder}", "mix.kl_coef=0", "tokens_per_batch=auto", "engine.memory_mb=auto"]
+    (folder / "run.json").write_text(json.dumps(saved))
+    capsys.readouterr()
+    train(folder, "steps=2", "--resume")
+    said = capsys.readouterr().out
+    assert "memory_mb was" not in said
+    assert "tokens_per_batch was" not in said
