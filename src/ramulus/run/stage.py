@@ -85,22 +85,13 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     decode = Detokenizer(tokenizer, ends)
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
-    learner = run.learner(model, tokenizer, source, bool(run.mix.value), policy_options(run), run.seed)
+    learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
     run, taken = settled(run, model, device_of(run.device))
     engine = with_entropies(run.engine(model, decode), learner, parts_of(run))
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken)
     _check(run, parts, model.config)
     return parts
-
-
-def policy_options(run: Run) -> dict[str, Any]:
-    """What a learner is told of a run."""
-    how = run.optimizer
-    return {
-        "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": run.autocast,
-        "activation_checkpointing": run.activation_checkpointing, "lora": run.lora, "reference_model": run.mix.kl_coef > 0,
-    }  # fmt: skip
 
 
 def _source_of(run: Run, start: Path | None) -> Model:

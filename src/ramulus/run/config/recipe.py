@@ -228,6 +228,14 @@ class Run:
         """Where the run writes."""
         return Path(self.out or f"runs/{self.name}")
 
+    def policy_options(self) -> dict[str, Any]:
+        """What a learner is told of a run, as `TorchPolicy` takes it."""
+        how = self.optimizer
+        return {
+            "betas": how.betas, "eps": how.eps, "weight_decay": how.weight_decay, "clip": how.clip, "autocast": self.autocast,
+            "activation_checkpointing": self.activation_checkpointing, "lora": self.lora, "reference_model": self.mix.kl_coef > 0,
+        }  # fmt: skip
+
     def weighted(self) -> tuple[tuple[Reward, float, str], ...]:
         """(reward, weight, name) of each reward, as `grow.grade` takes them."""
         rewards = self.rewards if isinstance(self.rewards, tuple) else (Weighted(self.rewards),)
