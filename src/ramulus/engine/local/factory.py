@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ramulus.engine.local.local_engine import LocalEngine
 
 MIB = 2**20
-LONG = 2048  # tokens of a text, where nobody says how long they may become
+_LONG = 2048  # tokens of a text, where nobody says how long they may become
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Local:
 
 
 def usual_memory(model: Any, slots: int, precision: Any = None) -> int:
-    """Bytes of KV for as many texts of LONG tokens, or of the model's longest; at least 1 GiB, else no more than a third of what is free."""
+    """Bytes of KV for as many texts of _LONG tokens, or of the model's longest; at least 1 GiB, else no more than a third of what is free."""
     try:
         sizes = sizes_of_model(model)
     except ValueError:  # its KV is asked of the model itself, when the engine is made
         return 2**30
     itemsize = (precision or next(model.parameters()).dtype).itemsize
-    wanted = slots * min(LONG, sizes.positions) * sizes.token_bytes(itemsize) * 4 // 3
+    wanted = slots * min(_LONG, sizes.positions) * sizes.token_bytes(itemsize) * 4 // 3
     return max(2**30, min(wanted, free_on(next(model.parameters()).device) // 3))

@@ -19,7 +19,7 @@ from ramulus.run.config.resume import replace_text, written_json
 from ramulus.run.memory.step import USUAL_MB, USUAL_TOKENS, Site, StepMemory, step_memory, wanted_bytes
 from ramulus.run.memory.work import work_of
 
-FILE = "memory.json"  # in the folder of a stage: the numbers that stand in place of auto, also when it goes on where less or more is free
+_FILE = "memory.json"  # in the folder of a stage: the numbers that stand in place of auto, also when it goes on where less or more is free
 USE = 0.9  # share of what is free that a step is planned for
 STEP = 128  # tokens
 PRESENT = ("libraries", "weights", "adapters", "float32 masters", "reference model")  # what is there when the engine is about to be made
@@ -36,7 +36,7 @@ class Taken:
 
     def save(self, folder: Path) -> None:
         """Keep them with the run."""
-        replace_text(folder / FILE, json.dumps({"tokens_per_batch": self.tokens_per_batch, "memory_mb": self.memory_mb}))
+        replace_text(folder / _FILE, json.dumps({"tokens_per_batch": self.tokens_per_batch, "memory_mb": self.memory_mb}))
 
     def lowered(self, folder: Path) -> Callable[[int], None]:
         """What keeps a smaller number of tokens, once an allocation has failed."""
@@ -50,8 +50,8 @@ def settled(run: Run, model: Any, device: Any) -> tuple[Run, Taken]:
     usual = Taken(max(USUAL_TOKENS, longest), USUAL_MB)
     if not auto:
         return run, usual
-    if (run.folder / FILE).exists():
-        kept = written_json(run.folder / FILE)
+    if (run.folder / _FILE).exists():
+        kept = written_json(run.folder / _FILE)
         taken = Taken(max(int(kept["tokens_per_batch"]), longest), int(kept["memory_mb"]))
     elif run_folder.steps(run.folder):  # it began before there was an auto
         taken = usual
