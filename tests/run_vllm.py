@@ -63,5 +63,5 @@ def corrected() -> Run:
 
 def smol() -> Run:
     """GRPO on SmolLM2-135M-Instruct: ten small steps, with a server that the run starts."""
-    changes = {"branching": Star(4), "schedule": Fixed(3), "steps": 10, "save_every": 10, "evals": None, "final_evaluation": None, "eval_every": 0}
+    changes = {"branching": Star(4), "schedule": Fixed(2), "steps": 10, "save_every": 10, "evals": None, "final_evaluation": None, "eval_every": 0}
     return replace(smol_recipe.recipe(), **changes, engine=engine(slots=16, precision="float32", limit=1024))

@@ -63,6 +63,7 @@ def test_a_recipe_trains_through_it(variant: str, process: Process, tmp_path: Pa
         assert any(max(heat) > min(heat) for heat in heats)
 
 
+@pytest.mark.timeout(1800)
 def test_ten_steps_of_grpo_on_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         model = fetch()
