@@ -170,10 +170,17 @@ def _fill(node: Node, request: Request, segment: Segment, stop: Stop) -> None:
     """Write down what was sampled for an empty node; one that has all the tokens it may have ends by length."""
     count = len(segment.tokens)
     node.tokens, node.logprobs, node.kept, node.entropy = segment.tokens, segment.logprobs, segment.kept, segment.entropy
-    node.temperature = 1.0 if segment.temperature is None else segment.temperature
+    node.temperature = _asked(request) if segment.temperature is None else segment.temperature
     node.finish, node.version, node.newest, node.versions = segment.finish, segment.version, segment.newest, segment.versions
     if node.finish is None and (count < request.sampling.max_tokens or length(node) >= stop.max_tokens):
         node.finish = "length"
+
+
+def _asked(request: Request) -> float:
+    """The temperature of a request whose engine recorded none; ValueError for a rule, whose temperatures nobody knows then."""
+    if callable(request.sampling.temperature):
+        raise ValueError(f"the engine did not record the temperatures of {request.sampling.temperature}: sample with one that does, or with a number")
+    return request.sampling.temperature
 
 
 def seed_of(tree: Tree, node: Node) -> int:
