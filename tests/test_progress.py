@@ -22,6 +22,7 @@ from ramulus.run.config.recipe import FinalEvaluation
 from ramulus.run.evaluation.final_evaluation import answer_count, evaluate_model
 from ramulus.run.evaluation.loaded_model import copy, grow_trees, load_model
 from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
+from ramulus.run.logbook import Logbook
 from run_recipe import MODEL, rl
 
 
@@ -88,3 +89,25 @@ def test_a_pipe_gets_plain_text_even_from_a_notebook() -> None:
     done = subprocess.run(command, env=os.environ | {"FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_a_step_is_shown_beside_the_last_ones_and_the_latest_evaluation(tmp_path: Path) -> None:
+    """Also after a run goes on, from the rows of the steps before."""
+    out = console(False)
+    run, seconds = replace(rl(), out=str(tmp_path), steps=20), {"step": 1.0, "mean": 1.0, "grow": 1.0, "update": 0.5}
+    usual = {"paths": 4, "pass_rate": 0.5, "length": 7.0, "sampled": 9, "reused": 0, "trained": 9, "reuse_ratio": 1.0, "dropped": 0}
+    usual |= {"trees": 1, "not_finite": 0, "skipped": 0, "updates": 1, "seconds": seconds}
+    for start, stop in ((1, 3), (4, 13)):
+        logbook = Logbook(run, out, start - 1)
+        for step in range(start, stop + 1):
+            metrics = usual | {"reward": step / 10} | ({"eval/mean": 0.25, "eval/greedy": 0.5} if step == 2 else {})
+            logbook.write(step, metrics)
+            logbook.show(step, metrics)
+        logbook.close()
+    lines = {int(line.split()[1].split("/")[0]): line for line in said(out).splitlines() if line.startswith(run.name)}
+    assert "reward 0.100  passed" in lines[1]
+    assert "reward 0.200 (last 10: 0.150)" in lines[2]
+    assert "held out: mean 0.250, greedy 0.500" in lines[2]
+    assert "reward 0.400 (last 10: 0.250)" in lines[4]
+    assert "reward 1.300 (last 10: 0.850)" in lines[13]
+    assert "held out 0.250 at step 2" in lines[13]

@@ -5,15 +5,13 @@ A rule answers what is wrong and what to do about it, or None. What it answers i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from ramulus.run.config.recipe import Run
-from ramulus.run.logbook import Logbook
+from ramulus.run.logbook import Logbook, rows_of
 
 MetricsRow = Mapping[str, Any]
 """The metrics of one step, as in metrics.jsonl."""
@@ -195,18 +193,6 @@ class Advice:
                 if self.quiet[name] >= FEW:
                     del self.quiet[name]
         return new
-
-
-def rows_of(path: Path) -> Iterable[MetricsRow]:
-    """Every row of a metrics.jsonl that can be read."""
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 def names_of(run: Run) -> str:

@@ -6,8 +6,11 @@ import json
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +21,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
 from ramulus.run.trackers import Trackers
 
+RECENT = 10  # steps whose rewards are averaged beside a step's own
 _SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
 
 
@@ -30,6 +34,10 @@ class Logbook:
         lost = cut_back(self.path, step)
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         self.end = self.path.stat().st_size
+        self.rewards: deque[float] = deque(maxlen=RECENT)
+        self.held_out: tuple[int, float] | None = None  # step and mean of the latest evaluation
+        for row in rows_of(self.path):
+            self.take_in(row["step"], row)
         self.bar = Bar(console, run.name, run.steps, "steps", step, left=False, transient=False)
         self.bar.start()
         if lost:
@@ -54,9 +62,17 @@ class Logbook:
         if self.trackers is not None:
             self.trackers.tell()
 
+    def take_in(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep what later steps are shown beside."""
+        if metrics.get("paths"):
+            self.rewards.append(metrics["reward"])
+        if metrics.get("eval/mean") is not None:
+            self.held_out = step, metrics["eval/mean"]
+
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         """The progress bar, or a plain line; its details every few seconds."""
-        line, left = _spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
+        self.take_in(step, metrics)
+        line, left = self.spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if not self.bar.disable:
             self.bar.show(step, left, (line, details(metrics)))
             if "eval/mean" in metrics:
@@ -66,6 +82,15 @@ class Logbook:
         if step in (1, self.run.steps) or time.monotonic() - self.last > _SPOKEN:
             self.last = time.monotonic()
             self.say(f"    {details(metrics)}")
+
+    def spoken(self, metrics: dict[str, Any]) -> str:
+        """The step in one line: reward or loss, beside them what the last steps and the latest evaluation gave; speed, reuse, evaluation."""
+        parts = told(metrics, mean(self.rewards) if len(self.rewards) > 1 else None)
+        if "eval/mean" in metrics:
+            parts.append(held_out(metrics))
+        elif self.held_out is not None:
+            parts.append(f"held out {self.held_out[1]:.3f} at step {self.held_out[0]}")
+        return "  ".join([*parts, *remarks(metrics)])
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
@@ -124,13 +149,25 @@ def finite(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spoken(metrics: dict[str, Any]) -> str:
-    """The step in one line: reward or loss, speed, reuse, evaluation."""
+def rows_of(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Every row of a metrics.jsonl that can be read."""
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def told(metrics: dict[str, Any], recent: float | None) -> list[str]:
+    """Reward or loss, speed, reuse; `recent` is the mean reward of the last steps."""
     seconds = metrics["seconds"]
     parts = []
     if metrics.get("paths"):
         parts += [
-            f"reward {metrics['reward']:.3f}",
+            f"reward {metrics['reward']:.3f}" + (f" (last {RECENT}: {recent:.3f})" if recent is not None else ""),
             f"passed {metrics['pass_rate']:.0%}",
             f"length {metrics['length']:.0f}",
         ]
@@ -139,8 +176,12 @@ def _spoken(metrics: dict[str, Any]) -> str:
         )
     elif "loss" in metrics:
         parts += [f"loss {metrics['loss']:.3f}", f"{metrics['trained'] / max(seconds['step'], 1e-9):.0f} tok/s"]
-    if "eval/mean" in metrics:
-        parts.append(held_out(metrics))
+    return parts
+
+
+def remarks(metrics: dict[str, Any]) -> list[str]:
+    """What was left out of a step, and updates that were not made."""
+    parts = []
     if metrics["dropped"]:
         trained = metrics["trees"] - metrics["dropped"]
         short = f", {metrics['wanted']} were wanted: no more draws" if trained < metrics.get("wanted", 0) else ""
@@ -149,7 +190,7 @@ def _spoken(metrics: dict[str, Any]) -> str:
         parts.append("the gradient was not finite, its update was left out")
     elif metrics["skipped"] and not metrics["updates"]:
         parts.append("no signal, weights unchanged")
-    return "  ".join(parts)
+    return parts
 
 
 def details(metrics: dict[str, Any]) -> str:
