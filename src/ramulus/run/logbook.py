@@ -85,12 +85,12 @@ class Logbook:
 
     def spoken(self, metrics: dict[str, Any]) -> str:
         """The step in one line: reward or loss, beside them what the last steps and the latest evaluation gave; speed, reuse, evaluation."""
-        parts = told(metrics, mean(self.rewards) if len(self.rewards) > 1 else None)
+        parts = step_words(metrics, mean(self.rewards) if len(self.rewards) > 1 else None)
         if "eval/mean" in metrics:
             parts.append(held_out(metrics))
         elif self.held_out is not None:
             parts.append(f"held out {self.held_out[1]:.3f} at step {self.held_out[0]}")
-        return "  ".join([*parts, *remarks(metrics)])
+        return "  ".join([*parts, *exceptions(metrics)])
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
@@ -161,7 +161,7 @@ def rows_of(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield row
 
 
-def told(metrics: dict[str, Any], recent: float | None) -> list[str]:
+def step_words(metrics: dict[str, Any], recent: float | None) -> list[str]:
     """Reward or loss, speed, reuse; `recent` is the mean reward of the last steps."""
     seconds = metrics["seconds"]
     parts = []
@@ -179,7 +179,7 @@ def told(metrics: dict[str, Any], recent: float | None) -> list[str]:
     return parts
 
 
-def remarks(metrics: dict[str, Any]) -> list[str]:
+def exceptions(metrics: dict[str, Any]) -> list[str]:
     """What was left out of a step, and updates that were not made."""
     parts = []
     if metrics["dropped"]:
