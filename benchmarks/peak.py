@@ -59,7 +59,7 @@ def recipe() -> Run:
 def measured(words: list[str]) -> float:
     """Bytes of the largest resident set of a run with these words."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ramulus", "train", __file__, f"out={folder}/run", "threads=1", *words]
+        command = [sys.executable, "-m", "ramulus.cli", "train", __file__, f"out={folder}/run", "threads=1", *words]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         _, status, used = os.wait4(process.pid, 0)
         if status:

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ramulus.cli import main
+from ramulus.engine.local.factory import Local
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.slots import SlotMemory
 from ramulus.learn.policy.lora import Lora
@@ -33,8 +34,8 @@ def llama(**changes: int) -> Any:
 
 def run(**changes: Any) -> Run:
     model = Scratch("0123456789+=?", hidden=64, layers=3, heads=4, kv_heads=2)
-    small: dict[str, Any] = {"model": model, "prompt_limit": 64, "response_limit": 192, "autocast": False, "activation_checkpointing": False}
-    return replace(grpo.recipe(), **small | changes)
+    small: dict[str, Any] = {"model": model, "prompt_limit": 64, "response_limit": 192, "engine": Local()}
+    return replace(grpo.recipe(), **small | {"autocast": False, "activation_checkpointing": False} | changes)
 
 
 def kept_bytes(policy: TorchPolicy, tokens: int) -> int:

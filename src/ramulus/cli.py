@@ -53,7 +53,7 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
         return launch(recipe, list(overrides), resume, fresh, Console(), began)
 
 
-def plan(recipe: Recipe, overrides: Overrides = ()) -> int:
+def plan(recipe: Recipe, overrides: Overrides = (), gpus: str | None = None) -> int:
     """Say what a step of a recipe takes of memory, by part, from its configuration alone: nothing is loaded.
 
     Example: `ramulus plan grpo model=Qwen/Qwen2.5-1.5B lora=true tokens_per_batch=8192`.
@@ -61,11 +61,14 @@ def plan(recipe: Recipe, overrides: Overrides = ()) -> int:
     Args:
         recipe: as in `ramulus train`.
         overrides: as in `ramulus train`.
+        gpus: say instead what fits where on so many GPUs, and how fast: 8xH100, or A100, H200, L40S, 4090.
     """
     from ramulus.run.config.resume import build
+    from ramulus.run.memory.fleet import print_fleet
     from ramulus.run.memory.report import print_plan
 
-    print_plan(build(recipe, list(overrides))[0], Console())
+    stages = build(recipe, list(overrides))[0]
+    print_plan(stages, Console()) if gpus is None else print_fleet(stages[-1], gpus, Console())
     return 0
 
 

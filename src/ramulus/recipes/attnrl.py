@@ -11,7 +11,7 @@ from ramulus.learn.objective.mask import DualClip
 from ramulus.learn.objective.mix import Mix, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained
-from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import MANY, SMALL
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.signals import ForwardInfluence
 from ramulus.tasks.files import File
@@ -26,6 +26,7 @@ def recipe() -> Run:
         signals=(ForwardInfluence(delta=4),), schedule=Adaptive(PromptBatch(64, target=64 * 30, beta=0.1)),
         mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 3.0), Behavior(), GlobalLocal()), normaliser=TokenMean()),), kl_coef=0.001),
         steps=500, minibatches=10, ahead=1, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6), autocast=True, activation_checkpointing=True,
+        engine=MANY,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ramulus.learn.objective.mask import DualClip
 from ramulus.learn.objective.mix import Mix, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained
-from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import MANY, SMALL
 from ramulus.run.config.recipe import AdamW, Run, Weighted
 from ramulus.tasks.chain import ChainAnswer
 from ramulus.tasks.files import File
@@ -36,6 +36,7 @@ def recipe() -> Run:
         optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
         autocast=True,
         activation_checkpointing=True,
+        engine=MANY,
     )
 
 

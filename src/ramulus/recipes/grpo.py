@@ -10,7 +10,7 @@ from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained
-from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import MANY, SMALL
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
@@ -37,6 +37,7 @@ def recipe() -> Run:
         optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
         autocast=True,
         activation_checkpointing=True,
+        engine=MANY,
     )
 
 

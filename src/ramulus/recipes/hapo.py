@@ -12,7 +12,7 @@ from ramulus.learn.objective.mix import Mix, Term, TokenMean
 from ramulus.learn.objective.reference import Recomputed
 from ramulus.learn.objective.token_weight import Product
 from ramulus.learn.policy.model import Pretrained
-from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import MANY, SMALL
 from ramulus.run.config.recipe import AdamW, Run, Weighted
 from ramulus.tasks.files import File
 from ramulus.tasks.math import Boxed
@@ -27,7 +27,7 @@ def recipe() -> Run:
         rewards=(Weighted(Boxed(window=300)), Weighted(Overlong(limit=3072, buffer=512))), branching=Star(16), temperature=ByEntropy(tau=0.1),
         schedule=Dynamic(512, draws=3), mix=Mix((Term(Estimator(mask, Recomputed(), TokenGroupMean()), normaliser=TokenMean()),)),
         steps=500, minibatches=16, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1), autocast=True,
-        activation_checkpointing=True,
+        activation_checkpointing=True, engine=MANY,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained
-from ramulus.recipes.quickstart import SMALL
+from ramulus.recipes.quickstart import MANY, SMALL
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.signals import Concluded
 from ramulus.tasks.files import File
@@ -25,7 +25,7 @@ def recipe() -> Run:
         signals=(Concluded(),), schedule=Fixed(64),
         mix=Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal(trained=16)), normaliser=SequenceMean()),)),
         steps=500, minibatches=4, tokens_per_batch=16384, optimizer=AdamW(lr=1.5e-6, decay="cosine"),
-        autocast=True, activation_checkpointing=True,
+        autocast=True, activation_checkpointing=True, engine=MANY,
     )  # fmt: skip
 
 

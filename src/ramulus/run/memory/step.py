@@ -83,7 +83,7 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a step is planned: "cpu" or "cuda"; `shards` of the learner on as many GPUs; whether the engine is here, and the learner."""
+    """Where a step is planned: "cpu" or one of "cuda", over `shards` of which the learner is cut, or the engine where it is alone; which is there."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     shards: int = 1
@@ -143,10 +143,11 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
     layer = tokens * (sum(a * b for a, b in zip(hidden, widths, strict=True)) + (RANK * run.lora.rank if run.lora is not None else 0.0))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
     casts = 2.0 * sizes.active if run.autocast and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
+    casts *= 1.0 if site.shards == 1 else 2 / sizes.layers
     ends = tokens * sizes.hidden * 16.0
     if run.activation_checkpointing:
         kept = ends + sizes.layers * tokens * sizes.hidden * min(4.0, dtype_bytes(run))
-        return kept, max(layer + backward, head * LOGITS) + casts, max(forward, head * SCORED)
+        return kept, max(layer + backward, head * LOGITS, casts + head * SCORED), max(forward, head * SCORED)
     return ends + sizes.layers * layer, max(backward, head * LOGITS) + casts, max(forward, head * SCORED)
 
 
@@ -161,7 +162,7 @@ def way_of(run: Run, site: Site) -> str:
 
 def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
     """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
-    own, mine = dtype_bytes(run), engine_bytes_of(run)
+    own, mine, many = dtype_bytes(run), engine_bytes_of(run), 1 if site.learner else site.shards
     compiled = site.kind == "cpu" and sizes.kind in KERNELS
     apart = not site.learner or getattr(run.learner, "process", False)
     copy = sizes.matrices * mine + (sizes.vocabulary * sizes.hidden * mine if mine != own else 0) if compiled else 0
@@ -173,7 +174,8 @@ def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows
     passes = PIECE * (0.5 * sizes.hidden if compiled else sizes.hidden * 4 + sizes.inner * 3) * 4
     samples = rows * 2 * run.response_limit * 40
     name = "the kernels' copy of the weights" if compiled else "the sampler's copy of the weights"
-    return [MemoryPart(name, copy), MemoryPart("keys and values", held), MemoryPart("decoding", logits + passes + samples)]
+    working = logits / many + passes + (samples if site.kind == "cpu" else 0)
+    return [MemoryPart(name, copy / many), MemoryPart("keys and values", held / many), MemoryPart("decoding", working)]
 
 
 def rows_in(run: Run, sizes: Sizes, room: int, work: Work) -> int:
