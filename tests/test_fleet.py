@@ -86,7 +86,7 @@ def test_decoding_is_near_what_was_published(gpu: str, rows: int, context: int, 
 
 def test_training_is_near_what_was_published() -> None:
     sizes = planned_sizes(seven())
-    assert update_rate(H100, sizes, False) * 7.07 / 7.5 == pytest.approx(6667, rel=0.05)  # Llama 3.1 8B, 7.5B of them multiplied; torchtitan, compiled
+    assert update_rate(H100, sizes, False) * 7.07 / 7.5 == pytest.approx(6667, rel=0.05)  # torchtitan: Llama 3.1 8B, 7.5B of them multiplied
 
 
 def test_the_command_line_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

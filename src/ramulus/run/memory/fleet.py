@@ -48,7 +48,7 @@ class Reached(NamedTuple):
     source: str
 
 
-UPDATE = Reached(0.30, "torchtitan's benchmarks of December 2024, Llama 3.1 8B, FSDP on 8 H100: 5,762 tokens a second a GPU, compiled 6,667, where this gives 6,590")
+UPDATE = Reached(0.30, "torchtitan, December 2024, Llama 3.1 8B, FSDP on 8 H100: 5,762 tokens a second a GPU, compiled 6,667 (this gives 6,590)")
 READING = Reached(0.70, "75 tokens a second with one request, 77 % of the bandwidth: vLLM 0.23, Llama 3.1 8B, one A100 40 GB (johnmusgrave.com)")
 DECODE = Reached(0.30, "taken as in the update: products of some hundred rows")
 
