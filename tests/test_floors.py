@@ -24,7 +24,7 @@ FLOORS: dict[str, set[str]] = {
     "learn": {"core", "native", "models"},
     "look": {"core", "engine", "tasks", "grow"},
     "run": {"native", "models", "core", "engine", "tasks", "grow", "learn", "look"},
-    "adapters": {"core", "grow", "learn"},
+    "adapters": {"core", "engine", "grow", "learn", "run"},
     "recipes": {"core", "models", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
 }
 FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
@@ -56,6 +56,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "trackio": "run/trackers.py",
     "ray": "run/cluster.py",
     "vllm": (),  # it has processes of its own
+    "trl": "adapters/trl.py",
     "matplotlib": "look/compare/plots.py",
     "httpx2": "engine/remote/client.py",
     "starlette": ("engine/remote/listen.py", "engine/remote/server.py", "look/viewer/viewer.py"),
