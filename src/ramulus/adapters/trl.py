@@ -111,12 +111,13 @@ class TreeMixin:
     def __init__(
         self, *arguments: Any, branching: Any, advantage: Any = None, signals: tuple[Any, ...] = (), slots: int = 64, **options: Any
     ) -> None:
-        self.advantage = SubgroupMean() if advantage is None else advantage
-        if asked := [*needed(self.advantage), *([self.advantage.column] if getattr(self.advantage, "column", None) else [])]:
+        self.advantage: Any = SubgroupMean() if advantage is None else advantage
+        column = getattr(self.advantage, "column", None)
+        if asked := [*needed(self.advantage), *([column] if column else [])]:
             raise ValueError(f"{self.advantage} reads {', '.join(asked)}, which TRL does not compute: choose another advantage, or train by ramulus")
         self._earned: torch.Tensor | None = None
         rollouts = TreeRollouts(branching, signals, slots)
-        super().__init__(*arguments, rollout_func=rollouts, **options)
+        super().__init__(*arguments, rollout_func=rollouts, **options)  # type: ignore[call-arg]
         this: Any = self
         rollouts.seed = this.args.seed
 
