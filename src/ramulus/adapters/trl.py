@@ -25,8 +25,8 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.signals import SignalContext, Signals, needed, provided
 
-VERSIONS = ("1.16",)  # of TRL that this was tried with
-PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")  # losses that are divided by all rows, also those that hold no path
+_VERSIONS = ("1.16",)  # of TRL that this was tried with
+_PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")  # losses that are divided by all rows, also those that hold no path
 
 
 @dataclass
@@ -57,7 +57,7 @@ class TreeRollouts:
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
         """Grow a tree of each distinct prompt in a row; the columns that TRL wants, one row a prompt."""
-        check(trainer)
+        _refuse(trainer)
         training = trainer.model.training
         wanted = trainer.num_generations if training else trainer.num_generations_eval
         groups = [(prompt, len(list(same))) for prompt, same in groupby(prompts)]
@@ -77,8 +77,8 @@ class TreeRollouts:
             run_to_end(self._grow(trainer, self.branching if training else Star(wanted)))
         finally:
             trainer.model.train(training)
-        self.rows = [row for i, tree in enumerate(self.trees) for row in rows_of(i, tree, wanted)]
-        return columns(self.trees, self.rows)
+        self.rows = [row for i, tree in enumerate(self.trees) for row in _rows_of(i, tree, wanted)]
+        return _columns(self.trees, self.rows)
 
     async def _grow(self, trainer: Any, branching: Any) -> None:
         """Sample by the weights as they are now."""
@@ -135,21 +135,21 @@ class TreeMixin:
         mine = earned[this.accelerator.process_index * len(inputs) :][: len(inputs)]
         total = (mine * this.reward_weights.to(mine.device)).nansum(1)
         total[torch.isnan(mine).all(1)] = torch.nan
-        reward(rollouts.rows, total.tolist())
+        _give(rollouts.rows, total.tolist())
         credits = self.advantage(rollouts.trees)
         trained = [leaf is not None and leaf.id in credits[number].trained() for number, leaf in rollouts.rows]
         batch["tool_mask"] = batch["tool_mask"] * torch.tensor(trained, device=batch["tool_mask"].device)[:, None]
         mask = batch["completion_mask"] * batch["tool_mask"]
         batch["num_items_in_batch"] = this.accelerator.gather(mask.sum()).sum()
-        advantages = advantages_of(rollouts.rows, credits, mask.shape[1])
-        if this.loss_type in PER_ROW:
+        advantages = _advantages_of(rollouts.rows, credits, mask.shape[1])
+        if this.loss_type in _PER_ROW:
             advantages *= len(trained) / max(sum(trained), 1)
         batch["advantages"] = torch.from_numpy(advantages).to(mask.device, next(this.model.parameters()).dtype)
-        log(this, batch["advantages"], mask, rollouts)
+        _log(this, batch["advantages"], mask, rollouts)
         return batch
 
 
-def check(trainer: Any) -> None:
+def _refuse(trainer: Any) -> None:
     """ValueError for what a tree cannot be grown with."""
     arguments = trainer.args
     for bad, what, remedy in (
@@ -164,7 +164,7 @@ def check(trainer: Any) -> None:
             raise ValueError(f"TreeRollouts cannot go with {what}: {remedy}")
 
 
-def rows_of(number: int, tree: Tree, wanted: int) -> list[tuple[int, Node | None]]:
+def _rows_of(number: int, tree: Tree, wanted: int) -> list[tuple[int, Node | None]]:
     """The leaves of a tree as rows, and filled ones up to `wanted`; ValueError where there are more."""
     leaves = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
     if len(leaves) > wanted:
@@ -172,7 +172,7 @@ def rows_of(number: int, tree: Tree, wanted: int) -> list[tuple[int, Node | None
     return [(number, leaf) for leaf in leaves] + [(number, None)] * (wanted - len(leaves))
 
 
-def columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> dict[str, list[Any]]:
+def _columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> dict[str, list[Any]]:
     """TRL's columns: prompt and completion ids, log-probs of the distribution sampled from, and env_mask, 0 on rows that hold no path."""
     found: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
     for number, leaf in rows:
@@ -186,24 +186,24 @@ def columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> d
     return found
 
 
-def reward(rows: Sequence[tuple[int, Node | None]], earned: Sequence[float]) -> None:
+def _give(rows: Sequence[tuple[int, Node | None]], earned: Sequence[float]) -> None:
     """Give leaves their rewards; what no function could score (NaN) has none."""
     for (_, leaf), value in zip(rows, earned, strict=True):
         if leaf is not None:
             leaf.reward = None if np.isnan(value) else value
 
 
-def advantages_of(rows: Sequence[tuple[int, Node | None]], credits: Sequence[Credits], length: int) -> np.ndarray:
+def _advantages_of(rows: Sequence[tuple[int, Node | None]], credits: Sequence[Credits], length: int) -> np.ndarray:
     """Credit of each token of each row [B, T]; 0 behind a completion, and on rows that are not trained."""
     found = np.zeros((len(rows), length))
     for line, (number, leaf) in zip(found, rows, strict=True):
         if leaf is not None and leaf.id in credits[number].trained():
-            along = path_credit(leaf, credits[number])
+            along = _path_credit(leaf, credits[number])
             line[: len(along)] = along
     return found
 
 
-def path_credit(leaf: Node, credits: Credits) -> np.ndarray:
+def _path_credit(leaf: Node, credits: Credits) -> np.ndarray:
     """Credit of each sampled token on the path of a leaf, whichever way an advantage gives it: by token, by node, or for the path."""
     nodes = [node for node in leaf.line() if node.author is Author.POLICY]
     sizes = [len(node.tokens) for node in nodes]
@@ -214,7 +214,7 @@ def path_credit(leaf: Node, credits: Credits) -> np.ndarray:
     return np.full(sum(sizes), credits.leaf[leaf.id])
 
 
-def log(trainer: Any, advantages: torch.Tensor, mask: torch.Tensor, rollouts: TreeRollouts) -> None:
+def _log(trainer: Any, advantages: torch.Tensor, mask: torch.Tensor, rollouts: TreeRollouts) -> None:
     """Into TRL's metrics and table of completions: what was shared, which rows stayed empty, and the mean credit of each path."""
     mode = "train" if trainer.model.training else "eval"
     sampled = sum(len(node.tokens) for tree in rollouts.trees for node in tree.walk() if node.author is Author.POLICY)
@@ -236,8 +236,8 @@ def __getattr__(name: str) -> Any:
         import trl
     except ImportError as error:
         raise ImportError("TRL is not installed: pip install 'ramulus[trl]'") from error
-    if not trl.__version__.startswith(VERSIONS):
-        warnings.warn(f"TreeGRPOTrainer was tried with TRL {', '.join(VERSIONS)}, this is {trl.__version__}", stacklevel=2)
+    if not trl.__version__.startswith(_VERSIONS):
+        warnings.warn(f"TreeGRPOTrainer was tried with TRL {', '.join(_VERSIONS)}, this is {trl.__version__}", stacklevel=2)
     made = type(name, (TreeMixin, trl.GRPOTrainer), {"__doc__": "TRL's GRPOTrainer on ramulus's trees.", "__module__": __name__})
     globals()[name] = made
     return made
