@@ -19,7 +19,7 @@ import run_small
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.policy import in_process
 from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.run import stage
+from ramulus.run import train_stage
 from ramulus.run.launch import launch
 from ramulus.run.logbook import Logbook
 
@@ -35,8 +35,8 @@ class Ticks:
 
     def __init__(self, folder: str, last: int) -> None:
         self.folder, self.last, self.count, self.on = folder, last, 0, False
-        real = stage.restore
-        stage.restore = lambda *rest: self.begin() or real(*rest)  # type: ignore[assignment, func-returns-value]
+        real = train_stage.restore
+        train_stage.restore = lambda *rest: self.begin() or real(*rest)  # type: ignore[assignment, func-returns-value]
         for owner, name in CALLS:
             setattr(owner, name, self.counted(getattr(owner, name)))
         sys.addaudithook(self.heard)

@@ -54,6 +54,8 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "tensorboard": "run/trackers.py",
     "wandb": "run/trackers.py",
     "trackio": "run/trackers.py",
+    "mlflow": "run/trackers.py",
+    "pandas": "run/result.py",
     "ray": "run/cluster.py",
     "vllm": (),  # it has processes of its own
     "trl": "adapters/trl.py",

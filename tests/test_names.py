@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ramulus"
 
-ALLOWED = frozenset({"Even", "Right", "plan", "sweep", "view"})  # Even() and Right() are written in recipes, the others are commands
+ALLOWED = frozenset({"Even", "Right", "plan", "sweep", "train", "view"})  # Even() and Right() are written in recipes, the others are commands
 
 
 def public(source: str) -> set[str]:

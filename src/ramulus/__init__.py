@@ -75,10 +75,17 @@ if TYPE_CHECKING:
     from ramulus.learn.policy.torch_policy import TorchPolicy as TorchPolicy
     from ramulus.look.evaluation.evaluate import evaluate as evaluate
     from ramulus.look.viewer.show import show as show
+    from ramulus.run.callbacks import Callback as Callback
+    from ramulus.run.callbacks import CheckpointSaved as CheckpointSaved
+    from ramulus.run.callbacks import EvaluationDone as EvaluationDone
+    from ramulus.run.callbacks import StepDone as StepDone
+    from ramulus.run.callbacks import StopTraining as StopTraining
     from ramulus.run.config.recipe import AdamW as AdamW
     from ramulus.run.config.recipe import FinalEvaluation as FinalEvaluation
     from ramulus.run.config.recipe import Run as Run
     from ramulus.run.config.weighted import Weighted as Weighted
+    from ramulus.run.from_python import train as train
+    from ramulus.run.result import Result as Result
     from ramulus.run.signals import Concluded as Concluded
     from ramulus.run.signals import ForwardInfluence as ForwardInfluence
     from ramulus.run.signals import SignalContext as SignalContext
@@ -138,6 +145,9 @@ HOMES = {
     "learn.advantage.token_group": ("TokenGroupMean",),
     "look.evaluation.evaluate": ("evaluate",),
     "look.viewer.show": ("show",),
+    "run.callbacks": ("Callback", "CheckpointSaved", "EvaluationDone", "StepDone", "StopTraining"),
+    "run.from_python": ("train",),
+    "run.result": ("Result",),
     "run.config.recipe": ("AdamW", "FinalEvaluation", "Run"),
     "run.config.weighted": ("Weighted",),
     "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),

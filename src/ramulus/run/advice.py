@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
 
+from ramulus.run.callbacks import Callback, StepDone, TrainingBegun
 from ramulus.run.config.recipe import Run
-from ramulus.run.logbook import Logbook, rows_of
+from ramulus.run.logbook import rows_of
 
 MetricsRow = Mapping[str, Any]
 """The metrics of one step, as in metrics.jsonl."""
@@ -153,25 +154,25 @@ RULES: tuple[Rule, ...] = (
 
 
 @dataclass
-class Advice:
+class Advice(Callback):
     """What the rules have to say of a run, each once until it clears: until the rule had nothing to say in `FEW` steps."""
 
     facts: Facts
     rows: list[MetricsRow] = field(default_factory=list)  # of the first steps and of the last ones
     quiet: dict[str, int] = field(default_factory=dict)  # rules that have spoken: steps since they had something to say
 
-    def begin(self, logbook: Logbook) -> None:
+    def on_begin(self, event: TrainingBegun) -> None:
         """Before a run's first step say what is known by then; take in the rows of one that goes on: what was said then is not said again."""
-        first, rows = self.spoken(), list(rows_of(logbook.path))
+        first, rows = self.spoken(), list(rows_of(event.run.folder / "metrics.jsonl"))
         for text in first if not rows else ():
-            logbook.say(f"{self.facts.run.name}: {text}")
+            event.say(f"{event.run.name}: {text}")
         for row in rows:
             self(row)
 
-    def tell(self, step: int, row: MetricsRow, logbook: Logbook) -> None:
-        """Say what is new after a step."""
-        for text in self(row):
-            logbook.say(f"{self.facts.run.name}: step {step}: {text}")
+    def on_step(self, event: StepDone) -> None:
+        """Say what is new."""
+        for text in self(event.metrics):
+            event.say(f"{event.run.name}: step {event.step}: {text}")
 
     def __call__(self, row: MetricsRow) -> list[str]:
         """What is new after a step."""

@@ -25,7 +25,7 @@ from ramulus.run.logbook import clock
 from ramulus.run.runtime import Detokenizer
 from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
-from ramulus.run.stage import catch_up, finished, train_stage
+from ramulus.run.train_stage import Session, catch_up, finished, train_stage
 
 
 def launch(
@@ -44,18 +44,20 @@ def launch(
 
 def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
     """Run every stage that is not finished, and say what came of it; returns the exit status."""
-    earlier = sum(_worked(run) for run in plan.stages)
+    earlier = sum(seconds_worked(run) for run in plan.stages)
     for note in plan.notes:
         console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
     refuse_rework(plan)
     with Interrupt() as interrupt:
         try:
-            run_stages(plan, interrupt, console)
+            run_stages(plan, Session(console, interrupt))
         except (Stopped, KeyboardInterrupt) as stopped:
             by = interrupt.asked or "SIGINT"
             saved = f"stopped by {by}, everything done so far is saved in {plan.folder}"
             if not isinstance(stopped, Stopped):
                 saved = f"stopped at once by a second signal, the last checkpoint is in {plan.folder}"
+            if nothing_saved(plan):
+                saved = f"stopped by {by} before the end of the first step, so nothing is saved yet"
             again = f"ramulus train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
             console.print(
                 f"\n{saved}; go on with\n  {again}",
@@ -68,20 +70,21 @@ def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
     return 0
 
 
-def run_stages(plan: Plan, interrupt: Interrupt, console: Console) -> None:
+def run_stages(plan: Plan, session: Session) -> None:
     """Each stage in a loop of its own; a later one starts from the weights of the one before."""
     start: Path | None = None
+    console = session.console
     for i, run in enumerate(plan.stages, 1):
         if finished(run, used=i == len(plan.stages) or not run_folder.steps(plan.stages[i].folder)):
             console.print(
                 f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
             )
-            catch_up(run, console)
+            catch_up(run, session.say)
         else:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
             with SlowRewards(console):
-                run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, interrupt, console))
+                run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, session))
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 
 
@@ -95,12 +98,17 @@ def refuse_rework(plan: Plan) -> None:
             )
 
 
+def nothing_saved(plan: Plan) -> bool:
+    """Whether no stage has a checkpoint."""
+    return not any(run_folder.steps(stage.folder) for stage in plan.stages)
+
+
 def conclude(plan: Plan, console: Console, seconds: float) -> None:
     """Write summary.json, show before and after, and say what to type next; `seconds` is what it all took."""
     last = plan.stages[-1]
     summary: dict[str, Any] = {
         "seconds": seconds,
-        "stages": {run.name: _worked(run) for run in plan.stages},
+        "stages": {run.name: seconds_worked(run) for run in plan.stages},
         "steps": {run.name: run.steps for run in plan.stages},
     }
     before, after = (_read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
@@ -141,7 +149,7 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
             return
 
 
-def _worked(run: Run) -> float:
+def seconds_worked(run: Run) -> float:
     """Seconds of training, evaluation and final evaluation in a stage, over all resumptions."""
     state = run_folder.newest_state(run.folder)
     evaluations = [_read(run_folder.final_evaluation(run.folder, when)) for when in run_folder.WHEN]

@@ -1,4 +1,4 @@
-"""What a run says while it works: a progress display or plain lines, and metrics.jsonl, which its trackers follow."""
+"""What a run says while it works: a progress display or plain lines, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from rich.markup import escape
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
-from ramulus.run.trackers import Trackers
 
 RECENT = 10  # steps whose rewards are averaged beside a step's own
 _SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
@@ -28,8 +27,9 @@ _SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a 
 class Logbook:
     """Writes a run's metrics; of metrics.jsonl the rows of the first `step` steps are kept and the rest, of steps to be done again, is cut off."""
 
-    def __init__(self, run: Run, console: Console, step: int = 0, trackers: Trackers | None = None) -> None:
-        self.run, self.console, self.last, self.trackers = run, console, 0.0, trackers
+    def __init__(self, run: Run, console: Console, step: int = 0, pause: float = 0.0) -> None:
+        self.run, self.console, self.pause = run, console, pause
+        self.last = self.detailed = 0.0  # when a step was shown, and its details
         self.path = run.folder / "metrics.jsonl"
         lost = cut_back(self.path, step)
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -42,11 +42,9 @@ class Logbook:
         self.bar.start()
         if lost:
             self.say(f"{self.path} has no rows of {lost} of the {step} steps done: they were lost, and training goes on without them")
-        if trackers is not None:
-            trackers.start(self.say)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """One step: a line of JSON, whole or not at all, and word of it to the trackers. Raises OSError."""
+        """One step: a line of JSON, whole or not at all. Raises OSError."""
         line = memoryview(json.dumps({"step": step} | finite(metrics), allow_nan=False).encode() + b"\n")
         try:
             written = 0
@@ -59,8 +57,6 @@ class Logbook:
                 f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume"
             ) from error
         self.end += len(line)
-        if self.trackers is not None:
-            self.trackers.tell()
 
     def take_in(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep what later steps are shown beside."""
@@ -70,7 +66,7 @@ class Logbook:
             self.held_out = step, metrics["eval/mean"]
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
-        """The progress bar, or a plain line; its details every few seconds."""
+        """The progress bar, or a plain line, at most one in `pause` seconds; its details every few seconds."""
         self.take_in(step, metrics)
         line, left = self.spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if not self.bar.disable:
@@ -78,9 +74,13 @@ class Logbook:
             if "eval/mean" in metrics:
                 self.say(f"step {step}  {held_out(metrics)}")
             return
+        now, bound = time.monotonic(), step in (1, self.run.steps) or "eval/mean" in metrics
+        if not bound and now - self.last < self.pause:
+            return
+        self.last = now
         self.say(f"{self.run.name} {step}/{self.run.steps}  {line}  {left}")
-        if step in (1, self.run.steps) or time.monotonic() - self.last > _SPOKEN:
-            self.last = time.monotonic()
+        if step in (1, self.run.steps) or now - self.detailed > _SPOKEN:
+            self.detailed = now
             self.say(f"    {details(metrics)}")
 
     def spoken(self, metrics: dict[str, Any]) -> str:
@@ -97,20 +97,16 @@ class Logbook:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def keep(self) -> None:
-        """Have every row on the disk, and what the trackers have got. Raises OSError."""
+        """Have every row on the disk. Raises OSError."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:
             raise OSError(f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume") from error
-        if self.trackers is not None:
-            self.trackers.keep()
 
     def close(self) -> None:
-        """Stop the display, close the file, let the trackers take the last rows."""
+        """Stop the display and close the file."""
         self.bar.stop()
         self.file.close()
-        if self.trackers is not None:
-            self.trackers.close()
 
 
 def cut_back(path: Path, step: int) -> int:

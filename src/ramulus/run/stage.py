@@ -1,21 +1,15 @@
-"""Build the parts of one stage, checking every input before work begins, and train it."""
+"""Build the parts of one stage, checking every input before work begins."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from safetensors import SafetensorError
 
-from ramulus.core import run_folder
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -28,22 +22,13 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
-from ramulus.run.advice import Advice, Facts
-from ramulus.run.config.recipe import FinalEvaluation, Model, Run
-from ramulus.run.config.resume import replace_text, written_json
-from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model
-from ramulus.run.interrupt import Interrupt
+from ramulus.run.config.recipe import Model, Run
 from ramulus.run.lock import reading
-from ramulus.run.logbook import Logbook
 from ramulus.run.memory.auto import Taken, settled
-from ramulus.run.numerics import numerics, other_numerics
 from ramulus.run.prompts import prompts_of
-from ramulus.run.rollouts import Rollouts, cursor_of_json
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.scored_engine import with_entropies
-from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
-from ramulus.run.trackers import Trackers
-from ramulus.run.trainer import Trainer, TrainerState, hand_over
+from ramulus.run.signals import StateValue, needed, ordered, provided
 from ramulus.tasks.problem import check_ids
 from ramulus.tasks.self_check import unmatched
 
@@ -233,163 +218,3 @@ async def probe(run: Run, parts: Parts) -> None:
     task = parts.tasks[0]
     response = Response(task.text, task.prompt, "eos")
     await settle_all([Call(reward, name, task, response) for reward, _, name in run.weighted()])
-
-
-def _digest(tasks: Sequence[Task]) -> str:
-    """A fingerprint of ids, prompts, answers and demonstrations: resuming with other problems is refused."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for task in tasks:
-        hasher.update(repr((task.id, task.prompt, task.answer, task.demonstrations)).encode())
-    return hasher.hexdigest()
-
-
-async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
-    """The state to go on from: that of the newest whole checkpoint, or a new one; damaged newer ones are set aside.
-
-    Raises ValueError where the problems are others now, and where no checkpoint is whole.
-    """
-    wrong: dict[int, str] = {}
-    alone: list[int] = []
-    for step in reversed(run_folder.steps(run.folder)):
-        try:
-            state = await at_checkpoint(run, parts, step)
-            break
-        except checkpoint.Damaged as error:
-            wrong[step] = str(error)
-        except checkpoint.ModelAlone:
-            alone.append(step)
-    else:
-        if wrong or alone:
-            line = "; ".join(f"that of step {step} is damaged ({text})" for step, text in wrong.items())
-            line += f"{'; ' if wrong and alone else ''}{f'that of step {alone[0]} holds the model alone (keep_optimizer=false)' if alone else ''}"
-            raise ValueError(f"{run.folder} has no whole checkpoint: {line}. Bring one back, or begin anew with --fresh (the old run is kept)")
-        return TrainerState(tasks=_digest(parts.tasks))
-    for step, text in wrong.items():
-        aside = checkpoint.set_aside(run.folder, step)
-        line = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
-        console.print(f"{run.name}: {line}", markup=False, highlight=False, soft_wrap=True)
-    for path in (run.folder / "trees").glob("*.jsonl"):
-        if path.stem.isdigit() and int(path.stem) > state.step:
-            path.unlink()
-    console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
-    before = run_folder.state_of(run_folder.path_of(run.folder, state.step)).get("numerics", {})
-    if before and (changed := other_numerics(before, numerics(device_of(run.device), parts.engine.about))):
-        said = f"not the machine or the packages of step {state.step}, so what follows may differ in the last bits: {changed}"
-        console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
-    return state
-
-
-async def at_checkpoint(run: Run, parts: Parts, step: int) -> TrainerState:
-    """The state of a checkpoint, with the learner and the generators brought to where it found them. Raises Damaged."""
-    saved = checkpoint.read_state(run.folder, step)
-    try:
-        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": cursor_of_json(saved["cursor"])})
-        policy = saved["policy"]
-    except Exception as error:
-        raise checkpoint.Damaged(f"state.json lacks a part or has a wrong one: {error}") from error
-    if state.tasks != _digest(parts.tasks):
-        raise ValueError(
-            f"cannot resume {run.folder}: its problems are not those it was trained on; bring the old ones back, or begin a new run with --fresh"
-        )
-    try:
-        await parts.learner.restore(run_folder.path_of(run.folder, step), policy)
-        checkpoint.restore_random(saved)
-    except (SafetensorError, KeyError, TypeError, ValueError, IndexError, RuntimeError, OSError) as error:
-        if saved.get("sealed"):  # every file is as it was written: something else is wrong
-            raise
-        raise checkpoint.Damaged(f"{type(error).__name__}: {error}") from error
-    return state
-
-
-async def train_stage(
-    run: Run, start: Path | None, ready: Callable[[], None], interrupt: Interrupt, console: Console
-) -> None:
-    """Evaluate if asked, train what is left of the stage, evaluate again; all of it picks up where it was stopped.
-
-    `ready` is called once every input has been found good, before any work.
-    """
-    parts = build_parts(run, start)
-    run = parts.run
-    try:
-        await interrupt.abandonable(probe(run, parts))
-        state = await restore(run, parts, console)  # the last to touch the generators: a reward may draw from them
-        trackers = Trackers(run, state.told)
-        trackers.open(strict=state.step == 0 and start is None)
-        ready()
-        if parts.taken.said:
-            parts.taken.save(run.folder)
-        await _train(run, parts, state, trackers, interrupt, console)
-    finally:
-        parts.learner.close()
-        parts.engine.close()
-
-
-async def _train(
-    run: Run, parts: Parts, state: TrainerState, trackers: Trackers, interrupt: Interrupt, console: Console
-) -> None:
-    """What is left of a stage."""
-    console.print(f"{run.name}: samples by {parts.engine.about}", markup=False, highlight=False, soft_wrap=True)
-    if parts.taken.said:
-        console.print(f"{run.name}: {parts.taken.said}", markup=False, highlight=False, soft_wrap=True)
-    await hand_over(parts.learner, parts.engine)
-    if run.final_evaluation is not None and state.step == 0:
-        await evaluate_once(run, run.final_evaluation, parts, "before", interrupt, console)
-    if state.step == 0:
-        checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
-    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
-    rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
-    logbook = Logbook(run, console, state.told, trackers)
-    try:
-        ends = tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos))))
-        advice = Advice(Facts(run, len(parts.tasks), ends))
-        advice.begin(logbook)
-        await Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, interrupt, state, advice=advice).train()
-    finally:
-        logbook.close()
-    if run.final_evaluation is not None:
-        await evaluate_once(run, run.final_evaluation, parts, "after", interrupt, console)
-
-
-async def evaluate_once(
-    run: Run, how: FinalEvaluation, parts: Parts, when: str, interrupt: Interrupt, console: Console
-) -> None:
-    """Evaluate the model as it is now and keep the result, unless that was done already."""
-    path = run_folder.final_evaluation(run.folder, when)
-    if path.exists() and (when == "before" or written_json(path)["step"] == run.steps):
-        return
-    console.print(
-        f"evaluating the model {when} training, on {len(parts.final_tasks)} problems it is not trained on ...",
-        markup=False,
-        highlight=False,
-    )
-    began = time.monotonic()
-    start = when == "before"
-    work = evaluate_model(run, how, parts.engine, parts.final_tasks, parts.decode, parts.stop, start, console)
-    measured: ModelScores = await interrupt.abandonable(work)
-    await parts.engine.reset()  # what the evaluation left in the engine's memory must not touch training
-    replace_text(
-        path, json.dumps(measured | {"seconds": time.monotonic() - began, "step": 0 if when == "before" else run.steps})
-    )
-
-
-def catch_up(run: Run, console: Console) -> None:
-    """Send the trackers of a finished stage what they have missed."""
-    trackers = Trackers(run, run.steps)
-    if trackers.behind(run.steps):
-        trackers.open(strict=False)
-        trackers.start(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-        trackers.close()
-
-
-def finished(run: Run, used: bool) -> bool:
-    """Whether nothing is left to do in a stage; where its last checkpoint will be `used`, it must be whole too."""
-    checkpoints = run_folder.steps(run.folder)
-    if not checkpoints or checkpoints[-1] < run.steps:
-        return False
-    path, after = run_folder.path_of(run.folder, checkpoints[-1]), run_folder.final_evaluation(run.folder, "after")
-    try:
-        pending = run_folder.state_of(path)["pending"]
-    except (ValueError, KeyError):
-        return False
-    evaluated = run.final_evaluation is None or (after.exists() and written_json(after)["step"] == run.steps)
-    return pending is None and evaluated and not (used and run_folder.wrong_with(path))

@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from ramulus.run.callbacks import Callback, CheckpointSaved, StepDone, TrainingBegun, TrainingEnded
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
@@ -144,7 +145,7 @@ class Follower:
             self.say(f"{self.name} has the rows up to step {self.sent} only: the same command with --resume sends it the others")
 
 
-class Trackers:
+class Trackers(Callback):
     """The trackers of a stage, and what each has got so far, which is kept in trackers.json of its folder."""
 
     def __init__(self, run: Run, step: int) -> None:
@@ -164,29 +165,33 @@ class Trackers:
                 with nullcontext() if strict else suppress(ValueError):
                     follower.open()
 
-    def start(self, say: Callable[[str], None]) -> None:
+    def on_begin(self, event: TrainingBegun) -> None:
         """Send what is there, then what comes."""
-        self.keep()
         for follower in self.followers:
-            follower.start(say)
+            follower.start(event.say)
+        self.keep()
 
-    def tell(self) -> None:
+    def on_step(self, event: StepDone) -> None:
         """There is a new row."""
         for follower in self.followers:
             follower.news.set()
+
+    def on_checkpoint(self, event: CheckpointSaved) -> None:
+        """Write down what each has got."""
+        self.keep()
+
+    def on_end(self, event: TrainingEnded) -> None:
+        """Send the last rows."""
+        for follower in self.followers:
+            follower.end()
+        with suppress(OSError):  # then more is sent again than is needed
+            self.keep()
 
     def keep(self) -> None:
         """Write down what each has got. Raises OSError."""
         if self.followers:
             sent = {follower.name: follower.sent for follower in self.followers}
             replace_text(self.path, json.dumps({"id": self.id, "sent": sent}))
-
-    def close(self) -> None:
-        """Send the last rows."""
-        for follower in self.followers:
-            follower.end()
-        with suppress(OSError):  # then more is sent again than is needed
-            self.keep()
 
     def behind(self, step: int) -> bool:
         """Whether some tracker has not got every row up to a step."""

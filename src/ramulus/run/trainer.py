@@ -32,7 +32,7 @@ from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.native.memory import OutOfMemory
 from ramulus.run import checkpoint
-from ramulus.run.advice import Advice
+from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, StepDone
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
@@ -114,7 +114,9 @@ class Trainer:
     interrupt: Interrupt
     state: TrainerState
     whole: bool = True  # weights and state belong together: not in the middle of an update
-    advice: Advice | None = None
+    listeners: Listeners = field(default_factory=Listeners)
+    saved: int = 0  # the step of the last checkpoint since this one was made
+    grown: list[Tree] = field(default_factory=list)  # of the last step, for those who listen
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
     lowered: Callable[[int], None] = lambda tokens: None  # told of fewer tokens a batch than the run began with
 
@@ -134,6 +136,8 @@ class Trainer:
                 self.state.pending = await self.step()
                 await self.close_step()
                 self.interrupt.check()
+                if self.state.step < self.run.steps:
+                    self.listeners.check()
             await self.save()
         except BaseException as error:
             if self.whole and self.state.step > 0:
@@ -188,6 +192,7 @@ class Trainer:
             metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             metrics |= differences(metrics) | self.machine.read()
         self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
+        self.grown = rollout.grown if self.listeners.callbacks else []
         self.generators = Generators.now()
         return metrics | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
 
@@ -299,8 +304,8 @@ class Trainer:
             self.state.pending, self.state.best, self.state.seconds = None, best, seconds
             self.generators = Generators.now()
             self.logbook.show(step, metrics)
-            if self.advice is not None:
-                self.advice.tell(step, metrics, self.logbook)
+            self.listeners.tell(lambda it: it.on_step, StepDone(run, step, self.logbook.say, metrics, self.grown, self.rollouts.decode))
+            self.grown = []
         if improved or step % run.save_every == 0:
             with clock("save"):
                 await self.save()
@@ -324,17 +329,22 @@ class Trainer:
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         replace_text(path, json.dumps(scores))
-        return {
+        brief = {
             "eval/mean": scores[f"mean@{run.eval_samples}"],
             "eval/greedy": scores["greedy"],
             "eval/length": scores["length"],
         }
+        self.listeners.tell(lambda it: it.on_evaluation, EvaluationDone(run, step, self.logbook.say, brief, path))
+        return brief
 
     async def save(self) -> None:
         """A checkpoint of the last whole step."""
         self.logbook.keep()
         beside = {"random": self.generators.plain(), "numerics": self.numerics}
-        await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | beside)
+        folder = await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | beside)
+        if self.saved != self.state.step:
+            self.saved = self.state.step
+            self.listeners.tell(lambda it: it.on_checkpoint, CheckpointSaved(self.run, self.saved, self.logbook.say, folder))
         best = int(self.state.best["step"]) if self.state.best else None
         checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
 

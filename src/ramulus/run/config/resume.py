@@ -20,6 +20,7 @@ from ramulus.run.lock import Lock, check_free
 from ramulus.tasks.chat import today
 
 _FORMAT = 3
+FROM_PYTHON = "ramulus.train"  # what stands for the recipe of a run that was given as an object: only Python can go on with it
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
 FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
     "exam": "final_evaluation",
@@ -69,17 +70,18 @@ class Plan:
         replace_text(path, json.dumps(content, indent=1))
 
 
-def build(recipe: str, overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
-    """The stages with their overrides, each with its folder, and the top folder."""
-    stages = override(stages_of(recipe), overrides)
+def build(recipe: str | tuple[Run, ...], overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
+    """The stages of a recipe, or these stages, with their overrides, each with its folder, and the top folder."""
+    stages = override(stages_of(recipe) if isinstance(recipe, str) else recipe, overrides)
     if len(stages) == 1:
         return stages, stages[0].folder
-    top = Path(stages[-1].out or f"runs/{Path(split_name(recipe)[0]).stem}")
+    name = Path(split_name(recipe)[0]).stem if isinstance(recipe, str) else "-".join(stage.name for stage in stages)
+    top = Path(stages[-1].out or f"runs/{name}")
     return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
 
 
-def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool = False) -> Plan:
-    """Build the run and make its folder ready; an existing run is resumed, moved aside, or refused.
+def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = False, fresh: bool = False) -> Plan:
+    """Build the run and make its folder ready; an existing run is resumed, moved aside, or refused. A recipe is named, or its stages are given.
 
     Raises ValueError where the folder holds a run and neither was asked for, or where a change cannot be made in a running run.
     """
@@ -87,8 +89,9 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
         raise ValueError(
             "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
         )
-    recipe, day = absolute(recipe), today()
-    stages, top = build(recipe, overrides)
+    source, day = absolute(recipe) if isinstance(recipe, str) else recipe, today()
+    name = source if isinstance(source, str) else FROM_PYTHON
+    stages, top = build(source, overrides)
     folders = [top, *(stage.folder for stage in stages)]
     saved_at = top / "run.json"
     notes: list[str] = []
@@ -108,15 +111,15 @@ def prepare(recipe: str, overrides: list[str], resume: bool = False, fresh: bool
                     "(the old one is kept beside it), or choose another out=FOLDER"
                 )
             saved = read_saved(saved_at)
-            if saved["recipe"] != recipe:
+            if saved["recipe"] != name:
                 raise ValueError(
-                    f"{top} holds a run of the recipe {saved['recipe']}, not of {recipe}: resume it with that one, or choose another out=FOLDER"
+                    f"{top} holds a run of the recipe {saved['recipe']}, not of {name}: resume it with that one, or choose another out=FOLDER"
                 )
             overrides = _merge(saved["overrides"], overrides)
-            stages, top = build(recipe, overrides)
+            stages, top = build(source, overrides)
             day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
-        return Plan(recipe, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day)
+        return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day)
 
 
 def _merge(saved: list[str], new: list[str]) -> list[str]:
