@@ -32,7 +32,7 @@ FLOORS["__init__"] = {*FLOORS} - {"cli", "__main__"}
 
 SUB_ROOMS: dict[str, tuple[str, ...]] = {
     "engine": ("local", "remote", "vllm"),
-    "learn": ("batch", "advantage", "objective", "packing", "attention", "policy"),
+    "learn": ("batch", "advantage", "objective", "packing", "attention", "policy", "sharded"),
     "look": ("evaluation", "compare", "cost", "viewer"),
     "run": ("config", "memory", "evaluation", "sweep"),
 }
@@ -51,6 +51,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "datasets": "tasks/rows.py",
     "pyarrow": "tasks/rows.py",
     "peft": "learn/policy/lora.py",
+    "torchao": "learn/sharded/optimizer.py",
     "tensorboard": "run/trackers.py",
     "wandb": "run/trackers.py",
     "trackio": "run/trackers.py",

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ramulus.learn.policy.model import Scratch as Scratch
     from ramulus.learn.policy.torch_learner import Torch as Torch
     from ramulus.learn.policy.torch_policy import TorchPolicy as TorchPolicy
+    from ramulus.learn.sharded.factory import Sharded as Sharded
     from ramulus.look.evaluation.evaluate import evaluate as evaluate
     from ramulus.look.viewer.show import show as show
     from ramulus.run.callbacks import Callback as Callback
@@ -139,6 +140,7 @@ HOMES = {
     "learn.packing.pack": ("pack",),
     "learn.policy.torch_learner": ("Torch",),
     "learn.policy.torch_policy": ("TorchPolicy",),
+    "learn.sharded.factory": ("Sharded",),
     "learn.objective.reference": ("Behavior", "Itself", "Recomputed"),
     "learn.objective.entropy_signal": ("AdaptiveClip", "EntropySignal", "Redistribution"),
     "learn.advantage.subgroup": ("SubgroupMean",),

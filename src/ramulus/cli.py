@@ -46,11 +46,12 @@ def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh
         fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
     """
     began = time.monotonic()
+    from ramulus.learn.sharded.joining import in_torchrun
     from ramulus.run.launch import launch
     from ramulus.run.runtime import collecting_seldom
 
-    with collecting_seldom():
-        return launch(recipe, list(overrides), resume, fresh, Console(), began)
+    with in_torchrun() as leads, collecting_seldom():  # torchrun starts this command many times: all but rank 0 serve its learner
+        return launch(recipe, list(overrides), resume, fresh, Console(), began) if leads else 0
 
 
 def plan(recipe: Recipe, overrides: Overrides = (), gpus: str | None = None) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 import methods  # noqa: F401  # its parts are unpickled in the other process, which must import it before methods_hpt
 from ramulus.learn.policy.in_process import InProcess
@@ -14,6 +17,9 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.separate import Separate
 from ramulus.learn.policy.torch_learner import policy_of
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.sharded.starting import start_ranks
+from ramulus.learn.sharded.world import STANDING
 from tiny import build
 
 
@@ -29,9 +35,31 @@ class Tiny:
         return policy_of(build(self.family, double=True), None, self.value, self.options)
 
 
+def ranks(size: int) -> None:
+    """Have so many ranks stand ready, for all tests that want so many; 0 lets them go."""
+    if [world.size for world in STANDING] not in ([size], []) or not size:
+        for world in STANDING:
+            world.leave()
+        STANDING.clear()
+    if size and not STANDING:
+        STANDING.append(start_ranks(size, 60.0))
+
+
+atexit.register(ranks, 0)
+
+
+def over_two_ranks(tiny: Tiny) -> Learner:
+    """A learner over this process and one more."""
+    ranks(2)
+    model: Any = build(tiny.family, double=True)
+    model.tiny = tiny  # unpickled there, it has this module imported before any other of the tests
+    return Sharded()(model, None, None, tiny.value, tiny.options, 0)
+
+
 LEARNERS: dict[str, Callable[[Tiny], Learner]] = {
     "in process": lambda tiny: InProcess(tiny()),
     "in another process": Separate,
+    "over two ranks": over_two_ranks,
 }
 
 
@@ -43,6 +71,19 @@ def learner(kind: str, tiny: Tiny) -> Iterator[Learner]:
         yield made
     finally:
         made.close()
+
+
+def near(one: Any, other: Any, exact: bool) -> bool:
+    """Whether two answers are the same bits, or unless `exact` the same but for the order of sums."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) if exact else torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+    if isinstance(one, float):
+        return one == other or (not exact and abs(one - other) <= 1e-10 * max(1.0, abs(other)))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(near(one[name], other[name], exact) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(near(a, b, exact) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 def run(work: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Every learner says and learns the same: bit for bit what a policy at hand does, with the same errors, and without blocking the loop."""
+"""Every learner says and learns the same: bit for bit what a policy at hand does (over ranks to 1e-10 in float64, since sums have another order
+there), with the same errors, and without blocking the loop."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conformance.learners import LEARNERS, Tiny, learner, run
+from conformance.learners import LEARNERS, Tiny, learner, near, run
 from forests import forest
 from kept import tensors
 from methods import METHODS
@@ -55,9 +56,9 @@ def scored(trees: Sequence[Tree]) -> list[dict[str, list[float]]]:
     return [{name: list(values) for name, values in node.signals.items()} for tree in trees for node in tree.walk()]
 
 
-def equal(one: Evaluated, other: Evaluated) -> bool:
-    """Whether two rows' columns are the same bits."""
-    return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def exact(kind: str) -> bool:
+    """Whether a learner of this kind computes the very bits of a policy at hand."""
+    return kind != "over two ranks"
 
 
 async def story(one: Learner, mix: Mix, seed: int) -> tuple[list[Any], list[Evaluated], list[dict[str, float]]]:
@@ -84,8 +85,16 @@ def by_hand(policy: TorchPolicy, mix: Mix, seed: int) -> tuple[list[Any], list[E
     return signals, columns, updates
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_updates_are_those_of_a_policy_at_hand_bit_for_bit(kind: str, name: str) -> None:
+def each() -> Iterator[Any]:
+    """Every learner with every method; the ranks with all but two where there is time."""
+    for kind in LEARNERS:
+        for name in NAMES:
+            slow = kind == "over two ranks" and name not in ("grpo_leash_bonus", "ppo")
+            yield pytest.param(kind, name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("kind", "name"), each())
+def test_updates_are_those_of_a_policy_at_hand(kind: str, name: str) -> None:
     mix = METHODS[name].mix
     tiny = Tiny(value=bool(mix.value))
     policy = tiny()
@@ -94,13 +103,13 @@ def test_updates_are_those_of_a_policy_at_hand_bit_for_bit(kind: str, name: str)
         signals, columns, updates = run(story(one, mix, 5))
         handle = run(one.weights())
         assert one.version == policy.version == 2
-    assert signals == expected[0]
-    assert len(columns) == len(expected[1]) >= 2
-    assert all(equal(a, b) for a, b in zip(columns, expected[1], strict=True))
+    assert near(signals, expected[0], exact(kind))
+    assert len(columns) >= 2
+    assert near(columns, expected[1], exact(kind))
     assert (columns[0].value is not None) == bool(mix.value)
-    assert updates == expected[2]
+    assert near(updates, expected[2], exact(kind))
     assert updates[0]["grad_norm"] > 0
-    assert all(torch.equal(handle[key], tensor) for key, tensor in policy.weights().items())
+    assert near(handle, policy.weights(), exact(kind))
     assert any(not torch.equal(handle[key], tensor) for key, tensor in tiny().weights().items())
 
 
@@ -110,7 +119,7 @@ def test_influence_rides_and_comes_back(kind: str) -> None:
     score_now(tiny(), theirs, ("recomputed",), Influence(SEPARATORS, 1))
     with learner(kind, tiny) as one:
         run(score(one, ours, ("recomputed",), Influence(SEPARATORS, 1)))
-    assert scored(ours) == scored(theirs)
+    assert near(scored(ours), scored(theirs), exact(kind))
     assert any(any(signals.get("influence", ())) for signals in scored(ours))
 
 
@@ -131,10 +140,9 @@ def test_a_restored_learner_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> No
         state, after = run(first(one))
     with learner(kind, tiny) as one:
         anew = run(again(one, state))
-    assert after[0] == anew[0]
-    assert all(equal(a, b) for a, b in zip(after[1], anew[1], strict=True))
-    assert after[2] == anew[2]
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "tensors.safetensors"}
+    assert near(after, anew, exact=True)
+    rest = {"tensors.safetensors"} if exact(kind) else {"shards", "random.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *rest}
 
 
 def test_a_folder_of_weights_is_handed_over(kind: str, tmp_path: Path) -> None:

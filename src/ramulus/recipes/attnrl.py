@@ -21,7 +21,7 @@ from ramulus.tasks.math import Boxed
 def recipe() -> Run:
     """Published settings (DeepScaleR-Preview, R1-Distill-Qwen-1.5B, 30 paths a prompt), one step off-policy; `ahead=0` is on-policy."""
     return Run(
-        name="attnrl", model=Pretrained("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"), tasks=File("problems.jsonl"), rewards=Boxed(),
+        name="attnrl", model=Pretrained("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", dtype="bfloat16"), tasks=File("problems.jsonl"), rewards=Boxed(),
         prompt_limit=1024, response_limit=8192, branching=AttentionForks(roots=6, points=2, branches=2, quantile=0.8, distance=512),
         signals=(ForwardInfluence(delta=4),), schedule=Adaptive(PromptBatch(64, target=64 * 30, beta=0.1)),
         mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 3.0), Behavior(), GlobalLocal()), normaliser=TokenMean()),), kl_coef=0.001),

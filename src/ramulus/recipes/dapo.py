@@ -22,7 +22,7 @@ def recipe() -> Run:
     """Published: 512 prompts x 16 paths, 16 updates a step, clip 0.2/0.28, response 16384 + 4096 buffer; here for Qwen2.5-Math's context."""
     return Run(
         name="dapo",
-        model=Pretrained("Qwen/Qwen2.5-Math-7B"),
+        model=Pretrained("Qwen/Qwen2.5-Math-7B", dtype="bfloat16"),
         tasks=File("problems.jsonl"),
         rewards=(Weighted(Boxed(correct=1.0, wrong=-1.0)), Weighted(Overlong(limit=3072, buffer=512))),
         prompt_limit=1024,

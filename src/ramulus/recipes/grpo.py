@@ -23,7 +23,7 @@ def recipe() -> Run:
     """
     return Run(
         name="grpo",
-        model=Pretrained("Qwen/Qwen2.5-Math-1.5B"),
+        model=Pretrained("Qwen/Qwen2.5-Math-1.5B", dtype="bfloat16"),
         tasks=File("problems.jsonl"),
         rewards=Boxed(),
         prompt_limit=1024,

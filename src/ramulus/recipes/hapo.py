@@ -23,7 +23,7 @@ def recipe() -> Run:
     """The paper's second version: DAPO, tau 0.1, clip 0.2/0.28, 512 prompts x 16 paths, 16 updates; lengths here are for Qwen2.5-Math's context."""
     mask = Product((AdaptiveClip(0.2, 0.28, ceiling=10.0), Redistribution(1.0, 0.2, 0.28)))
     return Run(
-        name="hapo", model=Pretrained("Qwen/Qwen2.5-Math-7B"), tasks=File("problems.jsonl"), prompt_limit=1024, response_limit=3072,
+        name="hapo", model=Pretrained("Qwen/Qwen2.5-Math-7B", dtype="bfloat16"), tasks=File("problems.jsonl"), prompt_limit=1024, response_limit=3072,
         rewards=(Weighted(Boxed(window=300)), Weighted(Overlong(limit=3072, buffer=512))), branching=Star(16), temperature=ByEntropy(tau=0.1),
         schedule=Dynamic(512, draws=3), mix=Mix((Term(Estimator(mask, Recomputed(), TokenGroupMean()), normaliser=TokenMean()),)),
         steps=500, minibatches=16, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1), autocast=True,

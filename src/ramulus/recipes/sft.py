@@ -17,7 +17,7 @@ def recipe() -> Run:
     """Settings of the SFT baseline of LUFFY (arXiv 2504.14945): 3 epochs, batch 64, learning rate 5e-5, warm-up 0.1."""
     return Run(
         name="sft",
-        model=Pretrained("Qwen/Qwen2.5-Math-1.5B", max_positions=16384, rope={"rope_theta": 40000.0}),
+        model=Pretrained("Qwen/Qwen2.5-Math-1.5B", dtype="bfloat16", max_positions=16384, rope={"rope_theta": 40000.0}),
         tasks=File("problems.jsonl", demonstration="solution"),
         prompt_limit=1024,
         response_limit=8192,

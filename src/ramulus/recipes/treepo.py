@@ -22,7 +22,7 @@ def recipe() -> Run:
     """Published settings (Qwen2.5-7B, depth 14 x 512 tokens, width 16), shortened to Qwen2.5-Math's context of 4096 tokens."""
     return Run(
         name="treepo",
-        model=Pretrained("Qwen/Qwen2.5-Math-7B"),
+        model=Pretrained("Qwen/Qwen2.5-Math-7B", dtype="bfloat16"),
         tasks=File("problems.jsonl"),
         rewards=(Weighted(Boxed(correct=1.0, wrong=-1.0)), Weighted(Overlong(limit=3072, buffer=512))),
         prompt_limit=1024,

@@ -20,7 +20,7 @@ from ramulus.tasks.math import Boxed
 def recipe() -> Run:
     """Published settings: EPTree (6, 2, 1, 2), 16 of 30 paths trained, no KL; the released credit is GlobalLocal("released", trained=16)."""
     return Run(
-        name="treerl", model=Pretrained("Qwen/Qwen2.5-14B"), tasks=File("problems.jsonl"), rewards=Boxed(),
+        name="treerl", model=Pretrained("Qwen/Qwen2.5-14B", dtype="bfloat16"), tasks=File("problems.jsonl"), rewards=Boxed(),
         prompt_limit=1024, response_limit=8192, temperature=1.2, top_p=0.95, branching=EntropyForks(roots=6, points=2, rounds=1, branches=2),
         signals=(Concluded(),), schedule=Fixed(64),
         mix=Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal(trained=16)), normaliser=SequenceMean()),)),

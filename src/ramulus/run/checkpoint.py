@@ -83,6 +83,8 @@ def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
 
 def of_the_disk(error: Exception) -> bool:
     """Whether a write failed for the system's sake; libraries in Rust raise whatever they like, with its number in the text."""
+    if isinstance(error, ConnectionError | ChildProcessError):
+        return False  # a learner that is lost
     return isinstance(error, OSError | SafetensorError) or "os error" in str(error) or "[Errno" in str(error)
 
 

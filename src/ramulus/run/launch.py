@@ -15,6 +15,8 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.look.viewer.show import draw_tree
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
@@ -39,6 +41,7 @@ def launch(
     with unfailing(console):
         plan = prepare(recipe, overrides, resume, fresh)
         with plan.held:
+            refuse_idle_ranks(plan)
             return work(plan, recipe, console, began)
 
 
@@ -86,6 +89,13 @@ def run_stages(plan: Plan, session: Session) -> None:
             with SlowRewards(console):
                 run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, session))
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
+
+
+def refuse_idle_ranks(plan: Plan) -> None:
+    """ValueError where torchrun has started several processes and a stage has a learner of one."""
+    for run in plan.stages:
+        if (ranks := torchrun_size()) > 1 and not isinstance(run.learner, Sharded):
+            raise ValueError(f"torchrun has started {ranks} processes, but {run.name} learns in one: set learner=sharded, or leave torchrun out")
 
 
 def refuse_rework(plan: Plan) -> None:

@@ -154,10 +154,15 @@ def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
     """A policy's weights for an engine elsewhere: a new folder in `folder`, of which the one before is kept, or tensors on the CPU."""
     if folder is None:
         return {name: tensor.detach().cpu() for name, tensor in policy.weights().items()}
-    final = folder / f"version-{policy.version:06d}"
+    return in_a_new_folder(folder, policy.version, policy.write)
+
+
+def in_a_new_folder(folder: Path, version: int, write: Callable[[Path], object]) -> str:
+    """Have a folder in `folder` written, whole or not at all; of those before it one is kept, for an engine that still reads it."""
+    final = folder / f"version-{version:06d}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    policy.write(part)
+    write(part)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     for old in sorted(folder.glob("version-*"))[:-2]:
@@ -176,13 +181,12 @@ def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
 
 def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
     """Take back what `saved` wrote and answered."""
+    if (folder / "shards").is_dir():
+        raise ValueError(f"{folder} is of learner=Sharded(...): go on with it, where there is one process with learner.ranks=1")
     tensors = load_file(folder / "tensors.safetensors")
     tensors |= _read_from(folder / "model", [name for name in (f"weights/{kept}" for kept in policy.kept()) if name not in tensors])
     policy.restore(tensors, state)
-    torch.set_rng_state(tensors["random.cpu"])
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"random.cuda.{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+    restore_random_tensors(tensors)
 
 
 def _read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -218,3 +222,11 @@ def random_tensors() -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         states |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
+
+
+def restore_random_tensors(states: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `random_tensors` answered."""
+    torch.set_rng_state(states["random.cpu"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"random.cuda.{i}" in states:
+            torch.cuda.set_rng_state(states[f"random.cuda.{i}"], i)

@@ -101,7 +101,7 @@ class TorchPolicy:
         ValueError for a greedy token whose tempered log-prob is asked for.
         """
         batch = batch.to(self.device)
-        target = _learned(batch.author) & (batch.weight != 0).any(0)
+        target = can_be_learned(batch.author) & (batch.weight != 0).any(0)
         temperature = temperatures(batch.temperature, target, tempered)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             return self._logprobs(
@@ -144,7 +144,7 @@ class TorchPolicy:
     @torch.no_grad()
     def score(self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
         """As `Learner.score`: influence rides on the pass of "recomputed", or on that of "value", or takes one of its own, without the head."""
-        self._keeps(columns)
+        self.check_kept(columns)
         watches = [influence.watch(row) for row in rows] if influence is not None else []
         scored: list[Scored] = [{} for _ in rows]
         for i, (row, scores) in enumerate(zip(rows, scored, strict=True)):
@@ -159,7 +159,7 @@ class TorchPolicy:
             scores["influence"] = column
         return scored
 
-    def _keeps(self, columns: Collection[str]) -> None:
+    def check_kept(self, columns: Collection[str]) -> None:
         """Raise ValueError for a column that this policy cannot compute."""
         if {"reference_model", "reference_model_tempered"} & set(columns) and self.reference is None and self.wrapped is None:
             raise ValueError(
@@ -174,7 +174,7 @@ class TorchPolicy:
         """Log-probs [T] of every learned token of a row under these names, tempered by those that end so, and "value" where this model has a head."""
         token, position, parent, end = (t.to(self.device) for t in (row.token, row.position, row.parent, row.end))
         hot, bare = any(name.endswith("_tempered") for name in names), not set(names) - {"value"}
-        target = torch.zeros_like(token, dtype=torch.bool) if bare else _learned(row.author.to(self.device))
+        target = torch.zeros_like(token, dtype=torch.bool) if bare else can_be_learned(row.author.to(self.device))
         temperature = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
         found = self._logprobs(model, (token, position, parent, end), target, temperature, False, watch, bare=bare)
         known = {"value": found.value, "entropy": found.entropy}
@@ -203,10 +203,7 @@ class TorchPolicy:
         )
         if not len(index) and not bare:
             return Evaluated(zeros, zeros, zeros, zeros if self.critic is not None else None)
-        if bool((parent[index] == index).any()):
-            raise ValueError(
-                "a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt"
-            )
+        check_beginnings(parent, index)
         with self._casting():
             hidden = self._hidden(model, *row, watch)
             value = self.read(hidden, parent) if model is self.model else None
@@ -223,11 +220,7 @@ class TorchPolicy:
         """[T] each -> hidden states [T, d] of the last layer; a watch sees every layer's queries and keys."""
         count = len(token)
         way = plan(parent, end, torch.bfloat16 if self.autocast else self.dtype, self.attention, self.survey.sights)
-        if way.depth > self.reach:
-            raise ValueError(
-                f"a path holds {way.depth} tokens and the rotary embedding of {type(model).__name__} changes beyond {self.reach} for all tokens of a "
-                "text: shorten prompts or responses"
-            )
+        self.check_depth(way.depth)
         if way.length > count:
             token, position = (nn.functional.pad(x, (0, way.length - count)) for x in (token, position))
         rows = {"input_ids": token[None], "position_ids": position[None]}
@@ -237,6 +230,14 @@ class TorchPolicy:
         with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick), head.stopped() as given:
             model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
         return given[0][0, :count]
+
+    def check_depth(self, depth: int) -> None:
+        """Raise ValueError for a path of so many tokens where the model's positions do not reach so far."""
+        if depth > self.reach:
+            raise ValueError(
+                f"a path holds {depth} tokens and the rotary embedding of {type(self.model).__name__} changes beyond {self.reach} for all tokens of "
+                "a text: shorten prompts or responses"
+            )
 
     def _casting(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext()
@@ -303,9 +304,15 @@ class TorchPolicy:
         return {**self.trainable, **buffers}
 
 
-def _learned(author: Tensor) -> Tensor:
+def can_be_learned(author: Tensor) -> Tensor:
     """author [T] -> [T] bool: is the token one that can be learned from?"""
     return (author == int(Author.POLICY)) | (author == int(Author.EXPERT))
+
+
+def check_beginnings(parent: Tensor, index: Tensor) -> None:
+    """Raise ValueError where one of the tokens [N] to be learned has nothing before it."""
+    if bool((parent[index] == index).any()):
+        raise ValueError("a path begins with a token to be learned, and nothing comes before it to predict it from: give the task a prompt")
 
 
 def temperatures(temperature: Tensor, target: Tensor, needed: bool) -> Tensor | None:

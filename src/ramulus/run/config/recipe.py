@@ -18,7 +18,7 @@ from ramulus.learn.policy.torch_learner import Torch
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.override import Word
 from ramulus.run.config.weighted import Weighted
-from ramulus.run.config.words import HELD_OUT, LORA, MODEL, PROBLEMS, REWARD
+from ramulus.run.config.words import HELD_OUT, LEARNER, LORA, MODEL, PROBLEMS, REWARD
 
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
@@ -161,7 +161,7 @@ class Run:
     autocast: bool = False  # bfloat16 matrix products
     activation_checkpointing: bool = False
     lora: Any = field(default=None, metadata=LORA)  # Lora(...): train low-rank adapters alone
-    learner: LearnerFactory = field(default_factory=Torch)  # Torch(...): what trains
+    learner: LearnerFactory = field(default_factory=Torch, metadata=LEARNER)  # Torch(...), Sharded(...): what trains
 
     # the machine
     engine: EngineFactory = field(default_factory=Local)  # Local(...): what samples

@@ -1,4 +1,4 @@
-"""What words stand for on the command line where a field holds an object: models, problems, rewards, adapters."""
+"""What words stand for on the command line where a field holds an object: models, problems, rewards, adapters, learners."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
+from ramulus.learn.policy.torch_learner import Torch
+from ramulus.learn.sharded.factory import Sharded
 from ramulus.run.config.override import Blank, Word
 from ramulus.run.config.python_file import read_file
 from ramulus.run.config.weighted import Weighted
@@ -72,9 +74,18 @@ def adapters(text: str) -> Blank:
     return Blank(Lora, {"rank": int(text)})
 
 
+def learners(text: str) -> Blank:
+    """A class of learners, with or without brackets."""
+    known = {kind.__name__.lower(): kind for kind in (Torch, Sharded)}
+    if (name := text.removesuffix("()").lower()) not in known:
+        raise ValueError(f"there is no learner {text!r}: there are {', '.join(known)}; learner.NAME=... sets their fields")
+    return Blank(known[name], {})
+
+
 MODEL = {"word": Word(Pretrained, pretrained)}
 PROBLEMS = {"word": Word(File, problems)}
 HELD_OUT = {"word": Word(File, partial(problems, split="test"))}
 REWARD = {"word": Word(None, rewards)}
 LORA = {"word": Word(Lora, adapters)}
+LEARNER = {"word": Word(None, learners)}
 """The metadata of fields that are written so."""

@@ -1,0 +1,85 @@
+"""What the optimizer steps on a rank: its own rows of each trained parameter, or copies of them in float32 or on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ramulus.learn.policy.value_head import SPEED
+from ramulus.learn.sharded.placing import Spread
+from ramulus.models.precision import HALVES
+
+
+class Stepping:
+    """Plain tensors that share their memory with the shards, or copies: in float32 of half precision if `exact`, on `device` if one is given."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], exact: bool, device: str | None) -> None:
+        self.parameters = dict(parameters)
+        self.stepped: dict[str, nn.Parameter] = {}
+        self.copies: list[str] = []
+        for name, parameter in parameters.items():
+            mine = local_part(parameter).detach()
+            dtype = torch.float32 if exact and mine.dtype in HALVES else mine.dtype
+            other = mine.to(device or mine.device, dtype)
+            self.stepped[name] = nn.Parameter(other)
+            if other is not mine:
+                self.copies.append(name)
+
+    def hold_gradients(self) -> list[Tensor]:
+        """Give what is stepped the gradients of its parameters; all that there are."""
+        for name, parameter in self.parameters.items():
+            stepped = self.stepped[name]
+            stepped.grad = None if parameter.grad is None else local_part(parameter.grad).to(stepped.device, stepped.dtype)
+        return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
+
+    @torch.no_grad()
+    def round_off(self) -> None:
+        """Set the parameters to their copies, rounded."""
+        for name in self.copies:
+            local_part(self.parameters[name]).copy_(self.stepped[name])
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for name, parameter in self.parameters.items():
+            parameter.grad = self.stepped[name].grad = None
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def optimizer_of(stepped: Mapping[str, nn.Parameter], spread: Spread) -> Any:
+    """AdamW as TorchPolicy has it: matrices decay, the rest does not, and a value head learns faster."""
+    body = {name: p for name, p in stepped.items() if not name.startswith("critic/")}
+    groups = [([p for p in body.values() if (p.ndim >= 2) == matrix], decay, 1.0) for matrix, decay in ((True, spread.weight_decay), (False, 0.0))]
+    groups.append(([p for name, p in stepped.items() if name not in body], 0.0, SPEED))
+    listed = [{"params": group, "weight_decay": decay, "speed": speed} for group, decay, speed in groups if group]
+    if spread.adam == "8bit":
+        return eight_bits()(listed, lr=0.0, betas=spread.betas, eps=spread.eps)
+    return torch.optim.AdamW(listed, lr=0.0, betas=spread.betas, eps=spread.eps, fused=True)
+
+
+def eight_bits() -> Any:
+    """AdamW with moments in 8 bits, block by block (arXiv 2110.02861); ImportError without torchao."""
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError('learner.adam=8bit needs torchao: pip install "ramulus[sharded]"') from error
+    return AdamW8bit
+
+
+def set_rate(optimizer: Any, lr: float) -> None:
+    """The rate of every group, times its speed."""
+    for group in optimizer.param_groups:
+        rate = lr * group["speed"]
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate  # torchao wants its own tensor
+
+
+def codes_of(value: Tensor) -> dict[str, Tensor]:
+    """What a moment in 8 bits is made of; nothing for one in floating point."""
+    return {part: getattr(value, part) for part in ("codes", "scale")} if hasattr(value, "codes") else {}

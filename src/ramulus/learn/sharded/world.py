@@ -1,0 +1,75 @@
+"""The processes that hold one model together: how they find each other, and how rank 0 tells the others what to do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+LONGEST_WAIT = timedelta(days=20)  # for which a rank waits to be told something: growing trees takes its time
+
+
+@dataclass
+class World:
+    """This process among those that train one model."""
+
+    rank: int
+    size: int
+    local: int  # ranks on this machine
+    control: Any = field(repr=False)  # the process group of what is told
+    processes: list[Any] = field(default_factory=list, repr=False)  # ranks that this one has started, from 1 on
+    folder: Path | None = None  # where they met
+    broken: bool = False  # a rank is lost, or in the middle of something
+
+    def tell(self, name: str, parts: Sequence[Any]) -> None:
+        """Have every rank called for something, each with its part; by rank 0."""
+        dist.scatter_object_list([None], [(name, part) for part in parts], 0, self.control)
+
+    def hear(self) -> tuple[str, Any]:
+        """What this rank is told next."""
+        heard: list[Any] = [None]
+        dist.scatter_object_list(heard, None, 0, self.control)
+        return heard[0]  # type: ignore[no-any-return]
+
+    def collect(self, answer: Any) -> list[Any]:
+        """The answers of all ranks, at rank 0; elsewhere nothing."""
+        answers: list[Any] = [None] * self.size
+        dist.gather_object(answer, answers if self.rank == 0 else None, 0, self.control)
+        return answers if self.rank == 0 else []
+
+    def lost(self) -> str:
+        """Which ranks that this one started have ended, in words."""
+        for process in self.processes:
+            process.join(0.5)
+        ended = [f"rank {rank} ended with status {p.exitcode}" for rank, p in enumerate(self.processes, 1) if p.exitcode is not None]
+        return " and ".join(ended) or "a rank was lost"
+
+    def leave(self) -> None:
+        """End the ranks that this one has started, and the group."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        with suppress(Exception):
+            dist.destroy_process_group()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+STANDING: list[World] = []
+"""The world that torchrun made, if this process is of one."""
+
+
+def meet(rank: int, size: int, local: int, seconds: float, **where: Any) -> World:
+    """Join the group; `where` is how torch's processes find each other."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % local)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=seconds), **where)
+    return World(rank, size, local, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
