@@ -202,6 +202,13 @@ def test_servers_that_differ_are_refused() -> None:
             engine(first, second)
 
 
+def test_swaps_in_flight_need_versions(server: Misbehaving) -> None:
+    server.greeting = {"vllm": "0.31.0"}
+    [one] = engine(server).servers
+    with pytest.raises(ValueError, match=r"vLLM 0.31.0 does not say which weights sampled a token: take 0.32"):
+        VllmEngine([one], Path(tempfile.mkdtemp()), in_flight=True)
+
+
 def test_a_refusal_and_a_stop_reach_who_asked(server: Misbehaving) -> None:
     def refused(handler: Any, lines: list[Any]) -> bool:
         lines[1] = {"index": 1, "status": 400, "answer": {"error": {"message": "no such thing"}}}

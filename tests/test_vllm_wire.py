@@ -73,6 +73,10 @@ def test_what_no_server_can_serve_is_refused(request_: Request, said: str) -> No
 
 
 def test_an_answer_becomes_a_segment() -> None:
+    old = answer([4, 0], [-1.0, -0.5], "stop")  # as vLLM 0.31 has it
+    for entry in old["choices"][0]["logprobs"]["content"]:
+        entry["token"] = f"token_id:{entry.pop('token_id')}"
+    assert segment_of(old, REQUEST, 18)[0].logprobs == array("f", [-1.0, -0.5])
     segment, reused = segment_of(answer([4, 0], [-1.0, -0.5], "stop", spans(("3", 0, 2))), REQUEST, 18)
     assert (segment.tokens, segment.logprobs, segment.finish) == (array("i", [4, 0]), array("f", [-1.0, -0.5]), "eos")
     assert (segment.version, segment.newest, segment.temperature, segment.entropy, reused) == (3, 3, 1.0, None, 1)

@@ -55,6 +55,8 @@ class VllmEngine:
         for server in servers[1:]:
             if differs := server.hello.other_than(hellos[0]):
                 raise ConnectionError(f"the vLLM server at {server.url} is not like that at {servers[0].url}: {differs}; serve one model alike")
+        if in_flight and hellos[0].vllm.startswith("0.31."):
+            raise ValueError(f"vLLM {hellos[0].vllm} does not say which weights sampled a token: take 0.32 or newer, or in_flight=False")
         self.limit, self.vocabulary, self.rules = hellos[0].limit, hellos[0].vocabulary, hellos[0].rules
         self.features = frozenset({"rules"} if self.rules else ())
         places = ", ".join(server.url for server in servers)

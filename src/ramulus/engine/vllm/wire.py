@@ -66,7 +66,7 @@ def segment_of(answer: Any, request: Request, vocabulary: int) -> tuple[Segment,
         [choice] = answer["choices"]
         tokens = [int(token) for token in choice["token_ids"]]
         content = choice["logprobs"]["content"]
-        pairs = [(int(entry["token_id"]), entry["logprob"]) for entry in content]
+        pairs = [(token_of_entry(entry), entry["logprob"]) for entry in content]
         spans = [(int(span["version"]), int(span["start"]), int(span["end"])) for span in choice.get("weight_versions") or ()]
         usage = answer.get("usage") or {}
         reused = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
@@ -81,6 +81,11 @@ def segment_of(answer: Any, request: Request, vocabulary: int) -> tuple[Segment,
     heat = request.sampling.temperature
     made = Segment(array("i", tokens), column, end, temperature=None if callable(heat) else float(heat))
     return versioned(made, spans), reused
+
+
+def token_of_entry(entry: Mapping[str, Any]) -> int:
+    """The token that a log-prob is of; vLLM 0.31 says it as "token_id:7"."""
+    return int(entry["token_id"]) if "token_id" in entry else int(str(entry["token"]).removeprefix("token_id:"))
 
 
 def number(value: Any) -> float:
