@@ -72,6 +72,32 @@ print(json.dumps(said))
 """
 
 
+ADMITS = """
+import asyncio, json, os, sys
+from types import SimpleNamespace
+from ramulus_vllm.gate import Gate
+
+async def inner(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+async def asked(key, expose, peer, path, given):
+    os.environ.pop("VLLM_API_KEY", None)
+    os.environ.pop("RAMULUS_EXPOSE", None)
+    os.environ.update({"VLLM_API_KEY": key} if key else {}, **({"RAMULUS_EXPOSE": "1"} if expose else {}))
+    app = SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace(api_key=None)))
+    headers = [(b"authorization", f"Bearer {given}".encode())] if given else []
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "client": (peer, 5), "app": app}
+    said = []
+    async def send(message):
+        said.append(message)
+    await Gate(inner)(scope, None, send)
+    return said[0]["status"]
+
+print(json.dumps([asyncio.run(asked(*case)) for case in json.load(sys.stdin)]))
+"""
+
+
 def there(program: str, asked: Any) -> Any:
     """What a program in vLLM's environment prints."""
     done = subprocess.run([str(HERE.absolute()), "-c", program], input=json.dumps(asked), capture_output=True, text=True, check=False)
@@ -104,6 +130,24 @@ def test_weights_that_are_not_whole_are_seen(tmp_path: Path) -> None:
     assert "are not those that were sent" in said[2]
     assert all("are not whole" in text for text in said[3:5])
     assert all("sees no safetensors at" in text for text in said[5:])
+
+
+def test_who_has_no_key_is_admitted_nowhere_and_a_server_without_one_answers_its_own_machine_alone() -> None:
+    cases = {
+        ("key", False, "127.0.0.1", "/pause", "key"): 200,
+        ("key", False, "10.0.0.9", "/pause", "key"): 200,
+        ("key", False, "127.0.0.1", "/pause", ""): 401,
+        ("key", True, "127.0.0.1", "/pause", "keys"): 401,
+        ("key", False, "10.0.0.9", "/update_weights", "other"): 401,
+        ("key", False, "10.0.0.9", "/health", ""): 200,
+        ("", False, "127.0.0.1", "/pause", ""): 200,
+        ("", False, "::1", "/v1/models", ""): 200,
+        ("", False, "10.0.0.9", "/pause", ""): 403,
+        ("", False, "10.0.0.9", "/v1/models", "guess"): 403,
+        ("", False, "nonsense", "/v1/models", ""): 403,
+        ("", True, "10.0.0.9", "/pause", ""): 200,
+    }
+    assert there(ADMITS, list(cases)) == list(cases.values())
 
 
 @pytest.mark.parametrize(("version", "fits"), [("0.30.9", False), ("0.31.0", True), ("0.33.4", True), ("0.34.0", False), ("1.32.0", False)])

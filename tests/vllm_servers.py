@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,13 +31,21 @@ FACTORY = Vllm(python=str(HERE.absolute()), slots=64, memory_mb=64, threads=1, p
 _running: dict[str, Process] = {}
 
 
+def temporary() -> Path:
+    """A folder that goes when the tests end, after the servers."""
+    folder = Path(tempfile.mkdtemp(prefix="ramulus-vllm-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def process_of(name: str, model: Any, *options: str) -> Process:
     """The process that serves a model under this name; it is started at the first call, and again where it has ended."""
     if name not in _running:
-        folder = Path(tempfile.mkdtemp(prefix="ramulus-vllm-test-"))
+        folder = temporary()
         model.config.save_pretrained(folder / "model")
         words = [*FACTORY.words("float32", "cpu"), *options]
         _running[name] = Process(FACTORY.interpreter(), folder / "model", words, folder / "server.log", 1)
+        atexit.register(_running[name].stop)
     process = _running[name]
     if not process.alive:
         process.start()
@@ -48,7 +58,7 @@ def engine_at(*processes: Process, timeout: float = 120.0, reconnect: float = 60
     servers = [Server(process.url, process.key, timeout, process if ours else None) for process in processes]
     for server in servers:
         server.meet(False, 3.0)
-    return VllmEngine(servers, Path(tempfile.mkdtemp(prefix="ramulus-vllm-test-")), reconnect, in_flight)
+    return VllmEngine(servers, temporary(), reconnect, in_flight)
 
 
 @contextmanager
