@@ -41,6 +41,7 @@ class Vllm:
     threads: int | None = None  # of a server on CPUs; None leaves it to vLLM
     in_flight: bool = False  # swap weights below requests on their way; else these end first
     folder: str = ""  # where weights are written for servers to read; "" is a temporary one. Servers on other machines need one that all see
+    patience: float = 600.0  # seconds that a server may take to start
     timeout: float = 600.0  # seconds in which a server must have answered something
     reconnect: float = 60.0  # seconds for which a lost server that the run did not start is looked for
     expose: bool = False  # take servers on other machines that answer without a key
@@ -54,8 +55,9 @@ class Vllm:
                 raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
         if self.limit < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"engine.limit must be at least 0 and engine.threads at least 1, got {self.limit} and {self.threads}")
-        if not self.timeout > 0 or not self.reconnect >= 0:
-            raise ValueError(f"engine.timeout must be above 0 and engine.reconnect at least 0 seconds, got {self.timeout} and {self.reconnect}")
+        if not min(self.timeout, self.patience) > 0 or not self.reconnect >= 0:
+            times = f"{self.timeout}, {self.patience} and {self.reconnect}"
+            raise ValueError(f"engine.timeout and engine.patience must be above 0 and engine.reconnect at least 0 seconds, got {times}")
 
     def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
         """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""
@@ -82,7 +84,7 @@ class Vllm:
         where = folder / "model"
         model.config.save_pretrained(where)
         options = [*self.words(str(next(model.parameters()).dtype).removeprefix("torch."), next(model.parameters()).device.type), *self.options]
-        made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads) for i in range(self.servers)]
+        made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads, self.patience) for i in range(self.servers)]
         try:
             for process in made:
                 process.start()

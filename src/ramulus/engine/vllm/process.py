@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SLOWEST_START = 300.0  # seconds that a server may take to start
+LEVELS = ("INFO ", "WARNING ", "Warning: ")  # of lines that do not
 WORDS = ("error", "exception", "no module")  # what a line of a log says that tells why
 
 
@@ -26,6 +26,7 @@ class Process:
     options: Sequence[str]
     log: Path
     threads: int | None = None
+    patience: float = 600.0  # seconds that it may take to start
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     port: int = 0
     running: subprocess.Popen[bytes] | None = None
@@ -52,20 +53,21 @@ class Process:
 
     def wait(self, answers: Callable[[], bool]) -> None:
         """Until it `answers`. RuntimeError, with what its log says, where it ends instead or takes too long."""
-        end = time.monotonic() + SLOWEST_START
+        end = time.monotonic() + self.patience
         while self.running is not None and not answers():
             if self.running.poll() is not None:
                 raise RuntimeError(f"the vLLM server ended while it started: {self.reason()}")
             if time.monotonic() > end:
                 self.stop()
-                raise RuntimeError(f"the vLLM server has not started within {SLOWEST_START:g} s: {self.reason()}")
+                raise RuntimeError(f"the vLLM server has not started within {self.patience:g} s: {self.reason()}")
             time.sleep(0.1)
 
     def reason(self) -> str:
         """The line of its log that says why, and where the log is."""
         with suppress(OSError):
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            telling = [line for line in lines if any(word in line.lower() for word in WORDS)] or lines
+            grave = [line for line in lines if not any(level in line for level in LEVELS)]
+            telling = [line for line in grave if any(word in line.lower() for word in WORDS)] or lines
             if telling:
                 return f"{telling[-1].rpartition(') ')[2][:300]} (all of it: {self.log})"
         return f"it wrote nothing to {self.log}"
