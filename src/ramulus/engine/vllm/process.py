@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LEVELS = ("INFO ", "WARNING ", "Warning: ")  # of lines that do not
+MILD = ("INFO ", "WARNING ", "Warning: ")  # of lines that do not
 WORDS = ("error", "exception", "no module")  # what a line of a log says that tells why
 
 
@@ -66,7 +66,7 @@ class Process:
         """The line of its log that says why, and where the log is."""
         with suppress(OSError):
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            grave = [line for line in lines if not any(level in line for level in LEVELS)]
+            grave = [line for line in lines if not any(level in line for level in MILD)]
             telling = [line for line in grave if any(word in line.lower() for word in WORDS)] or lines
             if telling:
                 return f"{telling[-1].rpartition(') ')[2][:300]} (all of it: {self.log})"
