@@ -1,4 +1,4 @@
-"""The command line: `ramulus train`, plan, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
+"""The command line: `ramulus train`, config, plan, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
 
 Nothing heavy is imported before it is needed.
 """
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,13 +18,14 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from ramulus import __version__
 from ramulus.native.memory import allocation_failed
+from ramulus.run.config.find import check_named, yaml_of
 from ramulus.run.evaluation.commands import eval_, rollout
 from ramulus.run.screen import complain, let_go, there_are_streams
 from ramulus.run.serve import serve
 
-Recipe = Annotated[Positional[str], arg(metavar="RECIPE")]
-Overrides = Annotated[Positional[tuple[str, ...]], arg(metavar="FIELD=VALUE ...")]
+Asked = Annotated[Positional[tuple[str, ...]], arg(metavar="RECIPE FIELD=VALUE ...", help_behavior_hint="(required)")]
 Words = Annotated[
     Positional[tuple[str, ...]], arg(metavar="RECIPE ... FIELD=VALUE ...", help_behavior_hint="(required)")
 ]
@@ -32,43 +34,83 @@ RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
 
 
-def train(recipe: Recipe, overrides: Overrides = (), resume: bool = False, fresh: bool = False) -> int:
-    """Train by a recipe: a shipped one by name (see `ramulus recipes`) or a Python file of your own.
+def train(words: Asked = (), config: Path | None = None, dry_run: bool = False, resume: bool = False, fresh: bool = False) -> int:
+    """Train by a recipe: a shipped one by name (see `ramulus recipes`), a Python file of your own, or a YAML file.
 
-    Examples: `ramulus train grpo model=Qwen/Qwen2.5-0.5B tasks.path=problems.jsonl steps=100 out=runs/mine`,
-    `ramulus train quickstart branching.width=16 --fresh`. In a recipe of several stages a field is set in every stage that has it;
-    `sft.steps=300` sets it in the stage named sft. The model is a Hugging Face folder or name, or the folder of a run.
+    Examples: `ramulus train grpo model=Qwen/Qwen2.5-0.5B tasks=problems.jsonl evals=held-out.jsonl rewards=mine.py:score lr=1e-6 out=runs/mine`,
+    `ramulus train grpo --help` for every field with its type, its value and what it is. In a recipe of several stages a field is set in every
+    stage that has it; `sft.steps=300` sets it in the stage named sft. The model is a Hugging Face folder or name, or the folder of a run.
 
     Args:
-        recipe: name of a shipped recipe, or path of a .py file with a function recipe(); NAME:small and FILE.py:small are variants.
-        overrides: any field of the recipe by its dotted path, for example branching.width=16.
+        words: a shipped recipe, or a .py file with a function recipe(), and any of its fields by its dotted path, for example branching.width=16;
+            NAME:small and FILE.py:small are variants.
+        config: a YAML file of fields, as `ramulus config RECIPE` writes it; the recipe may be named in it.
+        dry_run: build everything, say what a step and the run would take, and train nothing.
         resume: go on with the run in the out folder from its last checkpoint, bit for bit; begin it where there is none.
         fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
     """
     began = time.monotonic()
+    recipe, overrides = asked(words, config)
     from ramulus.learn.sharded.joining import in_torchrun
     from ramulus.run.launch import launch
     from ramulus.run.runtime import collecting_seldom
 
+    if dry_run:
+        from ramulus.run.dry_run import rehearse
+
+        return rehearse(recipe, overrides, Console())
     with in_torchrun() as leads, collecting_seldom():  # torchrun starts this command many times: all but rank 0 serve its learner
-        return launch(recipe, list(overrides), resume, fresh, Console(), began) if leads else 0
+        return launch(recipe, overrides, resume, fresh, Console(), began) if leads else 0
 
 
-def plan(recipe: Recipe, overrides: Overrides = (), gpus: str | None = None) -> int:
+def asked(words: Sequence[str], config: Path | None = None) -> tuple[str, list[str]]:
+    """The recipe and the overrides in the words of a command. Raises an error for a recipe that is not there, before anything is imported."""
+    named = [word for word in words[:1] if "=" not in word]
+    if not named and config is None:
+        raise ValueError("name a recipe first, as in `ramulus train grpo steps=100`: `ramulus recipes` lists them")
+    recipe = ":".join([*([str(config)] if config is not None else []), *named])
+    if config is not None and config.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--config takes a YAML file, FILE.yaml, got {config}: a Python file is the recipe itself")
+    check_named(recipe)
+    return recipe, list(words[len(named) :])
+
+
+def config(words: Asked = (), config: Path | None = None) -> int:
+    """Print the whole configuration of a recipe as YAML, which `ramulus train --config FILE.yaml` takes.
+
+    Example: `ramulus config treepo branching.width=8 > mine.yaml`, then `ramulus train --config mine.yaml steps=100`.
+
+    Args:
+        words: as in `ramulus train`.
+        config: as in `ramulus train`.
+    """
+    recipe, overrides = asked(words, config)
+    from ramulus.run.config.find import absolute, stages_of
+    from ramulus.run.config.override import override
+    from ramulus.run.config.yaml_file import to_yaml
+
+    base = yaml_of(recipe)
+    text = to_yaml(absolute(recipe) if base is None else None, override(stages_of(recipe), overrides))
+    Console(soft_wrap=True).print(text, markup=False, highlight=False, end="")
+    return 0
+
+
+def plan(words: Asked = (), config: Path | None = None, gpus: str | None = None) -> int:
     """Say what a step of a recipe takes of memory, by part, from its configuration alone: nothing is loaded.
 
     Example: `ramulus plan grpo model=Qwen/Qwen2.5-1.5B lora=true tokens_per_batch=8192`.
 
     Args:
-        recipe: as in `ramulus train`.
-        overrides: as in `ramulus train`.
+        words: as in `ramulus train`.
+        config: as in `ramulus train`.
         gpus: say instead what fits where on so many GPUs, and how fast: 8xH100, or A100, H200, L40S, 4090.
     """
+    recipe, overrides = asked(words, config)
     from ramulus.run.config.resume import build
     from ramulus.run.memory.fleet import print_fleet
     from ramulus.run.memory.report import print_plan
 
-    stages = build(recipe, list(overrides))[0]
+    stages = build(recipe, overrides)[0]
     print_plan(stages, Console()) if gpus is None else print_fleet(stages[-1], gpus, Console())
     return 0
 
@@ -86,9 +128,11 @@ def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = No
         jobs: runs at the same time; as many as the cores allow by default.
         threads: of each run; 1 by default, or the cores shared among the jobs where those are given.
     """
+    recipes, overrides = ([word for word in words if ("=" in word) == wanted] for wanted in (False, True))
+    for recipe in recipes:
+        check_named(recipe)
     from ramulus.run.sweep.sweep import sweep as run_sweep
 
-    recipes, overrides = ([word for word in words if ("=" in word) == wanted] for wanted in (False, True))
     return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
 
 
@@ -245,6 +289,7 @@ def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps
 
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "config": config,
     "plan": plan,
     "sweep": sweep,
     "compare": _compare,
@@ -289,12 +334,32 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(words: list[str]) -> int:
     """The exit status of a command line."""
-    if words[:1] == ["train"]:  # its flags take no values and may stand anywhere
-        words = sorted(words, key=lambda word: word.startswith("-") and "=" not in word)
+    if words[:1] in (["--version"], ["-V"], ["version"]):
+        sys.stdout.write(f"ramulus {__version__}\n")
+        return 0
+    if words[:1] in (["train"], ["config"], ["plan"]):  # their flags may stand anywhere
+        words = words[:1] + flags_last(words[1:])
+        if {"--help", "-h"} & set(words) and (named := [word for word in words[1:] if not word.startswith("-")]):
+            flag = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+            recipe, overrides = asked(named, Path(flag[-1]) if flag else None)
+            from ramulus.run.config.field_list import show_fields
+
+            return show_fields(recipe, overrides, Console())
     status: Any = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="ramulus", description=_ABOUT, args=words, config=(FlagCreatePairsOff,)
     )
     return int(status or 0)
+
+
+_VALUED = ("--config", "--gpus")
+
+
+def flags_last(words: Sequence[str]) -> list[str]:
+    """The same words with the flags behind them, each with its value: --config=FILE. `--steps=3` is a field and no flag."""
+    joined, rest = [], iter(words)
+    for word in rest:
+        joined.append(f"{word}={next(rest, '')}" if word in _VALUED else word)
+    return sorted(joined, key=lambda word: word.partition("=")[0] in _VALUED or (word.startswith("-") and "=" not in word))
 
 
 if __name__ == "__main__":

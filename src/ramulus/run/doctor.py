@@ -12,7 +12,7 @@ from pathlib import Path
 from ramulus.tasks import sandbox
 from ramulus.tasks.workers import WorkerPool
 
-NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "tyro", "rich", "jinja2")
+NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "tyro", "rich", "jinja2", "pyyaml")
 EXTRAS = {  # extra -> (module, distribution, what it is for)
     "math": ("math_verify", "math-verify", "grading of boxed mathematics"),
     "gym": ("reasoning_gym", "reasoning-gym", "reasoning-gym tasks"),

@@ -1,10 +1,11 @@
-"""Find a recipe, shipped or your own, and read the stages it describes: `grpo`, `grpo:small`, `mine.py`, `mine.py:small`."""
+"""Find a recipe, shipped or your own, and read the stages it describes: `grpo`, `grpo:small`, `mine.py`, `mine.py:small`, `run.yaml`."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,12 @@ def wanted(args: ast.arguments) -> int:
     return len(args.posonlyargs + args.args) - len(args.defaults) + sum(default is None for default in args.kw_defaults)
 
 
+def yaml_of(recipe: str) -> tuple[str, str | None] | None:
+    """The YAML file that is named in place of a recipe, and the recipe it is laid over where one is (run.yaml:grpo); None for any other recipe."""
+    match = re.fullmatch(r"(.+\.ya?ml)(?::(.+))?", recipe)
+    return (match[1], match[2]) if match else None
+
+
 def split_name(recipe: str) -> tuple[str, str]:
     """`grpo:small` and `mine.py:small` as (recipe, function); without a colon the function is `recipe`."""
     name, colon, function = recipe.rpartition(":")
@@ -48,6 +55,8 @@ def split_name(recipe: str) -> tuple[str, str]:
 
 def absolute(recipe: str) -> str:
     """The one way to write a recipe, the same from any folder: the full path where it is a file, no `:recipe` at the end."""
+    if config := yaml_of(recipe):
+        return str(Path(config[0]).resolve()) + (f":{absolute(config[1])}" if config[1] else "")
     name, function = split_name(recipe)
     name = str(Path(name).resolve()) if name.endswith(".py") else name
     return name if function == USUAL else f"{name}:{function}"
@@ -55,31 +64,59 @@ def absolute(recipe: str) -> str:
 
 def find(recipe: str) -> ModuleType:
     """The module of a shipped recipe, or of a file of your own; its folder is not put on the import path."""
-    if recipe.endswith(".py"):
-        return read_file(recipe, f"give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}")
-    if recipe not in shipped():
-        close = difflib.get_close_matches(recipe, shipped(), n=1)
+    check_named(recipe)
+    return read_file(recipe, "") if recipe.endswith(".py") else importlib.import_module(f"ramulus.recipes.{recipe}")
+
+
+def check_named(recipe: str) -> None:
+    """Raise FileNotFoundError or ValueError for a recipe, or a variant of one, that is not there. Imports nothing."""
+    if (config := yaml_of(recipe)) is not None:
+        if not Path(config[0]).is_file():
+            raise FileNotFoundError(f"there is no configuration at {config[0]}: `ramulus config RECIPE > {Path(config[0]).name}` writes one")
+        if config[1]:
+            check_named(config[1])
+        return
+    name, function = split_name(recipe)
+    file = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
+    if name.endswith(".py") and not file.is_file():
+        remedy = f"give the path of a Python file with a function recipe(), or one of {', '.join(shipped())}"
+        raise FileNotFoundError(f"there is no recipe at {name}: {remedy}")
+    if not name.endswith(".py") and name not in shipped():
+        close = difflib.get_close_matches(name, shipped(), n=1)
         guess = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(
-            f"there is no recipe {recipe!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py file"
+            f"there is no recipe {name!r}.{guess} There are {', '.join(shipped())}, or give the path of a .py or a .yaml file"
         )
-    return importlib.import_module(f"ramulus.recipes.{recipe}")
+    try:
+        there = variants(file)
+    except (SyntaxError, UnicodeDecodeError):  # told, with its line, when the file is read
+        return
+    if function not in {USUAL, *there}:
+        raise ValueError(no_function(name, function, there))
+
+
+def no_function(name: str, function: str, there: dict[str, str]) -> str:
+    """The sentence for a function that a recipe has not."""
+    named = ", ".join(name if other == USUAL else f"{name}:{other}" for other in there)
+    known = f"there is {named}" if there else "define one that returns a Run, or a tuple of Runs for stages"
+    return f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
 
 
 def stages_of(recipe: str) -> tuple[Run, ...]:
     """What the named function of a recipe returns, `recipe()` where none is named; always as a tuple of stages."""
     from ramulus.run.config.recipe import Run
 
+    if (config := yaml_of(recipe)) is not None:
+        from ramulus.run.config.yaml_file import read_yaml
+
+        check_named(recipe)
+        return read_yaml(*config, stages_of)
     name, function = split_name(recipe)
     module = find(name)
     build: Callable[[], Any] | None = getattr(module, function, None)
     there = variants(Path(str(module.__file__)))
     if not callable(build) or function not in {USUAL, *there}:
-        named = ", ".join(name if other == USUAL else f"{name}:{other}" for other in there)
-        known = f"there is {named}" if there else "define one that returns a Run, or a tuple of Runs for stages"
-        raise ValueError(
-            f"the recipe {name} has no function {function}() that can be called without arguments: {known}"
-        )
+        raise ValueError(no_function(name, function, there))
     with told_by_line(name, vars(module)):
         answer = build()
     stages = answer if isinstance(answer, tuple) else (answer,)

@@ -11,16 +11,24 @@ PACKAGE = Path(__file__).parents[2]
 
 
 def class_named(name: str) -> type | None:
-    """The class of this package with a name, each of which is defined once; None where there is none."""
-    module = homes().get(name)
-    return None if module is None else getattr(importlib.import_module(module), name)
+    """The class of this package with a name, or with the name that `yaml_name` gives it; None where there is none."""
+    module, _, plain = name.rpartition(".")
+    modules = [home for home in homes().get(plain, ()) if home.endswith(f".{module}")] if module else homes().get(plain, ())
+    return getattr(importlib.import_module(modules[0]), plain) if len(modules) == 1 else None
+
+
+def yaml_name(kind: type) -> str:
+    """The name of a class of this package; with the end of its module, gate.Even, where two have it."""
+    twins = homes().get(kind.__name__, ())
+    return kind.__name__ if len(twins) < 2 else f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 @cache
-def homes() -> dict[str, str]:
-    """Class: the module that defines it, by the text of the sources."""
-    found = {}
+def homes() -> dict[str, tuple[str, ...]]:
+    """Class: the modules that define one of that name, by the text of the sources."""
+    found: dict[str, tuple[str, ...]] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(("ramulus", *file.relative_to(PACKAGE).with_suffix("").parts))
-        found.update(dict.fromkeys(re.findall(r"^class ([A-Z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE), module))
+        for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            found[name] = (*found.get(name, ()), module)
     return found
