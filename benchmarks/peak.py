@@ -1,6 +1,6 @@
 """What does a run take at most, planned and measured? `python -m benchmarks.peak --shapes full autocast lora`.
 
-Each shape is two steps of GRPO on SmolLM2 by `ramulus train` in a process of its own: 4 prompts x 8 answers that all run to their limit of 64 tokens
+Each shape is two steps of GRPO on SmolLM2 by `ramulus train` in a process of its own: 2 prompts x 8 answers that all run to their limit of 64 tokens
 (sampled at temperature 2, graded by the parity of their length). The figure is the largest resident set of that process, from its start to the
 last checkpoint; planned is what `ramulus plan` says of the same words. The model's folder is the one that `python -m ramulus.models.smollm2` makes.
 """
@@ -27,7 +27,7 @@ from ramulus.recipes.quickstart_real import SMOL
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build
 from ramulus.run.memory.report import planned
-from ramulus.run.memory.step import SPELLED
+from ramulus.run.memory.step import SPELLED, StepMemory
 
 SHAPES = {
     "full": "autocast=false",
@@ -38,6 +38,7 @@ SHAPES = {
     "autocast checkpointing": "autocast=true activation_checkpointing=true engine.precision=bfloat16",
     "small rows": "autocast=false tokens_per_batch=512",
     "bfloat16": "autocast=false model.dtype=bfloat16",
+    "more": "autocast=false schedule.prompts=4",
     "long": "autocast=true activation_checkpointing=true response_limit=256 tokens_per_batch=8192 engine.precision=bfloat16",
 }
 
@@ -52,14 +53,24 @@ class Parity:
 
 def recipe() -> Run:
     """Two steps whose answers all run to the limit."""
-    changes: dict[str, Any] = {"rewards": Parity(), "evals": None, "steps": 2, "save_every": 2, "schedule": Fixed(4), "engine": Local(64)}
+    changes: dict[str, Any] = {"rewards": Parity(), "evals": None, "steps": 2, "save_every": 2, "schedule": Fixed(2), "engine": Local(64)}
     return replace(grpo.recipe(), name="peak", branching=Star(8), temperature=2.0, tensorboard=False, **SMOL | changes)
 
 
-def measured(words: list[str]) -> float:
+def plan_of(words: str) -> StepMemory:
+    """What is planned for a run with these words."""
+    return planned(build(str(Path(__file__)), words.split())[0][0])
+
+
+def compared(words: str) -> tuple[float, float]:
+    """Bytes planned and measured."""
+    return plan_of(words).peak, measured(words)
+
+
+def measured(words: str) -> float:
     """Bytes of the largest resident set of a run with these words."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ramulus.cli", "train", __file__, f"out={folder}/run", "threads=1", *words]
+        command = [sys.executable, "-m", "ramulus.cli", "train", __file__, f"out={folder}/run", "threads=1", *words.split()]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         _, status, used = os.wait4(process.pid, 0)
         if status:
@@ -73,8 +84,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["full", "autocast", "lora", "checkpointing", "small rows"])
     rows = []
     for name in parser.parse_args().shapes:
-        words = SHAPES[name].split()
-        memory, most = planned(build(str(Path(__file__)), words)[0][0]), measured(words)
+        memory, most = plan_of(SHAPES[name]), measured(SHAPES[name])
         about = {"shape": name, "words": SHAPES[name], "tokens at once": memory.tokens, "most": SPELLED[memory.phase]}
         found = {"planned GB": f"{memory.peak / 1e9:.2f}", "measured GB": f"{most / 1e9:.2f}", "off": f"{memory.peak / most - 1:+.0%}"}
         rows.append(about | found)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.sizes import PUBLISHED, sizes_of, sizes_of_model
+from ramulus.models.smollm2 import fetch
 from ramulus.native.build import why
 from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
@@ -177,3 +182,17 @@ def test_what_cannot_be_planned_is_one_sentence(capsys: pytest.CaptureFixture[st
     assert status == 2
     assert names in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_on_a_real_model_takes_what_was_planned() -> None:
+    """Two steps on SmolLM2, from the start of the process to the last checkpoint; more shapes are in benchmarks/peak.py, which this runs."""
+    try:
+        fetch()
+    except (RuntimeError, OSError) as error:
+        pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
+    root = Path(__file__).parents[1]
+    code = "from benchmarks.peak import compared; planned, measured = compared('autocast=false'); print(planned / measured)"
+    env = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=root, check=True)
+    assert float(done.stdout.split()[-1]) == pytest.approx(1, abs=0.15)
