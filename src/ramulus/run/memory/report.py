@@ -30,7 +30,8 @@ def planned(run: Run, site: Site | None = None) -> StepMemory:
 
 def site_of(run: Run) -> Site:
     """What a run's device is, there or not; auto is a GPU where there is one."""
-    return Site("cuda" if run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available()) else "cpu")
+    cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
+    return Site("cuda" if cuda else "cpu", shards=getattr(run.learner, "sharing", None) or getattr(run.learner, "ranks", None) or 1)
 
 
 def print_plan(stages: Sequence[Run], console: Console) -> None:

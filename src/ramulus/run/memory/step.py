@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Literal
 
 from ramulus.engine.local.kv import rounded
@@ -24,11 +25,12 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
-# feed-forward layer. "fused": learn/policy/fused.py. The others are transformers' modules.
+# feed-forward layer. "fused": learn/policy/fused.py; "narrow": learn/policy/half.py. The others are transformers' modules.
 KEPT = {
     "fused": (16.0, 8.0, 8.0, 8.0),
     "plain": (24.0, 8.0, 8.0, 16.0),
     "autocast": (26.0, 4.0, 4.0, 8.0),
+    "narrow": (12.0, 4.0, 4.0, 4.0),
     "half": (16.0, 4.0, 4.0, 8.0),
     "lora": (16.0, 8.0, 9.0, 16.0),
     "lora autocast": (18.0, 6.0, 4.5, 8.0),
@@ -38,6 +40,7 @@ BACKWARD = (12.0, 12.0)  # of a token in the layer whose gradients are being mad
 FORWARD = (16.0, 12.0)  # the same in a forward pass that keeps nothing
 LOGITS, SCORED = 20.0, 16.0  # of a logit of the head's chunk, in the backward pass and where nothing is kept
 LIBRARIES = {"cpu": 0.45e9, "cuda": 0.9e9}  # Python, torch and transformers; of a GPU its context and the workspaces of its libraries
+_NARROWS = find_spec("ramulus.learn.policy.half") is not None
 TREE = 60.0  # of a token of a tree
 
 
@@ -138,21 +141,26 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
 
 def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float, float, float]:
     """Bytes that the forward pass over so many tokens keeps; what the backward pass needs beside them; what a pass that keeps nothing needs."""
-    hidden, inner, head = KEPT[way_of(run, site)], sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
+    hidden, inner, head = KEPT[way_of(run, site, sizes)], sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
     widths = (sizes.hidden, sizes.query, sizes.key, inner)
     layer = tokens * (sum(a * b for a, b in zip(hidden, widths, strict=True)) + (RANK * run.lora.rank if run.lora is not None else 0.0))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
     casts = 2.0 * sizes.active if run.autocast and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
     casts *= 1.0 if site.shards == 1 else 2 / sizes.layers
+    logits = head * LOGITS
+    if way_of(run, site, sizes) == "narrow":  # copies of the weights as long as the update, the head's twice; its logits' pulls in bfloat16
+        casts, logits = 0.0, 2.0 * min(tokens * sizes.vocabulary, 2**28) + sizes.vocabulary * sizes.hidden * 8.0 + 2.0 * sizes.active
     ends = tokens * sizes.hidden * 16.0
     if run.activation_checkpointing:
         kept = ends + sizes.layers * tokens * sizes.hidden * min(4.0, dtype_bytes(run))
-        return kept, max(layer + backward, head * LOGITS, casts + head * SCORED), max(forward, head * SCORED)
-    return ends + sizes.layers * layer, max(backward, head * LOGITS) + casts, max(forward, head * SCORED)
+        return kept, max(layer + backward, logits, casts + head * SCORED), max(forward, head * SCORED)
+    return ends + sizes.layers * layer, max(backward, logits) + casts, max(forward, head * SCORED)
 
 
-def way_of(run: Run, site: Site) -> str:
+def way_of(run: Run, site: Site, sizes: Sizes) -> str:
     """Which row of KEPT a run's layers are."""
+    if run.autocast and run.lora is None and site.kind == "cpu" and sizes.kind in KERNELS and _NARROWS:
+        return "narrow"
     if run.lora is not None:
         return "lora autocast" if run.autocast else "lora"
     if dtype_bytes(run) == 2:
