@@ -17,7 +17,7 @@ from ramulus.engine.local.choice import choose
 from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
-from ramulus.native.memory import OutOfMemory, allocation_failed
+from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
 
 QUIET = 8  # turns of the event loop without a new request before the next step
 
@@ -184,6 +184,8 @@ class LocalEngine:
                 for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
                     mine.copy_(theirs)
         self.forward.refresh()
+        if self.native_bytes > 2**26:
+            give_back()  # adapters that were merged on the way
         self._scheduler.forget()
 
     def _attach(self) -> asyncio.AbstractEventLoop:
