@@ -114,7 +114,8 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
 
     Raises OutOfMemory for a row that memory does not hold; then there are no gradients at all.
     """
-    evaluated, large = [], sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK
+    evaluated = []
+    large = sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK
     with in_memory(policy.discard):
         for batch in batches:
             if left is not None and left.is_set():
