@@ -1,4 +1,4 @@
-"""The command line: `ramulus train`, config, plan, sweep, compare, eval, rollout, recipes, ledger, export, view, serve, doctor.
+"""The command line: `ramulus train`, config, plan, sweep, compare, eval, rollout, recipes, ledger, export, push, view, serve, doctor.
 
 Nothing heavy is imported before it is needed.
 """
@@ -209,6 +209,22 @@ def export(folder: RunFolder, out: OutFolder, which: Literal["last", "best"] = "
     return 0
 
 
+def push(folder: RunFolder, repo: tyro.conf.Positional[str], which: Literal["last", "best"] = "last", public: bool = False) -> int:
+    """Send the model of a run to a hub, with a card that says where it comes from and what it scored.
+
+    Args:
+        folder: the folder of a run; of a run of several stages, its last finished stage is taken.
+        repo: its name there, OWNER/NAME; made if it is not there yet.
+        which: the last checkpoint, or the one with the best evaluation.
+        public: let everybody see it.
+    """
+    from ramulus.run.publish import push_model
+
+    console = Console()
+    console.print(f"{folder} is now at {push_model(folder, repo, which, not public, console)}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def view(
     runs: _Runs,
     port: int = 0,
@@ -298,6 +314,7 @@ COMMANDS: dict[str, Any] = {
     "recipes": recipes,
     "ledger": ledger,
     "export": export,
+    "push": push,
     "view": view,
     "serve": serve,
     "doctor": doctor,

@@ -1,4 +1,4 @@
-"""C sources into libraries: compiled by the system's C compiler for this machine, kept in the user's cache, called through ctypes."""
+"""C sources as libraries, called through ctypes: those that a wheel brings, else compiled by the system's compiler, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ramulus.native.prebuilt import brought_for
 
 HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
@@ -46,6 +49,9 @@ def library(source: str, signatures: Signatures, *flags: str) -> Any:
 @functools.cache
 def opened(source: str, *flags: str) -> ctypes.CDLL | Unavailable:
     """The library, compiled first where it is not there yet, or why there is none: asked once in a process, so that no run changes its mind."""
+    if (brought := brought_for(source, flags)) is not None:
+        with suppress(OSError):  # of another C library, say: it is compiled here
+            return ctypes.CDLL(str(brought))
     try:
         return ctypes.CDLL(str(built(source, *flags)))
     except Unavailable as error:
@@ -60,6 +66,8 @@ def why() -> str:
         library("decode.c", {})
     except Unavailable as error:
         return f"none: {error}"
+    if (brought := brought_for("decode.c", ())) is not None:
+        return f"brought by the package, for {brought.stem.rpartition('-')[2]}"
     return f"compiled by {compiler()[0]}"
 
 
