@@ -44,7 +44,7 @@ PROCESSORS: dict[str, tuple[Kind, ...]] = {
 }
 """By machine, as `platform.machine` calls it, the best first."""
 
-LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+BUNDLED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("decode.c", ()),
     ("decode.c", ("-DBFLOAT",)),
     ("draw.c", ()),
@@ -108,7 +108,7 @@ def make(target: Path, command: Sequence[str]) -> None:
     """Compile every source for every kind of this machine into a folder, with a compiler's command; CalledProcessError where it cannot."""
     target.mkdir(parents=True, exist_ok=True)
     for kind in PROCESSORS.get(platform.machine(), ()):
-        for source, flags in LIBRARIES:
+        for source, flags in BUNDLED:
             out = target / file_of(source, flags, kind.name)
             words = [*command, "-O3", "-shared", "-fPIC", f"-I{_HERE}", *kind.flags, *flags]
             end = ["-o", str(out), str(_HERE / source), "-lm"]
