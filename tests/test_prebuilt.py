@@ -68,13 +68,13 @@ def test_every_source_is_among_them() -> None:
 
 def test_a_machine_of_another_kind_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert prebuilt.fitting() == []
+    assert prebuilt.runnable_kinds() == []
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     newest = prebuilt._V4 | {"avx512_bf16"}
     wanted = ((set(), "baseline"), (prebuilt._V3, "avx2"), (prebuilt._V4, "avx512"), (newest, "avx512bf16"), ({"avx512f"}, "baseline"))
     for flags, best in wanted:
         monkeypatch.setattr(prebuilt, "abilities", lambda flags=flags: frozenset(flags))
-        assert prebuilt.fitting()[0].name == best
+        assert prebuilt.runnable_kinds()[0].name == best
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_wheel_brings_kernels_and_each_kind_decodes_alike(tmp_path: Path) -> N
     [wheel] = tmp_path.glob("*.whl")
     assert "-py3-none-" in wheel.name
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
-    for kind in prebuilt.fitting():
+    for kind in prebuilt.runnable_kinds():
         paths = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "RAMULUS_KERNELS": kind.name}
         paths |= {"RAMULUS_CACHE": str(tmp_path / "cache"), "CC": "false"}  # what is not in the wheel cannot be had
         tests = [str(ROOT / "tests" / "test_engine_native.py"), "-k", "company or long_texts or temperatures or coldest or new_weights"]

@@ -80,7 +80,7 @@ def abilities() -> frozenset[str]:
     return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
 
 
-def fitting() -> list[Kind]:
+def runnable_kinds() -> list[Kind]:
     """The kinds that this processor can run, the best first; the one that RAMULUS_KERNELS names alone."""
     kinds = PROCESSORS.get(platform.machine(), ())
     named = os.environ.get("RAMULUS_KERNELS", "")
@@ -100,7 +100,7 @@ def brought_for(source: str, flags: Sequence[str]) -> Path | None:
     """The library of a source for this processor; None where the package brings none."""
     if not as_the_sources():
         return None
-    files = [LIB / file_of(source, flags, kind.name) for kind in fitting()]
+    files = [LIB / file_of(source, flags, kind.name) for kind in runnable_kinds()]
     return next((path for path in files if path.is_file()), None)
 
 
