@@ -18,3 +18,8 @@ def test_the_loop_trains(method: str, torch_as_it_was: None, capsys: pytest.Capt
     assert len(rewards) == 2
     assert all(0 <= reward <= 1 for reward in rewards)
     assert f"{method} 2/2" in capsys.readouterr().out
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in tests] == []
