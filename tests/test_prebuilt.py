@@ -23,7 +23,7 @@ def lib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Kernels for a good and a plain kind of this machine, of one source."""
     kinds = (Kind("best", (), frozenset({"wings"})), Kind("good", ()), Kind("plain", ()))
     monkeypatch.setattr(prebuilt, "PROCESSORS", {platform.machine(): kinds})
-    monkeypatch.setattr(prebuilt, "BUNDLED", (("draw.c", ()),))
+    monkeypatch.setattr(prebuilt, "bundled", lambda: [("draw.c", ())])
     monkeypatch.setattr(prebuilt, "LIB", tmp_path / "lib")
     monkeypatch.setenv("RAMULUS_CACHE", str(tmp_path / "cache"))
     for cached in (prebuilt.as_the_sources, build.opened):
@@ -60,9 +60,13 @@ def test_else_they_are_compiled(lib: Path, damage: str) -> None:
     assert str(lib.parent / "cache") in build.library("draw.c", {})._name
 
 
-def test_every_source_is_among_them() -> None:
-    assert {source for source, _ in prebuilt.BUNDLED} == {path.name for path in prebuilt._HERE.glob("*.c")}
-    names = [prebuilt.file_of(source, flags, "k") for source, flags in prebuilt.BUNDLED]
+def test_every_source_is_among_them_with_every_flag_that_is_asked_for() -> None:
+    from ramulus.learn.attention.compiled import FLAGS
+
+    made = prebuilt.bundled()
+    assert {source for source, _ in made} == {path.name for path in prebuilt._HERE.glob("*.c")}
+    assert {("attention.c", flags) for flags in FLAGS.values()} | {("decode.c", ()), ("decode.c", ("-DBFLOAT",)), ("draw.c", ())} <= set(made)
+    names = [prebuilt.file_of(source, flags, "k") for source, flags in made]
     assert len(set(names)) == len(names)
 
 

@@ -44,15 +44,14 @@ PROCESSORS: dict[str, tuple[Kind, ...]] = {
 }
 """By machine, as `platform.machine` calls it, the best first."""
 
-BUNDLED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("decode.c", ()),
-    ("decode.c", ("-DBFLOAT",)),
-    ("draw.c", ()),
-    ("attention.c", ()),
-    ("attention.c", ("-DREAL=double",)),
-    ("attention.c", ("-DBFLOAT16",)),
-)
-"""The sources, and the flags that callers give; what is asked for with others is compiled."""
+WITH_FLAGS: dict[str, tuple[str, ...]] = {"decode.c": ("-DBFLOAT",), "attention.c": ("-DREAL=double", "-DBFLOAT16")}
+"""What callers give the compiler besides, a library each; what is asked for with other flags is compiled at the first use."""
+
+
+def bundled() -> list[tuple[str, tuple[str, ...]]]:
+    """Every source, and the flags that it is compiled with."""
+    names = sorted(path.name for path in _HERE.glob("*.c"))
+    return [(name, flags) for name in names for flags in ((), *((flag,) for flag in WITH_FLAGS.get(name, ())))]
 
 
 def digest() -> str:
@@ -108,7 +107,7 @@ def make(target: Path, command: Sequence[str]) -> None:
     """Compile every source for every kind of this machine into a folder, with a compiler's command; CalledProcessError where it cannot."""
     target.mkdir(parents=True, exist_ok=True)
     for kind in PROCESSORS.get(platform.machine(), ()):
-        for source, flags in BUNDLED:
+        for source, flags in bundled():
             out = target / file_of(source, flags, kind.name)
             words = [*command, "-O3", "-shared", "-fPIC", f"-I{_HERE}", *kind.flags, *flags]
             end = ["-o", str(out), str(_HERE / source), "-lm"]
