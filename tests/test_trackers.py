@@ -31,13 +31,18 @@ def fail():
 def init(**said):
     fail()
     with open(HERE / "init", "a") as file:
-        file.write(json.dumps({k: v for k, v in said.items() if k != "config"}) + "\\n")
+        file.write(json.dumps({k: v for k, v in said.items() if k not in ("config", "tags")}) + "\\n")
+    import sys
+    return sys.modules[__name__]
 def log(numbers, step):
     fail()
     with open(HERE / "log", "a") as file:
         file.write(json.dumps([step, numbers["reward"], numbers["seconds/grow"]]) + "\\n")
 def finish():
     pass
+class Table:
+    def __init__(self, columns=None, data=None, dataframe=None):
+        self.rows = data
 '''
 
 

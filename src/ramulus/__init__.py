@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from ramulus.run.config.recipe import AdamW as AdamW
     from ramulus.run.config.recipe import FinalEvaluation as FinalEvaluation
     from ramulus.run.config.recipe import Run as Run
+    from ramulus.run.config.tracking import Tracking as Tracking
     from ramulus.run.config.weighted import Weighted as Weighted
     from ramulus.run.from_python import train as train
     from ramulus.run.result import Result as Result
@@ -151,6 +152,7 @@ HOMES = {
     "run.from_python": ("train",),
     "run.result": ("Result",),
     "run.config.recipe": ("AdamW", "FinalEvaluation", "Run"),
+    "run.config.tracking": ("Tracking",),
     "run.config.weighted": ("Weighted",),
     "run.signals": ("Concluded", "ForwardInfluence", "SignalContext", "StateValue", "StepStarts"),
     "tasks.chain": ("ChainAnswer", "ChainSum"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -32,7 +33,8 @@ class Bar(Progress):
         columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), *counts, TextColumn("{task.fields[note]}")]
         columns += [TimeRemainingColumn()] if left else []
         self.below: tuple[str, ...] = ()  # the first as it is, the others dim
-        super().__init__(*columns, console=console, transient=transient, disable=not console.is_terminal)
+        self.line: Callable[[], str] | None = None  # asked for a line each time that the bar is drawn
+        super().__init__(*columns, console=console, transient=transient, disable=not console.is_terminal, refresh_per_second=5)
         self.bar = self.add_task(escape(title), total=total, completed=done, note="")  # type: ignore[arg-type]
 
     def show(self, done: float, note: str = "", below: tuple[str, ...] = ()) -> None:
@@ -46,5 +48,8 @@ class Bar(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
+        with suppress(Exception):  # it reads numbers that others write; a line less is no harm
+            if self.line is not None and (line := self.line()):
+                yield Padding(Text(line), (0, 0, 0, 2))
         for i, line in enumerate(self.below):
             yield Padding(Text(line, style="dim" if i else ""), (0, 0, 0, 2))

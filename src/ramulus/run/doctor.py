@@ -27,6 +27,7 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),
     "wandb": ("wandb", "wandb", "Weights & Biases"),
     "trackio": ("trackio", "trackio", "trackio"),
+    "mlflow": ("mlflow", "mlflow-skinny", "MLflow"),
 }
 
 

@@ -97,7 +97,8 @@ def _stopped(folder: Path, stopped: BaseException, interrupt: Interrupt, session
 
 def _console(quiet: bool) -> Console:
     """Where a run speaks: plain text in a notebook, and nothing that fails to be written raises."""
-    console = Console(quiet=quiet, force_jupyter=False)
+    in_notebook = Console().is_jupyter  # whose kernel sets FORCE_COLOR, which rich takes for a terminal
+    console = Console(quiet=quiet, force_jupyter=False, force_terminal=False if in_notebook else None, no_color=in_notebook or None)
     console.file = Screen(console.file)  # type: ignore[assignment]
     return console
 

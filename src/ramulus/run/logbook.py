@@ -19,6 +19,7 @@ from rich.markup import escape
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
+from ramulus.run.step_progress import Narrator, StepProgress
 
 RECENT = 10  # steps whose rewards are averaged beside a step's own
 _SPOKEN = 2.0  # seconds between the details of steps where no terminal shows a bar
@@ -30,6 +31,7 @@ class Logbook:
     def __init__(self, run: Run, console: Console, step: int = 0, pause: float = 0.0) -> None:
         self.run, self.console, self.pause = run, console, pause
         self.last = self.detailed = 0.0  # when a step was shown, and its details
+        self.narrator: Narrator | None = None
         self.path = run.folder / "metrics.jsonl"
         lost = cut_back(self.path, step)
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -57,6 +59,13 @@ class Logbook:
                 f"cannot write {self.path}: {error.strerror}; free space, then go on with --resume"
             ) from error
         self.end += len(line)
+
+    def follow(self, progress: StepProgress) -> None:
+        """Show where a step stands while it lasts: below the bar, or in a line now and then."""
+        if not self.bar.disable:
+            self.bar.line = progress.line
+        elif not self.console.quiet:
+            self.narrator = Narrator(progress, lambda line: self.say(f"{self.run.name} {line}"))
 
     def take_in(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep what later steps are shown beside."""
@@ -105,6 +114,8 @@ class Logbook:
 
     def close(self) -> None:
         """Stop the display and close the file."""
+        if self.narrator is not None:
+            self.narrator.close()
         self.bar.stop()
         self.file.close()
 

@@ -23,6 +23,7 @@ from ramulus.look.evaluation.statistics import mean
 from ramulus.run.config.recipe import Run
 from ramulus.run.gated_engine import GatedEngine
 from ramulus.run.signals import Signals, needed
+from ramulus.run.step_progress import StepProgress
 from ramulus.tasks.grading_budget import grading_budget
 
 Cursor = dict[str, Any]
@@ -126,6 +127,7 @@ class Rollouts:
     stop: Stop
     decode: Callable[[Sequence[int]], str]
     signals: Signals | None = None  # only rules that read signals need them
+    progress: StepProgress | None = None  # for whoever shows where a step stands
 
     async def get(self, step: int, cursor: Cursor) -> tuple[Rollout, Cursor]:
         """The trees of `step`, and the cursor after it; the one handed in is left as it was."""
@@ -214,7 +216,7 @@ class Rollouts:
         engine = GatedEngine(self.engine)
         if self.signals is not None:
             self.signals.context.quiet = engine.quiet
-        return Growth(self.run, engine, self.stop, self.decode, self.signals, temperature, cursor)
+        return Growth(self.run, engine, self.stop, self.decode, self.signals, temperature, cursor, self.progress)
 
 
 @dataclass
@@ -228,6 +230,7 @@ class Growth:
     signals: Signals | None
     temperature: Any
     cursor: Cursor
+    progress: StepProgress | None = None
 
     def __post_init__(self) -> None:
         run = self.run
@@ -258,11 +261,21 @@ class Growth:
         at all of them in between."""
         run = self.run
         between = self.between if self.waits() else None
-        return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.judge, between)
+        if self.progress is not None:
+            self.progress.trees += len(trees)
+        return await grow_forest(trees, self.engine, run.branching, self.sampling, self.stop, self.soon, self.conclude, between)
 
     def waits(self) -> bool:
         """Whether some rule or the schedule wants to look at all trees between rounds."""
         return bool(self.names or self.expands or self.late)
+
+    async def conclude(self, tree: Tree) -> None:
+        """Grade a tree that has grown, and count it."""
+        if self.progress is not None:
+            self.progress.grown += 1
+        await self.judge(tree)
+        if self.progress is not None:
+            self.progress.graded += 1
 
     async def judge(self, tree: Tree) -> None:
         """Grade what has ended."""

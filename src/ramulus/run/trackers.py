@@ -1,4 +1,4 @@
-"""TensorBoard, wandb and trackio: each follows metrics.jsonl in a thread of its own, so that none can stop, slow or change a run.
+"""TensorBoard, wandb, trackio and MLflow: each follows metrics.jsonl in a thread of its own, so that none can stop, slow or change a run.
 
 What a tracker missed, since it failed or the run was killed, it gets with the next row or the next `--resume`.
 """
@@ -9,13 +9,20 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
+from ramulus.core import store
+from ramulus.core.tree import Author
+from ramulus.engine.engine import Decode
+from ramulus.look.viewer.show import decoder_of
 from ramulus.run.callbacks import Callback, CheckpointSaved, StepDone, TrainingBegun, TrainingEnded
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.recipe import Run
@@ -23,19 +30,23 @@ from ramulus.run.config.resume import replace_text
 
 FILE = "trackers.json"
 TRACKER_PATIENCE = 20.0  # seconds that a run waits at its end for a tracker to take the last rows
-HOSTED = ("wandb", "trackio")
+HOSTED = ("wandb", "trackio", "mlflow")
+
+
+Table = list[dict[str, Any]]
+"""Some completions of a step: a dict each, with the same keys."""
 
 
 class Board(Protocol):
-    """Somewhere numbers are drawn."""
+    """Somewhere numbers and tables are drawn."""
 
-    def write(self, step: int, metrics: dict[str, float]) -> None: ...
+    def write(self, step: int, metrics: dict[str, float], table: Table) -> None: ...
 
     def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Scalars for TensorBoard; what lies after `step` is purged."""
+    """Scalars and completions for TensorBoard; what lies after `step` is purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -44,10 +55,12 @@ class TensorBoard:
         self.summary = Summary
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float], table: Table) -> None:
         values = [self.summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         assert self.writer.file_writer is not None
         self.writer.file_writer.add_summary(self.summary(value=values), step)  # one event for all: add_scalar takes fifteen times as long
+        if table:
+            self.writer.add_text("completions", markdown(table), step)
         self.writer.flush()
 
     def close(self) -> None:
@@ -59,21 +72,96 @@ class Hosted:
 
     def __init__(self, module: str, run: Run, id: str) -> None:
         self.module = importlib.import_module(module)
-        named = {"id": id, "name": run.name} if module == "wandb" else {"name": id}
-        self.module.init(project="ramulus", config=to_json(run), resume="allow", **named)
+        how = run.tracking
+        options = {"project": how.project, "group": how.group or run.name, "config": to_json(run)}
+        if module == "wandb":
+            options |= {"id": id, "name": tracked_name(run), "tags": list(how.tags)}
+        else:  # there a run goes on by its name, and tags are a part of its configuration
+            options |= {"name": id, "config": options["config"] | {"tags": list(how.tags)}}
+        self.run = self.module.init(resume="allow", **options)  # trackio's log() knows the run of its own thread alone
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.module.log(metrics, step=step)
+    def write(self, step: int, metrics: dict[str, float], table: Table) -> None:
+        columns = list(table[0]) if table else []
+        rows = [list(row.values()) for row in table]
+        drawn = {"completions": self.module.Table(columns, rows) if self.module.__name__ == "wandb" else self.frame(table)} if table else {}
+        self.run.log(metrics | drawn, step=step)
+
+    def frame(self, table: Table) -> Any:
+        """A table as trackio takes it."""
+        return self.module.Table(dataframe=importlib.import_module("pandas").DataFrame(table))
 
     def close(self) -> None:
-        self.module.finish()
+        self.run.finish()
+
+
+class Mlflow:
+    """MLflow, where MLFLOW_TRACKING_URI says; the project is an experiment, and a resumed run goes on in the same one."""
+
+    def __init__(self, run: Run, id: str) -> None:
+        module = importlib.import_module("mlflow")
+        self.client, how = module.MlflowClient(), run.tracking
+        there = self.client.get_experiment_by_name(how.project)
+        experiment = there.experiment_id if there is not None else self.client.create_experiment(how.project)
+        known = self.client.search_runs([experiment], f"tags.ramulus_id = '{id}'", max_results=1)
+        tags = {"ramulus_id": id, "group": how.group or run.name} | dict.fromkeys(how.tags, "true")
+        self.run = known[0] if known else self.client.create_run(experiment, tags=tags, run_name=tracked_name(run))
+        self.id = self.run.info.run_id
+        if not known:
+            self.client.log_dict(self.id, to_json(run), "run.json")
+        self.metric = module.entities.Metric
+
+    def write(self, step: int, metrics: dict[str, float], table: Table) -> None:
+        now = int(time.time() * 1000)
+        names = {name: name.replace("@", "_at_") for name in metrics}  # MLflow takes no @
+        rows = [self.metric(names[name], float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        self.client.log_batch(self.id, metrics=rows)
+        if table:
+            columns = {name: [row[name] for row in table] for name in table[0]}
+            self.client.log_table(self.id, columns, f"completions/{step:06d}.json")
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+def tracked_name(run: Run) -> str:
+    """What a run is called where people see it; every seed has a name of its own."""
+    return f"{run.tracking.name or run.name}-seed{run.seed}"
+
+
+def markdown(table: Table) -> str:
+    """A table for TensorBoard; what a model wrote cannot break its cells."""
+    lines = [list(table[0]), ["---"] * len(table[0]), *(list(row.values()) for row in table)]
+    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    """Text inside a Markdown table."""
+    return escape(str(value)).replace("|", "&#124;").replace("\n", "<br>")
+
+
+def completions(run: Run, step: int, decode: Decode | None) -> Table:
+    """The paths of a step's first trees, where its trees were written and a table is due; at most `tracking.completions` of them."""
+    how, file = run.tracking, run.folder / "trees" / f"{step:06d}.jsonl"
+    if not how.completions or (step != 1 and step % how.every) or not file.is_file():
+        return []
+    decode = decode or decoder_of(file) or str
+    table: Table = []
+    for tree in store.read(file):
+        for leaf in (leaf for leaf in tree.leaves() if leaf.author is Author.POLICY):
+            if len(table) == how.completions:
+                return table
+            told = {"step": step, "problem": tree.task.text, "answer": tree.task.answer, "completion": decode(leaf.response())}
+            table.append(told | {"reward": leaf.reward, "finish": leaf.finish, "tokens": len(leaf.response())})
+    return table
 
 
 class Follower:
-    """Sends every row of a metrics.jsonl after step `sent` to a board; after a failure it opens the board anew at the next row."""
+    """Sends every row of a run's metrics after step `sent` to a board, with completions where a table is due; after a failure it opens the board
+    anew at the next row."""
 
-    def __init__(self, name: str, opened: Callable[[int], Board], path: Path, sent: int) -> None:
-        self.name, self.opened, self.path, self.sent = name, opened, path, sent
+    def __init__(self, name: str, opened: Callable[[int], Board], run: Run, sent: int, decode: Decode | None = None) -> None:
+        self.name, self.opened, self.run, self.sent, self.decode = name, opened, run, sent, decode
+        self.path = run.folder / "metrics.jsonl"
         self.board: Board | None = None
         self.failure = ""
         self.place = 0  # bytes of the file that were read
@@ -114,7 +202,7 @@ class Follower:
             for step, numbers, end in _rows(self.path, self.place):
                 if step > self.sent:
                     self.board = self.board or self.opened(self.sent)
-                    self.board.write(step, numbers)
+                    self.board.write(step, numbers, completions(self.run, step, self.decode))
                     self.sent = step
                 self.place = end
         except (Exception, SystemExit) as error:
@@ -148,15 +236,14 @@ class Follower:
 class Trackers(Callback):
     """The trackers of a stage, and what each has got so far, which is kept in trackers.json of its folder."""
 
-    def __init__(self, run: Run, step: int) -> None:
-        """Of a run that has done `step` steps. ImportError for a tracker that is not installed."""
+    def __init__(self, run: Run, step: int, decode: Decode | None = None) -> None:
+        """Of a run that has done `step` steps; `decode` is the text of its tokens. ImportError for a tracker that is not installed."""
         self.path = run.folder / FILE
         saved = saved_in(self.path)
-        self.id = str(saved.get("id") or (former_id(run) if step else f"{run.name}-{secrets.token_hex(4)}"))
+        self.id = str(saved.get("id") or (former_id(run) if step else f"{tracked_name(run)}-{secrets.token_hex(4)}"))
         counts = saved["sent"] if isinstance(saved.get("sent"), dict) else {}
         sent = {name: min(count, step) for name, count in counts.items() if isinstance(count, int)}
-        metrics = run.folder / "metrics.jsonl"
-        self.followers = [Follower(name, opened, metrics, sent.get(name, step)) for name, opened in trackers_of(run, self.id)]
+        self.followers = [Follower(name, opened, run, sent.get(name, step), decode) for name, opened in trackers_of(run, self.id)]
 
     def open(self, strict: bool) -> None:
         """Open those that are elsewhere, in this thread; one that fails raises ValueError where that is `strict`, else it is tried again later."""
@@ -206,7 +293,7 @@ def trackers_of(run: Run, id: str) -> Iterator[tuple[str, Callable[[int], Board]
     for name in HOSTED:
         if getattr(run, name):
             present(name)
-            yield name, lambda step, name=name: Hosted(name, run, id)  # type: ignore[misc]
+            yield name, lambda step, name=name: Mlflow(run, id) if name == "mlflow" else Hosted(name, run, id)  # type: ignore[misc]
 
 
 def present(module: str) -> None:

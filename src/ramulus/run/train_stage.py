@@ -121,7 +121,7 @@ async def train_stage(run: Run, start: Path | None, ready: Callable[[], None], s
     try:
         await session.interrupt.abandonable(probe(run, parts))
         state = await restore(run, parts, session.console)  # the last to touch the generators: a reward may draw from them
-        trackers = Trackers(run, state.told)
+        trackers = Trackers(run, state.told, parts.decode)
         trackers.open(strict=state.step == 0 and start is None)
         ready()
         if parts.taken.said:

@@ -44,6 +44,7 @@ from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor, Rollouts, cursor_to_json
 from ramulus.run.runtime import device_of
+from ramulus.run.step_progress import StepProgress
 from ramulus.run.step_statistics import StepStatistics
 
 UNWRITTEN = "unwritten trees"  # in a pending step: the lines of a file that could not be written
@@ -77,13 +78,15 @@ class Clock:
     def __init__(self, earlier: Mapping[str, float] | None = None) -> None:
         self.seconds = dict(earlier or {})
         self.start = time.monotonic() - sum(self.seconds.values())
+        self.now = ""  # the phase under way
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.monotonic()
+        start, self.now = time.monotonic(), phase
         try:
             yield
         finally:
+            self.now = ""
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
 
     def move(self, seconds: float, phase: str, part: str) -> None:
@@ -126,6 +129,8 @@ class Trainer:
         self.tokens: int = USUAL_TOKENS if tokens == "auto" else tokens
         self.numerics = numerics(device_of(self.run.device), self.engine.about)
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
+        self.progress = self.rollouts.progress = StepProgress(self.engine.counters)
+        self.logbook.follow(self.progress)
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -163,6 +168,7 @@ class Trainer:
         """
         run, clock, number, cpu = self.run, Clock(self.late), self.state.step + 1, time.process_time()
         counters = dict(self.engine.counters())
+        self.progress.begin(number, lambda: clock.now)
         with clock("grow"):
             rollout, cursor = await self.interrupt.abandonable(self.rollouts.get(number, self.state.cursor))
         clock.move(rollout.grading, "grow", "grade")
@@ -213,7 +219,7 @@ class Trainer:
                 statistics.empty += 1
                 continue
             with clock("update"):
-                batches, evaluated = await self.accumulate(part, stats, batches)
+                batches, evaluated = await self.accumulate(part, stats, self.progress.taken(batches))
             with clock("gauges"):
                 self.read(statistics, part, batches, evaluated, version)
                 if self.writes(number):
@@ -291,6 +297,7 @@ class Trainer:
         best, improved = self.state.best, False
         if self.evals and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
             sampled = self.engine.counters()["sampled"]
+            self.progress.begin(step, lambda: clock.now, len(self.evals) * (run.eval_samples + 1))
             with clock("eval"):
                 scores = await self.interrupt.abandonable(self.evaluate(step))
             metrics |= scores | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
@@ -325,6 +332,7 @@ class Trainer:
             run.eval_samples,
             True,
             run.seed,
+            on_graded=self.progress.count,
         )
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"

@@ -17,6 +17,7 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.override import Word
+from ramulus.run.config.tracking import Tracking
 from ramulus.run.config.weighted import Weighted
 from ramulus.run.config.words import HELD_OUT, LEARNER, LORA, MODEL, PROBLEMS, REWARD
 
@@ -182,6 +183,8 @@ class Run:
     tensorboard: bool | None = None  # None: where it is installed
     wandb: bool = False
     trackio: bool = False
+    mlflow: bool = False  # where MLFLOW_TRACKING_URI says
+    tracking: Tracking = field(default_factory=Tracking)  # project, name, tags, tables of completions
 
     def __post_init__(self) -> None:
         needed = ("name", "model", "tasks", "branching", "schedule", "mix")

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ramulus.core.task import Task
+from ramulus.core.tree import Tree
 from ramulus.engine.engine import Decode, Engine, Sampling
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import FinalEvaluation, Run
+from ramulus.run.step_progress import StepProgress, narrated
 
 ModelScores = dict[str, Any]
 _LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
@@ -29,14 +31,20 @@ async def evaluate_model(
 ) -> ModelScores:
     """mean@k and pass@k at temperature 1, greedy, and for the starting model mean@k at lower temperatures; with intervals and answers.
 
-    A terminal shows how many of the answers are there.
+    A terminal shows how many of the answers are there, and a line tells it now and then elsewhere.
     """
-    with Bar(console, "evaluating", answer_count(how, len(tasks), start), "answers") as bar:
+    total, progress = answer_count(how, len(tasks), start), StepProgress(engine.counters)
+    progress.begin(0, lambda: "eval", total)
+    with Bar(console, "evaluating", total, "answers") as bar, narrated(progress, console, bar.disable):
+
+        def count(tree: Tree) -> None:
+            progress.count(tree)
+            bar.more(len(tree.leaves()))
 
         async def scored(temperature: float, greedy: bool) -> ModelScores:
             sampling = Sampling(run.response_limit, temperature)
             asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
-            return await evaluate(*asked, on_graded=lambda tree: bar.more(len(tree.leaves())))
+            return await evaluate(*asked, on_graded=count)
 
         scores_at_1 = await scored(1.0, True)
         cooler = {temperature: await scored(temperature, False) for temperature in how.temperatures} if start else {}

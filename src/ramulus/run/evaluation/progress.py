@@ -10,6 +10,7 @@ from rich.console import Console
 from ramulus.engine.engine import Engine
 from ramulus.look.progress import Bar
 from ramulus.run.logbook import clock
+from ramulus.run.step_progress import SOON
 
 SPOKEN = 2.0  # seconds between lines where no terminal shows a bar
 
@@ -20,6 +21,7 @@ class Count:
     def __init__(self, console: Console, title: str, total: int, done: int, engine: Engine) -> None:
         self.console, self.total, self.before, self.done, self.engine = console, total, done, float(done), engine
         self.start = self.last = time.monotonic()
+        self.sampled = engine.counters()["sampled"]  # by then
         if done:
             console.print(f"going on after {done} of {total} problems", markup=False, highlight=False)
         self.bar = Bar(console, Path(title).name, total, "problems", done)
@@ -30,19 +32,24 @@ class Count:
         """Some answers to a problem are there: a share of them."""
         self.done += share
         self.bar.show(round(self.done, 6), f"{self.speed():.0f} tok/s")
+        self.tell("", round(self.done, 2), SOON)
 
     def chunk(self, name: str, done: int, total: int) -> None:
         """A chunk is kept."""
-        now = time.monotonic()
-        if self.bar.disable and now - self.last > SPOKEN:
+        self.tell(f"{name} ", done, SPOKEN, total)
+
+    def tell(self, name: str, done: float, pause: float, total: int | None = None) -> None:
+        """A line where no terminal shows a bar and nothing was said for `pause` seconds."""
+        now, total = time.monotonic(), self.total if total is None else total
+        if self.bar.disable and now - self.last > pause:
             left = (now - self.start) / max(self.done - self.before, 1e-9) * (self.total - self.done)
-            text = f"{name} {done}/{total} problems  {self.speed():.0f} tok/s  left {clock(max(left, 0.0))}"
+            text = f"{name}{done:g}/{total} problems  {self.speed():.0f} tok/s  left {clock(max(left, 0.0))}"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             self.last = now
 
     def speed(self) -> float:
         """Tokens sampled in a second."""
-        return self.engine.counters()["sampled"] / max(time.monotonic() - self.start, 1e-9)
+        return (self.engine.counters()["sampled"] - self.sampled) / max(time.monotonic() - self.start, 1e-9)
 
     def close(self) -> None:
         """Take the bar away."""
