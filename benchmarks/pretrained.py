@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import resource
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +27,7 @@ from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 
 CONTENDERS = ("ours-float32", "ours-bfloat16", "generate-float32", "generate-bfloat16")
+VLLM = ("vllm-float32", "vllm-bfloat16")  # in an environment of their own
 FIRST = 100  # ids below may be special tokens, which prompts do not contain
 
 
@@ -56,9 +62,45 @@ def generated(model: Any, prompts: Tensor, new: int) -> list[Tensor]:
     return [row[prompts.shape[1] :] for row in out]
 
 
-def contender(name: str, folder: str, rows: int) -> Callable[[Tensor, int], list[Any]]:
+class Vllm:
+    """vLLM in its own environment and process; answers with the lengths of its responses, and counts its own CPU seconds."""
+
+    def __init__(self, python: str, folder: str, dtype: str, rows: int, most: int) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        }  # fmt: skip
+        worker = Path(__file__).parent / "rivals" / "vllm_worker.py"
+        command = [python, str(worker), folder, dtype, str(rows), str(most)]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True)
+        print(f"vllm-{dtype}: {self.answer()['version']}", flush=True)
+        self.seconds = 0.0
+
+    def answer(self) -> dict[str, Any]:
+        """The next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise RuntimeError(f"vLLM ended: {self.log.read()[-2000:]}")
+        return dict(json.loads(line))
+
+    def __call__(self, prompts: Tensor, new: int) -> list[range]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"prompts": prompts.tolist(), "new": new}) + "\n")
+        self.process.stdin.flush()
+        told = self.answer()
+        self.seconds += told["seconds"]
+        return [range(length) for length in told["lengths"]]
+
+
+def contender(name: str, args: argparse.Namespace) -> Callable[[Tensor, int], list[Any]]:
     """What answers prompts [rows, n] with `new` tokens each."""
+    folder, rows = args.folder, args.rows
     kind, _, dtype = name.partition("-")
+    if kind == "vllm":
+        return Vllm(args.vllm, folder, dtype, rows, args.prompt + args.new)
     if kind == "generate":
         model = loaded(folder, getattr(torch, dtype))
         return lambda prompts, new: generated(model, prompts, new)
@@ -70,15 +112,16 @@ def contender(name: str, folder: str, rows: int) -> Callable[[Tensor, int], list
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender."""
     prompts = torch.randint(FIRST, args.vocabulary, (args.rows, args.prompt), generator=torch.Generator().manual_seed(0))
-    ways = {name: contender(name, args.folder, args.rows) for name in args.contenders}
+    ways = {name: contender(name, args) for name in args.contenders}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(prompts, 2)
     for _ in range(args.repeats):
         for name, way in ways.items():
-            before = cpu_seconds()
+            clock = (lambda way=way: way.seconds) if isinstance(way, Vllm) else cpu_seconds
+            before = clock()
             answers = way(prompts, args.new)
-            rates[name].append(args.rows * args.new / (cpu_seconds() - before))
+            rates[name].append(args.rows * args.new / (clock() - before))
             sizes = {len(answer.tokens if isinstance(answer, Segment) else answer) for answer in answers}
             if sizes != {args.new}:
                 raise AssertionError(f"{name} answered with {sizes} tokens, not {args.new}")
@@ -123,7 +166,8 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128, help="tokens of each response")
     parser.add_argument("--vocabulary", type=int, default=40_000, help="ids of prompts are below it")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS + VLLM, default=CONTENDERS)
+    parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="the Python of vLLM's environment, which `make vllm` makes")
     parser.add_argument("--mismatch", action="store_true", help="compare log-probs instead of speed")
     args = parser.parse_args()
     rows = mismatches(args) if args.mismatch else measured(args)

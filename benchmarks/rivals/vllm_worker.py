@@ -1,0 +1,42 @@
+"""vLLM on this machine's CPU, one batch at a time. Runs in vLLM's environment (`make vllm`); speaks JSON lines.
+
+Started with a model's folder, a dtype, the most rows and the most tokens of one text. Each line it reads has `prompts` (lists of token ids) and
+`new`; it answers with the length of each response and the CPU seconds of this process, all threads, prefill included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+
+def say(channel: Any, content: dict[str, Any]) -> None:
+    """One line to whoever started this process."""
+    channel.write(json.dumps(content) + "\n")
+    channel.flush()
+
+
+def main() -> None:
+    """Answer every line, until there is none."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes elsewhere
+    from vllm import LLM, SamplingParams, __version__
+
+    folder, dtype, rows, most = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    engine = LLM(folder, dtype=dtype, max_num_seqs=rows, max_model_len=most, enable_prefix_caching=False, seed=0)
+    say(channel, {"version": __version__})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        how = SamplingParams(temperature=1.0, max_tokens=asked["new"], min_tokens=asked["new"], ignore_eos=True, logprobs=0, detokenize=False)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        answers = engine.generate([{"prompt_token_ids": prompt} for prompt in asked["prompts"]], how, use_tqdm=False)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        say(channel, {"lengths": [len(answer.outputs[0].token_ids) for answer in answers], "seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()
