@@ -18,6 +18,7 @@ from ramulus.core.task import Task
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.branching import Star
 from ramulus.grow.stop import Stop
+from ramulus.look.before_after import reward_line, turned
 from ramulus.run.config.recipe import FinalEvaluation
 from ramulus.run.evaluation.final_evaluation import answer_count, evaluate_model
 from ramulus.run.evaluation.loaded_model import copy, grow_trees, load_model
@@ -111,3 +112,22 @@ def test_a_step_is_shown_beside_the_last_ones_and_the_latest_evaluation(tmp_path
     assert "reward 0.400 (last 10: 0.250)" in lines[4]
     assert "reward 1.300 (last 10: 0.850)" in lines[13]
     assert "held out 0.250 at step 2" in lines[13]
+
+
+def test_rewards_as_bars() -> None:
+    assert reward_line([0.0, 0.5, 1.0], "treepo") == "reward over 3 steps of treepo: 0.00 ▁▅█ 1.00"
+    assert reward_line([0.5] * 4, "x") == "reward over 4 steps of x: 0.50 ▁▁▁▁ 0.50"
+    assert reward_line([0.1, 0.2], "x") == ""
+    line = reward_line([i / 1000 for i in range(1000)], "x")
+    assert line.split()[-2].count("█") >= 4
+    assert len(line.split()[-2]) == 60
+
+
+def test_a_problem_that_turned() -> None:
+    answers = [{"id": str(i), "problem": f"P{i}", "greedy": [{"correct": float(i == 0), "text": f"a\n{i}"}]} for i in range(3)]
+    now = [row | {"greedy": [{"correct": 1.0 if row["id"] != "1" else 0.0, "text": "[b]\x1b"}]} for row in answers]
+    lines = list(turned({"answers": answers}, {"answers": now}))
+    assert lines[0].endswith("P2")
+    assert lines[1].endswith("a⏎2")
+    assert "\x1b" not in lines[2]
+    assert list(turned({"answers": answers}, {"answers": answers})) == []

@@ -17,13 +17,14 @@ from transformers import AutoTokenizer
 from ramulus.core import run_folder, store
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.joining import torchrun_size
+from ramulus.look.before_after import reward_line, turned
 from ramulus.look.viewer.show import draw_tree
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
 from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.interrupt import Interrupt, Stopped
-from ramulus.run.logbook import clock
+from ramulus.run.logbook import clock, rows_of
 from ramulus.run.runtime import Detokenizer
 from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
@@ -131,6 +132,8 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
         if before is not None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
             console.print(table(accuracies["before"], accuracies["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
+            for line in (reward_line(_rewards(last), last.name), *turned(before, after)):
+                console.print(line, highlight=False, soft_wrap=True)
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
     if last.final_evaluation is not None:
         with suppress(store.StoreError, OSError):  # a damaged file of trees: there is nothing to show
@@ -157,6 +160,11 @@ def show_tree(run: Run, console: Console, most: int = 10) -> None:
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
             console.print(draw_tree(tree, decode))
             return
+
+
+def _rewards(run: Run) -> list[float]:
+    """The mean reward of each step in which there were paths."""
+    return [row["reward"] for row in rows_of(run.folder / "metrics.jsonl") if row.get("paths") and row.get("reward") is not None]
 
 
 def seconds_worked(run: Run) -> float:
