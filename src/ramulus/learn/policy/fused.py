@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # weight * x / rms(x), in at least float32
-Patch = tuple[nn.Module, Callable[..., Tensor]]
+Patch = tuple[nn.Module, Callable[..., Any]]
 
 
 class RMSNorm(torch.autograd.Function):

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ramulus.learn.policy.half_head import Read
+from ramulus.learn.policy.half_kernels import WHOLE_VECTORS, Panels
+from ramulus.learn.policy.narrow import Narrow
+
 SMALL = 2**23  # logits that may be kept for the backward pass; above it each chunk is computed again there
 
 
@@ -23,6 +27,7 @@ class Head:
     softcap: float | None = None
     chunk: int = 1024  # targets whose logits exist at once
     drawn: int | None = None  # the ids below it share the probability; None: all that the layer has
+    narrow: Narrow | None = None  # copies of weights in bfloat16, for hidden states that come in it; None computes as the layer does
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] -> [N, V], float32 or float64."""
@@ -38,6 +43,8 @@ class Head:
 
         The entropy is that of the plain distribution, or with `hot` of the tempered one.
         """
+        if self.narrow is not None and hidden.dtype == torch.bfloat16 and self.softcap is None and is_plain(self.linear):
+            return self._half(self.narrow, hidden, token, temperature, entropy_grad, hot)
         parts = []
         for at in range(0, len(token), self.chunk):
             part = slice(at, at + self.chunk)
@@ -48,6 +55,18 @@ class Head:
                 parts.append(self._some(*arguments))
         tempered, plain, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return plain if temperature is None else tempered, plain, entropy
+
+    def _half(
+        self, narrow: Narrow, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool, hot: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with float32 logits of bfloat16 weights, by kernels."""
+        weight: Any = self.linear.weight
+        words = len(weight) if self.drawn is None else min(self.drawn, len(weight))
+        copy = narrow.stacked(weight)
+        panels = narrow.kept([weight], lambda: Panels.of(copy, words), f"panels {words}")
+        by = None if temperature is None else temperature.float().reciprocal()
+        tempered, plain, entropy = Read.apply(hidden, weight, copy, panels, self.scale, token, by, hot)  # type: ignore[no-untyped-call]
+        return plain if by is None else tempered, plain, entropy if entropy_grad else entropy.detach()
 
     @contextmanager
     def stopped(self) -> Iterator[list[Tensor]]:
@@ -82,6 +101,11 @@ class Head:
             every = warm if hot else every
         known = every if entropy_grad else every.detach()
         return tempered, plain, -(known.exp() * known).sum(-1)
+
+
+def is_plain(linear: Any) -> bool:
+    """Whether an output layer is a product that the kernels compute."""
+    return type(linear) is nn.Linear and linear.bias is None and linear.in_features % WHOLE_VECTORS == 0 and linear.weight.device.type == "cpu"
 
 
 def head_of(model: Any, chunk: int) -> Head:

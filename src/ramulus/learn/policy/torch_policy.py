@@ -19,11 +19,13 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
 from ramulus.learn.policy.check import verify_policy
-from ramulus.learn.policy.fused import fused, patches
+from ramulus.learn.policy.fused import Patch, fused, patches
+from ramulus.learn.policy.half import half_patches
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.lora import Lora, attach, merged, without
 from ramulus.learn.policy.master_weights import MasterWeights
+from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.writing import read_back, write_model
 from ramulus.models.positions import rope_limit
 
@@ -74,14 +76,17 @@ class TorchPolicy:
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.autocast = autocast
         self.critic: nn.Linear | None = None  # a value head
-        self.patches = [] if autocast else patches(model)
-        self.survey, self.head = verify_policy(model, chunk, self.patches, "dense" if self.device.type != "cpu" else attention)
+        self.narrow = Narrow()
+        self.survey, self.head = verify_policy(
+            model, chunk, [] if autocast else patches(model), "dense" if self.device.type != "cpu" else attention
+        )
         self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
-        if lora is not None:
-            self.patches = [] if autocast else patches(model)  # adapters stay as they are
-        self.reference_patches = patches(self.reference) if self.patches and self.reference is not None else []
+        self.patches = self._patches(model)  # adapters stay as they are
+        self.reference_patches = self._patches(self.reference) if self.reference is not None else []
+        if autocast and self.patches:
+            self.head = replace(self.head, narrow=self.narrow)
         self.layers = checkpointed(model) if activation_checkpointing else []
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = MasterWeights(float32_masters)
@@ -91,6 +96,9 @@ class TorchPolicy:
             [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (weight_decay, 0.0)) if group],
             lr=0.0, betas=betas, eps=eps, fused=self.device.type in ("cpu", "cuda"),
         )  # fmt: skip
+
+    def _patches(self, model: Any) -> list[Patch]:
+        return half_patches(model, self.narrow) if self.autocast else patches(model)
 
     def evaluate(
         self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True, hot: bool = False
@@ -138,6 +146,7 @@ class TorchPolicy:
             self.masters.round_off()
             self.version += 1
         self.skipped += not step
+        self.narrow.forget()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "skipped": float(not step)}
 
@@ -285,6 +294,7 @@ class TorchPolicy:
             former = any(name.startswith("frozen/") for name in tensors)  # a checkpoint of before it was called so
             _fill(dict(self.reference.named_parameters()), tensors, "frozen/" if former else "reference_model/")
         self.optimizer.state.clear()
+        self.narrow.forget()
         self.masters.restore(tensors)
         for name, stepped in self.masters.stepped.items():
             moments = {part: tensors[f"adam/{part}/{name}"] for part in ADAM if f"adam/{part}/{name}" in tensors}

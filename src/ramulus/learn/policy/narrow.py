@@ -1,0 +1,35 @@
+"""Copies of weights in bfloat16, made once an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Narrow:
+    """The weights of a model in bfloat16, made when they are asked for and the weights have changed.
+
+    An optimizer's step is no change that torch counts: `forget` after it.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[Any, tuple[tuple[int, ...], Any]] = {}
+
+    def stacked(self, *weights: Tensor) -> Tensor:
+        """[a, d], [b, d], ... -> [a + b + ..., d] in bfloat16."""
+        return self.kept(weights, lambda: torch.cat([weight.detach().to(torch.bfloat16) for weight in weights]))
+
+    def kept(self, weights: Sequence[Tensor], made: Callable[[], Any], name: str = "") -> Any:
+        """What `made` answers of these weights as they are now."""
+        key, now = (name, *(id(weight) for weight in weights)), tuple(x for weight in weights for x in (weight.data_ptr(), weight._version))
+        found = self.copies.get(key)
+        if found is None or found[0] != now:
+            found = self.copies[key] = now, made()
+        return found[1]
+
+    def forget(self) -> None:
+        """Drop all copies."""
+        self.copies.clear()
