@@ -89,7 +89,7 @@ def credited() -> Run:
 def recomputed() -> Run:
     """Against the untempered start of the step: the pass for influence is one that is needed anyway."""
     mix = Mix((Term(Estimator(DualClip(0.2, 0.28, column="recomputed"), Recomputed(), GlobalLocal())),))
-    return replace(recipe(), mix=mix)
+    return replace(recipe(), mix=mix, minibatches=2)
 
 
 def ahead() -> Run:

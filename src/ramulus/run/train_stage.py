@@ -145,7 +145,7 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
     if state.step == 0:
         await evaluate_once(run, parts, "before", session, listeners)
         checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
-    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns))
+    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
     rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
     logbook = Logbook(run, console, state.told, session.pause)
     try:

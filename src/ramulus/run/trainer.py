@@ -176,7 +176,7 @@ class Trainer:
         with clock("score"):
             signals = self.rollouts.signals
             await score(
-                self.learner, rollout.kept, run.mix.columns, known=signals.context.rides if signals else ()
+                self.learner, rollout.kept, run.mix.columns - run.begins, known=signals.context.rides if signals else ()
             )
             if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
                 await signals(rollout.kept, names)
@@ -232,7 +232,7 @@ class Trainer:
 
     def packed(self, part: Minibatch, stats: dict[str, float]) -> list[TreeBatch]:
         """The rows of a minibatch."""
-        return pack(part.trees, part.credits, self.run.mix, self.tokens, stats=stats, selection=part.selection)
+        return pack(part.trees, part.credits, self.run.mix, self.tokens, stats=stats, selection=part.selection, begins=self.run.begins)
 
     async def accumulate(
         self, part: Minibatch, stats: dict[str, float], batches: list[TreeBatch]
@@ -243,7 +243,8 @@ class Trainer:
         """
         while True:
             try:
-                return batches, await self.learner.accumulate(self.run.mix, batches)
+                evaluated = await self.learner.accumulate(self.run.mix, batches)
+                return [batch.begun(row.tempered, row.plain) for batch, row in zip(batches, evaluated, strict=True)], evaluated
             except OutOfMemory:
                 largest = max(len(batch.token) for batch in batches)
                 longest = max(int(batch.position.max()) + 1 for batch in batches)

@@ -80,6 +80,7 @@ class TreeBatch:
     target: Tensor | None = None  # [T] what the value is regressed to: the mean over the trained leaves below
     target_spread: Tensor | None = None  # [T] their variance around it
     target_weight: Tensor | None = None  # [T] the sum of their weights
+    begins: tuple[str, ...] = ()  # columns that are what the first forward pass on this row says: no update of the step came before it
     spans: list[Span] = field(default_factory=list)  # what stands where; trees are numbered as `pack` was given them
     stats: dict[str, float] = field(default_factory=dict)  # of the whole step, from `Mix.measure`: TERM/NAME
 
@@ -91,6 +92,12 @@ class TreeBatch:
         here: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) for name, v in here.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+    def begun(self, tempered: Tensor, plain: Tensor) -> TreeBatch:
+        """With the columns that this row's first forward pass gives, from what it says now: log-probs [T] at the temperature of sampling and at 1."""
+        said = {"recomputed": plain, "recomputed_tempered": tempered}
+        columns: dict[str, Any] = {name: said[name].detach() for name in self.begins}
+        return replace(self, begins=(), **columns) if columns else self
 
     def term(self, m: int) -> TreeBatch:
         """What the estimator of term m sees: the [M, ...] columns reduced to theirs."""

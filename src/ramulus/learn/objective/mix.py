@@ -168,6 +168,12 @@ class Mix:
         return named | reference | ({"value"} if self.value else set())
 
     @property
+    def begins(self) -> set[str]:
+        """Those that the first forward pass of an update gives, if the step has no other update: nobody reads them before it."""
+        early = {getattr(term.estimator.advantage, "column", None) for term in self.terms} | set(self.needs)
+        return self.columns & {"recomputed", "recomputed_tempered"} - early
+
+    @property
     def tempered(self) -> bool:
         """Whether some part reads log-probs at the temperature of sampling, which greedy text has none at."""
         extras = (self.kl_coef and self.kl.tempered) or (self.entropy_bonus and self.entropy_tempered)
@@ -217,7 +223,7 @@ class Mix:
         `tempered` and `plain` are log-probs [T] at the sampling temperature and at 1, `entropy` [T] is at the one that `entropy_tempered` says,
         `value` [T] is what a value head says.
         """
-        total = plain.new_zeros(())
+        total, batch = plain.new_zeros(()), batch.begun(tempered, plain)
         for m, term in enumerate(self.terms):
             logp = tempered if term.estimator.tempered else plain
             coefficient = term.estimator.coefficient(logp.detach(), entropy.detach(), self.term(batch, m))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ def pack(
     gates: Sequence[GateWeights] | None = None,
     drop_idle: bool = False,
     selection: Selection | None = None,
+    begins: Collection[str] = (),
 ) -> list[TreeBatch]:
     """The trees of one optimizer step as rows of at most `tokens_per_batch` tokens; leaves that no term trains are left out.
 
@@ -39,11 +40,12 @@ def pack(
     `stats` is what `mix.measure` answered for the whole forest where `trees` are a part of it; None measures `trees`.
     `gates` holds what `mix.gates` answered for each tree; leaves that the gate closes are left out as well. Raises ValueError where a mix with
     a gate is packed without. `selection` is what `select` answered for the same arguments, where somebody has asked it already.
+    `begins` names columns that no tree was scored for, as the first forward pass on the rows gives them (`TreeBatch.begun`).
     """
     chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
     stats = mix.measure(trees, chosen.terms) if stats is None else stats
     rows = lay_out(trees, chosen.kept(), tokens_per_batch)
-    return [replace(columns(row, chosen.terms, credits, mix, dtype, chosen.extra), stats=stats) for row in rows]
+    return [replace(columns(row, chosen.terms, credits, mix, dtype, chosen.extra, begins), stats=stats) for row in rows]
 
 
 def columns(
@@ -53,6 +55,7 @@ def columns(
     mix: Mix,
     dtype: torch.dtype,
     extra: list[Extra] | None = None,
+    begins: Collection[str] = (),
 ) -> TreeBatch:
     """One row's TreeBatch: its layout, and every term's weights and credits folded down the paths of the row's own leaves."""
     folded = [
@@ -67,7 +70,7 @@ def columns(
     }
     parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
     parts |= {
-        name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns
+        name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns and name not in begins
     }
     if extra is not None:
         parts["extra_weight"] = torch.from_numpy(fold_extra(row, extra)).to(dtype)
@@ -86,7 +89,7 @@ def columns(
         "leaf_length": response_lengths(row),
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
-    return TreeBatch(**parts, spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
+    return TreeBatch(**parts, begins=tuple(sorted(begins)), spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
 
 
 def by_token(version: np.ndarray, row: Layout) -> np.ndarray:

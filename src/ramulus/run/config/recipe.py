@@ -239,6 +239,12 @@ class Run:
             "activation_checkpointing": self.activation_checkpointing, "lora": self.lora, "reference_model": self.mix.kl_coef > 0,
         }  # fmt: skip
 
+    @property
+    def begins(self) -> set[str]:
+        """The columns that need no forward pass of their own: a step is one update, whose own pass gives them."""
+        early = {name for signal in self.signals for name in signal.needs}
+        return self.mix.begins - early if self.minibatches == 1 else set()
+
     def weighted(self) -> tuple[tuple[Reward, float, str], ...]:
         """(reward, weight, name) of each reward, as `grow.grade` takes them."""
         rewards = self.rewards if isinstance(self.rewards, tuple) else (Weighted(self.rewards),)

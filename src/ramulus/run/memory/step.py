@@ -122,7 +122,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     gradients = trained * own / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     whole = 0.0 if many == 1 else 2 * sizes.parameters * own / sizes.layers  # two layers are gathered at a time
-    scored: tuple[Phase, ...] = ("score",) if run.mix.columns & {"recomputed", "recomputed_tempered", "reference_model"} else ()
+    scored: tuple[Phase, ...] = ("score",) if (run.mix.columns - run.begins) & {"recomputed", "recomputed_tempered", "reference_model"} else ()
     return [
         MemoryPart("weights", weights / many + whole),
         MemoryPart("adapters", (trained * 4 if run.lora is not None else 0) / many),
