@@ -27,6 +27,7 @@ METRICS: tuple[Metric, ...] = (
     *_group(
         "Learning",
         ("reward", "Mean reward of the policy's graded paths, over all trees that were grown, dropped ones included.", "up"),
+        ("mixed", "Share of the trees whose graded paths did not all earn the same: only they teach where credit is within a tree."),
         ("pass_rate", "Share of the policy's graded paths that the verifier calls correct.", "up"),
         ("mixed", "Share of the trees whose paths did not all earn the same: comparing the paths of any other tree teaches nothing."),
         ("answered", "Share of responses in which the reward found an answer to read; only of rewards that tell the answer.", "up"),
@@ -62,6 +63,14 @@ METRICS: tuple[Metric, ...] = (
         ("clip_low", "Share of the negative credit on tokens whose ratio lies below the clip: it teaches nothing."),
         ("ratio_max", "Greatest ratio of a token's probability, policy to sampler, before clipping."),
         ("ratio_min", "Least ratio of a token's probability, policy to sampler, before clipping."),
+        (
+            "mismatch",
+            "Mean difference of the learner's and the sampler's log-probability of a token under the same weights, without its sign, before the "
+            "first update, nats. About 1e-6 in float32, some hundredths where both compute in bfloat16.",
+            "down",
+        ),
+        ("mismatch_kl", "Of the same tokens, the mean of r - 1 - log r: the divergence that arithmetic alone makes.", "down"),
+        ("mismatch_share", "Of the same tokens, the share on which the two differ by more than 0.1 nats.", "down"),
         (
             "mismatch_max",
             "Greatest difference of the learner's and the sampler's log-probability of a token under the same weights, before the first "
