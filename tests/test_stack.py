@@ -64,7 +64,7 @@ def inputs(tokens: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=["double", "float", "bfloat16"]
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.04)], ids=["double", "float", "bfloat16"]
 )
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernels_are_the_dense_mask(
@@ -160,14 +160,15 @@ def test_values_may_be_of_another_size_and_not_of_another_dtype() -> None:
 
 
 def test_bfloat16_is_float32_on_rounded_tensors() -> None:
-    """The kernels widen, compute and round: they differ from those of float32 on the same numbers by the last rounding, and by that of the
-    answers that the backward pass keeps."""
+    """The kernels differ from those of float32 on the same numbers by three roundings: of what enters the second product of each pair, of the
+    answer, and of the answers that the backward pass keeps."""
     for seed, (longest, trees) in enumerate([(5, 3), (70, 1)]):
         parent, end = row(seed, longest, trees)
         narrow = inputs(len(parent), (4, 2, 32), torch.bfloat16)
         tensors = [x.detach().float().requires_grad_() for x in narrow]
         outs = [plan(parent, end, x[0].dtype, "stack").attend(*x[:3], None) for x in (narrow, tensors)]
-        assert torch.equal(outs[0], outs[1].bfloat16())
+        size = plan(parent, end, torch.float32, "stack").attend(*tensors[:2], tensors[2].abs(), None)
+        assert bool(((outs[0].float() - outs[1]).abs() <= 2**-8 * (size + outs[1].abs()) + 1e-6).all())
         got, wanted = (torch.autograd.grad(out, x[:3], x[3]) for out, x in zip(outs, (narrow, tensors), strict=True))
         for ours, theirs in zip(got, wanted, strict=True):
             torch.testing.assert_close(ours.float(), theirs, rtol=2**-8, atol=5e-3 * float(theirs.abs().max()))

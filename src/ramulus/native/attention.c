@@ -4,12 +4,20 @@
  * and every run below it finds them there. What is added to the gradients of a key and a value is kept beside them and written down when the
  * token is popped, so nothing is gathered, scattered or masked but the triangle of a run's own tokens.
  *
- * Queries, keys, values, answers and their gradients lie in memory as `stored`: real, or with -DBFLOAT16 bfloat16, widened when a row of them is
- * met and rounded to the nearest when one is written. All arithmetic, the levels and what a watch adds up are in real.
+ * Queries, keys, values, answers and their gradients lie in memory as `stored`: real, or with -DBFLOAT16 bfloat16. What enters a product is stored
+ * (of bfloat16 probabilities and pulls are rounded to it); sums, softmax, levels and what a watch adds up are in real.
  *
  * learn/attention/compiled.py calls it.
  */
+#ifdef BFLOAT16
+#define BFLOAT
+#include "cells.h"
+typedef cell stored;
+#else
 #include "vectors.h"
+#define PAIR 1
+typedef REAL stored;
+#endif
 
 #define FEW 48       /* query rows met at once */
 #define MUCH 65536   /* scores held at once, where that is more than a tile of rows */
@@ -17,11 +25,6 @@
 /* A row: runs [start, stop) in preorder, each `before` tokens down its path; trees are the runs [tree[i], tree[i + 1]). */
 typedef struct { const int64_t *start, *stop, *before, *tree; int64_t trees, depth; } Row;
 typedef struct { int64_t heads, kv_heads, dim, threads; } Shape;
-#ifdef BFLOAT16
-typedef uint16_t stored;
-#else
-typedef REAL stored;
-#endif
 /* Strides between tokens and heads of a tensor; a head's numbers lie together. */
 typedef struct { stored *at; int64_t token, head; } Tensor;
 /* What queries add to the keys of their paths: entries [first[t], first[t + 1]) of token t, each `weight` times its attention to the keys before
@@ -30,12 +33,14 @@ typedef struct { const int64_t *first, *base, *limit; const real *weight; real *
 
 typedef struct {
     int64_t depth, dim; /* both padded to panels */
-    real *key, *value;  /* [depth / P][dim][P] of keys; [dim / P][depth][P] of values */
-    real *turned_key, *turned_value; /* backward: keys as values lie, and values as keys */
+    stored *key, *value; /* [depth / P][dim / PAIR][P][PAIR] of keys; [dim / P][depth / PAIR][P][PAIR] of values */
+    stored *turned_key, *turned_value; /* backward: keys as values lie, and values as keys */
     real *dkey, *dvalue; /* [depth][dim] */
-    real *query, *answer; /* [FEW][dim] */
+    stored *query, *given; /* [FEW][dim] */
+    real *answer;        /* [FEW][dim] */
     real *scores, *pulls; /* [rows][line] */
-    real *query_panel, *answer_panel; /* [dim / P][FEW][P] */
+    stored *narrow;      /* [rows][line]: of bfloat16 */
+    stored *query_panel, *given_panel; /* [dim / P][FEW / PAIR][P][PAIR] */
     int64_t *token;      /* [depth] */
 } Stack;
 
@@ -48,59 +53,85 @@ ALWAYS int64_t held(int64_t depth, const Shape *s) {
 
 int64_t ramulus_attention_room(const Row *row, const Shape *s) {
     int64_t depth = padded(row->depth), dim = padded(s->dim);
-    int64_t each = 6 * depth * dim + 4 * FEW * dim + 2 * held(depth, s) + (depth * sizeof(int64_t)) / sizeof(real) + 64;
+    int64_t each = 6 * depth * dim + 5 * FEW * dim + 3 * held(depth, s) + (depth * sizeof(int64_t)) / sizeof(real) + 64;
     return s->threads * padded(each);
 }
 
 static Stack stack_of(real *room, const Row *row, const Shape *s) {
     Stack k = {.depth = padded(row->depth), .dim = padded(s->dim)};
-    real **parts[] = {&k.key, &k.value, &k.turned_key, &k.turned_value, &k.dkey, &k.dvalue};
+    stored **panels[] = {&k.key, &k.value, &k.turned_key, &k.turned_value}, **rows[] = {&k.query, &k.given, &k.query_panel, &k.given_panel};
     k.token = (int64_t *)room, room += k.depth * sizeof(int64_t) / sizeof(real);
-    for (int i = 0; i < 6; i++) *parts[i] = room, room += k.depth * k.dim;
-    real **small[] = {&k.query, &k.answer, &k.query_panel, &k.answer_panel};
-    for (int i = 0; i < 4; i++) *small[i] = room, room += FEW * k.dim;
-    k.scores = room, k.pulls = room + held(k.depth, s);
+    for (int i = 0; i < 4; i++) *panels[i] = (stored *)room, room += k.depth * k.dim;
+    for (int i = 0; i < 4; i++) *rows[i] = (stored *)room, room += FEW * k.dim;
+    k.dkey = room, k.dvalue = room + k.depth * k.dim, k.answer = room + 2 * k.depth * k.dim, room = k.answer + FEW * k.dim;
+    k.scores = room, k.pulls = room + held(k.depth, s), k.narrow = (stored *)(room + 2 * held(k.depth, s));
     return k;
 }
 
-/* A row of numbers to be met: as it lies, or widened in `space`. */
-ALWAYS const real *widened(const stored *x, int64_t n, real *space) {
+ALWAYS int64_t even(int64_t n) { return (n + PAIR - 1) / PAIR * PAIR; }
+
+/* A row of numbers as products take it: up to whole pairs. */
+ALWAYS void take(stored *to, const stored *x, int64_t n) {
+    memcpy(to, x, n * sizeof(stored));
+    if (n % PAIR) to[n] = 0;
+}
+
 #ifdef BFLOAT16
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)x[i] << 16;
-        memcpy(space + i, &bits, sizeof bits);
-    }
-    return space;
+ALWAYS vf met(const stored *x) { return widen(x); }
+ALWAYS real one(const stored *x) { return single(x); }
 #else
-    return x;
+ALWAYS vf met(const stored *x) { return load(x); }
+ALWAYS real one(const stored *x) { return *x; }
 #endif
+
+ALWAYS real inner(const stored *a, const stored *b, int64_t n) {
+    vf sum = {0};
+    int64_t i = 0;
+    for (; i + W <= n; i += W) sum += met(a + i) * met(b + i);
+    real all = total(sum);
+    for (; i < n; i++) all += one(a + i) * one(b + i);
+    return all;
 }
 
 /* Write a row of numbers down. */
 ALWAYS void put(stored *to, const real *x, int64_t n) {
 #ifdef BFLOAT16
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        to[i] = (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* NaN stays NaN */
-    }
+    int64_t i = 0;
+    for (; i + W <= n; i += W) narrow(to + i, load(x + i));
+    cell rest[W];
+    real last[W] = {0};
+    memcpy(last, x + i, (n - i) * sizeof(real));
+    narrow(rest, load(last));
+    memcpy(to + i, rest, (n - i) * sizeof(cell));
 #else
     memcpy(to, x, n * sizeof(real));
 #endif
 }
 
-/* One row of numbers as column `at` of the panels [depth / P][dim][P]; those beyond dim stay as they are. */
-ALWAYS void upright(real *panels, int64_t width, int64_t at, const real *x, int64_t dim) {
-    real *to = panels + at / P * width * P + at % P;
-    for (int64_t i = 0; i < dim; i++) to[i * P] = x[i];
+/* One row of numbers as column `at` of the panels [depth / P][dim / PAIR][P][PAIR]; those beyond dim stay as they are. */
+ALWAYS void upright(stored *panels, int64_t width, int64_t at, const stored *x, int64_t dim) {
+    stored *to = panels + at / P * width * P + at % P * PAIR;
+    for (int64_t i = 0; i + PAIR <= dim; i += PAIR) memcpy(to + i * P, x + i, PAIR * sizeof(stored));
+    if (dim % PAIR) to[dim / PAIR * PAIR * P] = x[dim - 1], to[dim / PAIR * PAIR * P + 1] = 0;
 }
 
-/* One row of numbers as line `at` of the panels [dim / P][depth][P], zeros beyond dim. */
-ALWAYS void flat(real *panels, int64_t depth, int64_t at, const real *x, int64_t dim) {
+/* One row of numbers as line `at` of the panels [dim / P][depth / PAIR][P][PAIR], zeros beyond dim and in the line that makes a pair with it. */
+ALWAYS void flat(stored *panels, int64_t depth, int64_t at, const stored *x, int64_t dim) {
     for (int64_t c = 0; c < padded(dim); c += P) {
-        real *to = panels + (c / P * depth + at) * P;
+        stored *to = panels + (c / P * depth + at / PAIR * PAIR) * P;
+#ifdef BFLOAT16
+        cell some[P] = {0};
+        memcpy(some, x + c, (dim - c < P ? dim - c : P) * sizeof(cell));
+        for (int i = 0; i < P; i += W) {
+            wordsu *pairs = (wordsu *)(to + i * PAIR);
+            words bits = __builtin_convertvector(*(const cells *)(some + i), words);
+            if (at % PAIR) *pairs = ((words)*pairs & 0xFFFF) | bits << 16;
+            else *pairs = bits;
+        }
+#else
         if (dim - c >= P) memcpy(to, x + c, P * sizeof(real));
         else for (int i = 0; i < P; i++) to[i] = c + i < dim ? x[c + i] : 0;
+#endif
     }
 }
 
@@ -108,35 +139,93 @@ ALWAYS void flat(real *panels, int64_t depth, int64_t at, const real *x, int64_t
 static void push(Stack *k, const Row *row, int64_t run, const Tensor *key, const Tensor *value, int64_t h, int64_t dim, int backward) {
     int64_t at = row->before[run];
     for (int64_t t = row->start[run]; t < row->stop[run]; t++, at++) {
-        const real *a = widened(key->at + t * key->token + h * key->head, dim, k->query);
-        const real *b = widened(value->at + t * value->token + h * value->head, dim, k->answer);
-        upright(k->key, dim, at, a, dim);
+        const stored *a = key->at + t * key->token + h * key->head, *b = value->at + t * value->token + h * value->head;
+        upright(k->key, even(dim), at, a, dim);
         flat(k->value, k->depth, at, b, dim);
         k->token[at] = t;
         if (!backward) continue;
         flat(k->turned_key, k->depth, at, a, dim);
-        upright(k->turned_value, dim, at, b, dim);
+        upright(k->turned_value, even(dim), at, b, dim);
         memset(k->dkey + at * k->dim, 0, k->dim * sizeof(real));
         memset(k->dvalue + at * k->dim, 0, k->dim * sizeof(real));
     }
 }
 
+/* out[n, P] = x[n, k] times one panel. */
+ALWAYS void meet(int n, const stored *x, int64_t ldx, const stored *w, int64_t k, real *out, int64_t ldo) {
+#ifdef BFLOAT16
+    for (int r = 0; r < n; r += R) {
+        int some = n - r < R ? n - r : R;
+        TILES(tile_of_pairs, some, x + r * ldx, ldx, w, k, out + r * ldo, ldo, 0)
+    }
+#else
+    panel(n, x, ldx, w, k, out, ldo, 0);
+#endif
+}
+
 /* scores[n, count) = x [n, dim] times the panels of the stack. */
-static void against(int n, const real *x, int64_t ldx, const real *panels, int64_t dim, int64_t count, real *scores, int64_t lds) {
-    for (int64_t c = 0; c < count; c += P) panel(n, x, ldx, panels + c * dim, dim, scores + c, lds, 0);
+static void against(int n, const stored *x, int64_t ldx, const stored *panels, int64_t dim, int64_t count, real *scores, int64_t lds) {
+    for (int64_t c = 0; c < count; c += P) meet(n, x, ldx, panels + c * even(dim), even(dim), scores + c, lds);
 }
 
 /* out[n, padded dim] = weights [n, count] times lines of the stack. */
-static void through(int n, const real *weights, int64_t ldw, const real *lines, int64_t depth, int64_t dim, int64_t count, real *out) {
-    for (int64_t c = 0; c < dim; c += P) panel(n, weights, ldw, lines + c * depth, count, out + c, dim, 0);
+static void through(int n, const stored *weights, int64_t ldw, const stored *lines, int64_t depth, int64_t dim, int64_t count, real *out) {
+    for (int64_t c = 0; c < dim; c += P) meet(n, weights, ldw, lines + c * depth, even(count), out + c, dim);
 }
 
-/* sums[count, dim] += weights [n, count] turned, times panels [dim / P][FEW][P] of n rows. */
-static void across(int n, const real *weights, int64_t ldw, int64_t count, const real *panels, int64_t dim, real *sums) {
+#ifdef BFLOAT16
+/* out[r, 0..P) += the sum over pairs i of the pair r of x [k / 2][ldx] times w[i, 0..P). */
+ALWAYS void tile_across(const int n, const word *x, int64_t ldx, const cell *w, int64_t k, real *out, int64_t ldo) {
+    vf sum[R][2];
+    for (int r = 0; r < n; r++) sum[r][0] = load(out + r * ldo), sum[r][1] = load(out + r * ldo + W);
+    for (int64_t i = 0; i < k / PAIR; i++) {
+        words a = *(const wordsu *)(w + i * PAIR * P), b = *(const wordsu *)(w + i * PAIR * P + PAIR * W);
+        for (int r = 0; r < n; r++) {
+            words both = x[i * ldx + r] - (words){0};
+            sum[r][0] = dots(sum[r][0], a, both);
+            sum[r][1] = dots(sum[r][1], b, both);
+        }
+    }
+    for (int r = 0; r < n; r++) store(out + r * ldo, sum[r][0]), store(out + r * ldo + W, sum[r][1]);
+}
+
+/* The bits of the nearest bfloat16 in each lane. */
+ALWAYS words nearest(vf v) {
+    cell some[W];
+    narrow(some, v);
+    return __builtin_convertvector(*(const cells *)some, words);
+}
+
+/* Rows of real [n, line), rounded, as pairs of rows where the first of each pair lies. */
+static void pair_up(int n, real *rows, int64_t line, int64_t count) {
+    for (int r = 0; r < n; r += 2) {
+        real *a = rows + r * line, *b = r + 1 < n ? a + line : 0;
+        for (int64_t j = 0; j < count; j += W) *(wordsu *)(a + j) = nearest(load(a + j)) | (b ? nearest(load(b + j)) << 16 : (words){0});
+    }
+}
+#endif
+
+/* Rows of real [n, line) as products take them, in `space` or as they lie. */
+static const stored *squeezed(int n, const real *rows, int64_t line, int64_t count, stored *space) {
+#ifdef BFLOAT16
+    for (int r = 0; r < n; r++)
+        for (int64_t j = 0; j < count; j += W) narrow(space + r * line + j, load(rows + r * line + j));
+    return space;
+#else
+    return rows;
+#endif
+}
+
+/* sums[count, dim] += weights [n, count] turned (of bfloat16 in pairs of rows), times panels [dim / P][FEW][P] of n rows. */
+static void across(int n, const real *weights, int64_t ldw, int64_t count, const stored *panels, int64_t dim, real *sums) {
     for (int64_t c = 0; c < dim; c += P)
         for (int64_t j = 0; j < count; j += R) {
             int64_t some = count - j < R ? count - j : R;
+#ifdef BFLOAT16
+            TILES(tile_across, some, (const word *)weights + j, 2 * ldw, panels + c * FEW, even(n), sums + j * dim + c, dim)
+#else
             TILES(tile, some, weights + j, 1, ldw, panels + c * FEW, n, sums + j * dim + c, dim, 1)
+#endif
         }
 }
 
@@ -154,8 +243,8 @@ ALWAYS int64_t closed(real *scores, int64_t count, real nothing) {
     return end;
 }
 
-/* Scores to probabilities up to a factor, which is returned; zeros from `count` to `end`; `level` is the logarithm of their sum. */
-static real soften(real *scores, int64_t count, int64_t end, real *level) {
+/* Scores, by `scale`, to probabilities up to a factor, which is returned; zeros from `count` to `end`; `level` is the logarithm of their sum. */
+static real soften(real *scores, int64_t count, int64_t end, real scale, real *level) {
     int64_t whole = closed(scores, count, -INFINITY);
     vf top = load(scores), sum = {0};
     for (int64_t j = W; j < whole; j += W) {
@@ -164,13 +253,13 @@ static real soften(real *scores, int64_t count, int64_t end, real *level) {
     }
     real most = highest(top);
     for (int64_t j = 0; j < whole; j += W) {
-        vf e = exponential(load(scores + j) - most);
+        vf e = exponential((load(scores + j) - most) * scale);
         store(scores + j, e);
         sum += e;
     }
     for (int64_t j = whole; j < end; j++) scores[j] = 0;
     real all = total(sum);
-    *level = most + (real)log(all);
+    *level = most * scale + (real)log(all);
     return 1 / all;
 }
 
@@ -191,24 +280,24 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
         for (int64_t first = 0; first < shared; first += FEW) { /* more heads than rows only in odd models */
             int64_t heads = shared - first < FEW ? shared - first : FEW;
             int n = (int)((end - t) * heads);
+            real factors[FEW];
             for (int r = 0; r < n; r++) {
-                real *scaled = k->query + r * k->dim;
-                const real *q = widened(query->at + (t + r / heads) * query->token + (h * shared + first + r % heads) * query->head, dim, scaled);
-                for (int64_t i = 0; i < dim; i++) scaled[i] = q[i] * scale;
+                const stored *q = query->at + (t + r / heads) * query->token + (h * shared + first + r % heads) * query->head;
+                take(k->query + r * k->dim, q, dim);
             }
             against(n, k->query, k->dim, k->key, dim, deep, k->scores, lds);
             for (int r = 0; r < n; r++) {
                 int64_t token = t + r / heads, head = h * shared + first + r % heads;
-                real factor = soften(k->scores + r * lds, at + token - row->start[run] + 1, padded(deep), level + token * s->heads + head);
-                k->answer[r] = factor;
+                real factor = soften(k->scores + r * lds, at + token - row->start[run] + 1, padded(deep), scale, level + token * s->heads + head);
+                factors[r] = factor;
                 if (watch->columns)
                     for (int64_t e = watch->first[token]; e < watch->first[token + 1]; e++)
                         fold(k->scores + r * lds, watch->weight[e] * factor, watch->limit[e], watch->sums + head * watch->columns + watch->base[e]);
             }
-            through(n, k->scores, lds, k->value, k->depth, k->dim, deep, k->query);
+            through(n, squeezed(n, k->scores, lds, padded(deep), k->narrow), lds, k->value, k->depth, k->dim, deep, k->answer);
             for (int r = 0; r < n; r++) {
-                real *numbers = k->query + r * k->dim;
-                for (int64_t i = 0; i < dim; i++) numbers[i] *= k->answer[r];
+                real *numbers = k->answer + r * k->dim;
+                for (int64_t i = 0; i < dim; i++) numbers[i] *= factors[r];
                 put(out + ((t + r / heads) * s->heads + h * shared + first + r % heads) * dim, numbers, dim);
             }
         }
@@ -247,35 +336,36 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
             real delta[FEW];
             for (int r = 0; r < n; r++) {
                 int64_t token = t + r / heads, head = h * shared + first + r % heads;
-                real *scaled = k->query + r * k->dim, *pulled = k->answer + r * k->dim;
-                const real *q = widened(query->at + token * query->token + head * query->head, dim, scaled);
-                const real *d = widened(given->at + token * given->token + head * given->head, dim, pulled);
-                const real *o = widened(out + (token * s->heads + head) * dim, dim, k->scores);
-                delta[r] = 0;
-                for (int64_t i = 0; i < dim; i++) scaled[i] = q[i] * scale, pulled[i] = d[i], delta[r] += d[i] * o[i];
-                flat(k->query_panel, FEW, r, scaled, dim);
-                flat(k->answer_panel, FEW, r, pulled, dim);
+                stored *q = k->query + r * k->dim, *d = k->given + r * k->dim;
+                take(q, query->at + token * query->token + head * query->head, dim);
+                take(d, given->at + token * given->token + head * given->head, dim);
+                delta[r] = inner(d, out + (token * s->heads + head) * dim, dim);
+                flat(k->query_panel, FEW, r, q, dim);
+                flat(k->given_panel, FEW, r, d, dim);
             }
             against(n, k->query, k->dim, k->key, dim, deep, k->scores, lds);
-            against(n, k->answer, k->dim, k->turned_value, dim, deep, k->pulls, lds);
+            against(n, k->given, k->dim, k->turned_value, dim, deep, k->pulls, lds);
             for (int r = 0; r < n; r++) {
                 int64_t token = t + r / heads, count = at + token - row->start[run] + 1;
                 real *p = k->scores + r * lds, *g = k->pulls + r * lds, high = level[token * s->heads + h * shared + first + r % heads];
                 int64_t whole = closed(p, count, -INFINITY);
                 closed(g, count, 0);
                 for (int64_t j = 0; j < whole; j += W) {
-                    vf e = exponential(load(p + j) - high);
+                    vf e = exponential(load(p + j) * scale - high);
                     store(p + j, e);
-                    store(g + j, e * (load(g + j) - delta[r]));
+                    store(g + j, e * (load(g + j) - delta[r]) * scale);
                 }
                 for (int64_t j = whole; j < padded(deep); j++) p[j] = g[j] = 0;
             }
-            across(n, k->scores, lds, deep, k->answer_panel, k->dim, k->dvalue);
+            through(n, squeezed(n, k->pulls, lds, padded(deep), k->narrow), lds, k->turned_key, k->depth, k->dim, deep, k->answer);
+#ifdef BFLOAT16
+            pair_up(n, k->scores, lds, padded(deep));
+            pair_up(n, k->pulls, lds, padded(deep));
+#endif
+            across(n, k->scores, lds, deep, k->given_panel, k->dim, k->dvalue);
             across(n, k->pulls, lds, deep, k->query_panel, k->dim, k->dkey);
-            through(n, k->pulls, lds, k->turned_key, k->depth, k->dim, deep, k->query);
             for (int r = 0; r < n; r++) {
-                real *numbers = k->query + r * k->dim;
-                for (int64_t i = 0; i < dim; i++) numbers[i] *= scale;
+                const real *numbers = k->answer + r * k->dim;
                 put(dquery->at + (t + r / heads) * dquery->token + (h * shared + first + r % heads) * dquery->head, numbers, dim);
             }
         }
