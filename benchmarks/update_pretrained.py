@@ -1,9 +1,9 @@
 """What does an update of a pretrained model take in float32, in bfloat16, and of adapters alone? `python -m benchmarks.update_pretrained FOLDER`.
 
 The same packed trees for all contenders, in rows of at most --row tokens: a prompt with eight paths below it, as GRPO and TreePO train them. An
-update is forward, backward and the optimizer's step (at learning rate 0, so that all stay alike) on one thread, in CPU seconds, contenders in
-turns. `autocast` is torch's own. Checked in the same run: the gradients of full training in bfloat16 lie as near to float32 as autocast's.
-`--memory` adds the peak of resident memory, each contender in a process of its own.
+update is forward and backward, weights narrowed anew (with --step the optimizer's step too, at learning rate 0) on one thread, in CPU
+seconds, contenders in turns. `autocast` is torch's own. Checked in the same run: the gradients of full training in bfloat16 lie as near to
+float32 as autocast's. `--memory` adds the peak of resident memory, each contender in a process of its own.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ def policy_of(name: str, model: Any) -> TorchPolicy:
     return policy
 
 
-def learn(policy: TorchPolicy, rows: list[TreeBatch]) -> None:
-    """One update."""
+def learn(policy: TorchPolicy, rows: list[TreeBatch], step: bool = True) -> None:
+    """One update, or its gradient alone."""
     for row in rows:
         policy.accumulate(GRPO, row)
-    policy.update(lr=0.0)
+    if step:
+        policy.update(lr=0.0)
+    policy.narrow.forget()
+    policy.discard()
 
 
 def gradient(policy: TorchPolicy, rows: list[TreeBatch]) -> Tensor:
@@ -89,7 +92,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     whole = Pretrained(args.folder)()[0]
     policies = {name: policy_of(name, Pretrained(args.folder)()[0] if name.startswith("lora") else whole) for name in args.contenders}
     off = check(policies, rows[:1])
-    work = {name: (lambda policy=policy: learn(policy, rows)) for name, policy in policies.items()}
+    work = {name: (lambda policy=policy: learn(policy, rows, args.step)) for name, policy in policies.items()}
     seconds = interleave(work, args.repeats, clock=time.process_time)
     tokens, found = sum(map(len, rows)), []
     first = args.contenders[0]
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=48, help="tokens of each path's response, nearly")
     parser.add_argument("--row", type=int, default=4096, help="tokens of a row at most")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--step", action="store_true", help="with the optimizer's step")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
