@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines import KERNELS
+from engines import KERNELS, ask, line, run, small
 from forests import forest
+from ramulus.core.task import Task
+from ramulus.core.tree import Author, Tree
+from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy import half_head, half_kernels
 from ramulus.learn.policy.half import half_patches
@@ -19,11 +23,12 @@ from ramulus.learn.policy.half_head import Read
 from ramulus.learn.policy.half_kernels import Panels
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.narrow import Narrow
+from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_policy import LEARN_ALL, batches
 from tiny import build
 
-pytestmark = pytest.mark.skipif(not KERNELS, reason="no compiled kernels")
+pytestmark = KERNELS
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 wide = partial(build, **WIDE)
@@ -227,3 +232,25 @@ def test_a_reference_model_is_read_alike() -> None:
     assert torch.equal(*first)
     assert torch.equal(later[1], first[1])
     assert not torch.equal(later[0], first[0])
+
+
+def test_sampler_and_learner_are_nearer_to_each_other_than_a_plain_forward_to_float32() -> None:
+    """Both in bfloat16 beside the same float32 weights, against the model's own forward in bfloat16."""
+    model = small("llama", num_attention_heads=2, num_key_value_heads=1, vocab_size=1000, hidden_size=128, intermediate_size=256)
+    policy, engine = TorchPolicy(model, autocast=True), LocalEngine(model, precision=torch.bfloat16)
+    prompts = [line(12, seed) for seed in range(12)]
+    segments = run(engine, [ask(prompt, seed, max_tokens=40) for seed, prompt in enumerate(prompts)])
+    trees = [Tree.plant(Task("t", prompt, "")) for prompt in prompts]
+    leaves = [tree.add(tree.root, part.tokens, Author.POLICY, logprobs=part.logprobs) for tree, part in zip(trees, segments, strict=True)]
+    score_now(policy, trees, {"recomputed"})
+    ours = torch.tensor([x for leaf in leaves for x in leaf.signals["recomputed"]]) - torch.tensor([x for part in segments for x in part.logprobs])
+    columns = []
+    texts = [torch.tensor([leaf.prefix()]) for leaf in leaves]
+    for judge in (copy.deepcopy(model).bfloat16(), model):
+        with torch.no_grad():
+            rows = [judge(text).logits[0, 11:-1].float().log_softmax(-1).gather(1, text[0, 12:, None])[:, 0] for text in texts]
+        columns.append(torch.cat(rows))
+    plain = columns[0] - columns[1]
+    assert len(ours) == len(plain) == 12 * 40
+    assert 0 < float(ours.square().mean().sqrt()) < float(plain.square().mean().sqrt())
+    assert float(ours.abs().mean()) < float(plain.abs().mean())
