@@ -69,9 +69,7 @@ def columns(
         for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
     }
     parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
-    parts |= {
-        name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns and name not in begins
-    }
+    parts |= {name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns.difference(begins)}
     if extra is not None:
         parts["extra_weight"] = torch.from_numpy(fold_extra(row, extra)).to(dtype)
     if mix.value:
