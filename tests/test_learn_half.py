@@ -20,7 +20,7 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy import half_head, half_kernels
 from ramulus.learn.policy.half import half_patches
 from ramulus.learn.policy.half_head import Read
-from ramulus.learn.policy.half_kernels import Panels
+from ramulus.learn.policy.half_kernels import HeadPanels
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.scoring import score_now
@@ -37,7 +37,7 @@ wide = partial(build, **WIDE)
 @pytest.fixture(params=[(), ("-DWIDENED",), *(pytest.param((f"-DLANES={n}",), marks=pytest.mark.slow) for n in (8, 4))])
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of this processor and of others."""
-    monkeypatch.setattr(half_kernels, "FLAGS", request.param)
+    monkeypatch.setattr(half_kernels, "HALF_FLAGS", request.param)
 
 
 def off(one: Tensor, other: Tensor) -> float:
@@ -133,13 +133,13 @@ def spelled(hidden: Tensor, weight: Tensor, token: Tensor, temperature: Tensor |
 @pytest.mark.parametrize("tempered", [False, True])
 @pytest.mark.parametrize(("words", "scale", "hot"), [(WORDS, 1.0, False), (70, 0.25, True)])
 def test_the_head_is_that_of_float64(kept: int, tempered: bool, words: int, scale: float, hot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(half_head, "KEPT", kept)
+    monkeypatch.setattr(half_head, "KEPT_PULLS", kept)
     monkeypatch.setattr(half_head, "AT_ONCE", 12 * 96)  # several parts
-    monkeypatch.setattr(half_head, "LONG", 16)
+    monkeypatch.setattr(half_head, "PULL_ROWS", 16)
     hidden, weight, token, temperature = case()
     by = 1 / temperature if tempered else None
     taken = hidden.bfloat16().requires_grad_(), weight.clone().requires_grad_()
-    ours = Read.apply(*taken, weight.bfloat16(), Panels.of(weight.bfloat16(), words), scale, token, by, hot)
+    ours = Read.apply(*taken, weight.bfloat16(), HeadPanels.of(weight.bfloat16(), words), scale, token, by, hot)
     asked = hidden.double().requires_grad_(), weight.double().requires_grad_()
     theirs = spelled(*asked, token, temperature if tempered else None, hot, words, scale)
     for one, other in zip(ours, theirs, strict=True):
@@ -154,8 +154,8 @@ def test_the_head_is_that_of_float64(kept: int, tempered: bool, words: int, scal
 def test_logits_of_all_targets_never_exist_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(half_head, "AT_ONCE", 12 * 96)
     made: list[int] = []
-    scores = Panels.scores
-    monkeypatch.setattr(Panels, "scores", lambda self, hidden, scale: made.append(len(hidden)) or scores(self, hidden, scale))
+    scores = HeadPanels.scores
+    monkeypatch.setattr(HeadPanels, "scores", lambda self, hidden, scale: made.append(len(hidden)) or scores(self, hidden, scale))
     gradients(TorchPolicy(wide(), autocast=True))
     assert made
     assert max(made) <= 12 * 96 // 32

@@ -19,7 +19,7 @@ from ramulus.learn.policy.fused import NORMS, Patch, is_gated
 from ramulus.learn.policy.half_kernels import BFLOAT16, WHOLE_VECTORS
 from ramulus.learn.policy.narrow import Narrow
 
-ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")  # queries and keys are turned as they come
+HALF_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")  # queries and keys are turned as they come
 
 
 class Norm(torch.autograd.Function):
@@ -28,7 +28,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Keep x and one number a row."""
-        out, inverse = half_kernels.norm(x, weight, eps)
+        out, inverse = half_kernels.norm_forward(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return out
 
@@ -41,7 +41,7 @@ class Norm(torch.autograd.Function):
         return dx, dweight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
-class Product(torch.autograd.Function):
+class HalfProduct(torch.autograd.Function):
     """x [N, d] in bfloat16 times weights that lie under each other, with a bias or none -> [N, sum of their rows]; some heads of it turned."""
 
     @staticmethod
@@ -61,7 +61,7 @@ class Product(torch.autograd.Function):
         given = given if ctx.turn is None else ctx.turn(given.clone(memory_format=torch.contiguous_format), back=True)
         dx = given @ narrow if wanted[0] else None
         dbias = given.sum(0, dtype=torch.float32) if wanted[2] else None
-        return dx, None, dbias, None, *split(given.t() @ x if any(wanted[first:]) else None, ctx.kinds, wanted[first:])
+        return dx, None, dbias, None, *_split(given.t() @ x if any(wanted[first:]) else None, ctx.kinds, wanted[first:])
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Turn:
         return rows
 
 
-class Gated(torch.autograd.Function):
+class HalfGated(torch.autograd.Function):
     """x [N, d], both [2 I, d] of gate and up, down [d, I], all in bfloat16 -> down(silu(gate(x)) up(x)); keeps gate and up alone."""
 
     @staticmethod
@@ -88,7 +88,7 @@ class Gated(torch.autograd.Function):
         opened = x @ both.t()
         ctx.save_for_backward(x, both, down, opened)
         ctx.kinds = [(len(weight), weight.dtype) for weight in weights]
-        return half_kernels.gated(opened) @ down.t()
+        return half_kernels.gated_forward(opened) @ down.t()
 
     @staticmethod
     @once_differentiable
@@ -100,10 +100,10 @@ class Gated(torch.autograd.Function):
         dx = dopened @ both if wanted[0] else None
         dboth = dopened.t() @ x if wanted[3] or wanted[4] else None
         ddown = given.t() @ middle if wanted[5] else None
-        return dx, None, None, *split(dboth, ctx.kinds[:2], wanted[3:5]), *split(ddown, ctx.kinds[2:], wanted[5:])
+        return dx, None, None, *_split(dboth, ctx.kinds[:2], wanted[3:5]), *_split(ddown, ctx.kinds[2:], wanted[5:])
 
 
-def split(stacked: Tensor | None, kinds: list[tuple[int, torch.dtype]], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+def _split(stacked: Tensor | None, kinds: list[tuple[int, torch.dtype]], wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradient of weights that lie under each other as one each, in the dtype of its weight; None where it is not wanted."""
     if stacked is None:
         return [None] * len(kinds)
@@ -117,11 +117,11 @@ def normed(module: Any, x: Tensor) -> Tensor:
     return out
 
 
-def gated(module: Any, narrow: Narrow, x: Tensor) -> Tensor:
+def half_gated(module: Any, narrow: Narrow, x: Tensor) -> Tensor:
     """What a gated feed-forward module's forward answers."""
     gate, up, down = (layer.weight for layer in (module.gate_proj, module.up_proj, module.down_proj))
     flat = x.to(BFLOAT16).reshape(-1, x.shape[-1])
-    out: Tensor = Gated.apply(flat, narrow.stacked(gate, up), narrow.stacked(down), gate, up, down)  # type: ignore[no-untyped-call]
+    out: Tensor = HalfGated.apply(flat, narrow.stacked(gate, up), narrow.stacked(down), gate, up, down)  # type: ignore[no-untyped-call]
     return out.view(x.shape)
 
 
@@ -129,11 +129,11 @@ def product(narrow: Narrow, x: Tensor, *layers: nn.Linear, turn: Turn | None = N
     """x [N, d] -> what the layers answer, beside each other."""
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     bias = None if biases[0] is None else torch.cat([*biases])
-    out: Tensor = Product.apply(x, narrow.stacked(*weights), bias, turn, *weights)  # type: ignore[no-untyped-call]
+    out: Tensor = HalfProduct.apply(x, narrow.stacked(*weights), bias, turn, *weights)  # type: ignore[no-untyped-call]
     return out
 
 
-def attended(
+def half_attended(
     module: Any,
     narrow: Narrow,
     hidden_states: Tensor,
@@ -155,7 +155,7 @@ def attended(
 
 def half_patches(model: nn.Module, narrow: Narrow) -> list[Patch]:
     """The modules of a model on a CPU whose forward can be replaced where it computes in bfloat16, and by what; others stay as they are."""
-    if any(p.dtype not in (torch.float32, BFLOAT16) or p.device.type != "cpu" for p in model.parameters()) or half_kernels.kernels() is None:
+    if any(p.dtype not in (torch.float32, BFLOAT16) or p.device.type != "cpu" for p in model.parameters()) or half_kernels.half_library() is None:
         return []
     listed: list[Patch] = []
     for module in model.modules():
@@ -163,15 +163,15 @@ def half_patches(model: nn.Module, narrow: Narrow) -> list[Patch]:
         if type(module).__name__ in NORMS and whole:
             listed.append((module, partial(normed, module)))
         elif is_gated(module) and whole:
-            listed.append((module, partial(gated, module, narrow)))
+            listed.append((module, partial(half_gated, module, narrow)))
         elif is_attention(module) and whole:
-            listed.append((module, partial(attended, module, narrow)))
+            listed.append((module, partial(half_attended, module, narrow)))
     return listed
 
 
 def is_attention(module: Any) -> bool:
     """Whether a module attends with plain layers and turns whole heads."""
-    if type(module).__name__ not in ATTENTIONS or module.head_dim % (2 * WHOLE_VECTORS):
+    if type(module).__name__ not in HALF_ATTENTIONS or module.head_dim % (2 * WHOLE_VECTORS):
         return False
     layers = [module.q_proj, module.k_proj, module.v_proj, module.o_proj]
     turned = (getattr(module.config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)

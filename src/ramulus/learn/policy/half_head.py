@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ramulus.learn.policy.half_kernels import BFLOAT16, Panels
+from ramulus.learn.policy.half_kernels import BFLOAT16, HeadPanels
 
 AT_ONCE, ROWS = 2**23, 12  # float32 logits that exist at once; in whole tiles of rows
-LONG = 1024  # rows of one product in the backward pass, where nothing was kept
-KEPT = 2**28  # numbers in bfloat16 that may be kept for the backward pass; above it the logits are computed again there
+PULL_ROWS = 1024  # rows of one product in the backward pass, where nothing was kept
+KEPT_PULLS = 2**28  # numbers in bfloat16 that may be kept for the backward pass; above it the logits are computed again there
 
 
 class Read(torch.autograd.Function):
@@ -21,15 +21,15 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, narrow: Tensor, panels: Panels, scale: float, token: Tensor, by: Tensor | None, hot: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, narrow: Tensor, panels: HeadPanels, scale: float, token: Tensor, by: Tensor | None, hot: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`narrow` is the weight in bfloat16, `by` [N] is one over the temperatures, where some are not 1; `hot` takes the entropy by them."""
         plain = hidden.new_empty(3, len(token), dtype=torch.float32)
         warm = None if by is None else torch.empty_like(plain)
         first = warm if warm is not None else plain
         learns = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        kept = hidden.new_empty(len(token), panels.line) if learns and len(token) * panels.line <= KEPT else None
-        for part in parts(len(token), at_once(panels)):
+        kept = hidden.new_empty(len(token), panels.line) if learns and len(token) * panels.line <= KEPT_PULLS else None
+        for part in slices(len(token), logits_at_once(panels)):
             scores = panels.scores(hidden[part], scale)
             for answer, factor in ((plain, None), (warm, by)):
                 if answer is not None:
@@ -57,7 +57,7 @@ class Read(torch.autograd.Function):
             if pull is None:
                 continue
             rows = (pull * scale if factor is None else pull * scale * factor)[:, None]
-            for part in [slice(0, len(token))] if matrix is not None else parts(len(token), LONG):
+            for part in [slice(0, len(token))] if matrix is not None else slices(len(token), PULL_ROWS):
                 if matrix is None:
                     more = None if factor is None else factor[part]
                     made = pulled(panels, hidden[part], scale, token[part], more, level[part], entropy[part] if spread else None)
@@ -74,21 +74,21 @@ class Read(torch.autograd.Function):
 
 
 def pulled(
-    panels: Panels, hidden: Tensor, scale: float, token: Tensor, by: Tensor | None, level: Tensor, entropy: Tensor | None
+    panels: HeadPanels, hidden: Tensor, scale: float, token: Tensor, by: Tensor | None, level: Tensor, entropy: Tensor | None
 ) -> Tensor:
-    """What `Panels.pull` writes [N, line], from logits that are computed again."""
+    """What `HeadPanels.pull` writes [N, line], from logits that are computed again."""
     matrix = hidden.new_empty(len(token), panels.line)
-    for part in parts(len(token), at_once(panels)):
+    for part in slices(len(token), logits_at_once(panels)):
         more = [None if x is None else x[part] for x in (by, entropy)]
         panels.pull(panels.scores(hidden[part], scale), token[part], more[0], level[part], more[1], matrix[part])
     return matrix
 
 
-def at_once(panels: Panels) -> int:
+def logits_at_once(panels: HeadPanels) -> int:
     """Rows whose float32 logits may exist at once."""
     return max(AT_ONCE // panels.line // ROWS, 1) * ROWS
 
 
-def parts(rows: int, some: int) -> Iterator[slice]:
+def slices(rows: int, some: int) -> Iterator[slice]:
     """So many rows at a time."""
     return (slice(at, min(at + some, rows)) for at in range(0, rows, some))

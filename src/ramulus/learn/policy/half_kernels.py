@@ -26,24 +26,24 @@ _KERNELS = {
     "ramulus_head_pull": (None, (*(WHOLE,) * 4, *(ADDRESS,) * 6)),
     "ramulus_panel": (WHOLE, ()),
 }
-FLAGS: tuple[str, ...] = ()  # of the compiler
+HALF_FLAGS: tuple[str, ...] = ()  # of the compiler
 WHOLE_VECTORS = 16  # numbers in the widest vectors: widths are multiples of it
 
 
-def kernels() -> Any:
+def half_library() -> Any:
     """The library; None where there is none."""
     try:
-        return library("layers.c", _KERNELS, *FLAGS)
+        return library("layers.c", _KERNELS, *HALF_FLAGS)
     except Unavailable:
         return None
 
 
 def call(name: str, *arguments: Any) -> None:
     """Call a kernel: tensors, that lie together, by where they begin."""
-    getattr(kernels(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+    getattr(half_library(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [..., d] in float32 or bfloat16, weight [d] -> weight x / rms(x) in bfloat16, and 1 / rms(x) [N] in float32."""
     x, width = x.contiguous(), x.shape[-1]
     rows = x.numel() // width
@@ -61,7 +61,7 @@ def norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, given: Tensor) -> 
     return dx, dweight.sum(0)
 
 
-def gated(both: Tensor) -> Tensor:
+def gated_forward(both: Tensor) -> Tensor:
     """Gate beside up [N, 2 I] -> silu(gate) up [N, I]."""
     out = both.new_empty(len(both), both.shape[1] // 2)
     call("ramulus_gated", *out.shape, torch.get_num_threads(), both, out)
@@ -69,7 +69,7 @@ def gated(both: Tensor) -> Tensor:
 
 
 def gated_backward(both: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """What `gated` answers, and from its gradient [N, I] that of both [N, 2 I]."""
+    """What `gated_forward` answers, and from its gradient [N, I] that of both [N, 2 I]."""
     out, dboth = torch.empty_like(given), torch.empty_like(both)
     call("ramulus_gated_backward", *out.shape, torch.get_num_threads(), both, given, out, dboth)
     return out, dboth
@@ -82,7 +82,7 @@ def rotate(x: Tensor, heads: int, cos: Tensor, sin: Tensor, back: bool = False) 
 
 
 @dataclass(frozen=True)
-class Panels:
+class HeadPanels:
     """The weights of a head as its kernels read them."""
 
     panels: Tensor  # [padded words / P, width / 2, P, 2] bfloat16
@@ -90,9 +90,9 @@ class Panels:
     width: int
 
     @classmethod
-    def of(cls, weight: Tensor, words: int) -> Panels:
+    def of(cls, weight: Tensor, words: int) -> HeadPanels:
         """Of the first words of a weight [V, d] in bfloat16."""
-        panel = int(kernels().ramulus_panel())
+        panel = int(half_library().ramulus_panel())
         padded = torch.nn.functional.pad(weight[:words], (0, 0, 0, -words % panel))
         width = weight.shape[1]
         return cls(padded.view(-1, panel, width // 2, 2).transpose(1, 2).contiguous(), words, width)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ramulus.learn.policy.half_head import Read
-from ramulus.learn.policy.half_kernels import WHOLE_VECTORS, Panels
+from ramulus.learn.policy.half_kernels import WHOLE_VECTORS, HeadPanels
 from ramulus.learn.policy.narrow import Narrow
 
 SMALL = 2**23  # logits that may be kept for the backward pass; above it each chunk is computed again there
@@ -63,7 +63,7 @@ class Head:
         weight: Any = self.linear.weight
         words = len(weight) if self.drawn is None else min(self.drawn, len(weight))
         copy = narrow.stacked(weight)
-        panels = narrow.kept([weight], lambda: Panels.of(copy, words), f"panels {words}")
+        panels = narrow.kept([weight], lambda: HeadPanels.of(copy, words), f"panels {words}")
         by = None if temperature is None else temperature.float().reciprocal()
         tempered, plain, entropy = Read.apply(hidden, weight, copy, panels, self.scale, token, by, hot)  # type: ignore[no-untyped-call]
         return plain if by is None else tempered, plain, entropy if entropy_grad else entropy.detach()

@@ -74,12 +74,9 @@ class TorchPolicy:
         self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
         self.clip, self.attention, self.written = clip, attention, False
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
-        self.autocast = autocast
+        self.autocast, self.narrow = autocast, Narrow()
         self.critic: nn.Linear | None = None  # a value head
-        self.narrow = Narrow()
-        self.survey, self.head = verify_policy(
-            model, chunk, [] if autocast else patches(model), "dense" if self.device.type != "cpu" else attention
-        )
+        self.survey, self.head = verify_policy(model, chunk, [] if autocast else patches(model), "dense" if self.device.type != "cpu" else attention)
         self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import RowInfluence
 from ramulus.learn.policy.learner import Evaluated
+from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.learn.policy.writing import read_back, write_model
@@ -66,7 +68,7 @@ class ShardedPolicy(ActorCritic):
         """The structure of a policy, to be sent to the other ranks, and its numbers: of the model, and of the reference model if it keeps one."""
         roots = [Root(whole.model, whole.critic), *([Root(whole.reference)] if whole.reference is not None else [])]
         kept = {name: value for name, value in vars(whole).items() if name not in LEFT_OUT}
-        kept |= {"patches": [], "reference_patches": []}
+        kept |= {"patches": [], "reference_patches": [], "head": replace(whole.head, narrow=None), "narrow": Narrow()}  # kernels know no shards
         ghosts = {key: ghost for root in roots for key, ghost in elsewhere(root, "meta").items()}
         return copied(kept, ghosts), [dict(root.named_parameters(remove_duplicate=False)) for root in roots]
 
