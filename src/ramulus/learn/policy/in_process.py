@@ -115,15 +115,12 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
     Raises OutOfMemory for a row that memory does not hold; then there are no gradients at all.
     """
     evaluated = []
-    large = sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK
     with in_memory(policy.discard):
         for batch in batches:
             if left is not None and left.is_set():
                 raise InterruptedError("the update was abandoned")
             evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
-            if large:
-                gc.collect(1)  # a graph may lie in a circle, and a run lets Python look for circles seldom
-    if large:
+    if sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK:
         give_back()  # activations: else the optimizer, the engine and a checkpoint need their memory beside what the C library keeps of them
     return evaluated
 
