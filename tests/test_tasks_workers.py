@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path as File
@@ -17,6 +18,7 @@ import pytest
 
 import guarded_rewards as rewards
 from ramulus.core.task import GraderLost, Path, Task
+from ramulus.run.config.python_file import read_file
 from ramulus.tasks import sandbox, workers
 from ramulus.tasks.grading_budget import grading_budget
 from ramulus.tasks.guard import Guarded
@@ -316,8 +318,23 @@ def test_guarded_rewards() -> None:
     }
     with pytest.raises(RuntimeError, match=r"failed on task 't': TypeError"):
         judged(rewards.wrong_type, "a")
+    bonus, lock = 2.0, threading.Lock()
+    assert judged(lambda task, path: len(path.text) + bonus, "abc", seconds=5.0) == 5.0, "a lambda goes with what it closes over"
     with pytest.raises(ValueError, match=r"cannot be sent to a worker process.*top level of a module"):
-        judged(lambda task, path: 1.0, "a")
+        judged(lambda task, path: lock.locked(), "a")
+
+
+def test_a_function_of_a_notebook_or_a_recipe_file_is_guarded(tmp_path: File) -> None:
+    """A cell's module is __main__ without a file; a recipe's is in no folder that is searched."""
+    cell = "import asyncio\nfrom ramulus import Path, Task\nfrom ramulus.tasks.guard import Guarded\nK = 4.0\ndef add(n): return n + K\n"
+    cell += "def score(task, path): return add(len(path.text))\n"
+    cell += "print(asyncio.run(Guarded(score)(Task('t', (1,), 't'), Path('ab', (1, 2), 'eos'))))"
+    done = subprocess.run([sys.executable, "-c", cell], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "6.0\n", done.stderr
+    recipe = tmp_path / "own.py"
+    recipe.write_text("K = 3.0\ndef add(n): return n + K\nscores = [lambda task, path: add(len(path.text))]\n")
+    found = read_file(str(recipe), "")
+    assert asyncio.run(Guarded(found.scores[0])(TASK, path("abcd"))) == 7.0
 
 
 def test_a_worker_sees_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ramulus.tasks.workers import worker_pool
 class Guarded:
     """`reward`, killed after `seconds` of computing or `wall` seconds of waiting (default 5 x seconds): then the response earns `wrong`.
 
-    The reward, a plain or async function or frozen dataclass at the top level of a module, is pickled into the worker. Running
+    The reward, any plain or async function or frozen dataclass, is pickled into the worker, with its code where it is of no module. Running
     out of memory and taking the worker down count as `wrong` too; an exception of the reward's own is raised as RuntimeError.
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -318,6 +319,8 @@ def pack_call(call: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
                 if isinstance(obj, type) or callable(obj)
                 else None
             )
+            if module is not None and module.__name__ == "__main__" and not getattr(module, "__file__", None):
+                raise pickle.PicklingError("it was defined in a notebook or at a prompt")
             if module is not None and _needs_file(module):
                 files[module.__name__] = os.path.abspath(str(module.__file__))
             return NotImplemented
@@ -326,11 +329,30 @@ def pack_call(call: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     try:
         Noting(buffer).dump((call, args))
     except Exception as error:
-        raise ValueError(
-            f"{call!r} cannot be sent to a worker process ({type(error).__name__}: {error}): "
-            "use a function or frozen dataclass defined at the top level of a module"
-        ) from None
+        try:
+            return pickle.dumps(({}, by_value(call, args)))
+        except Exception as other:
+            why = error if isinstance(other, ImportError) else other
+            raise ValueError(
+                f"{call!r} cannot be sent to a worker process ({type(why).__name__}: {why}): "
+                "use a function or frozen dataclass defined at the top level of a module, or install cloudpickle, which sends any function"
+            ) from None
     return pickle.dumps((files, buffer.getvalue()))
+
+
+def by_value(call: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """A call with the code of its functions: lambdas, closures, what a notebook cell or a recipe file defines. ImportError without cloudpickle."""
+    import cloudpickle
+
+    module = sys.modules.get(getattr(call, "__module__", None) or "")
+    local = module is not None and module.__name__ != "__main__" and _needs_file(module)
+    if local:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps((call, args)))
+    finally:
+        if local:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _needs_file(module: ModuleType) -> bool:
@@ -338,6 +360,8 @@ def _needs_file(module: ModuleType) -> bool:
         return False
     if module.__name__ == "__main__":
         return True
+    if importlib.machinery.PathFinder.find_spec(module.__name__.partition(".")[0]) is None:
+        return True  # find_spec answers for every module that is loaded, from wherever
     try:
         return importlib.util.find_spec(module.__name__) is None
     except (ImportError, ValueError):  # ValueError: a module made by hand has no __spec__
