@@ -71,7 +71,8 @@ class ShardedLearner:
         return answers
 
     def _collected(self, answer: tuple[bool, Any]) -> list[Any]:
-        answers = self.world.collect(answer)
+        """The answers of all ranks; this one's goes nowhere, it may be all weights."""
+        answers = [answer, *self.world.collect((answer[0], None))[1:]]
         self.world.broken = False
         for good, found in answers:
             if not good:
