@@ -30,7 +30,7 @@ LIKE_SGD = {"eps": 1.0, "clip": 1.0}  # with rate 1 the step is the gradient, so
 Steps = list[tuple[Mix, list[TreeBatch]]]
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(scope="module", params=[2, 3])
 def size(request: pytest.FixtureRequest) -> Iterator[int]:
     ranks(request.param)
     yield request.param
@@ -72,16 +72,17 @@ def off(one: Any, other: Any) -> float:
 
 
 def compared(steps: Steps, double: bool, value: bool, model: dict[str, Any], options: dict[str, Any], how: Sharded) -> float:
-    """How far the ranks are from one process."""
+    """How far the ranks are from one process: in float64 columns, updates and weights of all steps; in float32, where layers are computed by other
+    formulas in one process, what the first step makes of the weights."""
     answers = []
     for sharded in (False, True):
         net, more = build(double=double, **model), {**LIKE_SGD, **options}
         torch.manual_seed(3)  # of adapters
         one = how(net, None, None, value, more, 0) if sharded else InProcess(policy_of(net, None, value, more))
-        answers.append(run(learned(one, steps)))
+        answers.append(run(learned(one, steps if double else steps[:1])))
         one.close()
     assert answers[0][1][0]["grad_norm"] > 0
-    return off(answers[1], answers[0])
+    return off(*((answers[1], answers[0]) if double else (answers[1][2], answers[0][2])))
 
 
 @pytest.mark.parametrize("variant", ONE_STAGE)

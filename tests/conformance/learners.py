@@ -42,7 +42,7 @@ def ranks(size: int) -> None:
             world.leave()
         STANDING.clear()
     if size and not STANDING:
-        STANDING.append(start_ranks(size, 60.0))
+        STANDING.append(start_ranks(size, 300.0))
 
 
 atexit.register(ranks, 0)
