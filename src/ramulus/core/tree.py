@@ -138,6 +138,11 @@ def correct(leaf: Node) -> float:
     return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else float((leaf.reward or 0.0) > 0)
 
 
+def called_correct(leaf: Node) -> float | None:
+    """Whether a reward called a path correct; None where none said so, as those do that give a number on a scale."""
+    return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else None
+
+
 def origin(leaf: Node) -> Node:
     """Where the policy's own part of a path begins: at the end of the prompt, or of the part of a demonstration that it goes on from."""
     return next(node for node in reversed(leaf.line()) if node.author in (Author.PROMPT, Author.EXPERT))

@@ -91,6 +91,8 @@ METRICS: tuple[Metric, ...] = (
     *_group(
         "Evaluation",
         ("eval/mean", "On the held-out problems: share of correct answers over `eval_samples` samples at temperature 1.", "up"),
+        ("eval/reward", "On the held-out problems: mean reward over the samples; chooses the best checkpoint where nothing is called correct.", "up"),
+        ("eval/greedy_reward", "On the held-out problems: mean reward without sampling, where it is more than right or wrong.", "up"),
         ("eval/greedy", "On the held-out problems: share of correct answers without sampling.", "up"),
         ("eval/reward", "On the held-out problems: mean reward of the samples.", "up"),
         ("eval/length", "On the held-out problems: mean length of the answers, tokens."),

@@ -86,7 +86,7 @@ def no_group_mixed(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     told = [row for row in rows[-3:] if "mixed" in row]
     if len(told) < 3 or any(row["mixed"] for row in told) or everything_truncated(rows, facts) or no_answer_found(rows, facts):
         return None
-    passed = mean(row["pass_rate"] for row in told)
+    passed = mean(row.get("pass_rate", 0.5) for row in told)
     if passed > 0.95:
         remedy = "they are all right: the problems are too easy, take harder ones"
     elif passed < 0.05:

@@ -143,7 +143,7 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     console.print(headline, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
         (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
-        (f"ramulus eval {folder} --tasks {words}", "measure it"),
+        (f"ramulus eval {folder}", "measure it"),
         (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),
     ):
         console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)

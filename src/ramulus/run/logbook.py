@@ -71,8 +71,8 @@ class Logbook:
         """Keep what later steps are shown beside."""
         if metrics.get("paths"):
             self.rewards.append(metrics["reward"])
-        if metrics.get("eval/mean") is not None:
-            self.held_out = step, metrics["eval/mean"]
+        if (score := held_out_score(metrics)) is not None:
+            self.held_out = step, score
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         """The progress bar, or a plain line, at most one in `pause` seconds; its details every few seconds."""
@@ -80,10 +80,10 @@ class Logbook:
         line, left = self.spoken(metrics), f"left {clock((self.run.steps - step) * metrics['seconds']['mean'])}"
         if not self.bar.disable:
             self.bar.show(step, left, (line, details(metrics)))
-            if "eval/mean" in metrics:
+            if held_out_score(metrics) is not None:
                 self.say(f"step {step}  {held_out(metrics)}")
             return
-        now, bound = time.monotonic(), step in (1, self.run.steps) or "eval/mean" in metrics
+        now, bound = time.monotonic(), step in (1, self.run.steps) or held_out_score(metrics) is not None
         if not bound and now - self.last < self.pause:
             return
         self.last = now
@@ -95,7 +95,7 @@ class Logbook:
     def spoken(self, metrics: dict[str, Any]) -> str:
         """The step in one line: reward or loss, beside them what the last steps and the latest evaluation gave; speed, reuse, evaluation."""
         parts = step_words(metrics, mean(self.rewards) if len(self.rewards) > 1 else None)
-        if "eval/mean" in metrics:
+        if held_out_score(metrics) is not None:
             parts.append(held_out(metrics))
         elif self.held_out is not None:
             parts.append(f"held out {self.held_out[1]:.3f} at step {self.held_out[0]}")
@@ -175,7 +175,7 @@ def step_words(metrics: dict[str, Any], recent: float | None) -> list[str]:
     if metrics.get("paths"):
         parts += [
             f"reward {metrics['reward']:.3f}" + (f" (last {RECENT}: {recent:.3f})" if recent is not None else ""),
-            f"passed {metrics['pass_rate']:.0%}",
+            *([f"passed {metrics['pass_rate']:.0%}"] if "pass_rate" in metrics else []),
             f"length {metrics['length']:.0f}",
         ]
         parts.append(
@@ -220,7 +220,14 @@ def details(metrics: dict[str, Any]) -> str:
 
 def held_out(metrics: dict[str, Any]) -> str:
     """The evaluation of a step in words."""
-    return f"held out: mean {metrics['eval/mean']:.3f}, greedy {metrics['eval/greedy']:.3f}"
+    if "eval/mean" in metrics:
+        return f"held out: mean {metrics['eval/mean']:.3f}, greedy {metrics['eval/greedy']:.3f}"
+    return f"held out: reward {metrics['eval/reward']:.3f}, greedy {metrics.get('eval/greedy_reward', math.nan):.3f}"
+
+
+def held_out_score(metrics: Mapping[str, Any]) -> float | None:
+    """What an evaluation is judged by: the share that is correct, or the reward where none says so; None where there was none."""
+    return metrics.get("eval/mean", metrics.get("eval/reward"))
 
 
 def clock(seconds: float) -> str:

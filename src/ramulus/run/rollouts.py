@@ -10,7 +10,7 @@ from typing import Any
 
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree, correct
+from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Engine, Sampling, rule_features
 from ramulus.grow.branching import length, paths
 from ramulus.grow.demonstration import verify
@@ -87,11 +87,13 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     }
     if graded:
         means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
-    if judged := [correct(leaf) for leaf in paths if leaf.verdict]:
+    judged = [called for leaf in paths if (called := called_correct(leaf)) is not None]
+    if judged:
         means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
     if told := [bool(leaf.verdict["answer"]) for leaf in paths if "answer" in leaf.verdict]:
         means["answered"] = mean([float(found) for found in told])
-    return {"reward": 0.0, "pass_rate": 0.0} | means
+    scaled = not judged and any(leaf.verdict for leaf in paths)  # rewards that call nothing right or wrong
+    return {"reward": 0.0} | ({} if scaled else {"pass_rate": 0.0}) | means
 
 
 def mixed(trees: Sequence[Tree]) -> dict[str, float]:

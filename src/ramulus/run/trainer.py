@@ -302,8 +302,9 @@ class Trainer:
             with clock("eval"):
                 scores = await self.interrupt.abandonable(self.evaluate(step))
             metrics |= scores | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
-            improved = best is None or scores["eval/mean"] > best["score"]
-            best = {"step": step, "score": scores["eval/mean"]} if improved else best
+            score = scores.get("eval/mean", scores["eval/reward"])
+            improved = best is None or score > best["score"]
+            best = {"step": step, "score": score} if improved else best
         metrics["seconds"] = metrics["seconds"] | clock.seconds
         seconds = self.state.seconds + sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
         metrics["seconds"] = metrics["seconds"] | {"mean": seconds / step}
@@ -321,7 +322,7 @@ class Trainer:
         self.late = late | {"idle": clock.rest()}
 
     async def evaluate(self, step: int) -> dict[str, float]:
-        """Held-out accuracy, mean over samples at temperature 1 and greedy; every answer goes to evals/STEP.json."""
+        """Held-out reward, and accuracy where a reward calls answers correct, over samples and greedy; every answer goes to evals/STEP.json."""
         run, sampling = self.run, Sampling(self.run.response_limit)
         scores = await evaluate(
             self.engine,
@@ -338,11 +339,8 @@ class Trainer:
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
         replace_text(path, json.dumps(scores))
-        brief = {
-            "eval/mean": scores[f"mean@{run.eval_samples}"],
-            "eval/greedy": scores["greedy"],
-            "eval/length": scores["length"],
-        }
+        names = {f"mean@{run.eval_samples}": "mean", "greedy": "greedy", "reward": "reward", "greedy_reward": "greedy_reward", "length": "length"}
+        brief = {f"eval/{name}": scores[found] for found, name in names.items() if found in scores}
         self.listeners.tell(lambda it: it.on_evaluation, EvaluationDone(run, step, self.logbook.say, brief, path))
         return brief
 

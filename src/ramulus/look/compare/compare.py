@@ -103,6 +103,9 @@ def compare(
         raise ValueError(f"slack is a share of the budget from 0 to below 1, got {slack}")
     runs = find_runs(paths)
     curves = [read_curve(run, metric) for run in runs]
+    if metric == "eval/mean" and not any(curve.values for curve in curves):  # rewards that call nothing correct
+        scaled = [read_curve(run, "eval/reward") for run in runs]
+        metric, curves = ("eval/reward", scaled) if any(curve.values for curve in scaled) else (metric, curves)
     if not any(curve.values for curve in curves):
         refuse_unknown(runs, metric)
     kept, notes = _choose(curves, metric, finished)

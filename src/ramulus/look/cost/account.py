@@ -92,7 +92,7 @@ def completed(row: _Row) -> dict[str, Any]:
     whole = dict(row)
     if None not in (row.get("sampled"), row.get("reused")):
         whole.setdefault("trajectory", row["sampled"] + row["reused"])
-    if "eval/mean" not in row:
+    if "eval/mean" not in row and "eval/reward" not in row:
         whole.setdefault("eval_sampled", 0)
     if row.get("sampled") == 0:  # then there is nothing that could have had a fate
         whole = dict.fromkeys(("engine_sampled", *FATES), 0) | whole

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree, correct
+from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode, Engine, Sampling
 from ramulus.grow.branching import Branching, Star
 from ramulus.grow.grading import Rewards, grade
@@ -105,5 +105,5 @@ def attempt(leaf: Node, decode: Decode | None) -> dict[str, Any]:
     """One path as plain JSON."""
     tokens = leaf.response()
     text = {"text": decode(tokens)} if decode is not None else {}
-    record = {"tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": correct(leaf)}
+    record = {"tokens": len(tokens), "finish": leaf.finish, "reward": leaf.reward, "correct": called_correct(leaf)}
     return text | record | {"verdict": leaf.verdict}

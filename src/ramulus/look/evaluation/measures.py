@@ -15,7 +15,7 @@ from typing import Any
 from ramulus.look.evaluation.statistics import between, interval, mean, pass_at_k, vote
 
 Attempt = Mapping[str, Any]
-"""tokens, finish, reward, correct, verdict, and perhaps the text, of one answer."""
+"""tokens, finish, reward, correct (None where no reward says so), verdict, and perhaps the text, of one answer."""
 
 Row = dict[str, Any]
 """A problem: id, problem, answer; its attempts as `sampled`, `tree`, `greedy`; `tree_tokens`, those sampled for its tree."""
@@ -23,6 +23,7 @@ Row = dict[str, Any]
 Columns = dict[str, list[float]]
 """Measure: one value a problem."""
 
+KINDS = ("sampled", "tree", "greedy")
 INDEPENDENT, TREE, EQUAL_TOKENS, GREEDY = "independent", "tree", "equal_tokens", "greedy"
 
 
@@ -49,22 +50,25 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
     groups: dict[str, Columns] = {}
     trees = [row["tree"] for row in rows if row.get("tree")]
     width = min(map(len, trees)) if len(trees) == len(rows) else 0
+    told = all(attempt["correct"] is not None for row in rows for kind in KINDS for attempt in row.get(kind) or ())
     if all(row.get("sampled") for row in rows):
         samples = len(rows[0]["sampled"])
         wanted = sorted({*ks, width}) if 0 < width <= samples else ks  # what a tree is compared with
-        groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]}
-        groups[INDEPENDENT] |= _draws(rows, wanted) | ends([row["sampled"] for row in rows])
+        groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]} | _draws(rows, wanted) if told else {}
+        groups[INDEPENDENT] |= rewards([row["sampled"] for row in rows]) | ends([row["sampled"] for row in rows])
     if width:
-        groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]}
-        groups[TREE][f"pass@{width}"] = [max(mark(attempt) for attempt in tree) for tree in trees]
-        if voting(trees):
+        groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]} if told else {}
+        if told:
+            groups[TREE][f"pass@{width}"] = [max(mark(attempt) for attempt in tree) for tree in trees]
+        if told and voting(trees):
             groups[TREE] |= votes(f"{width}", [polled(tree, len(tree)) for tree in trees])
-        groups[TREE] |= ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
-    if INDEPENDENT in groups and TREE in groups:
+        groups[TREE] |= rewards(trees) | ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
+    if told and INDEPENDENT in groups and TREE in groups:
         groups[EQUAL_TOKENS] = equal_tokens(rows)
     if all(row.get("greedy") for row in rows):
         once = [row["greedy"] for row in rows]
-        groups[GREEDY] = {"greedy": [rate(attempts) for attempts in once]} | ends(once)
+        groups[GREEDY] = {"greedy": [rate(attempts) for attempts in once]} if told else {}
+        groups[GREEDY] |= rewards(once) | ends(once)
     return Scores([row["id"] for row in rows], groups)
 
 
@@ -96,6 +100,14 @@ def equal_tokens(rows: Sequence[Row]) -> Columns:
     if voting([row["sampled"] for row in rows]):
         columns["maj"] = [between(partial(elected, row["sampled"]), m) for row, m in zip(rows, paid)]
     return columns
+
+
+def rewards(attempts: Sequence[Sequence[Attempt]]) -> Columns:
+    """The mean reward, where it says anything beyond what is correct."""
+    known = [[attempt for attempt in given if attempt["reward"] is not None] for given in attempts]
+    if not all(known) or all(attempt["reward"] == attempt["correct"] for given in known for attempt in given):
+        return {}
+    return {"reward": [fmean(attempt["reward"] for attempt in given) for given in known]}
 
 
 def ends(attempts: Sequence[Sequence[Attempt]]) -> Columns:
@@ -158,15 +170,17 @@ def summary(columns: Columns, seed: int = 0) -> dict[str, Any]:
 def report_of(scores: Scores, rows: Sequence[Row]) -> dict[str, Any]:
     """The numbers of one set as plain JSON: independent and greedy at the top, `tree` and `equal_tokens` below, without the answers."""
     groups = scores.groups
-    top = groups.get(INDEPENDENT) or {k: v for k, v in groups.get(GREEDY, {}).items() if k != "greedy"}
-    report = summary(top | {"greedy": groups[GREEDY]["greedy"]} if GREEDY in groups else top)
-    rewards = [
+    cold = groups.get(GREEDY, {})
+    top = groups.get(INDEPENDENT) or {k: v for k, v in cold.items() if k != "greedy"}
+    named = {"greedy": "greedy", "reward": "greedy_reward"}
+    report = summary(top | {named[name]: values for name, values in cold.items() if name in named})
+    given = [
         attempt["reward"]
         for row in rows
         for attempt in row.get("sampled") or row.get("tree") or row["greedy"]
         if attempt["reward"] is not None
     ]
-    report["reward"] = mean(rewards)
+    report["reward"] = mean(given)
     for group in (TREE, EQUAL_TOKENS):
         if group in groups:
             report[group] = summary(groups[group])

@@ -18,6 +18,7 @@ from ramulus.look.terminal import safe
 _COUNTS = ("length", "tokens", "attempts")  # not shares
 _ABOUT = {
     "length": "response tokens",
+    "reward": "mean reward",
     "truncated": "cut off at the limit",
     "unanswered": "without an answer",
     "tokens": "tokens sampled for a tree",
@@ -51,7 +52,9 @@ def _label(group: str, name: str) -> str:
 
 
 def _shown(name: str, value: float, sign: str = "") -> str:
-    """A value: a share in per cent, or a count."""
+    """A value: a share in per cent, a reward, or a count."""
+    if name == "reward":
+        return f"{value:{sign}.3f}"
     return f"{value:{sign}.1f}" if name in _COUNTS else f"{100 * value:{sign}.1f}"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
+from ramulus.run.evaluation.task_sets import ProblemOptions
 
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 PROBLEM = ProblemOptions()
@@ -18,7 +18,8 @@ Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain|sums|word_pr
 
 def eval_(
     model: ModelPath,
-    tasks: Tasks,
+    tasks: Tasks = (),
+    reward: str | None = None,
     samples: int = 4,
     k: tuple[str, ...] = (),
     temperature: float = 1.0,
@@ -39,12 +40,15 @@ def eval_(
 ) -> int:
     """Evaluate a model on problems: avg@k, pass@k, maj@k and greedy accuracy with 95 % intervals, lengths, and every answer.
 
-    Example: `ramulus eval runs/mine --tasks aime24.jsonl aime25.jsonl --samples 32 --k 1,8,32 --out evals/mine`; the same command again
+    Examples: `ramulus eval runs/mine` on the problems that the run holds out, graded as in training;
+    `ramulus eval runs/mine --tasks aime24.jsonl aime25.jsonl --samples 32 --k 1,8,32 --out evals/mine`; the same command again
     goes on where it was killed. docs/eval.md says what each number is.
 
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems;
+            by default the held-out problems of the run.
+        reward: what grades, as NAME or FILE.py:FUNCTION, several with commas between; by default the rewards of the run, or the usual of each set.
         samples: independent attempts at each problem; 0 for greedy alone.
         k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
         temperature: of the attempts.
@@ -56,7 +60,7 @@ def eval_(
         segment: tokens of a tree's segment, at the end of which it branches.
         branching: branches of a path of a tree in each round.
         limit: problems of each task set; all by default.
-        max_tokens: the longest response; by default 1024, or what the model has room for.
+        max_tokens: the longest response; by default that of the run, or 1024, or what the model has room for.
         seed: the same seed gives the same answers on the same machine.
         chunk: problems sampled together, kept together and, after a kill, done again together; by default what fills the slots four times.
         against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
@@ -64,9 +68,10 @@ def eval_(
     """
     from ramulus.run.evaluation.evaluation import run_evaluation
     from ramulus.run.evaluation.loaded_model import load_model
+    from ramulus.run.evaluation.own_run import asked_sets
     from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
-    sets = TaskSets(tasks, limit, problem)
+    sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
     opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
@@ -75,7 +80,8 @@ def eval_(
 
 def rollout(
     model: ModelPath,
-    tasks: Tasks,
+    tasks: Tasks = (),
+    reward: str | None = None,
     width: int = 8,
     branching: int = 2,
     depth: int = 8,
@@ -91,7 +97,9 @@ def rollout(
 
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
-        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems.
+        tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems;
+            by default the held-out problems of the run.
+        reward: what grades, as NAME or FILE.py:FUNCTION; by default the rewards of the run, or the usual of each set.
         width: paths of a tree.
         branching: branches of a path in each round.
         depth: segments of a path, at most.
@@ -105,8 +113,9 @@ def rollout(
     from ramulus.grow.branching import Star
     from ramulus.grow.segments import Segments
     from ramulus.run.evaluation.loaded_model import grow_trees, load_model
+    from ramulus.run.evaluation.own_run import asked_sets
 
-    sets = TaskSets(tasks, limit, problem)
+    sets = asked_sets(model, tasks, limit, problem, reward)
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
     loaded = load_model(model, problem.device, problem.threads, problem.slots)
     return grow_trees(loaded, sets, rule, temperature, depth * segment, seed, out, Console())

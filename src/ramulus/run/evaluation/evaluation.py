@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ramulus.core.task import Reward, Task
+from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
 from ramulus.grow.branching import Branching
+from ramulus.grow.grading import Rewards
 from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
@@ -109,10 +110,10 @@ def evaluate_one(
     loaded = open_model(model)
     date = day_begun(folder)
     sets = asked.read(loaded.tokenizer, date)  # all inputs are read before any work
-    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, 1024)
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, asked.run.response_limit if asked.run is not None else 1024)
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
-    settings = settings_of(plan, loaded, stop, list(kinds), chunk)
+    settings = settings_of(plan, loaded, stop, list(kinds), chunk) | ({"rewards": asked.graders} if asked.graders else {})
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {
@@ -125,7 +126,7 @@ def evaluate_one(
     count = Count(console, model, sum(map(len, (one.tasks for one in stores))), sum(len(one.rows) for one in stores), loaded.engine)
     try:
         with SlowRewards(console):
-            run_to_end(sample(loaded, stores, [reward for _, _, reward in sets], plan, kinds, stop, count))
+            run_to_end(sample(loaded, stores, [graders for _, _, graders in sets], plan, kinds, stop, count))
     except KeyboardInterrupt:
         count.close()
         rest = f": the same command goes on from there, in {folder}" if folder else ""
@@ -143,28 +144,28 @@ def evaluate_one(
 async def sample(
     loaded: LoadedModel,
     stores: Sequence[Answers],
-    rewards: Sequence[Reward],
+    rewards: Sequence[Rewards],
     plan: SamplingPlan,
     kinds: dict[str, Any],
     stop: Stop,
     count: Count,
 ) -> None:
     """Every chunk that is left. Each begins with an engine that remembers nothing, so it does not depend on those before it."""
-    for answers, reward in zip(stores, rewards):
+    for answers, graders in zip(stores, rewards):
         for tasks in answers.left():
             await loaded.engine.reset()
-            answers.append(await grow(loaded, tasks, reward, plan, kinds, stop, count))
+            answers.append(await grow(loaded, tasks, graders, plan, kinds, stop, count))
             count.chunk(answers.name, len(answers.rows), len(answers.tasks))
 
 
 async def grow(
-    loaded: LoadedModel, tasks: Sequence[Task], reward: Reward, plan: SamplingPlan, kinds: dict[str, Any], stop: Stop, count: Count
+    loaded: LoadedModel, tasks: Sequence[Task], rewards: Rewards, plan: SamplingPlan, kinds: dict[str, Any], stop: Stop, count: Count
 ) -> dict[str, list[Tree]]:
     """The graded trees of some problems, all kinds in one crowd."""
 
     def sampled(branching: Branching, sampling: Sampling, visit: int) -> Awaitable[list[Tree]]:
         return sample_graded(
-            loaded.engine, tasks, branching, sampling, stop, [(reward, 1.0, "correct answer")], loaded.decode, plan.seed, visit,
+            loaded.engine, tasks, branching, sampling, stop, rewards, loaded.decode, plan.seed, visit,
             lambda tree: count.add(len(tree.leaves()) / plan.answers),
         )  # fmt: skip
 

@@ -48,37 +48,46 @@ async def evaluate_model(
 
         scores_at_1 = await scored(1.0, True)
         cooler = {temperature: await scored(temperature, False) for temperature in how.temperatures} if start else {}
-    return scores_at_1 | {"cooler": {str(temperature): other[f"mean@{how.samples}"] for temperature, other in cooler.items()}}
+    return scores_at_1 | {"cooler": {str(temperature): other[measure(other, how.samples)] for temperature, other in cooler.items()}}
+
+
+def measure(found: ModelScores, samples: int) -> str:
+    """What an evaluation is judged by: mean@k, or the mean reward where no reward says what is correct."""
+    return f"mean@{samples}" if f"mean@{samples}" in found else "reward"
 
 
 def scores(measured: ModelScores, samples: int) -> ModelScores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
     plain = {name: value for name, value in measured.items() if name not in _LEFT_OUT}
-    cooler = {f"mean@{samples} at temperature {temperature}": value for temperature, value in measured["cooler"].items()}
+    cooler = {f"{measure(measured, samples)} at temperature {temperature}": value for temperature, value in measured["cooler"].items()}
     return plain | cooler | {"intervals": measured["intervals"]}
 
 
 def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
     """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
-    drawn = Table(title=f"{problems} held-out problems, accuracy in %, ± half a 95 % interval", title_justify="left")
+    k, name = how.samples, measure(after, how.samples)
+    unit = "accuracy in %" if name != "reward" else "mean reward"
+    drawn = Table(title=f"{problems} held-out problems, {unit}, ± half a 95 % interval", title_justify="left")
     drawn.add_column("")
-    for name in (f"before ({start})", f"after ({end})", "gain"):
-        drawn.add_column(name, justify="right")
-    k = how.samples
-    rows = {f"mean@{k} at temperature 1": f"mean@{k}", "greedy": "greedy", f"pass@{k}": f"pass@{k}"}
-    for label, name in rows.items():
-        if name in before:
-            drawn.add_row(
-                label, _percent(before, name), _percent(after, name), f"{100 * (after[name] - before[name]):+.1f}"
-            )
+    for head in (f"before ({start})", f"after ({end})", "gain"):
+        drawn.add_column(head, justify="right")
+    rows = {f"{name} at temperature 1": name, "greedy": "greedy" if "greedy" in after else "greedy_reward", f"pass@{k}": f"pass@{k}"}
+    for label, row in rows.items():
+        if row in before and row in after:
+            drawn.add_row(label, _shown(before, row), _shown(after, row), _number(row, after[row] - before[row], "+"))
     drawn.add_section()
     for temperature in how.temperatures:
-        name = f"mean@{k} at temperature {temperature}"
-        drawn.add_row(name, f"{100 * before[name]:.1f}", "", "")
+        cooler = f"{name} at temperature {temperature}"
+        drawn.add_row(cooler, _number(name, before[cooler]), "", "")
     return drawn
 
 
-def _percent(measured: ModelScores, name: str) -> str:
+def _number(name: str, value: float, sign: str = "") -> str:
+    """A share in per cent, or a reward."""
+    return f"{value:{sign}.3f}" if name.endswith("reward") else f"{100 * value:{sign}.1f}"
+
+
+def _shown(measured: ModelScores, name: str) -> str:
     """The value with half the width of its 95 % interval."""
-    low, high = measured["intervals"][name]
-    return f"{100 * measured[name]:.1f} ± {50 * (high - low):.1f}"
+    low, high = measured["intervals"].get(name, (measured[name],) * 2)
+    return f"{_number(name, measured[name])} ± {_number(name, (high - low) / 2)}"

@@ -93,8 +93,7 @@ def grow_trees(
 
     async def grow() -> list[Tree]:
         forest = []
-        for _, tasks, reward in sets:
-            rewards = [(reward, 1.0, "correct answer")]
+        for _, tasks, rewards in sets:
             forest += await sample_graded(
                 loaded.engine, tasks, branching, sampling, stop, rewards, loaded.decode, seed, on_graded=counted
             )

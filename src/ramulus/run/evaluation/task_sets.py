@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ramulus.core.task import Reward, Task
+from ramulus.grow.grading import Rewards
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.chat import arguments_of
 from ramulus.tasks.files import File
@@ -22,8 +23,8 @@ class ProblemOptions:
         prompt: column of a file that holds the problems; verl's columns are known.
         answer: column of a file that holds the answers.
         split: of a Hugging Face dataset.
-        prompt_limit: the longest prompt; longer ones are left out, and counted.
-        template: prompt with {problem} in it, in place of the chat template.
+        prompt_limit: the longest prompt, by default that of the run, or 2048 tokens; longer ones are left out, and counted.
+        template: prompt with {problem} in it, in place of the chat template; this and the next two are by default those of the run.
         system: system message of the chat template.
         template_arguments: what else the chat template reads, as JSON, such as {"enable_thinking": false}.
         date: YYYY-MM-DD, for chat templates that write one; by default the day on which the evaluation began.
@@ -35,7 +36,7 @@ class ProblemOptions:
     prompt: str = "problem"
     answer: str = "answer"
     split: str | None = None
-    prompt_limit: int = 2048
+    prompt_limit: int | None = None
     template: str | None = None
     system: str | None = None
     template_arguments: str | None = None
@@ -45,29 +46,59 @@ class ProblemOptions:
     threads: int | None = None
 
 
+OWN = "evals"  # the set of problems that a run holds out
+
+
 @dataclass(frozen=True)
 class TaskSets:
-    """The problems asked for on the command line, and how they become prompts."""
+    """The problems asked for on the command line, how they become prompts, and what grades them."""
 
     specs: tuple[str, ...]
     limit: int | None
     options: ProblemOptions = ProblemOptions()
+    rewards: Rewards | None = None  # None: those of the run, or the usual one of each set
+    run: Any = None  # Run: the model's own, whose template and limits are taken where none are asked for
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is a number of problems, at least 1, got {self.limit}")
 
-    def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Reward]]:
-        """(name, tasks, grader) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
-        how, sets = self.options, []
+    def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Rewards]]:
+        """(name, tasks, graders) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
+        how, run, sets = self.options, self.run, []
+        template, system, given = how.template, how.system, arguments_of(how.template_arguments)
+        if run is not None:
+            template = run.template if template is None and system is None and given is None else template
+            system = run.system if system is None and how.template is None else system
+            given = run.template_arguments if given is None and how.template is None else given
+        longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
+        date = how.date or (run.date if run is not None else "") or date
         for spec in self.specs:
-            source, reward = _source_of(spec, self.limit, how)
-            given = arguments_of(how.template_arguments)
-            tasks = render(source(), tokenizer, how.template, how.system, how.prompt_limit, "drop", given, how.date or date)
+            source, rewards = self._set(spec)
+            tasks = render(source(), tokenizer, template, system, longest, "drop", given, date)
             if not tasks:
-                raise ValueError(f"no problem of {spec} has a prompt of at most {how.prompt_limit} tokens: raise --prompt-limit")
-            sets.append((spec, tasks, reward))
+                raise ValueError(f"no problem of {spec} has a prompt of at most {longest} tokens: raise --prompt-limit")
+            sets.append((spec, tasks[: self.limit], rewards))
         return sets
+
+    def _set(self, spec: str) -> tuple[Source, Rewards]:
+        """Problems and what grades them."""
+        run = self.run
+        if spec == OWN and run is not None:
+            final = run.final_evaluation.tasks if run.final_evaluation is not None else None
+            return run.evals or final or run.tasks, self.rewards or run.weighted()
+        how = self.options
+        if run is not None and isinstance(run.tasks, File) and (how.prompt, how.answer) == (ProblemOptions.prompt, ProblemOptions.answer):
+            how = replace(how, prompt=run.tasks.prompt, answer=run.tasks.answer or how.answer)
+        source, reward = _source_of(spec, self.limit, how)
+        by_run = run is not None and isinstance(source, File) and run.weighted()
+        return source, self.rewards or by_run or [(reward, 1.0, "correct answer")]
+
+    @property
+    def graders(self) -> list[str]:
+        """What grades, where it is not the usual of each set: what an earlier evaluation must have been graded by."""
+        rewards = self.rewards or (self.run.weighted() if self.run is not None else ())
+        return [f"{weight:g} x {name}" for _, weight, name in rewards]
 
 
 def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:

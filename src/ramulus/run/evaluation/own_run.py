@@ -1,0 +1,54 @@
+"""What a run was trained with, for an evaluation of it: its problems, rewards, template and limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ramulus.core import run_folder
+from ramulus.grow.grading import Rewards
+from ramulus.run.config.override import made
+from ramulus.run.config.recipe import Run
+from ramulus.run.config.resume import build, read_saved
+from ramulus.run.config.weighted import Weighted
+from ramulus.run.config.words import rewards as rewards_named
+from ramulus.run.evaluation.task_sets import OWN, ProblemOptions, TaskSets
+
+
+def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: ProblemOptions, reward: str | None) -> TaskSets:
+    """The sets of problems of a command: those named, or the held-out ones of the run; graded by `reward`, by the run's rewards, or as usual.
+
+    Raises ValueError where none are named and the model is no run, and for a run whose recipe cannot be read when it is needed.
+    """
+    given = None if reward is None else named(reward)
+    run = None
+    try:
+        run = trained_by(model)
+    except (ValueError, OSError, ImportError) as error:
+        if not tasks:
+            raise ValueError(f"what {model} was trained on cannot be read ({error}): name --tasks, and --reward") from error
+        if given is None:
+            raise ValueError(f"the rewards of {model} cannot be read ({error}): name --reward, Boxed say") from error
+    if not tasks and run is None:
+        raise ValueError(f"{model} is no run, whose held-out problems would be taken: name --tasks FILE, gym:NAME, chain, sums or word_problems")
+    return TaskSets(tasks or (OWN,), limit, options, given, run)
+
+
+def named(reward: str) -> Rewards:
+    """Rewards by their names or as FILE.py:FUNCTION, several with commas between."""
+    found = made(rewards_named(reward), "--reward")
+    parts = found if isinstance(found, tuple) else (Weighted(found),)
+    return [(part.reward, part.weight, getattr(part.reward, "__name__", type(part.reward).__name__).lower()) for part in parts]
+
+
+def trained_by(model: str) -> Run | None:
+    """The stage of a run whose model is evaluated, rebuilt from its recipe; None for what is no run."""
+    folder = Path(model).expanduser()
+    top = next((path for path in (folder, folder.parent) if (path / "run.json").is_file()), None)
+    if top is None or not (run_folder.is_run(folder)):
+        return None
+    saved = read_saved(top / "run.json")
+    stages, _ = build(saved["recipe"], [*saved["overrides"], f"out={top}"])
+    trained = [stage for stage in stages if run_folder.steps(stage.folder)] or list(stages)
+    run = next((stage for stage in stages if stage.folder.name == folder.name and folder != top), trained[-1])
+    return replace(run, date=run.date or saved.get("date") or "")

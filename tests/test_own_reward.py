@@ -1,0 +1,123 @@
+"""A run on one's own reward: means where nothing is called correct, and an evaluation by what the run was trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ramulus.cli import main
+from ramulus.core.run_folder import newest_state
+from ramulus.core.tree import Author, Tree
+from ramulus.look.evaluation.evaluate import answers_of
+from ramulus.look.evaluation.measures import report_of, scores_of
+
+RECIPE = str(Path(__file__).parent / "run_recipe.py")
+REWARDS = """
+def length(task, path):
+    return path.length / 100
+
+
+def short(task, path):
+    return {"reward": 1.0 if path.length < 4 else -1.0, "correct": float(path.length < 4)}
+
+
+def leaves(task, path):
+    raise SystemExit(3)
+"""
+
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rewards") / "mine.py"
+    path.write_text(REWARDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, rewards: Path) -> Path:
+    """A run of two steps on the length of answers, evaluated after each."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    words = [f"rewards={rewards}:length", "evals=chain", "evals.count=5", "final_evaluation=none", "eval_every=1", "steps=2", "tensorboard=false"]
+    assert run("train", RECIPE, f"out={out}", *words) == 0
+    return out
+
+
+def test_a_reward_on_a_scale_has_a_mean_and_no_pass_rate(trained: Path):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert not {"pass_rate", "eval/mean", "eval/greedy"} & row.keys()
+        assert (row["graded"], row["correct"]) == (0, 0)
+        assert 0 < row["eval/reward"] < 1
+        assert 0 < row["eval/greedy_reward"] < 1
+    best = max(rows, key=lambda row: (row["eval/reward"], -row["step"]))
+    state = newest_state(trained)
+    assert state is not None
+    assert state["best"] == {"step": best["step"], "score": best["eval/reward"]}
+
+
+def test_eval_of_a_run_asks_what_it_was_trained_with(trained: Path, rewards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "found.json"
+    assert run("eval", trained, "--samples", 2, "--out", out) == 0
+    assert "mean reward" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    (scores,) = found["tasks"].values()
+    assert scores["problems"] == 5
+    assert found["settings"]["rewards"] == ["1 x length"]
+    assert found["max_tokens"] == json.loads((trained / "run.json").read_text())["stages"][0]["response_limit"]
+    attempts = [attempt for row in scores["answers"] for attempt in row["sampled"]]
+    assert all(attempt["reward"] == attempt["tokens"] / 100 and attempt["correct"] is None for attempt in attempts)
+    assert scores["reward"] == pytest.approx(sum(attempt["reward"] for attempt in attempts) / 10)
+    assert not {"mean@2", "pass@2", "greedy"} & scores.keys()
+
+
+def test_any_grader_by_its_name_or_file(trained: Path, rewards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "1+2?", "answer": "3"}\n')
+    out = tmp_path / "found.json"
+    assert run("eval", trained, "--tasks", problems, "--samples", 2, "--out", out) == 0  # the run's own reward on other problems
+    (scores,) = json.loads(out.read_text())["tasks"].values()
+    assert "pass@2" not in scores
+    assert run("eval", trained, "--tasks", problems, "--samples", 2, "--reward", f"{rewards}:short", "--out", out) == 0
+    (scores,) = json.loads(out.read_text())["tasks"].values()
+    assert scores["reward"] == pytest.approx(2 * scores["mean@2"] - 1)
+    trees = tmp_path / "trees.jsonl"
+    assert run("rollout", trained, "--reward", "ChainAnswer", "--width", 2, "--out", trees) == 0
+    assert set(json.loads(trees.read_text())["nodes"][-1]["verdict"]) >= {"chainanswer", "correct"}
+    capsys.readouterr()
+    assert run("eval", trained, "--reward", "Boxd") == 2
+    assert "Did you mean Boxed?" in capsys.readouterr().err
+    assert run("eval", trained, "--reward", f"{rewards}:leaves") == 2
+    assert "SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_model_has_no_problems_of_its_own(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = next((trained / "checkpoints").glob("*/model"))
+    assert run("eval", model) == 2
+    assert "is no run, whose held-out problems would be taken: name --tasks" in capsys.readouterr().err
+
+
+def graded(task_id: str, *verdicts: dict[str, float]) -> Tree:
+    from ramulus.core.task import Task
+
+    tree = Tree.plant(Task(task_id, (1,), "t"))
+    for verdict in verdicts:
+        tree.add(tree.root, (2, 3), Author.POLICY, finish="eos", reward=verdict["reward"], verdict=verdict)
+    return tree
+
+
+def test_a_reward_beside_what_is_correct():
+    rows = answers_of({"sampled": [graded("a", {"reward": 0.5, "correct": 1.0}, {"reward": -1.0, "correct": 0.0})]}, None)
+    report = report_of(scores_of(rows, [1, 2]), rows)
+    assert (report["mean@2"], report["pass@2"], report["reward"], report["intervals"]["reward"]) == (0.5, 1.0, -0.25, (-0.25, -0.25))
+    plain = answers_of({"sampled": [graded("a", {"reward": 1.0, "correct": 1.0})]}, None)
+    assert "reward" not in report_of(scores_of(plain, [1]), plain)["intervals"]  # it says the same
