@@ -23,7 +23,7 @@ Row = dict[str, Any]
 Columns = dict[str, list[float]]
 """Measure: one value a problem."""
 
-KINDS = ("sampled", "tree", "greedy")
+ATTEMPTS = ("sampled", "tree", "greedy")
 INDEPENDENT, TREE, EQUAL_TOKENS, GREEDY = "independent", "tree", "equal_tokens", "greedy"
 
 
@@ -50,25 +50,25 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
     groups: dict[str, Columns] = {}
     trees = [row["tree"] for row in rows if row.get("tree")]
     width = min(map(len, trees)) if len(trees) == len(rows) else 0
-    told = all(attempt["correct"] is not None for row in rows for kind in KINDS for attempt in row.get(kind) or ())
+    told = all(attempt["correct"] is not None for row in rows for kind in ATTEMPTS for attempt in row.get(kind) or ())
     if all(row.get("sampled") for row in rows):
         samples = len(rows[0]["sampled"])
         wanted = sorted({*ks, width}) if 0 < width <= samples else ks  # what a tree is compared with
         groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]} | _draws(rows, wanted) if told else {}
-        groups[INDEPENDENT] |= rewards([row["sampled"] for row in rows]) | ends([row["sampled"] for row in rows])
+        groups[INDEPENDENT] |= mean_rewards([row["sampled"] for row in rows]) | ends([row["sampled"] for row in rows])
     if width:
         groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]} if told else {}
         if told:
             groups[TREE][f"pass@{width}"] = [max(mark(attempt) for attempt in tree) for tree in trees]
         if told and voting(trees):
             groups[TREE] |= votes(f"{width}", [polled(tree, len(tree)) for tree in trees])
-        groups[TREE] |= rewards(trees) | ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
+        groups[TREE] |= mean_rewards(trees) | ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
     if told and INDEPENDENT in groups and TREE in groups:
         groups[EQUAL_TOKENS] = equal_tokens(rows)
     if all(row.get("greedy") for row in rows):
         once = [row["greedy"] for row in rows]
         groups[GREEDY] = {"greedy": [rate(attempts) for attempts in once]} if told else {}
-        groups[GREEDY] |= rewards(once) | ends(once)
+        groups[GREEDY] |= mean_rewards(once) | ends(once)
     return Scores([row["id"] for row in rows], groups)
 
 
@@ -102,7 +102,7 @@ def equal_tokens(rows: Sequence[Row]) -> Columns:
     return columns
 
 
-def rewards(attempts: Sequence[Sequence[Attempt]]) -> Columns:
+def mean_rewards(attempts: Sequence[Sequence[Attempt]]) -> Columns:
     """The mean reward, where it says anything beyond what is correct."""
     known = [[attempt for attempt in given if attempt["reward"] is not None] for given in attempts]
     if not all(known) or all(attempt["reward"] == attempt["correct"] for given in known for attempt in given):

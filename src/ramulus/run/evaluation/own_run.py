@@ -12,7 +12,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build, read_saved
 from ramulus.run.config.weighted import Weighted
 from ramulus.run.config.words import rewards as rewards_named
-from ramulus.run.evaluation.task_sets import OWN, ProblemOptions, TaskSets
+from ramulus.run.evaluation.task_sets import HELD_OUT_SET, ProblemOptions, TaskSets
 
 
 def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: ProblemOptions, reward: str | None) -> TaskSets:
@@ -20,7 +20,7 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
 
     Raises ValueError where none are named and the model is no run, and for a run whose recipe cannot be read when it is needed.
     """
-    given = None if reward is None else named(reward)
+    given = None if reward is None else rewards_by_name(reward)
     run = None
     try:
         run = trained_by(model)
@@ -31,10 +31,10 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
             raise ValueError(f"the rewards of {model} cannot be read ({error}): name --reward, Boxed say") from error
     if not tasks and run is None:
         raise ValueError(f"{model} is no run, whose held-out problems would be taken: name --tasks FILE, gym:NAME, chain, sums or word_problems")
-    return TaskSets(tasks or (OWN,), limit, options, given, run)
+    return TaskSets(tasks or (HELD_OUT_SET,), limit, options, given, run)
 
 
-def named(reward: str) -> Rewards:
+def rewards_by_name(reward: str) -> Rewards:
     """Rewards by their names or as FILE.py:FUNCTION, several with commas between."""
     found = made(rewards_named(reward), "--reward")
     parts = found if isinstance(found, tuple) else (Weighted(found),)

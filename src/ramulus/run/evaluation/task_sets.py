@@ -46,7 +46,7 @@ class ProblemOptions:
     threads: int | None = None
 
 
-OWN = "evals"  # the set of problems that a run holds out
+HELD_OUT_SET = "evals"  # the set of problems that a run holds out
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TaskSets:
     def _set(self, spec: str) -> tuple[Source, Rewards]:
         """Problems and what grades them."""
         run = self.run
-        if spec == OWN and run is not None:
+        if spec == HELD_OUT_SET and run is not None:
             final = run.final_evaluation.tasks if run.final_evaluation is not None else None
             return run.evals or final or run.tasks, self.rewards or run.weighted()
         how = self.options
