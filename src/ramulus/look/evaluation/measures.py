@@ -23,7 +23,7 @@ Row = dict[str, Any]
 Columns = dict[str, list[float]]
 """Measure: one value a problem."""
 
-ATTEMPTS = ("sampled", "tree", "greedy")
+ATTEMPT_KINDS = ("sampled", "tree", "greedy")
 INDEPENDENT, TREE, EQUAL_TOKENS, GREEDY = "independent", "tree", "equal_tokens", "greedy"
 
 
@@ -50,7 +50,7 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
     groups: dict[str, Columns] = {}
     trees = [row["tree"] for row in rows if row.get("tree")]
     width = min(map(len, trees)) if len(trees) == len(rows) else 0
-    told = all(attempt["correct"] is not None for row in rows for kind in ATTEMPTS for attempt in row.get(kind) or ())
+    told = all(attempt["correct"] is not None for row in rows for kind in ATTEMPT_KINDS for attempt in row.get(kind) or ())
     if all(row.get("sampled") for row in rows):
         samples = len(rows[0]["sampled"])
         wanted = sorted({*ks, width}) if 0 < width <= samples else ks  # what a tree is compared with
