@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from conformance.learners import ranks, run
+from conformance.learners import Tiny, ranks, run
 from conformance.test_learner import rows, scored, story
 from forests import forest
 from methods import METHODS
@@ -76,7 +76,8 @@ def compared(steps: Steps, double: bool, value: bool, model: dict[str, Any], opt
     formulas in one process, what the first step makes of the weights."""
     answers = []
     for sharded in (False, True):
-        net, more = build(double=double, **model), {**LIKE_SGD, **options}
+        net: Any = build(double=double, **model)
+        net.tiny, more = Tiny(), {**LIKE_SGD, **options}  # unpickled in other ranks, it has the methods imported in their order
         torch.manual_seed(3)  # of adapters
         one = how(net, None, None, value, more, 0) if sharded else InProcess(policy_of(net, None, value, more))
         answers.append(run(learned(one, steps if double else steps[:1])))
@@ -172,7 +173,9 @@ def test_shards_are_read_by_any_number_of_ranks(tmp_path: Path) -> None:
         return columns, updates, await one.weights()
 
     def made() -> Any:
-        return Sharded()(build(double=True), None, None, True, {"reference_model": True}, 0)
+        net: Any = build(double=True)
+        net.tiny = Tiny()
+        return Sharded()(net, None, None, True, {"reference_model": True}, 0)
 
     try:
         ranks(2)
