@@ -94,7 +94,6 @@ METRICS: tuple[Metric, ...] = (
         ("eval/reward", "On the held-out problems: mean reward over the samples; chooses the best checkpoint where nothing is called correct.", "up"),
         ("eval/greedy_reward", "On the held-out problems: mean reward without sampling, where it is more than right or wrong.", "up"),
         ("eval/greedy", "On the held-out problems: share of correct answers without sampling.", "up"),
-        ("eval/reward", "On the held-out problems: mean reward of the samples.", "up"),
         ("eval/length", "On the held-out problems: mean length of the answers, tokens."),
         ("eval_sampled", "Tokens sampled by the evaluation after the step."),
         ("mean@*", "Share of correct answers over k independent samples (avg@k).", "up"),
