@@ -250,7 +250,7 @@ def grpo(out: Path, model: Path, problems: Path, *words: str) -> list[str]:
         "branching.n=2",
         "steps=2",
     ]
-    small += ["threads=1", "autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false"]
+    small += ["threads=1", "autocast=false", "activation_checkpointing=false", "engine.slots=4", "tensorboard=false", "engine.precision=float32"]
     return ["train", "grpo", f"out={out}", f"model={model}", f"tasks.path={problems}", *small, *words]
 
 
@@ -324,7 +324,7 @@ def test_shipped_grpo_on_a_file_of_problems(
     out = tmp_path / "run"
     assert run(*grpo(out, model, problems)) == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
-    assert f"ramulus eval {out} --tasks {problems}" in capsys.readouterr().out.replace("\n", "")
+    assert f"ramulus eval {out}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_eval_writes_every_answer(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):

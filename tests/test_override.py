@@ -178,7 +178,7 @@ def test_a_whole_and_its_parts_in_any_order(words: tuple[str, ...], path: str, v
 
 def test_a_whole_replaces_what_the_recipe_had_and_a_part_keeps_it():
     kept = shipped("model.path=mine", recipe="sft").model
-    assert kept == Pretrained("mine", max_positions=16384, rope={"rope_theta": 40000.0})
+    assert kept == Pretrained("mine", dtype="bfloat16", max_positions=16384, rope={"rope_theta": 40000.0})
     assert shipped("model=mine", recipe="sft").model == "mine"
     assert shipped("model=mine", "model.dtype=auto", recipe="sft").model == Pretrained("mine", dtype="auto")
     assert shipped("model=mine", "treepo.model.dtype=auto", recipe="quickstart").model == Pretrained("mine", dtype="auto")
