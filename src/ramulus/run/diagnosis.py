@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.model import Dtype, Pretrained
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -18,6 +16,7 @@ from ramulus.native.build import why
 from ramulus.native.memory import free_memory
 from ramulus.run.lock import reading
 from ramulus.run.runtime import eos_of, model_path, quiet
+from ramulus.run.slow_modes import multiplies_bfloat16
 from ramulus.tasks.chat import chat_template
 
 _GB = 1e9
@@ -76,7 +75,7 @@ def _context(model: Any) -> str:
 
 def _precision(model: Any) -> str:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    here = "multiplies" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "does not multiply"
+    here = "multiplies" if multiplies_bfloat16() else "does not multiply"
     return f"weights in {dtype}; this processor {here} bfloat16"
 
 

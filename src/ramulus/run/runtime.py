@@ -69,7 +69,7 @@ def collecting_seldom() -> Iterator[None]:
 
 
 def set_threads(threads: int | None) -> int:
-    """Give torch its threads (None: the cores this process may use); returns the number."""
+    """Give torch its threads (None: all cores this process may use); returns the number."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}: leave it out for all cores")
     count = threads or cores()

@@ -29,6 +29,7 @@ from ramulus.run.prompts import prompts_of
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.scored_engine import with_entropies
 from ramulus.run.signals import StateValue, needed, ordered, provided
+from ramulus.run.slow_modes import threads_of
 from ramulus.tasks.problem import check_ids
 from ramulus.tasks.self_check import unmatched
 
@@ -53,7 +54,7 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     check_signals(run)
     quiet()
     encode_quickly()
-    set_threads(run.threads)
+    set_threads(threads_of(run))
     torch.use_deterministic_algorithms(device_of(run.device).type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     sources = [

@@ -26,6 +26,7 @@ from ramulus.run.numerics import numerics, other_numerics
 from ramulus.run.rollouts import Rollouts, cursor_of_json
 from ramulus.run.runtime import device_of
 from ramulus.run.signals import SignalContext, Signals, provided
+from ramulus.run.slow_modes import slow_modes
 from ramulus.run.stage import Parts, build_parts, probe
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
@@ -136,8 +137,9 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
     """What is left of a stage."""
     console = session.console
     session.say(f"{run.name}: samples by {parts.engine.about}")
-    if parts.taken.said:
-        session.say(f"{run.name}: {parts.taken.said}")
+    for words in (parts.taken.said, *slow_modes(run, device_of(run.device))):
+        if words:
+            session.say(f"{run.name}: {words}")
     ends = tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos))))
     advice = Advice(Facts(run, len(parts.tasks), ends))
     listeners = Listeners((trackers, advice, *session.callbacks), session.say)

@@ -167,7 +167,7 @@ class Run:
     # the machine
     engine: EngineFactory = field(default_factory=Local)  # Local(...): what samples
     seed: int = 0
-    threads: int | None = None  # of torch; None takes the number of cores
+    threads: int | None = None  # of torch; None takes OMP_NUM_THREADS, else the cores that others leave free
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes cuda where there is one
 
     # watching and keeping

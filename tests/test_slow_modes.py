@@ -1,0 +1,110 @@
+"""What makes a run slower than this machine could be is said before its first step; threads are those that others leave free."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ramulus.recipes import grpo
+from ramulus.run import slow_modes
+from ramulus.run.config.recipe import Run
+from ramulus.run.doctor import cores
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return replace(grpo.recipe(), autocast=False, out=str(tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    slow_modes.usual_threads.cache_clear()
+
+
+@pytest.mark.parametrize(("busy", "wanted"), [(0.0, 4), (0.4, 4), (1.2, 3), (3.9, 1), (9.0, 1)])
+def test_threads_are_the_cores_that_others_leave_free(busy: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "cores", lambda: 4)
+    monkeypatch.setattr(slow_modes, "busy", lambda: busy)
+    assert slow_modes.usual_threads() == wanted
+
+
+@pytest.mark.parametrize(("told", "wanted"), [("3", 3), ("2,1", 2), ("", 4), ("many", 4), ("0", 4)])
+def test_omp_num_threads_is_heard(told: str, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "cores", lambda: 4)
+    monkeypatch.setattr(slow_modes, "busy", lambda: 0.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert slow_modes.usual_threads() == wanted
+
+
+@pytest.mark.skipif(not slow_modes.STAT.exists(), reason="needs Linux's /proc/stat")
+def test_a_process_that_works_is_seen() -> None:
+    work = "import time\nuntil = time.monotonic() + 20\nwhile time.monotonic() < until: pass"
+    with subprocess.Popen([sys.executable, "-c", work]) as worker:
+        try:
+            assert max(slow_modes.busy() for _ in range(8)) > 0.5
+        finally:
+            worker.kill()
+
+
+def test_where_nobody_says_how_busy_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(slow_modes, "STAT", tmp_path / "none")
+    assert slow_modes.busy() == 0.0
+
+
+def test_a_run_goes_on_with_the_threads_of_its_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert slow_modes.threads_of(run) == 2
+    saved = run.folder / "checkpoints" / "step-000003"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text(json.dumps({"numerics": {"threads": "5"}}))
+    assert slow_modes.threads_of(run) == 5
+    assert slow_modes.threads_of(replace(run, threads=3)) == 3
+    (saved / "state.json").write_text(json.dumps({"numerics": {"threads": "99"}}))
+    assert slow_modes.threads_of(run) == 2, "more than this machine has"
+    (saved / "state.json").write_text("{")
+    assert slow_modes.threads_of(run) == 2
+
+
+def test_each_slow_mode_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "cores", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(slow_modes, "why", lambda: "compiled by /usr/bin/gcc")
+    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: True)
+    assert slow_modes.slow_modes(replace(run, autocast=True), CPU) == []
+    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(slow_modes, "why", lambda: "none: no C compiler was found")
+    kernels, threads, half = slow_modes.slow_modes(replace(run, autocast=True), CPU)
+    assert "no C compiler was found" in kernels
+    assert threads.endswith("threads=4 takes all")
+    assert "autocast=false" in half
+    assert slow_modes.slow_modes(replace(run, autocast=True), torch.device("cuda")) == []
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [("CC", "no-such-compiler", "no-such-compiler"), ("RAMULUS_CACHE", "/proc/none", "/proc/none")])
+def test_a_run_without_kernels_says_why(name: str, value: str, said: str, tmp_path: Path) -> None:
+    """A real run: no compiler, or no place to keep what it compiles."""
+    empty = {"CC": str(tmp_path / value) if name == "CC" else "", "RAMULUS_CACHE": value if name == "RAMULUS_CACHE" else str(tmp_path / "cache")}
+    environment = os.environ | {key: text for key, text in empty.items() if text} | {"OMP_NUM_THREADS": "1"}
+    words = [
+        "quickstart", f"out={tmp_path / 'run'}", "sft.steps=1", "treepo.steps=1", "sft.eval_every=0", "treepo.eval_every=0", "final_evaluation=None",
+        "sft.schedule.prompts=2", "treepo.schedule.prompts=2", "tensorboard=false",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "ramulus.cli", "train", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = {line for line in done.stdout.splitlines() if "1-" not in line and line.startswith("sft: slow")}
+    assert said in line
+    if cores() > 1:
+        assert f"sft: 1 of {cores()} threads, as OMP_NUM_THREADS says; threads={cores()} takes all" in done.stdout
