@@ -26,7 +26,7 @@ from ramulus.run.config.recipe import Run
 
 def engine(**options: object) -> Vllm:
     urls = tuple(os.environ.get("RAMULUS_URLS", "").split())
-    return Vllm(urls=urls, timeout=60.0, memory_mb=256, threads=1, **options)  # type: ignore[arg-type]
+    return Vllm(urls=urls, timeout=300.0, memory_mb=256, threads=1, **options)  # type: ignore[arg-type]
 
 
 def elsewhere(run: Run) -> Run:
