@@ -34,14 +34,14 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("busy", "wanted"), [(0.0, 4), (0.4, 4), (1.2, 3), (3.9, 1), (9.0, 1)])
 def test_threads_are_the_cores_that_others_leave_free(busy: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_modes, "cores", lambda: 4)
-    monkeypatch.setattr(slow_modes, "busy", lambda: busy)
+    monkeypatch.setattr(slow_modes, "busy_cores", lambda: busy)
     assert slow_modes.usual_threads() == wanted
 
 
 @pytest.mark.parametrize(("told", "wanted"), [("3", 3), ("2,1", 2), ("", 4), ("many", 4), ("0", 4)])
 def test_omp_num_threads_is_heard(told: str, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_modes, "cores", lambda: 4)
-    monkeypatch.setattr(slow_modes, "busy", lambda: 0.0)
+    monkeypatch.setattr(slow_modes, "busy_cores", lambda: 0.0)
     monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert slow_modes.usual_threads() == wanted
 
@@ -51,14 +51,14 @@ def test_a_process_that_works_is_seen() -> None:
     work = "import time\nuntil = time.monotonic() + 20\nwhile time.monotonic() < until: pass"
     with subprocess.Popen([sys.executable, "-c", work]) as worker:
         try:
-            assert max(slow_modes.busy() for _ in range(8)) > 0.5
+            assert max(slow_modes.busy_cores() for _ in range(8)) > 0.5
         finally:
             worker.kill()
 
 
 def test_where_nobody_says_how_busy_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(slow_modes, "STAT", tmp_path / "none")
-    assert slow_modes.busy() == 0.0
+    assert slow_modes.busy_cores() == 0.0
 
 
 def test_a_run_goes_on_with_the_threads_of_its_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

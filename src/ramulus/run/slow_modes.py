@@ -23,10 +23,10 @@ def threads_of(run: Run) -> int:
     """Threads for a run: its own, those of its newest checkpoint (the last bits depend on them), else the usual ones."""
     if run.threads is not None and run.threads < 1:
         raise ValueError(f"threads must be at least 1, got {run.threads}: leave it out for all cores")
-    return run.threads or recorded(run.folder) or usual_threads()
+    return run.threads or recorded_threads(run.folder) or usual_threads()
 
 
-def recorded(folder: Path) -> int | None:
+def recorded_threads(folder: Path) -> int | None:
     """Threads of the newest checkpoint of a run, where it says them and the machine has as many cores."""
     before = run_folder.stage_folders(folder.parent) if (folder.parent / "run.json").is_file() else []
     for stage in (folder, *reversed(before)):  # a run of several stages keeps them from stage to stage
@@ -42,10 +42,10 @@ def usual_threads() -> int:
     told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if told.isdigit() and int(told) > 0:
         return int(told)
-    return max(1, cores() - round(busy())) if cores() > 1 else 1
+    return max(1, cores() - round(busy_cores())) if cores() > 1 else 1
 
 
-def busy() -> float:
+def busy_cores() -> float:
     """Cores that are kept busy now, this process asleep meanwhile; 0 where nobody says."""
     try:
         before, began = _worked(), time.monotonic()
