@@ -68,7 +68,9 @@ def test_a_reward_on_a_scale_has_a_mean_and_no_pass_rate(trained: Path):
 def test_eval_of_a_run_asks_what_it_was_trained_with(trained: Path, rewards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "found.json"
     assert run("eval", trained, "--samples", 2, "--out", out) == 0
-    assert "mean reward" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean reward" in said
+    assert "holds no problems out" not in said
     found = json.loads(out.read_text())
     (scores,) = found["tasks"].values()
     assert scores["problems"] == 5
@@ -98,6 +100,14 @@ def test_any_grader_by_its_name_or_file(trained: Path, rewards: Path, tmp_path: 
     assert "Did you mean Boxed?" in capsys.readouterr().err
     assert run("eval", trained, "--reward", f"{rewards}:leaves") == 2
     assert "SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_run_that_holds_nothing_out_is_measured_on_what_it_learned_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["evals=none", "final_evaluation=none", "eval_every=0", "steps=1", "tensorboard=false"]
+    assert run("train", RECIPE, f"out={tmp_path / 'run'}", *words) == 0
+    capsys.readouterr()
+    assert run("eval", tmp_path / "run", "--samples", 2, "--limit", 3) == 0
+    assert "holds no problems out, so it is measured on those that it was trained on" in capsys.readouterr().out
 
 
 def test_a_model_has_no_problems_of_its_own(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

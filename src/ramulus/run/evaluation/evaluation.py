@@ -55,6 +55,8 @@ def run_evaluation(
         )
     folder = out if out is not None and out.suffix != ".json" else None
     rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
+    if asked.caution:
+        console.print(asked.caution, markup=False, highlight=False, soft_wrap=True)
     with _place(out, folder):
         outcome = evaluate_one(model, open_model, asked, plan, folder, console)
         report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])

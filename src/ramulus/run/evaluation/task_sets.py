@@ -85,14 +85,25 @@ class TaskSets:
         """Problems and what grades them."""
         run = self.run
         if spec == HELD_OUT_SET and run is not None:
-            final = run.final_evaluation.tasks if run.final_evaluation is not None else None
-            return run.evals or final or run.tasks, self.rewards or run.weighted()
+            return self._held_out() or run.tasks, self.rewards or run.weighted()
         how = self.options
         if run is not None and isinstance(run.tasks, File) and (how.prompt, how.answer) == (ProblemOptions.prompt, ProblemOptions.answer):
             how = replace(how, prompt=run.tasks.prompt, answer=run.tasks.answer or how.answer)
         source, reward = _source_of(spec, self.limit, how)
         by_run = run is not None and isinstance(source, File) and run.weighted()
         return source, self.rewards or by_run or [(reward, 1.0, "correct answer")]
+
+    def _held_out(self) -> Source | None:
+        """The problems that the run holds out, if any."""
+        final = self.run.final_evaluation
+        return self.run.evals or (final.tasks if final is not None else None)
+
+    @property
+    def caution(self) -> str:
+        """What is said before a run without held-out problems is measured; "" of every other."""
+        if self.run is None or HELD_OUT_SET not in self.specs or self._held_out() is not None:
+            return ""
+        return "this run holds no problems out, so it is measured on those that it was trained on; --tasks FILE measures it on others"
 
     @property
     def graders(self) -> list[str]:
