@@ -8,6 +8,7 @@ import pytest
 
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.python_file import read_file
+from ramulus.run.config.resume import prepare
 
 HEAD = """from dataclasses import replace
 from ramulus import AdamW, Boxed, ExactAnswer, Local, Segments, Star
@@ -89,3 +90,25 @@ def test_a_recipe_of_right_types_is_left_alone(tmp_path: Path):
     (tmp_path / "mine.py").write_text(HEAD.replace("{}", fine, 1))
     (run,) = stages_of(str(tmp_path / "mine.py"))
     assert [name for _, _, name in run.weighted()] == ["boxed", "exactanswer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("pyproject.toml", "a repository or a package"), ("config.json", "a model"), ("mine.py", "programs"), (None, "the files that you work on")],
+)
+def test_a_run_is_not_written_among_other_files(name: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`out=.` and `out=../my-model`: refused before anything is written there."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    (folder / (name or "notes.txt")).write_text("mine")
+    if name is None:
+        monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=f"holds {said}.*name a folder of its own"):
+        prepare(str(Path(__file__).parent / "run_recipe.py"), [f"out={'.' if name is None else folder}"])
+    assert [path.name for path in folder.iterdir()] == [name or "notes.txt"]
+
+
+def test_a_run_may_be_written_beside_a_log(tmp_path: Path) -> None:
+    (tmp_path / "slurm-12.out").write_text("began")
+    with prepare(str(Path(__file__).parent / "run_recipe.py"), [f"out={tmp_path}"]).held:
+        pass

@@ -28,6 +28,18 @@ def is_run(folder: Path) -> bool:
     return written or bool(stage_folders(folder))
 
 
+def foreign(folder: Path) -> str:
+    """What a folder holds that is no run's: a repository, a package, a model, programs, or everything in the current folder; "" else."""
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    kinds = {
+        "a repository or a package": [name for name in inside if name in (".git", ".hg", "pyproject.toml", "setup.py", "package.json")],
+        "a model": [name for name in inside if name == "config.json" or name.endswith((".safetensors", ".gguf", ".bin"))],
+        "programs": [name for name in inside if name.endswith((".py", ".ipynb"))],
+        "the files that you work on": inside if folder.resolve() in (Path.cwd(), Path.home()) else [],
+    }
+    return next((f"{kind} ({', '.join(names[:3])})" for kind, names in kinds.items() if any(not name.startswith(".lock") for name in names)), "")
+
+
 def is_stage(folder: Path) -> bool:
     """Whether a folder holds metrics, or a folder of numbered trees."""
     trees = folder / "trees"

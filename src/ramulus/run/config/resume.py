@@ -100,6 +100,8 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
         for folder in folders:
             writable(folder)
         there = saved_at.exists() or any(run_folder.steps(folder) for folder in folders)
+        if not there and (foreign := run_folder.foreign(top)):
+            raise ValueError(f"out={top} holds {foreign}, among which the files of a run would be lost: name a folder of its own")
         if there and fresh:
             check_free(top, lock)
             lock.release((top, move_aside(top)))
