@@ -230,7 +230,7 @@ def test_what_cannot_be_is_said_with_a_remedy_that_works(words: list[str], said:
 def test_a_short_name_is_its_field(path: str, names: tuple[str, ...]):
     known = path.split("|")[0]
     values = {"optimizer.betas": "0.5,0.6", "optimizer.decay": "cosine", "autocast": "false", "activation_checkpointing": "false"}
-    values |= {"tasks": "a.jsonl", "evals": "b.jsonl", "rewards": "ExactAnswer", "lora.targets": "q_proj", "model": "a/b", "model.dtype": "float16"}
+    values |= {"tasks": "a.jsonl", "evals": "b.jsonl", "rewards": "ExactAnswer", "lora.targets": "q_proj", "model": "a/b", "model.dtype": "auto"}
     value = values.get(known, "2048")
     set_by_name = shipped(f"{known}={value}", "tokens_per_batch=100000")
     assert set_by_name != shipped("tokens_per_batch=100000")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -173,6 +173,9 @@ def test_a_name_that_nothing_provides_is_refused_before_work_begins(reader: str)
 def test_a_rule_and_a_schedule_say_what_they_read() -> None:
     class Bare:
         needs = ()
+
+        def __call__(self, *_: Any) -> tuple[()]:
+            return ()
 
     with pytest.raises(ValueError, match="Bare has no 'rounds': write rounds: ClassVar = None"):
         check_signals(replace(run_forks.recipe(), branching=Bare()))

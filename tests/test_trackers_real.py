@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from test_resume import RECIPE, metrics
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 WORDS = ("tracking.project=sums", "tracking.name=mine", "tracking.tags=small,rl", "tracking.every=2", "tracking.completions=3", "seed=5")
+
+
+@pytest.fixture(autouse=True)
+def no_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests put in their place is forgotten."""
+    for name in ("wandb", "trackio", "mlflow"):
+        if "site-packages" not in str(getattr(sys.modules.get(name), "__file__", "site-packages")):
+            monkeypatch.delitem(sys.modules, name)
 
 
 def trained(out: Path, name: str) -> list[dict[str, Any]]:
