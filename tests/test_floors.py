@@ -61,6 +61,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "ray": "run/cluster.py",
     "vllm": (),  # it has processes of its own
     "trl": "adapters/trl.py",
+    "lm_eval": "run/evaluation/lm_eval_tasks.py",
     "matplotlib": "look/compare/plots.py",
     "httpx2": "engine/remote/client.py",
     "starlette": ("engine/remote/listen.py", "engine/remote/server.py", "look/viewer/viewer.py"),

@@ -13,7 +13,7 @@ from ramulus.run.evaluation.task_sets import ProblemOptions
 
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 PROBLEM = ProblemOptions()
-Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|chain|sums|word_problems ...")]
+Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|lm_eval:NAME|chain|sums|word_problems ...")]
 
 
 def eval_(
@@ -47,7 +47,7 @@ def eval_(
     Args:
         model: a Hugging Face model folder or name, or the folder of a run (its last checkpoint).
         tasks: files of problems graded as boxed mathematics (jsonl, csv, parquet), gym:NAME for a reasoning-gym task, chain, sums or word_problems;
-            by default the held-out problems of the run.
+            by default the held-out problems of the run. lm_eval:NAME, or lm_eval:FILE.yaml, is a task of lm-evaluation-harness, scored by it.
         reward: what grades, as NAME or FILE.py:FUNCTION, several with commas between; by default the rewards of the run, or the usual of each set.
         samples: independent attempts at each problem; 0 for greedy alone.
         k: which pass@k and maj@k are said, as 1,8,32 or 1 8 32, each at most samples; by default the powers of two up to samples.
@@ -71,10 +71,17 @@ def eval_(
     from ramulus.run.evaluation.own_run import asked_sets
     from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
+    harness, tasks = [name[8:] for name in tasks if name.startswith("lm_eval:")], tuple(name for name in tasks if not name.startswith("lm_eval:"))
+    opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
+    if harness:
+        from ramulus.run.evaluation.lm_eval_tasks import run_harness
+
+        if tasks:
+            raise ValueError(f"lm_eval:{harness[0]} and {tasks[0]} cannot be asked for at once: evaluate them one after the other")
+        return run_harness(opener(model), harness, limit, out, Console())
     sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
-    opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
     return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, Console())
 
 
