@@ -24,7 +24,7 @@ from ramulus.run.evaluation.loaded_model import LoadedModel
 from ramulus.run.event_loop import run_to_end
 
 PREFIX = "lm_eval:"
-KNOWN = {"do_sample", "temperature", "top_p", "top_k", "attention_mask"}  # of how a task wants to be answered
+HOW = {"do_sample", "temperature", "top_p", "top_k", "attention_mask"}  # of how a task wants to be answered
 
 
 def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, out: Path | None, console: Console) -> int:
@@ -44,7 +44,7 @@ def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, ou
     if lost := [str(file) for file in files if not file.is_file()]:
         raise ValueError(f"there is no file {lost[0]}: give lm_eval:NAME, or the path of a task's YAML file")
     manager = TaskManager(include_path=[str(folder) for folder in dict.fromkeys(file.parent.resolve() for file in files)] or None)
-    asked = [named(Path(name)) if Path(name) in files else name for name in names]
+    asked = [task_name(Path(name)) if Path(name) in files else name for name in names]
     if unknown := [name for name in asked if not manager.match_tasks([name])]:
         raise ValueError(f"lm_eval knows no task {unknown[0]!r}: `lm-eval ls tasks` lists them")
     found = simple_evaluate(harness_model(loaded), tasks=asked, limit=limit, task_manager=manager)
@@ -56,7 +56,7 @@ def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, ou
     return 0
 
 
-def named(file: Path) -> str:
+def task_name(file: Path) -> str:
     """The name that a task's YAML file gives it."""
     lines = [line for line in file.read_text().splitlines() if line.startswith("task:")]
     if not lines:
@@ -79,7 +79,7 @@ def harness_model(loaded: LoadedModel) -> Any:
 
 def generated(loaded: LoadedModel, context: Tensor, most: int, stop: Sequence[str], how: dict[str, Any]) -> Tensor:
     """Prompts [B, L], padded on the left, and an answer of at most `most` tokens to each, padded on the right [B, L + N]."""
-    if others := sorted(how.keys() - KNOWN):
+    if others := sorted(how.keys() - HOW):
         raise ValueError(f"this task wants to be answered with {', '.join(others)}, which ramulus's engine does not know: use lm_eval itself")
     mask = how.get("attention_mask", torch.ones_like(context))
     prompts = [row[kept.bool()].tolist() for row, kept in zip(context, mask, strict=True)]
