@@ -21,10 +21,15 @@ def in_torchrun(seconds: float = 1800.0) -> Iterator[bool]:
     if size == 1:
         yield True
         return
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     from ramulus.learn.sharded.starting import serve_rank
     from ramulus.learn.sharded.world import STANDING, meet
 
-    world = meet(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)), seconds, init_method="env://")
+    store, rank, _ = next(rendezvous("env://"))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # where torchrun keeps its store, it holds the addresses of ranks that are gone
+    world = meet(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)), seconds, store=PrefixStore(f"life-{life}", store))
     try:
         if world.rank > 0:
             serve_rank(world)
