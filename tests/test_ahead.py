@@ -130,7 +130,7 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     assert [store.dump(tree) for tree in once.grown] == [store.dump(tree) for tree in again.grown]
 
 
-@pytest.mark.parametrize(("variant", "number"), [(":ahead", 30), (":segments", 60)])
+@pytest.mark.parametrize(("variant", "number"), [pytest.param(":ahead", 30), pytest.param(":segments", 60, marks=pytest.mark.slow)])
 def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, variant: str, number: int) -> None:
     console = Console(quiet=True)
     assert launch(RECIPE + variant, [f"out={tmp_path / 'whole'}"], True, False, console) == 0

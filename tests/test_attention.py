@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,11 +179,11 @@ def test_flex_forward_and_backward_on_cuda(levels: list[tuple[int, int]]) -> Non
 def test_runs_know_their_paths() -> None:
     for _, row in ROWS:
         parent, end = columns(row)
-        found = runs(parent.numpy(), end.numpy())
+        found, above = runs(parent.numpy(), end.numpy()), ancestors(parent)
         assert np.array_equal(np.append(found.start[1:], len(parent)), found.stop)
         for run in range(len(found)):
             path = [t for start, stop in found.path(run) for t in range(start, stop)]
-            assert path == ancestors(parent)[found.stop[run] - 1].nonzero()[:, 0].tolist()
+            assert path == above[found.stop[run] - 1].nonzero()[:, 0].tolist()
             assert len(path) == found.before[run] + found.length[run]
 
 
@@ -237,9 +239,16 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("way", [pytest.param("stack", marks=KERNELS), "dense", "paths"])
-@pytest.mark.parametrize(("name", "row"), ROWS[9:18], ids=[name for name, _ in ROWS[9:18]])
+def variants_of_rows() -> Iterator[Any]:
+    """Every row by every way with every option; the longest with all of them at once where there is time."""
+    for name, row in ROWS[9:18]:
+        for way in ("stack", "dense", "paths"):
+            for option, options in VARIANTS.items():
+                marks = [*([KERNELS] if way == "stack" else []), *([pytest.mark.slow] if name == "long runs" and option != "all" else [])]
+                yield pytest.param(name, row, way, options, id=f"{name}-{way}-{option}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "row", "way", "options"), variants_of_rows())
 def test_variants_on_a_tree_are_those_of_each_path_alone(name: str, row: Layout, way: str, options: dict) -> None:
     """A window counts the tokens of a path, not those of the row; soft caps come before the softmax, sinks into its sum."""
     parent, end = columns(row)

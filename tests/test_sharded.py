@@ -83,6 +83,7 @@ def test_a_learner_is_named_on_the_command_line() -> None:
         Sharded(sharing=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_goes_on_over_two_ranks(tmp_path: Any) -> None:
     mix, tiny = METHODS["ppo"].mix, Tiny(value=True)
 

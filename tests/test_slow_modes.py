@@ -92,6 +92,7 @@ def test_each_slow_mode_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert slow_modes.slow_modes(replace(run, autocast=True), torch.device("cuda")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "said"), [("CC", "no-such-compiler", "no-such-compiler"), ("RAMULUS_CACHE", "/proc/none", "/proc/none")])
 def test_a_run_without_kernels_says_why(name: str, value: str, said: str, tmp_path: Path) -> None:
     """A real run: no compiler, or no place to keep what it compiles."""

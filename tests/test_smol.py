@@ -90,6 +90,7 @@ def test_each_recipe_is_on_the_model_and_the_sums(name: str) -> None:
     assert run.tasks == Sums()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_there_names_what_makes_it(tmp_path: Path) -> None:
     elsewhere = os.environ | {"RAMULUS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(

@@ -86,10 +86,10 @@ def by_hand(policy: TorchPolicy, mix: Mix, seed: int) -> tuple[list[Any], list[E
 
 
 def each() -> Iterator[Any]:
-    """Every learner with every method; the ranks with all but two where there is time."""
+    """Every learner with every method; those in other processes with all but one or two where there is time."""
     for kind in LEARNERS:
         for name in NAMES:
-            slow = kind == "over two ranks" and name not in ("grpo_leash_bonus", "ppo")
+            slow = (kind == "over two ranks" and name != "grpo_leash_bonus") or (kind == "in another process" and name not in ("treepo", "ppo"))
             yield pytest.param(kind, name, marks=pytest.mark.slow if slow else ())
 
 
