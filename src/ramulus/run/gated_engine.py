@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from asyncio import Event
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from ramulus.engine.engine import Engine, Request, Segment, Weights
+from ramulus.engine.around import AroundEngine
+from ramulus.engine.engine import Engine, Request, Segment
 
 
-class GatedEngine:
+class GatedEngine(AroundEngine):
     """An engine that knows when it is wanted: `seconds` counts the time in which something is being graded and no request is in flight.
 
     Grading that goes on beside sampling costs no time of its own and is not counted: the tokens took that long anyway.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.seconds = engine, 0.0
-        self.limit, self.features, self.about = engine.limit, engine.features, engine.about
+        super().__init__(engine)
+        self.seconds = 0.0
         self.requests = self.grades = 0  # in flight
         self.since = 0.0  # when the present wait began
         self.idle, self.open = Event(), Event()  # no request is in flight; new ones may be made
@@ -60,22 +61,6 @@ class GatedEngine:
                 self.idle.set()
             if self.grades and not self.requests:
                 self.since = time.monotonic()
-
-    async def load(self, weights: Weights, version: int) -> None:
-        """Hand new weights on."""
-        await self.engine.load(weights, version)
-
-    async def reset(self) -> None:
-        """Let the engine forget."""
-        await self.engine.reset()
-
-    def counters(self) -> Mapping[str, int]:
-        """Those of the engine."""
-        return self.engine.counters()
-
-    def close(self) -> None:
-        """End what belongs to the engine."""
-        self.engine.close()
 
     @contextmanager
     def grading(self) -> Iterator[None]:

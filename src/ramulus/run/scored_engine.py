@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.engine.engine import Engine, Request, Segment, Weights, rule_features
+from ramulus.engine.around import AroundEngine
+from ramulus.engine.engine import Engine, Request, Segment, rule_features
 from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.policy.learner import Learner
 
@@ -23,7 +24,7 @@ def with_entropies(engine: Engine, learner: Learner, parts: Iterable[object]) ->
     return ScoredEngine(engine, learner) if wanted and "entropy" not in engine.features else engine
 
 
-class ScoredEngine:
+class ScoredEngine(AroundEngine):
     """An engine without the feature "entropy", given it by passes of a learner that has the same weights.
 
     Entropies are the learner's, so they differ from those that the engine drew from by its rounding; the temperatures of a rule follow from them.
@@ -31,9 +32,9 @@ class ScoredEngine:
     """
 
     def __init__(self, engine: Engine, learner: Learner) -> None:
-        self.engine, self.learner = engine, learner
-        self.limit, self.features = engine.limit, engine.features | {"entropy"}
-        self.about = f"{engine.about}; entropies by the learner"
+        super().__init__(engine)
+        self.learner = learner
+        self.features, self.about = engine.features | {"entropy"}, f"{engine.about}; entropies by the learner"
         self.waiting: list[_Batch] = []
         self.busy = False
 
@@ -89,22 +90,6 @@ class ScoredEngine:
                     request, segment = of_node[tree_number, number]
                     segment.entropy = array("f", values[start:stop].tolist())
                     _heat(request, segment, values[start:stop])
-
-    async def load(self, weights: Weights, version: int) -> None:
-        """Hand new weights on."""
-        await self.engine.load(weights, version)
-
-    async def reset(self) -> None:
-        """Let the engine forget."""
-        await self.engine.reset()
-
-    def counters(self) -> Mapping[str, int]:
-        """Those of the engine."""
-        return self.engine.counters()
-
-    def close(self) -> None:
-        """End what belongs to the engine."""
-        self.engine.close()
 
 
 def _heat(request: Request, segment: Segment, entropy: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from ramulus.tasks.problem import Problem
 
@@ -32,13 +33,7 @@ class Sums:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "test"):
-            raise ValueError(f'split must be "train" or "test", got {self.split!r}')
-        most = TEST if self.split == "test" else 9**3 - TEST
-        if not 1 <= self.count <= most:
-            raise ValueError(f"count must be from 1 to {most}, as there are no more sums of three digits in {self.split}, got {self.count}")
-        if not 0 <= self.examples <= len(EXAMPLES):
-            raise ValueError(f"examples must be from 0 to {len(EXAMPLES)}, got {self.examples}")
+        check_amounts(self, 9**3 - TEST, len(EXAMPLES), "sums of three digits")
 
     def __call__(self) -> list[Problem]:
         sums = [terms for terms in product(range(1, 10), repeat=3) if terms not in EXAMPLES]
@@ -51,6 +46,17 @@ class Sums:
     def _problem(self, terms: tuple[int, ...], shown: list[dict[str, str]]) -> Problem:
         text = _question(terms)
         return Problem(text, text, str(sum(terms)), (_solution(terms),), messages=(*shown, _turn("user", text)))
+
+
+def check_amounts(source: Any, train: int, examples: int, what: str) -> None:
+    """ValueError for a split, a count or a number of examples that made problems do not have: `train` of them, or TEST, and `examples` worked ones."""
+    if source.split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {source.split!r}')
+    most = TEST if source.split == "test" else train
+    if not 1 <= source.count <= most:
+        raise ValueError(f"count must be from 1 to {most}, as there are no more {what} in {source.split}, got {source.count}")
+    if not 0 <= source.examples <= examples:
+        raise ValueError(f"examples must be from 0 to {examples}, got {source.examples}")
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

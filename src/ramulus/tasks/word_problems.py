@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.sums import TEST
+from ramulus.tasks.sums import TEST, check_amounts
 
 TRAIN = 1200
 HELD = 12  # of the 64 pairs of numbers, of which no story is in train
@@ -40,13 +40,7 @@ class WordProblems:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "test"):
-            raise ValueError(f'split must be "train" or "test", got {self.split!r}')
-        most = TEST if self.split == "test" else TRAIN
-        if not 1 <= self.count <= most:
-            raise ValueError(f"count must be from 1 to {most}, as there are no more word problems in {self.split}, got {self.count}")
-        if not 0 <= self.examples <= len(WORKED):
-            raise ValueError(f"examples must be from 0 to {len(WORKED)}, got {self.examples}")
+        check_amounts(self, TRAIN, len(WORKED), "word problems")
 
     def __call__(self) -> list[Problem]:
         numbers = list(product(range(2, 10), repeat=2))

@@ -1,0 +1,31 @@
+"""What stands around an engine and hands on what it does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ramulus.engine.engine import Engine, Weights
+
+
+class AroundEngine:
+    """An engine that is another one but for `sample`, which whoever derives from this writes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.limit, self.features, self.about = engine.limit, engine.features, engine.about
+
+    async def load(self, weights: Weights, version: int) -> None:
+        """Hand new weights on."""
+        await self.engine.load(weights, version)
+
+    async def reset(self) -> None:
+        """Let the engine forget."""
+        await self.engine.reset()
+
+    def counters(self) -> Mapping[str, int]:
+        """Those of the engine."""
+        return self.engine.counters()
+
+    def close(self) -> None:
+        """End what belongs to the engine."""
+        self.engine.close()
