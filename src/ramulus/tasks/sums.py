@@ -49,7 +49,7 @@ class Sums:
 
 
 def check_amounts(source: Any, train: int, examples: int, what: str) -> None:
-    """ValueError for a split, a count or a number of examples that made problems do not have: `train` of them, or TEST, and `examples` worked ones."""
+    """ValueError for a split, a count or examples that made problems do not have: `train` of them, or TEST, and `examples` worked ones."""
     if source.split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {source.split!r}')
     most = TEST if source.split == "test" else train

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.sums import TEST, check_amounts
+from ramulus.tasks.sums import check_amounts
 
 TRAIN = 1200
 HELD = 12  # of the 64 pairs of numbers, of which no story is in train
