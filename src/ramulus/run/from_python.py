@@ -88,7 +88,8 @@ def _stopped(folder: Path, stopped: BaseException, interrupt: Interrupt, session
     if interrupt.asked is None and isinstance(stopped, Stopped):
         session.say(f"stopped by {stopped}; everything done so far is saved in {folder}, resume=True goes on")
         return Result(folder, str(stopped))
-    saved = "nothing was saved yet: the same call with resume=True begins again" if nothing else f"what is saved is in {folder}: the same call with resume=True goes on"
+    saved = "nothing was saved yet" if nothing else f"what is saved is in {folder}"
+    saved += f": the same call with resume=True {'begins again' if nothing else 'goes on'}"
     session.say(f"stopped by {interrupt.asked or 'SIGINT'}; {saved}")
     if interrupt.asked not in (None, "SIGINT"):
         raise SystemExit(128 + signal.Signals[interrupt.asked].value) from stopped
