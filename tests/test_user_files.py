@@ -110,5 +110,6 @@ def test_a_run_is_not_written_among_other_files(name: str | None, said: str, tmp
 
 def test_a_run_may_be_written_beside_a_log(tmp_path: Path) -> None:
     (tmp_path / "slurm-12.out").write_text("began")
+    (tmp_path / "recipe.py").write_text("# of a run that was killed before it wrote run.json")
     with prepare(str(Path(__file__).parent / "run_recipe.py"), [f"out={tmp_path}"]).held:
         pass
