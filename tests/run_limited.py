@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -79,6 +79,7 @@ def update() -> bool:
 
     class run:
         name, mix = "limited", Mix((Term(Estimator(Clip(), Behavior(), GroupMean())),))
+        begins: ClassVar[set[str]] = set()
 
     model = Scratch("0123456789+=?", hidden=256, layers=6, heads=4, kv_heads=4)()[0]
     learner, trees = InProcess(TorchPolicy(model)), forest()
