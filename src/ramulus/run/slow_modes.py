@@ -21,8 +21,6 @@ STAT = Path("/proc/stat")
 
 def threads_of(run: Run) -> int:
     """Threads for a run: its own, those of its newest checkpoint (the last bits depend on them), else the usual ones."""
-    if run.threads is not None and run.threads < 1:
-        raise ValueError(f"threads must be at least 1, got {run.threads}: leave it out for all cores")
     return run.threads or recorded_threads(run.folder) or usual_threads()
 
 

@@ -13,6 +13,7 @@ from ramulus.run.evaluation.task_sets import ProblemOptions
 
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 PROBLEM = ProblemOptions()
+HARNESS = "lm_eval:"  # before the name of a task of lm-evaluation-harness
 Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|lm_eval:NAME|chain|sums|word_problems ...")]
 
 
@@ -71,7 +72,8 @@ def eval_(
     from ramulus.run.evaluation.own_run import asked_sets
     from ramulus.run.evaluation.plan import plan_of, whole_numbers
 
-    harness, tasks = [name[8:] for name in tasks if name.startswith("lm_eval:")], tuple(name for name in tasks if not name.startswith("lm_eval:"))
+    harness = [name.removeprefix(HARNESS) for name in tasks if name.startswith(HARNESS)]
+    tasks = tuple(name for name in tasks if not name.startswith(HARNESS))
     opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
     if harness:
         from ramulus.run.evaluation.lm_eval_tasks import run_harness

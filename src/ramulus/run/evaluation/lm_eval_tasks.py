@@ -23,7 +23,6 @@ from ramulus.run.config.resume import replace_text
 from ramulus.run.evaluation.loaded_model import LoadedModel
 from ramulus.run.event_loop import run_to_end
 
-PREFIX = "lm_eval:"
 HOW = {"do_sample", "temperature", "top_p", "top_k", "attention_mask"}  # of how a task wants to be answered
 
 
