@@ -107,7 +107,7 @@ def plan(words: Asked = (), config: Path | None = None, gpus: str | None = None)
     """
     recipe, overrides = asked(words, config)
     from ramulus.run.config.resume import build
-    from ramulus.run.memory.fleet import print_fleet
+    from ramulus.run.memory.fleet_report import print_fleet
     from ramulus.run.memory.report import print_plan
 
     stages = build(recipe, overrides)[0]

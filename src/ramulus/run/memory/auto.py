@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from ramulus.core import run_folder
 from ramulus.engine.local.compiled import GB
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.torch_learner import Torch
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.models.sizes import Sizes, sizes_of_model
 from ramulus.native.memory import free_on
 from ramulus.run.config.recipe import Run
@@ -22,7 +27,7 @@ from ramulus.run.memory.work import work_of
 _FILE = "memory.json"  # in the folder of a stage: the numbers that stand in place of auto, also when it goes on where less or more is free
 USE = 0.9  # share of what is free that a step is planned for
 STEP = 128  # tokens
-PRESENT = ("libraries", "weights", "adapters", "float32 masters", "reference model")  # what is there when the engine is about to be made
+PRESENT = ("libraries", "weights", "adapters", "float32 masters", "reference model", "the sampler's model")  # when the engine is about to be made
 MB = 2**20
 
 
@@ -73,15 +78,15 @@ def _is_auto(run: Run) -> set[str]:
 
 def _fitting(run: Run, model: Any, device: Any, auto: set[str]) -> Taken | None:
     """What fits on the device; None for a learner or a model of which nothing is known."""
-    if not isinstance(run.learner, Torch):
+    if not isinstance(run.learner, Torch | Sharded):
         return None
     try:
         sizes = sizes_of_model(model)
     except ValueError:
         return None
-    free = free_on(device)
-    kind: Literal["cpu", "cuda"] = "cuda" if str(device).startswith("cuda") else "cpu"
-    memory = fitting(run, sizes, Site(kind, engine=isinstance(run.engine, Local)), free)
+    site = replace(site_of(run, str(device).startswith("cuda")), engine=isinstance(run.engine, Local))
+    free = free_for(site, device)
+    memory = fitting(run, sizes, site, free)
     said = f"of {free / GB:.1f} GB that are free a step takes at most {missing(memory) / GB:.1f}"
     if "memory_mb" in auto:
         many = f"{memory.rows} sequences of {memory.work.longest:,} tokens together"
@@ -91,6 +96,27 @@ def _fitting(run: Run, model: Any, device: Any, auto: set[str]) -> Taken | None:
     if missing(memory) > free:
         said += ": it does not fit; see `ramulus plan` for what takes how much"
     return Taken(memory.asked, memory.engine_bytes // MB or USUAL_MB, said)
+
+
+def site_of(run: Run, cuda: bool | None = None) -> Site:
+    """What a run's device is, there or not; auto is a GPU where there is one."""
+    if cuda is None:
+        cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
+    return Site("cuda" if cuda else "cpu", shards=shards_of(run, cuda))
+
+
+def shards_of(run: Run, cuda: bool) -> int:
+    """Ranks of `learner=sharded` that hold one copy of the weights: those of torchrun, as many as it says, or one a GPU; 1 for other learners."""
+    if not isinstance(run.learner, Sharded):
+        return 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun_size()))
+    usual = here if here > 1 else run.learner.ranks or (max(1, torch.cuda.device_count()) if cuda else 1)
+    return run.learner.sharing or usual
+
+
+def free_for(site: Site, device: Any) -> float:
+    """Bytes that one process may take on a device; the ranks of a machine share its memory."""
+    return free_on(device) / (site.shards if site.kind == "cpu" else 1)
 
 
 def fitting(run: Run, sizes: Sizes, site: Site, free: float, present: bool = True) -> StepMemory:

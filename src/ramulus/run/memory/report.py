@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from ramulus.engine.local.compiled import GB
-from ramulus.native.memory import free_on, machine_memory
+from ramulus.native.memory import machine_memory
 from ramulus.run.config.recipe import Run
-from ramulus.run.memory.auto import fitting
+from ramulus.run.memory.auto import fitting, free_for, site_of
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.step import MOMENTS, SPELLED, Site, StepMemory, step_memory
 
@@ -24,14 +25,8 @@ def planned(run: Run, site: Site | None = None) -> StepMemory:
     sizes, there = planned_sizes(run), site or site_of(run)
     device = "cpu" if there.kind == "cpu" else "cuda:0"
     if site is None and (there.kind == "cpu" or torch.cuda.is_available()):
-        return fitting(run, sizes, there, free_on(device), present=False)
+        return fitting(run, sizes, there, free_for(there, device), present=False)
     return step_memory(run, sizes, there)
-
-
-def site_of(run: Run) -> Site:
-    """What a run's device is, there or not; auto is a GPU where there is one."""
-    cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
-    return Site("cuda" if cuda else "cpu", shards=getattr(run.learner, "sharing", None) or getattr(run.learner, "ranks", None) or 1)
 
 
 def print_plan(stages: Sequence[Run], console: Console) -> None:
@@ -67,7 +62,13 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
         f"{memory.rows} sequences of {work.longest:,} tokens decode together, with {memory.engine_bytes / GB:.2f} GB for keys and values",
         f"a step has {work.trees} trees of {work.paths} paths, at most {work.tokens:,} tokens",
     ]
+    together = memory.peak
+    if site.shards > 1:
+        other = step_memory(run, memory.sizes, replace(site, engine=False), memory.asked)
+        together += (site.shards - 1) * other.peak
+        ranks = f"each of the other {site.shards - 1} of {site.shards} ranks takes at most {other.peak / GB:.2f} GB"
+        said.append(f"that is rank 0, which samples too; {ranks}")
     here = machine_memory()
     if site.kind == "cpu":
-        said.append(f"this machine has {here / GB:.1f} GB" + ("" if memory.peak <= here else ": it does not fit"))
+        said.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
     return said

@@ -86,7 +86,10 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a step is planned: "cpu" or one of "cuda", over `shards` of which the learner is cut, or the engine where it is alone; which is there."""
+    """Where a step is planned: a process on a "cpu", or a "cuda" device, over `shards` of which the learner is cut, or the engine where it is alone.
+
+    Which of them is there; one of several learners has the engine, with a model of its own.
+    """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     shards: int = 1
@@ -115,28 +118,46 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     """What the model and its training take."""
     own, many = dtype_bytes(run), site.shards
     masters = own == 2 and getattr(run.learner, "float32_masters", True)
+    here = 0.0 if site.kind == "cuda" and getattr(run.learner, "offload", False) else 1.0  # of what the optimizer keeps
     trained = sizes.adapters(run.lora.rank, run.lora.targets) if run.lora is not None else sizes.parameters
     weights = sizes.parameters * own
     kept, working, scoring = activations(run, sizes, site, tokens)
     several = tokens < -(-work.trees // run.minibatches) * work.tree_tokens  # then the gradients of other rows are there all the time
     gradients = trained * own / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
-    whole = 0.0 if many == 1 else 2 * sizes.parameters * own / sizes.layers  # two layers are gathered at a time
-    scored: tuple[Phase, ...] = ("score",) if (run.mix.columns - run.begins) & {"recomputed", "recomputed_tempered", "reference_model"} else ()
+    gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
+    moment = 1 if getattr(run.learner, "adam", "exact") == "8bit" else 4 if masters or run.lora is not None else own
+    scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
+    checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.engine
     return [
-        MemoryPart("weights", weights / many + whole),
+        MemoryPart("weights", weights / many),
+        MemoryPart("weights gathered from the ranks", gathered, ("update", *scored)),
         MemoryPart("adapters", (trained * 4 if run.lora is not None else 0) / many),
-        MemoryPart("float32 masters", (4 * trained if masters and run.lora is None else 0) / many),
+        MemoryPart("float32 masters", here * (4 * trained if masters and run.lora is None else 0) / many),
         MemoryPart("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
-        MemoryPart("optimizer", 2 * trained * (4 if masters or run.lora is not None else own) / many),
-        MemoryPart("gradients", early, ("update",)),
-        MemoryPart("gradients", max(gradients, (4 * trained if masters else 0) / many), ("step",)),
+        MemoryPart("optimizer", here * 2 * trained * moment / many),
+        MemoryPart("gradients", early + (reduced if run.lora is None else 0.0), ("update",)),
+        MemoryPart("gradients", max(gradients, here * (4 * trained if masters else 0) / many), ("step",)),
         MemoryPart("activations", kept, ("update",)),
         MemoryPart("one layer and the head", working, ("update",)),
         MemoryPart("one layer and the head", scoring, scored),
-        MemoryPart("copies for a checkpoint", trained * 4 if site.kind == "cpu" else 0.0, ("save",)),
+        MemoryPart("copies for a checkpoint", checkpointed, ("save",)),
         MemoryPart("trees", 0.0 if site.kind == "cuda" else work.tokens * TREE),
     ]
+
+
+def passes_to_score(run: Run) -> int:
+    """Passes over the tokens of a step that keep nothing, for log-probs of before the step and of the reference model."""
+    return len({name.removesuffix("_tempered") for name in run.mix.columns - run.begins} & {"recomputed", "reference_model"})
+
+
+def gathering(sizes: Sizes, own: int) -> tuple[float, float]:
+    """Bytes of weights that a rank holds whole while it computes: embeddings, output layer, two layers. And of the gradients of the former.
+
+    Those of weights in half precision are summed over ranks in float32.
+    """
+    ends = (2 if sizes.parameters > sizes.active else 1) * sizes.vocabulary * sizes.hidden
+    return (ends + 2 * (sizes.parameters - ends) / sizes.layers) * own, ends * (own + 4 if own == 2 else own)
 
 
 def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float, float, float]:
@@ -159,22 +180,24 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
 
 def way_of(run: Run, site: Site, sizes: Sizes) -> str:
     """Which row of KEPT a run's layers are."""
-    if run.autocast and run.lora is None and site.kind == "cpu" and sizes.kind in KERNELS and _NARROWS:
+    kernels = site.kind == "cpu" and site.shards == 1  # they know no shards
+    if run.autocast and run.lora is None and kernels and sizes.kind in KERNELS and _NARROWS:
         return "narrow"
     if run.lora is not None:
         return "lora autocast" if run.autocast else "lora"
     if dtype_bytes(run) == 2:
         return "half"
-    return "autocast" if run.autocast else "fused" if site.kind == "cpu" else "plain"
+    return "autocast" if run.autocast else "fused" if kernels else "plain"
 
 
 def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
     """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
     own, mine, many = dtype_bytes(run), engine_bytes_of(run), 1 if site.learner else site.shards
     compiled = site.kind == "cpu" and sizes.kind in KERNELS
-    apart = not site.learner or getattr(run.learner, "process", False)
+    apart = not site.learner or getattr(run.learner, "process", False) or site.shards > 1  # the model is not the learner's
     copy = sizes.matrices * mine + (sizes.vocabulary * sizes.hidden * mine if mine != own else 0) if compiled else 0
     copy += sizes.parameters * mine if not compiled and (mine != own or apart) else 0
+    model = sizes.parameters * own if compiled and apart else 0
     token = sizes.token_bytes(mine)
     texts = work.trees * work.paths * rounded(work.longest) * token
     held = min(room, texts) if compiled else min(room, (rows + 8) * rounded(work.longest) * token + texts)
@@ -183,7 +206,8 @@ def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows
     samples = rows * 2 * run.response_limit * 40
     name = "the kernels' copy of the weights" if compiled else "the sampler's copy of the weights"
     working = logits / many + passes + (samples if site.kind == "cpu" else 0)
-    return [MemoryPart(name, copy / many), MemoryPart("keys and values", held / many), MemoryPart("decoding", working)]
+    sizes_by_name = {"the sampler's model": model / many, name: copy / many, "keys and values": held / many, "decoding": working}
+    return [MemoryPart(part, size) for part, size in sizes_by_name.items()]
 
 
 def rows_in(run: Run, sizes: Sizes, room: int, work: Work) -> int:
