@@ -23,7 +23,7 @@ WEIGHTS = {"a": torch.ones(2)}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ramulus.engine.vllm.vllm_engine.PAUSE", 0.01)
+    monkeypatch.setattr("ramulus.engine.pool.BETWEEN", 0.01)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_server_lost_for_good_leaves_the_run_its_others() -> None:
                 await one.load(WEIGHTS, version)
             assert one.servers[1].away
 
-        with pytest.warns(UserWarning, match="the run goes on with its other servers"):
+        with pytest.warns(UserWarning, match="the run goes on with its others"):
             asyncio.run(story())
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from ramulus.engine.affinity import Affinity
 from ramulus.engine.engine import Request, Sampling, StopRule
-from ramulus.engine.vllm.affinity import Affinity
+from ramulus.engine.pushed import pushed
 from ramulus.engine.vllm.factory import Vllm
-from ramulus.engine.vllm.pushed import pushed
 from ramulus.engine.vllm.server import greeting_of
 from ramulus.engine.vllm.wire import Malformed, calls_of, refuse, segment_of
 from ramulus.grow.temperature import ByEntropy

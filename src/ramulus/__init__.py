@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from ramulus.run.callbacks import EvaluationDone as EvaluationDone
     from ramulus.run.callbacks import StepDone as StepDone
     from ramulus.run.callbacks import StopTraining as StopTraining
+    from ramulus.run.config.ground import Ray as Ray
     from ramulus.run.config.recipe import AdamW as AdamW
     from ramulus.run.config.recipe import FinalEvaluation as FinalEvaluation
     from ramulus.run.config.recipe import Run as Run
@@ -151,6 +152,7 @@ HOMES = {
     "run.callbacks": ("Callback", "CheckpointSaved", "EvaluationDone", "StepDone", "StopTraining"),
     "run.from_python": ("train",),
     "run.result": ("Result",),
+    "run.config.ground": ("Ray",),
     "run.config.recipe": ("AdamW", "FinalEvaluation", "Run"),
     "run.config.tracking": ("Tracking",),
     "run.config.weighted": ("Weighted",),

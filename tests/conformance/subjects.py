@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from placed import placed
 from ramulus.engine.engine import Engine, Request, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.toy import ToyEngine
@@ -83,6 +84,11 @@ def local(**options: Any) -> Callable[[Path], Any]:
 
 
 @contextmanager
+def of_samplers(folder: Path) -> Iterator[Subject]:
+    yield of_models(placed(scratch(0)[0])[0])
+
+
+@contextmanager
 def remote_toy(folder: Path) -> Iterator[Subject]:
     with served("toy") as server:
         yield of_tables(server.engine())
@@ -108,6 +114,7 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "compiled": local(),
     "fused": local(native=False),
     "transformers": local(fast=False),
+    "placed": of_samplers,
     "remote toy": remote_toy,
     "remote local": remote_local,
     "vllm": vllm,

@@ -137,6 +137,8 @@ FEATURES = {
     "strings": "honours stop strings",
     "entropy": "records the entropy of what each token was drawn from",
     "kept": "records what truncation left",
+    "in_flight": "swaps weights below requests on their way, which go on by the new ones",
+    "sleep": "gives the memory of its keys and values back until it samples again",
     "in_place": "reads the parameters of the learner's model, so that `load(None, version)` takes what they are now",
 }
 

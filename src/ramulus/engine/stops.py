@@ -1,4 +1,4 @@
-"""Stops for engines that look at every token: strings and `until` asked together."""
+"""What an engine looks at in a request: whether it can be served at all; and stop strings and `until`, asked together."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def watched(request: Request, decode: Decode | None) -> Until | None:
         return finish or ("stop" if ends_in(strings, tokens, decode) else None)
 
     return ask
+
+
+def check_request(request: Request, limit: int, vocabulary: int) -> None:
+    """Raise ValueError for a request that no engine of this limit and vocabulary could ever serve."""
+    prefix, sampling = request.prefix, request.sampling
+    if not prefix:
+        raise ValueError("the prefix of a request is empty: a text begins with at least one token")
+    if not 0 <= min(prefix) <= max(prefix) < vocabulary:
+        wrong = next(token for token in prefix if not 0 <= token < vocabulary)
+        raise ValueError(f"token {wrong} of the prefix is outside the vocabulary of {vocabulary}")
+    if len(prefix) + sampling.max_tokens > limit:
+        raise ValueError(f"a prefix of {len(prefix)} tokens and max_tokens={sampling.max_tokens} end beyond the model's {limit}: lower max_tokens")

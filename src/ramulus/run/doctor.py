@@ -22,6 +22,7 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "fast": ("orjson", "orjson", "files of trees, written several times as fast"),
     "viewer": ("starlette", "starlette", "ramulus view"),
     "serve": ("uvicorn", "uvicorn", "ramulus serve"),
+    "ray": ("ray", "ray", "cluster=Ray(...)"),
     "remote": ("httpx2", "httpx2", "engine=Remote(...)"),
     "plots": ("matplotlib", "matplotlib", "plots of ramulus compare"),
     "gpu": ("pynvml", "nvidia-ml-py", "the busy share of a GPU"),
@@ -36,8 +37,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _version(distribution: str) -> str | None:
-    """The installed version of a distribution."""
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -46,12 +47,12 @@ def _version(distribution: str) -> str | None:
 
 def packages() -> list[tuple[str, str, str]]:
     """(name, version or "missing", what to do) of what is needed and what is optional."""
-    rows = [("ramulus", _version("ramulus") or "not installed, run from its sources", "")]
+    rows = [("ramulus", version_of("ramulus") or "not installed, run from its sources", "")]
     for name in NEEDED:
-        installed = _version(name)
+        installed = version_of(name)
         rows.append((name, installed or "missing", "" if installed else "pip install ramulus"))
     for extra, (module, distribution, purpose) in EXTRAS.items():
-        installed = _version(distribution) if importlib.util.find_spec(module) else None
+        installed = version_of(distribution) if importlib.util.find_spec(module) else None
         rows.append(
             (
                 distribution,

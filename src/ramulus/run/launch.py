@@ -19,6 +19,7 @@ from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.look.before_after import reward_line, turned
 from ramulus.look.viewer.show import draw_tree
+from ramulus.run.cluster import connected
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
 from ramulus.run.evaluation.final_evaluation import scores, table
@@ -87,7 +88,7 @@ def run_stages(plan: Plan, session: Session) -> None:
         else:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
-            with SlowRewards(console):
+            with SlowRewards(console), connected(run.cluster):
                 run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, session))
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
+from ramulus.run.cluster import Ground, skeleton_of
 from ramulus.run.config.recipe import Model, Run
+from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
 from ramulus.run.memory.auto import Taken, settled
 from ramulus.run.prompts import prompts_of
@@ -47,10 +49,11 @@ class Parts:
     stop: Stop
     run: Run  # with numbers where it said auto
     taken: Taken
+    rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
 
 
-def build_parts(run: Run, start: Path | None) -> Parts:
-    """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before."""
+def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> Parts:
+    """Model, policy, engine and rendered tasks; `start` is the model folder of the stage before, `ground` where samplers are placed."""
     check_signals(run)
     quiet()
     encode_quickly()
@@ -71,11 +74,14 @@ def build_parts(run: Run, start: Path | None) -> Parts:
     decode = Detokenizer(tokenizer, ends)
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
+    skeleton = skeleton_of(model) if ground is not None else None
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
     run, taken = settled(run, model, device_of(run.device))
-    engine = with_entropies(run.engine(model, decode), learner, parts_of(run))
+    placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
+    engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
-    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken)
+    rest = placed.rest if placed is not None and placed.rests else None
+    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
     _check(run, parts, model.config)
     return parts
 

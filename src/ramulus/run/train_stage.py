@@ -17,6 +17,7 @@ from ramulus.core.task import Task
 from ramulus.run import checkpoint
 from ramulus.run.advice import Advice, Facts
 from ramulus.run.callbacks import Callback, EvaluationDone, Listeners, Say, TrainingBegun, TrainingEnded
+from ramulus.run.cluster import Ground, grounded
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text, written_json
 from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model, scores
@@ -117,7 +118,13 @@ async def train_stage(run: Run, start: Path | None, ready: Callable[[], None], s
 
     `ready` is called once every input has been found good, before any work.
     """
-    parts = build_parts(run, start)
+    with grounded(run) as ground:
+        await on_ground(run, start, ready, session, ground)
+
+
+async def on_ground(run: Run, start: Path | None, ready: Callable[[], None], session: Session, ground: Ground | None) -> None:
+    """The same, with samplers and ranks where they are placed."""
+    parts = build_parts(run, start, ground)
     run = parts.run
     try:
         await session.interrupt.abandonable(probe(run, parts))
@@ -152,7 +159,8 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
     logbook = Logbook(run, console, state.told, session.pause)
     try:
         listeners.tell(lambda it: it.on_begin, TrainingBegun(run, state.step, logbook.say))
-        trainer = Trainer(run, parts.learner, parts.engine, rollouts, parts.evals, logbook, session.interrupt, state, listeners=listeners)
+        about = run, parts.learner, parts.engine, rollouts, parts.evals, logbook, session.interrupt, state
+        trainer = Trainer(*about, listeners=listeners, rest=parts.rest)
         try:
             await trainer.train()
         finally:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +121,7 @@ class Trainer:
     saved: int = 0  # the step of the last checkpoint since this one was made
     grown: list[Tree] = field(default_factory=list)  # of the last step, for those who listen
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
+    rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
     lowered: Callable[[int], None] = lambda tokens: None  # told of fewer tokens a batch than the run began with
 
     def __post_init__(self) -> None:
@@ -172,6 +173,9 @@ class Trainer:
         with clock("grow"):
             rollout, cursor = await self.interrupt.abandonable(self.rollouts.get(number, self.state.cursor))
         clock.move(rollout.grading, "grow", "grade")
+        if self.rest is not None:
+            with clock("load"):
+                await self.rest()
         self.whole = False
         with clock("score"):
             signals = self.rollouts.signals

@@ -80,7 +80,7 @@ class LocalEngine:
         self.forward, self.about, self._copy, reference = choice.forward, choice.about, choice.copy, choice.reference
         vocabulary = int(reference.model.get_input_embeddings().num_embeddings)
         self._scheduler = Scheduler(self.forward, vocabulary, reference.limit, slots, memory, decode)
-        self.features = frozenset({"rules", "until", "entropy", "kept", "in_place"} | ({"strings"} if decode else set()))
+        self.features = frozenset({"rules", "until", "entropy", "kept", "in_place", "sleep"} | ({"strings"} if decode else set()))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._driver: asyncio.Task[None] | None = None
         self._gate: asyncio.Future[None] | None = None  # held while `load` waits
@@ -175,6 +175,11 @@ class LocalEngine:
             raise RuntimeError("requests are in flight: await them before releasing the KV memory")
         self._scheduler.abandon(None)  # nobody; it closes the holes of the last step
         self._scheduler.release()
+
+    async def sleep(self) -> None:
+        """The same once requests in flight have finished; it samples again whenever it is asked."""
+        async with self._alone():
+            self.release()
 
     def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
         if weights is not None:

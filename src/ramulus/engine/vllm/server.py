@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ramulus.engine.engine import Request
+from ramulus.engine.pool import Lost, Stale, Wrong
 from ramulus.engine.remote.client import http_library
 from ramulus.engine.remote.listen import is_loopback
 from ramulus.engine.vllm.process import Process
@@ -19,22 +20,6 @@ from ramulus.engine.vllm.wire import calls_of, said_of
 PLUGIN_PROTOCOL = 1  # of the plug-in
 WINDOW = ((0, 31), (0, 33))  # of vLLM
 PLUGIN = "install vllm-plugin/ into its environment and start it with `python -m ramulus_vllm.serve MODEL`"
-
-
-class Fault(ConnectionError):
-    """Something is wrong with a server, in a sentence; what was asked of it is asked again."""
-
-
-class Lost(Fault):
-    """It is not there, does not answer, or its engine has died."""
-
-
-class Stale(Fault):
-    """It is there, without the weights that are meant."""
-
-
-class Wrong(Fault):
-    """It answered what cannot be."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ramulus.engine.engine import Request, Segment
 from ramulus.engine.remote.wire import rule_to_json
+from ramulus.engine.stops import check_request
 
 TEMPERATURE = "ramulus_temperature"  # where a request names its temperature rule, for the plug-in
 SHARP = 0.01  # vLLM takes temperatures between 0 and this one for this one
@@ -21,14 +22,8 @@ class Malformed(Exception):
 
 def refuse(request: Request, limit: int, vocabulary: int, rules: bool) -> None:
     """Raise ValueError for a request that no server could ever serve as it is meant."""
-    prefix, sampling = request.prefix, request.sampling
-    if not prefix:
-        raise ValueError("the prefix of a request is empty: a text begins with at least one token")
-    if not 0 <= min(prefix) <= max(prefix) < vocabulary:
-        wrong = next(token for token in prefix if not 0 <= token < vocabulary)
-        raise ValueError(f"token {wrong} of the prefix is outside the vocabulary of {vocabulary}")
-    if len(prefix) + sampling.max_tokens > limit:
-        raise ValueError(f"a prefix of {len(prefix)} tokens and max_tokens={sampling.max_tokens} end beyond the model's {limit}: lower max_tokens")
+    check_request(request, limit, vocabulary)
+    sampling = request.sampling
     if request.until is not None or request.stop.strings:
         raise ValueError("until and stop strings cannot be asked inside a vLLM server: ask them of what comes back")
     if callable(sampling.temperature):

@@ -15,11 +15,12 @@ from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import BoxedAnswer, Repeats
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.torch_learner import Torch
+from ramulus.run.config.ground import Ray, check_ground
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.override import Word
 from ramulus.run.config.tracking import Tracking
 from ramulus.run.config.weighted import Weighted
-from ramulus.run.config.words import HELD_OUT, LEARNER, LORA, MODEL, PROBLEMS, REWARD
+from ramulus.run.config.words import CLUSTER, HELD_OUT, LEARNER, LORA, MODEL, PROBLEMS, REWARD
 
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
@@ -166,6 +167,7 @@ class Run:
 
     # the machine
     engine: EngineFactory = field(default_factory=Local)  # Local(...): what samples
+    cluster: Ray | None = field(default=None, metadata=CLUSTER)  # Ray(...): samplers and trainers in processes of their own, here or on many machines
     seed: int = 0
     threads: int | None = None  # of torch; None takes OMP_NUM_THREADS, else the cores that others leave free
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes cuda where there is one
@@ -223,6 +225,7 @@ class Run:
                 f"{self.prompt_limit} + {self.response_limit} tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
         check_ahead(self.ahead, self.mix)
+        check_ground(self)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1 (None takes the number of cores), got {self.threads}")
 

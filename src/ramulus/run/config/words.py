@@ -11,6 +11,7 @@ from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.learn.sharded.factory import Sharded
+from ramulus.run.config.ground import Ray
 from ramulus.run.config.override import Blank, Word
 from ramulus.run.config.python_file import read_file
 from ramulus.run.config.weighted import Weighted
@@ -82,10 +83,18 @@ def learners(text: str) -> Blank:
     return Blank(known[name], {})
 
 
+def grounds(text: str) -> Blank:
+    """Ray, with or without brackets."""
+    if text.removesuffix("()").lower() != "ray":
+        raise ValueError(f"there is no cluster {text!r}: there is ray; cluster.NAME=... sets its fields")
+    return Blank(Ray, {})
+
+
 MODEL = {"word": Word(Pretrained, pretrained)}
 PROBLEMS = {"word": Word(File, problems)}
 HELD_OUT = {"word": Word(File, partial(problems, split="test"))}
 REWARD = {"word": Word(None, rewards)}
 LORA = {"word": Word(Lora, adapters)}
 LEARNER = {"word": Word(None, learners)}
+CLUSTER = {"word": Word(Ray, grounds)}
 """The metadata of fields that are written so."""

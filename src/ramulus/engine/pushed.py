@@ -1,4 +1,4 @@
-"""Weights on their way to servers: files of safetensors in a folder that all of them read."""
+"""Weights on their way to samplers in other processes: files of safetensors in a folder that all of them read."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ class Pushed:
                 self.path.unlink()
 
 
-def pushed(weights: Any, version: int, folder: Path) -> Pushed:
-    """A state dict in a file of its own, whole or not at all, or the path that was given. ValueError where there is nothing to read."""
+def pushed(weights: Any, version: int, folder: Path, setting: str = "engine.folder") -> Pushed:
+    """A state dict in a file of its own, whole or not at all, or the path that was given; `setting` chooses the folder.
+
+    ValueError where there is nothing to read.
+    """
     if isinstance(weights, str | os.PathLike):
         path = Path(weights).absolute()
         if not path.is_file() and not any(path.glob("*.safetensors")):
             raise ValueError(f"there are no safetensors at {path}: load a folder of them, such a file, or tensors")
         return Pushed(path, version)
     if not isinstance(weights, Mapping):
-        raise ValueError("a vLLM server cannot read the learner's weights in place: load a folder or tensors")
+        raise ValueError("an engine in another process cannot read the learner's weights in place: load a folder or tensors")
     body = to_bytes(weights)
     final = folder / f"{version:06d}-{secrets.token_hex(4)}.safetensors"
     part = final.with_suffix(".part")
@@ -48,5 +51,5 @@ def pushed(weights: Any, version: int, folder: Path) -> Pushed:
     except OSError as error:
         part.unlink(missing_ok=True)
         reason = error.strerror or error
-        raise OSError(f"cannot write weights for the vLLM servers in {folder}: {reason}; make room, or name another engine.folder") from error
+        raise OSError(f"cannot write weights for the samplers in {folder}: {reason}; make room, or name another {setting}") from error
     return Pushed(final, version, zlib.crc32(body))

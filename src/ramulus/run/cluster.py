@@ -1,0 +1,288 @@
+"""Ray: joins or starts a cluster, reserves room on it, starts samplers and ranks there. The one module that imports ray."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ramulus.engine.engine import Request
+from ramulus.engine.pool import Lost, Stale
+from ramulus.learn.sharded.placing import copied, elsewhere
+from ramulus.run.config.ground import Ray
+from ramulus.run.config.recipe import Run
+from ramulus.run.doctor import cores
+from ramulus.run.placed_engine import PlacedEngine
+from ramulus.run.sampler import About, Built, SamplerProcess, packed
+
+SENT = (
+    "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM", "HF_HOME", "HF_HUB_OFFLINE",
+    "RAMULUS_KERNELS", "RAMULUS_VLLM_PYTHON", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
+)  # fmt: skip
+"""What of the driver's environment its processes on other machines have, too."""
+
+KNOCK = 5.0  # seconds in which somebody must listen at the address of a head
+
+
+def ray_library() -> Any:
+    """ray; ImportError names the extra."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('cluster=Ray(...) needs ray: pip install "ramulus[ray]", the same version on all machines') from error
+    return ray
+
+
+@contextmanager
+def connected(how: Ray | None) -> Iterator[None]:
+    """Inside, this process is a driver of the cluster; one that is connected already stays so.
+
+    Raises ImportError without ray, ConnectionError where no cluster is to be joined, each with the remedy.
+    """
+    if how is None or ray_library().is_initialized():
+        yield
+        return
+    ray = ray_library()
+    with own_signals():
+        join(how) if how.address and how.address != "local" else begin(how)
+    try:
+        yield
+    finally:
+        with own_signals():
+            ray.shutdown()
+
+
+def begin(how: Ray) -> None:
+    """Start a cluster on this machine that ends with this process; it has as many CPUs as are asked of it, though cores be fewer."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    store = {"object_store_memory": how.store_mb * 2**20} if how.store_mb else {}
+    cpus = max(cores(), math.ceil(how.total().get("CPU", 0.0)))
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray_library().init(address="local", num_cpus=cpus, **quiet, **store)
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        raise ConnectionError(f"Ray cannot start on this machine: {_line(error)}") from error
+
+
+def join(how: Ray) -> None:
+    """Become a driver of a cluster that is there. ConnectionError, with the remedy, where there is none, or one of other versions."""
+    host, _, port = how.address.rpartition(":")
+    remedy = "start one with `ray start --head`, check cluster.address, or leave it out for a cluster that ends with the run"
+    if how.address != "auto":
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+        except OSError as error:
+            raise ConnectionError(f"no Ray cluster answers at cluster.address={how.address} ({error.strerror or error}): {remedy}") from error
+    environment = {name: os.environ[name] for name in SENT if name in os.environ}
+    try:
+        ray_library().init(how.address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        if "ersion mismatch" in str(error):
+            said = " ".join(str(error).split()).removeprefix("Version mismatch: ")
+            raise ConnectionError(f"the Ray cluster at {how.address} has other versions ({said}): install the same on all machines") from error
+        raise ConnectionError(f"cannot join the Ray cluster at cluster.address={how.address} ({_line(error)}): {remedy}") from error
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence of an error."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Signals go afterwards to whom they went before: Ray takes SIGTERM for itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Ground:
+    """Room on a cluster for one stage, and what is started there."""
+
+    how: Ray
+    trainers: Any = None  # placement groups
+    samplers: Any = None
+    groups: list[Any] = field(default_factory=list)
+    engines: list[PlacedEngine] = field(default_factory=list)
+
+    def reserve(self) -> None:
+        """Reserve room for trainers and samplers; the first trainer is this process. ValueError where the cluster is too small or too busy."""
+        ray, how = ray_library(), self.how
+        there, wanted = ray.cluster_resources(), how.total()
+        if any(there.get(name, 0.0) < count for name, count in wanted.items()):
+            text = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+            held = " and ".join(f"{there.get(name, 0.0):g} {name}s" for name in wanted)
+            raise ValueError(
+                f"the run wants {text} of the Ray cluster, which has {held}: add machines with `ray start`, or lower cluster.samplers, cluster.cpus, "
+                "cluster.gpus or those of the trainers"
+            )
+        first, then = how.bundles()
+        first[0] = first[0] | {f"node:{ray.util.get_node_ip_address()}": 0.001}  # where this process is
+        self.trainers = self._group(first)
+        self.samplers = self._group(then) if then else self.trainers
+
+    def _group(self, bundles: list[dict[str, float]]) -> Any:
+        """A placement group, once it is there."""
+        from ray.util.placement_group import placement_group
+
+        group = placement_group(bundles, strategy="PACK")
+        self.groups.append(group)
+        if not group.wait(self.how.patience):
+            raise ValueError(
+                f"the Ray cluster has had no room for {bundles} within {self.how.patience:g} s: wait for what else runs there, lower what is "
+                "asked for, or raise cluster.patience"
+            )
+        return group
+
+    def options(self, group: Any, place: int, cpus: float, gpus: float) -> dict[str, Any]:
+        """How something is started in a piece of a group."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        at = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place % len(group.bundle_specs))
+        return {"num_cpus": cpus, "num_gpus": self.how.share(gpus), "scheduling_strategy": at}
+
+    async def engine(self, run: Run, skeleton: Any, decode: Any) -> PlacedEngine:
+        """The run's engine in each sampler; `skeleton` is the model without numbers."""
+        how = self.how
+        threads = max(1, int(how.cpus)) if run.threads is None or how.address else run.threads
+        device = "cuda" if how.gpus else "cpu"
+        built = Built(run.engine, skeleton, decode, device, threads, device == "cpu")
+        options = self.options(self.samplers, 0, how.cpus, how.gpus)
+        carrier = RayCarrier(ray_library(), self, _by_value(built), decode, options)
+        folder = self._folder() if how.weights == "files" else None
+        vocabulary = int(skeleton.get_input_embeddings().num_embeddings)
+        engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated)
+        self.engines.append(engine)
+        await engine.begin()
+        if how.colocated and "sleep" not in engine.features:
+            remedy = "take engine=Local(), or cluster.colocated=false"
+            raise ValueError(f"colocated samplers must give their memory back, which {run.engine} cannot: {remedy}")
+        return engine
+
+    def _folder(self) -> Path:
+        """Where weights are written."""
+        if self.how.folder:
+            Path(self.how.folder).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None))
+
+    def leave(self) -> None:
+        """End what was started, and give the room back."""
+        from ray.util.placement_group import remove_placement_group
+
+        for engine in self.engines:
+            engine.close()
+        for group in self.groups:
+            with suppress(Exception):  # a cluster that is gone has no room to give back
+                remove_placement_group(group)
+
+
+@dataclass
+class RayCarrier:
+    """Sampler processes as actors of Ray."""
+
+    ray: Any
+    ground: Ground
+    built: bytes
+    decode: Any
+    options: dict[str, Any]
+
+    async def start(self, place: int) -> tuple[Any, About]:
+        """An actor in a piece of the samplers' group. It is not Ray's to restart: whoever notices that it is lost starts another."""
+        how = self.ground.how
+        where = self.ground.options(self.ground.samplers, place, how.cpus, how.gpus)
+        actor = self.ray.remote(SamplerProcess).options(**where, max_restarts=0, max_task_retries=0).remote()
+        try:
+            return actor, await self.call(actor, "begin", self.built)
+        except BaseException:
+            self.end(actor)
+            raise
+
+    def end(self, process: Any) -> None:
+        """Kill an actor."""
+        with suppress(Exception):
+            self.ray.kill(process)
+
+    async def call(self, process: Any, name: str, *parts: Any) -> Any:
+        """The answer of a method."""
+        with self._told():
+            return await getattr(process, name).remote(*parts)
+
+    async def stream(self, process: Any, requests: Sequence[Request], loaded: str) -> AsyncGenerator[Any]:
+        """What `sample` answers."""
+        answers, ended = None, False
+        try:
+            with self._told():
+                body = packed(requests, self.decode, self.ray.cloudpickle.Pickler)
+                answers = process.sample.options(num_returns="streaming").remote(body, loaded)
+                async for answer in answers:
+                    yield await answer
+                ended = True
+        finally:
+            if answers is not None and not ended:
+                with suppress(Exception):
+                    self.ray.cancel(answers)
+
+    def keep(self, body: bytes) -> Any:
+        """The bytes in Ray's object store."""
+        return self.ray.put(body)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What Ray raises as what it means: Lost where a process or its machine is gone, else what the process raised."""
+        errors = self.ray.exceptions
+        try:
+            yield
+        except errors.RayTaskError as error:
+            cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else None
+            if isinstance(cause, Stale | ValueError | OSError | MemoryError):
+                raise cause from None
+            raise RuntimeError(f"a sampler failed: {cause or _line(error)}") from error
+        except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+            raise Lost(_line(error)) from error
+
+
+def _by_value(thing: Any) -> bytes:
+    """As bytes, with the classes of a user's recipe file in them, which other processes do not have."""
+    import ray.cloudpickle as pickler
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("recipe_"):
+            pickler.register_pickle_by_value(module)
+    return bytes(pickler.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def skeleton_of(model: Any) -> Any:
+    """The model without its numbers, as it is before a learner changes anything in it."""
+    return copied(model, elsewhere(model, "meta"))
+
+
+@contextmanager
+def grounded(run: Run) -> Iterator[Ground | None]:
+    """Room for a stage on its cluster, if it has one."""
+    if run.cluster is None:
+        yield None
+        return
+    ground = Ground(run.cluster)
+    try:
+        ground.reserve()
+        yield ground
+    finally:
+        ground.leave()

@@ -1,0 +1,196 @@
+"""The engine of a run whose samplers are placed on a cluster: a pool whose calls are carried by whoever placed them."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ramulus.engine.engine import Request, Segment, Weights, together
+from ramulus.engine.pool import Lost, PoolEngine, Stale
+from ramulus.engine.pushed import Pushed, pushed
+from ramulus.engine.remote.weights import to_bytes
+from ramulus.engine.stops import check_request
+from ramulus.run.sampler import About, versions
+
+_T = TypeVar("_T")
+
+
+class Carrier(Protocol):
+    """Whoever starts sampler processes and carries calls to them. What it raises where a process is gone is `Lost`."""
+
+    async def start(self, place: int) -> tuple[Any, About]:
+        """A new process in a place, in which the engine has begun."""
+        ...
+
+    def end(self, process: Any) -> None:
+        """End a process at once, whatever it does."""
+        ...
+
+    def call(self, process: Any, name: str, *parts: Any) -> Awaitable[Any]:
+        """The answer of one of its methods."""
+        ...
+
+    def stream(self, process: Any, requests: Sequence[Request], loaded: str) -> AsyncGenerator[Any]:
+        """What `sample` answers, piece by piece."""
+        ...
+
+    def keep(self, body: bytes) -> Any:
+        """A handle for bytes that many processes will read."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handed(Pushed):
+    """Weights that the carrier keeps."""
+
+    handle: Any = None
+
+
+@dataclass
+class PlacedSampler:
+    """One process after another in one place."""
+
+    place: int
+    process: Any = None
+    about: About | None = None
+    loaded: str = ""
+    epoch: int = 0
+    away: bool = False
+    counted: dict[str, int] = field(default_factory=dict)  # by the present process
+    before: dict[str, int] = field(default_factory=dict)  # by those that were lost
+
+    @property
+    def name(self) -> str:
+        where = f" (process {self.about.process} on {self.about.host})" if self.about else ""
+        return f"sampler {self.place}{where}"
+
+
+class PlacedEngine(PoolEngine):
+    """Samples in the processes of a carrier.
+
+    `timeout`: seconds in which a process must have answered something, `patience` those in which it must have started: one that has not is ended,
+    and another started in its place. `folder`: where weights are written for all to read; None hands them to the carrier. `rests`: the processes
+    are to sleep whenever nothing is sampled until the next load.
+    """
+
+    def __init__(
+        self, carrier: Carrier, count: int, vocabulary: int, timeout: float, patience: float, folder: Path | None,
+        rests: bool = False,
+    ) -> None:
+        super().__init__([PlacedSampler(place) for place in range(count)])
+        self.carrier, self.vocabulary, self.timeout, self.patience = carrier, vocabulary, timeout, patience
+        self.folder, self.rests = folder, rests
+
+    async def begin(self) -> None:
+        """Start all processes beside each other. ConnectionError where one cannot be, or is not like this one."""
+        await together(self._start(server) for server in self.servers)
+        first = self.servers[0].about
+        self.limit, self.features, self.in_flight = first.limit, first.features, "in_flight" in first.features
+        hosts = len({server.about.host for server in self.servers})
+        self.about = f"{len(self.servers)} sampler{'s' * (len(self.servers) > 1)} on {hosts} machine{'s' * (hosts > 1)}, each by {first.engine}"
+
+    async def _start(self, server: PlacedSampler) -> None:
+        server.process, server.about = await self._within(self.patience, self.carrier.start(server.place), f"sampler {server.place} has not started")
+        assert server.about is not None
+        here, there = versions(), server.about.versions
+        if differs := [f"{name} {there.get(name)} and here {here[name]}" for name in here if there.get(name) != here[name]]:
+            raise ConnectionError(f"{server.name} has {', '.join(differs)}: install the same on all machines of the cluster")
+
+    async def _within(self, seconds: float, work: Awaitable[_T], what: str) -> _T:
+        """What some work answers; Lost where it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError:
+            raise Lost(f"{what} within {seconds:g} s") from None
+
+    async def _ask(self, server: PlacedSampler, name: str, *parts: Any) -> Any:
+        """One call. Raises a Fault that names the sampler."""
+        try:
+            return await self._within(self.timeout, self.carrier.call(server.process, name, *parts), f"{server.name} has not answered")
+        except Lost as lost:
+            raise Lost(str(lost) if server.name in str(lost) else f"{server.name} is lost ({lost})") from lost
+
+    def refuse(self, request: Request) -> None:
+        """Raise ValueError for a request that can never be served."""
+        check_request(request, self.limit, self.vocabulary)
+
+    async def answers(self, server: PlacedSampler, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Any]]:
+        """What the sampler says of each, in one call."""
+        stream = self.carrier.stream(server.process, requests, server.loaded)
+        try:
+            while True:
+                try:
+                    piece = await self._within(self.timeout, anext(stream), f"{server.name} has answered nothing")
+                except StopAsyncIteration:
+                    return
+                except Stale as stale:
+                    raise Stale(f"{server.name}: {stale}") from None
+                except Lost as lost:
+                    raise Lost(str(lost) if server.name in str(lost) else f"{server.name} is lost ({lost})") from lost
+                server.counted = piece[1]
+                for place, segment in piece[0]:
+                    yield place, segment
+        finally:
+            await stream.aclose()
+
+    def settled(self, server: PlacedSampler, request: Request, content: Segment) -> tuple[Segment, int]:
+        """The segment as it came."""
+        return content, 0
+
+    async def bring_back(self, server: PlacedSampler, fault: Exception) -> None:
+        """Another process in place of a lost one; one that is there without weights stays."""
+        if not isinstance(fault, Lost):
+            server.loaded = ""
+            return
+        warnings.warn(f"{fault}: another is started in its place, and what it had not answered is asked again", stacklevel=2)
+        await asyncio.to_thread(self.carrier.end, server.process)
+        known = server.about
+        server.before = {name: count + server.before.get(name, 0) for name, count in server.counted.items()}
+        server.counted, server.loaded = {}, ""
+        await self._start(server)
+        assert server.about is not None
+        if known is not None and (server.about.limit, server.about.features) != (known.limit, known.features):
+            raise ConnectionError(f"{server.name} is not like the one that was lost: {server.about.engine}, and before {known.engine}")
+
+    def push(self, weights: Weights, version: int) -> Pushed:
+        """Weights in a file that all read, or with the carrier."""
+        if self.folder is not None or not isinstance(weights, dict):
+            return pushed(weights, version, self.folder or Path(), "cluster.folder")
+        return Handed(Path(), version, handle=self.carrier.keep(to_bytes(weights)))
+
+    async def give(self, server: PlacedSampler, new: Pushed) -> None:
+        """Have a sampler take the weights."""
+        await self._ask(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
+        server.loaded = new.name
+
+    async def forget(self, server: PlacedSampler) -> None:
+        """Have it forget KV."""
+        await self._ask(server, "reset")
+
+    async def rest(self) -> None:
+        """Have all samplers give their memory back until the next load."""
+        self._turn()
+        await together(self._sleep(home) for home, server in enumerate(self.servers) if not server.away)
+
+    async def _sleep(self, home: int) -> None:
+        server, epoch = self.servers[home], self.servers[home].epoch
+        try:
+            await self._ask(server, "sleep")
+        except Lost as lost:
+            await self._recover(home, epoch, lost)
+
+    def counters(self) -> dict[str, int]:
+        """Tokens sampled that came here; all else as the samplers last said, lost ones included."""
+        counted = {name: sum(s.counted.get(name, 0) + s.before.get(name, 0) for s in self.servers) for name in self._counters}
+        return counted | {"sampled": self._counters["sampled"]}
+
+    def close(self) -> None:
+        """End the processes."""
+        for server in self.servers:
+            if server.process is not None:
+                self.carrier.end(server.process)

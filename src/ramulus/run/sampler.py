@@ -1,0 +1,162 @@
+"""What a sampler process is: the recipe's engine, built from the structure of a model, its weights given later. It knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pickle
+import platform
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ramulus.engine.engine import Engine, Request, Segment
+from ramulus.engine.pool import Stale
+from ramulus.run.doctor import version_of
+
+_DECODE = "decode"  # what a call says in place of the thing that both sides have: the text of tokens
+
+_Done = list[tuple[int, Segment]]
+"""(place among the requests, what was sampled) of what was done by the same turn."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a sampler is made of. `model`: its parameters are on the meta device, all else is as in the driver."""
+
+    factory: Callable[[Any, Any], Engine]
+    model: Any
+    decode: Any
+    device: str
+    threads: int
+    strict: bool  # torch's deterministic algorithms
+
+
+@dataclass(frozen=True)
+class About:
+    """What a sampler says of itself when it begins."""
+
+    process: int
+    host: str
+    limit: int
+    features: frozenset[str]
+    engine: str
+    versions: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Of what must be alike on both sides."""
+    names = ("ramulus", "torch", "transformers")
+    return {name: version_of(name) or "from its sources" for name in names} | {"python": platform.python_version()}
+
+
+def packed(thing: Any, decode: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+    """As bytes; `decode`, which the other side has, travels as a word."""
+
+    class Known(pickler):  # type: ignore[valid-type, misc]
+        def persistent_id(self, obj: Any) -> str | None:
+            return _DECODE if obj is decode and decode is not None else None
+
+    room = io.BytesIO()
+    Known(room, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+    return room.getvalue()
+
+
+def unpacked(body: bytes, decode: Any) -> Any:
+    """What `packed` wrote, in a process of the same run."""
+
+    class Known(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            return decode
+
+    return Known(io.BytesIO(body)).load()
+
+
+class SamplerProcess:
+    """One engine behind calls that Ray carries; its methods run in one event loop."""
+
+    def __init__(self) -> None:
+        self.loaded = ""  # the name of its weights
+
+    async def begin(self, body: bytes) -> About:
+        """Build the engine; nothing it says means anything before the first load."""
+        import torch
+
+        built: Built = pickle.loads(body)
+        torch.set_num_threads(built.threads)
+        torch.use_deterministic_algorithms(built.strict)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.decode, self.model = built.decode, with_numbers(built.model, built.device)
+        self.engine = built.factory(self.model, built.decode)
+        self.asleep = False
+        features = frozenset(self.engine.features) - {"in_place"}
+        return About(os.getpid(), platform.node(), self.engine.limit, features, self.engine.about, versions())
+
+    async def sample(self, body: bytes, loaded: str) -> AsyncIterator[tuple[_Done, dict[str, int]]]:
+        """What is done by the same turn, together, and the engine's counters, until all is. Raises Stale without the weights that are meant."""
+        if loaded != self.loaded or self.asleep:
+            raise Stale("it has not the weights that are meant")
+        requests: Sequence[Request] = unpacked(body, self.decode)
+        tasks = {asyncio.ensure_future(self.engine.sample([request])): place for place, request in enumerate(requests)}
+        left = set(tasks)
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                yield [(tasks[task], task.result()[0]) for task in done], dict(self.engine.counters())
+        finally:
+            for task in left:
+                task.cancel()
+
+    async def load(self, weights: Any, name: str, version: int) -> None:
+        """Take weights: a path, or bytes of safetensors; done once, however often it is asked."""
+        from ramulus.engine.remote.weights import state_of_bytes
+
+        if name == self.loaded and not self.asleep:
+            return
+        self._wake()
+        await self.engine.load(weights if isinstance(weights, str) else state_of_bytes(weights), version)
+        self.loaded = name
+
+    async def sleep(self) -> None:
+        """Give back the memory of keys, values and weights until the next load."""
+        if not self.asleep:
+            await self.engine.sleep()  # type: ignore[attr-defined]
+            self.sizes = {storage: storage.nbytes() for storage in _storages(self.model)}
+            for storage in self.sizes:
+                storage.resize_(0)
+            self.asleep = True
+
+    def _wake(self) -> None:
+        """Have room for weights again."""
+        if self.asleep:
+            for storage, size in self.sizes.items():
+                storage.resize_(size)
+            self.asleep = False
+
+    async def reset(self) -> None:
+        """Forget KV."""
+        await self.engine.reset()
+
+    async def close(self) -> None:
+        """End what the engine has started."""
+        self.engine.close()
+
+
+def _storages(model: Any) -> list[Any]:
+    """The memory of a model's parameters, tied ones once."""
+    return list({p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}.values())
+
+
+def with_numbers(model: Any, device: str) -> Any:
+    """The model on a device with small numbers in place of none, so that an engine's self-check has something to compare; tied stays tied."""
+    import torch
+
+    from ramulus.learn.sharded.placing import copied
+
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for parameter in model.parameters():
+        numbers = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, 0.02, generator=generator).to(device, parameter.dtype)
+        made[id(parameter)] = torch.nn.Parameter(numbers, parameter.requires_grad)
+    return copied(model, made).to(device)

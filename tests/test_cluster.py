@@ -1,0 +1,151 @@
+"""A run's cluster without Ray: what is refused and in which words, what is reserved where, and samplers that are lost, hang, sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_recipe
+from conformance.subjects import scratch
+from engines import KERNELS
+from placed import placed
+from ramulus import Ray, Sharded
+from ramulus.engine.engine import Request, Sampling, Segment, StopRule
+from ramulus.run.cluster import connected
+from ramulus.run.config.resume import build
+from ramulus.run.placed_engine import PlacedEngine
+
+CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), seed=i) for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"samplers": 0}, "cluster.samplers must be at least 1, got 0"),
+        ({"trainers": 0}, "cluster.trainers must be at least 1, got 0"),
+        ({"ahead": -1}, "cluster.ahead must be at least 0, got -1"),
+        ({"cpus": float("nan")}, "cluster.cpus must be at least 0, got nan"),
+        ({"cpus": 0}, "a sampler needs something: set cluster.cpus or cluster.gpus above 0"),
+        ({"trainers": 2, "trainer_cpus": 0}, "a trainer needs something"),
+        ({"timeout": 0}, "cluster.timeout and cluster.patience must be above 0 seconds, got 0 and 600"),
+        ({"address": "ray://head:10001"}, "goes by Ray's client"),
+        ({"address": "head"}, "cluster.address='head' is no address: write HOST:PORT"),
+        ({"weights": "nccl"}, "cluster.weights is 'objects' or 'files', got 'nccl'"),
+        ({"colocated": True, "ahead": 1}, "grow nothing ahead"),
+        ({"colocated": True, "gpus": 1, "samplers": 3}, "as many samplers as trainers, got 3 and 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(fields: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        Ray(**fields)
+
+
+def test_a_run_and_its_cluster_go_together() -> None:
+    run = run_recipe.rl()
+    with pytest.raises(ValueError, match="are ranks of a learner over many processes: set learner=sharded"):
+        replace(run, cluster=Ray(trainers=2))
+    with pytest.raises(ValueError, match=r"leave learner\.ranks out"):
+        replace(run, cluster=Ray(trainers=2), learner=Sharded(ranks=3))
+    assert replace(run, cluster=Ray(trainers=2), learner=Sharded()).cluster == Ray(trainers=2)
+
+
+def test_the_command_line_says_ray_and_its_fields() -> None:
+    recipe = f"{Path(run_recipe.__file__)}:rl"
+    for words in (["cluster=ray", "cluster.samplers=2"], ["cluster=Ray()", "cluster.samplers=2"], ["cluster.samplers=2"]):
+        [run], _ = build(recipe, words)
+        assert run.cluster == Ray(samplers=2)
+    assert build(recipe, ["cluster=none"])[0][0].cluster is None
+    with pytest.raises(ValueError, match="there is no cluster 'slurm': there is ray"):
+        build(recipe, ["cluster=slurm"])
+
+
+def test_what_is_reserved_where() -> None:
+    assert Ray().bundles() == ([{"CPU": 1.0}], [{"CPU": 1.0}])
+    apart = Ray(samplers=3, cpus=4, gpus=2, trainers=2, trainer_gpus=1)
+    assert apart.bundles() == ([{"CPU": 1.0, "GPU": 1.0}] * 2, [{"CPU": 4.0, "GPU": 2.0}] * 3)
+    assert apart.total() == {"CPU": 14.0, "GPU": 8.0}
+    assert apart.share(2) == 2
+    together = Ray(samplers=2, gpus=1, trainers=2, trainer_gpus=1, colocated=True)
+    assert together.bundles() == ([{"CPU": 2.0, "GPU": 1.0}] * 2, [])
+    assert together.share(1) == 0.5, "sampler and trainer see one GPU"
+    assert Ray(samplers=3, trainers=2, colocated=True).bundles() == ([{"CPU": 3.0}, {"CPU": 2.0}], [])
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'cluster=Ray\(...\) needs ray: pip install "ramulus\[ray\]", the same version on all machines'):
+        connected(Ray()).__enter__()
+    with connected(None):
+        pass
+
+
+def test_an_address_where_nobody_listens_is_named() -> None:
+    with socket.socket() as room:
+        room.bind(("127.0.0.1", 0))
+        port = room.getsockname()[1]
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at cluster.address=127.0.0.1:{port}"):
+        connected(Ray(address=f"127.0.0.1:{port}")).__enter__()
+
+
+def sampled(engine: PlacedEngine) -> list[Segment]:
+    return asyncio.run(engine.sample(CROWD))
+
+
+@pytest.mark.parametrize("fault", ["lost", "hung"])
+@pytest.mark.parametrize(("name", "after"), [("sample", 0), ("sample", 1), ("answer", 0), ("answer", 2)])
+@KERNELS
+def test_a_sampler_that_fails_is_replaced_and_nothing_changes(fault: str, name: str, after: int) -> None:
+    whole = sampled(placed(scratch(0)[0])[0])
+    engine, here = placed(scratch(0)[0], timeout=0.3 if fault == "hung" else 60.0)
+    getattr(here, fault)[name] = after
+    with pytest.warns(UserWarning, match="another is started in its place, and what it had not answered is asked again"):
+        assert sampled(engine) == whole
+    assert len(here.started) == 3
+    assert engine.counters()["sampled"] == sum(len(segment.tokens) for segment in whole), "counted once"
+
+
+@pytest.mark.parametrize("fault", ["lost", "hung"])
+@KERNELS
+def test_a_sampler_that_fails_while_it_loads_has_the_weights_afterwards(fault: str) -> None:
+    other = scratch(1)[0]
+    whole = sampled(placed(other)[0])
+    engine, here = placed(scratch(0)[0], timeout=0.5 if fault == "hung" else 60.0)
+    getattr(here, fault)["load"] = 1
+
+    async def story() -> list[Segment]:
+        await engine.load(dict(other.state_dict()), 4)
+        return await engine.sample(CROWD)
+
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        segments = asyncio.run(story())
+    assert [s.tokens for s in segments] == [s.tokens for s in whole]
+    assert {s.version for s in segments} == {4}
+
+
+@KERNELS
+def test_a_pool_whose_samplers_are_all_lost_goes_on() -> None:
+    whole = sampled(placed(scratch(0)[0], 1)[0])
+    engine, here = placed(scratch(0)[0], 1)
+    here.lost["sample"] = 0
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        assert sampled(engine) == whole
+
+
+@KERNELS
+def test_samplers_that_slept_are_given_their_weights_when_somebody_asks() -> None:
+    model = scratch(0)[0]
+    whole = sampled(placed(model)[0])
+    engine, here = placed(model, rests=True)
+    asyncio.run(engine.rest())
+    assert all(p.untyped_storage().nbytes() == 0 for process in here.started for p in process.model.parameters()), "its weights take no memory"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sampled(engine) == whole
+    assert torch.equal(next(here.started[0].model.parameters()), next(model.parameters()))
