@@ -62,19 +62,18 @@ def generated(model: Any, prompts: Tensor, new: int) -> list[Tensor]:
     return [row[prompts.shape[1] :] for row in out]
 
 
-class Vllm:
-    """vLLM in its own environment and process; answers with the lengths of its responses, and counts its own CPU seconds."""
+class Worker:
+    """Another engine in its own environment and process; answers with the lengths of its responses, and counts its own CPU seconds."""
 
-    def __init__(self, python: str, folder: str, dtype: str, rows: int, most: int) -> None:
+    def __init__(self, name: str, script: str, python: str, *arguments: object) -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
         }  # fmt: skip
-        worker = Path(__file__).parent / "rivals" / "vllm_worker.py"
-        command = [python, str(worker), folder, dtype, str(rows), str(most)]
+        command = [python, str(Path(__file__).parent / "rivals" / script), *map(str, arguments)]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True)
-        print(f"vllm-{dtype}: {self.answer()['version']}", flush=True)
+        print(f"{name}: {self.answer()['version']}", flush=True)
         self.seconds = 0.0
 
     def answer(self) -> dict[str, Any]:
@@ -83,7 +82,7 @@ class Vllm:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise RuntimeError(f"vLLM ended: {self.log.read()[-2000:]}")
+            raise RuntimeError(f"the worker ended: {self.log.read()[-2000:]}")
         return dict(json.loads(line))
 
     def __call__(self, prompts: Tensor, new: int) -> list[range]:
@@ -100,7 +99,7 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Tensor, int], li
     folder, rows = args.folder, args.rows
     kind, _, dtype = name.partition("-")
     if kind == "vllm":
-        return Vllm(args.vllm, folder, dtype, rows, args.prompt + args.new)
+        return Worker(name, "vllm_worker.py", args.vllm, folder, dtype, rows, args.prompt + args.new)
     if kind == "generate":
         model = loaded(folder, getattr(torch, dtype))
         return lambda prompts, new: generated(model, prompts, new)
@@ -113,12 +112,15 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender."""
     prompts = torch.randint(FIRST, args.vocabulary, (args.rows, args.prompt), generator=torch.Generator().manual_seed(0))
     ways = {name: contender(name, args) for name in args.contenders}
+    for file in args.gguf:
+        name, threads = f"llama.cpp {file.name}", torch.get_num_threads()
+        ways[name] = Worker(name, "llama_worker.py", args.llama, file, threads, args.rows, args.prompt + args.new)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(prompts, 2)
     for _ in range(args.repeats):
         for name, way in ways.items():
-            clock = (lambda way=way: way.seconds) if isinstance(way, Vllm) else cpu_seconds
+            clock = (lambda way=way: way.seconds) if isinstance(way, Worker) else cpu_seconds
             before = clock()
             answers = way(prompts, args.new)
             rates[name].append(args.rows * args.new / (clock() - before))
@@ -168,6 +170,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS + VLLM, default=CONTENDERS)
     parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="the Python of vLLM's environment, which `make vllm` makes")
+    parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="files of the model for llama.cpp, each a contender")
+    parser.add_argument("--llama", default=".venv-llama/bin/python", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--mismatch", action="store_true", help="compare log-probs instead of speed")
     args = parser.parse_args()
     rows = mismatches(args) if args.mismatch else measured(args)

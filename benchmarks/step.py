@@ -3,8 +3,9 @@
 Generation, reward, loss, backward pass and optimizer of TRL 1.16 (in an environment of its own, made at the first use), of ramulus's GRPO, and
 of a TreePO step that yields as many trajectories. Same weights, same prompts in the same order, same number of trajectories, fp32 on both
 sides, one step of each in turn. With random weights every response has the full length; `--shape quickstart` starts from the quickstart's
-supervised model, whose responses end by themselves. Before anything is timed, TRL's first batch and the gradient of its loss are compared with
-what ramulus makes of the same completions.
+supervised model, whose responses end by themselves; `--shape smollm2 --clock cpu` takes a pretrained one, with `--precision bfloat16` the
+products of both sides in bfloat16 and their weights in float32. Before anything is timed, TRL's first batch and the gradient of its loss are
+compared with what ramulus makes of the same completions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import random
 import string
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ from ramulus.learn.objective.mask import Clip, DualClip
 from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained, characters
+from ramulus.models.smollm2 import SMOLLM2
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
@@ -96,16 +99,18 @@ class Setting:
     optimizer: AdamW = GENTLE
     seed: int = 0
     engine_threads: int | None = None  # of torch while ramulus samples
+    precision: str = "float32"  # of products
 
     def run(self, name: str, out: Path) -> Run:
         """The ramulus run of this name, grpo or treepo."""
         tree = Segments(self.width, -(-self.response // self.segment), self.segment, branching=2)
+        half = self.precision == "bfloat16"
+        engine = Local(slots=256, threads=self.engine_threads, precision="bfloat16" if half else None)
         return Run(
             name=name, model=Pretrained(self.model, dtype=self.dtype), tasks=Listed(self.problems), rewards=self.reward, template="{problem}",
             prompt_limit=self.prompt, response_limit=self.response, branching=Star(self.width) if name == "grpo" else tree,
             schedule=Fixed(self.prompts), mix=GRPO if name == "grpo" else TREEPO, steps=self.steps, optimizer=self.optimizer,
-            tokens_per_batch=self.tokens, engine=Local(slots=256, threads=self.engine_threads), seed=self.seed, threads=self.threads,
-            device=self.device,
+            tokens_per_batch=self.tokens, engine=engine, seed=self.seed, threads=self.threads, device=self.device, autocast=half,
             save_every=10**6, trees_every=5, tensorboard=False, out=str(out / name),
         )  # fmt: skip
 
@@ -122,7 +127,8 @@ class Setting:
         return {
             "model": self.model, "rows": str(rows), "reward": kind, "prompts": self.prompts, "width": self.width, "micro": micro,
             "response": self.response, "exact": self.exact, "rates": rates, "loss": loss, "clip": clip,
-            "dtype": self.dtype, "device": self.device, "betas": self.optimizer.betas, "seed": self.seed,
+            "dtype": self.dtype, "device": self.device, "half": "bfloat16" in (self.dtype, self.precision),
+            "betas": self.optimizer.betas, "seed": self.seed,
         }  # fmt: skip
 
 
@@ -175,7 +181,7 @@ def setting_of(args: argparse.Namespace, folder: Path) -> Setting:
     }
     small = args.shape == "quickstart"
     prompts, width = args.prompts or (64 if small else 4), args.width or 8
-    common |= {"segment": args.segment or (8 if small else 32), "engine_threads": args.engine_threads}
+    common |= {"segment": args.segment or (8 if small else 32), "engine_threads": args.engine_threads, "precision": args.precision}
     if small:
         model = args.model or str(SFT)
         problems = tuple(ChainSum(prompts * steps, "train")())
@@ -183,8 +189,11 @@ def setting_of(args: argparse.Namespace, folder: Path) -> Setting:
     drawn = random.Random(0)
     texts = ["".join(drawn.choices(LETTERS, k=64)) for _ in range(prompts * steps)]
     problems = tuple(Problem(text, text) for text in texts)
-    model = random_model(args.shape, getattr(torch, args.dtype), folder / "model")
-    return Setting(model, problems, Digits(), prompts, width, 64, 128, True, **common)
+    if args.shape == "smollm2":
+        model = args.model or str(SMOLLM2)
+    else:
+        model = random_model(args.shape, getattr(torch, args.dtype), folder / "model")
+    return Setting(model, problems, Digits(), prompts, width, 64, args.response, True, **common)
 
 
 def check_counts(setting: Setting, told: dict[str, list[dict[str, Any]]], mine: dict[str, Mine]) -> None:
@@ -233,7 +242,7 @@ def rows_of(
 
 
 def measure(
-    setting: Setting, micros: list[int], repeats: int, folder: Path, shape: str
+    setting: Setting, micros: list[int], repeats: int, folder: Path, shape: str, clock: str
 ) -> tuple[list[dict[str, Any]], float]:
     """The rows of the table, and how far the gradients of one batch are apart."""
     mine = {name: Mine(setting.run(name, folder), setting.exact) for name in ("grpo", "treepo")}
@@ -242,14 +251,15 @@ def measure(
         collect_seldom()  # as the command line does after its imports
         first = next(iter(workers.values()))
         trainer = mine["grpo"].trainer
-        apart = agree(first, trainer.policy, setting, trainer.rollouts.decode, folder)
+        apart = agree(first, trainer.learner.policy, setting, trainer.rollouts.decode, folder)
         told: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
 
         def ask(name: str) -> Callable[[], None]:
             return lambda: told[name].append(workers[name].ask("step"))
 
         contenders = {name: ask(name) for name in workers} | {f"ramulus {name}": run.step for name, run in mine.items()}
-        seconds = interleave(contenders, repeats, device=setting.device)
+        clock = time.perf_counter if clock == "wall" else lambda: time.process_time() + sum(worker.spent for worker in workers.values())
+        seconds = interleave(contenders, repeats, device=setting.device, clock=clock)
         check_counts(setting, told, mine)
         return rows_of(shape, seconds, told, mine), apart
     finally:
@@ -262,12 +272,14 @@ def measure(
 def main() -> None:
     """Measure one shape."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="S", choices=list(SHAPES))
+    parser.add_argument("--shape", default="S", choices=[*SHAPES, "smollm2"])
     parser.add_argument(
-        "--model", default="", help="a model folder or run for --shape quickstart, in place of its supervised model"
+        "--model", default="", help="a model folder or run for --shape quickstart or smollm2, in place of its own"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of products, beside float32 weights")
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the CPU seconds of all threads of a contender's process")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--micro", type=int, nargs="+", default=[], help="sequences in one pass of TRL; several are several contenders"
@@ -276,12 +288,13 @@ def main() -> None:
     parser.add_argument("--segment", type=int, default=0, help="tokens of a TreePO segment")
     parser.add_argument("--prompts", type=int, default=0, help="of a step; 0: 4, of the quickstart's model 64")
     parser.add_argument("--width", type=int, default=0, help="trajectories of a prompt; 0: 8")
+    parser.add_argument("--response", type=int, default=128, help="tokens of each response, of equal lengths")
     parser.add_argument("--engine-threads", type=int, help="of torch while ramulus samples; by default as they are")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(args, Path(folder))
         total = setting.prompts * setting.width
-        rows, apart = measure(setting, args.micro or [total // 4, total // 8], args.repeats, Path(folder), args.shape)
+        rows, apart = measure(setting, args.micro or [total // 4, total // 8], args.repeats, Path(folder), args.shape, args.clock)
     print(table(rows))
     print(f"\ngradient of TRL's first batch: relative difference {apart:.1e}\n")
     print(json.dumps({"benchmark": "step", "machine": machine(args.device), "gradient": apart, "rows": rows}))

@@ -56,6 +56,7 @@ class Worker:
             [trl(), HERE / "trl_worker.py", chosen], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
             env=environment, text=True, bufsize=1,
         )  # fmt: skip
+        self.spent = 0.0  # CPU seconds of the process, all threads, when it last told
         self.versions = self.answer()
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
@@ -72,7 +73,9 @@ class Worker:
         if not line:
             self.log.seek(0)
             raise RuntimeError(f"TRL's worker ended with {self.process.wait()}:\n{self.log.read()[-3000:]}")
-        return json.loads(line)
+        told = json.loads(line)
+        self.spent = told.get("spent", self.spent)
+        return dict(told)
 
     def close(self) -> None:
         """End the process."""

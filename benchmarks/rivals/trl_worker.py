@@ -2,7 +2,8 @@
 
 Started with the path of a JSON file of settings: `model` (a folder), `rows` (JSON lines with prompt and answer, in the order of use),
 `reward` (chain or digits), `prompts`, `width`, `micro` (sequences of a forward and backward pass), `response`, `exact` (every response has
-the full length), `rates` (learning rate of each step), `loss`, `clip` (low, high), `dtype`, `device`, `betas`, `threads`, `seed`, `out`.
+the full length), `rates` (learning rate of each step), `loss`, `clip` (low, high), `dtype`,
+`half` (products in bfloat16), `device`, `betas`, `threads`, `seed`, `out`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def build(chosen: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(chosen["model"])
     rows = [json.loads(line) for line in Path(chosen["rows"]).read_text().splitlines()]
     length = {"min_new_tokens": chosen["response"]} if chosen["exact"] else {}
-    half = chosen["dtype"] == "bfloat16"
+    half = chosen["half"]
     config = GRPOConfig(
         output_dir=chosen["out"], use_cpu=chosen["device"] == "cpu", bf16=half, fp16=False, gradient_checkpointing=False,
         per_device_train_batch_size=chosen["micro"], gradient_accumulation_steps=accumulation, num_generations=chosen["width"],
@@ -117,7 +118,7 @@ class Gate:
         if self.start is not None:
             history = self.trainer.state.log_history
             told = {"reward": history[-1].get("reward")} if history else {}
-            say(self.channel, {"seconds": time.perf_counter() - self.start} | self.counted | told)
+            say(self.channel, {"seconds": time.perf_counter() - self.start, "spent": time.process_time()} | self.counted | told)
         self.counted = {"rows": 0, "tokens": 0}
         for line in sys.stdin:
             asked = json.loads(line)
