@@ -1,7 +1,7 @@
 """llama.cpp on this machine's CPU, one batch at a time. Runs where `llama-cpp-python` is installed; speaks JSON lines as `vllm_worker.py`.
 
-Started with a GGUF file, threads, the most rows and the most tokens of one text. All prompts of a batch go through the model together, then one
-token of every sequence at a time, drawn at temperature 1 by llama.cpp's own sampler from the whole distribution; nothing of a batch is kept for the next.
+Started with a GGUF file, threads, the most rows and the most tokens of one text. All prompts of a batch go through the model together, then
+one token of every sequence at a time, drawn at temperature 1 by llama.cpp's own sampler from the whole distribution. Nothing is kept.
 """
 
 from __future__ import annotations
