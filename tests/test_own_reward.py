@@ -116,6 +116,83 @@ def test_a_model_has_no_problems_of_its_own(trained: Path, tmp_path: Path, capsy
     assert "is no run, whose held-out problems would be taken: name --tasks" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a file, with worked problems before each one, and a stop of its own."""
+    folder = tmp_path_factory.mktemp("shown")
+    sums = [f"{a}+{b}?" for a in range(1, 5) for b in range(1, 5)]
+    for name, part in (("train", sums[:8]), ("held", sums[8:13]), ("worked", sums[13:])):
+        lines = [json.dumps({"q": text, "a": str(eval(text[:-1])), "how": f"{text[:-1]}=\n{eval(text[:-1])}"}) for text in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.py").write_text(
+        f"from dataclasses import dataclass, replace\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport run_recipe\n"
+        "from ramulus import ExactAnswer, File\n\n\n@dataclass(frozen=True)\nclass AtSeven:\n"
+        "    def __call__(self, response, new, decode, ended):\n        return len(response) + len(new) > 6\n\n\n"
+        "def recipe():\n    file = lambda name: File(name, prompt='q', answer='a')\n"
+        f"    return replace(run_recipe.recipe(), tasks=file({str(folder / 'train.jsonl')!r}), evals=file({str(folder / 'held.jsonl')!r}),\n"
+        f"        examples=file({str(folder / 'worked.jsonl')!r}), rewards=ExactAnswer(), template='{{problem}}=', prompt_limit=60, steps=2,\n"
+        "        answer=AtSeven(), eval_every=1, tokens_per_batch='auto')\n"
+    )
+    assert run("train", folder / "recipe.py", f"out={folder / 'run'}") == 0
+    return folder
+
+
+def test_eval_of_a_run_repeats_its_own_last_evaluation(shown: Path, tmp_path: Path):
+    out = tmp_path / "found"
+    assert run("eval", shown / "run", "--samples", 0, "--threads", 1, "--slots", 8, "--out", out) == 0
+    row = json.loads((shown / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    (scores,) = json.loads((out / "results.json").read_text())["tasks"].values()
+    assert scores["greedy"] == row["eval/greedy"]
+    trees = [json.loads(line) for line in next(out.glob("*greedy.jsonl")).read_text().splitlines()]
+    assert "4+3?=" in tokens_as_text(out, trees[0])
+    assert {max(len(node["tokens"]) for node in tree["nodes"][1:]) for tree in trees} == {7}, "the run's own stop"
+    assert "AtSeven" in json.loads((out / "eval.json").read_text())["settings"]["answer"]
+
+
+def tokens_as_text(folder: Path, tree: dict) -> str:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder / "tokenizer").decode(tree["nodes"][0]["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt"),
+    [
+        (("--examples", "none"), "3+1?="),
+        (("--examples", "worked.jsonl"), "4+2?= 6\n\n4+3?= 7\n\n4+4?= 8\n\n3+1?="),
+        (("--examples", "worked.jsonl", "--extract", "number", "--solution", "how"), "4+2?= 4+2=\n6\n\n4+3?= 4+3=\n7\n\n4+4?= 4+4=\n8\n\n3+1?="),
+        ((), "4+2?= 6\n\n4+3?= 7\n\n4+4?= 8\n\n3+1?="),
+    ],
+)
+def test_worked_examples_before_each_problem(shown: Path, tmp_path: Path, words: tuple[str, ...], prompt: str):
+    words = tuple(str(shown / word) if word.endswith(".jsonl") else word for word in words)
+    out = tmp_path / "trees"
+    assert run("eval", shown / "run", *words, "--samples", 0, "--limit", 1, "--prompt-limit", 90, "--out", out) == 0
+    (tree,) = (json.loads(line) for line in next(out.glob("*greedy.jsonl")).read_text().splitlines())
+    assert tokens_as_text(out, tree).replace("<unk>", " ") == prompt, "a space is no letter of this model"
+
+
+def test_where_an_answer_is_looked_for(shown: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, held = tmp_path / "found", shown / "held.jsonl"
+    words = ("eval", shown / "run", "--tasks", held, "--samples", 3, "--out", out)
+    assert run(*words, "--extract", "number") == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["settings"]["rewards"] == ["1 x exactanswer", "reading number"]
+    answers = [attempt for row in next(iter(found["tasks"].values()))["answers"] for attempt in row["sampled"]] if "answers" in found else []
+    assert all(attempt["verdict"]["answer"].lstrip("-").isdigit() for attempt in answers if attempt["verdict"]["answer"])
+    capsys.readouterr()
+    assert run(*words) == 2, "graded otherwise"
+    assert "choose another --out" in capsys.readouterr().err
+    assert run("eval", trained, "--extract", "number") == 2
+    assert "what grades here, length, does not" in capsys.readouterr().err
+    assert run("rollout", shown / "run", "--extract", "bax") == 2
+    assert "an answer is looked for in box, number, line, whole, tag" in capsys.readouterr().err
+    assert run("eval", shown / "run", "--examples", tmp_path / "no.jsonl") == 2
+    assert "no.jsonl" in capsys.readouterr().err
+    assert run("eval", shown / "run", "--tasks", "lm_eval:gsm8k", "--extract", "number") == 2
+    assert "of its own: leave out" in capsys.readouterr().err
+
+
 def graded(task_id: str, *verdicts: dict[str, float]) -> Tree:
     from ramulus.core.task import Task
 

@@ -445,6 +445,32 @@ def test_a_click_on_a_node_and_on_a_leaf(seen: Seen) -> None:
     assert page.locator(".heat span").count() == len("c=") or page.locator(".heat span").count() == len("abc=")
 
 
+def test_a_reward_on_a_scale_is_a_number_without_a_tick(watched: Callable[..., Seen], serve: Callable[..., str], tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "scaled")
+    tree = Tree.plant(Task("t", tuple(tokens("2?")), "2?", "2"), step=5)
+    for reward in (0.25, 0.75):
+        write(tree, tree.root, "2", why="star", finish="eos", reward=reward, version=3)
+    store.write(folder / "trees" / "000005.jsonl", [tree])
+    given = [{"text": "2", "correct": None, "reward": reward, "verdict": {}, "finish": "eos", "tokens": 1} for reward in (0.25, 0.75)]
+    report = {"problems": 1, "reward": 0.5, "answers": [{"id": "t", "problem": "2?", "answer": "2", "sampled": given, "greedy": []}]}
+    for path in folder.glob("evals/*.json"):
+        path.write_text(json.dumps(report))
+    seen = watched(serve(folder))
+    run = first_of(seen)
+    page = seen.open(f"#/run/{run}/step/5")
+    seen.wait(".card .facts", "reward 0.5")
+    page.locator(".card a").first.click()
+    seen.wait(".panel .lines", "0.25")
+    page.locator(".panel .lines button").first.click()
+    seen.wait(".panel h2", "reward 0.")
+    assert "✓" not in seen.text(".panel")
+    assert "right" not in seen.text(".panel h2")
+    page = seen.open(f"#/run/{run}/evals/5")
+    seen.wait(".problem-row summary", "reward 0.5")
+    page.locator(".problem-row summary").first.click()
+    seen.wait(".sibling .badge", "reward 0.25")
+
+
 def test_colours_have_legends(seen: Seen) -> None:
     seen.open()
     run = first_of(seen)

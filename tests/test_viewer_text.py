@@ -15,6 +15,7 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree, column
 from ramulus.look.viewer.files import Changed, Fence, Lines, Metrics
+from ramulus.look.viewer.picture import paint, picture
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import Outline, step_row, texts, tree_json
 from viewer_runs import EOS, small_tree, tokenizer, tokens, write
@@ -111,9 +112,21 @@ def test_why_is_said_where_growth_began() -> None:
 def test_flags(rewards: tuple[float, ...], flag: str, rate: float) -> None:
     tree = Tree.plant(Task("t", (1,), "t"))
     for reward in rewards:
-        write(tree, tree.root, "a", finish="eos", reward=reward, why="star")
+        write(tree, tree.root, "a", finish="eos", reward=reward, why="star", verdict={"correct": reward})
     row = step_row(tree, 3)
     assert (row["flags"], row["pass_rate"], row["index"]) == ([flag], rate, 3)
+
+
+@pytest.mark.parametrize(("rewards", "flags"), [((0.25, 0.75), ["mixed"]), ((0.5, 0.5), []), ((-1.0, 2.0), ["mixed"])])
+def test_a_reward_on_a_scale_is_a_number_and_neither_right_nor_wrong(rewards: tuple[float, ...], flags: list[str]) -> None:
+    tree = Tree.plant(Task("t", (1,), "t"))
+    for reward in rewards:
+        write(tree, tree.root, "a", finish="eos", reward=reward, why="star")
+    row = step_row(tree, 0)
+    assert (row["flags"], row["pass_rate"], row["correct"], row["reward"]) == (flags, None, 0, pytest.approx(sum(rewards) / 2))
+    drawn = picture(tree, lambda tokens: "", paint(tree, "value"))
+    assert "<circle" not in drawn, "full and hollow circles say right and wrong"
+    assert all(f">{reward:.2g}<" in drawn for reward in rewards)
 
 
 def test_a_tree_without_paths_has_no_pass_rate() -> None:
@@ -202,4 +215,4 @@ def test_tasks_with_fields_like_columns(tmp_path: Path) -> None:
     api = Api(Shelf([tmp_path / "odd.jsonl"]))
     rows = api.steps({"run": "odd", "step": "0"})
     assert [row["text"] for row in rows] == [odd.text, "1+1?"]
-    assert rows[0]["pass_rate"] == 1.0
+    assert (rows[0]["reward"], rows[0]["pass_rate"]) == (1.0, None)

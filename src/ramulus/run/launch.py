@@ -143,6 +143,7 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     headline = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
     console.print(headline, markup=False, highlight=False, soft_wrap=True)
     for command, purpose in (
+        (f"ramulus view {folder}", "curves and trees in the browser"),
         (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
         (f"ramulus eval {folder}", "measure it"),
         (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, correct
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
 
 RGB = tuple[int, int, int]
@@ -22,6 +22,7 @@ COLD, HOT = (74, 130, 214), (212, 62, 62)
 _LEVELS = 16  # of a colour scale: neighbours of nearly the same number share one stroke
 TIP = 600  # characters of a tooltip; the middle is left out beyond
 LETTER = 6.1  # px, the width of a letter of a label
+NUMBER = 36  # px on the right where paths end in a number
 LEFT, RIGHT, TOP, BOTTOM = 18, 16, 14, 22  # px around the paths: the prompt's stub on the left, the ruler below
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 
@@ -163,7 +164,8 @@ class Canvas:
         self.places = places(tree, self.lane, self.unit)
         ends = [self.places[node.id].start + len(node.tokens) for node in tree.walk() if node.parent is not None]
         self.longest = max([*ends, 1])
-        self.per = (width - LEFT - RIGHT) / self.longest
+        scored = any(called_correct(leaf) is None and isinstance(leaf.reward, int | float) for leaf in tree.leaves())
+        self.per = (width - LEFT - (NUMBER if scored else RIGHT)) / self.longest
 
     def x(self, token: float) -> float:
         """px of a token position, counted from the end of the prompt."""
@@ -243,7 +245,8 @@ class Canvas:
         return f'<text x="{begin:.1f}" y="{y:.1f}">{clean(text)}</text>' if text else ""
 
     def end(self, leaf: Node) -> str:
-        """A mark where a path ends: full where it is right, hollow where it is wrong, a bar at the limit, a cross where it was pruned."""
+        """A mark where a path ends: full where it is right, hollow where it is wrong, its reward where nobody said, a bar at the limit, a cross where
+        it was pruned."""
         place = self.places[leaf.id]
         x, y, size = self.x(place.start + len(leaf.tokens)) + 4, place.middle, min(3.5, self.lane / 2.5)
         colour, tip = self.paint.scale(self.paint.of(leaf)[-1] if self.paint.of(leaf) else None), self.tip(leaf)
@@ -252,7 +255,12 @@ class Canvas:
             return f'<path d="{d}" stroke="currentColor" stroke-width="1.4" fill="none">{tip}</path>'
         if leaf.finish == "length":
             return f'<path d="M{x:.1f} {y - size:.1f}v{2 * size:.1f}" stroke="{colour}" stroke-width="2.2">{tip}</path>'
-        fill = colour if leaf.reward is not None and correct(leaf) > 0 else "none"
+        called = called_correct(leaf)
+        if called is None and isinstance(leaf.reward, int | float):
+            if self.lane < 9:
+                return ""
+            return f'<text x="{x - 2:.1f}" y="{y + 3.5:.1f}" fill="{colour}">{leaf.reward:.2g}{tip}</text>'
+        fill = colour if called else "none"
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" fill="{fill}" stroke="{colour}" stroke-width="1.4">{tip}</circle>'
 
     def ruler(self) -> Iterator[str]:

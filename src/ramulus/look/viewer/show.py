@@ -15,7 +15,7 @@ from rich.tree import Tree as Drawing
 
 from ramulus.core import store
 from ramulus.core.run_folder import NUMBERED, is_stage, natural
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
 from ramulus.look.cost.ledger import Cost
 from ramulus.look.stages import loose_files, step_files, tokenizer_of
@@ -45,7 +45,8 @@ def _label(node: Node, decode: Decode, width: int) -> str:
         return text
     known = isinstance(node.reward, int | float)
     reward = "" if node.reward is None else f"  reward {node.reward:g}" if known else f"  reward {safe(str(node.reward), width)}"
-    color = "green" if known and (node.reward or 0) > 0 else "red"
+    called = called_correct(node)
+    color = "default" if known and called is None else "green" if called else "red"
     return f"{text}  [{color}]{safe(str(node.finish or 'alive'), width)}{reward}[/{color}]"
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, correct
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, called_correct
 from ramulus.look.viewer.text import Text
 
 CREDIT = "credit/"
@@ -199,9 +199,9 @@ def leaf_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
 
 
 def judgement(tree: Tree) -> tuple[list[Node], list[float]]:
-    """(the paths that the policy ended, whether each of those that were judged is correct)."""
+    """(the paths that the policy ended, whether each of those that a reward called so is correct)."""
     paths = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
-    return paths, [correct(leaf) for leaf in paths if leaf.verdict or leaf.reward is not None]
+    return paths, [called for leaf in paths if (called := called_correct(leaf)) is not None]
 
 
 def right(judged: Sequence[float]) -> int:
@@ -209,8 +209,8 @@ def right(judged: Sequence[float]) -> int:
     return sum(mark > 0 for mark in judged)
 
 
-def flags_of(outline: Outline, judged: Sequence[float]) -> list[str]:
-    """What a tree can be filtered by."""
+def flags_of(outline: Outline, judged: Sequence[float], rewards: Sequence[float]) -> list[str]:
+    """What a tree can be filtered by; where nothing is called correct, whether its rewards differ."""
     nodes, flags = outline.nodes, []
     if any(node.finish == "pruned" for node in nodes):
         flags.append("pruned")
@@ -220,6 +220,8 @@ def flags_of(outline: Outline, judged: Sequence[float]) -> list[str]:
         flags.append("demonstration")
     if judged:
         flags.append("all_right" if min(judged) > 0 else "all_wrong" if max(judged) <= 0 else "mixed")
+    elif len(set(rewards)) > 1:
+        flags.append("mixed")
     return flags
 
 
@@ -238,10 +240,10 @@ def step_row(tree: Tree, index: int) -> dict[str, Any]:
         below[outline.up[i]] += below[i]
     along = sum(len(node.tokens) * max(below[i], 1) for i, node in own)
     row = {"index": index, "task": tree.task.id, "text": tree.task.text, "visit": tree.visit, "paths": len(paths)}
-    row |= {"correct": right(judged), "pass_rate": _mean(judged) if judged else None}
+    row |= {"correct": right(judged), "pass_rate": _mean(judged) if judged else None, "reward": _mean(rewards) if rewards else None}
     row |= {"spread": pstdev(rewards) if rewards else 0.0, "reuse": along / written if written else 0.0}
     row |= {"length": _mean(ends) if ends else 0.0, "tokens": sum(len(node.tokens) for node in outline.nodes) - prompt}
-    return row | {"flags": flags_of(outline, judged), "skeleton": skeleton(outline)}
+    return row | {"flags": flags_of(outline, judged, rewards), "skeleton": skeleton(outline)}
 
 
 def skeleton(outline: Outline) -> list[list[Any]]:

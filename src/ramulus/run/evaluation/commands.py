@@ -76,10 +76,9 @@ def eval_(
     tasks = tuple(name for name in tasks if not name.startswith(HARNESS))
     opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
     if harness:
-        from ramulus.run.evaluation.lm_eval_tasks import run_harness
+        from ramulus.run.evaluation.lm_eval_tasks import check_alone, run_harness
 
-        if tasks:
-            raise ValueError(f"lm_eval:{harness[0]} and {tasks[0]} cannot be asked for at once: evaluate them one after the other")
+        check_alone(harness[0], tasks, [problem.examples, problem.extract, reward])
         return run_harness(opener(model), harness, limit, out, Console())
     sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None

@@ -112,10 +112,12 @@ def evaluate_one(
     loaded = open_model(model)
     date = day_begun(folder)
     sets = asked.read(loaded.tokenizer, date)  # all inputs are read before any work
-    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, asked.run.response_limit if asked.run is not None else 1024)
+    usual = asked.run.response_limit if asked.run is not None else 1024
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, usual, asked.stops)
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
     settings = settings_of(plan, loaded, stop, list(kinds), chunk) | ({"rewards": asked.graders} if asked.graders else {})
+    settings |= {name: repr(rule) for name, rule in asked.stops.items()}
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {

@@ -26,6 +26,14 @@ from ramulus.run.event_loop import run_to_end
 HOW = {"do_sample", "temperature", "top_p", "top_k", "attention_mask"}  # of how a task wants to be answered
 
 
+def check_alone(name: str, tasks: Sequence[str], given: Sequence[str | None]) -> None:
+    """Raise ValueError where a task of lm-evaluation-harness is asked for with what is for other tasks alone."""
+    if any(word is not None for word in given):
+        raise ValueError(f"lm_eval:{name} brings examples, filters and scores of its own: leave out --examples, --extract and --reward")
+    if tasks:
+        raise ValueError(f"lm_eval:{name} and {tasks[0]} cannot be asked for at once: evaluate them one after the other")
+
+
 def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, out: Path | None, console: Console) -> int:
     """Evaluate on tasks by name, or by the path of a task's YAML file; print a table, and write lm_eval's own results as JSON.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +41,8 @@ class LoadedModel:
     ends: tuple[int, ...]
     slots: int
 
-    def stop(self, tasks: Sequence[Task], wanted: int | None, usual: int) -> Stop:
-        """Ends of responses of at most `wanted` tokens, or of the `usual` number where the model has room for them."""
+    def stop(self, tasks: Sequence[Task], wanted: int | None, usual: int, rules: Mapping[str, Any]) -> Stop:
+        """Ends of responses of at most `wanted` tokens, or of the `usual` number where the model has room for them; `rules`: further fields of it."""
         longest = max(len(task.prompt) for task in tasks)
         room = self.engine.limit - longest
         if wanted is not None and wanted > room:
@@ -54,7 +54,7 @@ class LoadedModel:
             raise ValueError(
                 f"a prompt has {longest} tokens and the model ends at {self.engine.limit}: lower --prompt-limit"
             )
-        return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode)
+        return Stop(self.ends, min(usual, room) if wanted is None else wanted, self.decode, **rules)
 
 
 def load_model(model: str, device: str, threads: int | None, slots: int, memory_mb: int | Literal["auto"] = "auto") -> LoadedModel:
@@ -83,7 +83,7 @@ def grow_trees(
 ) -> int:
     """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
     sets = asked.read(loaded.tokenizer)
-    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens)
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens, asked.stops)
     sampling = Sampling(stop.max_tokens, temperature)
     count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, loaded.engine)
 

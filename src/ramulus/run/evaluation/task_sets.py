@@ -7,10 +7,13 @@ from typing import Any
 
 from ramulus.core.task import Reward, Task
 from ramulus.grow.grading import Rewards
+from ramulus.run.prompts import extracting, extraction_of
+from ramulus.tasks.answers import extraction
 from ramulus.tasks.chain import ChainAnswer, ChainSum
-from ramulus.tasks.chat import arguments_of
+from ramulus.tasks.chat import arguments_of, chat_template
+from ramulus.tasks.examples import after_examples, worked_examples
 from ramulus.tasks.files import File
-from ramulus.tasks.problem import Source, render
+from ramulus.tasks.problem import Problem, Source, render
 from ramulus.tasks.sums import TEST, Sums
 from ramulus.tasks.word_problems import WordProblems
 
@@ -27,6 +30,9 @@ class ProblemOptions:
         template: prompt with {problem} in it, in place of the chat template; this and the next two are by default those of the run.
         system: system message of the chat template.
         template_arguments: what else the chat template reads, as JSON, such as {"enable_thinking": false}.
+        examples: a file of worked problems, which are shown before each one (few-shot); by default those of the run, `none` for none.
+        solution: column of that file that holds worked solutions; without one the examples show the answer, in the form that the grader reads.
+        extract: where in a response the answer is looked for: box, number, line, whole, tag or tag:NAME; by default where the grader looks.
         date: YYYY-MM-DD, for chat templates that write one; by default the day on which the evaluation began.
         slots: rows decoded together.
         device: cpu, cuda, cuda:1, or auto.
@@ -40,6 +46,9 @@ class ProblemOptions:
     template: str | None = None
     system: str | None = None
     template_arguments: str | None = None
+    examples: str | None = None
+    solution: str | None = None
+    extract: str | None = None
     date: str = ""
     slots: int = 64
     device: str = "auto"
@@ -71,25 +80,44 @@ class TaskSets:
             template = run.template if template is None and system is None and given is None else template
             system = run.system if system is None and how.template is None else system
             given = run.template_arguments if given is None and how.template is None else given
+        shown = self._examples()
         longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
         date = how.date or (run.date if run is not None else "") or date
         for spec in self.specs:
             source, rewards = self._set(spec)
-            tasks = render(source(), tokenizer, template, system, longest, "drop", given, date)
+            if how.extract is not None:
+                rewards = extracting(rewards, extraction(how.extract))
+            examples = worked_examples(shown, extraction_of(rewards))
+            chat = bool(examples) and template is None and chat_template(tokenizer, given, date) is not None
+            problems, form = after_examples(source(), examples, template, chat)
+            tasks = render(problems, tokenizer, form, system, longest, "drop", given, date)
             if not tasks:
                 raise ValueError(f"no problem of {spec} has a prompt of at most {longest} tokens: raise --prompt-limit")
             sets.append((spec, tasks[: self.limit], rewards))
         return sets
+
+    def _examples(self) -> list[Problem]:
+        """The worked problems that are shown before each one."""
+        if self.options.examples is None:
+            return self.run.examples() if self.run is not None and self.run.examples is not None else []
+        if self.options.examples.lower() == "none":
+            return []
+        how = self._columns()
+        return File(self.options.examples, prompt=how.prompt, answer=how.answer, split=how.split, demonstration=how.solution)()
+
+    def _columns(self) -> ProblemOptions:
+        """The options, with the columns of the run's file where none are asked for."""
+        how, run = self.options, self.run
+        if run is not None and isinstance(run.tasks, File) and (how.prompt, how.answer) == (ProblemOptions.prompt, ProblemOptions.answer):
+            return replace(how, prompt=run.tasks.prompt, answer=run.tasks.answer or how.answer)
+        return how
 
     def _set(self, spec: str) -> tuple[Source, Rewards]:
         """Problems and what grades them."""
         run = self.run
         if spec == HELD_OUT_SET and run is not None:
             return self._held_out() or run.tasks, self.rewards or run.weighted()
-        how = self.options
-        if run is not None and isinstance(run.tasks, File) and (how.prompt, how.answer) == (ProblemOptions.prompt, ProblemOptions.answer):
-            how = replace(how, prompt=run.tasks.prompt, answer=run.tasks.answer or how.answer)
-        source, reward = _source_of(spec, self.limit, how)
+        source, reward = _source_of(spec, self.limit, self._columns())
         by_run = run is not None and isinstance(source, File) and run.weighted()
         return source, self.rewards or by_run or [(reward, 1.0, "correct answer")]
 
@@ -109,7 +137,14 @@ class TaskSets:
     def graders(self) -> list[str]:
         """What grades, where it is not the usual of each set: what an earlier evaluation must have been graded by."""
         rewards = self.rewards or (self.run.weighted() if self.run is not None else ())
-        return [f"{weight:g} x {name}" for _, weight, name in rewards]
+        names = [f"{weight:g} x {name}" for _, weight, name in rewards]
+        return names if self.options.extract is None else [*names, f"reading {self.options.extract}"]
+
+    @property
+    def stops(self) -> dict[str, Any]:
+        """What ends a response of the run besides its end and its length: `answer` and `repetition` of a `Stop`, where it has them."""
+        found = {} if self.run is None else {"answer": self.run.answer, "repetition": self.run.repetition}
+        return {name: rule for name, rule in found.items() if rule is not None}
 
 
 def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:

@@ -109,14 +109,14 @@ async function answers(page, row) {
     fill(page.holder, empty(error.message));
     return;
   }
-  const problems = list.map((problem, at) => ({...problem, at, given: problem.sampled ?? [], share: share(problem.sampled ?? [])}));
+  const problems = list.map((problem, at) => ({...problem, at, given: problem.sampled ?? [], share: share(problem.sampled ?? []), reward: meanReward(problem.sampled ?? [])}));
   const state = {sort: page.route.options.sort ?? "at", wanted: "", most: PROBLEMS_AT_ONCE};
   const holder = h("div", {class: "problems"});
   const draw = () => {
     const order = {
       at: (one) => one.at,
-      hard: (one) => one.share ?? 2,
-      easy: (one) => -(one.share ?? -2),
+      hard: (one) => one.share ?? one.reward ?? Infinity,
+      easy: (one) => -(one.share ?? one.reward ?? -Infinity),
       spread: (one) => Math.abs((one.share ?? 2) - 0.5),
     }[state.sort];
     const found = problems
@@ -192,6 +192,10 @@ function share(given) {
   return graded.length ? d3.mean(graded, (one) => Number(one.correct) > 0) : null;
 }
 
+function meanReward(given) {
+  return d3.mean(given, (one) => (Number.isFinite(one.reward) ? one.reward : null)) ?? null;
+}
+
 function problemView(problem) {
   const bar = h("span", {class: "bar right", "aria-hidden": "true"});
   bar.style.width = (problem.share ?? 0) * 100 + "%";
@@ -201,8 +205,8 @@ function problemView(problem) {
     h(
       "summary",
       {},
-      h("span", {class: "track"}, bar),
-      h("span", {class: "number"}, percent(problem.share)),
+      problem.share === null && problem.reward !== null ? null : h("span", {class: "track"}, bar),
+      h("span", {class: "number"}, problem.share === null && problem.reward !== null ? "reward " + figure(problem.reward) : percent(problem.share)),
       h("span", {class: "mono grow", dir: "auto"}, oneLine(problem.problem ?? problem.id, 140)),
       h("span", {class: "soft mono", dir: "auto"}, oneLine(problem.answer ?? "", 24)),
     ),
@@ -226,14 +230,15 @@ function problemView(problem) {
 }
 
 function givenView(kind, one, at) {
-  const became = one.correct === undefined || one.correct === null ? "ungraded" : Number(one.correct) > 0 ? "right" : "wrong";
+  const called = one.correct !== undefined && one.correct !== null;
+  const became = called ? (Number(one.correct) > 0 ? "right" : "wrong") : Number.isFinite(one.reward) ? "scored" : "ungraded";
   return h(
     "div",
     {class: "sibling"},
     h(
       "p",
       {class: "small"},
-      h("span", {class: "badge " + became}, became),
+      h("span", {class: "badge " + became}, became === "scored" ? `reward ${figure(one.reward)}` : became),
       ` ${kind}${kind === "sampled" ? " " + (at + 1) : ""} · read `,
       h(
         "b",

@@ -1,4 +1,5 @@
 // Where a tree's nodes lie: across in tokens, down in lanes, one lane a leaf. Ribbons are as thick as the leaves below.
+import {figure} from "./dom.js";
 
 const THICK = 0.74; // of a lane; the rest is the gap between leaves
 
@@ -85,19 +86,32 @@ export function itemAt(layout, token, lane) {
   return null;
 }
 
-// What became of a path.
+// What became of a path: right or wrong where a reward called it so, scored where rewards gave a number alone.
 export function outcome(node) {
   if (node.finish === "pruned") return "pruned";
   if (node.reward === null || node.reward === undefined) return node.finish ? "ungraded" : "alive";
   const told = verdictOf(node).correct;
-  return (told === undefined || told === null ? node.reward > 0 : Number(told) > 0) ? "right" : "wrong";
+  if (told === undefined || told === null) return "scored";
+  return Number(told) > 0 ? "right" : "wrong";
+}
+
+// Its sign; the reward of a path that is scored.
+export function signOf(node) {
+  const became = outcome(node);
+  return became === "scored" ? figure(node.reward) : MARKS[became];
+}
+
+// The sign with a word for it.
+export function saidOf(node) {
+  const became = outcome(node);
+  return became === "scored" ? `reward ${figure(node.reward)}` : `${MARKS[became]} ${became}`;
 }
 
 export function verdictOf(node) {
   return node.verdict && typeof node.verdict === "object" ? node.verdict : {};
 }
 
-export const MARKS = {right: "✓", wrong: "✗", pruned: "✂", ungraded: "○", alive: "…"};
+const MARKS = {right: "✓", wrong: "✗", pruned: "✂", ungraded: "○", alive: "…"};
 
 // The small picture of a tree, from a skeleton of [parent row, start, length, leaves, value].
 export function drawSmall(canvas, skeleton, colourOf) {

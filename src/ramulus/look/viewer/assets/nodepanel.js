@@ -1,7 +1,7 @@
 // What is chosen in a tree: a node with its tokens and siblings, or a whole path with its verdict.
 import {h, fill, figure, oneLine, plural, say} from "./dom.js";
 import {get} from "./data.js";
-import {outcome, MARKS} from "./layout.js";
+import {outcome, saidOf} from "./layout.js";
 import {drawHeat, marked} from "./heat.js";
 import {siblings, children, answersBelow} from "./relatives.js";
 
@@ -83,7 +83,7 @@ function header(panel, leaf) {
       {},
       panel.row === 0 ? "Problem " : `${leaf ? "Path to node" : "Node"} ${node.id} `,
       node.author === "policy" || node.author === "prompt" ? null : h("span", {class: "flag"}, node.author),
-      became ? h("span", {class: "badge " + became}, `${MARKS[became]} ${became}`) : null,
+      became ? h("span", {class: "badge " + became}, saidOf(node)) : null,
       h("span", {class: "room"}),
       node.parent >= 0
         ? h("button", {type: "button", class: "quiet", title: "To the node above (←)", onclick: () => panel.open(node.parent)}, "Above")
@@ -218,8 +218,8 @@ function pathParts(panel, leaf) {
           h(
             "td",
             {},
-            h("span", {class: "badge " + became}, `${MARKS[became]} ${became}`),
-            h("span", {class: "soft"}, ` reward ${figure(leaf.reward)}`),
+            h("span", {class: "badge " + became}, saidOf(panel.node)),
+            became === "scored" ? null : h("span", {class: "soft"}, ` reward ${figure(leaf.reward)}`),
           ),
         ),
       ),

@@ -100,7 +100,7 @@ export function showHelp() {
     h(
       "p",
       {class: "soft"},
-      "In a tree, across is the token position, a ribbon is as thick as there are leaves below it, and its colour is what the legend says. ✓ right, ✗ wrong, ✂ pruned, ○ without a grade. Control and invisible characters are shown by their number, as in ⟨U+202E⟩. The address bar always links to what is on screen.",
+      "In a tree, across is the token position, a ribbon is as thick as there are leaves below it, and its colour is what the legend says. ✓ right, ✗ wrong, ✂ pruned, ○ without a grade, a number is the reward of a path that nothing called right or wrong. Control and invisible characters are shown by their number, as in ⟨U+202E⟩. The address bar always links to what is on screen.",
     ),
   );
 }

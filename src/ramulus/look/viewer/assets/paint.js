@@ -1,7 +1,7 @@
 // One frame of the tree picture: grid, ribbons, and the closer one looks, texts and tokens.
 import {oneLine} from "./dom.js";
 import {inkOn} from "./colour.js";
-import {traceRibbon, middleAt, outcome, verdictOf, MARKS} from "./layout.js";
+import {traceRibbon, middleAt, outcome, signOf, verdictOf} from "./layout.js";
 
 export const MARGIN = {top: 26, right: 96, bottom: 10, left: 10};
 const MONO = "ui-monospace, 'SF Mono', 'Cascadia Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
@@ -203,10 +203,12 @@ function paintEnd(state, here, item, ink) {
   }
   context.font = "600 12px system-ui, sans-serif";
   context.textBaseline = "middle";
-  context.fillText(MARKS[became], x, y);
+  const sign = signOf(item.node);
+  context.fillText(sign, x, y);
   const answer = verdictOf(item.node).answer;
   const word = answer === undefined || answer === null ? (became === "pruned" ? "pruned" : "") : String(answer);
+  const room = Math.max(14, context.measureText(sign).width + 6);
   context.fillStyle = ink.soft;
   context.font = "11px system-ui, sans-serif";
-  if (word) context.fillText(oneLine(word, 14), x + 14, y);
+  if (word) context.fillText(oneLine(word, 14), x + room, y);
 }

@@ -1,6 +1,6 @@
 // What lies around a node: its siblings side by side, its children, and the answers that the paths below it reached.
-import {h, fill, figure, percent, oneLine, plural} from "./dom.js";
-import {outcome, verdictOf, MARKS} from "./layout.js";
+import {h, fill, figure, oneLine, plural} from "./dom.js";
+import {outcome, signOf, verdictOf} from "./layout.js";
 import {differences} from "./diff.js";
 
 const SIBLINGS_AT_ONCE = 8;
@@ -25,11 +25,11 @@ export function answersBelow(panel) {
     .rollups(
       leaves,
       (rows) => rows,
-      (at) => `${outcome(nodes[at])}\u0000${verdictOf(nodes[at]).answer ?? ""}`,
+      (at) => `${outcome(nodes[at])}\u0000${signOf(nodes[at])}\u0000${verdictOf(nodes[at]).answer ?? ""}`,
     )
     .sort((a, b) => b[1].length - a[1].length);
   const lines = groups.slice(0, 8).map(([key, rows]) => {
-    const [became, answer] = key.split("\u0000");
+    const [became, sign, answer] = key.split("\u0000");
     const bar = h("span", {class: "bar " + became, "aria-hidden": "true"});
     bar.style.width = Math.max(2, (rows.length / leaves.length) * 100) + "%";
     return h(
@@ -38,7 +38,7 @@ export function answersBelow(panel) {
       h(
         "button",
         {type: "button", class: "line", title: "To the first of these paths", onclick: () => panel.open(Math.min(...rows))},
-        h("span", {class: became + "-ink"}, MARKS[became]),
+        h("span", {class: became + "-ink"}, sign),
         h("span", {class: "mono grow", dir: "auto"}, answer ? oneLine(answer, 40) : became === "pruned" ? "pruned" : "no answer read"),
         h("span", {class: "track"}, bar),
         h("span", {class: "number"}, `${rows.length}`),
@@ -85,7 +85,7 @@ function siblingColumn(panel, at) {
     h(
       "span",
       {class: "soft"},
-      became ? h("span", {class: became + "-ink"}, MARKS[became]) : plural(other.leaves, "path"),
+      became ? h("span", {class: became + "-ink"}, signOf(other)) : plural(other.leaves, "path"),
       ` value ${figure(other.value)}`,
     ),
   );
@@ -113,9 +113,9 @@ export function children({page, node, open}) {
       h(
         "button",
         {type: "button", class: "line", onclick: () => open(row)},
-        h("span", {class: became ? became + "-ink" : "soft"}, became ? MARKS[became] : "→"),
+        h("span", {class: became ? became + "-ink" : "soft"}, became ? signOf(child) : "→"),
         h("span", {class: "mono grow", dir: "auto"}, oneLine(child.text, 70) || "(no text)"),
-        h("span", {class: "soft"}, `${child.children.length ? plural(child.leaves, "path") : ""} ${percent(child.value)}`),
+        h("span", {class: "soft"}, `${child.children.length ? plural(child.leaves, "path") : ""} ${figure(child.value)}`),
       ),
     );
   });

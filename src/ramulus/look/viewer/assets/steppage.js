@@ -8,6 +8,7 @@ import {drawSmall} from "./layout.js";
 const SORTS = [
   ["index", "order"],
   ["pass_rate", "pass rate"],
+  ["reward", "reward"],
   ["spread", "reward spread"],
   ["reuse", "reuse"],
   ["length", "length"],
@@ -175,7 +176,9 @@ function card(page, tree) {
     h("span", {class: "flag"}, name.toLowerCase()),
   );
   const facts = [
-    [tree.pass_rate === null ? "no grade" : percent(tree.pass_rate), "Pass rate"],
+    tree.pass_rate === null && Number.isFinite(tree.reward)
+      ? ["reward " + figure(tree.reward), "Mean reward: nothing calls a path of this tree correct"]
+      : [tree.pass_rate === null ? "no grade" : percent(tree.pass_rate), "Pass rate"],
     [plural(tree.paths, "path"), "Paths"],
     ["×" + figure(Math.round((tree.reuse ?? 0) * 100) / 100), "Reuse: tokens in all paths for each one sampled"],
     [figure(Math.round(tree.length ?? 0)) + " tok", "Mean length in tokens"],
