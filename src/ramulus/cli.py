@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -329,6 +330,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for library in ("torchao", "torch.utils._pytree"):  # what torchao cannot load or registers, wherever transformers meets it
+        logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stdout.isatty():
         os.environ.pop("FORCE_COLOR", None)  # notebooks set it: a bar that redraws itself would flood a pipe or a file
     words = sys.argv[1:] if argv is None else argv

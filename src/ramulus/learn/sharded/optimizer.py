@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ def eight_bits() -> Any:
     except ImportError as error:
         raise ImportError('learner.adam=8bit needs torchao: pip install "ramulus[sharded]"') from error
     return AdamW8bit
+
+
+def step_with(optimizer: Any) -> None:
+    """One step. On CPUs moments in 8 bits are stepped uncompiled: torchao compiles a kernel for each shape, which takes minutes of C++."""
+    here = any(p.is_cpu for group in optimizer.param_groups for p in group["params"])
+    with torch.compiler.set_stance("force_eager") if here and hasattr(optimizer, "_new_buffer") else nullcontext():
+        optimizer.step()
 
 
 def set_rate(optimizer: Any, lr: float) -> None:

@@ -24,7 +24,7 @@ from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.learn.policy.writing import read_back, write_model
-from ramulus.learn.sharded.optimizer import Stepping, optimizer_of, set_rate
+from ramulus.learn.sharded.optimizer import Stepping, optimizer_of, set_rate, step_with
 from ramulus.learn.sharded.placing import Spread, copied, elsewhere, mesh_of, shard
 
 LEFT_OUT = ("optimizer", "masters", "trainable", "tokenizer")  # of a whole policy: what each rank makes anew
@@ -117,7 +117,7 @@ class ShardedPolicy(ActorCritic):
             for gradient in held if share < 1 else ():
                 gradient.mul_(share)
             set_rate(self.optimizer, lr)
-            self.optimizer.step()
+            step_with(self.optimizer)
             self.stepping.round_off()
             self.version += 1
         self.skipped += not step
