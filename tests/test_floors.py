@@ -24,7 +24,7 @@ FLOORS: dict[str, set[str]] = {
     "learn": {"core", "native", "models"},
     "look": {"core", "engine", "tasks", "grow"},
     "run": {"native", "models", "core", "engine", "tasks", "grow", "learn", "look"},
-    "adapters": {"core", "engine", "grow", "learn", "run"},
+    "adapters": {"core", "engine", "grow", "learn", "look", "run"},
     "recipes": {"core", "models", "engine", "tasks", "grow", "learn", "look", "run", "adapters", "__init__"},
 }
 FLOORS["cli"] = FLOORS["__main__"] = {*FLOORS, "cli", "__init__"}
@@ -61,6 +61,8 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "ray": "run/cluster.py",
     "vllm": (),  # it has processes of its own
     "trl": "adapters/trl.py",
+    "tensordict": "adapters/exports.py",
+    "msgspec": "adapters/exports.py",
     "lm_eval": "run/evaluation/lm_eval_tasks.py",
     "matplotlib": "look/compare/plots.py",
     "httpx2": "engine/remote/client.py",

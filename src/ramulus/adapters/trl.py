@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ramulus.adapters.flat import path_credit
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Sampling
@@ -198,20 +199,9 @@ def _advantages_of(rows: Sequence[tuple[int, Node | None]], credits: Sequence[Cr
     found = np.zeros((len(rows), length))
     for line, (number, leaf) in zip(found, rows, strict=True):
         if leaf is not None and leaf.id in credits[number].trained():
-            along = _path_credit(leaf, credits[number])
+            along = path_credit(leaf, credits[number])
             line[: len(along)] = along
     return found
-
-
-def _path_credit(leaf: Node, credits: Credits) -> np.ndarray:
-    """Credit of each sampled token on the path of a leaf, whichever way an advantage gives it: by token, by node, or for the path."""
-    nodes = [node for node in leaf.line() if node.author is Author.POLICY]
-    sizes = [len(node.tokens) for node in nodes]
-    if credits.token is not None:
-        return np.asarray(credits.token[leaf.id])
-    if credits.node is not None:
-        return np.repeat([credits.node.get(node.id, 0.0) for node in nodes], sizes)
-    return np.full(sum(sizes), credits.leaf[leaf.id])
 
 
 def _log(trainer: Any, advantages: torch.Tensor, mask: torch.Tensor, rollouts: TreeRollouts) -> None:
