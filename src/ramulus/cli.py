@@ -20,6 +20,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ramulus import __version__
+from ramulus.adapters.command import export
 from ramulus.native.memory import allocation_failed
 from ramulus.run.config.find import check_named, yaml_of
 from ramulus.run.evaluation.commands import eval_, rollout
@@ -32,7 +33,6 @@ Words = Annotated[
 ]
 _Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(required)")]
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
-OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
 
 
 def train(words: Asked = (), config: Path | None = None, dry_run: bool = False, resume: bool = False, fresh: bool = False) -> int:
@@ -191,39 +191,6 @@ def recipes() -> int:
         "any field can be set, steps=10 for example.",
         highlight=False,
     )
-    return 0
-
-
-def export(
-    folder: RunFolder,
-    out: OutFolder,
-    which: Literal["last", "best"] = "last",
-    trees: Literal["verl", "prime-rl"] | None = None,
-    steps: str = "",
-    credit: str | None = None,
-) -> int:
-    """Write the model of a run as a plain Hugging Face folder that AutoModelForCausalLM.from_pretrained loads; or its trees for another trainer.
-
-    Example: `ramulus export runs/mine out --trees verl --steps 10,20`. docs/adapters.md says what reads them.
-
-    Args:
-        folder: the folder of a run; of a run of several stages, its last finished stage is taken. With --trees, a file of trees does too.
-        out: the new folder.
-        which: the last checkpoint, or the one with the best evaluation.
-        trees: write every path of the trees as a row for this trainer, instead of the model.
-        steps: which steps' trees, as in 5,10,15; by default all.
-        credit: the advantage whose credit is written, where paths have that of several.
-    """
-    console = Console()
-    if trees is not None:
-        from ramulus.adapters.exports import export_trees
-
-        console.print(export_trees(folder, out, trees, steps, credit), markup=False, highlight=False)
-        return 0
-    from ramulus.run.evaluation.loaded_model import export_model
-
-    step = export_model(folder, out, which, console)
-    console.print(f"step {step} of {folder} is now in {out}", markup=False, highlight=False)
     return 0
 
 

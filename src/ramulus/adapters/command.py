@@ -1,0 +1,45 @@
+"""`ramulus export`: the model of a run, or its trees for another trainer. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+_RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
+_OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
+
+
+def export(
+    folder: _RunFolder,
+    out: _OutFolder,
+    which: Literal["last", "best"] = "last",
+    trees: Literal["verl", "prime-rl"] | None = None,
+    steps: str = "",
+    credit: str | None = None,
+) -> int:
+    """Write the model of a run as a plain Hugging Face folder that AutoModelForCausalLM.from_pretrained loads; or its trees for another trainer.
+
+    Example: `ramulus export runs/mine out --trees verl --steps 10,20` (docs/adapters.md).
+
+    Args:
+        folder: the folder of a run; of a run of several stages, its last finished stage is taken. With --trees, a file of trees does too.
+        out: the new folder.
+        which: the last checkpoint, or the one with the best evaluation.
+        trees: write every path of the trees as a row for this trainer, instead of the model.
+        steps: which steps' trees, as in 5,10,15; by default all.
+        credit: the advantage whose credit is written, where paths have that of several.
+    """
+    console = Console()
+    if trees is not None:
+        from ramulus.adapters.exports import export_trees
+
+        told = export_trees(folder, out, trees, steps, credit)
+    else:
+        from ramulus.run.evaluation.loaded_model import export_model
+
+        told = f"step {export_model(folder, out, which, console)} of {folder} is now in {out}"
+    console.print(told, markup=False, highlight=False)
+    return 0
