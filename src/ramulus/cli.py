@@ -235,18 +235,38 @@ def view(
     return show(runs, host, port, tokenizer, open, out, steps, Console())
 
 
-def doctor(model: Positional[str | None] = None, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> int:
-    """Say what is installed, which device there is, what is missing and how to get it; or what would happen with a model.
+def doctor(
+    words: Positional[tuple[str, ...]] = (),
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    cluster: bool = False,
+    address: str = "",
+    shared: tuple[Path, ...] = (),
+) -> int:
+    """Say what is installed, which device there is, what is missing and how to get it; or what would happen with a model, or on a Ray cluster.
+
+    Example: `ramulus doctor --cluster grpo cluster.samplers=8 out=/shared/run --shared /shared`; its exit status is 2 where a run would break.
 
     Args:
-        model: a model folder, a name on the hub, or a run; left out, the installation is looked at.
+        words: a model folder, a name on the hub, or a run; left out, the installation is looked at. With --cluster a recipe and its fields.
         dtype: of the model's weights.
+        cluster: look at every machine of a Ray cluster: versions, GPUs, room, ports, shared folders, clocks.
+        address: of its head, HOST:PORT; by default that of the recipe, or the cluster that `ray start` made here.
+        shared: folders that all machines must see.
     """
     from rich.table import Table
 
     from ramulus.run.doctor import machine, packages
 
     console, table = Console(), Table(box=None, show_header=False)
+    if cluster:
+        from ramulus.run.cluster_doctor import doctor_cluster
+        from ramulus.run.config.resume import build
+
+        run = build(*asked(words))[0][-1] if words else None
+        return doctor_cluster(run, address, shared, console)
+    if len(words) > 1 or address or shared:
+        raise ValueError("doctor takes one model; a recipe with its fields, --address and --shared go with --cluster")
+    model = words[0] if words else None
     if model is not None:
         from ramulus.run.diagnosis import diagnose
 

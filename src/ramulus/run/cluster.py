@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,6 +267,51 @@ def _by_value(thing: Any) -> bytes:
         if name.startswith("recipe_"):
             pickler.register_pickle_by_value(module)
     return bytes(pickler.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object that was placed on a machine of the cluster."""
+
+    address: str
+    resources: Mapping[str, float]  # that Ray counts there
+    actor: Any = field(repr=False)
+
+    def call(self, name: str, *parts: Any, seconds: float = 60.0) -> Any:
+        """The answer of a method. TimeoutError where there is none in so many seconds, Lost where the machine is gone."""
+        ray = ray_library()
+        try:
+            return ray.get(getattr(self.actor, name).remote(*parts), timeout=seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(f"no answer in {seconds:g} seconds") from error
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            raise Lost(_line(error)) from error
+
+
+@contextmanager
+def one_on_each(kind: type) -> Iterator[tuple[list[Placed], list[str]]]:
+    """An object of this class on every machine of the cluster that this process is a driver of; and the addresses of machines that are gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray, placed, gone = ray_library(), list[Placed](), list[str]()
+    for node in ray.nodes():
+        if not node["Alive"]:
+            gone.append(node["NodeManagerAddress"])
+            continue
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        actor = ray.remote(kind).options(num_cpus=0, scheduling_strategy=where, max_restarts=0).remote()
+        placed.append(Placed(node["NodeManagerAddress"], node["Resources"], actor))
+    here = ray.util.get_node_ip_address()
+    try:
+        yield sorted(placed, key=lambda one: (one.address != here, one.address)), gone
+    finally:
+        for one in placed:
+            ray.kill(one.actor)
+
+
+def cluster_room() -> dict[str, float]:
+    """What Ray counts in the whole cluster."""
+    return dict(ray_library().cluster_resources())
 
 
 def skeleton_of(model: Any) -> Any:
