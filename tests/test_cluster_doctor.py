@@ -196,6 +196,7 @@ def test_gpus_are_those_of_nvidias_own_tool(tmp_path: Path, monkeypatch: pytest.
     [
         (("a", "b"), "doctor takes one model"),
         (("--shared", "/tmp"), "go with --cluster"),
+        (("--cluster", "cluster.samplers=8"), "name a recipe before cluster.samplers=8"),
         (("--cluster", "grpoo"), "there is no recipe 'grpoo'"),
         (("--cluster", "--address", "nowhere"), "cluster.address='nowhere' is no address: write HOST:PORT"),
         (("--cluster", "--address", f"127.0.0.1:{closed(0)}"), "no Ray cluster answers at cluster.address=127.0.0.1:"),

@@ -23,6 +23,7 @@ from ramulus import __version__
 from ramulus.adapters.command import export
 from ramulus.native.memory import allocation_failed
 from ramulus.run.config.find import check_named, yaml_of
+from ramulus.run.doctor_command import doctor
 from ramulus.run.evaluation.commands import eval_, rollout
 from ramulus.run.screen import complain, let_go, there_are_streams
 from ramulus.run.serve import serve
@@ -233,55 +234,6 @@ def view(
     from ramulus.look.viewer.viewer import view as show
 
     return show(runs, host, port, tokenizer, open, out, steps, Console())
-
-
-def doctor(
-    words: Positional[tuple[str, ...]] = (),
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    cluster: bool = False,
-    address: str = "",
-    shared: tuple[Path, ...] = (),
-) -> int:
-    """Say what is installed, which device there is, what is missing and how to get it; or what would happen with a model, or on a Ray cluster.
-
-    Example: `ramulus doctor --cluster grpo cluster.samplers=8 out=/shared/run --shared /shared`; its exit status is 2 where a run would break.
-
-    Args:
-        words: a model folder, a name on the hub, or a run; left out, the installation is looked at. With --cluster a recipe and its fields.
-        dtype: of the model's weights.
-        cluster: look at every machine of a Ray cluster: versions, GPUs, room, ports, shared folders, clocks.
-        address: of its head, HOST:PORT; by default that of the recipe, or the cluster that `ray start` made here.
-        shared: folders that all machines must see.
-    """
-    from rich.table import Table
-
-    from ramulus.run.doctor import machine, packages
-
-    console, table = Console(), Table(box=None, show_header=False)
-    if cluster:
-        from ramulus.run.cluster_doctor import doctor_cluster
-        from ramulus.run.config.resume import build
-
-        run = build(*asked(words))[0][-1] if words else None
-        return doctor_cluster(run, address, shared, console)
-    if len(words) > 1 or address or shared:
-        raise ValueError("doctor takes one model; a recipe with its fields, --address and --shared go with --cluster")
-    model = words[0] if words else None
-    if model is not None:
-        from ramulus.run.diagnosis import diagnose
-
-        rows, works = diagnose(model, dtype)
-        for name, told in rows:
-            table.add_row(name, told.replace("[", "\\["))
-        console.print(table)
-        return int(not works)
-    for name, version, remedy in packages():
-        color = "red" if version == "missing" else "yellow" if version == "not installed" else "green"
-        table.add_row(name, f"[{color}]{version}[/{color}]", remedy.replace("[", "\\["))
-    for name, version in machine():
-        table.add_row(name, version, "")
-    console.print(table)
-    return int(any(version == "missing" for _, version, _ in packages()))
 
 
 def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
