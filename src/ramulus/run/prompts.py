@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramulus.core.task import Task
 from ramulus.grow.grading import Rewards
-from ramulus.run.config.recipe import Run
 from ramulus.tasks.answers import Extract
 from ramulus.tasks.chat import chat_template
 from ramulus.tasks.examples import after_examples, worked_examples
@@ -16,6 +15,9 @@ from ramulus.tasks.gym import GymScore
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import Problem, render
 from ramulus.tasks.rewards import ExactAnswer
+
+if TYPE_CHECKING:  # it imports torch, and the command line answers without
+    from ramulus.run.config.recipe import Run
 
 EXTRACTING = (Boxed, ExactAnswer, GymScore)  # rewards that look for an answer in the response
 
