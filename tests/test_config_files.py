@@ -205,15 +205,29 @@ def test_a_dry_run_builds_everything_and_writes_nothing(
 ):
     file = str(Path(__file__).parent / recipe)
     monkeypatch.chdir(tmp_path)
-    assert run("train", file, "--dry-run", "steps=4", "out=here", "final_evaluation=none") == 0
+    assert run("train", file, "--dry-run", "steps=4", "out=here", "final_evaluation=none", "eval_every=2") == 0
     said = capsys.readouterr().out
     for stage in stages_of(file):
         assert f"{stage.name}: 4 steps, into here" in said
     assert re.search(r"a step: \d+ trees of \d+ paths.*; at most [\d,]+ tokens sampled and [\d,]+ trained", said)
     assert re.search(r"here: [\d,]+ tokens sampled and [\d,]+ trained a second", said)
-    assert re.search(r"so a step takes up to \d+:\d\d and the run up to \d+:\d\d", said)
+    assert re.search(r"; about [\d,]+ tokens sampled and [\d,]+ trained, as the model answers now", said)
+    assert re.search(r"so a step takes about [\d.]+ s and the run about [\d.:]+( s)?, [\d.]+ s of it for evaluations", said)
     assert re.search(r"memory: at most [\d.]+ GB", said)
     assert "nothing was trained and nothing written" in said
     assert list(tmp_path.iterdir()) == []
     assert run("train", file, "--dry-run", "prompt_limit=4") == 2
     assert "the limit is 4" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize("words", [[], ["response_limit=6", "schedule.prompts=7"]])
+def test_a_dry_run_says_about_what_a_step_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]):
+    file = str(Path(__file__).parent / "run_recipe.py")
+    asked = [file, "steps=1", f"out={tmp_path / 'run'}", "eval_every=0", *words]
+    assert run("train", *asked, "--dry-run") == 0
+    ((sampled, trained),) = re.findall(r"about ([\d,]+) tokens sampled and ([\d,]+) trained", capsys.readouterr().out)
+    assert run("train", *asked) == 0
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert int(sampled.replace(",", "")) == pytest.approx(row["sampled"], rel=0.3)
+    assert int(trained.replace(",", "")) == pytest.approx(row["trained"], rel=0.3)

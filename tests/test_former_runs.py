@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -158,3 +159,26 @@ def test_what_goes_on_otherwise_is_said_with_what_goes_on_as_before() -> None:
     assert since_then(saved, as_before) == []
     assert (as_before.mix.kl.estimator, as_before.mix.kl.clamp) == ("k3", None)
     assert as_before.mix.terms[0].estimator.advantage.lone == "reward"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "before", "after"),
+    [
+        ("treepo", ["model.dtype=float32"], []),
+        ("grpo", ["model.dtype=float32", "prompt_limit=900", "tasks.limit=7"], []),
+        ("quickstart", ["treepo.seed=3", "sft.on_long=drop"], ["prompt_limit=17"]),
+        ("grpo:small", [], ["template=Q: {problem}\n"]),
+        ("grpo:small", ["template=It's {problem} ?"], ["system=be brief"]),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_with_the_words_that_go_on(recipe: str, before: list[str], after: list[str]) -> None:
+    """A run of before the shipped recipes held their weights in bfloat16, and other fields that are fixed."""
+    from ramulus.run.config.describe import to_json
+    from ramulus.run.config.resume import _compare, build
+
+    then, (now, _) = [to_json(stage) for stage in build(recipe, before)[0]], build(recipe, after)
+    with pytest.raises(ValueError, match=r"another run: go on with .*, or begin a new run") as refused:
+        _compare(then, [to_json(stage) for stage in now], now)
+    said = shlex.split(str(refused.value).partition("go on with ")[2].partition(", or begin")[0])
+    back, _ = build(recipe, [*after, *said])
+    assert _compare(then, [to_json(stage) for stage in back], back) == []

@@ -340,6 +340,12 @@ def lost(task: Task, path: Path) -> float:
         (lambda task, path: "1", "returned '1'"),
         (lambda task, path: {"correct": 1.0}, "or a dict with one as 'reward'"),
         (lambda task, path: {"reward": 1.0, "why": ["x"]}, r"returned \['x'\] as 'why'"),
+        (lambda task, path: {"reward": 1.0, "correct": math.nan}, "returned nan as 'correct': it must be a number or a bool"),
+        (lambda task, path: {"reward": 1.0, "correct": "yes"}, "returned 'yes' as 'correct'"),
+        (lambda task: 1.0, "a reward is called with a task and a path: write def <lambda>"),
+        (lambda task, path, gold: 1.0, "a reward is called with a task and a path"),
+        (lambda task, path, *, seed: 1.0, "a reward is called with a task and a path"),
+        (lambda task, path: path.nothing(), "has no attribute 'nothing'; let it return a number"),
     ],
 )
 def test_a_bad_reward_is_named(reward: object, message: str) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,82 @@ def test_several_processes_build_at_once(empty: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a list of a process's threads")
+@KERNELS
+def test_the_cache_loses_what_nobody_used(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "MOST_KEPT", 3)
+    cache, now = empty / "kernels", time.time()
+    cache.mkdir()
+
+    def kept(name: str, days: float) -> Path:
+        path = cache / name
+        path.write_bytes(b"x")
+        os.utime(path, (now - days * build.DAY,) * 2)
+        return path
+
+    old = [kept(f"decode-{i:020x}.so", 31 + i) for i in range(3)]
+    recent = [kept(f"attention-{i:020x}.so", 2 + i) for i in range(4)]
+    today = [kept(f"draw-{i:020x}.so", 0.1) for i in range(5)]
+    foreign = [kept(name, 400) for name in ("libmine.so", "notes.txt", "decode-1.so")]
+    (cache / "compiling-dead").mkdir()
+    os.utime(cache / "compiling-dead", (now - 2 * build.DAY,) * 2)
+    (cache / "compiling-now").mkdir()
+    build.library("draw.c", {})
+    assert not any(path.exists() for path in [*old, *recent]), "a month, and beyond the number that is kept"
+    assert all(path.exists() for path in [*today, *foreign])
+    assert not (cache / "compiling-dead").exists()
+    assert (cache / "compiling-now").exists()
+
+
+@KERNELS
+def test_a_library_that_is_used_stays_and_one_that_is_open_works_without_its_file(empty: Path) -> None:
+    opened = build.library("draw.c", {})
+    path = Path(opened._name)
+    month_ago = time.time() - 40 * build.DAY
+    os.utime(path, (month_ago, month_ago))
+    assert build.built("draw.c") == path, "found, not made again"
+    build.tidy(path.parent)
+    assert path.exists(), "its use was noted"
+    path.unlink()
+    functions = [line.split("(")[0].split()[-1].lstrip("*") for line in (build.HERE / "draw.c").read_text().splitlines() if line.startswith("void ")]
+    assert all(hasattr(opened, name) for name in functions if name)
+
+
+@KERNELS
+def test_a_library_that_vanishes_between_finding_and_opening_is_made_again(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build.built("draw.c")
+    found, calls = build.built, []
+
+    def vanishing(source: str, *flags: str) -> Path:
+        path = found(source, *flags)
+        calls.append(path)
+        if len(calls) == 1:
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(build, "built", vanishing)
+    assert build.opened("draw.c")._name == str(first)
+    assert len(calls) == 2
+
+
+@KERNELS
+def test_processes_that_tidy_while_others_load(empty: Path) -> None:
+    """Every library is a month old again and again while three processes open, or make and tidy."""
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom ramulus.native import build\n"
+        "for turn in range(30):\n"
+        "    build.opened.cache_clear()\n"
+        "    opened = build.opened('draw.c')\n"
+        "    assert not isinstance(opened, Exception), opened\n"
+        "    if turn % 10 == int(sys.argv[1]):\n"
+        "        for path in build.folder().glob('*.so'):\n"
+        "            try: os.utime(path, (0, 0))\n"
+        "            except OSError: pass\n"
+        "        build.tidy(build.folder())\n"
+    )
+    many = [subprocess.Popen([sys.executable, "-c", script, str(i)], stderr=subprocess.PIPE, text=True) for i in range(3)]
+    assert [(one.communicate(timeout=120)[1], one.returncode) for one in many] == [("", 0)] * 3
+
+
 def test_a_team_that_is_given_back_ends_its_threads() -> None:
     code = (
         "import os, time, torch; from ramulus.native.openmp import release_team; torch.set_num_threads(4)\n"

@@ -25,6 +25,20 @@ def short(task, path):
 
 def leaves(task, path):
     raise SystemExit(3)
+
+
+class Kind:
+    def __call__(self, task, path):
+        return 0.5
+
+
+class Wants:
+    def __init__(self, much):
+        self.much = much
+
+
+class Mute:
+    pass
 """
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -100,6 +114,25 @@ def test_any_grader_by_its_name_or_file(trained: Path, rewards: Path, tmp_path: 
     assert "Did you mean Boxed?" in capsys.readouterr().err
     assert run("eval", trained, "--reward", f"{rewards}:leaves") == 2
     assert "SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_class_of_ones_own_is_made_where_it_can_be(rewards: Path, capsys: pytest.CaptureFixture[str]):
+    from ramulus.run.evaluation.own_run import rewards_by_name
+
+    ((grader, _, name),) = rewards_by_name(f"{rewards}:Kind")
+    assert (grader(None, None), name) == (0.5, "kind")  # type: ignore[operator, arg-type]
+    for kind, said in (("Wants", "wants arguments"), ("Mute", "do not grade"), ("gone", "has no function 'gone'")):
+        with pytest.raises(ValueError, match=said):
+            rewards_by_name(f"{rewards}:{kind}")
+
+
+def test_a_file_where_the_folder_of_a_run_should_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine").write_text("x")
+    for out in (tmp_path / "mine", tmp_path / "mine" / "run"):
+        assert run("train", RECIPE, f"out={out}") == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'mine'} is a file; choose another with out=FOLDER" in said
+        assert "free space" not in said
 
 
 def test_a_run_that_holds_nothing_out_is_measured_on_what_it_learned_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -104,7 +104,7 @@ class Call:
         except GraderLost as error:
             raise RewardError(f"{self}: {error}") from error
         except (Exception, SystemExit) as error:
-            remedy = "let it return a number for any text a model may write"
+            remedy = wrong_call(self.reward) or "let it return a number for any text a model may write"
             raise RewardError(f"{self} raised {type(error).__name__}: {error}; {remedy}") from error
         self.check()
 
@@ -119,10 +119,24 @@ class Call:
             if not isinstance(key, str) or not isinstance(value, Real | str):
                 remedy = "the parts of a reward are numbers or strings by name"
                 raise RewardError(f"{self} returned {value!r} as {key!r}: {remedy}")
+        if not isinstance(called := parts.get("correct", 0.0), Real) or not math.isfinite(float(called)):
+            raise RewardError(f"{self} returned {called!r} as 'correct': it must be a number or a bool")
         self.parts = {key: value if isinstance(value, str) else float(value) for key, value in parts.items()}
 
     def __str__(self) -> str:
         return f"reward {self.name!r} on task {self.task.id!r}"
+
+
+def wrong_call(reward: Reward) -> str:
+    """How a reward is called, where it cannot be called so; "" for one that can."""
+    try:
+        inspect.signature(reward).bind(None, None)
+    except TypeError:
+        name = getattr(reward, "__name__", "reward")
+        return f"a reward is called with a task and a path: write def {name}(task, path) -> float"
+    except ValueError:  # builtins that do not say
+        return ""
+    return ""
 
 
 ASKED: set[Call] = set()

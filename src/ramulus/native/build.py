@@ -7,10 +7,12 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,10 @@ HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT = 120  # seconds of the compiler
+DAY = 86400.0  # seconds
+UNUSED, MOST_KEPT = 30 * DAY, 100  # seconds without use after which a library goes; how many stay of those that nobody used today
+_OURS = re.compile(r"[a-z]+-[0-9a-f]{20}\.so")
+_SCRATCH = "compiling-"
 Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]
 """Of each function, the ctypes of its answer and its arguments."""
 
@@ -53,11 +59,22 @@ def opened(source: str, *flags: str) -> ctypes.CDLL | Unavailable:
         with suppress(OSError):  # of another C library, say: it is compiled here
             return ctypes.CDLL(str(brought))
     try:
-        return ctypes.CDLL(str(built(source, *flags)))
+        return _loaded(source, *flags)
     except Unavailable as error:
         return error
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         return Unavailable(f"the compiled kernels cannot be loaded or kept: {error}")
+
+
+def _loaded(source: str, *flags: str) -> ctypes.CDLL:
+    """A compiled library, compiled again where another process took it for unused at this very moment."""
+    found = built(source, *flags)
+    try:
+        return ctypes.CDLL(str(found))
+    except OSError:
+        if found.exists():
+            raise
+        return ctypes.CDLL(str(built(source, *flags)))
 
 
 def why() -> str:
@@ -89,15 +106,52 @@ def built(source: str, *flags: str) -> Path:
     texts = [path.read_text() for path in (HERE / source, *sorted(HERE.glob("*.h")))]
     name = hashlib.sha256("\0".join((*command, _version(command[0]), processor(), *texts)).encode())
     target = folder() / f"{Path(source).stem}-{name.hexdigest()[:20]}.so"
-    if not target.exists():
+    if not used(target):
         _build(command, HERE / source, target)
+        tidy(target.parent)
     return target
+
+
+def used(target: Path) -> bool:
+    """Whether a library is there; its time of change is then that of its last use, where the cache can be written."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return target.exists()
+    return True
+
+
+def tidy(cache: Path, now: float | None = None) -> None:
+    """Remove libraries that nobody used for a month, the longest unused beyond MOST_KEPT, and what killed compilers left.
+
+    What was used within a day stays, so that nobody's library goes between being found and being opened; one that is open already outlives
+    its file. Several processes may do this at once.
+    """
+    now = time.time() if now is None else now
+    libraries = sorted(((_age(path, now), path) for path in cache.glob("*.so") if _OURS.fullmatch(path.name)), key=lambda each: each[0])
+    for place, (age, path) in enumerate(libraries):
+        if age > UNUSED or (place >= MOST_KEPT and age > DAY):
+            with suppress(OSError):
+                path.unlink()
+    for path in cache.glob(f"{_SCRATCH}*"):
+        if _age(path, now) > DAY:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _age(path: Path, now: float) -> float:
+    """Seconds since a file was used; 0 where it is gone."""
+    try:
+        return now - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _build(command: list[str], source: Path, target: Path) -> None:
     """Compile into place at once, so that other processes see a whole file or none; without OpenMP where the compiler has none."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         out = Path(scratch) / target.name
         reason = ""
         for extra in (("-fopenmp",), ()):

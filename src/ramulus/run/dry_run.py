@@ -1,32 +1,39 @@
-"""`ramulus train --dry-run`: every part built and every input checked, a few tokens sampled to measure the machine, nothing trained."""
+"""`ramulus train --dry-run`: every part built and every input checked, a real step of some trees taken to measure the machine, nothing kept."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
+from ramulus.core.task import Path, Task
 from ramulus.engine.local.compiled import GB
 from ramulus.grow.schedule import Fixed
 from ramulus.grow.stop import Stop
+from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import cost
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build
+from ramulus.run.evaluation.final_evaluation import answer_count
 from ramulus.run.event_loop import run_to_end
-from ramulus.run.logbook import clock
+from ramulus.run.interrupt import Interrupt
+from ramulus.run.logbook import Logbook, clock
 from ramulus.run.memory.report import planned
 from ramulus.run.memory.work import Work, work_of
 from ramulus.run.rollouts import START, Rollouts
 from ramulus.run.runtime import model_path
 from ramulus.run.signals import SignalContext, Signals, provided
 from ramulus.run.stage import Parts, build_parts, probe
-from ramulus.run.trainer import hand_over
+from ramulus.run.trainer import Trainer, TrainerState, hand_over
 
 TASTE = 32  # tokens of a response that is sampled to measure the machine
 CROWD = 64  # paths that are sampled beside each other for it, at most
+BUDGET = 30.0  # seconds that a real step of some trees may take
+LITTLE = 0.25  # of the sampled tokens: a step that trained fewer says nothing of what training takes
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,45 @@ class Pace:
 
     sampled: float
     trained: float
+
+
+@dataclass(frozen=True)
+class TriedStep:
+    """A real step of some trees: what it came to, and the seconds of which only the optimizer's do not grow with the trees."""
+
+    trees: int
+    sampled: float  # tokens
+    trained: float  # tokens that went through the update
+    length: float  # of a response
+    growing: float  # seconds, grading included
+    learning: float
+    optimizer: float
+
+
+@dataclass(frozen=True)
+class Coin:
+    """A reward by chance, so that every tree teaches."""
+
+    def __call__(self, task: Task, path: Path) -> dict[str, float]:
+        tossed = float(sum(path.tokens) % 2)
+        return {"reward": tossed, "correct": tossed}
+
+
+class TimedUpdates:
+    """A learner whose optimizer's steps are timed."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.seconds = learner, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learner, name)
+
+    async def update(self, lr: float) -> dict[str, float]:
+        """As the learner does."""
+        began = time.monotonic()
+        done = await self.learner.update(lr)
+        self.seconds += time.monotonic() - began
+        return done
 
 
 def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
@@ -48,27 +94,42 @@ def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
         console.print(f"{run.name}: {run.steps} steps, into {run.folder}{later}", markup=False, highlight=False, soft_wrap=True)
         parts = build_parts(run, None)
         try:
-            pace = run_to_end(taste(run, parts))
+            pace, step = run_to_end(pace_and_step(run, parts))
         finally:
             parts.learner.close()
-        for line in estimated(run, parts, pace):
+        for line in estimated(run, parts, pace, step):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     line = f"nothing was trained and nothing written; leave out --dry-run to begin, in {folder}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-async def taste(run: Run, parts: Parts) -> Pace:
-    """The pace of this machine: some trees of short paths grown and graded, then evaluated as the learner evaluates them."""
+async def pace_and_step(run: Run, parts: Parts) -> tuple[Pace, TriedStep | None]:
+    """The pace of this machine, and a real step of as many trees as the budget allows; None where it is not one."""
     await probe(run, parts)
     await hand_over(parts.learner, parts.engine)
+    pace = await taste(run, parts)
+    work = real(work_of(run), parts)
+    tree = work.tree_tokens / pace.trained + (work.paths * work.response / pace.sampled if pace.sampled else 0.0)
+    trees = min(int(BUDGET / tree), work.trees, len(parts.tasks))
+    if trees < 1:
+        return pace, None
+    await tried(run, parts, trees)  # the first one makes what later ones find
+    step = await tried(run, parts, trees)
+    if step.trained < LITTLE * step.sampled:  # hardly a tree earned different rewards, as those of a model that learns do
+        taught = await tried(replace(run, rewards=Coin()), parts, trees)
+        step = replace(taught, growing=step.growing)
+    return replace(pace, sampled=max(pace.sampled, step.sampled / step.growing) if pace.sampled else 0.0), step
+
+
+async def taste(run: Run, parts: Parts) -> Pace:
+    """The pace of this machine: some trees of short paths grown and graded, then evaluated as the learner evaluates them."""
     work = work_of(run)
     limit = min(TASTE, run.response_limit)
     trees = max(1, min(work.trees, len(parts.tasks), CROWD // work.paths))
     short = replace(run, schedule=Fixed(trees), response_limit=limit, ahead=0)
     stop = Stop(parts.stop.eos, limit, parts.decode, run.answer, run.repetition)
-    context = SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns)
-    rollouts = Rollouts(short, parts.tasks, parts.engine, stop, parts.decode, Signals(provided(run.signals), context))
+    rollouts = rollouts_of(short, parts, stop)
     began = time.monotonic()
     rollout, _ = await rollouts.get(1, dict(START))
     grown = time.monotonic()
@@ -80,27 +141,80 @@ async def taste(run: Run, parts: Parts) -> Pace:
     return Pace(sampled / (grown - began) if sampled else 0.0, tokens / max(forward * passes, 1e-9))
 
 
-def estimated(run: Run, parts: Parts, pace: Pace) -> list[str]:
-    """What a step and the run would take at most, in sentences."""
+def rollouts_of(run: Run, parts: Parts, stop: Stop) -> Rollouts:
+    """What grows the trees of a run."""
+    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
+    return Rollouts(run, parts.tasks, parts.engine, stop, parts.decode, signals)
+
+
+async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
+    """A step of training on so many trees, of which nothing is kept but a model in memory that is thrown away."""
+    whole = trees == work_of(run).trees
+    learner = TimedUpdates(parts.learner)
+    with TemporaryDirectory(prefix="ramulus-dry-run-") as folder:
+        small = replace(run, out=folder, ahead=0, trees_every=0, minibatches=run.minibatches if whole else 1)
+        small = small if whole else replace(small, schedule=Fixed(trees))
+        logbook = Logbook(small, Console(quiet=True))
+        try:
+            rollouts = rollouts_of(small, parts, parts.stop)
+            trainer = Trainer(small, learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
+            told = await trainer.step()
+        finally:
+            logbook.close()
+    seconds = told["seconds"]
+    growing = seconds.get("grow", 0.0) + seconds.get("grade", 0.0)
+    learning = seconds["step"] - growing - learner.seconds
+    return TriedStep(int(told["trees"]), told["sampled"], told["trained"], told.get("length", 0.0), max(growing, 1e-9), learning, learner.seconds)
+
+
+def estimated(run: Run, parts: Parts, pace: Pace, step: TriedStep | None) -> list[str]:
+    """What a step and the run would take, in sentences."""
     work = real(work_of(run), parts)
     samples = bool(pace.sampled)
-    sampled = work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
-    seconds = (sampled / pace.sampled if samples else 0.0) + work.tokens / pace.trained
+    most = work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
     draws = getattr(run.schedule, "draws", 1)
     more = f", in up to {draws} draws where groups are dropped" if draws > 1 else ""
-    here = f"{pace.sampled:,.0f} tokens sampled and {pace.trained:,.0f} trained a second" if samples else f"{pace.trained:,.0f} tokens a second"
-    longest = f"so a step takes up to {clock(seconds)} and the run up to {clock(seconds * run.steps)}, without evaluations"
-    said = [
-        f"problems: {len(parts.tasks)} to train on, {len(parts.evals)} held out; the longest prompt has {work.prompt} tokens",
-        f"a step: {work.trees} trees of {work.paths} paths{more}; at most {sampled:,} tokens sampled and {work.tokens:,} trained",
-        f"here: {here}",
-        f"{longest}; half of it where answers are half as long",
-    ]
+    counted, length = f"at most {tokens_said(samples, most, work.tokens)}", float(work.response)
+    seconds = (most / pace.sampled if samples else 0.0) + work.tokens / pace.trained
+    trained, about, rest = pace.trained, "up to", "; half of it where answers are half as long"
+    if step is not None:
+        scale, length = max(work.trees / step.trees, 1.0), step.length
+        counted = f"about {tokens_said(samples, step.sampled * scale, step.trained * scale)}, as the model answers now; {counted}"
+        growing = step.growing if scale == 1 else step.sampled * scale / pace.sampled if samples else step.growing * scale
+        seconds = growing + step.learning * scale + step.optimizer * (1 if scale == 1 else run.minibatches)
+        trained, about, rest = step.trained / max(step.learning, 1e-9) or trained, "about", ""
+    checked = evaluated_answers(run, parts) * length / pace.sampled if samples else 0.0
+    with_them = f", {lasting(checked)} of it for evaluations" if checked else ""
+    whole = lasting(seconds * run.steps + checked)
+    here = f"{pace.sampled:,.0f} tokens sampled and {trained:,.0f} trained a second" if samples else f"{trained:,.0f} tokens a second"
     memory = planned(run if not isinstance(run.model, str) else replace(run, model=model_path(run.model)))
-    said.append(f"memory: at most {memory.peak / GB:.2f} GB (`ramulus plan` says of what)")
     visits = run.steps * work.trees / len(parts.tasks)
-    said.append(f"every problem is visited {visits:.1f} times in {run.steps} steps")
-    return said
+    return [
+        f"problems: {len(parts.tasks)} to train on, {len(parts.evals)} held out; the longest prompt has {work.prompt} tokens",
+        f"a step: {work.trees} trees of {work.paths} paths{more}; {counted}",
+        f"here: {here}",
+        f"so a step takes {about} {lasting(seconds)} and the run {about} {whole}{with_them}{rest}",
+        f"memory: at most {memory.peak / GB:.2f} GB (`ramulus plan` says of what)",
+        f"every problem is visited {visits:.1f} times in {run.steps} steps",
+    ]
+
+
+def tokens_said(samples: bool, sampled: float, trained: float) -> str:
+    """How many tokens, in words."""
+    return f"{sampled:,.0f} tokens sampled and {trained:,.0f} trained" if samples else f"{trained:,.0f} tokens trained"
+
+
+def lasting(seconds: float) -> str:
+    """5.2 s, or 4:05."""
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def evaluated_answers(run: Run, parts: Parts) -> int:
+    """Answers of all evaluations of a run."""
+    times = 0 if not parts.evals else 1 + ((run.steps - 1) // run.eval_every if run.eval_every else 0)
+    final = run.final_evaluation
+    ends = sum(answer_count(final, len(parts.final_tasks), start) for start in (True, False)) if final is not None else 0
+    return times * len(parts.evals) * (run.eval_samples + 1) + ends
 
 
 def real(work: Work, parts: Parts) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,14 @@ BEAT = 5.0  # seconds between two signs of life
 SILENT = 20.0  # seconds without one after which a process on another host counts as gone
 
 
+def in_the_way(folder: Path, error: OSError) -> str:
+    """Why a folder cannot be written in, up to the word before what else to do."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        return f"{file} is a file; "
+    return f"{error.strerror or error}; {'free space, or ' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}"
+
+
 class Lock:
     """Folders that nobody else writes until `release`; they are made where they are missing.
 
@@ -42,7 +51,7 @@ class Lock:
                 self.files[folder / LOCK_FILE] = taken(folder / LOCK_FILE, remedy)
         except OSError as error:
             self.release()
-            raise OSError(f"cannot write in the folder {folder}: {error.strerror or error}; free space, or {remedy}") from error
+            raise OSError(f"cannot write in the folder {folder}: {in_the_way(folder, error)}{remedy}") from error
         except BaseException:
             self.release()
             raise

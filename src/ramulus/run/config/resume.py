@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -142,6 +143,7 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
         )
     notes: list[str] = []
     refused: list[str] = []
+    undone: list[str] = []
     for stage, before, after in zip(stages, old, new):
         for path, was, now in changes(with_later_fields(before, stage), after):
             head = path.split(".")[0]
@@ -150,13 +152,26 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
             where = f"{stage.name}: {path}" if len(stages) > 1 else path
             text = f"{where} was {brief(was)}, is now {brief(now)}"
             shape = head in SHAPED and not isinstance(now, int | float)
-            (refused if head in FIXED or shape else notes).append(text)
+            if head in FIXED or shape:
+                refused.append(text)
+                undone.append(as_set(where.replace(": ", "."), was))
+            else:
+                notes.append(text)
         notes += since_then(before, stage)
     if refused:
+        undo = f"go on with {' '.join(undone)}" if all(undone) else "undo it"
         raise ValueError(
-            f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: undo it, or begin a new run with --fresh or another out=FOLDER"
+            f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: {undo}, or begin a new run with --fresh or another out=FOLDER"
         )
     return notes
+
+
+def as_set(path: str, value: Any) -> str:
+    """A field as it is set on the command line; "" for what is not written so."""
+    if not isinstance(value, str | int | float | None) or (isinstance(value, str) and not value.strip()):
+        return ""
+    word = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shlex.quote(f"{path}={word}")
 
 
 def since_then(saved: dict[str, Any], stage: Run) -> list[str]:

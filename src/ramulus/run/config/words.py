@@ -57,6 +57,8 @@ def reward(word: str) -> Any:
         there = getattr(read_file(file, "give FILE.py:FUNCTION", "reward"), name, None)
         if isinstance(there, type) and is_dataclass(there):
             return Blank(there, {})
+        if isinstance(there, type):
+            there = instance(there, f"{file}:{name}")
         if not callable(there):
             raise ValueError(f"{file} has no function {name!r} that grades: write def {name}(task, path) -> float")
         return there
@@ -66,6 +68,17 @@ def reward(word: str) -> Any:
     close = difflib.get_close_matches(word, REWARDS, n=1)
     guess = f" Did you mean {close[0]}?" if close else ""
     raise ValueError(f"there is no reward {word!r}.{guess} There are {', '.join(REWARDS)}, or give one of your own, FILE.py:FUNCTION")
+
+
+def instance(kind: type, where: str) -> Any:
+    """An object of a class of one's own, made without arguments. Raises ValueError where it wants some, or does not grade."""
+    try:
+        made = kind()
+    except TypeError as error:
+        raise ValueError(f"{where} is a class that wants arguments ({error}): make it a dataclass with defaults, or name an object of it") from None
+    if not callable(made):
+        raise ValueError(f"{where} is a class whose objects do not grade: give it def __call__(self, task, path) -> float")
+    return made
 
 
 def adapters(text: str) -> Blank:
