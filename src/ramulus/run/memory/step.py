@@ -35,6 +35,7 @@ KEPT = {
     "lora": (16.0, 8.0, 9.0, 16.0),
     "lora autocast": (18.0, 6.0, 4.5, 8.0),
 }
+HOLES = 0.9  # of what adapters' layers keep on a CPU: freed between it, and kept by the C library until the update ends (python -m benchmarks.peak)
 RANK = 7 * 4.0  # of a token in a layer, for each rank of adapters
 BACKWARD = (12.0, 12.0)  # of a token in the layer whose gradients are being made: for each number of the hidden state, of the feed-forward layer
 FORWARD = (16.0, 12.0)  # the same in a forward pass that keeps nothing
@@ -128,6 +129,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
     moment = 1 if getattr(run.learner, "adam", "exact") == "8bit" else 4 if masters or run.lora is not None else own
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
+    holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
     checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.engine
     return [
         MemoryPart("weights", weights / many),
@@ -139,6 +141,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("gradients", early + (reduced if run.lora is None else 0.0), ("update",)),
         MemoryPart("gradients", max(gradients, here * (4 * trained if masters else 0) / many), ("step",)),
         MemoryPart("activations", kept, ("update",)),
+        MemoryPart("freed between activations", holes, ("update",)),
         MemoryPart("one layer and the head", working, ("update",)),
         MemoryPart("one layer and the head", scoring, scored),
         MemoryPart("copies for a checkpoint", checkpointed, ("save",)),
