@@ -13,9 +13,8 @@ import torch
 from ramulus.engine.engine import Request
 from ramulus.engine.local.factory import Local
 from ramulus.engine.pool import Lost
-from ramulus.learn.sharded.placing import copied, elsewhere
 from ramulus.run.placed_engine import PlacedEngine
-from ramulus.run.sampler import About, Built, SamplerProcess, packed
+from ramulus.run.sampler import About, Built, SamplerProcess, packed, skeleton_of
 
 
 @dataclass
@@ -32,6 +31,7 @@ class Here:
     async def start(self, place: int) -> tuple[Any, About]:
         process = SamplerProcess()
         self.started.append(process)
+        await self.strike(process, "begin")
         return process, await process.begin(self.built)
 
     def end(self, process: Any) -> None:
@@ -64,12 +64,14 @@ class Here:
         return body
 
 
-def placed(model: Any, count: int = 2, timeout: float = 60.0, **options: Any) -> tuple[PlacedEngine, Here]:
+def placed(
+    model: Any, count: int = 2, timeout: float = 60.0, patience: float = 60.0, faults: dict[str, Any] | None = None, **options: Any
+) -> tuple[PlacedEngine, Here]:
     """An engine over so many samplers, with the weights of the model as version 0."""
     threads = torch.get_num_threads()
-    skeleton = copied(model, elsewhere(model, "meta"))
-    here = Here(pickle.dumps(Built(Local(slots=8, threads=1), skeleton, None, "cpu", threads, torch.are_deterministic_algorithms_enabled())))
-    engine = PlacedEngine(here, count, int(model.get_input_embeddings().num_embeddings), timeout, 60.0, None, **options)
+    strict = torch.are_deterministic_algorithms_enabled()
+    here = Here(pickle.dumps(Built(Local(slots=8, threads=1), skeleton_of(model), None, "cpu", threads, strict)), **(faults or {}))
+    engine = PlacedEngine(here, count, int(model.get_input_embeddings().num_embeddings), timeout, patience, None, **options)
 
     async def begin() -> None:
         await engine.begin()

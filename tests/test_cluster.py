@@ -129,6 +129,16 @@ def test_a_sampler_that_fails_while_it_loads_has_the_weights_afterwards(fault: s
     assert {s.version for s in segments} == {4}
 
 
+@pytest.mark.parametrize("fault", ["lost", "hung"])
+@KERNELS
+def test_a_sampler_that_fails_while_it_starts_gives_way_to_another(fault: str) -> None:
+    whole = sampled(placed(scratch(0)[0])[0])
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        engine, here = placed(scratch(0)[0], patience=3.0 if fault == "hung" else 60.0, faults={fault: {"begin": 1}})
+    assert len(here.started) == 3
+    assert sampled(engine) == whole
+
+
 @KERNELS
 def test_a_pool_whose_samplers_are_all_lost_goes_on() -> None:
     whole = sampled(placed(scratch(0)[0], 1)[0])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
 import pickle
-import signal
 import socket
 import sys
 import tempfile
-import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,12 +19,16 @@ from typing import Any
 
 from ramulus.engine.engine import Request
 from ramulus.engine.pool import Lost, Stale
-from ramulus.learn.sharded.placing import copied, elsewhere
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.sharded.starting import start_ranks
+from ramulus.learn.sharded.world import STANDING
 from ramulus.run.config.ground import Ray
 from ramulus.run.config.recipe import Run
 from ramulus.run.doctor import cores
+from ramulus.run.interrupt import own_signals
 from ramulus.run.placed_engine import PlacedEngine
-from ramulus.run.sampler import About, Built, SamplerProcess, packed
+from ramulus.run.placed_ranks import PlacedRank, led, line_of
+from ramulus.run.sampler import About, Built, RankProcess, SamplerProcess, packed
 
 SENT = (
     "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM", "HF_HOME", "HF_HUB_OFFLINE",
@@ -32,7 +36,7 @@ SENT = (
 )  # fmt: skip
 """What of the driver's environment its processes on other machines have, too."""
 
-KNOCK = 5.0  # seconds in which somebody must listen at the address of a head
+KNOCK, _LOOK = 5.0, 5.0  # seconds in which somebody must listen at the address of a head; between two looks whether Ray is still there
 
 
 def ray_library() -> Any:
@@ -72,7 +76,7 @@ def begin(how: Ray) -> None:
     try:
         ray_library().init(address="local", num_cpus=cpus, **quiet, **store)
     except (RuntimeError, ConnectionError, ValueError) as error:
-        raise ConnectionError(f"Ray cannot start on this machine: {_line(error)}") from error
+        raise ConnectionError(f"Ray cannot start on this machine: {line_of(error)}") from error
 
 
 def join(how: Ray) -> None:
@@ -91,26 +95,7 @@ def join(how: Ray) -> None:
         if "ersion mismatch" in str(error):
             said = " ".join(str(error).split()).removeprefix("Version mismatch: ")
             raise ConnectionError(f"the Ray cluster at {how.address} has other versions ({said}): install the same on all machines") from error
-        raise ConnectionError(f"cannot join the Ray cluster at cluster.address={how.address} ({_line(error)}): {remedy}") from error
-
-
-def _line(error: BaseException) -> str:
-    """The first sentence of an error."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Signals go afterwards to whom they went before: Ray takes SIGTERM for itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        raise ConnectionError(f"cannot join the Ray cluster at cluster.address={how.address} ({line_of(error)}): {remedy}") from error
 
 
 @dataclass
@@ -183,10 +168,38 @@ class Ground:
             Path(self.how.folder).mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None))
 
+    def lead(self, seconds: float) -> None:
+        """Start the further ranks in the trainers' group, and have them and this process, rank 0, stand ready for the learner."""
+        how = self.how
+        if how.trainers == 1:
+            STANDING.append(start_ranks(1, seconds))
+            return
+
+        def start(rank: int, *where: Any) -> PlacedRank:
+            options = self.options(self.trainers, rank, how.trainer_cpus, how.trainer_gpus)
+            actor = ray_library().remote(RankProcess).options(**options, max_restarts=0).remote()
+            return PlacedRank(ray_library(), actor, actor.serve.remote(rank, *where))
+
+        alone = not how.address or how.address == "local"
+        host = "127.0.0.1" if alone else ray_library().util.get_node_ip_address()
+        STANDING.append(led(start, how.trainers, self.on_one(), host, alone, seconds, how.patience))
+
+    def on_one(self) -> int:
+        """Ranks that are on one machine: all, or as many as on each where they are spread evenly."""
+        table = ray_library().util.placement_group_table(self.trainers)["bundles_to_node_id"]
+        counts = set(Counter(table.values()).values())
+        return counts.pop() if len(counts) == 1 else self.how.trainers
+
     def leave(self) -> None:
         """End what was started, and give the room back."""
         from ray.util.placement_group import remove_placement_group
 
+        for world in STANDING:
+            if not world.broken:
+                with suppress(Exception):
+                    world.tell("end", [None] * world.size)
+            world.leave()
+        STANDING.clear()
         for engine in self.engines:
             engine.close()
         for group in self.groups:
@@ -209,11 +222,21 @@ class RayCarrier:
         how = self.ground.how
         where = self.ground.options(self.ground.samplers, place, how.cpus, how.gpus)
         actor = self.ray.remote(SamplerProcess).options(**where, max_restarts=0, max_task_retries=0).remote()
+        begun = asyncio.ensure_future(self.call(actor, "begin", self.built))
         try:
-            return actor, await self.call(actor, "begin", self.built)
+            while not (await asyncio.wait({begun}, timeout=_LOOK))[0]:
+                if not await asyncio.to_thread(self.there):
+                    raise ConnectionError("Ray is gone from this machine: go on with --resume, once it is there again")
+            return actor, begun.result()
         except BaseException:
+            begun.cancel()
             self.end(actor)
             raise
+
+    def there(self) -> bool:
+        """Whether Ray is still on this machine."""
+        node = self.ray.get_runtime_context().get_node_id()
+        return any(one["NodeID"] == node and one["Alive"] for one in self.ray.nodes())
 
     def end(self, process: Any) -> None:
         """Kill an actor."""
@@ -254,9 +277,9 @@ class RayCarrier:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else None
             if isinstance(cause, Stale | ValueError | OSError | MemoryError):
                 raise cause from None
-            raise RuntimeError(f"a sampler failed: {cause or _line(error)}") from error
+            raise RuntimeError(f"a sampler failed: {cause or line_of(error)}") from error
         except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
-            raise Lost(_line(error)) from error
+            raise Lost(line_of(error)) from error
 
 
 def _by_value(thing: Any) -> bytes:
@@ -285,7 +308,7 @@ class Placed:
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(f"no answer in {seconds:g} seconds") from error
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            raise Lost(_line(error)) from error
+            raise Lost(line_of(error)) from error
 
 
 @contextmanager
@@ -314,11 +337,6 @@ def cluster_room() -> dict[str, float]:
     return dict(ray_library().cluster_resources())
 
 
-def skeleton_of(model: Any) -> Any:
-    """The model without its numbers, as it is before a learner changes anything in it."""
-    return copied(model, elsewhere(model, "meta"))
-
-
 @contextmanager
 def grounded(run: Run) -> Iterator[Ground | None]:
     """Room for a stage on its cluster, if it has one."""
@@ -328,6 +346,8 @@ def grounded(run: Run) -> Iterator[Ground | None]:
     ground = Ground(run.cluster)
     try:
         ground.reserve()
+        if isinstance(run.learner, Sharded):
+            ground.lead(run.learner.timeout)
         yield ground
     finally:
         ground.leave()

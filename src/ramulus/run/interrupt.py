@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -76,3 +77,17 @@ class Interrupt:
             raise Stopped(self.asked) from None
         finally:
             self.running = None
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Signals go afterwards to whom they went before: Ray takes SIGTERM for itself where it begins."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

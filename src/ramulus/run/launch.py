@@ -89,13 +89,28 @@ def run_stages(plan: Plan, session: Session) -> None:
             if len(plan.stages) > 1:
                 console.print(f"[bold]stage {i} of {len(plan.stages)}: {run.name}[/bold], {run.steps} steps")
             with SlowRewards(console), connected(run.cluster):
-                run_to_end(train_stage(replace(run, date=run.date or plan.date), start, plan.save, session))
+                stage_to_end(replace(run, date=run.date or plan.date), start, plan, session)
         start = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
 
 
+def stage_to_end(run: Run, start: Path | None, plan: Plan, session: Session) -> None:
+    """One stage; where a rank of its trainers is lost, from the last checkpoint again, as often as its cluster says."""
+    for left in range(run.cluster.restarts if run.cluster else 0, -1, -1):
+        try:
+            run_to_end(train_stage(run, start, plan.save, session))
+            return
+        except ChildProcessError as error:
+            if not left:
+                raise
+            lost = str(error).partition(": its own message")[0]
+            session.say(f"{run.name}: {lost}; the trainers begin again from the last checkpoint, {left - 1} more times if need be")
+
+
 def refuse_idle_ranks(plan: Plan) -> None:
-    """ValueError where torchrun has started several processes and a stage has a learner of one."""
+    """ValueError where torchrun has started several processes and a stage has a learner of one, or a cluster that starts its ranks."""
     for run in plan.stages:
+        if torchrun_size() > 1 and run.cluster is not None:
+            raise ValueError(f"the cluster of {run.name} starts its ranks itself: leave torchrun out, and set cluster.trainers={torchrun_size()}")
         if (ranks := torchrun_size()) > 1 and not isinstance(run.learner, Sharded):
             raise ValueError(f"torchrun has started {ranks} processes, but {run.name} learns in one: set learner=sharded, or leave torchrun out")
 

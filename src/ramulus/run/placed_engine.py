@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ramulus.engine.engine import Request, Segment, Weights, together
-from ramulus.engine.pool import Lost, PoolEngine, Stale
+from ramulus.engine.pool import TRIES, Lost, PoolEngine, Stale
 from ramulus.engine.pushed import Pushed, pushed
 from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.stops import check_request
@@ -87,11 +87,21 @@ class PlacedEngine(PoolEngine):
 
     async def begin(self) -> None:
         """Start all processes beside each other. ConnectionError where one cannot be, or is not like this one."""
-        await together(self._start(server) for server in self.servers)
+        await together(self._begun(server) for server in self.servers)
         first = self.servers[0].about
         self.limit, self.features, self.in_flight = first.limit, first.features, "in_flight" in first.features
         hosts = len({server.about.host for server in self.servers})
         self.about = f"{len(self.servers)} sampler{'s' * (len(self.servers) > 1)} on {hosts} machine{'s' * (hosts > 1)}, each by {first.engine}"
+
+    async def _begun(self, server: PlacedSampler) -> None:
+        """Start a process; one that is lost meanwhile, or hangs, gives way to another."""
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                return await self._start(server)
+            except Lost as lost:
+                if not left:
+                    raise
+                warnings.warn(f"{lost}: another is started in its place", stacklevel=2)
 
     async def _start(self, server: PlacedSampler) -> None:
         server.process, server.about = await self._within(self.patience, self.carrier.start(server.place), f"sampler {server.place} has not started")

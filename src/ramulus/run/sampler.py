@@ -87,7 +87,8 @@ class SamplerProcess:
         torch.set_num_threads(built.threads)
         torch.use_deterministic_algorithms(built.strict)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        self.decode, self.model = built.decode, with_numbers(built.model, built.device)
+        whole = getattr(built.factory, "reads_model", True)
+        self.decode, self.model = built.decode, with_numbers(built.model, built.device) if whole else built.model
         self.engine = built.factory(self.model, built.decode)
         self.asleep = False
         features = frozenset(self.engine.features) - {"in_place"}
@@ -143,6 +144,16 @@ class SamplerProcess:
         self.engine.close()
 
 
+class RankProcess:
+    """A rank of a learner over many processes."""
+
+    def serve(self, *where: Any) -> None:
+        """Do what rank 0 tells until it says that this was all."""
+        from ramulus.learn.sharded.starting import serve_at
+
+        serve_at(*where)
+
+
 def _storages(model: Any) -> list[Any]:
     """The memory of a model's parameters, tied ones once."""
     return list({p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}.values())
@@ -160,3 +171,10 @@ def with_numbers(model: Any, device: str) -> Any:
         numbers = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, 0.02, generator=generator).to(device, parameter.dtype)
         made[id(parameter)] = torch.nn.Parameter(numbers, parameter.requires_grad)
     return copied(model, made).to(device)
+
+
+def skeleton_of(model: Any) -> Any:
+    """The model without its numbers, as it is before a learner changes anything in it."""
+    from ramulus.learn.sharded.placing import copied, elsewhere
+
+    return copied(model, elsewhere(model, "meta"))

@@ -22,14 +22,15 @@ from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
-from ramulus.run.cluster import Ground, skeleton_of
+from ramulus.run.cluster import Ground
 from ramulus.run.config.recipe import Model, Run
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
 from ramulus.run.memory.auto import Taken, settled
 from ramulus.run.prompts import prompts_of
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
-from ramulus.run.scored_engine import with_entropies
+from ramulus.run.sampler import skeleton_of
+from ramulus.run.scored_engine import ScoredEngine, with_entropies
 from ramulus.run.signals import StateValue, needed, ordered, provided
 from ramulus.run.slow_modes import threads_of
 from ramulus.tasks.problem import check_ids
@@ -100,6 +101,7 @@ def _check(run: Run, parts: Parts, config: Any) -> None:
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
     check_schedule(run)
+    check_grown_ahead(run, parts.engine)
     check_engine(run, parts.engine)
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
@@ -165,6 +167,14 @@ def check_engine(run: Run, engine: Engine) -> None:
                 f"{part} needs an engine with the feature {name!r} ({FEATURES[name]}), which {run.engine} has not: take engine=Local(), "
                 "or leave that part out"
             )
+
+
+def check_grown_ahead(run: Run, engine: Engine) -> None:
+    """Raise ValueError where trees would ask the learner for something while it learns."""
+    reading = [part for part in (run.branching, run.schedule, *run.pruning) if needed(part)]
+    if run.cluster and run.cluster.ahead and (reading or isinstance(engine, ScoredEngine)):
+        what = f"{type(reading[0]).__name__} reads what it computes" if reading else "it computes the entropies that the engine lacks"
+        raise ValueError(f"with cluster.ahead={run.cluster.ahead} trees grow while the learner learns, but {what}: set cluster.ahead=0")
 
 
 def parts_of(value: object) -> Iterator[object]:

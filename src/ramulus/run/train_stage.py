@@ -16,6 +16,7 @@ from ramulus.core import run_folder
 from ramulus.core.task import Task
 from ramulus.run import checkpoint
 from ramulus.run.advice import Advice, Facts
+from ramulus.run.ahead import AheadRollouts, ripe_of_json
 from ramulus.run.callbacks import Callback, EvaluationDone, Listeners, Say, TrainingBegun, TrainingEnded
 from ramulus.run.cluster import Ground, grounded
 from ramulus.run.config.recipe import Run
@@ -24,7 +25,7 @@ from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model,
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
-from ramulus.run.rollouts import Rollouts, cursor_of_json
+from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import device_of
 from ramulus.run.signals import SignalContext, Signals, provided
 from ramulus.run.slow_modes import slow_modes
@@ -95,7 +96,7 @@ async def at_checkpoint(run: Run, parts: Parts, step: int) -> TrainerState:
     """The state of a checkpoint, with the learner and the generators brought to where it found them. Raises Damaged."""
     saved = checkpoint.read_state(run.folder, step)
     try:
-        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": cursor_of_json(saved["cursor"])})
+        state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": ripe_of_json(saved["cursor"])})
         policy = saved["policy"]
     except Exception as error:
         raise checkpoint.Damaged(f"state.json lacks a part or has a wrong one: {error}") from error
@@ -155,7 +156,9 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
         await evaluate_once(run, parts, "before", session, listeners)
         checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
     signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
-    rollouts = Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals)
+    rollouts = AheadRollouts(
+        Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals), run.cluster.ahead if run.cluster else 0, run.steps
+    )
     logbook = Logbook(run, console, state.told, session.pause)
     try:
         listeners.tell(lambda it: it.on_begin, TrainingBegun(run, state.step, logbook.say))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.native.memory import OutOfMemory
 from ramulus.run import checkpoint
+from ramulus.run.ahead import AheadRollouts, ripe_to_json
 from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, StepDone
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
@@ -42,7 +44,7 @@ from ramulus.run.machine import Machine
 from ramulus.run.memory.step import USUAL_TOKENS
 from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
-from ramulus.run.rollouts import START, Cursor, Rollouts, cursor_to_json
+from ramulus.run.rollouts import START, Cursor
 from ramulus.run.runtime import device_of
 from ramulus.run.step_progress import StepProgress
 from ramulus.run.step_statistics import StepStatistics
@@ -69,7 +71,7 @@ class TrainerState:
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""
-        return vars(self) | {"cursor": cursor_to_json(self.cursor)}
+        return vars(self) | {"cursor": ripe_to_json(self.cursor)}
 
 
 class Clock:
@@ -111,7 +113,7 @@ class Trainer:
     run: Run
     learner: Learner
     engine: Engine
-    rollouts: Rollouts
+    rollouts: AheadRollouts
     evals: Sequence[Task]
     logbook: Logbook
     interrupt: Interrupt
@@ -146,6 +148,7 @@ class Trainer:
                     self.listeners.check()
             await self.save()
         except BaseException as error:
+            await self.rollouts.abandon()
             if self.whole and self.state.step > 0:
                 await self.save_after(error)
             raise
@@ -196,8 +199,7 @@ class Trainer:
         statistics = await self.learn(cut, number, clock)
         with clock("write"):
             unwritten = self.write_trees(rollout.grown, cut, number)
-        with clock("load"):
-            await hand_over(self.learner, self.engine)
+        rollout, cursor = await self.rollouts.renewed(rollout, cursor, self.engine, partial(hand_over, self.learner, self.engine), clock)
         with clock("ledger"):
             metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
             metrics |= differences(metrics) | self.machine.read()

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ramulus.engine.engine import Decode
 from ramulus.engine.vllm.process import Process
@@ -29,6 +29,8 @@ class Vllm:
         >>> Vllm(servers=2, slots=128).urls
         ()
     """
+
+    reads_model: ClassVar[bool] = False  # of the model that it is called with it takes the configuration alone
 
     urls: tuple[str, ...] = ()  # of servers that run already, started by `python -m ramulus_vllm.serve`; () starts some
     servers: int = 1  # that are started
@@ -83,7 +85,9 @@ class Vllm:
         """Servers of our own; they start beside each other, with weights that mean nothing until the first load."""
         where = folder / "model"
         model.config.save_pretrained(where)
-        options = [*self.words(str(next(model.parameters()).dtype).removeprefix("torch."), next(model.parameters()).device.type), *self.options]
+        like = next(model.parameters())
+        device = like.device.type if not like.is_meta else "cuda" if cuda_is_available() else "cpu"
+        options = [*self.words(str(like.dtype).removeprefix("torch."), device), *self.options]
         made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads, self.patience) for i in range(self.servers)]
         try:
             for process in made:
@@ -112,3 +116,10 @@ class Vllm:
         if found is None:
             raise FileNotFoundError(f"there is no vLLM at {named or MADE}: run `make vllm`, or set {PYTHON} to the Python of one that has it")
         return found
+
+
+def cuda_is_available() -> bool:
+    """Whether torch sees a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -39,6 +40,15 @@ def start_ranks(size: int, seconds: float) -> World:
 def _begin(store: str, rank: int, size: int, seconds: float) -> None:
     """A rank that rank 0 has started."""
     serve_rank(meet(rank, size, size, seconds, store=dist.FileStore(store, size)))
+
+
+def serve_at(rank: int, host: str, port: int, size: int, local: int, seconds: float, interface: str = "") -> None:
+    """A rank that somebody has started elsewhere; all meet at rank 0's store. `interface`: of gloo, "" leaves it."""
+    if interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+    store.set(f"here-{rank}", "")
+    serve_rank(meet(rank, size, local, seconds, store=dist.PrefixStore("ranks", store)))
 
 
 def serve_rank(world: World) -> None:

@@ -70,6 +70,6 @@ def meet(rank: int, size: int, local: int, seconds: float, **where: Any) -> Worl
     """Join the group; `where` is how torch's processes find each other."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank % local)
+        torch.cuda.set_device(rank % min(local, torch.cuda.device_count()))  # a rank may see its own alone
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=seconds), **where)
     return World(rank, size, local, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))

@@ -224,7 +224,7 @@ class Run:
                 f"tokens_per_batch={self.tokens_per_batch} cannot hold one path of prompt_limit + response_limit = "
                 f"{self.prompt_limit} + {self.response_limit} tokens: raise it to {self.prompt_limit + self.response_limit} or more, or lower a limit"
             )
-        check_ahead(self.ahead, self.mix)
+        check_ahead(self.ahead or min(1, self.cluster.ahead if self.cluster else 0), self.mix)
         check_ground(self)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1 (None takes the number of cores), got {self.threads}")

@@ -1,0 +1,96 @@
+"""Ranks of a learner over many processes that somebody starts for rank 0, wherever they are."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from ramulus.learn.sharded.starting import LOOPBACK
+from ramulus.learn.sharded.world import World, meet
+
+
+@dataclass
+class PlacedRank:
+    """A rank as `World` sees the processes that it started."""
+
+    ray: Any
+    actor: Any
+    served: Any  # of its whole life
+    exitcode: int | str | None = None
+    why: str = ""
+
+    def join(self, seconds: float = 5.0) -> None:
+        """Wait for its end, for a while."""
+        ray = self.ray
+        if self.exitcode is None and ray.wait([self.served], timeout=seconds)[0]:
+            try:
+                ray.get(self.served)
+                self.exitcode = 0
+            except ray.exceptions.RayTaskError as error:
+                self.exitcode, self.why = 1, line_of(error.cause if isinstance(error.cause, Exception) else error)
+            except ray.exceptions.RayError as error:
+                self.exitcode, self.why = "unknown (its process is gone)", line_of(error)
+
+    def kill(self) -> None:
+        """End it at once."""
+        with suppress(Exception):
+            self.ray.kill(self.actor)
+
+
+def led(start: Callable[..., PlacedRank], size: int, local: int, host: str, alone: bool, seconds: float, patience: float) -> World:
+    """The world of so many ranks, `local` of them on a machine; this process is rank 0, and they find it at `host`.
+
+    `start`: has a rank serve at a store. `alone`: all are on this machine, and talk on its loopback device. ConnectionError where one does not come.
+    """
+    interface = LOOPBACK.get(sys.platform, "") if alone and "GLOO_SOCKET_IFNAME" not in os.environ else ""
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+    ranks: list[PlacedRank] = []
+    try:
+        for rank in range(1, size):
+            ranks.append(start(rank, host, store.port, size, local, seconds, interface))
+        wait_for(ranks, store, patience)
+        with _environment("GLOO_SOCKET_IFNAME", interface):
+            world = meet(0, size, local, seconds, store=dist.PrefixStore("ranks", store))
+    except BaseException:
+        for placed in ranks:
+            placed.kill()
+        raise
+    world.processes = ranks
+    return world
+
+
+def wait_for(ranks: Sequence[PlacedRank], store: Any, patience: float) -> None:
+    """Until all ranks have come to the store. ConnectionError where one does not."""
+    end = time.monotonic() + patience
+    while not store.check([f"here-{rank}" for rank in range(1, len(ranks) + 1)]):
+        for rank, placed in enumerate(ranks, 1):
+            placed.join(0.05)
+            if placed.exitcode is not None:
+                raise ConnectionError(f"rank {rank} of the trainers ended while it started: {placed.why}")
+        if time.monotonic() > end:
+            raise ConnectionError(f"the trainers have not started within {patience:g} s: raise cluster.patience, or look at the cluster")
+
+
+def line_of(error: BaseException) -> str:
+    """The first sentence of an error."""
+    return next((line.strip().partition(". ")[0].rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable set meanwhile, unless it is to be empty."""
+    if value:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value:
+            os.environ.pop(name, None)

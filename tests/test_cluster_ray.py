@@ -1,0 +1,87 @@
+"""Runs on a cluster of Ray, one for all tests of this file: token for token and bit for bit what one process does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from engines import KERNELS
+from ramulus import Ray
+from ramulus.core import run_folder
+from ramulus.run.cluster import connected
+from ramulus.run.launch import launch
+from run_cluster_kills import below
+from test_remote_training import equal
+from test_resume import metrics
+
+RECIPE = str(Path(__file__).parent / "run_cluster.py")
+ROOM = Ray(samplers=3, trainers=2, store_mb=150)  # what the tests need at once
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_as_it_was"), KERNELS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray on this machine; whatever it has started is gone afterwards."""
+    pytest.importorskip("ray")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1] / "src"), str(Path(__file__).parent)])
+    with connected(ROOM):
+        yield
+    assert not [name for name in below(os.getpid()).values() if "ray" in name], "processes of Ray are left"
+
+
+def train(variant: str, out: Path, *changes: str) -> Path:
+    assert launch(f"{RECIPE}:{variant}", [f"out={out}", *changes], True, False, Console(quiet=True)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of one process, each made once."""
+    made: dict[str, Path] = {}
+
+    class Runs(dict):
+        def __missing__(self, words: str) -> Path:
+            self[words] = train(*words.split()[:1], tmp_path_factory.mktemp("here") / "run", *words.split()[1:])
+            return self[words]
+
+    return Runs(made)
+
+
+@pytest.mark.parametrize(("variant", "samplers"), [("grpo", 1), ("grpo", 2), ("treepo", 1), ("treepo", 2), ("hapo", 2), ("attnrl", 2)])
+def test_the_trees_and_the_update_are_those_of_one_process(variant: str, samplers: int, tmp_path: Path, here: dict[str, Path]) -> None:
+    there = train(variant, tmp_path / "there", "cluster=ray", f"cluster.samplers={samplers}")
+    assert sum(line["updates"] > 0 for line in metrics(there)) >= 2
+    assert all(line["thrown_away"] == 0 for line in metrics(there))
+    equal(here[variant], there)
+
+
+@pytest.mark.parametrize("words", ["cluster.weights=files", "cluster.colocated=true"])
+def test_so_they_are_however_weights_travel_and_samplers_rest(words: str, tmp_path: Path, here: dict[str, Path]) -> None:
+    equal(here["treepo"], train("treepo", tmp_path / "there", "cluster=ray", "cluster.samplers=2", words))
+
+
+def test_two_ranks_that_ray_placed_learn_what_two_of_this_machine_learn(tmp_path: Path, here: dict[str, Path]) -> None:
+    there = train("grpo", tmp_path / "there", "learner=sharded", "cluster=ray", "cluster.trainers=2")
+    for mine, theirs in zip(metrics(here["grpo learner=sharded learner.ranks=2"]), metrics(there), strict=True):
+        assert mine["grad_norm"] == theirs["grad_norm"]
+        assert mine["reward"] == theirs["reward"]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_trees_grown_ahead_are_as_old_as_was_said_and_a_run_goes_on_with_them(most: int, tmp_path: Path) -> None:
+    words = ["steps=5", "cluster=ray", "cluster.samplers=2", f"cluster.ahead={most}"]
+    whole = train("grpo", tmp_path / "whole", *words)
+    rows = metrics(whole)
+    for row in rows:
+        assert row["thrown_away"] == 0
+        assert row["engine_sampled"] == row["sampled"] - row["sampled_before"] + row["sampled_ahead"]
+        assert row["sampled_before"] == (row["sampled"] if row["step"] > 1 else 0)
+    shutil.copytree(whole, tmp_path / "cut")
+    for step in (3, 4, 5):
+        shutil.rmtree(run_folder.path_of(tmp_path / "cut", step))
+    equal(whole, train("grpo", tmp_path / "cut", *words))
