@@ -16,6 +16,7 @@ from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import cost
+from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build
 from ramulus.run.evaluation.final_evaluation import answer_count
@@ -156,7 +157,7 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
         small = small if whole else replace(small, schedule=Fixed(trees))
         logbook = Logbook(small, Console(quiet=True))
         try:
-            rollouts = rollouts_of(small, parts, parts.stop)
+            rollouts = AheadRollouts(rollouts_of(small, parts, parts.stop), 0, small.steps)
             trainer = Trainer(small, learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
             told = await trainer.step()
         finally:
