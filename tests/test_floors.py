@@ -63,6 +63,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "trl": "adapters/trl.py",
     "tensordict": "adapters/exports.py",
     "msgspec": "adapters/exports.py",
+    "verl": "adapters/verl.py",
     "lm_eval": "run/evaluation/lm_eval_tasks.py",
     "matplotlib": "look/compare/plots.py",
     "httpx2": "engine/remote/client.py",
