@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +35,7 @@ from ramulus.run.trainer import Trainer, TrainerState, hand_over
 TASTE = 32  # tokens of a response that is sampled to measure the machine
 CROWD = 64  # paths that are sampled beside each other for it, at most
 BUDGET = 30.0  # seconds that a real step of some trees may take
+NOW = ", as the model answers now", ", where the answers to every problem earn different rewards"
 LITTLE = 0.25  # of the sampled tokens: a step that trained fewer says nothing of what training takes
 
 
@@ -50,6 +52,7 @@ class TriedStep:
     """A real step of some trees: what it came to, and the seconds of which only the optimizer's do not grow with the trees."""
 
     trees: int
+    mixed: float  # share of them whose answers earned different rewards
     sampled: float  # tokens
     trained: float  # tokens that went through the update
     length: float  # of a response
@@ -95,39 +98,43 @@ def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
         console.print(f"{run.name}: {run.steps} steps, into {run.folder}{later}", markup=False, highlight=False, soft_wrap=True)
         parts = build_parts(run, None)
         try:
-            pace, step = run_to_end(pace_and_step(run, parts))
+            pace, steps = run_to_end(pace_and_steps(run, parts))
         finally:
             parts.learner.close()
-        for line in estimated(run, parts, pace, step):
+        for line in estimated(run, parts, pace, steps):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     line = f"nothing was trained and nothing written; leave out --dry-run to begin, in {folder}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-async def pace_and_step(run: Run, parts: Parts) -> tuple[Pace, TriedStep | None]:
-    """The pace of this machine, and a real step of as many trees as the budget allows; None where it is not one."""
+async def pace_and_steps(run: Run, parts: Parts) -> tuple[Pace, list[TriedStep]]:
+    """The pace of this machine, and a real step of as many trees as the budget allows; none where it is not one.
+
+    Where hardly a tree earned different rewards, as the trees of a model that learns do, another one in which every tree does by chance.
+    """
     await probe(run, parts)
     await hand_over(parts.learner, parts.engine)
-    pace = await taste(run, parts)
+    await taste(run, parts, 1)  # the first one makes what later ones find
+    pace = await taste(run, parts, CROWD)
     work = real(work_of(run), parts)
     tree = work.tree_tokens / pace.trained + (work.paths * work.response / pace.sampled if pace.sampled else 0.0)
     trees = min(int(BUDGET / tree), work.trees, len(parts.tasks))
     if trees < 1:
-        return pace, None
-    await tried(run, parts, trees)  # the first one makes what later ones find
-    step = await tried(run, parts, trees)
-    if step.trained < LITTLE * step.sampled:  # hardly a tree earned different rewards, as those of a model that learns do
-        taught = await tried(replace(run, rewards=Coin()), parts, trees)
-        step = replace(taught, growing=step.growing)
-    return replace(pace, sampled=max(pace.sampled, step.sampled / step.growing) if pace.sampled else 0.0), step
+        return pace, []
+    await tried(run, parts, trees)
+    steps = [await tried(run, parts, trees)]
+    if steps[0].trained < LITTLE * steps[0].sampled:
+        steps.append(await tried(replace(run, rewards=Coin()), parts, trees))
+    fastest = max((step.sampled / step.growing for step in steps), default=0.0)
+    return replace(pace, sampled=max(pace.sampled, fastest) if pace.sampled else 0.0), steps
 
 
-async def taste(run: Run, parts: Parts) -> Pace:
-    """The pace of this machine: some trees of short paths grown and graded, then evaluated as the learner evaluates them."""
+async def taste(run: Run, parts: Parts, most: int) -> Pace:
+    """The pace of this machine: trees of at most so many short paths grown and graded, then evaluated as the learner evaluates them."""
     work = work_of(run)
     limit = min(TASTE, run.response_limit)
-    trees = max(1, min(work.trees, len(parts.tasks), CROWD // work.paths))
+    trees = max(1, min(work.trees, len(parts.tasks), most // work.paths))
     short = replace(run, schedule=Fixed(trees), response_limit=limit, ahead=0)
     stop = Stop(parts.stop.eos, limit, parts.decode, run.answer, run.repetition)
     rollouts = rollouts_of(short, parts, stop)
@@ -165,28 +172,42 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
     seconds = told["seconds"]
     growing = seconds.get("grow", 0.0) + seconds.get("grade", 0.0)
     learning = seconds["step"] - growing - learner.seconds
-    return TriedStep(int(told["trees"]), told["sampled"], told["trained"], told.get("length", 0.0), max(growing, 1e-9), learning, learner.seconds)
+    tokens = told["sampled"], told["trained"], told.get("length", 0.0)
+    return TriedStep(int(told["trees"]), told.get("mixed", 1.0), *tokens, max(growing, 1e-9), learning, learner.seconds)
 
 
-def estimated(run: Run, parts: Parts, pace: Pace, step: TriedStep | None) -> list[str]:
+def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float, float, float]:
+    """(tokens sampled, tokens trained, seconds) of a step of all trees by that of some; where groups are dropped, in as many draws as it takes."""
+    if step.trees >= work.trees:
+        return step.sampled, step.trained, step.growing + step.learning + step.optimizer
+    draws, grown, kept = getattr(run.schedule, "draws", 1), 0.0, 0.0
+    for _ in range(draws):
+        grown += work.trees - kept
+        kept += (work.trees - kept) * (step.mixed if draws > 1 else 1.0)
+    more, learned = grown / step.trees, kept / (step.trees * (step.mixed if draws > 1 else 1.0) or 1.0)
+    growing = step.sampled * more / pace.sampled if pace.sampled else step.growing * more
+    return step.sampled * more, step.trained * learned, growing + step.learning * learned + step.optimizer * run.minibatches
+
+
+def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) -> list[str]:
     """What a step and the run would take, in sentences."""
     work = real(work_of(run), parts)
     samples = bool(pace.sampled)
     most = work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
     draws = getattr(run.schedule, "draws", 1)
     more = f", in up to {draws} draws where groups are dropped" if draws > 1 else ""
-    counted, length = f"at most {tokens_said(samples, most, work.tokens)}", float(work.response)
-    seconds = (most / pace.sampled if samples else 0.0) + work.tokens / pace.trained
-    trained, about, rest = pace.trained, "up to", "; half of it where answers are half as long"
-    if step is not None:
-        scale, length = max(work.trees / step.trees, 1.0), step.length
-        counted = f"about {tokens_said(samples, step.sampled * scale, step.trained * scale)}, as the model answers now; {counted}"
-        growing = step.growing if scale == 1 else step.sampled * scale / pace.sampled if samples else step.growing * scale
-        seconds = growing + step.learning * scale + step.optimizer * (1 if scale == 1 else run.minibatches)
-        trained, about, rest = step.trained / max(step.learning, 1e-9) or trained, "about", ""
+    counted, trained, length = f"at most {tokens_said(samples, most, work.tokens)}", pace.trained, float(work.response)
+    times, about = [(most / pace.sampled if samples else 0.0) + work.tokens / pace.trained], "up to"
+    rest = "; half of it where answers are half as long" if not steps else ""
+    if steps:
+        found = [whole_step(run, work, pace, step) for step in steps]
+        said = [f"about {tokens_said(samples, *tokens)}{words}" for (*tokens, _), words in zip(found, NOW)]
+        counted = "; ".join([*said, counted])
+        times, about, length = [seconds for *_, seconds in found], "about", steps[0].length
+        trained = steps[-1].trained / max(steps[-1].learning, 1e-9)
     checked = evaluated_answers(run, parts) * length / pace.sampled if samples else 0.0
     with_them = f", {lasting(checked)} of it for evaluations" if checked else ""
-    whole = lasting(seconds * run.steps + checked)
+    step, whole = (" to ".join(lasting(seconds) for seconds in sorted(many)) for many in (times, [each * run.steps + checked for each in times]))
     here = f"{pace.sampled:,.0f} tokens sampled and {trained:,.0f} trained a second" if samples else f"{trained:,.0f} tokens a second"
     memory = planned(run if not isinstance(run.model, str) else replace(run, model=model_path(run.model)))
     visits = run.steps * work.trees / len(parts.tasks)
@@ -194,7 +215,7 @@ def estimated(run: Run, parts: Parts, pace: Pace, step: TriedStep | None) -> lis
         f"problems: {len(parts.tasks)} to train on, {len(parts.evals)} held out; the longest prompt has {work.prompt} tokens",
         f"a step: {work.trees} trees of {work.paths} paths{more}; {counted}",
         f"here: {here}",
-        f"so a step takes {about} {lasting(seconds)} and the run {about} {whole}{with_them}{rest}",
+        f"so a step takes {about} {step} and the run {about} {whole}{with_them}{rest}",
         f"memory: at most {memory.peak / GB:.2f} GB (`ramulus plan` says of what)",
         f"every problem is visited {visits:.1f} times in {run.steps} steps",
     ]
