@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import resource
-import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.pairing import record, spread, table
+from benchmarks.rivals.worker import Piped
 from ramulus.engine.engine import Request, Sampling, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 
@@ -62,34 +59,20 @@ def generated(model: Any, prompts: Tensor, new: int) -> list[Tensor]:
     return [row[prompts.shape[1] :] for row in out]
 
 
-class Worker:
+class Worker(Piped):
     """Another engine in its own environment and process; answers with the lengths of its responses, and counts its own CPU seconds."""
 
     def __init__(self, name: str, script: str, python: str, *arguments: object) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        alone = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
         }  # fmt: skip
         command = [python, str(Path(__file__).parent / "rivals" / script), *map(str, arguments)]
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True)
-        print(f"{name}: {self.answer()['version']}", flush=True)
+        super().__init__(name, command, torch.get_num_threads(), alone)
+        print(f"{name}: {self.hello['version']}", flush=True)
         self.seconds = 0.0
 
-    def answer(self) -> dict[str, Any]:
-        """The next line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"the worker ended: {self.log.read()[-2000:]}")
-        return dict(json.loads(line))
-
     def __call__(self, prompts: Tensor, new: int) -> list[range]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"prompts": prompts.tolist(), "new": new}) + "\n")
-        self.process.stdin.flush()
-        told = self.answer()
+        told = self.asked({"prompts": prompts.tolist(), "new": new})
         self.seconds += told["seconds"]
         return [range(length) for length in told["lengths"]]
 

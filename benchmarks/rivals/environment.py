@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.rivals.worker import Piped
 
 HERE = Path(__file__).parent
 HOME = HERE.parent / ".rivals"
@@ -41,47 +42,27 @@ def trl() -> Path:
     return python
 
 
-class Worker:
+class Worker(Piped):
     """TRL's GRPOTrainer in its own environment, one step at a time; `settings` are those of `trl_worker.py`."""
 
     def __init__(self, settings: dict[str, Any], threads: int) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
         self.folder = tempfile.TemporaryDirectory()
         chosen = Path(self.folder.name) / "settings.json"
         chosen.write_text(json.dumps(settings | {"out": self.folder.name, "threads": threads}))
-        self.log = open(Path(self.folder.name) / "log", "w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [trl(), HERE / "trl_worker.py", chosen], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-            env=environment, text=True, bufsize=1,
-        )  # fmt: skip
         self.spent = 0.0  # CPU seconds of the process, all threads, when it last told
-        self.versions = self.answer()
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        super().__init__("TRL's worker", [trl(), HERE / "trl_worker.py", chosen], threads, quiet)
+        self.versions = self.hello
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a command, `step`, `save` or `check`, and wait for its answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line of the worker; RuntimeError with the end of its log where it has died."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"TRL's worker ended with {self.process.wait()}:\n{self.log.read()[-3000:]}")
-        told = json.loads(line)
+        told = self.asked({"do": do} | arguments)
         self.spent = told.get("spent", self.spent)
-        return dict(told)
+        return told
 
     def close(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
+        super().close()
         self.folder.cleanup()
 
     def __enter__(self) -> Worker:
