@@ -39,6 +39,7 @@ SHAPES = {
     "small rows": "autocast=false tokens_per_batch=512",
     "bfloat16": "autocast=false model.dtype=bfloat16",
     "more": "autocast=false schedule.prompts=4",
+    "sharded": "autocast=false learner=sharded learner.ranks=2",
     "long": "autocast=true activation_checkpointing=true response_limit=256 tokens_per_batch=8192 engine.precision=bfloat16",
 }
 

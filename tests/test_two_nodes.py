@@ -43,6 +43,15 @@ def test_the_doctor_finds_what_is_missing(nodes: Nodes) -> None:
         assert missing in said
 
 
+@pytest.mark.parametrize("change", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_TOKEN": "", "HOME": "/nonexistent"}], ids=["other", "none"])
+def test_a_token_that_is_not_the_clusters_is_one_sentence(nodes: Nodes, change: dict[str, str]) -> None:
+    words = nodes.inside(0, sys.executable, "-m", "ramulus", "doctor", "--cluster", "--address", f"{NET}.1:{PORT}")
+    done = subprocess.run(words, env=nodes.environment | change, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    assert done.returncode == 2, done.stdout
+    assert "give this shell the head's token: RAY_AUTH_MODE=token" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 @pytest.fixture(scope="module")
 def alone(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Forests:
     """What a run of one process grows."""

@@ -36,6 +36,7 @@ SENT = (
 )  # fmt: skip
 """What of the driver's environment its processes on other machines have, too."""
 
+TOKEN_REMEDY = "give this shell the head's token: RAY_AUTH_MODE=token and its ~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH"
 KNOCK, _LOOK = 5.0, 5.0  # seconds in which somebody must listen at the address of a head; between two looks whether Ray is still there
 
 
@@ -91,11 +92,14 @@ def join(how: Ray) -> None:
     environment = {name: os.environ[name] for name in SENT if name in os.environ}
     try:
         ray_library().init(how.address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
+    except ray_library().exceptions.AuthenticationError as error:
+        raise ConnectionError(f"the Ray cluster at cluster.address={how.address} wants a token: {TOKEN_REMEDY}") from error
     except (RuntimeError, ConnectionError, ValueError) as error:
         if "ersion mismatch" in str(error):
             said = " ".join(str(error).split()).removeprefix("Version mismatch: ")
             raise ConnectionError(f"the Ray cluster at {how.address} has other versions ({said}): install the same on all machines") from error
-        raise ConnectionError(f"cannot join the Ray cluster at cluster.address={how.address} ({line_of(error)}): {remedy}") from error
+        why = f"cannot join the Ray cluster at cluster.address={how.address} ({line_of(error)})"
+        raise ConnectionError(f"{why}: {remedy}; or {TOKEN_REMEDY}") from error
 
 
 @dataclass

@@ -12,16 +12,18 @@ from ramulus.models.sizes import Sizes
 class Gpu:
     """One processor: bytes of memory, multiplications and additions of dense bfloat16 a second, bytes read a second, as its maker states them.
 
-    `update` is the share of its products that the update reaches.
+    Shares of that which are reached: of its products by the update and by decoding, of its bandwidth by decoding.
     """
 
     memory: float
     speed: float
     bandwidth: float
     update: float
+    decode: float = 0.30  # taken as about the update's
+    reading: float = 0.75  # 0.77 by the first who decodes in `published`
 
 
-GPUS = {  # NVIDIA's data sheets of H100 SXM, H200 SXM, A100 SXM 80 GB, L40S, GeForce RTX 4090; shares by PUBLISHED, of the last three like the H100's
+GPUS = {  # NVIDIA's data sheets of H100 SXM, H200 SXM, A100 SXM 80 GB, L40S, GeForce RTX 4090; shares by `published`, of the others like the H100's
     "H100": Gpu(80e9, 989e12, 3.35e12, 0.32),
     "H200": Gpu(141e9, 989e12, 4.8e12, 0.32),
     "A100": Gpu(80e9, 312e12, 2.04e12, 0.49),
@@ -29,14 +31,12 @@ GPUS = {  # NVIDIA's data sheets of H100 SXM, H200 SXM, A100 SXM 80 GB, L40S, Ge
     "4090": Gpu(24e9, 165e12, 1.008e12, 0.32),
 }
 A100_40 = Gpu(40e9, 312e12, 1.555e12, 0.49)
-READING = 0.75  # of the bandwidth that decoding reaches: 0.77 in the first row of PUBLISHED below
-DECODE = 0.30  # of the products that decoding reaches: taken as about the update's
 
 
 def decode_rate(gpu: Gpu, sizes: Sizes, rows: int, context: float, itemsize: int, group: int = 1) -> float:
     """Tokens a second of `group` GPUs that decode so many rows with `context` tokens before each: a step reads weights, keys and values."""
-    reads = (sizes.active * itemsize + rows * context * sizes.token_bytes(itemsize)) / (group * gpu.bandwidth * READING)
-    products = 2 * sizes.active * rows / (group * gpu.speed * DECODE)
+    reads = (sizes.active * itemsize + rows * context * sizes.token_bytes(itemsize)) / (group * gpu.bandwidth * gpu.reading)
+    products = 2 * sizes.active * rows / (group * gpu.speed * gpu.decode)
     return rows / max(reads, products)
 
 

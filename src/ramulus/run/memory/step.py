@@ -102,7 +102,7 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     """The memory of a step of `run`; `tokens` of a batch and `engine_bytes` of keys and values in place of those of the recipe."""
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
-    tokens = max(1, min(max(wanted, work.longest), -(-work.trees // run.minibatches) * work.tree_tokens))
+    tokens = max(1, min(max(wanted, work.longest), most_tokens(run, site, work)))
     parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
     rows, room = 0, 0
     if site.learner:
@@ -115,6 +115,11 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room, max(wanted, work.longest))
 
 
+def most_tokens(run: Run, site: Site, work: Work) -> int:
+    """Tokens of an optimizer step that one process learns from, at most: whole trees, shared among ranks."""
+    return -(-work.trees // (run.minibatches * (site.shards if site.learner else 1))) * work.tree_tokens
+
+
 def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
     """What the model and its training take."""
     own, many = dtype_bytes(run), site.shards
@@ -123,7 +128,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     trained = sizes.adapters(run.lora.rank, run.lora.targets) if run.lora is not None else sizes.parameters
     weights = sizes.parameters * own
     kept, working, scoring = activations(run, sizes, site, tokens)
-    several = tokens < -(-work.trees // run.minibatches) * work.tree_tokens  # then the gradients of other rows are there all the time
+    several = tokens < most_tokens(run, site, work)  # then the gradients of other rows are there all the time
     gradients = trained * own / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
