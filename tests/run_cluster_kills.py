@@ -73,23 +73,25 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def end(process: subprocess.Popen[bytes], family: set[int]) -> int:
-    """See to it that nothing of a run is left; how many processes had not ended by themselves within 20 seconds."""
+def end(process: subprocess.Popen[bytes], family: set[int]) -> list[str]:
+    """See to it that nothing of a run is left; what had not ended by itself within 20 seconds."""
     deadline = time.monotonic() + 20.0
-    while (left := {one for one in family if Path(f"/proc/{one}").exists() and not zombie(one)}) and time.monotonic() < deadline:
+    while (left := {one for one in family if Path(f"/proc/{one}").exists() and status(one) != "Z"}) and time.monotonic() < deadline:
         time.sleep(0.2)
+    stayed = []
     for one in left:
+        stayed.append(f"{Path(f'/proc/{one}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:60]} ({status(one)})")
         os.kill(one, signal.SIGKILL)
     process.wait()
-    return len(left)
+    return stayed
 
 
-def zombie(process: int) -> bool:
-    """Whether a process has ended and nobody asked how."""
+def status(process: int) -> str:
+    """Z: it has ended and nobody asked how; T: it is stopped."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return "Z"
 
 
 def strike(process: subprocess.Popen[bytes], out: Path, kind: str, dice: random.Random) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.run.cluster import connected
 from ramulus.run.config.resume import build
 from ramulus.run.placed_engine import PlacedEngine
+from ramulus.run.sampler import versions
 
 CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), seed=i) for i in range(9)]
 
@@ -92,6 +93,12 @@ def test_an_address_where_nobody_listens_is_named() -> None:
         port = room.getsockname()[1]
     with pytest.raises(ConnectionError, match=f"no Ray cluster answers at cluster.address=127.0.0.1:{port}"):
         connected(Ray(address=f"127.0.0.1:{port}")).__enter__()
+
+
+def test_a_machine_with_other_versions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramulus.run.placed_engine.versions", lambda: versions() | {"torch": "2.0.0"})
+    with pytest.raises(ConnectionError, match=r"sampler 0 \(process .*\) has torch .* and here 2\.0\.0: install the same on all machines"):
+        placed(scratch(0)[0], 1)
 
 
 def sampled(engine: PlacedEngine) -> list[Segment]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from engines import KERNELS
 from ramulus import Ray
 from ramulus.core import run_folder
-from ramulus.run.cluster import connected
+from ramulus.run.cluster import connected, join
 from ramulus.run.launch import launch
 from run_cluster_kills import below
 from test_remote_training import equal
@@ -85,3 +85,25 @@ def test_trees_grown_ahead_are_as_old_as_was_said_and_a_run_goes_on_with_them(mo
     for step in (3, 4, 5):
         shutil.rmtree(run_folder.path_of(tmp_path / "cut", step))
     equal(whole, train("grpo", tmp_path / "cut", *words))
+
+
+def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
+    words = r"the run wants 2 CPUs and 1 GPUs of the Ray cluster, which has \d+ CPUs and 0 GPUs: add machines"
+    with pytest.raises(ValueError, match=words) as caught:
+        train("grpo", tmp_path / "run", "cluster=ray", "cluster.gpus=1")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "run.json").exists(), "before any work"
+
+
+def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(*_: object, **__: object) -> None:
+        """What a real one does first."""
+        there = {"ray_version": "1.0.0", "python_version": "3.6.0"}
+        check_version_info(there, "this process", raise_on_mismatch=True)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match=r"the Ray cluster at auto has other versions \(.*1\.0\.0.*\): install the same on all machines"):
+        join(Ray(address="auto"))

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import socket
 import sys
 import tempfile
@@ -37,6 +38,7 @@ SENT = (
 """What of the driver's environment its processes on other machines have, too."""
 
 TOKEN_REMEDY = "give this shell the head's token: RAY_AUTH_MODE=token and its ~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH"
+_STARTS = 3  # times that a cluster is started where it comes too late
 KNOCK, _LOOK = 5.0, 5.0  # seconds in which somebody must listen at the address of a head; between two looks whether Ray is still there
 
 
@@ -74,10 +76,15 @@ def begin(how: Ray) -> None:
     store = {"object_store_memory": how.store_mb * 2**20} if how.store_mb else {}
     cpus = max(cores(), math.ceil(how.total().get("CPU", 0.0)))
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        ray_library().init(address="local", num_cpus=cpus, **quiet, **store)
-    except (RuntimeError, ConnectionError, ValueError) as error:
-        raise ConnectionError(f"Ray cannot start on this machine: {line_of(error)}") from error
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            ray_library().init(address="local", num_cpus=cpus, **quiet, **store)
+            return
+        except Exception as error:  # a bare one where it takes longer than its 30 seconds: the machine is busy
+            with suppress(Exception):
+                ray_library().shutdown()
+            if not left or "timed out" not in str(error):
+                raise ConnectionError(f"Ray cannot start on this machine: {line_of(error)}; its logs are in /tmp/ray") from error
 
 
 def join(how: Ray) -> None:
@@ -111,6 +118,7 @@ class Ground:
     samplers: Any = None
     groups: list[Any] = field(default_factory=list)
     engines: list[PlacedEngine] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)  # of weights
 
     def reserve(self) -> None:
         """Reserve room for trainers and samplers; the first trainer is this process. ValueError where the cluster is too small or too busy."""
@@ -127,6 +135,9 @@ class Ground:
         first[0] = first[0] | {f"node:{ray.util.get_node_ip_address()}": 0.001}  # where this process is
         self.trainers = self._group(first)
         self.samplers = self._group(then) if then else self.trainers
+        if how.trainer_gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:  # this process sees the GPUs of its piece alone, as those of Ray do
+            asked = ray.remote(gpus_here).options(**self.options(self.trainers, 0, 0, how.trainer_gpus)).remote()
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(asked, timeout=how.patience))
 
     def _group(self, bundles: list[dict[str, float]]) -> Any:
         """A placement group, once it is there."""
@@ -170,7 +181,8 @@ class Ground:
         """Where weights are written."""
         if self.how.folder:
             Path(self.how.folder).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None))
+        self.folders.append(Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None)))
+        return self.folders[-1]
 
     def lead(self, seconds: float) -> None:
         """Start the further ranks in the trainers' group, and have them and this process, rank 0, stand ready for the learner."""
@@ -206,9 +218,16 @@ class Ground:
         STANDING.clear()
         for engine in self.engines:
             engine.close()
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
         for group in self.groups:
             with suppress(Exception):  # a cluster that is gone has no room to give back
                 remove_placement_group(group)
+
+
+def gpus_here() -> list[str]:
+    """The GPUs that Ray gave to the process that asks."""
+    return list(ray_library().get_runtime_context().get_accelerator_ids()["GPU"])
 
 
 @dataclass
