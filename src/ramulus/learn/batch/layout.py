@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, compress
+from itertools import accumulate, chain, compress, repeat
 from operator import attrgetter
 from typing import Any
 
@@ -22,59 +22,159 @@ _SAMPLED = {
 }  # columns and what stands where nothing was sampled
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A tree, or a part of it, in preorder: with every leaf all nodes above it, each once."""
+
+    tree: int  # its number in the forest
+    nodes: list[Node]
+    up: list[int]  # of each the place of its parent in `nodes`, -1 for the root
+    tips: list[int]  # the places of its leaves
+
+    @classmethod
+    def of(cls, number: int, tree: Tree) -> Piece:
+        """A whole tree."""
+        nodes: list[Node] = []
+        up: list[int] = []
+        tips: list[int] = []
+        stack: list[tuple[Node, int]] = [(tree.root, -1)]
+        while stack:
+            node, above = stack.pop()
+            place = len(nodes)
+            nodes.append(node)
+            up.append(above)
+            if node.children:
+                stack += [(child, place) for child in node.children[::-1]]
+            else:
+                tips.append(place)
+        return cls(number, nodes, up, tips)
+
+    def __len__(self) -> int:
+        return sum(map(len, map(attrgetter("tokens"), self.nodes)))
+
+    def with_leaves(self, tips: Sequence[int]) -> Piece:
+        """The part of it at or above these leaves."""
+        if len(tips) == len(self.tips):
+            return self
+        places: set[int] = set()
+        for place in tips:
+            while place >= 0 and place not in places:
+                places.add(place)
+                place = self.up[place]
+        old = sorted(places)
+        new = dict(zip(old, range(len(old))))
+        up = [new.get(self.up[place], -1) for place in old]
+        return Piece(self.tree, [self.nodes[place] for place in old], up, [new[place] for place in tips])
+
+
 @dataclass
 class Layout:
-    """A row of pieces of trees: where each node and leaf stands, and columns over its tokens as numpy arrays [T]."""
+    """A row of pieces of trees: where each node and leaf stands, and columns over its tokens as numpy arrays [T].
 
-    nodes: list[tuple[int, Node, int, int]] = field(default_factory=list)  # (tree, node, start, stop)
-    before: list[int] = field(default_factory=list)  # of each, the token before it on its path, -1 for none
-    depths: list[int] = field(default_factory=list)  # of each, how many tokens are above it
-    ends: list[int] = field(default_factory=list)  # one past the last token below each of `nodes`
-    leaves: list[tuple[int, Node, int]] = field(
-        default_factory=list
-    )  # (tree, leaf, row index of its path's last token)
-    paths: list[list[int]] = field(default_factory=list)  # of each leaf, root to leaf, as indices into `nodes`
+    What is derived of the pieces is derived when it is asked for: no piece comes after that.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
     length: int = 0  # tokens
 
     def __len__(self) -> int:
         return self.length
 
-    def place(self, tree: int, root: Node, ids: set[int]) -> None:
-        """Append the nodes of a tree with these ids in preorder, every one once; with a leaf come all above it."""
-        self.__dict__.pop("known", None)
-        self.__dict__.pop("pairs", None)
-        nodes, ends, length = self.nodes, self.ends, self.length
-        stack: list[tuple[Node, int, int, list[int]]] = [(root, -1, 0, [])]  # a node, the last token before it, how many there are, its path
-        while stack:
-            node, before, depth, above = stack.pop()
-            self.before.append(before)
-            self.depths.append(depth)
-            path, start = [*above, len(nodes)], length
-            if count := len(node.tokens):
-                length += count
-                before, depth = length - 1, depth + count
-            nodes.append((tree, node, start, length))
-            ends.append(length)
-            if node.children:
-                stack += [(child, before, depth, path) for child in node.children[::-1] if child.id in ids]
-                continue
-            self.leaves.append((tree, node, before))
-            self.paths.append(path)
-            for index in path:
-                ends[index] = length
-        self.length = length
+    def place(self, piece: Piece, size: int) -> None:
+        """Append a piece of that many tokens."""
+        self.pieces.append(piece)
+        self.length += size
 
     @cached_property
     def known(self) -> tuple[list[Node], np.ndarray, np.ndarray]:
-        """The nodes, and [N] each where they start and how many tokens they have; until more are placed."""
-        starts = np.array([start for _, _, start, _ in self.nodes], dtype=np.int64)
-        return [node for _, node, _, _ in self.nodes], starts, np.diff(starts, append=self.length)
+        """The nodes, and [N] each where they start and how many tokens they have."""
+        nodes = [node for piece in self.pieces for node in piece.nodes]
+        sizes = np.fromiter(map(len, map(attrgetter("tokens"), nodes)), np.int64, len(nodes))
+        return nodes, np.cumsum(sizes) - sizes, sizes
+
+    @cached_property
+    def authors(self) -> np.ndarray:
+        """[N] who wrote each node."""
+        return np.fromiter(map(attrgetter("author"), self.known[0]), np.int64, len(self.known[0]))
+
+    @cached_property
+    def above(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[N] each: the parent of each node, N for none, how many nodes are above it, and how many tokens."""
+        nodes, _, sizes = self.known
+        counts = [len(piece.nodes) for piece in self.pieces]
+        up = np.fromiter(chain.from_iterable(piece.up for piece in self.pieces), np.int64, len(nodes))
+        parents = np.where(up < 0, len(nodes), up + np.repeat(np.cumsum(counts) - counts, counts))
+        jump = np.append(parents, len(nodes))  # to an ancestor twice as far at every turn
+        sums = np.stack((np.append(np.ones_like(sizes), 0), np.append(sizes, 0)))[:, jump]
+        while (jump < len(nodes)).any():
+            sums += sums[:, jump]
+            jump = jump[jump]
+        return parents, sums[0, :-1], sums[1, :-1]
+
+    @cached_property
+    def tips(self) -> np.ndarray:
+        """[K] the numbers of the leaves."""
+        counts = [len(piece.nodes) for piece in self.pieces]
+        places = [place + first for piece, first in zip(self.pieces, accumulate(counts, initial=0)) for place in piece.tips]
+        return np.array(places, dtype=np.int64)
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """[N + 1] the token before each node on its path, -1 for none."""
+        _, starts, sizes = self.known
+        stops, size = np.append(starts + sizes, 0), np.append(sizes, 1)
+        above = np.append(self.above[0], len(sizes))
+        while (empty := size[above] == 0).any():
+            above = np.where(empty, np.append(self.above[0], len(sizes))[above], above)
+        return stops[above] - 1
+
+    @cached_property
+    def nodes(self) -> list[tuple[int, Node, int, int]]:
+        """(tree, node, start, stop) of each node."""
+        nodes, starts, sizes = self.known
+        trees = chain.from_iterable(repeat(piece.tree, len(piece.nodes)) for piece in self.pieces)
+        return list(zip(trees, nodes, starts.tolist(), (starts + sizes).tolist(), strict=True))
+
+    @cached_property
+    def leaves(self) -> list[tuple[int, Node, int]]:
+        """(tree, leaf, row index of its path's last token) of each leaf; -1 for a path without tokens."""
+        trees = chain.from_iterable(repeat(piece.tree, len(piece.tips)) for piece in self.pieces)
+        return list(zip(trees, map(self.known[0].__getitem__, self.tips), self.lasts.tolist(), strict=True))
+
+    @property
+    def lasts(self) -> np.ndarray:
+        """[K] row index of the last token of each leaf's path, -1 for none."""
+        _, starts, sizes = self.known
+        tips = self.tips
+        return np.where(sizes[tips] > 0, (starts + sizes)[tips] - 1, self.before[tips])
 
     @cached_property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every leaf with every node on its path, root to leaf: their numbers [P] each; until more are placed."""
-        sizes = np.fromiter(map(len, self.paths), np.int64, len(self.paths))
-        return np.repeat(np.arange(len(sizes)), sizes), np.fromiter(chain.from_iterable(self.paths), np.int64, int(sizes.sum()))
+        """Every leaf with every node on its path, root to leaf: their numbers [P] each."""
+        parents, levels, _ = self.above
+        counts = levels[self.tips] + 1
+        places, node = np.cumsum(counts) - 1, self.tips
+        line = np.empty(int(counts.sum()), dtype=np.int64)
+        while len(node):
+            line[places] = node
+            some = parents[node] < len(parents)
+            places, node = places[some] - 1, parents[node][some]
+        return np.repeat(np.arange(len(counts)), counts), line
+
+    @property
+    def paths(self) -> list[np.ndarray]:
+        """Of each leaf the numbers of the nodes on its path, root to leaf."""
+        leaf, node = self.pairs
+        return np.split(node, np.flatnonzero(np.diff(leaf)) + 1) if len(leaf) else []
+
+    @property
+    def ends(self) -> np.ndarray:
+        """[N] one past the last token below each node."""
+        _, starts, sizes = self.known
+        leaf, node = self.pairs
+        ends = np.zeros_like(starts)
+        ends[node] = (starts + sizes)[self.tips][leaf]  # of several leaves the last one stays
+        return ends
 
     @property
     def token(self) -> np.ndarray:
@@ -85,14 +185,14 @@ class Layout:
     def position(self) -> np.ndarray:
         """[T] places on their paths, from 0."""
         _, starts, sizes = self.known
-        return np.arange(self.length) + np.repeat(np.array(self.depths, dtype=np.int64) - starts, sizes)
+        return np.arange(self.length) + np.repeat(self.above[2] - starts, sizes)
 
     @property
     def parent(self) -> np.ndarray:
         """[T] the token before each on its path; its own place for the first."""
         _, starts, sizes = self.known
         parent, some = np.arange(-1, self.length - 1), sizes > 0
-        before = np.array(self.before, dtype=np.int64)[some]
+        before = self.before[:-1][some]
         parent[starts[some]] = np.where(before < 0, starts[some], before)
         return parent
 
@@ -174,49 +274,48 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     for index, tree in enumerate(trees):
         if keep is not None and not keep[index]:
             continue
-        leaves = [leaf for leaf in tree.leaves() if keep is None or leaf.id in keep[index]]
-        whole = at_or_above(leaves)
-        fits = not tokens_per_batch or whole[1] <= tokens_per_batch
-        for ids, size in [whole] if fits else [at_or_above(run) for run in leaf_runs(leaves, tokens_per_batch)]:
-            if not ids:
-                continue
+        whole = Piece.of(index, tree)
+        tips = whole.tips if keep is None else [place for place in whole.tips if whole.nodes[place].id in keep[index]]
+        if not tips:
+            continue
+        piece = whole.with_leaves(tips)
+        size = len(piece)
+        fits = not tokens_per_batch or size <= tokens_per_batch
+        parts = [(piece, size)] if fits else [(part, len(part)) for part in map(piece.with_leaves, leaf_runs(piece, tokens_per_batch))]
+        for part, size in parts:
             row = next((row for row in rows if not tokens_per_batch or len(row) + size <= tokens_per_batch), None)
             if row is None:
                 rows.append(row := Layout())
-            row.place(index, tree.root, ids)
+            row.place(part, size)
     return rows
 
 
-def at_or_above(leaves: Sequence[Node]) -> tuple[set[int], int]:
-    """The ids of these leaves and of all nodes above them, and how many tokens these nodes have."""
-    ids: set[int] = set()
-    size = 0
-    for leaf in leaves:
-        node: Node | None = leaf
-        while node is not None and node.id not in ids:
-            ids.add(node.id)
-            size += len(node.tokens)
-            node = node.parent
-    return ids, size
-
-
-def leaf_runs(leaves: Sequence[Node], budget: int) -> list[list[Node]]:
+def leaf_runs(piece: Piece, budget: int) -> list[list[int]]:
     """Cut leaves in preorder into runs whose paths have at most `budget` unique tokens; ValueError for a path that has more."""
-    cut: list[list[Node]] = [[]]
-    ids: set[int] = set()
+    runs: list[list[int]] = [[]]
+    places: set[int] = set()
     size = 0
-    for leaf in leaves:
-        new = [node for node in leaf.line() if node.id not in ids]
-        more = sum([len(node.tokens) for node in new])
-        if cut[-1] and size + more > budget:
-            cut.append([])
-            ids, size, new = set(), 0, leaf.line()
-            more = sum([len(node.tokens) for node in new])
+    for leaf in piece.tips:
+        new, more = not_in(places, piece, leaf)
+        if runs[-1] and size + more > budget:
+            runs.append([])
+            places, size = set(), 0
+            new, more = not_in(places, piece, leaf)
         if size + more > budget:
             raise ValueError(
                 f"a path of {more} tokens does not fit in tokens_per_batch={budget}: raise it to at least {more}"
             )
-        cut[-1].append(leaf)
-        ids.update(node.id for node in new)
+        runs[-1].append(leaf)
+        places.update(new)
         size += more
-    return cut
+    return runs
+
+
+def not_in(places: set[int], piece: Piece, leaf: int) -> tuple[list[int], int]:
+    """The nodes of a leaf's path that are not there yet, and how many tokens they have."""
+    new = []
+    place = leaf
+    while place >= 0 and place not in places:
+        new.append(place)
+        place = piece.up[place]
+    return new, sum([len(piece.nodes[place].tokens) for place in new])

@@ -59,9 +59,7 @@ def score_rows(forest: Sequence[Tree], keep: Sequence[set[int]] | None = None, t
 def score_row(row: Layout) -> ScoreRow:
     """A layout as tensors."""
     columns = [row.token, row.position, row.parent, row.spread(row.ends, np.int64)]
-    columns.append(row.spread([int(node.author) for _, node, _, _ in row.nodes], np.int64))
-    columns.append(np.array([last for _, _, last in row.leaves], dtype=np.int64))
-    columns.append(np.array([int(leaf.author) for _, leaf, _ in row.leaves], dtype=np.int64))
+    columns += [row.spread(row.authors, np.int64), row.lasts, row.authors[row.tips]]
     spans = [(tree, node.id, start, stop) for tree, node, start, stop in row.nodes]
     token, position, parent, end, author, last, by = map(torch.from_numpy, columns)
     return ScoreRow(token, position, parent, end, author, last, by, spans, torch.from_numpy(row.temperature()))

@@ -18,7 +18,7 @@ def fold_down(
 ) -> dict[str, np.ndarray]:
     """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
     parts = [term[tree].get(leaf.id) for tree, leaf, _ in row.leaves]
-    learned = np.array([node.author in authors for _, node, _, _ in row.nodes], dtype=bool)
+    learned = np.isin(row.authors, authors)
     trained = np.array([part is not None for part in parts], dtype=bool)
     leaf, node = row.pairs
     both = learned[node] & trained[leaf]
@@ -37,7 +37,7 @@ def fold_down(
     credit_sum = np.bincount(leaf, value * size[node], len(parts))
     for k, part in enumerate(parts):
         if part is not None and part.token is not None:
-            credit_sum[k] = fold_tokens(row, [i for i in row.paths[k] if learned[i]], part, by_token[2], by_token[3])
+            credit_sum[k] = fold_tokens(row, [i for i in row.paths[k].tolist() if learned[i]], part, by_token[2], by_token[3])
     folded = dict(zip(("weight", "leaves", "gain", "pain"), by_token, strict=True))
     return folded | {"leaf_credit": credit_sum / np.maximum(tokens, 1), "leaf_weight": leaf_weight}
 
@@ -48,7 +48,7 @@ def fold_extra(row: Layout, extra: Sequence[Extra]) -> np.ndarray:
     for (tree, leaf, _), path in zip(row.leaves, row.paths, strict=True):
         if leaf.id in extra[tree]:
             mine, authors = extra[tree][leaf.id]
-            weight[[i for i in path if row.nodes[i][1].author in authors]] += mine
+            weight[path[np.isin(row.authors[path], list(authors))]] += mine
     return np.repeat(weight, row.sizes())
 
 

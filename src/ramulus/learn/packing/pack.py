@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,12 @@ def columns(
         }
     whole = {name: getattr(row, name) for name in ("token", "position", "parent")}
     nodes = row.known[0]
-    each = (row.ends, [int(node.author) for node in nodes], range(len(nodes)), [node.version for node in nodes])
-    spread = row.spread(np.array(each, dtype=np.int64).reshape(4, -1), np.int64)
+    each = row.ends, row.authors, np.arange(len(nodes)), np.fromiter(map(attrgetter("version"), nodes), np.int64, len(nodes))
+    spread = row.spread(np.stack(each), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), (*spread[:3], by_token(spread[3], row)), strict=True))
     whole |= {
         "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
-        "leaf_token": np.array([last for _, _, last in row.leaves], dtype=np.int64),
+        "leaf_token": row.lasts,
         "leaf_length": response_lengths(row),
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
@@ -109,7 +110,6 @@ def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
 
 def response_lengths(row: Layout) -> np.ndarray:
     """[K] response tokens on the path of each leaf."""
-    nodes, _, sizes = row.known
-    size = np.where([node.author is Author.PROMPT for node in nodes], 0, sizes)
+    size = np.where(row.authors == Author.PROMPT, 0, row.sizes())
     leaf, node = row.pairs
-    return np.bincount(leaf, size[node], len(row.paths)).astype(np.int64)
+    return np.bincount(leaf, size[node], len(row.tips)).astype(np.int64)
