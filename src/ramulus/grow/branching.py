@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -86,6 +87,20 @@ def depth(node: Node) -> int:
 def length(node: Node) -> int:
     """Response tokens from the prompt to the end of this node."""
     return sum([len(above.tokens) for above in node.line() if above.author is not Author.PROMPT])
+
+
+def path_lengths(leaves: Sequence[Node]) -> list[int]:
+    """The `length` of each of many paths; what they share is added up once."""
+    lengths: dict[Node | None, int] = {None: 0}  # down to a node
+    for leaf in leaves:
+        line, node = [], leaf.parent
+        while node is not None and node not in lengths:
+            line.append(node)
+            node = node.parent
+        total = lengths[node]
+        for above in reversed(line):
+            lengths[above] = total = total + (len(above.tokens) if above.author is not Author.PROMPT else 0)
+    return [lengths[leaf.parent] + len(leaf.tokens) for leaf in leaves]
 
 
 def dice(tree: Tree, purpose: str) -> random.Random:

@@ -12,7 +12,7 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Engine, Sampling, rule_features
-from ramulus.grow.branching import length, paths
+from ramulus.grow.branching import paths, path_lengths
 from ramulus.grow.demonstration import verify
 from ramulus.grow.grading import grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, prune, together
@@ -61,7 +61,8 @@ class Rollout:
         lost = cost(tree for i, tree in enumerate(self.grown) if i not in fates_of)
         trained = costs((tree, fates_of[i]) for i, tree in enumerate(self.grown) if i in fates_of)
         spent = trained + lost
-        paths = [leaf for tree in self.grown for leaf in tree.leaves() if leaf.author is Author.POLICY]
+        groups = [[leaf for leaf in tree.leaves() if leaf.author is Author.POLICY] for tree in self.grown]
+        paths = [leaf for group in groups for leaf in group]
         counts: dict[str, float] = {
             "trees": len(self.grown),
             "dropped": len(self.grown) - len(self.kept),
@@ -72,14 +73,13 @@ class Rollout:
         counts |= {"sampled": spent.sampled, "reused": spent.reused, "pruned": spent.pruned, "expert": spent.expert}
         counts |= {"sampled_before": self.before, "sampled_ahead": self.ahead, "trajectory": spent.trajectory}
         counts |= fates(trained, lost) | {"graded": 0, "correct": 0} | self.graders
-        return (counts | path_metrics(paths) | mixed(self.grown) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
+        return (counts | path_metrics(paths) | mixed(groups) | {"reuse_ratio": spent.reuse_ratio}) if paths else counts
 
 
 def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     """Means over the policy's paths; pruned ones count in lengths only, and in no reward those that an over-long filter took out."""
     graded = [leaf for leaf in paths if leaf.reward is not None]
-    above = {leaf.parent: length(leaf.parent) if leaf.parent else 0 for leaf in paths}
-    lengths = [above[leaf.parent] + len(leaf.tokens) for leaf in paths]
+    lengths = path_lengths(paths)
     means = {
         "length": mean(lengths),
         "length_max": float(max(lengths)),
@@ -96,10 +96,10 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     return {"reward": 0.0} | ({} if scaled else {"pass_rate": 0.0}) | means
 
 
-def mixed(trees: Sequence[Tree]) -> dict[str, float]:
-    """Of the trees with at least two graded paths the share whose paths differ in reward; nothing where there is none."""
-    groups = [[leaf.reward for leaf in paths(tree) if leaf.reward is not None] for tree in trees]
-    differ = [float(len(set(rewards)) > 1) for rewards in groups if len(rewards) > 1]
+def mixed(groups: Sequence[Sequence[Node]]) -> dict[str, float]:
+    """Of the trees with at least two graded paths the share whose paths differ in reward; nothing where there is none. `groups`: the paths of each."""
+    graded = [[leaf.reward for leaf in group if leaf.reward is not None] for group in groups]
+    differ = [float(len(set(rewards)) > 1) for rewards in graded if len(rewards) > 1]
     return {"mixed": mean(differ)} if differ else {}
 
 

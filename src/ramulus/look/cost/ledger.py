@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from ramulus.core.tree import Author, Tree
+from ramulus.core.tree import Author, Node, Tree
 from ramulus.look.cost.account import account as account  # part of what this module offers
 
 TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
@@ -60,20 +60,21 @@ def costs(trees: Iterable[tuple[Tree, Fate | None]]) -> Cost:
 def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
     """Add one tree to the fields of a Cost: one pass from the leaves up."""
     flags = fate or {}
-    below: dict[int, tuple[int, int]] = {}  # at or below a node: policy leaves, flags of all leaves
+    below: dict[Node | None, int] = {None: 0}  # policy leaves at or below a node
+    marks: dict[Node | None, int] = {None: 0}  # flags of all leaves there
     sizes: dict[int, int] = {}  # sampled tokens by the flags of the leaves below
-    paths, trajectory = 0, 0
+    trajectory = 0
     for node in reversed(list(tree.walk())):
-        size, author, paths, mark = len(node.tokens), node.author, 0, 0
+        size, author, parent = len(node.tokens), node.author, node.parent
         if node.children:
-            for child in node.children:
-                more, marks = below[child.id]
-                paths += more
-                mark |= marks
-        elif node.parent is not None:
+            paths, mark = below[node], marks[node]
+        elif parent is None:
+            paths, mark = 0, 0
+        else:
             paths = 1 if author is Author.POLICY else 0
             mark = flags.get(node.id, 0) | (ALIVE if paths and node.finish != "pruned" else 0)
-        below[node.id] = paths, mark
+        below[parent] = below.get(parent, 0) + paths
+        marks[parent] = marks.get(parent, 0) | mark
         if author is Author.POLICY:
             trajectory += size * (paths or 1)
             sizes[mark] = sizes.get(mark, 0) + size
@@ -84,7 +85,7 @@ def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
         outcome = became(mark)
         if fate is not None or outcome != "excluded":  # else nobody has asked an update
             count[outcome] += size
-    for name, number in (("trees", 1), ("paths", paths), ("sampled", sum(sizes.values())), ("trajectory", trajectory)):
+    for name, number in (("trees", 1), ("paths", below[None]), ("sampled", sum(sizes.values())), ("trajectory", trajectory)):
         count[name] += number
 
 
