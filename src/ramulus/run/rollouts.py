@@ -12,7 +12,7 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Engine, Sampling, rule_features
-from ramulus.grow.branching import paths, path_lengths
+from ramulus.grow.branching import path_lengths, paths
 from ramulus.grow.demonstration import verify
 from ramulus.grow.grading import grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, prune, together
@@ -97,7 +97,7 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
 
 
 def mixed(groups: Sequence[Sequence[Node]]) -> dict[str, float]:
-    """Of the trees with at least two graded paths the share whose paths differ in reward; nothing where there is none. `groups`: the paths of each."""
+    """Of the trees with at least two graded paths the share whose paths differ in reward, from the paths of each; nothing where there is none."""
     graded = [[leaf.reward for leaf in group if leaf.reward is not None] for group in groups]
     differ = [float(len(set(rewards)) > 1) for rewards in graded if len(rewards) > 1]
     return {"mixed": mean(differ)} if differ else {}
