@@ -272,7 +272,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     """
     rows: list[Layout] = []
     for index, tree in enumerate(trees):
-        if keep is not None and not keep[index]:
+        if not tree.root.children or (keep is not None and not keep[index]):
             continue
         whole = Piece.of(index, tree)
         tips = whole.tips if keep is None else [place for place in whole.tips if whole.nodes[place].id in keep[index]]
