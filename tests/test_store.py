@@ -17,6 +17,7 @@ import tracemalloc
 import warnings
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramulus.core import store
+from ramulus.core import store, tagged_json
 from ramulus.core.store import StoreError, TornLine, dump, load, read, write
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, column
@@ -121,13 +122,16 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
     return tree
 
 
-def orjson() -> Callable[[Any], bytes]:
-    """The quick encoder as a run hands it over."""
-    pytest.importorskip("orjson")
-    with mock.patch.object(store, "QUICK", None):
-        encode_quickly()
-        assert store.QUICK is not None
-        return store.QUICK
+@contextmanager
+def encoded(quick: bool) -> Iterator[None]:
+    """By json alone, or as a run does it."""
+    with mock.patch.object(store, "QUICK", None), mock.patch.object(tagged_json, "SHORTEST", tagged_json.nine_digits):
+        if quick:
+            pytest.importorskip("orjson")
+            encode_quickly()
+            assert store.QUICK is not None
+            assert tagged_json.SHORTEST is not tagged_json.nine_digits
+        yield
 
 
 @settings(max_examples=120)
@@ -135,8 +139,8 @@ def orjson() -> Callable[[Any], bytes]:
 def test_a_line_is_lossless(tree: Tree) -> None:
     """By json and by the quick encoder."""
     lines = []
-    for quick in (None, orjson()):
-        with mock.patch.object(store, "QUICK", quick):
+    for quick in (False, True):
+        with encoded(quick):
             lines.append(dump(tree))
     for line in lines:
         assert line.isascii()
@@ -145,13 +149,23 @@ def test_a_line_is_lossless(tree: Tree) -> None:
         assert description(load(line)) == description(tree)
 
 
+@settings(max_examples=60)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_the_quick_digits_name_the_same_float32(values: list[float]) -> None:
+    numbers = array("f", values)
+    with encoded(True):
+        assert array("f", tagged_json.SHORTEST(numbers)).tobytes() == numbers.tobytes()
+
+
 def test_the_quick_encoder_is_used_where_it_can_say_the_same() -> None:
-    encode, tree, calls = orjson(), bush(1), []
+    tree, calls = bush(1), []
 
     def quick(line: dict[str, object]) -> bytes:
         calls.append(line)
         return encode(line)
 
+    with encoded(True):
+        encode = store.QUICK
     with mock.patch.object(store, "QUICK", quick):
         assert description(load(dump(tree))) == description(tree)
         usual = [bush(2, task="\u00e9\u03c0"), bush(3), bush(4)]
@@ -159,7 +173,7 @@ def test_the_quick_encoder_is_used_where_it_can_say_the_same() -> None:
         usual[2].root.children[0].why = "\ud800"
         lines = [dump(tree) for tree in usual]
     assert len(calls) == 4
-    with mock.patch.object(store, "QUICK", None):
+    with encoded(False):
         assert lines == [dump(tree) for tree in usual], "letters, integers and halves of letters that it says otherwise or not at all"
     assert [description(load(line)) for line in lines] == [description(tree) for tree in usual]
 
@@ -371,6 +385,21 @@ def test_a_value_that_cannot_be_stored_is_named(field: str, value: Any, words: s
     setattr(tree.root.children[0], field, value)
     with pytest.raises(StoreError, match=rf"task 'p7': {words}.*use plain"):
         dump(tree)
+
+
+def test_trees_before_one_that_cannot_be_stored_are_written(tmp_path: Path) -> None:
+    trees = [bush(step, task=f"p{step}") for step in range(5)]
+    trees[3].root.children[1].verdict["answer"] = b"12"
+    with pytest.raises(StoreError, match=r"task 'p3': Node\.verdict: b'12' is a bytes"):
+        write(tmp_path / "trees.jsonl", trees)
+    assert [tree.task.id for tree in read(tmp_path / "trees.jsonl")] == ["p0", "p1", "p2"]
+
+
+def test_lines_do_not_depend_on_what_is_written_beside_them(tmp_path: Path) -> None:
+    trees = [bush(step, tokens=step % 3, paths=step % 4) for step in range(70)]
+    trees[5].root.children[0].signals["odd"] = column([math.inf], "d")
+    assert write(tmp_path / "trees.jsonl", iter(trees)) == 70
+    assert [description(load(dump(tree))) for tree in trees] == [description(tree) for tree in read(tmp_path / "trees.jsonl")]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -14,21 +14,24 @@ import os
 import warnings
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from functools import cache
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any
 
-from ramulus.core.tagged_json import TAG, column_to_json, encode, numbers_of, untag
+from ramulus.core.tagged_json import TAG, columns_to_json, encode, keyed, untag
 from ramulus.core.task import Task
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
 FORMAT = 3
+TOGETHER = 8  # trees whose lines are made at once: more are hardly quicker
 QUICK: Callable[[Any], bytes] | None = None
-"""A quicker encoder of plain values and arrays than json's, from whoever has one: a run hands over orjson's."""
+"""A quicker encoder of plain values than json's, from whoever has one: a run hands over orjson's."""
 
 LINKS = {"parent", "children", "root", "task"}  # fields that the layout of a line says
 RESTORE: dict[str, Callable[[Any], Any]] = {
@@ -50,32 +53,41 @@ class TornLine(UserWarning):
 
 
 @cache
-def _plan(kind: type[Any]) -> tuple[Callable[[Any], tuple[Any, ...]], list[tuple[str, Any, Any, bool]]]:
-    """What reads the stored fields of a record, and of each its name, its default, the type of one that reading fills in by itself (never 0.0,
-    which -0.0 equals), and whether a tuple in it is stored as a plain list."""
+def _plan(kind: type[Any]) -> list[tuple[str, Callable[[Any], Any], Any, Any, bool]]:
+    """Of each stored field of a record its name, what reads it, its default, the type of one that reading fills in by itself (never 0.0, which
+    -0.0 equals), and whether a tuple in it is stored as a plain list."""
     plan = []
     for field in fields(kind):
         if field.name not in LINKS:
             default = field.default_factory() if field.default_factory is not MISSING else field.default
-            plan.append((field.name, default, None if default == 0.0 and isinstance(default, float) else type(default), field.name in RESTORE))
-    return attrgetter(*[name for name, *_ in plan]), plan
+            filled = None if default == 0.0 and isinstance(default, float) else type(default)
+            plan.append((field.name, attrgetter(field.name), default, filled, field.name in RESTORE))
+    return plan
 
 
-def _record(thing: Node | Tree | Task) -> dict[str, Any]:
-    """The plain fields of a Node, Tree or Task by name, defaults left out."""
-    record = {}
-    read, plan = _plan(type(thing))  # type: ignore[arg-type]
-    for value, (name, default, filled, listed) in zip(read(thing), plan, strict=True):
-        if type(value) is filled and value == default:
-            continue
-        try:
-            if name in _KINDS:
-                record[name] = column_to_json(value, _KINDS[name])
-            else:
-                record[name] = list(value) if listed and isinstance(value, tuple) else encode(value)
-        except (TypeError, RecursionError) as error:
-            raise StoreError(f"{type(thing).__name__}.{name}: {error}") from error
-    return record
+def _fill(records: Sequence[dict[str, Any]], things: Sequence[Node] | Sequence[Tree] | Sequence[Task]) -> None:
+    """Put the plain fields of many Nodes, Trees or Tasks into their records, defaults left out; a field of all of them at a time."""
+    for name, read, default, filled, listed in _plan(type(things[0])):
+        stored = [(record, value) for record, value in zip(records, map(read, things), strict=True) if type(value) is not filled or value != default]
+        if stored:
+            try:
+                column = _column([value for _, value in stored], name, listed)
+            except (TypeError, RecursionError) as error:
+                raise StoreError(f"{type(things[0]).__name__}.{name}: {error}") from error
+            for (record, _), value in zip(stored, column, strict=True):
+                record[name] = value
+
+
+def _column(values: list[Any], name: str, listed: bool) -> list[Any]:
+    """One field of many records as plain JSON."""
+    if name in _KINDS:
+        return columns_to_json(values, _KINDS[name])
+    if name == "signals":
+        columns = iter(columns_to_json(list(chain.from_iterable(map(dict.values, values))), "d"))
+        return [keyed({key: next(columns) for key in signals}) for signals in values]
+    if all(issubclass(kind, int | NoneType) for kind in set(map(type, values))):
+        return values
+    return [list(value) if listed and isinstance(value, tuple) else encode(value) for value in values]
 
 
 def _written(line: dict[str, Any]) -> bytes:
@@ -85,25 +97,37 @@ def _written(line: dict[str, Any]) -> bytes:
             text = QUICK(line)
             if text.isascii():
                 return text
-    return json.dumps(line, allow_nan=False, separators=(",", ":"), default=numbers_of).encode("ascii")
+    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def dump(tree: Tree) -> bytes:
     """One tree as one line of ASCII JSON, newline included; StoreError names a value that cannot be stored."""
-    places: dict[Node, int] = {}
-    nodes = []
     try:
-        for place, node in enumerate(tree.walk()):
-            places[node] = place
-            record = _record(node)
-            if record.get("newest") == record.get("version"):
-                record.pop("newest", None)  # reading fills it in
-            nodes.append(record if node.parent is None else {"up": places[node.parent], **record})
-        line = {"format": FORMAT, "step": tree.step, **_record(tree), "task": _record(tree.task), "nodes": nodes}
-        return _written(line) + b"\n"
+        return _dump([tree])[0]
     except (TypeError, ValueError, RecursionError) as error:
         remedy = "use plain str, int, float, bool, None, list, tuple, set and dict"
         raise StoreError(f"cannot store the tree of task {tree.task.id!r}: {error}; {remedy}") from error
+
+
+def _dump(trees: Sequence[Tree]) -> list[bytes]:
+    """The lines of some trees: field by field over all of their nodes, which is quicker than node by node."""
+    lines: list[dict[str, Any]] = [{"format": FORMAT, "step": tree.step} for tree in trees]
+    _fill(lines, trees)
+    nodes, records = [], []
+    for tree, line in zip(trees, lines, strict=True):
+        line |= {"task": {}, "nodes": []}
+        places: dict[Node | None, int] = {}
+        for place, node in enumerate(tree.walk()):
+            places[node] = place
+            line["nodes"].append({"up": places[node.parent]} if node.parent is not None else {})
+            nodes.append(node)
+        records += line["nodes"]
+    _fill([line["task"] for line in lines], [tree.task for tree in trees])
+    _fill(records, nodes)
+    for record in records:
+        if record.get("newest") == record.get("version"):
+            record.pop("newest", None)  # reading fills it in
+    return [_written(line) + b"\n" for line in lines]
 
 
 def load(line: bytes) -> Tree:
@@ -284,11 +308,16 @@ class Writer:
 
 def write(path: str | os.PathLike[str], trees: Iterable[Tree], append: bool = False) -> int:
     """Write trees as they come; returns how many."""
-    count = 0
+    count, rest = 0, iter(trees)
     with Writer(path, append) as writer:
-        for tree in trees:
-            writer.write(tree)
-            count += 1
+        while some := list(islice(rest, TOGETHER)):
+            try:
+                lines: Iterable[bytes] = _dump(some)
+            except (TypeError, ValueError, RecursionError):
+                lines = map(dump, some)  # to say which it is, and write those before it
+            for line in lines:
+                writer.put(line)
+            count += len(some)
     return count
 
 

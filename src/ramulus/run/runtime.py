@@ -8,14 +8,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ramulus.core import store
+from ramulus.core import store, tagged_json
 from ramulus.core.run_folder import is_run, model_folder
 from ramulus.run.doctor import cores
 from ramulus.tasks.chat import chat_template
@@ -41,12 +41,10 @@ def encode_quickly() -> None:
     except ImportError:
         return
 
-    def numbers(values: Any) -> np.ndarray:
-        if not isinstance(values, array):
-            raise TypeError
-        return np.frombuffer(values, values.typecode)
+    def shortest(values: array[float]) -> list[float]:
+        return orjson.loads(orjson.dumps(np.frombuffer(values, np.float32), option=orjson.OPT_SERIALIZE_NUMPY))
 
-    store.QUICK = partial(orjson.dumps, default=numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+    store.QUICK, tagged_json.SHORTEST = orjson.dumps, shortest
 
 
 def collect_seldom() -> None:

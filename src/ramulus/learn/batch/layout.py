@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.learn.batch.tree_batch import Span
 
 _SAMPLED = {
     "behavior": 0.0,
@@ -23,7 +24,7 @@ _SAMPLED = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class Preorder:
     """A tree, or a part of it, in preorder: with every leaf all nodes above it, each once."""
 
     tree: int  # its number in the forest
@@ -32,7 +33,7 @@ class Piece:
     tips: list[int]  # the places of its leaves
 
     @classmethod
-    def of(cls, number: int, tree: Tree) -> Piece:
+    def of(cls, number: int, tree: Tree) -> Preorder:
         """A whole tree."""
         nodes: list[Node] = []
         up: list[int] = []
@@ -52,7 +53,7 @@ class Piece:
     def __len__(self) -> int:
         return sum(map(len, map(attrgetter("tokens"), self.nodes)))
 
-    def with_leaves(self, tips: Sequence[int]) -> Piece:
+    def with_leaves(self, tips: Sequence[int]) -> Preorder:
         """The part of it at or above these leaves."""
         if len(tips) == len(self.tips):
             return self
@@ -64,7 +65,7 @@ class Piece:
         old = sorted(places)
         new = dict(zip(old, range(len(old))))
         up = [new.get(self.up[place], -1) for place in old]
-        return Piece(self.tree, [self.nodes[place] for place in old], up, [new[place] for place in tips])
+        return Preorder(self.tree, [self.nodes[place] for place in old], up, [new[place] for place in tips])
 
 
 @dataclass
@@ -74,13 +75,13 @@ class Layout:
     What is derived of the pieces is derived when it is asked for: no piece comes after that.
     """
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Preorder] = field(default_factory=list)
     length: int = 0  # tokens
 
     def __len__(self) -> int:
         return self.length
 
-    def place(self, piece: Piece, size: int) -> None:
+    def place(self, piece: Preorder, size: int) -> None:
         """Append a piece of that many tokens."""
         self.pieces.append(piece)
         self.length += size
@@ -134,6 +135,11 @@ class Layout:
         nodes, starts, sizes = self.known
         trees = chain.from_iterable(repeat(piece.tree, len(piece.nodes)) for piece in self.pieces)
         return list(zip(trees, nodes, starts.tolist(), (starts + sizes).tolist(), strict=True))
+
+    @property
+    def spans(self) -> list[Span]:
+        """(tree, node id, start, stop) of each node."""
+        return [(tree, node.id, start, stop) for tree, node, start, stop in self.nodes]
 
     @cached_property
     def leaves(self) -> list[tuple[int, Node, int]]:
@@ -204,35 +210,36 @@ class Layout:
         """A value per node -> a value per token [T]; columns of them [..., N] -> [..., T]."""
         return np.repeat(np.asarray(values, dtype=dtype), self.sizes(), axis=-1)
 
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """[N] bool: the nodes that have the log-probs of a sampler."""
+        return np.fromiter(map(len, map(attrgetter("logprobs"), self.known[0])), np.int64, len(self.known[0])) > 0
+
+    @cached_property
+    def _drawn(self) -> tuple[list[Node], np.ndarray, np.ndarray]:
+        """Those nodes, how many tokens they have, and where [T] these are."""
+        return list(compress(self.known[0], self.drawn.tolist())), self.sizes()[self.drawn], self.spread(self.drawn, np.bool_)
+
     def sampled(self) -> dict[str, np.ndarray]:
         """The sampled columns [T], with a neutral value where nothing was sampled or recorded; ValueError where a node's is not one value a token."""
-        nodes, _, sizes = self.known
-        drawn = [bool(node.logprobs) for node in nodes]
-        some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
-        columns = {name: self._recorded(name, neutral, *some) for name, neutral in _SAMPLED.items() if name != "behavior"}
-        return {"behavior": self._recorded("logprobs", 0.0, *some) + columns["kept"]} | columns
+        columns = {name: self.recorded(name, neutral) for name, neutral in _SAMPLED.items() if name != "behavior"}
+        return {"behavior": self.recorded("logprobs", 0.0) + columns["kept"]} | columns
 
-    def temperature(self) -> np.ndarray:
-        """[T] that each token was sampled at, 1 where it was not."""
-        nodes, _, sizes = self.known
-        drawn = [bool(node.logprobs) for node in nodes]
-        some = list(compress(nodes, drawn)), list(compress(sizes.tolist(), drawn)), np.repeat(np.array(drawn, dtype=bool), sizes)
-        return self._recorded("temperature", 1.0, *some)
-
-    def _recorded(self, name: str, neutral: float, nodes: list[Node], sizes: list[int], where: np.ndarray) -> np.ndarray:
-        """One of them, from the nodes that were sampled, their sizes and where [T] they are."""
+    def recorded(self, name: str, neutral: float) -> np.ndarray:
+        """One of them; as `temperature`, 1 where nothing was sampled, [T] what each token was sampled at."""
+        nodes, sizes, where = self._drawn
         column, given = np.full(self.length, neutral), list(map(attrgetter(name), nodes))
         kinds = set(map(type, given))
         if array not in kinds:
             numbers = [neutral if part is None else part for part in given]
-            column[where] = np.repeat(np.array(numbers, dtype=np.float64), np.array(sizes, dtype=np.int64))
+            column[where] = numbers[0] if len(set(numbers)) == 1 else np.repeat(np.array(numbers, dtype=np.float64), sizes)
             return column
         if len(kinds) > 1:
-            rest = zip(given, sizes, strict=True)
+            rest = zip(given, sizes.tolist(), strict=True)
             given = [
                 part if isinstance(part, array) else array("d", [neutral if part is None else part]) * size for part, size in rest
             ]
-        if list(map(len, given)) != sizes:
+        if list(map(len, given)) != sizes.tolist():
             i = next(i for i, part in enumerate(given) if len(part) != sizes[i])
             raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(given[i])} values of {name}")
         column[where] = joined(given)
@@ -274,7 +281,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     for index, tree in enumerate(trees):
         if not tree.root.children or (keep is not None and not keep[index]):
             continue
-        whole = Piece.of(index, tree)
+        whole = Preorder.of(index, tree)
         tips = whole.tips if keep is None else [place for place in whole.tips if whole.nodes[place].id in keep[index]]
         if not tips:
             continue
@@ -290,7 +297,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     return rows
 
 
-def leaf_runs(piece: Piece, budget: int) -> list[list[int]]:
+def leaf_runs(piece: Preorder, budget: int) -> list[list[int]]:
     """Cut leaves in preorder into runs whose paths have at most `budget` unique tokens; ValueError for a path that has more."""
     runs: list[list[int]] = [[]]
     places: set[int] = set()
@@ -311,7 +318,7 @@ def leaf_runs(piece: Piece, budget: int) -> list[list[int]]:
     return runs
 
 
-def not_in(places: set[int], piece: Piece, leaf: int) -> tuple[list[int], int]:
+def not_in(places: set[int], piece: Preorder, leaf: int) -> tuple[list[int], int]:
     """The nodes of a leaf's path that are not there yet, and how many tokens they have."""
     new = []
     place = leaf

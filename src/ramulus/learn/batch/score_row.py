@@ -60,9 +60,8 @@ def score_row(row: Layout) -> ScoreRow:
     """A layout as tensors."""
     columns = [row.token, row.position, row.parent, row.spread(row.ends, np.int64)]
     columns += [row.spread(row.authors, np.int64), row.lasts, row.authors[row.tips]]
-    spans = [(tree, node.id, start, stop) for tree, node, start, stop in row.nodes]
     token, position, parent, end, author, last, by = map(torch.from_numpy, columns)
-    return ScoreRow(token, position, parent, end, author, last, by, spans, torch.from_numpy(row.temperature()))
+    return ScoreRow(token, position, parent, end, author, last, by, row.spans, torch.from_numpy(row.recorded("temperature", 1.0)))
 
 
 def lacking(forest: Sequence[Tree], name: str) -> list[set[int]]:

@@ -60,11 +60,11 @@ def annotate_ratio(nodes: Nodes, batch: TreeBatch, tempered: Tensor) -> None:
 
     `nodes` are those that `nodes_of` found of the trees that were packed, `tempered` [T] the log-probs that the row's update begins from.
     """
-    ratio = (tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).cpu().numpy()
+    ratio = column_of((tempered - batch.behavior).clamp(-20, 20).exp().double().round(decimals=6).cpu().numpy())
     trained = ((batch.weight != 0).any(0) & batch.sampled & (batch.author == int(Author.POLICY))).tolist()
     for tree, number, start, stop in batch.spans:
         if stop > start and trained[start]:
-            nodes[tree][number].signals["ratio"] = column_of(ratio[start:stop])
+            nodes[tree][number].signals["ratio"] = ratio[start:stop]
 
 
 def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:

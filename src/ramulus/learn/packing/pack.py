@@ -83,25 +83,28 @@ def columns(
     spread = row.spread(np.stack(each), np.int64)
     whole |= dict(zip(("end", "author", "node", "version"), (*spread[:3], by_token(spread[3], row)), strict=True))
     whole |= {
-        "sampled": row.spread([len(node.logprobs) > 0 for node in nodes], np.bool_),
+        "sampled": row.spread(row.drawn, np.bool_),
         "leaf_token": row.lasts,
         "leaf_length": response_lengths(row),
     }
     parts |= {name: torch.from_numpy(column) for name, column in whole.items()}
-    return TreeBatch(**parts, begins=tuple(sorted(begins)), spans=[(tree, node.id, start, stop) for tree, node, start, stop in row.nodes])
+    return TreeBatch(**parts, begins=tuple(sorted(begins)), spans=row.spans)
 
 
 def by_token(version: np.ndarray, row: Layout) -> np.ndarray:
     """The versions [T] of nodes, with those of the tokens of nodes that several sampled."""
-    for _, node, start, stop in [place for place in row.nodes if place[1].versions is not None]:
-        version[start:stop] = node.versions
+    nodes, starts, _ = row.known
+    for node, start in [(node, start) for node, start in zip(nodes, starts, strict=True) if node.versions is not None]:
+        version[start : start + len(node.tokens)] = node.versions
     return version
 
 
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
     """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
-    for node, start in [(node, start) for _, node, start, stop in row.nodes if stop > start and not node.logprobs]:
-        if leaves[start] > 0 and "behavior" in term.estimator.reads(node.author):
+    nodes, starts, sizes = row.known
+    for number in np.flatnonzero((sizes > 0) & ~row.drawn):
+        node = nodes[number]
+        if leaves[starts[number]] > 0 and "behavior" in term.estimator.reads(node.author):
             raise ValueError(
                 f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
                 "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"
