@@ -29,7 +29,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
 FORMAT = 3
-TOGETHER = 8  # trees whose lines are made at once: more are hardly quicker
+TOGETHER = 6  # trees whose lines are made at once: more are hardly quicker
 QUICK: Callable[[Any], bytes] | None = None
 """A quicker encoder of plain values than json's, from whoever has one: a run hands over orjson's."""
 
