@@ -236,7 +236,7 @@ def test_the_kernels_numbers_are_those_of_the_streams() -> None:
     assert steps.run(batch, slots, samples, 4) == 4
     assert batch.state[COUNT, :5].tolist() == [7] * 5
     assert batch.state[LEFT, :5].tolist() == [33] * 5
-    assert [len(samples.tokens_of(row)) for row in rows] == [7] * 5
+    assert [len(tokens) for tokens, _ in samples.read(rows)] == [7] * 5
 
 
 @settings(deadline=None, max_examples=60)
@@ -262,11 +262,11 @@ def test_a_record_gives_back_what_each_row_drew(data: st.DataObject) -> None:
             for place, row in enumerate(rows):
                 if row is not None:
                     told[row].append(line[place])
-        for place, row in enumerate(rows):
-            if row is not None and data.draw(st.booleans()):
-                assert record.tokens_of(row).tolist() == told[row]
-                assert record.columns_of(row)[1].tolist() == [x + 0.5 for x in told[row]]
-                rows[place] = None
+        ended = [row for row in rows if row is not None and data.draw(st.booleans())]
+        for row, (tokens, columns) in zip(ended, record.read(ended), strict=True):
+            assert tokens.tolist() == told[row]
+            assert columns[1].tolist() == [x + 0.5 for x in told[row]]
+            rows[rows.index(row)] = None
     assert len(record.tokens) <= 4096
 
 

@@ -62,15 +62,21 @@ class Samples:
         for i, name in enumerate(NUMBERS):
             self.numbers[i, at, :n] = getattr(drawn, name)
 
-    def tokens_of(self, sequence: Sequence) -> array[int]:
-        """Its tokens."""
-        spans = [self.tokens[start - self.first : stop - self.first, row] for row, start, stop in sequence.rows(self.now)]
-        whole = spans[0].astype(np.int32) if len(spans) == 1 else np.concatenate(spans, dtype=np.int32)
-        return array("i", whole.tobytes())
+    def read(self, ended: list[Sequence]) -> list[tuple[array[int], list[array[float]]]]:
+        """Of each sequence its tokens, and their log-probs and entropies; of one that is not plain also kept mass and temperatures.
 
-    def columns_of(self, sequence: Sequence) -> list[array[float]]:
-        """Log-probs and entropies of its tokens; of one that is not plain also kept mass and temperatures."""
-        count = 2 if sequence.plain else len(NUMBERS)
-        spans = [self.numbers[:count, start - self.first : stop - self.first, row] for row, start, stop in sequence.rows(self.now)]
-        whole = spans[0].astype(np.float32) if len(spans) == 1 else np.concatenate(spans, axis=1, dtype=np.float32)
-        return [array("f", column.tobytes()) for column in whole]
+        Those that were in one row over the same steps are read together.
+        """
+        alike: dict[tuple[int, int, bool], list[int]] = {}
+        for place, sequence in enumerate(ended):
+            alike.setdefault((sequence.since, place if sequence.spans else -1, sequence.plain), []).append(place)
+        columns: dict[int, tuple[array[int], list[array[float]]]] = {}
+        for (_, _, plain), places in alike.items():
+            rows, count = [ended[place].row for place in places], 2 if plain else len(NUMBERS)
+            spans = [(slice(start - self.first, stop - self.first), row) for row, start, stop in ended[places[0]].rows(self.now)]
+            cuts = [(steps, [row]) for steps, row in spans[:-1]] + [(spans[-1][0], rows)]
+            tokens = np.concatenate([self.tokens[cut] for cut in cuts], dtype=np.int32).T.copy()
+            numbers = np.concatenate([self.numbers[:count, *cut] for cut in cuts], axis=1, dtype=np.float32).transpose(2, 0, 1).copy()
+            for place, line, block in zip(places, tokens, numbers, strict=True):
+                columns[place] = array("i", line.tobytes()), [array("f", column.tobytes()) for column in block]
+        return [columns[place] for place in range(len(ended))]

@@ -247,31 +247,32 @@ class Scheduler:
             rows = list(range(batch.n))
         elif finishes:
             rows = sorted({*rows, *finishes})
-        answered = 0
+        ended: list[tuple[Sequence, str | None]] = []
         for row in rows:
             ending = batch.rows[row]
             assert ending is not None
             reason = finishes.get(row) or ("eos" if int(tokens[row]) in ending.ids else None)
             if reason is not None or batch.state[LEFT, row] <= 0 or ending.over:
-                answered += self._finish(ending, reason)
-        return answered
+                ended.append((ending, reason))
+        columns = self.samples.read([sequence for sequence, _ in ended])
+        return sum(self._finish(*end, *read) for end, read in zip(ended, columns, strict=True))
 
-    def _finish(self, sequence: Sequence, finish: str | None) -> bool:
+    def _finish(self, sequence: Sequence, finish: str | None, tokens: array[int], columns: list[array[float]]) -> bool:
         """The sequence leaves; whether its group is answered now, or wants no answer any more."""
-        group, tokens = sequence.group, self.samples.tokens_of(sequence)
+        group = sequence.group
         self.allocator.release(sequence, sequence.prefix + tuple(tokens[:-1]))
         self.batch.leave(sequence)
         if not sequence.over:
-            group.segments[sequence.index] = self._segment(sequence, tokens, finish)
+            group.segments[sequence.index] = self._segment(sequence, tokens, columns, finish)
             group.left -= 1
             if group.left:
                 return False
             group.future.set_result([segment for segment in group.segments if segment is not None])
         return True
 
-    def _segment(self, sequence: Sequence, tokens: array[int], finish: str | None) -> Segment:
+    def _segment(self, sequence: Sequence, tokens: array[int], columns: list[array[float]], finish: str | None) -> Segment:
         """What is recorded of a sequence."""
-        sampling, (logprobs, entropy, *rest) = sequence.request.sampling, self.samples.columns_of(sequence)
+        sampling, (logprobs, entropy, *rest) = sequence.request.sampling, columns
         kept = rest[0] if sampling.truncates else None
         temperature = rest[1] if callable(sampling.temperature) else float(sampling.temperature)
         return Segment(tokens, logprobs, finish, self.version, self.version, kept, entropy, temperature)
