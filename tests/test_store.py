@@ -125,12 +125,12 @@ def bush(step: int, tokens: int = 200, paths: int = 3, task: str = "t") -> Tree:
 @contextmanager
 def encoded(quick: bool) -> Iterator[None]:
     """By json alone, or as a run does it."""
-    with mock.patch.object(store, "QUICK", None), mock.patch.object(tagged_json, "SHORTEST", tagged_json.nine_digits):
+    with mock.patch.object(store, "QUICK", None), mock.patch.object(tagged_json, "FEW_DIGITS", tagged_json.nine_digits):
         if quick:
             pytest.importorskip("orjson")
             encode_quickly()
             assert store.QUICK is not None
-            assert tagged_json.SHORTEST is not tagged_json.nine_digits
+            assert tagged_json.FEW_DIGITS is not tagged_json.nine_digits
         yield
 
 
@@ -154,7 +154,7 @@ def test_a_line_is_lossless(tree: Tree) -> None:
 def test_the_quick_digits_name_the_same_float32(values: list[float]) -> None:
     numbers = array("f", values)
     with encoded(True):
-        assert array("f", tagged_json.SHORTEST(numbers)).tobytes() == numbers.tobytes()
+        assert array("f", tagged_json.FEW_DIGITS(numbers)).tobytes() == numbers.tobytes()
 
 
 def test_the_quick_encoder_is_used_where_it_can_say_the_same() -> None:
@@ -242,7 +242,7 @@ def test_memory_is_that_of_a_few_trees(tmp_path: Path, name: str) -> None:
     with pytest.warns(TornLine):
         mending = peak_of(lambda: write(path, [], append=True))
     assert max(reading, mending) < 12 * one, "a few trees wait for the garbage collector; more than that are held"
-    assert writing < (12 + store.TOGETHER) * one, "beside those, the trees whose lines are made at once"
+    assert writing < (12 + store.TREES_AT_ONCE) * one, "beside those, the trees whose lines are made at once"
     assert holding > 25 * one, "the bounds could not fail"
 
 

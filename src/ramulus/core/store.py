@@ -29,7 +29,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 
 FORMAT = 3
-TOGETHER = 6  # trees whose lines are made at once: more are hardly quicker
+TREES_AT_ONCE = 6  # trees whose lines are made at once: more are hardly quicker
 QUICK: Callable[[Any], bytes] | None = None
 """A quicker encoder of plain values than json's, from whoever has one: a run hands over orjson's."""
 
@@ -310,7 +310,7 @@ def write(path: str | os.PathLike[str], trees: Iterable[Tree], append: bool = Fa
     """Write trees as they come; returns how many."""
     count, rest = 0, iter(trees)
     with Writer(path, append) as writer:
-        while some := list(islice(rest, TOGETHER)):
+        while some := list(islice(rest, TREES_AT_ONCE)):
             try:
                 lines: Iterable[bytes] = _dump(some)
             except (TypeError, ValueError, RecursionError):

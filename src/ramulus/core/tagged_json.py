@@ -62,7 +62,7 @@ def columns_to_json(columns: Sequence[Any], usual: str) -> list[Any]:
     whole = array(usual, b"".join(columns))
     if usual != "i" and not _finite(whole):
         return [_column_to_json(values, usual) for values in columns]
-    numbers = SHORTEST(whole) if usual == "f" else whole.tolist()
+    numbers = FEW_DIGITS(whole) if usual == "f" else whole.tolist()
     ends = accumulate(map(len, columns))
     return [numbers[end - len(values) : end] for values, end in zip(columns, ends, strict=True)]
 
@@ -80,7 +80,7 @@ def nine_digits(values: array[float]) -> list[float]:
     return [float(f"{value:.9g}") for value in values]
 
 
-SHORTEST: Callable[[array[float]], list[float]] = nine_digits
+FEW_DIGITS: Callable[[array[float]], list[float]] = nine_digits
 """How a float32 column of finite numbers becomes float64 that json writes in few digits; a run hands over a quicker way."""
 
 

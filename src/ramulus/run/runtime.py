@@ -44,7 +44,7 @@ def encode_quickly() -> None:
     def shortest(values: array[float]) -> list[float]:
         return orjson.loads(orjson.dumps(np.frombuffer(values, np.float32), option=orjson.OPT_SERIALIZE_NUMPY))
 
-    store.QUICK, tagged_json.SHORTEST = orjson.dumps, shortest
+    store.QUICK, tagged_json.FEW_DIGITS = orjson.dumps, shortest
 
 
 def collect_seldom() -> None:
