@@ -56,7 +56,7 @@ class TornLine(UserWarning):
 def _plan(kind: type[Any]) -> list[tuple[str, Callable[[Any], Any], Any, Any, bool]]:
     """Of each stored field of a record its name, what reads it, its default, the type of one that reading fills in by itself (never 0.0, which
     -0.0 equals), and whether a tuple in it is stored as a plain list."""
-    plan = []
+    plan: list[tuple[str, Callable[[Any], Any], Any, Any, bool]] = []
     for field in fields(kind):
         if field.name not in LINKS:
             default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -67,7 +67,7 @@ def _plan(kind: type[Any]) -> list[tuple[str, Callable[[Any], Any], Any, Any, bo
 
 def _fill(records: Sequence[dict[str, Any]], things: Sequence[Node] | Sequence[Tree] | Sequence[Task]) -> None:
     """Put the plain fields of many Nodes, Trees or Tasks into their records, defaults left out; a field of all of them at a time."""
-    for name, read, default, filled, listed in _plan(type(things[0])):
+    for name, read, default, filled, listed in _plan(type(things[0])):  # type: ignore[arg-type]
         stored = [(record, value) for record, value in zip(records, map(read, things), strict=True) if type(value) is not filled or value != default]
         if stored:
             try:

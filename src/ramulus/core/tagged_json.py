@@ -59,7 +59,7 @@ def columns_to_json(columns: Sequence[Any], usual: str) -> list[Any]:
     """Columns as lists of numbers, each tagged where it is not of the usual kind."""
     if not all(type(values) is array and values.typecode == usual for values in columns):
         return [_column_to_json(values, usual) for values in columns]
-    whole = array(usual, b"".join(columns))
+    whole: array[Any] = array(usual, b"".join(columns))
     if usual != "i" and not _finite(whole):
         return [_column_to_json(values, usual) for values in columns]
     numbers = FEW_DIGITS(whole) if usual == "f" else whole.tolist()
