@@ -242,3 +242,11 @@ def test_a_run_goes_on_as_safetensors(tmp_path: Path) -> None:
     assert run([*words, "steps=1"]) == 0
     assert run([*words, "steps=2", "--resume"]) == 0
     assert list((tmp_path / "run").glob("**/model/model.safetensors"))
+
+
+def test_a_transformers_that_reads_no_gguf_as_we_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything else goes with transformers 5.5.3 on."""
+    (tmp_path / "old.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "transformers.integrations.gguf", None)
+    with pytest.raises(ImportError, match=r"old\.gguf is GGUF, which needs transformers 5\.17 or newer, and this is \d"):
+        Pretrained(str(tmp_path / "old.gguf"))()

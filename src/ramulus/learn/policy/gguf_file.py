@@ -78,6 +78,12 @@ def open_gguf(file: Path) -> Any:
         import gguf
     except ImportError:
         raise ImportError(f'{file.name} is GGUF, which needs two packages more: pip install "ramulus[gguf]"') from None
+    try:
+        import transformers.integrations.gguf
+    except ImportError:
+        import transformers
+
+        raise ImportError(f"{file.name} is GGUF, which needs transformers 5.17 or newer, and this is {transformers.__version__}: update it") from None
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: check the path")
     if PARTS.search(file.name):
