@@ -193,8 +193,8 @@ def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) ->
     """What a step and the run would take, in sentences."""
     work = real(work_of(run), parts)
     samples = bool(pace.sampled)
-    most = work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
     draws = getattr(run.schedule, "draws", 1)
+    most = draws * work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
     more = f", in up to {draws} draws where groups are dropped" if draws > 1 else ""
     counted, trained, length = f"at most {tokens_said(samples, most, work.tokens)}", pace.trained, float(work.response)
     times, about = [(most / pace.sampled if samples else 0.0) + work.tokens / pace.trained], "up to"
