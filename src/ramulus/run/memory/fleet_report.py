@@ -20,8 +20,9 @@ SISTERS = ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-32B")
 COLUMNS = ("model", "GPUs", "trainers", "samplers", "GB", "rows", "sampled/s", "trained/s", "feeds")
 LEGEND = (
     "GPUs: trainers and samplers apart, or in turns on the same ones, samplers asleep while trainers learn; the fastest way of each that fits. "
-    "Trainers: in brackets how many hold one copy of the weights. GB: on a trainer's GPU and on a sampler's. Rows: sequences that one sampler "
-    "decodes together. Tokens a second: of all samplers, of all trainers. Feeds: samplers that bring as many tokens as one trainer learns from."
+    "Trainers: in brackets how many hold one copy of the weights. Samplers: x the GPUs of one. GB: on a trainer's GPU and on a sampler's. Rows: "
+    "sequences that one sampler decodes together. Tokens a second: of all samplers, of all trainers. "
+    "Feeds: samplers that bring as many tokens as one trainer learns from."
 )
 
 
@@ -50,7 +51,7 @@ def fleet_table(title: str, models: list[Sizes], found: list[list[Split]]) -> Ta
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("model", "GPUs") else "right", no_wrap=True)
     for sizes, ways in zip(models, found, strict=True):
-        name = f"{sizes.parameters / 1e9:.3g}B"
+        name = rounded_number(sizes.parameters)
         for split in ways:
             table.add_row(f"[bold]{name}[/bold]" if sizes is models[0] else name, *table_cells(split))
         if not ways:
@@ -61,10 +62,16 @@ def fleet_table(title: str, models: list[Sizes], found: list[list[Split]]) -> Ta
 def table_cells(split: Split) -> list[str]:
     """A line of the table."""
     trainers = f"{split.trainers}" + (f" ({split.sharing})" if split.sharing != split.trainers else "")
-    samplers = f"{split.samplers}" + (f" of {split.group} GPUs" if split.group > 1 else "")
+    samplers = f"{split.samplers}" + (f" x {split.group}" if split.group > 1 else "")
     memory = f"{split.trainer.peak / GB:.0f} + {(split.sampler.peak + split.resident) / GB:.0f}"
-    rates = [f"{rate:,.0f}" for rate in (split.sampled, split.trained)]
+    rates = [rounded_number(rate) for rate in (split.sampled, split.trained)]
     return ["in turns" if split.together else "apart", trainers, samplers, memory, f"{split.sampler.rows}", *rates, f"{split.feeds:.1f}"]
+
+
+def rounded_number(value: float) -> str:
+    """Three digits: 1.54B, 118k."""
+    size, unit = next((size, unit) for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if value >= size or size == 1)
+    return f"{value / size:.3g}{unit}"
 
 
 def shortage(run: Run, sizes: Sizes, gpu: Gpu, count: int, name: str) -> str:
@@ -75,7 +82,8 @@ def shortage(run: Run, sizes: Sizes, gpu: Gpu, count: int, name: str) -> str:
     taken = f"{least.trainer.peak / GB:.0f} GB on a trainer's GPU and {(least.sampler.peak + least.resident) / GB:.0f} on a sampler's"
     options = [*(["lora=true"] if run.lora is None else []), *([] if run.activation_checkpointing else ["activation_checkpointing=true"])]
     words = ", ".join([*options, "learner=sharded learner.offload=true", "a lower tokens_per_batch"])
-    return f"{sizes.parameters / 1e9:.3g}B does not fit on {count} x {name}: at the least {taken}, of {gpu.memory / GB:.0f}; {where}, or with {words}"
+    size = rounded_number(sizes.parameters)
+    return f"{size} does not fit on {count} x {name}: at the least {taken}, of {gpu.memory / GB:.0f}; {where}, or with {words}"
 
 
 def more_than(count: int) -> list[int]:
