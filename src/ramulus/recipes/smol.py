@@ -9,7 +9,7 @@ from ramulus.grow.schedule import Dynamic
 from ramulus.grow.segments import Segments
 
 from ramulus.recipes import attnrl as attnrl_, grpo, hapo as hapo_, hpt as hpt_, ramulus as ramulus_, treepo as treepo_, treerl as treerl_  # isort: skip
-from ramulus.recipes.quickstart_real import BATCH, FORKS, SMOL
+from ramulus.recipes.quickstart_real import BATCH, FORKS, MIXED, SMOL
 from ramulus.run.config.recipe import Run
 
 
@@ -20,7 +20,7 @@ def recipe() -> Run:
 
 def treepo() -> Run:
     """TreePO, in segments of 8 tokens: `quickstart_real` without its evaluations."""
-    return replace(treepo_.recipe(), branching=Segments(width=8, depth=8, length=8), **SMOL)
+    return replace(treepo_.recipe(), branching=Segments(width=8, depth=8, length=8), **SMOL | MIXED)
 
 
 def attnrl() -> Run:
