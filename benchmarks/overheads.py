@@ -47,6 +47,8 @@ def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
         prompts=0,
         width=0,
         engine_threads=None,
+        precision="float32",
+        response=0,
     )
     setting = setting_of(chosen, folder)
     collect_seldom()  # as the command line does after its imports
