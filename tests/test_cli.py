@@ -91,7 +91,7 @@ def test_help_and_the_list_of_recipes_need_no_torch():
 def test_every_command_says_what_it_needs(capsys: pytest.CaptureFixture[str], command: str):
     assert run(command, "--help") == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    may_be_empty = {"eval": 2, "rollout": 1}  # --tasks and --k
+    may_be_empty = {"eval": 2, "rollout": 1, "doctor": 2}  # --tasks and --k; --address and --shared
     assert said.count("(default: )") == may_be_empty.get(command, 0)
     assert command in str(cli.__doc__)
 
@@ -357,11 +357,12 @@ def test_what_a_run_says_to_type_next_works(tmp_path: Path, capsys: pytest.Captu
     assert run("train", RECIPE, f"out={out}", "steps=1", "model.max_positions=48", "evals=none") == 0
     said = capsys.readouterr().out
     commands = [line.split("#")[0].split()[1:] for line in said.splitlines() if line.startswith("  ramulus ")]
-    assert [words[0] for words in commands] == ["rollout", "eval", "export"]
-    assert commands[0][-2:] == ["--segment", "4"]
-    assert run(*commands[0]) == 0
-    assert run(*commands[1], "--limit", "2") == 0
-    assert run(*commands[2][:-1], tmp_path / "model") == 0
+    assert [words[0] for words in commands] == ["view", "rollout", "eval", "export"]
+    assert commands[0][1:] == [str(out)]  # it serves until it is ended: tests/test_viewer*.py
+    assert commands[1][-2:] == ["--segment", "4"]
+    assert run(*commands[1]) == 0
+    assert run(*commands[2], "--limit", "2") == 0
+    assert run(*commands[3][:-1], tmp_path / "model") == 0
 
 
 def test_columns_of_files_are_named_and_told(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
