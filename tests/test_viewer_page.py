@@ -289,6 +289,7 @@ def test_seeds_are_a_mean_in_a_band(watched: Callable[..., Seen], table: str) ->
     assert "seeds=0" in page.url
 
 
+@pytest.mark.slow
 def test_one_bad_run_hides_no_other(watched: Callable[..., Seen], table: str, many: Path, tmp_path: Path) -> None:
     seen = watched(table)
     page = seen.open()
@@ -323,6 +324,7 @@ def test_the_numbers_of_an_evaluation_are_shown(watched: Callable[..., Seen], ta
     seen.at("/step/0")
 
 
+@pytest.mark.slow
 def test_a_link_survives_other_runs_beside_it(watched: Callable[..., Seen], serve: Callable[..., str], table: str, many: Path) -> None:
     seen = watched(serve(many / "grpo" / "seed-1"))
     page = seen.open()
@@ -338,6 +340,7 @@ def test_a_link_survives_other_runs_beside_it(watched: Callable[..., Seen], serv
     alone.wait("#crumbs", "grpo/seed-1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1366, 390])
 def test_pages_fit_a_laptop_and_a_phone(watched: Callable[..., Seen], table: str, width: int) -> None:
     seen = watched(table)
@@ -700,6 +703,7 @@ def contrast(page: Any, ink: str, paper: str) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_dark_and_light(watched: Callable[..., Seen], address: str, scheme: str) -> None:
     seen = watched(address, color_scheme=scheme)
