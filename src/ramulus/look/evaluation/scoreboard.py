@@ -85,7 +85,7 @@ def boards(titles: Sequence[str], sets: Sequence[Scores], about: str, width: int
 def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: _Row) -> Table:
     """One table; `row` says what stands in it of one measure."""
     table = Table(title=safe(title) or None, title_justify="left", title_style="bold")
-    table.add_column("%")
+    table.add_column("shares in %")
     for head in heads:
         table.add_column(safe(head), justify="right")
     for group, names in sections(sets):
@@ -119,7 +119,7 @@ def about_half(name: str, columns: Sequence[Sequence[float]]) -> str:
 def differences_table(title: str, found: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
     """Paired differences, and which of them are within noise."""
     table = Table(title=safe(title), title_justify="left", title_style="bold")
-    table.add_column("%")
+    table.add_column("shares in %")
     for head in (this, other, "difference", "95 % interval", ""):
         table.add_column(safe(head), justify="right")
     for group, measures in found.items():
