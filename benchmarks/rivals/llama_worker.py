@@ -6,13 +6,11 @@ one token of every sequence at a time, drawn at temperature 1 by llama.cpp's own
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import sys
 
 import llama_cpp as cpp
-from vllm_worker import say  # beside this file
+from vllm_worker import serve  # beside this file
 
 
 class Engine:
@@ -61,14 +59,7 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes elsewhere
     engine = Engine(sys.argv[1], *map(int, sys.argv[2:5]))
-    say(channel, {"version": cpp.__version__})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        lengths = engine.generate(asked["prompts"], asked["new"])
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        say(channel, {"lengths": lengths, "seconds": seconds})
+    serve(channel, cpp.__version__, engine.generate)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,6 +18,22 @@ def say(channel: Any, content: dict[str, Any]) -> None:
     """One line to whoever started this process."""
     channel.write(json.dumps(content) + "\n")
     channel.flush()
+
+
+def spent() -> float:
+    """CPU seconds of this process so far, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def serve(channel: Any, version: str, generate: Callable[[list[list[int]], int], list[int]]) -> None:
+    """Say the version, then answer every line until there is none; `generate` makes lengths of responses of prompts and a number of tokens."""
+    say(channel, {"version": version})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        before = spent()
+        lengths = generate(asked["prompts"], asked["new"])
+        say(channel, {"lengths": lengths, "seconds": spent() - before})
 
 
 def main() -> None:
@@ -27,15 +44,13 @@ def main() -> None:
 
     folder, dtype, rows, most = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     engine = LLM(folder, dtype=dtype, max_num_seqs=rows, max_model_len=most, enable_prefix_caching=False, seed=0)
-    say(channel, {"version": __version__})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        how = SamplingParams(temperature=1.0, max_tokens=asked["new"], min_tokens=asked["new"], ignore_eos=True, logprobs=0, detokenize=False)
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        answers = engine.generate([{"prompt_token_ids": prompt} for prompt in asked["prompts"]], how, use_tqdm=False)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        say(channel, {"lengths": [len(answer.outputs[0].token_ids) for answer in answers], "seconds": seconds})
+
+    def generate(prompts: list[list[int]], new: int) -> list[int]:
+        how = SamplingParams(temperature=1.0, max_tokens=new, min_tokens=new, ignore_eos=True, logprobs=0, detokenize=False)
+        answers = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], how, use_tqdm=False)
+        return [len(answer.outputs[0].token_ids) for answer in answers]
+
+    serve(channel, __version__, generate)
 
 
 if __name__ == "__main__":
