@@ -240,19 +240,29 @@ def test_the_self_check_finds_state_outside_keys_and_values() -> None:
         LocalEngine(model)
 
 
-@pytest.mark.parametrize(
-    ("make", "path"),
-    [
-        (lambda: MistralForCausalLM(MistralConfig(**TINY, sliding_window=16)), "fused"),
-        (lambda: Gemma2ForCausalLM(Gemma2Config(**TINY, sliding_window=16)), "transformers"),
-    ],
-    ids=["window", "window and softcap"],
-)
-def test_texts_longer_than_a_window(make: Any, path: str) -> None:
+WINDOWED = {
+    "every layer": lambda size: MistralForCausalLM(MistralConfig(**TINY | {"head_dim": 16}, sliding_window=size)),
+    "the last layers": lambda size: small(use_sliding_window=True, sliding_window=size, max_window_layers=1, max_position_embeddings=128),
+}
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("size", [1, 5, 16, 127])
+@pytest.mark.parametrize("layers", WINDOWED)
+def test_texts_longer_than_a_window(layers: str, size: int, way: str) -> None:
     torch.manual_seed(0)
-    model = make().eval()
+    model = WINDOWED[layers](size).eval()
+    engine = LocalEngine(model, slots=3, memory=MANY, **WAYS[way])
+    assert (engine.limit, engine.forward.name) == (128, way)
+    requests = mixed(8, longest=60, most=60)
+    assert worst(model, requests, run(engine, requests)) < 1e-5
+
+
+def test_a_window_with_soft_caps() -> None:
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**TINY, sliding_window=16)).eval()
     engine = LocalEngine(model, slots=3, memory=MANY)
-    assert (engine.limit, engine.forward.name) == (128, path)
+    assert (engine.limit, engine.forward.name) == (128, "transformers")
     requests = mixed(8, longest=60, most=60)
     assert worst(model, requests, run(engine, requests)) < 1e-5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # the model types that the compiled kernels decode, where they have no attention windows
+KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # the model types that the compiled kernels decode
 _QWEN = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "vocab_size": 152064, "tie_word_embeddings": False}
 
 

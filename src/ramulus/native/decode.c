@@ -18,8 +18,9 @@
 typedef struct { int64_t layers, hidden, heads, kv_heads, dim, inner, vocabulary, plain, threads; } Shape;
 /* Panels [columns / P][inputs / PAIR][P][PAIR] and biases [columns] or NULL. */
 typedef struct { const cell *weight; const float *bias; } Matrix;
-/* The norms of heads, and those before attention and before the MLP: [whole vectors], or NULL where the matrix behind has it in it, or none is. */
-typedef struct { Matrix qkv, out, gate, up, down; const float *query_norm, *key_norm, *before, *after; } Layer;
+/* The norms of heads, and those before attention and before the MLP: [whole vectors], or NULL where the matrix behind has it in it, or none is.
+ * A token attends to the last `window` positions, its own the last of them; 0 is all. */
+typedef struct { Matrix qkv, out, gate, up, down; const float *query_norm, *key_norm, *before, *after; int64_t window; } Layer;
 typedef struct { const void *embedding; const float *cosine, *sine, *norm; Matrix head; Layer layer[]; } Model;
 /* store [layers][keys, values][rows][kv_heads][capacity][dim] */
 typedef struct { cell *store; int64_t rows, capacity; } Slots;
@@ -208,7 +209,7 @@ ALWAYS void gather(const int some, const int vectors, const float *weight, int64
 
 #define GATHER(N, ...) case N: if (four) gather(N, 4, __VA_ARGS__); else gather(N, 1, __VA_ARGS__); break;
 
-/* One token's query heads of one key head over the first `count` positions of its slot: q [shared, dim] -> out [shared, dim]. */
+/* One token's query heads of one key head over `count` positions of its slot: q [shared, dim] -> out [shared, dim]. */
 static void attend(const cell *q, const cell *keys, const cell *values, int64_t shared, int64_t dim, int64_t count, float scale, float *score,
                    cell *out) {
     int64_t line = (count + W - 1) / W * W;
@@ -260,14 +261,15 @@ static void place(const Model *m, const Shape *s, const Slots *slots, const Pass
 }
 
 /* What the tokens [first, first + n) attend to, to `heard` [n, broad]. */
-static void look(const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const cell *queries, cell *heard, float *score) {
-    int64_t dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim, all = broad(s);
+static void look(const Model *m, const Shape *s, const Slots *slots, const Pass *p, int64_t l, int64_t first, int n, const cell *queries, cell *heard,
+                 float *score) {
+    int64_t window = m->layer[l].window, dim = s->dim, line = slots->capacity * dim, shared = s->heads / s->kv_heads, joined = s->heads * dim, all = broad(s);
     for (int r = 0; r < n; r++) {
-        int64_t t = first + r;
+        int64_t t = first + r, count = p->position[t] + 1, from = window && count > window ? count - window : 0;
         for (int64_t h = 0; h < s->kv_heads; h++) {
-            const cell *keys = slots->store + ((2 * l * slots->rows + p->slot[t]) * s->kv_heads + h) * line;
+            const cell *keys = slots->store + ((2 * l * slots->rows + p->slot[t]) * s->kv_heads + h) * line + from * dim;
             const cell *values = keys + slots->rows * s->kv_heads * line;
-            attend(queries + t * joined + h * shared * dim, keys, values, shared, dim, p->position[t] + 1, p->scale, score,
+            attend(queries + t * joined + h * shared * dim, keys, values, shared, dim, count - from, p->scale, score,
                    heard + r * all + h * shared * dim);
         }
     }
@@ -336,7 +338,7 @@ static void advance(const Model *m, const Shape *s, const Slots *slots, const Pa
                     const cell *queries, Own o) {
     const Layer *layer = &m->layer[l];
     int64_t d = stride(s->hidden), inner = stride(s->inner);
-    look(s, slots, p, l, first, n, queries, o.heard, o.score);
+    look(m, s, slots, p, l, first, n, queries, o.heard, o.score);
     product(n, o.heard, broad(s), layer->out, s->heads * s->dim, whole(s->hidden), x + first * d, d, 1);
     unit(n, x + first * d, d, s->hidden, p->epsilon, layer->after, o.y, d);
     gated(n, o.y, d, layer, s->hidden, whole(s->inner), o.act, inner);
@@ -378,7 +380,7 @@ static void few(const Model *m, const Shape *s, const Slots *slots, const Pass *
         product(n, o.y, d, layer->qkv, s->hidden, part(wide(s) - P, mine, count), all.mixed, wide(s), 0);
 #pragma omp barrier
         place(m, s, slots, p, l, first, (int)(last - first), queries, all.mixed + first * wide(s));
-        look(s, slots, p, l, first, (int)(last - first), queries, all.heard + first * broad(s), o.score);
+        look(m, s, slots, p, l, first, (int)(last - first), queries, all.heard + first * broad(s), o.score);
 #pragma omp barrier
         product(n, all.heard, broad(s), layer->out, s->heads * s->dim, hidden, x, d, 1);
 #pragma omp barrier

@@ -51,18 +51,13 @@ def misfit(fused: FusedForward, precision: torch.dtype, most: int | None, memory
         return f"the kernels are for CPUs, the model is on {device}"
     if dtype == torch.float64:
         return "the kernels compute in float32 or bfloat16, the model in float64"
-    if windowed(fused):
-        return "the kernels know no attention windows"
+    if any(sight.chunk for sight in fused.reference.sights.values()):
+        return "the kernels know no attention in chunks"
     size, limit = copy_bytes(fused, precision), max(0, free_memory() - memory) if most is None else most
     if size > limit:
         beside = f" beside {memory / GB:.1f} GB of KV" if most is None else ""
         return f"the kernels' copy of the weights takes {size / GB:.2f} GB, and {limit / GB:.2f} GB are left for it{beside}"
     return None
-
-
-def windowed(fused: FusedForward) -> bool:
-    """Whether some layer does not see the whole of the longest text."""
-    return any(sight.cuts(fused.reference.limit) for sight in fused.reference.sights.values())
 
 
 def copy_bytes(fused: FusedForward, precision: torch.dtype) -> int:
@@ -243,7 +238,9 @@ class CompiledForward(FusedForward):
         """The model as decode.c reads it: addresses, in the order of its structs."""
         parts: list[int] = [self.table.data_ptr(), self.cosine.data_ptr(), self.sine.data_ptr()]
         parts += [0 if self.final is None else self.final.data_ptr(), *self.last.pointers()]
-        return np.array(parts + [address for layer in self.panels for address in layer.pointers()], dtype=np.uint64)
+        for index, layer in enumerate(self.panels):
+            parts += [*layer.pointers(), self.reference.sights[index].window or 0]
+        return np.array(parts, dtype=np.uint64)
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, positions: Tensor, reach: Reach, logits: bool) -> Tensor | None:
