@@ -1,6 +1,6 @@
 """The recipes that docs/results-smol.md compares on SmolLM2-135M-Instruct: `ramulus sweep benchmarks/results_smol.py:grpo ...`.
 
-Each is the shipped `smol` recipe, 20 steps of 8 prompts x 8 paths, held out on the same 60 problems every five steps, and examined before and
+Each is the shipped `smol` recipe, 15 steps of 8 prompts x 8 paths, held out on the same 60 problems every three steps, and examined before and
 after on the task that it is not trained on. `tasks=word_problems evals=word_problems final_evaluation.tasks=sums` turns the two round.
 """
 
@@ -19,7 +19,7 @@ LR = {"grpo": 1e-5, "treepo": 1e-5, "treepo_forks": 1e-5, "treerl": 1e-5, "attnr
 def within(run: Run, name: str) -> Run:
     """The run on the shared budget."""
     return replace(
-        run, optimizer=AdamW(lr=LR[name]), steps=20, eval_every=5, eval_samples=2, trees_every=20, save_every=10, keep=1, keep_optimizer=False,
+        run, optimizer=AdamW(lr=LR[name]), steps=15, eval_every=3, eval_samples=2, trees_every=15, save_every=15, keep=1, keep_optimizer=False,
         tokens_per_batch=2048, tensorboard=False, threads=1,
         final_evaluation=FinalEvaluation(WordProblems(60, "test"), samples=2, temperatures=()),
     )  # fmt: skip
