@@ -37,6 +37,10 @@ class Here:
     def end(self, process: Any) -> None:
         self.ended.append(process)
 
+    def finish(self, processes: Sequence[Any]) -> None:
+        for process in processes:
+            self.end(process)
+
     async def strike(self, process: Any, name: str) -> None:
         if process in self.ended:
             raise Lost("it is gone")

@@ -16,7 +16,7 @@ import run_recipe
 from conformance.subjects import scratch
 from engines import KERNELS
 from placed import placed
-from ramulus import Ray, Sharded
+from ramulus import Ray, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.run.cluster import connected
 from ramulus.run.config.resume import build
@@ -54,6 +54,8 @@ def test_a_run_and_its_cluster_go_together() -> None:
         replace(run, cluster=Ray(trainers=2))
     with pytest.raises(ValueError, match=r"leave learner\.ranks out"):
         replace(run, cluster=Ray(trainers=2), learner=Sharded(ranks=3))
+    with pytest.raises(ValueError, match=r"engine\.weights='nccl' goes from the learner to servers, but with a cluster"):
+        replace(run, cluster=Ray(), engine=Vllm(weights="nccl"))
     assert replace(run, cluster=Ray(trainers=2), learner=Sharded()).cluster == Ray(trainers=2)
 
 

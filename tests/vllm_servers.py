@@ -53,12 +53,14 @@ def process_of(name: str, model: Any, *options: str) -> Process:
     return process
 
 
-def engine_at(*processes: Process, timeout: float = 120.0, reconnect: float = 60.0, ours: bool = False, in_flight: bool = False) -> VllmEngine:
+def engine_at(
+    *processes: Process, timeout: float = 120.0, reconnect: float = 60.0, ours: bool = False, in_flight: bool = False, weights: str = "files"
+) -> VllmEngine:
     """An engine before servers that run; `ours`: it may end them and start them again."""
     servers = [Server(process.url, process.key, timeout, process if ours else None) for process in processes]
     for server in servers:
         server.meet(False, 3.0)
-    return VllmEngine(servers, temporary(), reconnect, in_flight)
+    return VllmEngine(servers, temporary(), reconnect, in_flight, weights)
 
 
 @contextmanager

@@ -6,7 +6,10 @@ Addresses of its own, all POST with a JSON object but for the first; errors are 
 - /ramulus/v1/generate: {"instance", "loaded", "prefixes": [[token]], "requests": [{"prefix": place in the list, and what /inference/v1/generate
   takes}]}; the answer is a line of JSON for each as it is done, {"index", "status", "answer": what /inference/v1/generate answers}. Status 409 for
   callers whose weights are not here.
+- /ramulus/v1/fits: {"way", "gpu", "tensors": [[name, dtype, shape]]}: whether such weights can come by "gloo", "nccl" or "ipc"; nothing is changed.
+- /ramulus/v1/open: {"instance", "way", "gpu", "join"}: the workers join the sender's group, or find its store.
 - /ramulus/v1/load: {"path", "name", "version", "crc", "in_flight", "forget"}: weights from safetensors, under a name of the caller's; done once.
+  {"instance", "tensors", "more", ...} in place of the path and its checksum: by the way that is open, while the caller sends.
 - /ramulus/v1/reset: the prefix cache goes.
 """
 
@@ -47,6 +50,8 @@ class Gate:
         self.routes = {
             ("GET", "/ramulus/v1/hello"): self.hello,
             ("POST", "/ramulus/v1/generate"): self.generate,
+            ("POST", "/ramulus/v1/fits"): self.fits,
+            ("POST", "/ramulus/v1/open"): self.open,
             ("POST", "/ramulus/v1/load"): self.load,
             ("POST", "/ramulus/v1/reset"): self.reset,
         }
@@ -105,6 +110,7 @@ class Gate:
             "protocol": PROTOCOL, "vllm": vllm.__version__, "instance": self.instance, "loaded": self.loaded, "version": self.version,
             "model": str(model.model), "vocabulary": model.get_vocab_size(), "limit": model.max_model_len, "dtype": str(model.dtype),
             "logprobs": str(model.logprobs_mode), "transfer": transfer.backend if transfer else None, "rules": bool(model.logits_processors),
+            "ways": ways(vllm.__version__), "workers": config.parallel_config.world_size * config.parallel_config.data_parallel_size,
         }  # fmt: skip
 
     async def generate(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -155,20 +161,56 @@ class Gate:
             parts = [json.dumps({"error": {"message": f"{type(error).__name__}: {error}"}}).encode()]
         return b'{"index":%d,"status":%d,"answer":%s}\n' % (index, status, b"".join(parts).strip() or b"null")
 
+    async def fits(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Whether weights can come by a way that is no file; nothing is changed."""
+        asked = plain(await body_of(receive))
+        await self.told(scope, {"way": asked["way"], "gpu": asked["gpu"], "tensors": asked["tensors"]})
+        await answer(send, 200, {})
+
+    async def open(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """The workers join whoever sends."""
+        asked = plain(await body_of(receive))
+        self.known(asked)
+        async with self.lock:
+            await self.told(scope, {"way": asked["way"], "gpu": asked["gpu"], "join": asked["join"]})
+        await answer(send, 200, {})
+
+    async def told(self, scope: dict[str, Any], said: dict[str, Any]) -> None:
+        """Tell the workers of a way for weights. Raises ValueError with what one of them says."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        engine = scope["app"].state.engine_client
+        try:
+            await engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=said))
+        except Exception as error:
+            if engine.errored:
+                raise
+            raise ValueError(" ".join(str(error).split())[:400]) from error
+
+    def known(self, asked: dict[str, Any]) -> None:
+        """Refuse whoever means a process that was here before."""
+        if asked["instance"] != self.instance:
+            raise Refused(409, "LookupError", "this is another process than the one that is meant: say hello, and ask again")
+
     async def load(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Weights from files; they are looked at before anything is changed, and while they are on their way nobody's weights are here."""
+        """Weights, looked at before anything is changed; while they are on their way nobody's weights are here."""
         asked = plain(await body_of(receive))
         name, version, in_flight = str(asked["name"]), int(asked["version"]), bool(asked.get("in_flight"))
-        engine = scope["app"].state.engine_client
+        engine, path = scope["app"].state.engine_client, str(asked.get("path") or "")
         async with self.lock:
             if name != self.loaded:
-                await asyncio.to_thread(checked, str(asked["path"]), asked.get("crc"))
+                if path:
+                    await asyncio.to_thread(checked, path, asked.get("crc"))
+                    update = {"path": path}
+                else:
+                    self.known(asked)
+                    update = {"tensors": asked["tensors"], "more": asked["more"]}
                 self.loaded = ""
-                await self.take(engine, str(asked["path"]), version, in_flight, bool(asked.get("forget", True)))
+                await self.take(engine, update, version, in_flight, bool(asked.get("forget", True)))
                 self.loaded, self.version = name, version
         await answer(send, 200, self.said(engine))
 
-    async def take(self, engine: Any, path: str, version: int, in_flight: bool, forget: bool) -> None:
+    async def take(self, engine: Any, update: dict[str, Any], version: int, in_flight: bool, forget: bool) -> None:
         """Requests in flight end first, or are held and go on by the new weights; keys and values of the old ones go, theirs too."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 
@@ -178,7 +220,7 @@ class Gate:
         await engine.pause_generation(mode="keep" if in_flight else "wait", clear_cache=forget)
         try:
             await engine.start_weight_update()
-            await engine.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+            await engine.update_weights(WeightTransferUpdateRequest(update_info=update))
             await finished(engine, str(version))
             if forget:
                 await emptied(engine, in_flight)
@@ -186,7 +228,8 @@ class Gate:
             if engine.errored:
                 raise
             await engine.pause_generation(mode="abort")  # nothing goes on by weights of which nobody knows what they are
-            raise ValueError(f"the weights in {path} could not be taken ({' '.join(str(error).split())[:300]})") from error
+            where = f" in {update['path']}" if "path" in update else ""
+            raise ValueError(f"the weights{where} could not be taken ({' '.join(str(error).split())[:300]})") from error
         finally:
             await engine.resume_generation()
 
@@ -194,6 +237,12 @@ class Gate:
         await body_of(receive)
         await emptied(scope["app"].state.engine_client)
         await answer(send, 200, {})
+
+
+def ways(version: str) -> list[str]:
+    """How weights may come to a vLLM of this version: before 0.32 by files alone."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return ["files", "gloo", "nccl", "ipc"] if (major, minor) >= (0, 32) else ["files"]
 
 
 async def finished(engine: Any, version: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from importlib.metadata import version
 
-from ramulus_vllm import BACKEND, WINDOW
+from ramulus_vllm import BACKEND, TIED, WINDOW
 
 FIXED = [
     "--enable-scale-out", "--skip-tokenizer-init", "--enable-prefix-caching", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log",
@@ -18,7 +18,6 @@ FIXED = [
     "--middleware", "ramulus_vllm.gate.Gate", "--logits-processors", "ramulus_vllm.heat:Heat",
 ]  # fmt: skip
 USUAL = {"--host": "127.0.0.1", "--max-num-batched-tokens": "16384"}  # fewer have killed the core of 0.32 on a CPU
-TIED = "RAMULUS_TIED"  # of the environment: the server ends when its standard input does, with whoever started it
 
 
 def command(words: list[str]) -> list[str]:

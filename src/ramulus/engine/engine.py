@@ -18,6 +18,16 @@ Decode = Callable[[Sequence[int]], str]
 Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
 """None: in place, the engine shares the learner's parameters; a path: a folder of safetensors, or one such file; a mapping: name -> tensor."""
 
+
+
+class Live(dict[str, Any]):
+    """Name -> tensor of a learner's own parameters. `version`: how many updates they have had; with another than at the load, they are others."""
+
+    def __init__(self, parameters: Mapping[str, Any], version: Callable[[], int]) -> None:
+        super().__init__(parameters)
+        self.version = version
+
+
 Temperature = Callable[[Any], Any]
 """A frozen dataclass that maps logits [B, V] to temperatures [B]; the engine evaluates it at every token.
 
@@ -140,6 +150,7 @@ FEATURES = {
     "in_flight": "swaps weights below requests on their way, which go on by the new ones",
     "sleep": "gives the memory of its keys and values back until it samples again",
     "in_place": "reads the parameters of the learner's model, so that `load(None, version)` takes what they are now",
+    "live": "takes the learner's own parameters, as `Live`, and sends them on from where they are",
 }
 
 

@@ -40,6 +40,7 @@ SENT = (
 TOKEN_REMEDY = "give this shell the head's token: RAY_AUTH_MODE=token and its ~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH"
 _STARTS = 3  # times that a cluster is started where it comes too late
 KNOCK, _LOOK = 5.0, 5.0  # seconds in which somebody must listen at the address of a head; between two looks whether Ray is still there
+_ENDING = 10.0  # seconds in which a sampler must have ended what it has started
 
 
 def ray_library() -> Any:
@@ -244,7 +245,7 @@ class RayCarrier:
         """An actor in a piece of the samplers' group. It is not Ray's to restart: whoever notices that it is lost starts another."""
         how = self.ground.how
         where = self.ground.options(self.ground.samplers, place, how.cpus, how.gpus)
-        actor = self.ray.remote(SamplerProcess).options(**where, max_restarts=0, max_task_retries=0).remote()
+        actor = self.ray.remote(SamplerProcess).options(**where, max_restarts=0, max_task_retries=0).remote(alone=True)
         begun = asyncio.ensure_future(self.call(actor, "begin", self.built))
         try:
             while not (await asyncio.wait({begun}, timeout=_LOOK))[0]:
@@ -265,6 +266,13 @@ class RayCarrier:
         """Kill an actor."""
         with suppress(Exception):
             self.ray.kill(process)
+
+    def finish(self, processes: Sequence[Any]) -> None:
+        """Have actors end what they have started, if they can in a moment, and kill them."""
+        with suppress(Exception):  # one that is lost, or a cluster that is gone
+            self.ray.wait([process.close.remote() for process in processes], num_returns=len(processes), timeout=_ENDING)
+        for process in processes:
+            self.end(process)
 
     async def call(self, process: Any, name: str, *parts: Any) -> Any:
         """The answer of a method."""

@@ -30,6 +30,10 @@ class Carrier(Protocol):
         """End a process at once, whatever it does."""
         ...
 
+    def finish(self, processes: Sequence[Any]) -> None:
+        """Have processes end what they have started, then end them."""
+        ...
+
     def call(self, process: Any, name: str, *parts: Any) -> Awaitable[Any]:
         """The answer of one of its methods."""
         ...
@@ -143,6 +147,8 @@ class PlacedEngine(PoolEngine):
                 except Lost as lost:
                     raise Lost(str(lost) if server.name in str(lost) else f"{server.name} is lost ({lost})") from lost
                 server.counted = piece[1]
+                for text in piece[2]:
+                    warnings.warn(f"{server.name}: {text}", stacklevel=2)
                 for place, segment in piece[0]:
                     yield place, segment
         finally:
@@ -201,6 +207,4 @@ class PlacedEngine(PoolEngine):
 
     def close(self) -> None:
         """End the processes."""
-        for server in self.servers:
-            if server.process is not None:
-                self.carrier.end(server.process)
+        self.carrier.finish([server.process for server in self.servers if server.process is not None])

@@ -7,11 +7,13 @@ import io
 import os
 import pickle
 import platform
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ramulus.engine.engine import Engine, Request, Segment
+from ramulus.engine.engine import Engine, Live, Request, Segment
 from ramulus.engine.pool import Stale
 from ramulus.run.doctor import version_of
 
@@ -76,8 +78,16 @@ def unpacked(body: bytes, decode: Any) -> Any:
 class SamplerProcess:
     """One engine behind calls that Ray carries; its methods run in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = False) -> None:
         self.loaded = ""  # the name of its weights
+        self.said: list[str] = []  # warnings that nobody has been told of
+        if alone:  # nothing else is in this process, and nobody sees what it writes
+            warnings.showwarning = self._warned
+
+    def _warned(self, message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        """Keep what ramulus itself warns of."""
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            self.said.append(str(message))
 
     async def begin(self, body: bytes) -> About:
         """Build the engine; nothing it says means anything before the first load."""
@@ -91,11 +101,12 @@ class SamplerProcess:
         self.decode, self.model = built.decode, with_numbers(built.model, built.device) if whole else built.model
         self.engine = built.factory(self.model, built.decode)
         self.asleep = False
-        features = frozenset(self.engine.features) - {"in_place"}
+        features = frozenset(self.engine.features) - {"in_place", "live"}
         return About(os.getpid(), platform.node(), self.engine.limit, features, self.engine.about, versions())
 
-    async def sample(self, body: bytes, loaded: str) -> AsyncIterator[tuple[_Done, dict[str, int]]]:
-        """What is done by the same turn, together, and the engine's counters, until all is. Raises Stale without the weights that are meant."""
+    async def sample(self, body: bytes, loaded: str) -> AsyncIterator[tuple[_Done, dict[str, int], list[str]]]:
+        """What is done by the same turn, together, the engine's counters and what it warned of, until all is. Raises Stale without the weights
+        that are meant."""
         if loaded != self.loaded or self.asleep:
             raise Stale("it has not the weights that are meant")
         requests: Sequence[Request] = unpacked(body, self.decode)
@@ -104,7 +115,8 @@ class SamplerProcess:
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                yield [(tasks[task], task.result()[0]) for task in done], dict(self.engine.counters())
+                said, self.said = self.said, []
+                yield [(tasks[task], task.result()[0]) for task in done], dict(self.engine.counters()), said
         finally:
             for task in left:
                 task.cancel()
@@ -116,7 +128,10 @@ class SamplerProcess:
         if name == self.loaded and not self.asleep:
             return
         self._wake()
-        await self.engine.load(weights if isinstance(weights, str) else state_of_bytes(weights), version)
+        given = weights if isinstance(weights, str) else state_of_bytes(weights)
+        if "live" in self.engine.features and isinstance(given, dict):
+            given = Live(given, lambda: version)  # nobody changes them
+        await self.engine.load(given, version)
         self.loaded = name
 
     async def sleep(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.engine import Engine, Live, Sampling, Weights
 from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.gate import openness
@@ -364,8 +364,16 @@ class Trainer:
 
 async def hand_over(learner: Learner, engine: Engine) -> None:
     """Load the learner's weights into the engine: in place where it reads the learner's own parameters, else as tensors."""
-    shared = "in_place" in learner.features & engine.features
-    await engine.load(None if shared else await learner.weights(), learner.version)
+    both = learner.features & engine.features
+    if "in_place" in both:
+        weights: Weights = None
+    elif "live" in both:
+        parameters = await learner.weights(live=True)
+        assert isinstance(parameters, Mapping)
+        weights = Live(parameters, lambda: learner.version)
+    else:
+        weights = await learner.weights()
+    await engine.load(weights, learner.version)
 
 
 def differences(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 from ramulus.engine.engine import Decode
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.server import Server
+from ramulus.engine.vllm.transfer import refuse_way
 from ramulus.engine.vllm.vllm_engine import VllmEngine
 
 PYTHON = "RAMULUS_VLLM_PYTHON"  # of the environment: the Python that has vLLM
+TRANSFERS = ("files", "gloo", "nccl", "ipc")
 KEY = "RAMULUS_VLLM_KEY"  # of the environment: the VLLM_API_KEY of servers that run already
 MADE = Path(".venv-vllm/bin/python")  # what `make vllm` makes
 
@@ -41,6 +43,7 @@ class Vllm:
     limit: int = 0  # most tokens of prefix and continuation; 0 takes the model's
     options: tuple[str, ...] = ()  # more words for vLLM's command line: ("--tensor-parallel-size", "2")
     threads: int | None = None  # of a server on CPUs; None leaves it to vLLM
+    weights: Literal["files", "gloo", "nccl", "ipc"] = "files"  # how servers get them: as safetensors in `folder`, or straight: docs/vllm.md
     in_flight: bool = False  # swap weights below requests on their way; else these end first
     folder: str = ""  # where weights are written for servers to read; "" is a temporary one. Servers on other machines need one that all see
     patience: float = 600.0  # seconds that a server may take to start
@@ -52,6 +55,8 @@ class Vllm:
     def __post_init__(self) -> None:
         if isinstance(self.urls, str) or any(not str(url).startswith(("http://", "https://")) for url in self.urls):
             raise ValueError(f"engine.urls is a tuple of addresses such as http://127.0.0.1:8000, got {self.urls!r}")
+        if self.weights not in TRANSFERS:
+            raise ValueError(f"engine.weights is 'files', 'gloo', 'nccl' or 'ipc', got {self.weights!r}")
         for name in ("servers", "slots", "memory_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
@@ -63,11 +68,12 @@ class Vllm:
 
     def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
         """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""
+        refuse_way(self.weights, device_of_model(model))
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="ramulus-vllm-", dir=self.folder or None))
         servers = self.met() if self.urls else self.started(model, folder)
-        engine = VllmEngine(servers, folder, self.reconnect, self.in_flight)
+        engine = VllmEngine(servers, folder, self.reconnect, self.in_flight, self.weights)
         wanted = int(model.config.get_text_config().vocab_size)
         if wanted != engine.vocabulary:
             engine.close()
@@ -85,9 +91,8 @@ class Vllm:
         """Servers of our own; they start beside each other, with weights that mean nothing until the first load."""
         where = folder / "model"
         model.config.save_pretrained(where)
-        like = next(model.parameters())
-        device = like.device.type if not like.is_meta else "cuda" if cuda_is_available() else "cpu"
-        options = [*self.words(str(like.dtype).removeprefix("torch."), device), *self.options]
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        options = [*self.words(dtype, device_of_model(model)), *self.options]
         made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads, self.patience) for i in range(self.servers)]
         try:
             for process in made:
@@ -118,8 +123,9 @@ class Vllm:
         return found
 
 
-def cuda_is_available() -> bool:
-    """Whether torch sees a GPU here."""
+def device_of_model(model: Any) -> str:
+    """What a model is on: "cuda" or "cpu"; for one without numbers, what torch sees here."""
     import torch
 
-    return torch.cuda.is_available()
+    like = next(model.parameters())
+    return str(like.device.type) if not like.is_meta else "cuda" if torch.cuda.is_available() else "cpu"

@@ -32,10 +32,12 @@ class Greeting:
     vocabulary: int
     limit: int
     rules: bool
+    ways: tuple[str, ...] = ("files",)  # by which weights may come; an older plug-in says nothing
+    workers: int = 1  # processes that hold the model
 
     def other_than(self, known: Greeting) -> str:
         """What of this server is not as it was known, in words; "" where all is."""
-        names = ("vllm", "vocabulary", "limit", "rules")
+        names = ("vllm", "vocabulary", "limit", "rules", "ways")
         return "; ".join(f"its {n} is {getattr(self, n)!r} and was {getattr(known, n)!r}" for n in names if getattr(self, n) != getattr(known, n))
 
 
@@ -45,7 +47,8 @@ def greeting_of(content: Any, url: str) -> Greeting:
         if content["protocol"] != PLUGIN_PROTOCOL:
             raise ConnectionError(f"the plug-in of the vLLM server at {url} speaks protocol {content['protocol']}, not {PLUGIN_PROTOCOL}: {PLUGIN}")
         major, minor = (int(part) for part in str(content["vllm"]).split(".")[:2])
-        made = Greeting(**{name: content[name] for name in Greeting.__dataclass_fields__})
+        known = {"ways": ("files",), "workers": 1} | content
+        made = Greeting(**{name: known[name] for name in Greeting.__dataclass_fields__} | {"ways": tuple(known["ways"])})
         logprobs, transfer = content["logprobs"], content["transfer"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConnectionError(f"{url} is no vLLM server with ramulus's plug-in ({error}): {PLUGIN}") from None

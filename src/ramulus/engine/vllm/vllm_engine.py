@@ -1,4 +1,4 @@
-"""An Engine behind vLLM servers: weights go to every server as files, one that fails is found or started again."""
+"""An Engine behind vLLM servers: weights go to every server as files or straight, one that fails is found or started again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import shutil
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ramulus.engine.engine import Request, Segment, Weights
 from ramulus.engine.pool import BETWEEN, Fault, Lost, PoolEngine, Wrong
 from ramulus.engine.pushed import Pushed, pushed
-from ramulus.engine.vllm.server import Greeting, Server, greeting_of
+from ramulus.engine.vllm.server import PLUGIN, Greeting, Server, greeting_of
+from ramulus.engine.vllm.transfer import Held, Sender, held_weights
 from ramulus.engine.vllm.wire import Malformed, refuse, segment_of
 
 _LOOK = 10.0  # seconds that a server may take to say hello
@@ -26,7 +27,7 @@ class VllmEngine(PoolEngine):
     of another server where there is one: their seeds make them the same tokens, so nothing is lost. ConnectionError where no server is left, or
     where somebody else has loaded weights; RuntimeError for answers that cannot be, three times in a row; ValueError for what can never be served.
     `in_flight`: weights are swapped below requests on their way, which go on by the new ones, over keys and values of the new ones; else these end
-    first.
+    first. `weights`: "files", or the way by which tensors go straight into servers: "gloo", "nccl", "ipc"; folders are read as files in any case.
 
     `features`: "rules", of which it knows ByEntropy; callers replay `until` and stop strings. Entropies, what truncation left, and the temperatures
     of a rule are not recorded.
@@ -34,7 +35,7 @@ class VllmEngine(PoolEngine):
 
     kind = "vLLM server"
 
-    def __init__(self, servers: Sequence[Server], folder: Path, reconnect: float = 60.0, in_flight: bool = False) -> None:
+    def __init__(self, servers: Sequence[Server], folder: Path, reconnect: float = 60.0, in_flight: bool = False, weights: str = "files") -> None:
         super().__init__(servers, in_flight)
         self.folder, self.reconnect = folder, reconnect
         hellos = [server.hello for server in servers]
@@ -43,8 +44,13 @@ class VllmEngine(PoolEngine):
                 raise ConnectionError(f"the vLLM server at {server.url} is not like that at {servers[0].url}: {differs}; serve one model alike")
         if in_flight and hellos[0].vllm.startswith("0.31."):
             raise ValueError(f"vLLM {hellos[0].vllm} does not say which weights sampled a token: take 0.32 or newer, or in_flight=False")
+        if weights not in hellos[0].ways:
+            newer = "take vLLM 0.32 or newer" if hellos[0].vllm.startswith("0.31.") else PLUGIN
+            raise ValueError(f"the vLLM server at {servers[0].url} takes no weights by {weights}: {newer}, or set engine.weights='files'")
+        self._senders = {server: Sender(weights, server) for server in servers} if weights != "files" else {}
         self.limit, self.vocabulary, self.rules = hellos[0].limit, hellos[0].vocabulary, hellos[0].rules
         self.features = frozenset({"rules"} if self.rules else ()) | ({"in_flight"} if in_flight else set())
+        self.features |= {"live"} if self._senders else set()
         places = ", ".join(server.url for server in servers)
         self.about = f"vLLM {hellos[0].vllm} at {places}"
         self._end = weakref.finalize(self, _end, [s.process for s in servers if s.process is not None], folder)
@@ -94,14 +100,29 @@ class VllmEngine(PoolEngine):
             await asyncio.sleep(BETWEEN)
 
     def push(self, weights: Weights, version: int) -> Pushed:
-        """Weights in a file that servers read."""
-        return pushed(weights, version, self.folder)
+        """Weights in a file that servers read, or as they are for those who send them straight."""
+        return held_weights(weights, version) if self._senders and isinstance(weights, Mapping) else pushed(weights, version, self.folder)
 
     async def give(self, server: Server, new: Pushed) -> None:
-        """Have a server read the weights."""
+        """Have a server take the weights."""
+        if isinstance(new, Held):
+            await self._send(server, new)
+            return
         asked = {"path": str(new.path), "name": new.name, "version": new.version, "crc": new.crc, "in_flight": self.in_flight}
         server.hello = greeting_of(await server.ask(self._here.client, "POST", "load", asked), server.url)
         server.loaded = new.name
+
+    async def _send(self, server: Server, new: Held) -> None:
+        """Weights from where they are. Where these have been learned further, the server waits for the next; ConnectionError where none may come."""
+        if not new.changed:
+            said = await self._senders[server].send(self._here.client, new, self.in_flight)
+            if not new.changed:
+                server.hello, server.loaded = greeting_of(said, server.url), new.name
+                return
+        if self._flying and not self.in_flight and all(other.away for other in self.servers if other is not server):
+            remedy = "load weights again, or take engine.weights='files', which keeps a copy"
+            raise ConnectionError(f"the vLLM server at {server.url} wants weights that have been learned further since they were loaded: {remedy}")
+        await asyncio.sleep(BETWEEN)
 
     async def forget(self, server: Server) -> None:
         """Have a server forget KV."""
@@ -115,6 +136,8 @@ class VllmEngine(PoolEngine):
 
     def close(self) -> None:
         """End the servers that are ours; what was written for them goes. The same happens when the engine is forgotten, or the process ends."""
+        for sender in self._senders.values():
+            sender.close()
         self._end()
 
 

@@ -63,7 +63,7 @@ def _worked(work: Callable[..., _T], *arguments: Any) -> _T:
 class InProcess:
     """A Learner whose policy lives here; engines of this process can read its parameters."""
 
-    features = frozenset({"in_place"})
+    features = frozenset({"in_place", "live"})
 
     def __init__(self, policy: TorchPolicy) -> None:
         self.policy, self.thread = policy, Thread()
@@ -92,9 +92,9 @@ class InProcess:
         """One optimizer step."""
         return await self._do(self.policy.update, lr)
 
-    async def weights(self, folder: Path | None = None) -> Handle:
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
         """Weights to hand over."""
-        return await self._do(handed, self.policy, folder)
+        return await self._do(handed, self.policy, folder, live)
 
     async def save(self, folder: Path) -> dict[str, Any]:
         """Write a checkpoint's model and tensors."""
@@ -150,10 +150,14 @@ def in_memory(undo: Callable[[], None] | None = None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def handed(policy: TorchPolicy, folder: Path | None) -> Handle:
-    """A policy's weights for an engine elsewhere: a new folder in `folder`, of which the one before is kept, or tensors on the CPU."""
+def handed(policy: TorchPolicy, folder: Path | None, live: bool = False) -> Handle:
+    """A policy's weights for an engine elsewhere: a new folder in `folder`, of which the one before is kept, or tensors on the CPU.
+
+    `live`: the parameters themselves, where they are. What LoRA was merged into is a copy and goes to the CPU in any case.
+    """
     if folder is None:
-        return {name: tensor.detach().cpu() for name, tensor in policy.weights().items()}
+        stay = live and policy.wrapped is None
+        return {name: tensor.detach() if stay else tensor.detach().cpu() for name, tensor in policy.weights().items()}
     return in_a_new_folder(folder, policy.version, policy.write)
 
 

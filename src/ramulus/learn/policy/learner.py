@@ -47,7 +47,7 @@ class Learner(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """"in_place": an engine of this process can read its parameters, which then need no `weights`."""
+        """"in_place": an engine of this process can read its parameters, which then need no `weights`. "live": these can be the parameters."""
         ...
 
     async def score(
@@ -71,8 +71,11 @@ class Learner(Protocol):
         """One optimizer step with the gradients so far: `grad_norm`, and `skipped` is 1 where there was none or it was not finite."""
         ...
 
-    async def weights(self, folder: Path | None = None) -> Handle:
-        """For an engine that cannot read them in place: a new folder of safetensors in `folder`, or without one tensors on the CPU."""
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
+        """For an engine that cannot read them in place: a new folder of safetensors in `folder`, or without one tensors on the CPU.
+
+        `live`, for a learner with that feature: the parameters themselves, on the device where they are; they are others once `version` is another.
+        """
         ...
 
     async def save(self, folder: Path) -> dict[str, Any]:

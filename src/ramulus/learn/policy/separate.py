@@ -85,7 +85,7 @@ class Separate:
         """One optimizer step."""
         return await self.thread.do(self._ask, "update", lr)
 
-    async def weights(self, folder: Path | None = None) -> Handle:
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
         """Weights to hand over."""
         return await self.thread.do(self._ask, "weights", folder)
 

@@ -139,9 +139,9 @@ class TorchPolicy:
         if step:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group.get("speed", 1.0)
+            self.version += 1  # first: whoever is reading the parameters meanwhile sees that they are others
             self.optimizer.step()
             self.masters.round_off()
-            self.version += 1
         self.skipped += not step
         self.narrow.forget()
         self.optimizer.zero_grad(set_to_none=True)

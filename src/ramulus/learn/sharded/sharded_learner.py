@@ -138,7 +138,7 @@ class ShardedLearner:
         """One optimizer step."""
         return await self.thread.do(self._alike, "update", lr)  # type: ignore[no-any-return]
 
-    async def weights(self, folder: Path | None = None) -> Handle:
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
         """Weights to hand over."""
         return await self.thread.do(self._weights, folder)
 

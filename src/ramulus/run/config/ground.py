@@ -91,6 +91,7 @@ def _kept(cpus: float, gpus: float) -> dict[str, float]:
 
 def check_ground(run: Any) -> None:
     """Raise ValueError where a run's learner, or what its updates read, does not go with its cluster."""
+    from ramulus.engine.vllm.factory import Vllm
     from ramulus.learn.sharded.factory import Sharded
 
     how: Ray | None = run.cluster
@@ -100,5 +101,8 @@ def check_ground(run: Any) -> None:
         raise ValueError(f"cluster.trainers={how.trainers} are ranks of a learner over many processes: set learner=sharded, or trainers=1")
     if isinstance(run.learner, Sharded) and run.learner.ranks not in (None, how.trainers):
         raise ValueError(f"learner.ranks={run.learner.ranks}, but cluster.trainers={how.trainers}: leave learner.ranks out, the cluster starts them")
+    if isinstance(run.engine, Vllm) and run.engine.weights == "nccl":
+        remedy = "set engine.weights to 'files', 'gloo' or 'ipc', which a sampler uses towards its server"
+        raise ValueError(f"engine.weights='nccl' goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
     if how.ahead and run.ahead:
         raise ValueError("ahead=1 grows the first round of the next trees, cluster.ahead all of them: set one of the two to 0")

@@ -1,0 +1,318 @@
+"""Weights that go into a vLLM server without a file: packed into buckets, which its workers get by gloo, by NCCL, or read by CUDA IPC.
+
+What the server does with them is in `vllm-plugin/ramulus_vllm/transfer.py`. Each server has a group of its own with this process as rank 0, so that
+one that is lost takes no other with it; of the weights one bucket at a time is held twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from ramulus.engine.engine import Live
+from ramulus.engine.pool import Lost
+from ramulus.engine.pushed import Pushed
+from ramulus.engine.vllm.server import Server
+
+_T = TypeVar("_T")
+BUCKET = 2**28  # bytes; a bucket is full with the tensor that brings it beyond
+JOINING = 120.0  # seconds in which a server's workers must have joined
+OF_GPUS = frozenset({"nccl", "ipc"})
+
+
+def refuse_way(way: str, device: str) -> None:
+    """Raise ValueError where a learner on such a device cannot send weights this way."""
+    if way in OF_GPUS and device != "cuda":
+        raise ValueError(f"engine.weights={way!r} sends from a GPU, and the learner is on the {device}: take engine.weights='gloo' or 'files'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(Pushed):
+    """Weights that are sent from where they are, under the condition that they have not been learned further since."""
+
+    tensors: Mapping[str, Any]
+    now: Callable[[], int] = field(repr=False)  # their version
+
+    @property
+    def changed(self) -> bool:
+        """Whether they are other weights by now."""
+        return self.now() != self.version
+
+    def drop(self) -> None:
+        """Nothing is ours."""
+
+
+def held_weights(weights: Mapping[str, Any], version: int) -> Held:
+    """The tensors of a state dict, tied ones once, in its order; where that would lay numbers across their own width, wide ones first.
+
+    A learner's parameters stay where they are; of others, which somebody may change, a copy on the CPU is kept.
+    """
+    places, tensors = set[tuple[Any, ...]](), dict[str, Any]()
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if not tensor.numel() or place not in places:
+            places.add(place)
+            tensors[name] = tensor.detach() if isinstance(weights, Live) else tensor.detach().to("cpu", copy=True)
+    if any(at % tensor.element_size() for bucket in buckets(tensors, BUCKET) for at, tensor in laid(bucket)):
+        tensors = dict(sorted(tensors.items(), key=lambda pair: -pair[1].element_size()))
+    return Held(Path(), version, tensors=tensors, now=weights.version if isinstance(weights, Live) else lambda: version)
+
+
+def buckets(tensors: Mapping[str, Any], size: int) -> Iterator[list[Any]]:
+    """Tensors in order, cut where vLLM's reader cuts them: after the one that brings a bucket beyond `size` bytes."""
+    bucket, full = list[Any](), 0
+    for tensor in tensors.values():
+        bucket.append(tensor)
+        full += tensor.nbytes
+        if full > size:
+            yield bucket
+            bucket, full = [], 0
+    if bucket:
+        yield bucket
+
+
+def laid(bucket: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Where each tensor of a bucket begins, in bytes."""
+    at = 0
+    for tensor in bucket:
+        yield at, tensor
+        at += tensor.nbytes
+
+
+def packed_into(buffer: Any, bucket: Sequence[Any]) -> Any:
+    """The bytes of a bucket, one tensor after the other, in a buffer [bytes] that is large enough; the part of it that they take."""
+    import torch
+
+    end = 0
+    for at, tensor in laid(bucket):
+        end = at + tensor.nbytes
+        buffer[at:end].copy_(tensor.contiguous().view(-1).view(torch.uint8))
+    return buffer[:end]
+
+
+def manifest(tensors: Mapping[str, Any]) -> list[list[Any]]:
+    """Name, dtype and shape of each."""
+    return [[name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()]
+
+
+def plain_handle(parts: Sequence[Any]) -> list[Any]:
+    """What torch rebuilds a tensor of another process from, as JSON."""
+    import torch
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, bytes):
+            return {"bytes": base64.b64encode(part).decode()}
+        if isinstance(part, type):
+            return {"type": part.__name__}
+        if isinstance(part, torch.dtype):
+            return {"dtype": str(part).removeprefix("torch.")}
+        if isinstance(part, tuple | list):
+            return {"size": [int(size) for size in part]}
+        return part.index if isinstance(part, torch.device) else part
+
+    return [plain(part) for part in parts]
+
+
+class Sender:
+    """This process's end of the way into one server. `way`: "gloo", "nccl" or "ipc"; `bucket`: bytes, as in BUCKET."""
+
+    def __init__(self, way: str, server: Server, bucket: int = BUCKET) -> None:
+        self.way, self.server, self.bucket = way, server, bucket
+        self.instance = ""  # of the server's process that is reached
+        self.store: Any = None
+        self.group: Any = None
+
+    async def send(self, client: Any, new: Held, in_flight: bool) -> Any:
+        """The server's word once it has the weights. ValueError where it refuses them, Lost where it or the connection breaks."""
+        server, listed = self.server, manifest(new.tensors)
+        device = self._device(new.tensors)
+        gpu = uuid_of(device)
+        await server.ask(client, "POST", "fits", {"way": self.way, "gpu": gpu, "tensors": listed})
+        if self.instance != server.hello.instance:
+            await self._open(client, device, gpu)
+        cut = list(buckets(new.tensors, self.bucket))
+        buffer = _room(max(sum(tensor.nbytes for tensor in bucket) for bucket in cut), device)
+        more = {} if self.way != "ipc" else self._shared(buffer, gpu, new.name) | {"counts": [len(bucket) for bucket in cut]}
+        asked = {"instance": self.instance, "name": new.name, "version": new.version, "in_flight": in_flight, "tensors": listed, "more": more}
+        carry = self._laid_out if self.way == "ipc" else self._broadcast
+        said = await self._both(server.ask(client, "POST", "load", asked), partial(self._carried, cut, buffer, partial(carry, new.name)))
+        if self.way == "ipc":
+            _give_back()
+        return said
+
+    def _device(self, tensors: Mapping[str, Any]) -> Any:
+        """Where buckets are made."""
+        import torch
+
+        if self.way not in OF_GPUS:
+            return torch.device("cpu")
+        refuse_way(self.way, "cuda" if torch.cuda.is_available() else "cpu")
+        return next((t.device for t in tensors.values() if t.is_cuda), torch.device("cuda", torch.cuda.current_device()))
+
+    async def _open(self, client: Any, device: Any, gpu: str) -> None:
+        """Have the server's workers join."""
+        self.close()
+        server, seconds = self.server, min(self.server.timeout, JOINING)
+        host, port, self.store = store_towards(server.url, seconds)
+        size = 1 + server.hello.workers
+        join = {"host": host, "port": port, "size": size, "seconds": server.timeout, "bucket": self.bucket}
+        asked = {"instance": server.hello.instance, "way": self.way, "gpu": gpu, "join": join}
+        await self._both(server.ask(client, "POST", "open", asked, seconds), partial(self._joined, host, size, device))
+        self.instance = server.hello.instance
+
+    def _joined(self, host: str, size: int, device: Any) -> None:
+        """Make the group; NCCL connects by its first broadcast."""
+        import torch
+
+        if self.way == "ipc":
+            return
+        self.group = joined_group(self.way, self.store, size, host, self.server.timeout)
+        self.group.broadcast([torch.zeros(1, dtype=torch.uint8, device=device)]).wait()
+
+    async def _both(self, asking: Coroutine[Any, Any, _T], work: Callable[[], None]) -> _T:
+        """What the server answers while this process does its part. What the server says comes first; Lost where the part alone fails."""
+        asked, working = asyncio.ensure_future(asking), in_daemon(work)
+        both: set[asyncio.Future[Any]] = {asked, working}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+            if not working.done() or working.exception() is None:
+                return await asked
+            self.close()  # so that the server need not wait
+            await asyncio.wait({asked}, timeout=30.0)
+            if asked.done() and isinstance(asked.exception(), Lost):
+                await asked
+            raise Lost(f"the vLLM server at {self.server.url} is lost while weights are on their way ({_line(working.exception())})")
+        except BaseException:
+            self.close()
+            asked.cancel()
+            raise
+
+    def _carried(self, cut: Sequence[Sequence[Any]], buffer: Any, carry: Callable[[int, Any], None]) -> None:
+        """Every bucket, one after the other, through one buffer."""
+        for turn, bucket in enumerate(cut):
+            carry(turn, packed_into(buffer, bucket))
+
+    def _broadcast(self, name: str, turn: int, data: Any) -> None:
+        self.group.broadcast([data]).wait()
+
+    def _laid_out(self, name: str, turn: int, data: Any) -> None:
+        """Let the workers read a bucket, and wait until all have."""
+        import torch
+
+        torch.cuda.synchronize(data.device)
+        self.store.set(f"ipc/{name}/{turn}", "")  # what a PrefixStore of "ipc" calls it
+        self.store.wait([f"ipc/{name}/{turn}/{rank}" for rank in range(1, 1 + self.server.hello.workers)], timedelta(seconds=self.server.timeout))
+
+    def _shared(self, buffer: Any, gpu: str, name: str) -> dict[str, Any]:
+        """What the workers find a buffer by."""
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        return {"gpu": gpu, "key": name, "handle": plain_handle(reduce_tensor(buffer)[1])}
+
+    def close(self) -> None:
+        """Leave the group; whoever waits in it is told."""
+        group, self.group, self.store, self.instance = self.group, None, None, ""
+        if group is not None and self.way == "nccl":
+            with suppress(RuntimeError):
+                group.abort()
+
+
+def _room(size: int, device: Any) -> Any:
+    """So many bytes."""
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _give_back() -> None:
+    """Have torch free what other processes of the GPU have read and left."""
+    import torch
+
+    torch.cuda.ipc_collect()
+
+
+def _line(error: BaseException | None) -> str:
+    """The first line of an error."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def uuid_of(device: Any) -> str:
+    """The UUID of a GPU; "" for another device."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def store_towards(url: str, seconds: float) -> tuple[str, int, Any]:
+    """A store on the one address of this machine by which the server at `url` is reached: host, port and the store."""
+    import torch.distributed as dist
+
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 10) as reached:
+        host = str(reached.getsockname()[0])
+    room = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port, limit = room.getsockname()[1], timedelta(seconds=seconds)
+    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=room.detach())
+    return host, port, store
+
+
+def joined_group(way: str, store: Any, size: int, host: str, seconds: float) -> Any:
+    """A group of torch with this process as rank 0, which gloo reaches at `host` alone unless GLOO_SOCKET_IFNAME says otherwise."""
+    import torch.distributed
+
+    dist: Any = torch.distributed  # what groups are made with is not all declared
+    store, limit = dist.PrefixStore(way, store), timedelta(seconds=seconds)
+    if way == "nccl":
+        with blocking():
+            return dist.ProcessGroupNCCL(store, 0, size, timeout=limit)
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return dist.ProcessGroupGloo(store, 0, size, timeout=limit)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices, options._timeout = [dist.ProcessGroupGloo.create_device(hostname=host)], limit
+    return dist.ProcessGroupGloo(store, 0, size, options)
+
+
+@contextmanager
+def blocking() -> Iterator[None]:
+    """A group of NCCL that is made inside raises where a peer is lost, and does not end the process."""
+    former = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TORCH_NCCL_BLOCKING_WAIT")
+        if former is not None:
+            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = former
+
+
+def in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
+    """What `work` answers, in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # not every failure is waited for
+
+    def told(settle: Callable[[Any], None], what: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if future.done() else settle(what))
+
+    def run() -> None:
+        try:
+            answer = work()
+        except BaseException as error:
+            told(future.set_exception, error)
+        else:
+            told(future.set_result, answer)
+
+    Thread(target=run, name="weights", daemon=True).start()
+    return future
