@@ -81,7 +81,7 @@ $(VLLM_STAMP): vllm-plugin/pyproject.toml $(wildcard vllm-plugin/ramulus_vllm/*.
 	$(VLLM_PIP) install --no-deps --no-build-isolation ./vllm-plugin
 	@touch $@
 
-test-vllm: install vllm  ## the tests of engine=Vllm(...), with servers of .venv-vllm; 40 minutes on one core
+test-vllm: install vllm  ## the tests of engine=Vllm(...), with servers of .venv-vllm; an hour on one core
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 0 -m vllm $(ARGS)
 
 lint: install  ## ruff and mypy
