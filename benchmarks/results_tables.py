@@ -91,8 +91,9 @@ def main() -> None:
     parser.add_argument("--baseline", default="results_smol-grpo")
     parser.add_argument("--plots", type=Path)
     args = parser.parse_args()
-    found = compared(args.folders, args.baseline, args.plots)
-    greedy = {row["label"]: row for row in chosen(compared(args.folders, args.baseline, None, "eval/greedy"), "steps")}
+    folders = sorted({path.parent.parent for folder in args.folders for path in folder.rglob("run.json")})  # LABEL of LABEL/seed-N
+    found = compared(folders, args.baseline, args.plots)
+    greedy = {row["label"]: row for row in chosen(compared(folders, args.baseline, None, "eval/greedy"), "steps")}
     runs: dict[str, list[dict[str, Any]]] = {}
     for run in found["curves"]:
         runs.setdefault(run["label"], []).append(run)
