@@ -1,8 +1,9 @@
-"""How long until the quickstart's task is learned, TRL's GRPO against ramulus's GRPO and TreePO? `python -m benchmarks.accuracy --seeds 0 1 2`.
+"""How long until a task is learned, TRL's GRPO against ramulus's GRPO and TreePO? `python -m benchmarks.accuracy --seeds 0 1 2`.
 
 All start from the same supervised model (the quickstart's first stage, made once a seed and kept) and train with the same learning rates, prompts
 a step and width. Every few steps the same evaluator, ramulus's, measures held-out accuracy on the weights; the time of that is not counted. A
-contender is done when mean@8 reaches the threshold. Seconds are those of the steps alone, start-up excluded.
+contender is done when its mean reaches the threshold. Seconds are those of the steps alone, start-up excluded; with `--clock cpu` they are
+CPU seconds of all threads. `--task sums --threshold 0.8` takes SmolLM2-135M-Instruct and sums of three digits, products in bfloat16 on all sides.
 
 A finished pair of seed and contender is kept as one JSON file and not run again, so the command can be stopped and repeated; a pair under way
 is lost. `--table` only shows what is there.
@@ -31,15 +32,19 @@ from benchmarks.rivals.environment import Worker
 from benchmarks.step import Mine, Setting
 from ramulus.engine.engine import Sampling
 from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.models.smollm2 import SMOLLM2
 from ramulus.recipes.quickstart import SMALL
 from ramulus.recipes.quickstart import recipe as quickstart
-from ramulus.run.config.recipe import Run
+from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.runtime import model_path
 from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.math import Boxed
+from ramulus.tasks.sums import Sums
 
 OUT = Path("runs/benchmark-accuracy")
 CONTENDERS = ("trl", "grpo", "treepo")
 SAMPLES = 8
+TASKS: dict[str, Any] = {"chain": ChainSum, "sums": Sums}
 
 
 def sft() -> Run:
@@ -58,8 +63,14 @@ def start(seed: int, out: Path) -> str:
     return model_path(str(folder))
 
 
-def setting_of(seed: int, model: str, steps: int, threads: int) -> Setting:
-    """The quickstart's second stage, as all contenders see it."""
+def setting_of(task: str, seed: int, model: str, steps: int, threads: int) -> Setting:
+    """The quickstart's second stage, or `smol`, as all contenders see it."""
+    if task == "sums":
+        problems, small = tuple(Sums(8 * steps, seed=seed)()), AdamW(lr=1e-5)
+        return Setting(
+            model, problems, Boxed(), 8, 8, 160, 64, False, 8, steps, 4096,
+            threads=threads, optimizer=small, seed=seed, precision="bfloat16", template=None,
+        )  # fmt: skip
     problems = tuple(ChainSum(SMALL["schedule"].prompts * steps, "train", seed=seed)())
     return Setting(
         model, problems, ChainAnswer(), SMALL["schedule"].prompts, 8, SMALL["prompt_limit"], SMALL["response_limit"], False, 8, steps,
@@ -70,8 +81,8 @@ def setting_of(seed: int, model: str, steps: int, threads: int) -> Setting:
 class Evaluator:
     """Held-out mean@8 and greedy accuracy of weights, by ramulus's own engine, apart from any training."""
 
-    def __init__(self, setting: Setting, problems: int, folder: Path) -> None:
-        run = replace(setting.run("grpo", folder), evals=ChainSum(problems, "test"), out=str(folder / "evaluator"))
+    def __init__(self, setting: Setting, problems: Any, folder: Path) -> None:
+        run = replace(setting.run("grpo", folder), evals=problems, out=str(folder / "evaluator"))
         self.mine = Mine(run, exact=False)
         self.run, self.trainer = run, self.mine.trainer
         self.tasks = self.mine.parts.evals
@@ -125,7 +136,7 @@ def train(
 
 def contend(name: str, setting: Setting, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One contender from the supervised model to the threshold."""
-    evaluator = Evaluator(setting, args.problems, folder)
+    evaluator = Evaluator(setting, TASKS[args.task](args.problems, "test"), folder)
     if name == "trl":
         with Worker(setting.rival(args.micro, folder), setting.threads) as worker:
             path = folder / "weights.safetensors"
@@ -134,16 +145,20 @@ def contend(name: str, setting: Setting, args: argparse.Namespace, folder: Path)
                 worker.ask("save", path=str(path))
                 return load_file(path)
 
-            found = train(
-                lambda: worker.ask("step")["seconds"], saved, evaluator, args.steps, args.every, args.threshold
-            )
+            def asked() -> float:
+                before = worker.spent
+                told = worker.ask("step")
+                return float(told["seconds"] if args.clock == "wall" else worker.spent - before)
+
+            found = train(asked, saved, evaluator, args.steps, args.every, args.threshold)
             return found | {"versions": worker.versions}
     mine = Mine(setting.run(name, folder), exact=False)
 
     def step() -> float:
-        before = time.perf_counter()
+        clock = time.perf_counter if args.clock == "wall" else time.process_time
+        before = clock()
         mine.step()
-        return time.perf_counter() - before
+        return clock() - before
 
     policy = mine.trainer.learner.policy
     return train(step, lambda: policy.model.state_dict(), evaluator, args.steps, args.every, args.threshold)
@@ -153,9 +168,10 @@ def one(seed: int, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a contender reached from one seed; read where it is finished."""
     path = args.out / f"seed-{seed}" / f"{name}-{args.threshold:g}.json"
     if not path.exists():
-        model = start(seed, args.out)
+        model = str(SMOLLM2) if args.task == "sums" else start(seed, args.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            setting = setting_of(seed, model, args.steps, torch.get_num_threads())
+            setting = setting_of(args.task, seed, model, args.steps, torch.get_num_threads())
             found = contend(name, setting, args, Path(folder))
         part = path.with_suffix(".part")
         part.write_text(
@@ -197,6 +213,8 @@ def rows_of(found: dict[tuple[int, str], dict[str, Any]]) -> list[dict[str, Any]
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="chain", choices=TASKS)
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the CPU seconds of all threads of a contender's process")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--threshold", type=float, default=0.65, help="held-out mean@8 at which a contender is done")

@@ -50,6 +50,7 @@ from ramulus.run.runtime import collect_seldom, model_path
 from ramulus.run.stage import build_parts
 from ramulus.run.trainer import Trainer, TrainerState
 from ramulus.tasks.chain import ChainAnswer, ChainSum
+from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import Problem
 
 LETTERS = string.ascii_letters + string.digits  # random prompts are written in these, a token each
@@ -100,6 +101,7 @@ class Setting:
     seed: int = 0
     engine_threads: int | None = None  # of torch while ramulus samples
     precision: str = "float32"  # of products
+    template: str | None = "{problem}"  # None: the chat template, over the problems' messages
 
     def run(self, name: str, out: Path) -> Run:
         """The ramulus run of this name, grpo or treepo."""
@@ -107,7 +109,7 @@ class Setting:
         half = self.precision == "bfloat16"
         engine = Local(slots=256, threads=self.engine_threads, precision="bfloat16" if half else None)
         return Run(
-            name=name, model=Pretrained(self.model, dtype=self.dtype), tasks=Listed(self.problems), rewards=self.reward, template="{problem}",
+            name=name, model=Pretrained(self.model, dtype=self.dtype), tasks=Listed(self.problems), rewards=self.reward, template=self.template,
             prompt_limit=self.prompt, response_limit=self.response, branching=Star(self.width) if name == "grpo" else tree,
             schedule=Fixed(self.prompts), mix=GRPO if name == "grpo" else TREEPO, steps=self.steps, optimizer=self.optimizer,
             tokens_per_batch=self.tokens, engine=engine, seed=self.seed, threads=self.threads, device=self.device, autocast=half,
@@ -121,9 +123,9 @@ class Setting:
         order = epoch_order(self.seed, 0, len(self.problems))
         rows = out / "rows.jsonl"
         drawn = [self.problems[i] for i in order]
-        rows.write_text("".join(json.dumps({"prompt": p.text, "answer": p.answer}) + "\n" for p in drawn))
+        rows.write_text("".join(json.dumps({"prompt": list(p.messages or ()) or p.text, "answer": p.answer}) + "\n" for p in drawn))
         rates = [self.optimizer.rate(n, self.steps) for n in range(1, self.steps + 1)]
-        kind = "digits" if isinstance(self.reward, Digits) else "chain"
+        kind = {Digits: "digits", ChainAnswer: "chain", Boxed: "boxed"}[type(self.reward)]
         return {
             "model": self.model, "rows": str(rows), "reward": kind, "prompts": self.prompts, "width": self.width, "micro": micro,
             "response": self.response, "exact": self.exact, "rates": rates, "loss": loss, "clip": clip,

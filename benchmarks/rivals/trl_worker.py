@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer, held before each step until it is told to go on. Runs in TRL's environment; speaks JSON lines.
 
 Started with the path of a JSON file of settings: `model` (a folder), `rows` (JSON lines with prompt and answer, in the order of use),
-`reward` (chain or digits), `prompts`, `width`, `micro` (sequences of a forward and backward pass), `response`, `exact` (every response has
+`reward` (chain, digits or boxed), `prompts`, `width`, `micro` (sequences of a forward and backward pass), `response`, `exact` (every response has
 the full length), `rates` (learning rate of each step), `loss`, `clip` (low, high), `dtype`,
 `half` (products in bfloat16), `device`, `betas`, `threads`, `seed`, `out`.
 """
@@ -35,6 +35,17 @@ def reward_of(kind: str, ends: int) -> Any:
             return [sum(ids) % 10 / 10 for ids in completion_ids]
 
         return digits
+    if kind == "boxed":
+        from ramulus.tasks.answers import LastBox
+        from ramulus.tasks.equality import same
+
+        box = LastBox()
+
+        def boxed(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+            found = [box(turns[-1]["content"]) for turns in completions]
+            return [float(said is not None and bool(same(said, right))) for said, right in zip(found, answer, strict=True)]
+
+        return boxed
     from ramulus.core.task import Path as Response
     from ramulus.core.task import Task
     from ramulus.tasks.chain import ChainAnswer
@@ -133,7 +144,7 @@ class Gate:
                 )
             if asked["do"] == "check":
                 self.check = asked["path"]
-            say(self.channel, {"done": asked["do"]})
+            say(self.channel, {"done": asked["do"], "spent": time.process_time()})
         os._exit(0)  # nobody asks any more
 
 
