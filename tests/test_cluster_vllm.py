@@ -83,8 +83,9 @@ def test_grpo_trains_through_one_sampler(whole: Path) -> None:
     assert {node.version for node in nodes(whole)} > {0}
 
 
-def test_two_samplers_whose_weights_are_files_grow_the_same_trees(whole: Path, tmp_path: Path) -> None:
-    train("grpo", tmp_path, "cluster=ray", "cluster.samplers=2", "cluster.weights=files", f"cluster.folder={tmp_path / 'weights'}")
+@pytest.mark.parametrize("words", ["cluster.weights=files", "engine.weights=gloo"])
+def test_two_samplers_grow_the_same_trees_however_weights_come(words: str, whole: Path, tmp_path: Path) -> None:
+    train("grpo", tmp_path, "cluster=ray", "cluster.samplers=2", f"cluster.folder={tmp_path / 'weights'}", words)
     assert grown(tmp_path) == grown(whole)
     rows = metrics(tmp_path)
     holds(rows)
@@ -105,19 +106,25 @@ def test_weights_are_swapped_below_what_grows_ahead_and_nodes_say_which_sampled_
         assert sorted(node.versions) == list(node.versions)
 
 
-def test_a_server_killed_below_a_sampler_is_started_again_and_nothing_changes(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STRUCK = [("ramulus_vllm.serve", "it is started again"), ("ray::SamplerProcess", "another is started in its place")]
+
+
+@pytest.mark.parametrize(("part", "said"), STRUCK)
+def test_a_server_or_its_sampler_that_is_killed_is_started_again_and_nothing_changes(
+    part: str, said: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, struck = RayCarrier.stream, list[int]()
 
     def stream(self: RayCarrier, process: Any, requests: Any, loaded: str) -> Any:
-        """As it is; the server dies while the first call after the first step is on its way."""
+        """As it is; one process dies while the first call after the first step is on its way."""
         if not struck and (tmp_path / "metrics.jsonl").read_text().count("\n") == 1:
-            struck.extend(one for one, name in below(os.getpid()).items() if "ramulus_vllm.serve" in name)
+            struck.extend(one for one, name in below(os.getpid()).items() if part in name)
             assert len(struck) == 1
-            asyncio.get_running_loop().call_later(0.01, os.killpg, struck[0], signal.SIGKILL)
+            asyncio.get_running_loop().call_later(0.01, os.kill, struck[0], signal.SIGKILL)
         return real(self, process, requests, loaded)
 
     monkeypatch.setattr(RayCarrier, "stream", stream)
-    with pytest.warns(UserWarning, match="it is started again, and what it had not answered is asked again"):
+    with pytest.warns(UserWarning, match=f"{said}, and what it had not answered is asked again"):
         train("grpo", tmp_path, "cluster=ray")
     assert struck
     assert grown(tmp_path) == grown(whole)

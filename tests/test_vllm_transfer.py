@@ -99,17 +99,17 @@ def test_weights_that_lack_something_are_refused_before_anything_is_changed() ->
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("moment", [0, 3])
-def test_one_that_is_killed_while_weights_are_on_their_way_gets_them_again(moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies at the first bucket or at the fourth; the second time it is told of them by the same way."""
-    engine, server = ours()
+@pytest.mark.parametrize(("moment", "number"), [(0, signal.SIGKILL), (3, signal.SIGKILL), (3, signal.SIGSTOP)])
+def test_one_that_is_lost_while_weights_are_on_their_way_gets_them_again(moment: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies, or hangs, at the first bucket or at the fourth; the second time it is told of them by the same way."""
+    engine, server = ours(timeout=20.0 if number == signal.SIGSTOP else 120.0)
     real, carried = transfer.packed_into, list[int]()
 
     def packed_into(buffer: Any, bucket: Any) -> Any:
         carried.append(len(bucket))
         if len(carried) == moment + 1:
             assert server.running is not None
-            os.killpg(server.running.pid, signal.SIGKILL)
+            os.killpg(server.running.pid, number)
         return real(buffer, bucket)
 
     async def story() -> None:
@@ -218,8 +218,15 @@ torch.accelerator.synchronize = lambda: None
 parallel = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
 config = SimpleNamespace(parallel_config=parallel, model_config=None)
 engine = SimpleNamespace(config=None, vllm_config=config, device=SimpleNamespace(index=3, type="cuda"))
-shared = transfer.Shared.__new__(transfer.Shared)
-shared.engine, shared.rank, shared.store = engine, transfer.rank_of(engine), store
+transfer.store_at = lambda *where: None
+transfer.dist = SimpleNamespace(PrefixStore=lambda way, at: store)
+shared = transfer.Shared(engine, "ipc", {"host": "", "port": 0, "seconds": 1})
+try:
+    transfer.reader(transfer.IPCWeightTransferEngine, engine, engine.device, {"packing": True})
+except ValueError as error:
+    assert "has no packing, so it is not the one that is known here" in str(error)
+else:
+    raise AssertionError
 def load(some):
     got.update({name: tensor for name, tensor in some})
 shared.receive(load, asked["tensors"], {"key": "name", "gpu": "GPU-1", "counts": asked["counts"], "handle": asked["handle"]})

@@ -83,19 +83,19 @@ class Broadcasts:
     """Buckets that rank 0 broadcasts, read by vLLM's engine for NCCL."""
 
     def __init__(self, engine: Any, way: str, join: dict[str, Any]) -> None:
-        self.engine, self.bucket = engine, int(join["bucket"])
-        self.device = engine.device if way == "nccl" else torch.device("cpu")
+        device = engine.device if way == "nccl" else torch.device("cpu")
+        settings = {"packed": True, "packed_buffer_size_bytes": int(join["bucket"]), "model_update_group": None}
+        self.inner = reader(NCCLWeightTransferEngine, engine, device, settings)
         self.group = Group(way, join["host"], join["port"], rank_of(engine), join["size"], join["seconds"])
-        self.group.broadcast(torch.zeros(1, dtype=torch.uint8, device=self.device), 0)  # NCCL connects by its first
+        self.group.broadcast(torch.zeros(1, dtype=torch.uint8, device=device), 0)  # NCCL connects by its first
+        self.inner.model_update_group = self.group
 
     def receive(self, load: Load, tensors: Sequence[Any], more: dict[str, Any]) -> None:
         """All tensors, (name, dtype, shape) each, in the order in which they come."""
-        inner = NCCLWeightTransferEngine(self.engine.config, self.engine.vllm_config, self.device, SimpleNamespace(load_weights=load))  # type: ignore[arg-type]
-        inner.packed, inner.packed_buffer_size_bytes = True, self.bucket
-        inner.model_update_group = self.group  # type: ignore[assignment]
+        self.inner.model = SimpleNamespace(load_weights=load)
         names, dtypes, shapes = map(list, zip(*tensors, strict=True))
         with streams():
-            inner.receive_weights(NCCLWeightTransferUpdateInfo(names, dtypes, shapes))
+            self.inner.receive_weights(NCCLWeightTransferUpdateInfo(names, dtypes, shapes))
 
     def close(self) -> None:
         self.group.destroy()
@@ -105,24 +105,24 @@ class Shared:
     """Buckets that lie in memory of the sender's GPU, read by vLLM's engine for CUDA IPC."""
 
     def __init__(self, engine: Any, way: str, join: dict[str, Any]) -> None:
-        self.engine, self.rank = engine, rank_of(engine)
+        self.inner, self.rank = reader(IPCWeightTransferEngine, engine, engine.device, {"packed": True}), rank_of(engine)
         self.store = dist.PrefixStore(way, store_at(join["host"], join["port"], join["seconds"]))
 
     def receive(self, load: Load, tensors: Sequence[Any], more: dict[str, Any]) -> None:
         """The same, `more["counts"]` of them in each bucket; the sender is told of each that was read, and says when the next lies there."""
-        inner = IPCWeightTransferEngine(self.engine.config, self.engine.vllm_config, self.engine.device, SimpleNamespace(load_weights=load))  # type: ignore[arg-type]
-        inner.packed, left, handle = True, list(tensors), handle_of(more["handle"])
+        self.inner.model = SimpleNamespace(load_weights=load)
+        left, handle = list(tensors), handle_of(more["handle"])
         try:
             for turn, count in enumerate(more["counts"]):
                 names, dtypes, shapes = map(list, zip(*left[:count], strict=True))
                 left = left[count:]
                 sizes = [torch.Size(shape).numel() * getattr(torch, dtype).itemsize for dtype, shape in zip(dtypes, shapes, strict=True)]
                 self.store.wait([f"{more['key']}/{turn}"])
-                inner.receive_weights(IPCWeightTransferUpdateInfo(names, dtypes, shapes, {more["gpu"]: handle}, tensor_sizes=sizes))
+                self.inner.receive_weights(IPCWeightTransferUpdateInfo(names, dtypes, shapes, {more["gpu"]: handle}, tensor_sizes=sizes))
                 torch.accelerator.synchronize()
                 self.store.set(f"{more['key']}/{turn}/{self.rank}", "")
         finally:
-            inner.shutdown()
+            self.inner.shutdown()
 
     def close(self) -> None:
         self.store = None
@@ -131,6 +131,19 @@ class Shared:
 def opened(engine: Any, way: str, join: dict[str, Any]) -> Broadcasts | Shared:
     """A worker's end of a way for weights; waits for the others."""
     return (Shared if way == "ipc" else Broadcasts)(engine, way, join)
+
+
+def reader(kind: type[Any], engine: Any, device: torch.device, settings: dict[str, Any]) -> Any:
+    """One of vLLM's own engines of weight transfer, set up; ValueError where this vLLM's has not what is to be set."""
+    import vllm
+
+    inner = kind(engine.config, engine.vllm_config, device, SimpleNamespace())
+    if unknown := [name for name in settings if not hasattr(inner, name)]:
+        text = f"the {kind.__name__} of vLLM {vllm.__version__} has no {unknown[0]}, so it is not the one that is known here"
+        raise ValueError(f"{text}: take engine.weights='files'")
+    for name, value in settings.items():
+        setattr(inner, name, value)
+    return inner
 
 
 def rank_of(engine: Any) -> int:
