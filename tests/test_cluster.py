@@ -18,7 +18,8 @@ from engines import KERNELS
 from placed import placed
 from ramulus import Ray, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
-from ramulus.run.cluster import connected
+from ramulus.engine.pool import Lost
+from ramulus.run.cluster import RayCarrier, connected
 from ramulus.run.config.resume import build
 from ramulus.run.placed_engine import PlacedEngine
 from ramulus.run.sampler import versions
@@ -87,6 +88,16 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         connected(Ray()).__enter__()
     with connected(None):
         pass
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError"])
+def test_a_sampler_that_ray_or_somebody_else_ends_is_lost_and_not_a_failure(name: str) -> None:
+    ray = pytest.importorskip("ray")
+    kind = getattr(ray.exceptions, name)
+    told = kind("Task was killed due to the node running low on memory. More\nand more") if name == "OutOfMemoryError" else kind()
+    with pytest.raises(Lost) as caught, RayCarrier(ray, None, b"", None, {})._told():  # type: ignore[arg-type]
+        raise told
+    assert "\n" not in str(caught.value)
 
 
 def test_an_address_where_nobody_listens_is_named() -> None:

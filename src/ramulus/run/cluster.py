@@ -309,7 +309,7 @@ class RayCarrier:
             if isinstance(cause, Stale | ValueError | OSError | MemoryError):
                 raise cause from None
             raise RuntimeError(f"a sampler failed: {cause or line_of(error)}") from error
-        except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+        except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             raise Lost(line_of(error)) from error
 
 
