@@ -2,7 +2,8 @@
 
 Each shape is two steps of GRPO on SmolLM2 by `ramulus train` in a process of its own: 2 prompts x 8 answers that all run to their limit of 64 tokens
 (sampled at temperature 2, graded by the parity of their length). The figure is the largest resident set of that process, from its start to the
-last checkpoint; planned is what `ramulus plan` says of the same words. The model's folder is the one that `python -m ramulus.models.smollm2` makes.
+last checkpoint, and of each further rank; planned is what `ramulus plan` says of the same words. The model's folder is the one that
+`python -m ramulus.models.smollm2` makes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ramulus.recipes import grpo
 from ramulus.recipes.quickstart_real import SMOL
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build
-from ramulus.run.memory.report import planned
+from ramulus.run.memory.report import beside, planned
 from ramulus.run.memory.step import SPELLED, StepMemory
 
 SHAPES = {
@@ -40,8 +42,14 @@ SHAPES = {
     "bfloat16": "autocast=false model.dtype=bfloat16",
     "more": "autocast=false schedule.prompts=4",
     "sharded": "autocast=false learner=sharded learner.ranks=2",
+    "sharded checkpointing": "autocast=false learner=sharded learner.ranks=2 activation_checkpointing=true",
+    "sharded lora": "autocast=false learner=sharded learner.ranks=2 lora=true",
+    "sharded more": "autocast=false learner=sharded learner.ranks=2 schedule.prompts=4",
     "long": "autocast=true activation_checkpointing=true response_limit=256 tokens_per_batch=8192 engine.precision=bfloat16",
 }
+
+
+LOOK = 0.1  # seconds between two looks at what processes have taken at most
 
 
 @dataclass(frozen=True)
@@ -58,25 +66,49 @@ def recipe() -> Run:
     return replace(grpo.recipe(), name="peak", branching=Star(8), temperature=2.0, tensorboard=False, **SMOL | changes)
 
 
-def plan_of(words: str) -> StepMemory:
-    """What is planned for a run with these words."""
-    return planned(build(str(Path(__file__)), words.split())[0][0])
+def plan_of(words: str) -> list[StepMemory]:
+    """What is planned for a run with these words; for each of its ranks, where it has several."""
+    run = build(str(Path(__file__)), words.split())[0][0]
+    memory = planned(run)
+    return [memory, *(other for _, count, other in beside(run, memory) for _ in range(count))]
 
 
 def compared(words: str) -> tuple[float, float]:
     """Bytes planned and measured."""
-    return plan_of(words).peak, measured(words)
+    return plan_of(words)[0].peak, measured(words)[0]
 
 
-def measured(words: str) -> float:
-    """Bytes of the largest resident set of a run with these words."""
+def measured(words: str) -> list[float]:
+    """Bytes of the largest resident set of a run with these words; then those of the ranks that it started."""
+    most: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ramulus.cli", "train", __file__, f"out={folder}/run", "threads=1", *words.split()]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} ended with status {status}")
-    return used.ru_maxrss * 1024.0
+        while process.poll() is None:
+            for one in (process.pid, *ranks_of(process.pid)):
+                most[one] = max(most.get(one, 0.0), largest(one))
+            time.sleep(LOOK)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+    return list(most.values())
+
+
+def ranks_of(process: int) -> list[int]:
+    """The further ranks of `learner=sharded` that a process has started."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    except OSError:
+        return []
+
+
+def largest(process: int) -> float:
+    """Bytes of the largest resident set of a process until now; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return max((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmHWM:")), default=0.0)
 
 
 def main() -> None:
@@ -85,11 +117,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["full", "autocast", "lora", "checkpointing", "small rows"])
     rows = []
     for name in parser.parse_args().shapes:
-        memory, most = plan_of(SHAPES[name]), measured(SHAPES[name])
-        about = {"shape": name, "words": SHAPES[name], "tokens at once": memory.tokens, "most": SPELLED[memory.phase]}
-        found = {"planned GB": f"{memory.peak / 1e9:.2f}", "measured GB": f"{most / 1e9:.2f}", "off": f"{memory.peak / most - 1:+.0%}"}
-        rows.append(about | found)
-        sys.stdout.write(f"{table(rows[-1:])}\n")
+        for rank, (memory, most) in enumerate(zip(plan_of(SHAPES[name]), measured(SHAPES[name]), strict=True)):
+            about = {"shape": name, "rank": rank, "words": SHAPES[name], "tokens at once": memory.tokens, "most": SPELLED[memory.phase]}
+            found = {"planned GB": f"{memory.peak / 1e9:.2f}", "measured GB": f"{most / 1e9:.2f}", "off": f"{memory.peak / most - 1:+.0%}"}
+            rows.append(about | found)
+            sys.stdout.write(f"{table(rows[-1:])}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{table(rows)}\n")
     record("peak", rows, "cpu")

@@ -19,9 +19,10 @@ from placed import placed
 from ramulus import Ray, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.pool import Lost
-from ramulus.run.cluster import RayCarrier, connected
+from ramulus.run.cluster import connected
 from ramulus.run.config.resume import build
 from ramulus.run.placed_engine import PlacedEngine
+from ramulus.run.ray_carrier import RayCarrier
 from ramulus.run.sampler import versions
 
 CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), seed=i) for i in range(9)]
@@ -95,7 +96,7 @@ def test_a_sampler_that_ray_or_somebody_else_ends_is_lost_and_not_a_failure(name
     ray = pytest.importorskip("ray")
     kind = getattr(ray.exceptions, name)
     told = kind("Task was killed due to the node running low on memory. More\nand more") if name == "OutOfMemoryError" else kind()
-    with pytest.raises(Lost) as caught, RayCarrier(ray, None, b"", None, {})._told():  # type: ignore[arg-type]
+    with pytest.raises(Lost) as caught, RayCarrier(ray, lambda place: {}, b"", None)._told():
         raise told
     assert "\n" not in str(caught.value)
 

@@ -13,8 +13,11 @@ from rich.console import Console
 from engines import KERNELS
 from ramulus import Ray
 from ramulus.core import run_folder
-from ramulus.run.cluster import connected, join
+from ramulus.native.memory import free_memory
+from ramulus.run.cluster import Ground, connected, join
+from ramulus.run.config.resume import build
 from ramulus.run.launch import launch
+from ramulus.run.memory.rooms import rooms_of
 from run_cluster_kills import below
 from test_remote_training import equal
 from test_resume import metrics
@@ -85,6 +88,20 @@ def test_trees_grown_ahead_are_as_old_as_was_said_and_a_run_goes_on_with_them(mo
     for step in (3, 4, 5):
         shutil.rmtree(run_folder.path_of(tmp_path / "cut", step))
     equal(whole, train("grpo", tmp_path / "cut", *words))
+
+
+def test_a_run_knows_who_shares_its_machine() -> None:
+    [run] = build(f"{RECIPE}:grpo", ["cluster=ray", "cluster.samplers=2", "cluster.trainers=2", "learner=sharded"])[0]
+    ground = Ground(run.cluster)
+    try:
+        ground.reserve()
+        [here] = ground.machines()
+        [room] = rooms_of(run, "cpu", [here])
+    finally:
+        ground.leave()
+    assert (here.trainers, here.samplers) == (2, 2)
+    assert here.free == pytest.approx(free_memory(), rel=0.2)
+    assert room.spelled == " for 2 ranks and 2 samplers"
 
 
 def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:

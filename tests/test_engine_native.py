@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,6 +253,20 @@ def test_what_a_container_leaves_is_what_is_free(tmp_path: Path, monkeypatch: py
     for name, text in (("memory.limit_in_bytes", "900\n"), ("memory.usage_in_bytes", "500\n"), ("memory.stat", "")):
         (tmp_path / "memory" / name).write_text(text)
     assert free_memory() == 400
+
+
+def test_a_process_and_those_below_it_take_no_more_than_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = memory.held_bytes(os.getpid())
+    monkeypatch.setenv(memory.LIMIT, str((mine + 2**28) // 2**20))
+    assert free_memory() == pytest.approx(2**28, abs=2**25)
+    command = [sys.executable, "-c", "held = bytearray(2**28); print('held', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        assert 2**28 < memory.held_bytes(os.getpid()) - mine < 2**28 + 2**26
+        child.communicate("\n")
+    monkeypatch.setenv(memory.LIMIT, "lots")
+    with pytest.raises(ValueError, match="RAMULUS_MEMORY_MB=lots in the environment is no number of MB"):
+        free_memory()
 
 
 def test_an_engine_says_how_it_decodes() -> None:

@@ -17,10 +17,11 @@ from ramulus.models.sizes import Sizes
 from ramulus.recipes import attnrl, dapo, grpo, hapo, hpt, luffy, ramulus, srft, treepo, treerl
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build
-from ramulus.run.memory.auto import fitting, site_of
+from ramulus.run.memory.auto import fitting
 from ramulus.run.memory.fleet import count_of, splits, together_on, ways_that_fit
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.rates import GPUS, decode_rate, llama, published, update_rate
+from ramulus.run.memory.rooms import site_of
 from ramulus.run.memory.step import Site, step_memory
 
 LARGE = [grpo, attnrl, dapo, treepo, hapo, hpt, luffy, srft, ramulus, treerl]  # 1.5B, 7B and 14B

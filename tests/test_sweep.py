@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +20,12 @@ import pytest
 from rich.console import Console
 
 from ramulus.cli import main
+from ramulus.native.memory import free_memory
 from ramulus.run.config.resume import prepare
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
+from ramulus.run.sweep import sweep
 from ramulus.run.sweep.job_pool import Job, JobPool
 from ramulus.run.sweep.sweep import allot, label_of, planned_jobs
 from ramulus.run.sweep.sweep import sweep as run_sweep
@@ -252,24 +256,47 @@ def test_a_second_signal_ends_all_that_the_runs_began(tmp_path: Path):
                 time.sleep(0.05)
 
 
+@dataclass
+class Frugal(Job):
+    """A run that writes down what it may take of memory."""
+
+    @property
+    def command(self) -> list[str]:
+        words = f"from ramulus.native.memory import *; from pathlib import Path; Path({str(self.folder)!r}).write_text(str(free_memory()))"
+        return [sys.executable, "-c", words]
+
+
+def test_runs_beside_each_other_share_what_was_free_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweep, "planned_jobs", lambda *_: [Frugal("frugal", n, "", tmp_path / f"free-{n}", (), (), ()) for n in range(3)])
+    for jobs, share in ((2, 2), (1, 1)):
+        before = free_memory()
+        console = Console(record=True, width=200, file=io.StringIO())
+        assert run_sweep([RECIPE], ["steps=1"], [0, 1, 2], tmp_path / str(jobs), console, jobs=jobs) == 0
+        assert ("2 at once, each with" in console.export_text()) == (jobs == 2)
+        taken = [int((tmp_path / f"free-{n}").read_text()) for n in range(3)]
+        assert all(each == pytest.approx(before / share, rel=0.2) for each in taken), (before, taken)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("torch_as_it_was")
 def test_stopped_then_killed_then_finished(tmp_path: Path):
     words = ("steps=100", "save_every=5", "eval_every=0")
     out = tmp_path / "out"
-    sweep = start(out, *words)
+    running = start(out, *words)
     wait_for_steps(out, 5)
-    sweep.send_signal(signal.SIGTERM)
-    status, said = finish(sweep)
+    running.send_signal(signal.SIGTERM)
+    status, said = finish(running)
     assert status == 128 + signal.SIGTERM
     assert "go on with\n  ramulus sweep" in said
     assert "FAILED" not in said
+    share, *ran = (float(re.search(r"(?:with|of) (\d+\.\d) GB", text)[1]) for text in (said, *(log.read_text() for log in out.rglob("seed-*.log"))))
+    assert [free <= share for free in ran] == [True, True]
     before = [len(rows(out / "run_recipe" / f"seed-{seed}")) for seed in (0, 1)]
     assert all(5 <= count < 100 for count in before)
 
-    sweep = start(out, *words)
+    running = start(out, *words)
     wait_for_steps(out, max(before) + 5)
-    sweep.kill()  # its runs go on alone, and no other sweep may start them a second time
+    running.kill()  # its runs go on alone, and no other sweep may start them a second time
     with pytest.raises(ValueError, match="still at work"):
         run_sweep([RECIPE], words, [0, 1], out, Console(quiet=True))
     with open(out / ".lock") as lock:

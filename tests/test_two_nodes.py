@@ -65,6 +65,7 @@ def test_a_run_on_two_machines_has_the_trees_of_one_process(nodes: Nodes, alone:
     status, said = nodes.ramulus("train", "quickstart", *CLUSTER, *WORDS, f"out={tmp_path}/two")
     assert status == 0, said
     assert "2 samplers on 2 machines" in said
+    assert "GB that are free for 1 rank and 1 sampler a step takes at most" in said
     assert grown(tmp_path / "two") == alone
 
 

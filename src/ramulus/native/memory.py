@@ -15,28 +15,60 @@ LIMITS = (
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 """Where a container's limit and what it uses stand, by version 2 and 1 of cgroups."""
+LIMIT = "RAMULUS_MEMORY_MB"  # of the environment: what this process and those that it starts may take together, whatever else is free
+SHARES = "RAMULUS_GPU_SHARES"  # of the environment: processes among which a GPU is shared alike
 CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given back when somebody needs it
 
 
 def free_memory() -> int:
-    """Bytes that can be taken now without swapping: what the system calls available, less where a container's limit leaves less.
+    """Bytes that can be taken now without swapping: what the system calls available, less where a container's limit or that of LIMIT leaves less.
 
     Where the system does not say, half of the machine's memory; where it does not say that either, 2 GiB.
     """
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min([*(available or [machine_memory() // 2]), *_container()])
+    return min([*(available or [machine_memory() // 2]), *_container(), *_limit()])
+
+
+def _limit() -> list[int]:
+    """What LIMIT leaves; [] without one. ValueError where it is no number."""
+    said = os.environ.get(LIMIT, "")
+    if said and not said.isdecimal():
+        raise ValueError(f"{LIMIT}={said} in the environment is no number of MB: set one, such as 8000, or leave it out")
+    return [max(0, int(said) * 2**20 - held_bytes(os.getpid()))] if said else []
+
+
+def held_bytes(process: int) -> int:
+    """Bytes that a process and those below it hold for themselves; 0 where the system does not say."""
+    below = Path(f"/proc/{process}")
+    try:
+        lines = [line.split() for line in (below / "status").read_text().splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+        children = [int(child) for task in (below / "task").iterdir() for child in (task / "children").read_text().split()]
+    except OSError:  # it has ended, or this is no Linux
+        return 0
+    return sum(int(words[1]) * 1024 for words in lines) + sum(map(held_bytes, children))
 
 
 def free_on(device: object) -> int:
-    """Bytes that this process may still take on a device of torch: on a GPU what is free and what its own allocator holds unused."""
+    """Bytes that this process may still take on a device of torch: on a GPU what is free and what its own allocator holds unused, or its share."""
     if not str(device).startswith("cuda"):
         return free_memory()
     import torch
 
-    unused = torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device))
-    return int(torch.cuda.mem_get_info(str(device))[0]) + unused
+    mine = torch.cuda.memory_allocated(str(device))
+    free, whole = torch.cuda.mem_get_info(str(device))
+    return min(int(free) + torch.cuda.memory_reserved(str(device)) - mine, int(whole) // int(os.environ.get(SHARES, 1)) - mine)
+
+
+def shared_among(processes: int) -> dict[str, str]:
+    """What says in the environment of each of so many processes that they share what is free now."""
+    return {LIMIT: str(free_memory() // processes // 2**20), SHARES: str(processes)} if processes > 1 else {}
+
+
+def free_there(gpu: bool) -> tuple[int, int]:
+    """Bytes that a process somewhere may take of its machine's memory, and of its GPU's if it has one."""
+    return free_memory(), free_on("cuda") if gpu else 0
 
 
 def machine_memory() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -12,24 +11,26 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ramulus.engine.engine import Request
-from ramulus.engine.pool import Lost, Stale
+from ramulus.engine.pool import Lost
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
+from ramulus.native.memory import free_memory, free_there
 from ramulus.run.config.ground import Ray
 from ramulus.run.config.recipe import Run
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import own_signals
+from ramulus.run.memory.rooms import Placement
 from ramulus.run.placed_engine import PlacedEngine
 from ramulus.run.placed_ranks import PlacedRank, led, line_of
-from ramulus.run.sampler import About, Built, RankProcess, SamplerProcess, packed
+from ramulus.run.ray_carrier import RayCarrier
+from ramulus.run.sampler import Built, RankProcess
 
 SENT = (
     "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM", "HF_HOME", "HF_HUB_OFFLINE",
@@ -39,8 +40,7 @@ SENT = (
 
 TOKEN_REMEDY = "give this shell the head's token: RAY_AUTH_MODE=token and its ~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH"
 _STARTS = 3  # times that a cluster is started where it comes too late
-KNOCK, _LOOK = 5.0, 5.0  # seconds in which somebody must listen at the address of a head; between two looks whether Ray is still there
-_ENDING = 10.0  # seconds in which a sampler must have ended what it has started
+KNOCK = 5.0  # seconds in which somebody must listen at the address of a head
 
 
 def ray_library() -> Any:
@@ -160,14 +160,35 @@ class Ground:
         at = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place % len(group.bundle_specs))
         return {"num_cpus": cpus, "num_gpus": self.how.share(gpus), "scheduling_strategy": at}
 
+    def machines(self) -> list[Placement]:
+        """Where trainers and samplers are, this machine first, and what is free there."""
+        ray, how = ray_library(), self.how
+        here, asked = ray.get_runtime_context().get_node_id(), dict[str, Any]()
+        for group, count, gpus in ((self.trainers, how.trainers, 0.0), (self.samplers, how.samplers, how.gpus)):
+            for place in range(count):
+                if (node := self._node(group, place)) != here or gpus:
+                    asked[node] = ray.remote(free_there).options(**self.options(group, place, 0, gpus)).remote(gpus > 0)
+        found = {node: ray.get(answer, timeout=how.patience) for node, answer in asked.items()}
+        found[here] = (free_memory(), found.get(here, (0, 0))[1])
+        trainers, samplers = self._nodes(self.trainers, how.trainers), self._nodes(self.samplers, how.samplers)
+        return [Placement(trainers[node], samplers[node], *found[node]) for node in sorted(found, key=lambda node: node != here)]
+
+    def _node(self, group: Any, place: int) -> str:
+        """The machine of a piece of a group."""
+        nodes: dict[int, str] = ray_library().util.placement_group_table(group)["bundles_to_node_id"]
+        return nodes[place % len(nodes)]
+
+    def _nodes(self, group: Any, count: int) -> Counter[str]:
+        """How many of so many that are started in a group are on each machine."""
+        return Counter(self._node(group, place) for place in range(count))
+
     async def engine(self, run: Run, skeleton: Any, decode: Any) -> PlacedEngine:
         """The run's engine in each sampler; `skeleton` is the model without numbers."""
         how = self.how
         threads = max(1, int(how.cpus)) if run.threads is None or how.address else run.threads
         device = "cuda" if how.gpus else "cpu"
         built = Built(run.engine, skeleton, decode, device, threads, device == "cpu")
-        options = self.options(self.samplers, 0, how.cpus, how.gpus)
-        carrier = RayCarrier(ray_library(), self, _by_value(built), decode, options)
+        carrier = RayCarrier(ray_library(), lambda place: self.options(self.samplers, place, how.cpus, how.gpus), _by_value(built), decode)
         folder = self._folder() if how.weights == "files" else None
         vocabulary = int(skeleton.get_input_embeddings().num_embeddings)
         engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated)
@@ -203,8 +224,7 @@ class Ground:
 
     def on_one(self) -> int:
         """Ranks that are on one machine: all, or as many as on each where they are spread evenly."""
-        table = ray_library().util.placement_group_table(self.trainers)["bundles_to_node_id"]
-        counts = set(Counter(table.values()).values())
+        counts = set(self._nodes(self.trainers, self.how.trainers).values())
         return counts.pop() if len(counts) == 1 else self.how.trainers
 
     def leave(self) -> None:
@@ -229,88 +249,6 @@ class Ground:
 def gpus_here() -> list[str]:
     """The GPUs that Ray gave to the process that asks."""
     return list(ray_library().get_runtime_context().get_accelerator_ids()["GPU"])
-
-
-@dataclass
-class RayCarrier:
-    """Sampler processes as actors of Ray."""
-
-    ray: Any
-    ground: Ground
-    built: bytes
-    decode: Any
-    options: dict[str, Any]
-
-    async def start(self, place: int) -> tuple[Any, About]:
-        """An actor in a piece of the samplers' group. It is not Ray's to restart: whoever notices that it is lost starts another."""
-        how = self.ground.how
-        where = self.ground.options(self.ground.samplers, place, how.cpus, how.gpus)
-        actor = self.ray.remote(SamplerProcess).options(**where, max_restarts=0, max_task_retries=0).remote(alone=True)
-        begun = asyncio.ensure_future(self.call(actor, "begin", self.built))
-        try:
-            while not (await asyncio.wait({begun}, timeout=_LOOK))[0]:
-                if not await asyncio.to_thread(self.there):
-                    raise ConnectionError("Ray is gone from this machine: go on with --resume, once it is there again")
-            return actor, begun.result()
-        except BaseException:
-            begun.cancel()
-            self.end(actor)
-            raise
-
-    def there(self) -> bool:
-        """Whether Ray is still on this machine."""
-        node = self.ray.get_runtime_context().get_node_id()
-        return any(one["NodeID"] == node and one["Alive"] for one in self.ray.nodes())
-
-    def end(self, process: Any) -> None:
-        """Kill an actor."""
-        with suppress(Exception):
-            self.ray.kill(process)
-
-    def finish(self, processes: Sequence[Any]) -> None:
-        """Have actors end what they have started, if they can in a moment, and kill them."""
-        with suppress(Exception):  # one that is lost, or a cluster that is gone
-            self.ray.wait([process.close.remote() for process in processes], num_returns=len(processes), timeout=_ENDING)
-        for process in processes:
-            self.end(process)
-
-    async def call(self, process: Any, name: str, *parts: Any) -> Any:
-        """The answer of a method."""
-        with self._told():
-            return await getattr(process, name).remote(*parts)
-
-    async def stream(self, process: Any, requests: Sequence[Request], loaded: str) -> AsyncGenerator[Any]:
-        """What `sample` answers."""
-        answers, ended = None, False
-        try:
-            with self._told():
-                body = packed(requests, self.decode, self.ray.cloudpickle.Pickler)
-                answers = process.sample.options(num_returns="streaming").remote(body, loaded)
-                async for answer in answers:
-                    yield await answer
-                ended = True
-        finally:
-            if answers is not None and not ended:
-                with suppress(Exception):
-                    self.ray.cancel(answers)
-
-    def keep(self, body: bytes) -> Any:
-        """The bytes in Ray's object store."""
-        return self.ray.put(body)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What Ray raises as what it means: Lost where a process or its machine is gone, else what the process raised."""
-        errors = self.ray.exceptions
-        try:
-            yield
-        except errors.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else None
-            if isinstance(cause, Stale | ValueError | OSError | MemoryError):
-                raise cause from None
-            raise RuntimeError(f"a sampler failed: {cause or line_of(error)}") from error
-        except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-            raise Lost(line_of(error)) from error
 
 
 def _by_value(thing: Any) -> bytes:

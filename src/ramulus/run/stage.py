@@ -26,7 +26,8 @@ from ramulus.run.cluster import Ground
 from ramulus.run.config.recipe import Model, Run
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
-from ramulus.run.memory.auto import Taken, settled
+from ramulus.run.memory.auto import Rooms, Taken, settled
+from ramulus.run.memory.rooms import rooms_here, rooms_of
 from ramulus.run.prompts import prompts_of
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.sampler import skeleton_of
@@ -77,7 +78,7 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     model = model.to(device_of(run.device))
     skeleton = skeleton_of(model) if ground is not None else None
     learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
-    run, taken = settled(run, model, device_of(run.device))
+    run, taken = settled(run, model, device_of(run.device), _rooms(ground))
     placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
     engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
@@ -85,6 +86,11 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
     _check(run, parts, model.config)
     return parts
+
+
+def _rooms(ground: Ground | None) -> Rooms:
+    """What a run's processes share of memory."""
+    return rooms_here if ground is None else lambda run, device: rooms_of(run, device, ground.machines())
 
 
 def _source_of(run: Run, start: Path | None) -> Model:

@@ -120,9 +120,14 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
             if left is not None and left.is_set():
                 raise InterruptedError("the update was abandoned")
             evaluated.append(policy.accumulate(mix, batch).each(Tensor.cpu))
-    if sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK:
-        give_back()  # activations: else the optimizer, the engine and a checkpoint need their memory beside what the C library keeps of them
+    give_back_after(policy)
     return evaluated
+
+
+def give_back_after(policy: TorchPolicy) -> None:
+    """Return the memory of activations to the system: else the optimizer, the engine and a checkpoint need theirs beside what the C library keeps."""
+    if sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK:
+        give_back()
 
 
 def scored(policy: TorchPolicy, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:

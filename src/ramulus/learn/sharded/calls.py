@@ -13,6 +13,7 @@ from torch import Tensor
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.in_process import give_back_after
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -43,7 +44,9 @@ def on_score(policy: ShardedPolicy, rows: Sequence[ScoreRow | None], columns: Se
 
 def on_accumulate(policy: ShardedPolicy, mix: Mix, rows: Sequence[TreeBatch | None]) -> list[Evaluated]:
     """Add the gradient of this rank's rows and pads."""
-    return [policy.accumulate(mix, row).each(Tensor.cpu) for row in rows]
+    evaluated = [policy.accumulate(mix, row).each(Tensor.cpu) for row in rows]
+    give_back_after(policy)
+    return evaluated
 
 
 def on_update(policy: ShardedPolicy, lr: float) -> dict[str, float]:

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ramulus.core import run_folder
 from ramulus.engine.local.compiled import GB
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.learn.sharded.factory import Sharded
-from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.models.sizes import Sizes, sizes_of_model
-from ramulus.native.memory import free_on
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text, written_json
-from ramulus.run.memory.step import USUAL_MB, USUAL_TOKENS, Site, StepMemory, step_memory, wanted_bytes
+from ramulus.run.memory.rooms import Room, rooms_here
+from ramulus.run.memory.step import USUAL_MB, USUAL_TOKENS, Site, StepMemory, rows_in, step_memory, wanted_bytes
 from ramulus.run.memory.work import work_of
 
 _FILE = "memory.json"  # in the folder of a stage: the numbers that stand in place of auto, also when it goes on where less or more is free
 USE = 0.9  # share of what is free that a step is planned for
 STEP = 128  # tokens
-PRESENT = ("libraries", "weights", "adapters", "float32 masters", "reference model", "the sampler's model")  # when the engine is about to be made
 MB = 2**20
+Rooms = Callable[[Run, Any], Sequence[Room]]
+"""Of a run that learns on a device."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,11 @@ class Taken:
         return lambda tokens: replace(self, tokens_per_batch=tokens).save(folder)
 
 
-def settled(run: Run, model: Any, device: Any) -> tuple[Run, Taken]:
-    """The run with numbers in place of auto: those that it began with, else what fits beside `model` and its learner, on their `device`, now."""
+def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here) -> tuple[Run, Taken]:
+    """The run with numbers in place of auto: those that it began with, else what fits beside `model` and its learner, on their `device`, now.
+
+    `rooms`: what its processes share, and what is free there.
+    """
     auto = _is_auto(run)
     longest = run.prompt_limit + run.response_limit
     usual = Taken(max(USUAL_TOKENS, longest), USUAL_MB)
@@ -61,7 +61,7 @@ def settled(run: Run, model: Any, device: Any) -> tuple[Run, Taken]:
     elif run_folder.steps(run.folder):  # it began before there was an auto
         taken = usual
     else:
-        taken = _fitting(run, model, device, auto) or usual
+        taken = _fitting(run, model, rooms(run, device), auto) or usual
     if "tokens_per_batch" in auto:
         run = replace(run, tokens_per_batch=taken.tokens_per_batch)
     if "memory_mb" in auto:
@@ -76,75 +76,56 @@ def _is_auto(run: Run) -> set[str]:
     return ({"tokens_per_batch"} if run.tokens_per_batch == "auto" else set()) | ({"memory_mb"} if engine else set())
 
 
-def _fitting(run: Run, model: Any, device: Any, auto: set[str]) -> Taken | None:
-    """What fits on the device; None for a learner or a model of which nothing is known."""
+def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Taken | None:
+    """What fits; None for a learner or a model of which nothing is known."""
     if not isinstance(run.learner, Torch | Sharded):
         return None
     try:
         sizes = sizes_of_model(model)
     except ValueError:
         return None
-    site = replace(site_of(run, str(device).startswith("cuda")), engine=isinstance(run.engine, Local))
-    free = free_for(site, device)
-    memory = fitting(run, sizes, site, free)
-    said = f"of {free / GB:.1f} GB that are free a step takes at most {missing(memory) / GB:.1f}"
+    tokens, engine_bytes = fitted(run, sizes, rooms)
+    needed = {room: room.needed(run, sizes, tokens, engine_bytes) for room in rooms}
+    fullest = max(rooms, key=lambda room: needed[room] / max(1.0, room.free))
+    said = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
     if "memory_mb" in auto:
-        many = f"{memory.rows} sequences of {memory.work.longest:,} tokens together"
-        said += f"; keys and values take up to {memory.engine_bytes / GB:.2f} GB, for {many}"
+        samplers = sum(site.engine for room in rooms for site in (*room.here, *room.coming))
+        many = f"{rows_in(run, sizes, engine_bytes, work_of(run))} sequences of {work_of(run).longest:,} tokens together"
+        said += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
     if "tokens_per_batch" in auto:
-        said += f"; up to {memory.asked:,} tokens go through the model at once"
-    if missing(memory) > free:
+        said += f"; up to {tokens:,} tokens go through the model at once"
+    if needed[fullest] > fullest.free:
         said += ": it does not fit; see `ramulus plan` for what takes how much"
-    return Taken(memory.asked, memory.engine_bytes // MB or USUAL_MB, said)
-
-
-def site_of(run: Run, cuda: bool | None = None) -> Site:
-    """What a run's device is, there or not; auto is a GPU where there is one."""
-    if cuda is None:
-        cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
-    return Site("cuda" if cuda else "cpu", shards=shards_of(run, cuda))
-
-
-def shards_of(run: Run, cuda: bool) -> int:
-    """Ranks of `learner=sharded` that hold one copy of the weights: those of torchrun, as many as it says, or one a GPU; 1 for other learners."""
-    if not isinstance(run.learner, Sharded):
-        return 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun_size()))
-    usual = here if here > 1 else run.learner.ranks or (max(1, torch.cuda.device_count()) if cuda else 1)
-    return run.learner.sharing or usual
-
-
-def free_for(site: Site, device: Any) -> float:
-    """Bytes that one process may take on a device; the ranks of a machine share its memory."""
-    return free_on(device) / (site.shards if site.kind == "cpu" else 1)
+    return Taken(tokens, engine_bytes // MB or USUAL_MB, said)
 
 
 def fitting(run: Run, sizes: Sizes, site: Site, free: float, present: bool = True) -> StepMemory:
-    """The memory of a step whose autos fill what is free: first every path its minimum, then keys and values up to half of what is left, then tokens.
+    """The memory of a step in one process that has room for itself, whose autos fill what is free there.
 
-    `present`: the model and its learner are in memory already, so that `free` is beside them. A number that the recipe states stays.
+    `present`: the model and its learner are in memory already, so that `free` is beside them.
     """
-    work = work_of(run)
+    return step_memory(run, sizes, site, *fitted(run, sizes, [Room(free, (site,)) if present else Room(free, (), (site,))]))
+
+
+def fitted(run: Run, sizes: Sizes, rooms: Sequence[Room]) -> tuple[int, int]:
+    """Tokens of a batch, and bytes of keys and values in each process that samples, with which all rooms hold their processes.
+
+    First every path its minimum, then keys and values up to half of what is left, then tokens. A number that the recipe states stays.
+    """
+    work, stated, says = work_of(run), run.tokens_per_batch, getattr(run.engine, "memory_mb", USUAL_MB)
     least, wanted = rounded_mb(2 * wanted_bytes(run, sizes, work, slots=1)), rounded_mb(wanted_bytes(run, sizes, work))
-    says = getattr(run.engine, "memory_mb", USUAL_MB)
     most = max(USUAL_TOKENS, work.longest)
 
-    def planned(tokens: int, room: int) -> StepMemory:
-        stated = run.tokens_per_batch
-        return step_memory(run, sizes, site, tokens if stated == "auto" else stated, room if says == "auto" else says * MB)
+    def numbers(tokens: int, room: int) -> tuple[int, int]:
+        return (tokens if stated == "auto" else max(stated, work.longest)), (room if says == "auto" else says * MB)
 
-    def left(memory: StepMemory) -> float:
-        return free * USE - (missing(memory) if present else memory.peak)
+    def left(tokens: int, room: int) -> float:
+        return min(each.free * USE - each.needed(run, sizes, *numbers(tokens, room)) for each in rooms)
 
-    room = _most(lambda room: left(planned(work.longest, room)), min(least, wanted), wanted, MB, share=0.5)
-    tokens = _most(lambda tokens: left(planned(tokens, room)), work.longest, most, STEP)
-    room = _most(lambda room: left(planned(tokens, room)), room, wanted, MB)
-    return planned(tokens, room)
-
-
-def missing(memory: StepMemory) -> float:
-    """Bytes that a step takes beside what is there when its engine is made."""
-    return memory.peak - memory.named(*PRESENT)
+    room = _most(lambda room: left(work.longest, room), min(least, wanted), wanted, MB, share=0.5)
+    tokens = _most(lambda tokens: left(tokens, room), work.longest, most, STEP)
+    room = _most(lambda room: left(tokens, room), room, wanted, MB)
+    return numbers(tokens, room)
 
 
 def _most(left: Any, least: int, most: int, step: int, share: float = 1.0) -> int:

@@ -12,21 +12,34 @@ from rich.table import Table
 from ramulus.engine.local.compiled import GB
 from ramulus.native.memory import machine_memory
 from ramulus.run.config.recipe import Run
-from ramulus.run.memory.auto import fitting, free_for, site_of
+from ramulus.run.memory.auto import fitted
 from ramulus.run.memory.model import planned_sizes
+from ramulus.run.memory.rooms import further, ranks_here, rooms_here, site_of, sites_of_samplers
 from ramulus.run.memory.step import MOMENTS, SPELLED, Site, StepMemory, step_memory
 
 
 def planned(run: Run, site: Site | None = None) -> StepMemory:
-    """The memory of a step of a run on its device, from the config of its model alone; autos take what is free here now.
+    """The memory of a step of a run on its device, of rank 0 where it has several, from the config of its model alone.
 
-    On a `site` that is given, and for a GPU where there is none, they take all that could be used. Raises what `planned_sizes` raises.
+    Autos take what is free here now; on a `site` that is given, on machines that are elsewhere, and for a GPU where there is none, all that could
+    be used. Raises what `planned_sizes` raises.
     """
     sizes, there = planned_sizes(run), site or site_of(run)
-    device = "cpu" if there.kind == "cpu" else "cuda:0"
-    if site is None and (there.kind == "cpu" or torch.cuda.is_available()):
-        return fitting(run, sizes, there, free_for(there, device), present=False)
-    return step_memory(run, sizes, there)
+    elsewhere = run.cluster is not None and run.cluster.address not in ("", "local")
+    if site is not None or elsewhere or (there.kind == "cuda" and not torch.cuda.is_available()):
+        return step_memory(run, sizes, there)
+    rooms = rooms_here(run, "cpu" if there.kind == "cpu" else "cuda:0")
+    return step_memory(run, sizes, there, *fitted(run, sizes, [replace(room, here=(), coming=room.here + room.coming) for room in rooms]))
+
+
+def beside(run: Run, memory: StepMemory) -> list[tuple[str, int, StepMemory]]:
+    """(kind, how many, what each takes of a step) of the processes of a run beside rank 0, whose memory is given."""
+    there = site_of(run)
+    ranks = (further(there),) * (ranks_here(run, there.kind == "cuda") - 1)
+    cluster = run.cluster
+    samplers = sites_of_samplers(run, cluster.gpus > 0 if cluster else there.kind == "cuda") * (cluster.samplers if cluster else 1)
+    kinds = [("rank", ranks), ("sampler", samplers)]
+    return [(kind, len(sites), step_memory(run, memory.sizes, sites[0], memory.asked, memory.engine_bytes)) for kind, sites in kinds if sites]
 
 
 def print_plan(stages: Sequence[Run], console: Console) -> None:
@@ -62,13 +75,13 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
         f"{memory.rows} sequences of {work.longest:,} tokens decode together, with {memory.engine_bytes / GB:.2f} GB for keys and values",
         f"a step has {work.trees} trees of {work.paths} paths, at most {work.tokens:,} tokens",
     ]
-    together = memory.peak
-    if site.shards > 1:
-        other = step_memory(run, memory.sizes, replace(site, engine=False), memory.asked)
-        together += (site.shards - 1) * other.peak
-        ranks = f"each of the other {site.shards - 1} of {site.shards} ranks takes at most {other.peak / GB:.2f} GB"
-        said.append(f"that is rank 0, which samples too; {ranks}")
+    others = beside(run, memory)
+    together = memory.peak + sum(count * other.peak for _, count, other in others)
+    if others:
+        whose = {"rank": ("the other rank", "each of the other {} ranks"), "sampler": ("the sampler", "each of {} samplers")}
+        each = [f"{whose[kind][count > 1].format(count)} takes at most {other.peak / GB:.2f} GB" for kind, count, other in others]
+        said.append(f"that is rank 0{', which samples too' if site.engine else ''}; {', '.join(each)}")
     here = machine_memory()
-    if site.kind == "cpu":
+    if site.kind == "cpu" and (run.cluster is None or run.cluster.address in ("", "local")):
         said.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
     return said

@@ -13,6 +13,7 @@ from typing import Literal
 from ramulus.engine.local.kv import rounded
 from ramulus.engine.local.prefill import PIECE
 from ramulus.engine.local.slots import FOR_SLOTS
+from ramulus.engine.vllm.factory import Vllm
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
@@ -56,14 +57,14 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """A step's memory: its parts, how many rows decode together, how many tokens of a batch go through the model at once."""
+    """A step's memory in a process: its parts, how many rows decode together where trees grow, how many tokens are in the model at once."""
 
     parts: tuple[MemoryPart, ...]
     rows: int
     tokens: int
     work: Work
     sizes: Sizes
-    engine_bytes: int  # that the engine may take for keys and values
+    engine_bytes: int  # that an engine may take for keys and values
     asked: int = 0  # tokens of a batch, as they were asked for; a step may have fewer
 
     def at(self, phase: Phase) -> float:
@@ -89,13 +90,14 @@ class StepMemory:
 class Site:
     """Where a step is planned: a process on a "cpu", or a "cuda" device, over `shards` of which the learner is cut, or the engine where it is alone.
 
-    Which of them is there; one of several learners has the engine, with a model of its own.
+    Which of them is there; the `first` of several learners may have the engine, with a model of its own, and gathers weights to hand over.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     shards: int = 1
     engine: bool = True
     learner: bool = True
+    first: bool = True
 
 
 def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None = None, engine_bytes: int | None = None) -> StepMemory:
@@ -103,14 +105,13 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), most_tokens(run, site, work)))
+    said = getattr(run.engine, "memory_mb", USUAL_MB)
+    room = engine_bytes or (wanted_bytes(run, sizes, work) if said == "auto" else said * 2**20)
+    rows = rows_in(run, sizes, room, work)
     parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
-    rows, room = 0, 0
     if site.learner:
         parts += learner_parts(run, sizes, site, work, tokens)
     if site.engine:
-        said = getattr(run.engine, "memory_mb", USUAL_MB)
-        room = engine_bytes or (wanted_bytes(run, sizes, work) if said == "auto" else said * 2**20)
-        rows = rows_in(run, sizes, room, work)
         parts += engine_parts(run, sizes, site, work, room, rows)
     return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room, max(wanted, work.longest))
 
@@ -135,7 +136,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     moment = 1 if getattr(run.learner, "adam", "exact") == "8bit" else 4 if masters or run.lora is not None else own
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
-    checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.engine
+    checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.first
     return [
         MemoryPart("weights", weights / many),
         MemoryPart("weights gathered from the ranks", gathered, ("update", *scored)),
@@ -201,7 +202,8 @@ def way_of(run: Run, site: Site, sizes: Sizes) -> str:
 def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
     """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
     own, mine, many = dtype_bytes(run), engine_bytes_of(run), 1 if site.learner else site.shards
-    compiled = site.kind == "cpu" and sizes.kind in KERNELS
+    served = isinstance(run.engine, Vllm)  # it takes all its room when it starts
+    compiled = site.kind == "cpu" and sizes.kind in KERNELS and not served
     apart = not site.learner or getattr(run.learner, "process", False) or site.shards > 1  # the model is not the learner's
     copy = sizes.matrices * mine + (sizes.vocabulary * sizes.hidden * mine if mine != own else 0) if compiled else 0
     copy += sizes.parameters * mine if not compiled and (mine != own or apart) else 0
@@ -209,6 +211,7 @@ def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows
     token = sizes.token_bytes(mine)
     texts = work.trees * work.paths * rounded(work.longest) * token
     held = min(room, texts) if compiled else min(room, (rows + 8) * rounded(work.longest) * token + texts)
+    held = room if served else held
     logits = rows * sizes.vocabulary * 4 * (2 if compiled else 6)
     passes = PIECE * (0.5 * sizes.hidden if compiled else sizes.hidden * 4 + sizes.inner * 3) * 4
     samples = rows * 2 * run.response_limit * 40

@@ -15,6 +15,7 @@ from typing import IO
 from rich.console import Console
 
 from ramulus.look.progress import Bar
+from ramulus.native.memory import LIMIT
 from ramulus.run.config.recipe import Run
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
@@ -103,7 +104,9 @@ class JobPool:
 
     def work(self, interrupt: Interrupt) -> None:
         """Until nothing is left, or a signal comes: it is handed on, and every run saves and ends. What failed is in `failed`."""
-        self.say(f"{len(self.jobs)} runs, {len(self.done)} of them finished already, {self.most} at once")
+        share = int(self.environment.get(LIMIT, 0)) * 2**20 / 1e9
+        each = f", each with {share:.1f} GB of what is free" if self.most > 1 and share else ""
+        self.say(f"{len(self.jobs)} runs, {len(self.done)} of them finished already, {self.most} at once{each}")
         stopping = False
         try:
             with self.bar:

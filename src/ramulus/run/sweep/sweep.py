@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from ramulus.look.terminal import safe
+from ramulus.native.memory import shared_among
 from ramulus.run.config.describe import changes, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
@@ -138,8 +139,9 @@ def sweep(
     }  # fmt: skip
     with Lock([out], "choose another --out") as lock:
         replace_text(out / "sweep.json", json.dumps(content, indent=1))
-        environment = os.environ | {"OMP_NUM_THREADS": str(count), "PYTHONUNBUFFERED": "1"}
-        pool = JobPool(planned, min(most, len(planned)), environment, lock, console)
+        most = min(most, len(planned))
+        environment = os.environ | {"OMP_NUM_THREADS": str(count), "PYTHONUNBUFFERED": "1"} | shared_among(most)
+        pool = JobPool(planned, most, environment, lock, console)
         with Interrupt() as interrupt:
             pool.work(interrupt)
     report(pool.failed, len(planned), out, interrupt.asked, console)

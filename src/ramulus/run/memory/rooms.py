@@ -1,0 +1,122 @@
+"""Which processes of a run share the memory of a machine or a GPU, and what is free there: none of them is planned for as if it were alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ramulus.engine.remote.factory import Remote
+from ramulus.engine.vllm.factory import Vllm
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.sharded.joining import torchrun_size
+from ramulus.models.sizes import Sizes
+from ramulus.native.memory import free_memory, free_on
+from ramulus.run.config.recipe import Run
+from ramulus.run.memory.step import MOMENTS, Phase, Site, StepMemory, step_memory
+
+PRESENT = ("libraries", "weights", "adapters", "float32 masters", "reference model", "the sampler's model")  # when the engine is about to be made
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A machine of a cluster: ranks of the learner and samplers that are placed there; bytes free in its memory, and on a sampler's GPU."""
+
+    trainers: int
+    samplers: int
+    free: float
+    gpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that some processes share, bytes of which are free: those that hold their models already, and those that are yet to start."""
+
+    free: float
+    here: tuple[Site, ...] = ()
+    coming: tuple[Site, ...] = ()
+    by_turns: bool = False  # samplers that sleep while the learner works
+
+    def needed(self, run: Run, sizes: Sizes, tokens: int | None, engine_bytes: int | None) -> float:
+        """Bytes that they still take of a step, in the phase that takes most, with so many tokens of a batch and bytes of keys and values in each."""
+        kinds = [(Counter(sites), there) for sites, there in ((self.here, True), (self.coming, False))]
+        plans = [(step_memory(run, sizes, site, tokens, engine_bytes), n, site, there) for kind, there in kinds for site, n in kind.items()]
+        return max(sum(n * self._taken(plan, site, there, phase) for plan, n, site, there in plans) for phase in MOMENTS)
+
+    def _taken(self, plan: StepMemory, site: Site, there: bool, phase: Phase) -> float:
+        """Of one of them, in a phase, beside what it holds already."""
+        if self.by_turns and not site.learner and phase != "grow":
+            return plan.named("libraries")
+        return plan.at(phase) - (plan.named(*PRESENT) if there else 0.0)
+
+    @property
+    def spelled(self) -> str:
+        """For whom it is, in words; "" for one process."""
+        sites = (*self.here, *self.coming)
+        ranks, samplers = sum(site.learner for site in sites), sum(not site.learner for site in sites)
+        counts = [(ranks, "rank"), (samplers, "sampler")]
+        return " for " + " and ".join(f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n) if len(sites) > 1 else ""
+
+
+def site_of(run: Run, cuda: bool | None = None) -> Site:
+    """What a run's device is, there or not; auto is a GPU where there is one."""
+    if cuda is None:
+        cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
+    shards = getattr(run.learner, "sharing", None) or ranks_here(run, cuda)
+    return Site("cuda" if cuda else "cpu", shards, engine=run.cluster is None and not isinstance(run.engine, Vllm | Remote))
+
+
+def ranks_here(run: Run, cuda: bool) -> int:
+    """Ranks of `learner=sharded` on this machine: those of torchrun, those of a cluster, as many as it says, or one a GPU; 1 for other learners."""
+    if not isinstance(run.learner, Sharded):
+        return 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun_size()))
+    if run.cluster is not None:
+        return run.cluster.trainers
+    return here if here > 1 else run.learner.ranks or (max(1, torch.cuda.device_count()) if cuda else 1)
+
+
+def further(site: Site) -> Site:
+    """A rank beside rank 0, which neither samples nor gathers weights to hand over."""
+    return replace(site, engine=False, first=False)
+
+
+def sites_of_samplers(run: Run, cuda: bool) -> tuple[Site, ...]:
+    """What samples in a process of its own that the run starts here, or in one place of its cluster; () where that is rank 0, or not the run's."""
+    if isinstance(run.engine, Vllm):
+        return (Site("cuda" if cuda else "cpu", learner=False),) * (0 if run.engine.urls else run.engine.servers)
+    return (Site("cuda" if cuda else "cpu", learner=False),) if run.cluster is not None else ()
+
+
+def rooms_here(run: Run, device: Any) -> list[Room]:
+    """The rooms of a run that is all on this machine, on whose `device` it learns."""
+    cuda = str(device).startswith("cuda")
+    ranks = ranks_here(run, cuda)
+    if (how := run.cluster) is not None:
+        return rooms_of(run, device, [Placement(ranks, how.samplers, free_memory(), float(free_on(device)))])
+    first, beside = site_of(run, cuda), -(-ranks // max(1, torch.cuda.device_count())) if cuda else ranks  # on the GPU of rank 0
+    return [Room(free_on(device), (first, *[further(first)] * (beside - 1)), sites_of_samplers(run, cuda))]
+
+
+def rooms_of(run: Run, device: Any, machines: Sequence[Placement]) -> list[Room]:
+    """The rooms of a run on a cluster, the first of whose machines has rank 0, which learns on `device`."""
+    how, cuda = run.cluster, str(device).startswith("cuda")
+    assert how is not None
+    counts = {machine.trainers for machine in machines if machine.trainers}
+    shards = getattr(run.learner, "sharing", None) or (counts.pop() if len(counts) == 1 else how.trainers)
+    first, sampler = replace(site_of(run, cuda), shards=shards), sites_of_samplers(run, how.gpus > 0)
+    rooms = []
+    for i, machine in enumerate(machines):
+        ranks = [further(first) if i or rank else first for rank in range(0 if cuda else machine.trainers)]
+        rooms.append(Room(machine.free, tuple(ranks), () if how.gpus else sampler * machine.samplers, how.colocated))
+    mine, theirs = (first,) if cuda else (), sampler * min(how.samplers, int(1 / how.gpus) or 1) if how.gpus else ()
+    if mine and theirs and how.colocated:
+        rooms.append(Room(free_on(device), mine, sampler, by_turns=True))
+    else:
+        rooms.append(Room(free_on(device), mine))
+        rooms.append(Room(min((machine.gpu for machine in machines if machine.samplers), default=0.0), (), theirs))
+    return [room for room in rooms if room.here or room.coming]
