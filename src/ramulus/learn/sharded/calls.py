@@ -51,12 +51,16 @@ def on_accumulate(policy: ShardedPolicy, mix: Mix, rows: Sequence[TreeBatch | No
 
 def on_update(policy: ShardedPolicy, lr: float) -> dict[str, float]:
     """One optimizer step."""
-    return policy.update(lr)
+    found = policy.update(lr)
+    give_back_after(policy)  # gradients
+    return found
 
 
 def on_weights(policy: ShardedPolicy) -> dict[str, Tensor]:
     """All weights, at rank 0."""
-    return policy.whole(torch.distributed.get_rank() == 0)
+    whole = policy.whole(torch.distributed.get_rank() == 0)
+    give_back_after(policy)  # what was gathered piece by piece
+    return whole
 
 
 def on_save(policy: ShardedPolicy, folder: Path) -> None:
