@@ -63,8 +63,9 @@ def below(process: int) -> dict[int, str]:
 def start(variant: str, out: Path) -> subprocess.Popen[bytes]:
     """A run, or what is left of it."""
     command = [sys.executable, "-m", "ramulus", "train", f"{HERE / 'run_cluster.py'}:{variant}", *WORDS, f"out={out}", "--resume"]
+    env = ENV | {"RAMULUS_TEST_LAST_STEP": str(last_step(out))}
     with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(command, env=ENV, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -94,12 +95,26 @@ def status(process: int) -> str:
         return "Z"
 
 
-def strike(process: subprocess.Popen[bytes], out: Path, kind: str, dice: random.Random) -> dict[str, Any] | None:
-    """Wait for a moment, and strike; None where the run ended before."""
+def may_begin(out: Path, step: int) -> None:
+    """The last step that a run may begin: see Held in run_cluster.py."""
+    part = last_step(out).with_suffix(".part")
+    part.write_text(str(step))
+    part.replace(last_step(out))
+
+
+def last_step(out: Path) -> Path:
+    """The file that says so."""
+    return out.parent / f"{out.name}.last"
+
+
+def strike(process: subprocess.Popen[bytes], out: Path, kind: str, dice: random.Random, later: int) -> dict[str, Any] | None:
+    """Wait for a moment, and strike; None where the run ended before. It goes no farther meanwhile than leaves room for `later` blows."""
     name, number = KINDS[kind]
-    step, share = len(rows(out)) + dice.randint(0, 2), dice.random()
+    latest = STEPS - 2 * (later + 1)
+    step, share = max(len(rows(out)), min(len(rows(out)) + dice.randint(0, 2), latest)), dice.random()
+    may_begin(out, step + 1)
     while process.poll() is None:
-        if len(rows(out)) >= min(step, STEPS - 1) and (out / "run.json").exists():
+        if len(rows(out)) >= step and (out / "run.json").exists():
             time.sleep(share)
             there = below(process.pid)
             victims = sorted(one for one, called in there.items() if name and name in called) if name else [process.pid]
@@ -134,12 +149,13 @@ def life(process: subprocess.Popen[bytes], out: Path, left: list[str], struck: l
     """One process of a run to its end, struck in the ways that are left."""
     family: set[int] = set()
     while left and process.poll() is None:
-        blow = strike(process, out, left[0], dice)
+        blow = strike(process, out, left[0], dice, len(left) - 1)
         if blow is None:
             break
         family |= set(below(process.pid))
         began, done = time.monotonic(), len(rows(out))
         left.pop(0)
+        may_begin(out, done + 1 if left else STEPS)
         while process.poll() is None and len(rows(out)) <= done:  # it goes on, or it ends
             family |= set(below(process.pid))
             time.sleep(0.2)
@@ -180,7 +196,7 @@ def main(folder: Path, moments: int, seed: int) -> int:
     done = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
     while sum(len(line["struck"]) for line in done) < moments:
         number = len(done)
-        dice, variant = random.Random(f"{seed}/{number}"), ("grpo", "treepo")[number % 2]
+        dice, variant = random.Random(f"{seed}/{number}"), ("held", "held_treepo")[number % 2]
         whole = folder / f"whole-{variant}"
         if not (whole / "summary.json").exists():
             story(variant, whole, (), dice)

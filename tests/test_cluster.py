@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from placed import placed
 from ramulus import Ray, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.pool import Lost
+from ramulus.learn.sharded.starting import serve_at
 from ramulus.run.cluster import connected
 from ramulus.run.config.resume import build
 from ramulus.run.placed_engine import PlacedEngine
@@ -170,6 +172,30 @@ def test_a_pool_whose_samplers_are_all_lost_goes_on() -> None:
     here.lost["sample"] = 0
     with pytest.warns(UserWarning, match="another is started in its place"):
         assert sampled(engine) == whole
+
+
+@KERNELS
+def test_a_sampler_that_sees_other_folders_is_a_sentence(tmp_path: Path) -> None:
+    """Weights go by a folder that is not shared: no other process would see them."""
+    model = scratch(0)[0]
+    engine, here = placed(model)
+    engine.folder, call = tmp_path, here.call
+
+    async def elsewhere(process: Any, name: str, *parts: Any) -> Any:
+        if name == "load":
+            parts = (str(tmp_path / "of another machine"), *parts[1:])
+        return await call(process, name, *parts)
+
+    here.call = elsewhere
+    with pytest.raises(ConnectionError, match=r"sampler 0 .*does not find the weights in .*: set cluster.folder to one that all machines share"):
+        asyncio.run(engine.load(dict(model.state_dict()), 1))
+
+
+def test_a_rank_that_does_not_reach_the_first_says_so_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+    with pytest.raises(ConnectionError, match=rf"does not reach rank 0 at 127.0.0.1:{port} \(Connection refused\): open the ports"):
+        serve_at(1, "127.0.0.1", port, 2, 2, 1800.0)
 
 
 @KERNELS

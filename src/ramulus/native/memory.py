@@ -17,6 +17,7 @@ LIMITS = (
 """Where a container's limit and what it uses stand, by version 2 and 1 of cgroups."""
 LIMIT = "RAMULUS_MEMORY_MB"  # of the environment: what this process and those that it starts may take together, whatever else is free
 SHARES = "RAMULUS_GPU_SHARES"  # of the environment: processes among which a GPU is shared alike
+_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given back when somebody needs it
 
 
@@ -115,18 +116,24 @@ _FAILED = (
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """malloc_trim of the C library; None where it has none."""
+def _of_c(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return getattr(ctypes.CDLL(None), name)  # type: ignore[no-any-return]
     except (OSError, AttributeError, TypeError):
         return None
 
 
 def give_back() -> None:
     """Return to the system what has been freed: the C library keeps smaller blocks, and fragments them, where large ones are given back at once."""
-    if (trim := _trim()) is not None:
+    if (trim := _of_c("malloc_trim")) is not None:
         trim(0)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def map_blocks(least: int) -> None:
+    """From now on a block of so many bytes or more is the system's again once it is freed, and leaves no hole among others; where glibc is."""
+    if (mallopt := _of_c("mallopt")) is not None:
+        mallopt(_THRESHOLD, least)

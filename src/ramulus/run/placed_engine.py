@@ -108,7 +108,11 @@ class PlacedEngine(PoolEngine):
                 warnings.warn(f"{lost}: another is started in its place", stacklevel=2)
 
     async def _start(self, server: PlacedSampler) -> None:
-        server.process, server.about = await self._within(self.patience, self.carrier.start(server.place), f"sampler {server.place} has not started")
+        name = f"sampler {server.place}"
+        try:
+            server.process, server.about = await self._within(self.patience, self.carrier.start(server.place), f"{name} has not started")
+        except Lost as lost:
+            raise Lost(str(lost) if name in str(lost) else f"{name} was lost while it started: {lost}") from lost
         assert server.about is not None
         here, there = versions(), server.about.versions
         if differs := [f"{name} {there.get(name)} and here {here[name]}" for name in here if there.get(name) != here[name]]:
@@ -181,7 +185,11 @@ class PlacedEngine(PoolEngine):
 
     async def give(self, server: PlacedSampler, new: Pushed) -> None:
         """Have a sampler take the weights."""
-        await self._ask(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
+        try:
+            await self._ask(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
+        except FileNotFoundError as error:
+            remedy = "set cluster.folder to one that all machines share, or cluster.weights=objects"
+            raise ConnectionError(f"{server.name} does not find the weights in {new.path}: {remedy}") from error
         server.loaded = new.name
 
     async def forget(self, server: PlacedSampler) -> None:

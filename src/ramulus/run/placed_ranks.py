@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ import torch.distributed as dist
 
 from ramulus.learn.sharded.starting import LOOPBACK
 from ramulus.learn.sharded.world import World, meet
+
+INSTALL = "install there what this machine has, or see to it that PYTHONPATH leads to it there"
 
 
 @dataclass
@@ -37,7 +40,7 @@ class PlacedRank:
             except ray.exceptions.RayTaskError as error:
                 self.exitcode, self.why = 1, line_of(error.cause if isinstance(error.cause, Exception) else error)
             except ray.exceptions.RayError as error:
-                self.exitcode, self.why = "unknown (its process is gone)", line_of(error)
+                self.exitcode, self.why = "unknown (its process is gone)", end_of(error)
 
     def kill(self) -> None:
         """End it at once."""
@@ -82,6 +85,25 @@ def wait_for(ranks: Sequence[PlacedRank], store: Any, patience: float) -> None:
 def line_of(error: BaseException) -> str:
     """The first sentence of an error."""
     return next((line.strip().partition(". ")[0].rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def end_of(error: Any) -> str:
+    """Why a process of Ray's has ended, in a sentence, from Ray's error."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    where = f" on {host_of(error)}" if host_of(error) else ""
+    if getattr(error, "actor_init_failed", False):  # a traceback of there, whose last line is the cause
+        return f"its process{where} says {lines[-1]}: {INSTALL}"
+    if "running low on memory" in str(error):
+        return f"Ray killed its process{where} because the machine's memory was nearly used up: lower engine.memory_mb or what else runs there"
+    if "SYSTEM_ERROR" in str(error):
+        return f"its process{where} ended without a word: killed, as by the system when memory is used up, or crashed; Ray's logs there say more"
+    return line_of(error)
+
+
+def host_of(error: BaseException) -> str:
+    """The address of the machine that an error of Ray's came from, "" where it does not say."""
+    found = re.search(r"\bip[=:] ?([\w.:]*\w)", str(error))
+    return found[1] if found else ""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from ramulus.engine.engine import Request
 from ramulus.engine.pool import Lost, Stale
-from ramulus.run.placed_ranks import line_of
+from ramulus.run.placed_ranks import INSTALL, end_of, host_of, line_of
 from ramulus.run.sampler import About, SamplerProcess, packed
 
 _LOOK = 5.0  # seconds between two looks whether Ray is still there
@@ -59,7 +59,7 @@ class RayCarrier:
 
     async def call(self, process: Any, name: str, *parts: Any) -> Any:
         """The answer of a method."""
-        with self._told():
+        with self._told(begins=name == "begin"):
             return await getattr(process, name).remote(*parts)
 
     async def stream(self, process: Any, requests: Sequence[Request], loaded: str) -> AsyncGenerator[Any]:
@@ -82,15 +82,31 @@ class RayCarrier:
         return self.ray.put(body)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What Ray raises as what it means: Lost where a process or its machine is gone, else what the process raised."""
+    def _told(self, begins: bool = False) -> Iterator[None]:
+        """What Ray raises as what it means: Lost where a process or its machine is gone, else what the process raised.
+
+        ConnectionError where one cannot begin, as another would not: what it is made of is not there.
+        """
         errors = self.ray.exceptions
         try:
             yield
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else None
+            if begins:
+                raise cannot_begin(cause, line_of(error), host_of(error)) from error
             if isinstance(cause, Stale | ValueError | OSError | MemoryError):
                 raise cause from None
             raise RuntimeError(f"a sampler failed: {cause or line_of(error)}") from error
-        except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
-            raise Lost(line_of(error)) from error
+        except errors.RayError as error:
+            if getattr(error, "actor_init_failed", False) or isinstance(error, errors.RuntimeEnvSetupError):
+                raise ConnectionError(f"a sampler cannot start: {end_of(error)}") from error
+            raise Lost(end_of(error)) from error
+
+
+def cannot_begin(cause: Exception | None, line: str, host: str) -> Exception:
+    """What a sampler raised when it was to begin, as an error of the run; one that says itself what is wrong stays, with the `host`."""
+    if isinstance(cause, ValueError | OSError | MemoryError):
+        cause.add_note(f"this is what a sampler on {host} said when it began")
+        return cause
+    remedy = f": {INSTALL}" if isinstance(cause, ImportError) else ""
+    return ConnectionError(f"a sampler cannot start on {host}: {str(cause or '') or line}{remedy}")

@@ -126,8 +126,13 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
 
 def give_back_after(policy: TorchPolicy) -> None:
     """Return the memory of activations to the system: else the optimizer, the engine and a checkpoint need theirs beside what the C library keeps."""
-    if sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK:
+    if is_large(policy):
         give_back()
+
+
+def is_large(policy: TorchPolicy) -> bool:
+    """Whether memory matters more than the time it takes to give it back."""
+    return sum(p.nbytes for p in policy.model.parameters()) > GIVES_BACK
 
 
 def scored(policy: TorchPolicy, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
+import socket
 import sys
 import tempfile
 from datetime import timedelta
@@ -16,6 +18,7 @@ from ramulus.learn.sharded.calls import obey
 from ramulus.learn.sharded.world import World, meet
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+_KNOCK = 20.0  # seconds in which the port of rank 0, which listens by then, must answer
 
 
 def start_ranks(size: int, seconds: float) -> World:
@@ -46,6 +49,13 @@ def serve_at(rank: int, host: str, port: int, size: int, local: int, seconds: fl
     """A rank that somebody has started elsewhere; all meet at rank 0's store. `interface`: of gloo, "" leaves it."""
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        socket.create_connection((host, port), _KNOCK).close()
+    except OSError as error:  # torch would try for as long as ranks wait for each other
+        raise ConnectionError(
+            f"{platform.node()} does not reach rank 0 at {host}:{port} ({error.strerror or error}): open the ports between the machines, or name the "
+            "right network in GLOO_SOCKET_IFNAME"
+        ) from error
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
     store.set(f"here-{rank}", "")
     serve_rank(meet(rank, size, local, seconds, store=dist.PrefixStore("ranks", store)))
