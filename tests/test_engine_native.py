@@ -269,6 +269,26 @@ def test_a_process_and_those_below_it_take_no_more_than_the_environment_says(mon
         free_memory()
 
 
+@pytest.mark.skipif(memory._of_c("mallopt") is None, reason="the C library is not glibc")
+@pytest.mark.parametrize("maps", [False, True])
+def test_blocks_that_are_mapped_leave_no_holes(maps: bool) -> None:
+    """A freed block between two that stay, of a size that the C library has learned to take from its heap."""
+    code = f"""if True:
+        import os
+        from ramulus.native.memory import held_bytes, map_blocks
+        block = lambda megabytes: bytearray(b"x") * (megabytes * 2**20)
+        del_this = block(24)
+        del del_this
+        if {maps}:
+            map_blocks(2**22)
+        before, large, small = held_bytes(os.getpid()), block(16), block(0) + b"x" * 100_000
+        del large
+        print((held_bytes(os.getpid()) - before) // 2**20)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 4) == maps
+
+
 def test_an_engine_says_how_it_decodes() -> None:
     """The way, the precision and the copy; and why it is a slower way."""
     model = small()

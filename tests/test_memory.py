@@ -170,6 +170,20 @@ def test_the_command_line_plans_every_stage(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("learner=sharded", "learner.ranks=3"), "that is rank 0, which samples too; each of the other 2 ranks takes at most"),
+        (("cluster=ray", "cluster.samplers=2"), "that is the process that learns; each of 2 samplers takes at most"),
+        (("cluster=ray", "cluster.trainers=2", "learner=sharded"), "that is rank 0; the other rank takes at most"),
+    ],
+)
+def test_a_plan_says_what_those_beside_it_take(words: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = ramulus(capsys, "plan", "quickstart", "device=cpu", *words)
+    assert status == 0
+    assert expected in said
+
+
+@pytest.mark.parametrize(
     ("words", "names"),
     [
         (("grpo", "model=./nowhere"), "nowhere"),

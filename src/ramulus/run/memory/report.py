@@ -80,7 +80,8 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
     if others:
         whose = {"rank": ("the other rank", "each of the other {} ranks"), "sampler": ("the sampler", "each of {} samplers")}
         each = [f"{whose[kind][count > 1].format(count)} takes at most {other.peak / GB:.2f} GB" for kind, count, other in others]
-        said.append(f"that is rank 0{', which samples too' if site.engine else ''}; {', '.join(each)}")
+        mine = "rank 0" if ranks_here(run, site.kind == "cuda") > 1 else "the process that learns"
+        said.append(f"that is {mine}{', which samples too' if site.engine else ''}; {', '.join(each)}")
     here = machine_memory()
     if site.kind == "cpu" and (run.cluster is None or run.cluster.address in ("", "local")):
         said.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
