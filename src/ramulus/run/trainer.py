@@ -31,7 +31,7 @@ from ramulus.learn.policy.learner import Evaluated, Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
-from ramulus.native.memory import OutOfMemory, give_back
+from ramulus.native.memory import OutOfMemory
 from ramulus.run import checkpoint
 from ramulus.run.ahead import AheadRollouts, ripe_to_json
 from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, StepDone
@@ -374,9 +374,6 @@ async def hand_over(learner: Learner, engine: Engine) -> None:
     else:
         weights = await learner.weights()
     await engine.load(weights, learner.version)
-    if isinstance(weights, dict):
-        del weights
-        give_back()  # the tensors that were handed over
 
 
 def differences(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -49,6 +49,7 @@ def on_score(policy: ShardedPolicy, rows: Sequence[ScoreRow | None], columns: Se
 
 def on_accumulate(policy: ShardedPolicy, mix: Mix, rows: Sequence[TreeBatch | None]) -> list[Evaluated]:
     """Add the gradient of this rank's rows and pads."""
+    give_back_after(policy)  # weights that were handed over
     evaluated = [policy.accumulate(mix, row).each(Tensor.cpu) for row in rows]
     give_back_after(policy)
     return evaluated
