@@ -12,7 +12,7 @@ from ramulus.recipes import smol
 from ramulus.run.config.recipe import AdamW, FinalEvaluation, Run
 from ramulus.tasks.word_problems import WordProblems
 
-LR = {"grpo": 1e-5, "treepo": 1e-5, "treepo_forks": 1e-5, "treerl": 1e-5, "attnrl": 1e-5, "hapo": 1e-5, "hpt": 1e-5, "ramulus": 1e-5}
+LR = {"grpo": 1e-5, "treepo": 2e-5, "treepo_forks": 2e-5, "treerl": 1e-5, "attnrl": 1e-5, "hapo": 2e-5, "hpt": 2e-5, "ramulus": 1e-5}
 """The best of 5e-6, 1e-5 and 2e-5 after 10 steps on the sums, each with one seed (100) that is not used again."""
 
 
@@ -20,7 +20,7 @@ def within(run: Run, name: str) -> Run:
     """The run on the shared budget."""
     return replace(
         run, optimizer=AdamW(lr=LR[name]), steps=15, eval_every=3, eval_samples=2, trees_every=15, save_every=15, keep=1, keep_optimizer=False,
-        tokens_per_batch=2048, tensorboard=False, threads=1,
+        tokens_per_batch=2048, prompt_limit=192, tensorboard=False, threads=1,
         final_evaluation=FinalEvaluation(WordProblems(60, "test"), samples=2, temperatures=()),
     )  # fmt: skip
 
