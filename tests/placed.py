@@ -23,6 +23,7 @@ class Here:
 
     built: bytes
     decode: Any = None
+    address: str = "127.0.0.1"
     started: list[SamplerProcess] = field(default_factory=list)
     ended: list[SamplerProcess] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)  # after so many more calls of a method, whoever is asked is lost

@@ -17,7 +17,7 @@ import run_recipe
 from conformance.subjects import scratch
 from engines import KERNELS
 from placed import placed
-from ramulus import Ray, Sharded, Vllm
+from ramulus import Local, Ray, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.pool import Lost
 from ramulus.learn.sharded.starting import serve_at
@@ -42,7 +42,7 @@ CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), s
         ({"timeout": 0}, "cluster.timeout and cluster.patience must be above 0 seconds, got 0 and 600"),
         ({"address": "ray://head:10001"}, "goes by Ray's client"),
         ({"address": "head"}, "cluster.address='head' is no address: write HOST:PORT"),
-        ({"weights": "nccl"}, "cluster.weights is 'objects' or 'files', got 'nccl'"),
+        ({"weights": "nccl"}, "cluster.weights is 'objects', 'files' or 'direct', got 'nccl'"),
         ({"colocated": True, "ahead": 1}, "grow nothing ahead"),
         ({"colocated": True, "gpus": 1, "samplers": 3}, "as many samplers as trainers, got 3 and 1"),
     ],
@@ -60,6 +60,13 @@ def test_a_run_and_its_cluster_go_together() -> None:
         replace(run, cluster=Ray(trainers=2), learner=Sharded(ranks=3))
     with pytest.raises(ValueError, match=r"engine\.weights='nccl' goes from the learner to servers, but with a cluster"):
         replace(run, cluster=Ray(), engine=Vllm(weights="nccl"))
+    direct = Ray(weights="direct")
+    for engine in (Local(), Vllm(), Vllm(weights="ipc")):
+        with pytest.raises(ValueError, match=r"goes from the learner straight into vLLM servers by engine\.weights: take engine=Vllm"):
+            replace(run, cluster=direct, engine=engine)
+    with pytest.raises(ValueError, match=r"one vLLM server for a sampler: set cluster\.samplers"):
+        replace(run, cluster=direct, engine=Vllm(weights="gloo", servers=2))
+    assert replace(run, cluster=direct, engine=Vllm(weights="nccl")).cluster == direct
     assert replace(run, cluster=Ray(trainers=2), learner=Sharded()).cluster == Ray(trainers=2)
 
 
@@ -98,7 +105,7 @@ def test_a_sampler_that_ray_or_somebody_else_ends_is_lost_and_not_a_failure(name
     ray = pytest.importorskip("ray")
     kind = getattr(ray.exceptions, name)
     told = kind("Task was killed due to the node running low on memory. More\nand more") if name == "OutOfMemoryError" else kind()
-    with pytest.raises(Lost) as caught, RayCarrier(ray, lambda place: {}, b"", None)._told():
+    with pytest.raises(Lost) as caught, RayCarrier(ray, lambda place: {}, b"", None, "")._told():
         raise told
     assert "\n" not in str(caught.value)
 

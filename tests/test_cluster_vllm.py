@@ -83,9 +83,12 @@ def test_grpo_trains_through_one_sampler(whole: Path) -> None:
     assert {node.version for node in nodes(whole)} > {0}
 
 
-@pytest.mark.parametrize("words", ["cluster.weights=files", "engine.weights=gloo"])
-def test_two_samplers_grow_the_same_trees_however_weights_come(words: str, whole: Path, tmp_path: Path) -> None:
-    train("grpo", tmp_path, "cluster=ray", "cluster.samplers=2", f"cluster.folder={tmp_path / 'weights'}", words)
+DIRECT = ("cluster.weights=direct", "engine.weights=gloo")
+
+
+@pytest.mark.parametrize("words", [("cluster.weights=files",), ("engine.weights=gloo",), DIRECT])
+def test_two_samplers_grow_the_same_trees_however_weights_come(words: tuple[str, ...], whole: Path, tmp_path: Path) -> None:
+    train("grpo", tmp_path, "cluster=ray", "cluster.samplers=2", f"cluster.folder={tmp_path / 'weights'}", *words)
     assert grown(tmp_path) == grown(whole)
     rows = metrics(tmp_path)
     holds(rows)
@@ -93,8 +96,10 @@ def test_two_samplers_grow_the_same_trees_however_weights_come(words: str, whole
     assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in metrics(whole)]
 
 
-def test_weights_are_swapped_below_what_grows_ahead_and_nodes_say_which_sampled_what(tmp_path: Path) -> None:
-    rows = train("grpo", tmp_path, "steps=6", "cluster=ray", "cluster.samplers=2", "cluster.ahead=1", "engine.in_flight=true", "response_limit=200")
+@pytest.mark.parametrize("words", [(), DIRECT])
+def test_weights_are_swapped_below_what_grows_ahead_and_nodes_say_which_sampled_what(words: tuple[str, ...], tmp_path: Path) -> None:
+    more = ("steps=6", "cluster.samplers=2", "cluster.ahead=1", "engine.in_flight=true", "response_limit=200", *words)
+    rows = train("grpo", tmp_path, "cluster=ray", *more)
     assert len(rows) == 6
     holds(rows)
     mixed = [node for node in nodes(tmp_path) if node.version < node.newest]
@@ -109,9 +114,10 @@ def test_weights_are_swapped_below_what_grows_ahead_and_nodes_say_which_sampled_
 STRUCK = [("ramulus_vllm.serve", "it is started again"), ("ray::SamplerProcess", "another is started in its place")]
 
 
+@pytest.mark.parametrize("words", [(), DIRECT])
 @pytest.mark.parametrize(("part", "said"), STRUCK)
 def test_a_server_or_its_sampler_that_is_killed_is_started_again_and_nothing_changes(
-    part: str, said: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, said: str, words: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, struck = RayCarrier.stream, list[int]()
 
@@ -125,7 +131,7 @@ def test_a_server_or_its_sampler_that_is_killed_is_started_again_and_nothing_cha
 
     monkeypatch.setattr(RayCarrier, "stream", stream)
     with pytest.warns(UserWarning, match=f"{said}, and what it had not answered is asked again"):
-        train("grpo", tmp_path, "cluster=ray")
+        train("grpo", tmp_path, "cluster=ray", *words)
     assert struck
     assert grown(tmp_path) == grown(whole)
     holds(metrics(tmp_path))

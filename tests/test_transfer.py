@@ -24,6 +24,7 @@ from ramulus.engine.pool import Lost
 from ramulus.engine.vllm.server import Server, greeting_of
 from ramulus.engine.vllm.transfer import (
     Sender,
+    address_towards,
     buckets,
     held_weights,
     joined_group,
@@ -32,7 +33,7 @@ from ramulus.engine.vllm.transfer import (
     packed_into,
     plain_handle,
     refuse_way,
-    store_towards,
+    store_on,
 )
 from ramulus.engine.vllm.vllm_engine import VllmEngine
 from ramulus.learn.policy.in_process import InProcess
@@ -129,7 +130,8 @@ def test_a_handle_is_json_of_what_torch_says() -> None:
 @contextmanager
 def peer(at: Server) -> Iterator[tuple[Any, list[bytes]]]:
     """A group of two, this process's end of it and what the other end has got."""
-    host, port, store = store_towards(at.url, 10.0)
+    host = address_towards(at.url)
+    port, store = store_on(host, 10.0)
     got: list[bytes] = []
 
     def other() -> None:
@@ -187,7 +189,8 @@ def test_of_shared_memory_each_bucket_is_read_before_the_next_is_laid_there(monk
     buffer = torch.zeros(2**16, dtype=torch.uint8)
     with socket.create_server(("127.0.0.1", 0)) as room:
         server = Server(f"http://127.0.0.1:{room.getsockname()[1]}", "", 5.0)
-        host, port, store = store_towards(server.url, 10.0)
+        host = address_towards(server.url)
+        port, store = store_on(host, 10.0)
     server.hello = greeting_of(Misbehaving().hello() | {"workers": 2, "ways": ["files", "ipc"]}, server.url)
     sender, got = Sender("ipc", server), [bytearray(), bytearray()]
     sender.store = store

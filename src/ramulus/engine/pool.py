@@ -157,6 +157,10 @@ class PoolEngine:
             groups.setdefault(self._affinity(pair[0].prefix, present), []).append(pair)
         return groups
 
+    def waits(self, server: Any) -> bool:
+        """Whether somebody waits for what this sampler alone can answer, so that no load may come."""
+        return bool(self._flying) and not self.in_flight and all(other.away for other in self.servers if other is not server)
+
     def _carry(self, home: int, asked: list[_Asked], tries: int = 0) -> None:
         """Begin a call; it is broken off once nobody waits for any of it."""
         task = asyncio.get_running_loop().create_task(self._call(home, asked, tries))

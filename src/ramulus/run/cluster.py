@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.engine.pool import Lost
+from ramulus.engine.vllm.factory import Vllm
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
@@ -188,10 +189,11 @@ class Ground:
         threads = max(1, int(how.cpus)) if run.threads is None or how.address else run.threads
         device = "cuda" if how.gpus else "cpu"
         built = Built(run.engine, skeleton, decode, device, threads, device == "cpu")
-        carrier = RayCarrier(ray_library(), lambda place: self.options(self.samplers, place, how.cpus, how.gpus), _by_value(built), decode)
+        carrier = RayCarrier(ray_library(), lambda place: self.options(self.samplers, place, how.cpus, how.gpus), _by_value(built), decode, self.host)
         folder = self._folder() if how.weights == "files" else None
         vocabulary = int(skeleton.get_input_embeddings().num_embeddings)
-        engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated)
+        direct = run.engine.weights if how.weights == "direct" and isinstance(run.engine, Vllm) else ""
+        engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated, direct)
         self.engines.append(engine)
         await engine.begin()
         if how.colocated and "sleep" not in engine.features:
@@ -206,6 +208,16 @@ class Ground:
         self.folders.append(Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None)))
         return self.folders[-1]
 
+    @property
+    def alone(self) -> bool:
+        """Whether the cluster is this machine's and ends with the run."""
+        return not self.how.address or self.how.address == "local"
+
+    @property
+    def host(self) -> str:
+        """The address of this machine for processes of the cluster."""
+        return "127.0.0.1" if self.alone else str(ray_library().util.get_node_ip_address())
+
     def lead(self, seconds: float) -> None:
         """Start the further ranks in the trainers' group, and have them and this process, rank 0, stand ready for the learner."""
         how = self.how
@@ -218,9 +230,7 @@ class Ground:
             actor = ray_library().remote(RankProcess).options(**options, max_restarts=0).remote()
             return PlacedRank(ray_library(), actor, actor.serve.remote(rank, *where))
 
-        alone = not how.address or how.address == "local"
-        host = "127.0.0.1" if alone else ray_library().util.get_node_ip_address()
-        STANDING.append(led(start, how.trainers, self.on_one(), host, alone, seconds, how.patience))
+        STANDING.append(led(start, how.trainers, self.on_one(), self.host, self.alone, seconds, how.patience))
 
     def on_one(self) -> int:
         """Ranks that are on one machine: all, or as many as on each where they are spread evenly."""

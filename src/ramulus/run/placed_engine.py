@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,8 @@ from ramulus.engine.pool import TRIES, Lost, PoolEngine, Stale
 from ramulus.engine.pushed import Pushed, pushed
 from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.stops import check_request
+from ramulus.engine.vllm.server import Greeting
+from ramulus.engine.vllm.transfer import Held, Sender, held_weights, sent
 from ramulus.run.sampler import About, versions
 
 _T = TypeVar("_T")
@@ -21,6 +23,8 @@ _T = TypeVar("_T")
 
 class Carrier(Protocol):
     """Whoever starts sampler processes and carries calls to them. What it raises where a process is gone is `Lost`."""
+
+    address: str  # of this machine, as the processes reach it
 
     async def start(self, place: int) -> tuple[Any, About]:
         """A new process in a place, in which the engine has begun."""
@@ -73,27 +77,46 @@ class PlacedSampler:
         return f"sampler {self.place}{where}"
 
 
+class Below:
+    """The vLLM server of a sampler, which passes on what is asked of it."""
+
+    def __init__(self, engine: PlacedEngine, sampler: PlacedSampler) -> None:
+        self.engine, self.sampler, self.timeout = engine, sampler, engine.timeout
+        self.url, self.hello = "", Greeting("", "", "", 0, 0, False)
+
+    async def meet(self) -> None:
+        """Ask who it is now."""
+        self.url, self.hello = await self.engine.told(self.sampler, "meet")
+
+    async def ask(self, client: Any, method: str, path: str, content: Any = None, patience: float | None = None) -> Any:
+        """The JSON of one of the plug-in's addresses."""
+        return await self.engine.told(self.sampler, "tell", method, path, content, patience)
+
+
 class PlacedEngine(PoolEngine):
     """Samples in the processes of a carrier.
 
     `timeout`: seconds in which a process must have answered something, `patience` those in which it must have started: one that has not is ended,
     and another started in its place. `folder`: where weights are written for all to read; None hands them to the carrier. `rests`: the processes
-    are to sleep whenever nothing is sampled until the next load.
+    are to sleep whenever nothing is sampled until the next load. `direct`: "gloo" or "nccl", by which weights go straight into the vLLM server of
+    each process; "" has the processes take them.
     """
 
     def __init__(
         self, carrier: Carrier, count: int, vocabulary: int, timeout: float, patience: float, folder: Path | None,
-        rests: bool = False,
+        rests: bool = False, direct: str = "",
     ) -> None:
         super().__init__([PlacedSampler(place) for place in range(count)])
         self.carrier, self.vocabulary, self.timeout, self.patience = carrier, vocabulary, timeout, patience
         self.folder, self.rests = folder, rests
+        self._senders = {server.place: Sender(direct, Below(self, server), host=carrier.address) for server in self.servers if direct}
 
     async def begin(self) -> None:
         """Start all processes beside each other. ConnectionError where one cannot be, or is not like this one."""
         await together(self._begun(server) for server in self.servers)
         first = self.servers[0].about
-        self.limit, self.features, self.in_flight = first.limit, first.features, "in_flight" in first.features
+        self.limit, self.in_flight = first.limit, "in_flight" in first.features
+        self.features = first.features | ({"live"} if self._senders else set())
         hosts = len({server.about.host for server in self.servers})
         self.about = f"{len(self.servers)} sampler{'s' * (len(self.servers) > 1)} on {hosts} machine{'s' * (hosts > 1)}, each by {first.engine}"
 
@@ -126,7 +149,7 @@ class PlacedEngine(PoolEngine):
         except TimeoutError:
             raise Lost(f"{what} within {seconds:g} s") from None
 
-    async def _ask(self, server: PlacedSampler, name: str, *parts: Any) -> Any:
+    async def told(self, server: PlacedSampler, name: str, *parts: Any) -> Any:
         """One call. Raises a Fault that names the sampler."""
         try:
             return await self._within(self.timeout, self.carrier.call(server.process, name, *parts), f"{server.name} has not answered")
@@ -178,23 +201,37 @@ class PlacedEngine(PoolEngine):
             raise ConnectionError(f"{server.name} is not like the one that was lost: {server.about.engine}, and before {known.engine}")
 
     def push(self, weights: Weights, version: int) -> Pushed:
-        """Weights in a file that all read, or with the carrier."""
+        """Weights in a file that all read, with the carrier, or as they are for servers that get them straight."""
+        if self._senders and isinstance(weights, Mapping):
+            return held_weights(weights, version)
         if self.folder is not None or not isinstance(weights, dict):
             return pushed(weights, version, self.folder or Path(), "cluster.folder")
         return Handed(Path(), version, handle=self.carrier.keep(to_bytes(weights)))
 
     async def give(self, server: PlacedSampler, new: Pushed) -> None:
         """Have a sampler take the weights."""
+        if isinstance(new, Held):
+            await self._send(server, new)
+            return
         try:
-            await self._ask(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
+            await self.told(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
         except FileNotFoundError as error:
             remedy = "set cluster.folder to one that all machines share, or cluster.weights=objects"
             raise ConnectionError(f"{server.name} does not find the weights in {new.path}: {remedy}") from error
         server.loaded = new.name
 
+    async def _send(self, server: PlacedSampler, new: Held) -> None:
+        """Weights from where they are into the sampler's vLLM server; what is said in between goes by way of the sampler."""
+        sender = self._senders[server.place]
+        assert isinstance(sender.server, Below)
+        await sender.server.meet()
+        if said := await sent(self, server, sender, None, new):
+            await self.told(server, "took", said, new.name, new.version)
+            server.loaded = new.name
+
     async def forget(self, server: PlacedSampler) -> None:
         """Have it forget KV."""
-        await self._ask(server, "reset")
+        await self.told(server, "reset")
 
     async def rest(self) -> None:
         """Have all samplers give their memory back until the next load."""
@@ -204,7 +241,7 @@ class PlacedEngine(PoolEngine):
     async def _sleep(self, home: int) -> None:
         server, epoch = self.servers[home], self.servers[home].epoch
         try:
-            await self._ask(server, "sleep")
+            await self.told(server, "sleep")
         except Lost as lost:
             await self._recover(home, epoch, lost)
 
@@ -215,4 +252,6 @@ class PlacedEngine(PoolEngine):
 
     def close(self) -> None:
         """End the processes."""
+        for sender in self._senders.values():
+            sender.close()
         self.carrier.finish([server.process for server in self.servers if server.process is not None])

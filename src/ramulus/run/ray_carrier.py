@@ -25,6 +25,7 @@ class RayCarrier:
     where: Callable[[int], Mapping[str, Any]]  # options of Ray for the actor of a place
     built: bytes
     decode: Any
+    address: str  # of this machine, as the actors reach it
 
     async def start(self, place: int) -> tuple[Any, About]:
         """An actor in a piece of the samplers' group. It is not Ray's to restart: whoever notices that it is lost starts another."""

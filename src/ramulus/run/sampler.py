@@ -15,6 +15,7 @@ from typing import Any
 
 from ramulus.engine.engine import Engine, Live, Request, Segment
 from ramulus.engine.pool import Stale
+from ramulus.engine.vllm.vllm_engine import VllmEngine
 from ramulus.run.doctor import version_of
 
 _DECODE = "decode"  # what a call says in place of the thing that both sides have: the text of tokens
@@ -115,8 +116,9 @@ class SamplerProcess:
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                ready = [(tasks[task], task.result()[0]) for task in done]
                 said, self.said = self.said, []
-                yield [(tasks[task], task.result()[0]) for task in done], dict(self.engine.counters()), said
+                yield ready, dict(self.engine.counters()), said
         finally:
             for task in left:
                 task.cancel()
@@ -133,6 +135,24 @@ class SamplerProcess:
             given = Live(given, lambda: version)  # nobody changes them
         await self.engine.load(given, version)
         self.loaded = name
+
+    async def meet(self) -> tuple[str, Any]:
+        """Address and last word of the vLLM server below, into which the driver sends weights straight."""
+        return self._vllm.one.url, self._vllm.one.hello
+
+    async def tell(self, method: str, path: str, content: Any, patience: float | None) -> Any:
+        """What that server answers."""
+        return await self._vllm.tell(method, path, content, patience)
+
+    async def took(self, said: Any, name: str, version: int) -> None:
+        """The weights that it was sent are those that are meant from now on."""
+        self._vllm.took(said, name, version)
+        self.loaded = name
+
+    @property
+    def _vllm(self) -> VllmEngine:
+        assert isinstance(self.engine, VllmEngine)
+        return self.engine
 
     async def sleep(self) -> None:
         """Give back the memory of keys, values and weights until the next load."""

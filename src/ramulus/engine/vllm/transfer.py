@@ -17,13 +17,13 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from ramulus.engine.engine import Live
-from ramulus.engine.pool import Lost
+from ramulus.engine.pool import BETWEEN, Lost, PoolEngine
 from ramulus.engine.pushed import Pushed
-from ramulus.engine.vllm.server import Server
+from ramulus.engine.vllm.server import Greeting
 
 _T = TypeVar("_T")
 BUCKET = 2**28  # bytes; a bucket is full with the tensor that brings it beyond
@@ -124,11 +124,28 @@ def plain_handle(parts: Sequence[Any]) -> list[Any]:
     return [plain(part) for part in parts]
 
 
-class Sender:
-    """This process's end of the way into one server. `way`: "gloo", "nccl" or "ipc"; `bucket`: bytes, as in BUCKET."""
+class Receiver(Protocol):
+    """A server, or what passes on to one."""
 
-    def __init__(self, way: str, server: Server, bucket: int = BUCKET) -> None:
-        self.way, self.server, self.bucket = way, server, bucket
+    hello: Greeting
+    timeout: float  # seconds
+
+    @property
+    def url(self) -> str: ...
+
+    async def ask(self, client: Any, method: str, path: str, content: Any = None, patience: float | None = None) -> Any:
+        """The JSON of one of the plug-in's addresses."""
+        ...
+
+
+class Sender:
+    """This process's end of the way into one server. `way`: "gloo", "nccl" or "ipc"; `bucket`: bytes, as in BUCKET.
+
+    `host`: this machine's address, as the server's workers reach it; "" is the one on the way to the server's.
+    """
+
+    def __init__(self, way: str, server: Receiver, bucket: int = BUCKET, host: str = "") -> None:
+        self.way, self.server, self.bucket, self.host = way, server, bucket, host
         self.instance = ""  # of the server's process that is reached
         self.store: Any = None
         self.group: Any = None
@@ -164,7 +181,8 @@ class Sender:
         """Have the server's workers join."""
         self.close()
         server, seconds = self.server, min(self.server.timeout, JOINING)
-        host, port, self.store = store_towards(server.url, seconds)
+        host = self.host or address_towards(server.url)
+        port, self.store = store_on(host, seconds)
         size = 1 + server.hello.workers
         join = {"host": host, "port": port, "size": size, "seconds": server.timeout, "bucket": self.bucket}
         asked = {"instance": server.hello.instance, "way": self.way, "gpu": gpu, "join": join}
@@ -228,6 +246,22 @@ class Sender:
                 group.abort()
 
 
+async def sent(pool: PoolEngine, server: Any, sender: Sender, client: Any, new: Held) -> Any:
+    """The word of a pool's server once it has the weights; None where these have been learned further, so that it waits for the next.
+
+    ConnectionError where no next ones may come.
+    """
+    if not new.changed:
+        said = await sender.send(client, new, pool.in_flight)
+        if not new.changed:
+            return said
+    if pool.waits(server):
+        remedy = "load weights again, or take engine.weights='files', which keeps a copy"
+        raise ConnectionError(f"the vLLM server at {sender.server.url} wants weights that have been learned further since they were loaded: {remedy}")
+    await asyncio.sleep(BETWEEN)
+    return None
+
+
 def _room(size: int, device: Any) -> Any:
     """So many bytes."""
     import torch
@@ -254,17 +288,21 @@ def uuid_of(device: Any) -> str:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
-def store_towards(url: str, seconds: float) -> tuple[str, int, Any]:
-    """A store on the one address of this machine by which the server at `url` is reached: host, port and the store."""
-    import torch.distributed as dist
-
+def address_towards(url: str) -> str:
+    """The one address of this machine by which the server at `url` is reached."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 10) as reached:
-        host = str(reached.getsockname()[0])
+        return str(reached.getsockname()[0])
+
+
+def store_on(host: str, seconds: float) -> tuple[int, Any]:
+    """A store on an address of this machine: its port, and the store."""
+    import torch.distributed as dist
+
     room = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port, limit = room.getsockname()[1], timedelta(seconds=seconds)
     store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=room.detach())
-    return host, port, store
+    return port, store
 
 
 def joined_group(way: str, store: Any, size: int, host: str, seconds: float) -> Any:

@@ -7,17 +7,23 @@ import shutil
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ramulus.engine.engine import Request, Segment, Weights
-from ramulus.engine.pool import BETWEEN, Fault, Lost, PoolEngine, Wrong
+from ramulus.engine.pool import BETWEEN, Fault, Lost, PoolEngine, Stale, Wrong
 from ramulus.engine.pushed import Pushed, pushed
 from ramulus.engine.vllm.server import PLUGIN, Greeting, Server, greeting_of
-from ramulus.engine.vllm.transfer import Held, Sender, held_weights
+from ramulus.engine.vllm.transfer import Held, Sender, held_weights, sent
 from ramulus.engine.vllm.wire import Malformed, refuse, segment_of
 
 _LOOK = 10.0  # seconds that a server may take to say hello
+
+
+@dataclass(frozen=True)
+class Elsewhere(Pushed):
+    """Weights that another process has sent, and it alone can send again."""
 
 
 class VllmEngine(PoolEngine):
@@ -105,24 +111,35 @@ class VllmEngine(PoolEngine):
 
     async def give(self, server: Server, new: Pushed) -> None:
         """Have a server take the weights."""
+        if isinstance(new, Elsewhere):
+            raise Stale(f"the vLLM server at {server.url} has not the weights that were sent to it")
         if isinstance(new, Held):
-            await self._send(server, new)
+            if said := await sent(self, server, self._senders[server], self._here.client, new):
+                server.hello, server.loaded = greeting_of(said, server.url), new.name
             return
         asked = {"path": str(new.path), "name": new.name, "version": new.version, "crc": new.crc, "in_flight": self.in_flight}
         server.hello = greeting_of(await server.ask(self._here.client, "POST", "load", asked), server.url)
         server.loaded = new.name
 
-    async def _send(self, server: Server, new: Held) -> None:
-        """Weights from where they are. Where these have been learned further, the server waits for the next; ConnectionError where none may come."""
-        if not new.changed:
-            said = await self._senders[server].send(self._here.client, new, self.in_flight)
-            if not new.changed:
-                server.hello, server.loaded = greeting_of(said, server.url), new.name
-                return
-        if self._flying and not self.in_flight and all(other.away for other in self.servers if other is not server):
-            remedy = "load weights again, or take engine.weights='files', which keeps a copy"
-            raise ConnectionError(f"the vLLM server at {server.url} wants weights that have been learned further since they were loaded: {remedy}")
-        await asyncio.sleep(BETWEEN)
+    @property
+    def one(self) -> Server:
+        """Its server, where another process sends weights straight into it."""
+        [server] = self.servers
+        assert isinstance(server, Server)
+        return server
+
+    async def tell(self, method: str, path: str, content: Any, patience: float | None) -> Any:
+        """What its one server answers to who sends weights."""
+        self._turn()
+        return await self.one.ask(self._here.client, method, path, content, patience)
+
+    def took(self, said: Any, name: str, version: int) -> None:
+        """Its one server has these weights of another process now, and said so."""
+        server = self.one
+        server.hello, server.loaded = greeting_of(said, server.url), name
+        self._pushed = Elsewhere(Path(), version, name=name)
+        self._names.add(name)
+        self._affinity.forget()
 
     async def forget(self, server: Server) -> None:
         """Have a server forget KV."""

@@ -30,7 +30,7 @@ class Ray:
     trainers: int = 1  # ranks of learner=Sharded(...); the first is the process that was started
     trainer_cpus: float = 1.0  # of each
     trainer_gpus: float = 0.0  # of each: 1 where the run learns on GPUs
-    weights: Literal["objects", "files"] = "objects"  # how samplers get them: by Ray's object store, or as safetensors in `folder`
+    weights: Literal["objects", "files", "direct"] = "objects"  # to samplers: by the object store, in `folder`, or straight to vLLM by engine.weights
     folder: str = ""  # that all machines see, for weights="files"; "" is a temporary one of this machine
     timeout: float = 600.0  # seconds in which a sampler must have answered something; one that has not is ended and started again
     patience: float = 600.0  # seconds for which room in the cluster, and a process that starts, are waited for
@@ -46,8 +46,8 @@ class Ray:
                 raise ValueError(f"cluster.{name} must be at least 0, got {getattr(self, name)}")
         if not min(self.timeout, self.patience) > 0:
             raise ValueError(f"cluster.timeout and cluster.patience must be above 0 seconds, got {self.timeout} and {self.patience}")
-        if self.weights not in ("objects", "files"):
-            raise ValueError(f"cluster.weights is 'objects' or 'files', got {self.weights!r}")
+        if self.weights not in ("objects", "files", "direct"):
+            raise ValueError(f"cluster.weights is 'objects', 'files' or 'direct', got {self.weights!r}")
         if not self.cpus + self.gpus:
             raise ValueError("a sampler needs something: set cluster.cpus or cluster.gpus above 0")
         if self.trainers > 1 and not self.trainer_cpus + self.trainer_gpus:
@@ -89,6 +89,19 @@ def _kept(cpus: float, gpus: float) -> dict[str, float]:
     return {name: float(count) for name, count in (("CPU", cpus), ("GPU", gpus)) if count}
 
 
+def _check_weights(how: Ray, vllm: Any) -> None:
+    """Raise ValueError where weights cannot go to servers as they are to."""
+    if how.weights == "direct":
+        remedy = "take engine=Vllm(...) and set engine.weights to 'gloo' or 'nccl', or cluster.weights to 'objects'"
+        if vllm is None or vllm.weights not in ("gloo", "nccl"):
+            raise ValueError(f"cluster.weights='direct' goes from the learner straight into vLLM servers by engine.weights: {remedy}")
+        if max(vllm.servers, len(vllm.urls)) > 1:
+            raise ValueError("cluster.weights='direct' knows one vLLM server for a sampler: set cluster.samplers in place of engine.servers or urls")
+    elif vllm is not None and vllm.weights == "nccl":
+        remedy = "set cluster.weights='direct', or engine.weights to 'files', 'gloo' or 'ipc', which a sampler uses towards its server"
+        raise ValueError(f"engine.weights='nccl' goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
+
+
 def check_ground(run: Any) -> None:
     """Raise ValueError where a run's learner, or what its updates read, does not go with its cluster."""
     from ramulus.engine.vllm.factory import Vllm
@@ -101,8 +114,6 @@ def check_ground(run: Any) -> None:
         raise ValueError(f"cluster.trainers={how.trainers} are ranks of a learner over many processes: set learner=sharded, or trainers=1")
     if isinstance(run.learner, Sharded) and run.learner.ranks not in (None, how.trainers):
         raise ValueError(f"learner.ranks={run.learner.ranks}, but cluster.trainers={how.trainers}: leave learner.ranks out, the cluster starts them")
-    if isinstance(run.engine, Vllm) and run.engine.weights == "nccl":
-        remedy = "set engine.weights to 'files', 'gloo' or 'ipc', which a sampler uses towards its server"
-        raise ValueError(f"engine.weights='nccl' goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
+    _check_weights(how, run.engine if isinstance(run.engine, Vllm) else None)
     if how.ahead and run.ahead:
         raise ValueError("ahead=1 grows the first round of the next trees, cluster.ahead all of them: set one of the two to 0")
