@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,7 +27,7 @@ from ramulus.run.config.resume import prepare
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
-from ramulus.run.sweep import sweep
+from ramulus.run.sweep import job_pool, sweep
 from ramulus.run.sweep.job_pool import Job, JobPool
 from ramulus.run.sweep.sweep import allot, label_of, planned_jobs
 from ramulus.run.sweep.sweep import sweep as run_sweep
@@ -230,7 +232,9 @@ class Stubborn(Job):
         return ["sh", "-c", f"trap '' TERM; sleep 60 & touch '{self.folder}'; wait"]
 
 
-def test_a_second_signal_ends_all_that_the_runs_began(tmp_path: Path):
+@pytest.mark.parametrize("starting", [False, True])
+def test_a_second_signal_ends_all_that_the_runs_began(starting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also one that comes while the run is being started, which nobody knows of yet."""
     job = Stubborn("stubborn", 0, "", tmp_path / "began", (), (), ())
 
     def signals() -> None:
@@ -239,10 +243,18 @@ def test_a_second_signal_ends_all_that_the_runs_began(tmp_path: Path):
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
 
+    def start(*words: Any, **options: Any) -> subprocess.Popen:
+        process = subprocess.Popen(*words, **options)
+        signals()
+        return process
+
+    if starting:
+        monkeypatch.setattr(job_pool, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the run and its process hold it too
         pool = JobPool([job], 1, dict(os.environ), lock, Console(quiet=True))
-        threading.Thread(target=signals, daemon=True).start()
+        if not starting:
+            threading.Thread(target=signals, daemon=True).start()
         with Interrupt() as interrupt, pytest.raises(KeyboardInterrupt):
             pool.work(interrupt)
     end = time.monotonic() + 20

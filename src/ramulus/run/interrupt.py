@@ -30,6 +30,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked: str | None = None
         self.running: asyncio.Task[Any] | None = None
+        self._holding = self._held = False
 
     def __enter__(self) -> Interrupt:
         here = threading.current_thread() is threading.main_thread()  # elsewhere Python hears no signal
@@ -43,6 +44,9 @@ class Interrupt:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal and cancel what may be abandoned."""
+        if self.asked is not None and self._holding:
+            self._held = True
+            return
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
@@ -57,6 +61,18 @@ class Interrupt:
         if not reached.wait(GRACE) and self.running is task:
             task.get_loop().set_exception_handler(lambda *_: None)  # how the run then ends is said once, by whoever began it
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, a second signal waits until all is done: what has begun is known to whoever must end it."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            if self._held:
+                self._held = False
+                raise KeyboardInterrupt
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""

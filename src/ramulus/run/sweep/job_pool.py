@@ -112,7 +112,8 @@ class JobPool:
             with self.bar:
                 while self.running or (self.waiting and interrupt.asked is None):
                     while self.waiting and len(self.running) < self.most and interrupt.asked is None:
-                        self.start(self.waiting.pop(0))
+                        with interrupt.whole():
+                            self.start(self.waiting.pop(0))
                     if interrupt.asked is not None and not stopping:
                         stopping = True
                         self.stop(interrupt.asked)
