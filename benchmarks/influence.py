@@ -39,6 +39,7 @@ from ramulus.learn.policy.steps import Separators
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.recipes import attnrl
 from ramulus.recipes import ramulus as together
+from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import Run
 from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import collect_seldom
@@ -165,10 +166,10 @@ class Seen(Mine):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run, False)
-        old, parts = self.trainer.rollouts, self.parts
+        old, parts = self.trainer.rollouts.rollouts, self.parts
         context = SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns)
         signals = Signals(provided(run.signals), context)
-        self.trainer.rollouts = Rollouts(run, old.tasks, old.engine, old.stop, old.decode, signals)
+        self.trainer.rollouts = AheadRollouts(Rollouts(run, old.tasks, old.engine, old.stop, old.decode, signals), 0, run.steps)
 
 
 def timed(book: dict[str, float], what: str, owner: Any, names: tuple[str, ...], clock: Callable[[], float]) -> None:

@@ -42,6 +42,7 @@ from ramulus.learn.objective.mix import Mix, SequenceMean, Term, TokenMean
 from ramulus.learn.objective.reference import Behavior
 from ramulus.learn.policy.model import Pretrained, characters
 from ramulus.models.smollm2 import SMOLLM2
+from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
@@ -141,7 +142,7 @@ class Mine:
         parts = build_parts(run, None)
         stop = replace(parts.stop, eos=()) if exact else parts.stop
         run.folder.mkdir(parents=True, exist_ok=True)
-        rollouts = Rollouts(run, parts.tasks, parts.engine, stop, parts.decode)
+        rollouts = AheadRollouts(Rollouts(run, parts.tasks, parts.engine, stop, parts.decode), 0, run.steps)
         logbook = Logbook(run, Console(quiet=True))
         self.trainer = Trainer(run, parts.learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
         self.parts, self.loop = parts, asyncio.new_event_loop()
