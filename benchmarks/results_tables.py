@@ -80,7 +80,7 @@ def other_task(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         files = [final_evaluation(Path(run["folder"]), when) for when in ("before", "after")]
         if all(file.exists() for file in files):
-            pairs.append([json.loads(file.read_text())["mean"] for file in files])
+            pairs.append([json.loads(file.read_text())["reward"] for file in files])
     return [interval(pair[0] for pair in pairs), interval(pair[1] for pair in pairs), interval(after - before for before, after in pairs)]
 
 
