@@ -39,11 +39,9 @@ from ramulus.learn.policy.steps import Separators
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.recipes import attnrl
 from ramulus.recipes import ramulus as together
-from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import Run
-from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import collect_seldom
-from ramulus.run.signals import SignalContext, Signals, provided
+from ramulus.run.signals import Signals
 
 STEP = 64  # tokens of a step of thinking, about
 KINDS = ("path", "star", "binary")
@@ -161,17 +159,6 @@ def peak(args: argparse.Namespace) -> int:
     return resident("VmHWM") - before
 
 
-class Seen(Mine):
-    """A run that makes one step at a time, with the signals that its rules read."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run, False)
-        old, parts = self.trainer.rollouts.rollouts, self.parts
-        context = SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns)
-        signals = Signals(provided(run.signals), context)
-        self.trainer.rollouts = AheadRollouts(Rollouts(run, old.tasks, old.engine, old.stop, old.decode, signals), 0, run.steps)
-
-
 def timed(book: dict[str, float], what: str, owner: Any, names: tuple[str, ...], clock: Callable[[], float]) -> None:
     """Let the methods of a class add their seconds to book[what], those of calls inside each other once."""
     inside = [False]
@@ -227,7 +214,7 @@ def shares(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     timed(book, "smooth gate", Smooth, ("__call__",), clock)
     timed(book, "adaptive sampling", Adaptive, ("__call__", "asked", "keep", "expand", "trained"), clock)
     timed(book, "influence, alone", Signals, ("__call__",), clock)
-    mine = Seen(small(together.small(), args, folder))
+    mine = Mine(small(together.small(), args, folder), False)
     steps: list[float] = []
     found: dict[str, list[float]] = {}
     try:
@@ -252,7 +239,7 @@ def ahead(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     """Rows: a step with the next one's first round in its crowd, and a step with two generations."""
     schedule = Adaptive(PromptBatch(48, target=48 * 9, least=48, most=48))
     runs = {
-        f"ahead={n}": Seen(small(attnrl.small(), args, f"{folder}/{n}", ahead=n, schedule=schedule)) for n in (0, 1)
+        f"ahead={n}": Mine(small(attnrl.small(), args, f"{folder}/{n}", ahead=n, schedule=schedule), False) for n in (0, 1)
     }
     try:
         seconds = interleave(

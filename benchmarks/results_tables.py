@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core.run_folder import final_evaluation
+from ramulus.look.compare.compare import estimate
 
 AXES = {"sampled": "sampled tokens", "cpu_seconds": "CPU seconds"}
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""95 % t quantiles by how many seeds there are."""
 
 
 def compared(folders: list[Path], baseline: str, plots: Path | None, metric: str = "eval/mean") -> dict[str, Any]:
@@ -48,10 +47,8 @@ def interval(values: Iterable[float]) -> str:
     found = list(values)
     if not found:
         return "-"
-    mean = statistics.mean(found)
-    if len(found) not in T95:
-        return f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f} ± {100 * T95[len(found)] * statistics.stdev(found) / math.sqrt(len(found)):.1f}"
+    mean = estimate(found)
+    return f"{100 * mean.mean:.1f}" + ("" if mean.half is None else f" ± {100 * mean.half:.1f}")
 
 
 def printed(heads: list[str], rows: list[list[str]]) -> None:

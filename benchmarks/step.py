@@ -46,9 +46,9 @@ from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import AdamW, Run
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
-from ramulus.run.rollouts import Rollouts, epoch_order
+from ramulus.run.rollouts import epoch_order
 from ramulus.run.runtime import collect_seldom, model_path
-from ramulus.run.stage import build_parts
+from ramulus.run.stage import build_parts, rollouts_of
 from ramulus.run.trainer import Trainer, TrainerState
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.math import Boxed
@@ -142,7 +142,7 @@ class Mine:
         parts = build_parts(run, None)
         stop = replace(parts.stop, eos=()) if exact else parts.stop
         run.folder.mkdir(parents=True, exist_ok=True)
-        rollouts = AheadRollouts(Rollouts(run, parts.tasks, parts.engine, stop, parts.decode), 0, run.steps)
+        rollouts = AheadRollouts(rollouts_of(run, parts, stop), 0, run.steps)
         logbook = Logbook(run, Console(quiet=True))
         self.trainer = Trainer(run, parts.learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
         self.parts, self.loop = parts, asyncio.new_event_loop()

@@ -89,13 +89,14 @@ def test_the_engine_never_uses_them_and_reuses_what_is_fresh() -> None:
         asyncio.run(story())
 
 
-def test_a_head_that_shares_the_embeddings_is_that_of_the_weights_that_were_loaded() -> None:
+@pytest.mark.parametrize("way", ["files", "gloo"])
+def test_a_head_that_shares_the_embeddings_is_that_of_the_weights_that_were_loaded(way: str) -> None:
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
     models = [small("llama", seed=seed, **sizes) for seed in (0, 1)]
     request = Request((1, 2, 3), Sampling(8), seed=5)
 
     async def story() -> None:
-        engine = engine_at(process_of("tied", models[0]))
+        engine = engine_at(process_of("tied", models[0]), weights=way)
         for version, model in enumerate([*models, models[0]]):
             await engine.load(model.state_dict(), version)
             [segment] = await engine.sample([request])

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from conformance.subjects import forward_of, scratch
-from engines import small
 from ramulus.engine.engine import Live, Request, Sampling, Segment
 from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.vllm import transfer
@@ -56,21 +55,6 @@ def test_what_is_sampled_is_sampled_by_the_weights_that_were_sent(tmp_path: Path
         assert apart(forward_of(models[0]), LONG, segment.tokens, segment.logprobs) < 2e-5
         await engine.load(models[1].state_dict(), 8)
         assert (await engine.sample([request]))[0].version == 8
-
-    asyncio.run(story())
-
-
-def test_fused_and_tied_weights_arrive_whole() -> None:
-    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
-    models = [small("llama", seed=seed, **sizes) for seed in (0, 1)]
-    request = Request((1, 2, 3), Sampling(8), seed=5)
-
-    async def story() -> None:
-        engine = engine_at(process_of("tied", models[0]), weights="gloo")
-        for version, model in enumerate([*models, models[0]]):
-            await engine.load(model.state_dict(), version)
-            [segment] = await engine.sample([request])
-            assert apart(forward_of(model), request.prefix, segment.tokens, segment.logprobs) < 2e-5
 
     asyncio.run(story())
 

@@ -19,7 +19,6 @@ Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
 """None: in place, the engine shares the learner's parameters; a path: a folder of safetensors, or one such file; a mapping: name -> tensor."""
 
 
-
 class Live(dict[str, Any]):
     """Name -> tensor of a learner's own parameters. `version`: how many updates they have had; with another than at the load, they are others."""
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ramulus.models.errors import sentence
 from ramulus.models.variant import Sight, sight_of
 
 NAME = "ramulus_survey"
@@ -190,4 +191,4 @@ def survey(model: Any) -> Survey:
 
 def message_of(error: Exception) -> str:
     """The first line of a library's error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return sentence(error, "no message")

@@ -64,7 +64,7 @@ def connected(how: Ray | None) -> Iterator[None]:
         return
     ray = ray_library()
     with own_signals():
-        join(how) if how.address and how.address != "local" else begin(how)
+        begin(how) if how.alone else join(how)
     try:
         yield
     finally:
@@ -165,23 +165,19 @@ class Ground:
         """Where trainers and samplers are, this machine first, and what is free there."""
         ray, how = ray_library(), self.how
         here, asked = ray.get_runtime_context().get_node_id(), dict[str, Any]()
-        for group, count, gpus in ((self.trainers, how.trainers, 0.0), (self.samplers, how.samplers, how.gpus)):
-            for place in range(count):
-                if (node := self._node(group, place)) != here or gpus:
+        trainers, samplers = self._nodes(self.trainers, how.trainers), self._nodes(self.samplers, how.samplers)
+        for group, nodes, gpus in ((self.trainers, trainers, 0.0), (self.samplers, samplers, how.gpus)):
+            for place, node in enumerate(nodes):
+                if node != here or gpus:
                     asked[node] = ray.remote(free_there).options(**self.options(group, place, 0, gpus)).remote(gpus > 0)
         found = {node: ray.get(answer, timeout=how.patience) for node, answer in asked.items()}
         found[here] = (free_memory(), found.get(here, (0, 0))[1])
-        trainers, samplers = self._nodes(self.trainers, how.trainers), self._nodes(self.samplers, how.samplers)
-        return [Placement(trainers[node], samplers[node], *found[node]) for node in sorted(found, key=lambda node: node != here)]
+        return [Placement(trainers.count(node), samplers.count(node), *found[node]) for node in sorted(found, key=lambda node: node != here)]
 
-    def _node(self, group: Any, place: int) -> str:
-        """The machine of a piece of a group."""
+    def _nodes(self, group: Any, count: int) -> list[str]:
+        """The machines of so many that are started in the pieces of a group."""
         nodes: dict[int, str] = ray_library().util.placement_group_table(group)["bundles_to_node_id"]
-        return nodes[place % len(nodes)]
-
-    def _nodes(self, group: Any, count: int) -> Counter[str]:
-        """How many of so many that are started in a group are on each machine."""
-        return Counter(self._node(group, place) for place in range(count))
+        return [nodes[place % len(nodes)] for place in range(count)]
 
     async def engine(self, run: Run, skeleton: Any, decode: Any) -> PlacedEngine:
         """The run's engine in each sampler; `skeleton` is the model without numbers."""
@@ -209,14 +205,9 @@ class Ground:
         return self.folders[-1]
 
     @property
-    def alone(self) -> bool:
-        """Whether the cluster is this machine's and ends with the run."""
-        return not self.how.address or self.how.address == "local"
-
-    @property
     def host(self) -> str:
         """The address of this machine for processes of the cluster."""
-        return "127.0.0.1" if self.alone else str(ray_library().util.get_node_ip_address())
+        return "127.0.0.1" if self.how.alone else str(ray_library().util.get_node_ip_address())
 
     def lead(self, seconds: float) -> None:
         """Start the further ranks in the trainers' group, and have them and this process, rank 0, stand ready for the learner."""
@@ -230,11 +221,11 @@ class Ground:
             actor = ray_library().remote(RankProcess).options(**options, max_restarts=0).remote()
             return PlacedRank(ray_library(), actor, actor.serve.remote(rank, *where))
 
-        STANDING.append(led(start, how.trainers, self.on_one(), self.host, self.alone, seconds, how.patience))
+        STANDING.append(led(start, how.trainers, self.on_one(), self.host, how.alone, seconds, how.patience))
 
     def on_one(self) -> int:
         """Ranks that are on one machine: all, or as many as on each where they are spread evenly."""
-        counts = set(self._nodes(self.trainers, self.how.trainers).values())
+        counts = set(Counter(self._nodes(self.trainers, self.how.trainers)).values())
         return counts.pop() if len(counts) == 1 else self.how.trainers
 
     def leave(self) -> None:

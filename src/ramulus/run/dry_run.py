@@ -26,10 +26,9 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook, clock
 from ramulus.run.memory.report import planned
 from ramulus.run.memory.work import Work, work_of
-from ramulus.run.rollouts import START, Rollouts
+from ramulus.run.rollouts import START
 from ramulus.run.runtime import model_path
-from ramulus.run.signals import SignalContext, Signals, provided
-from ramulus.run.stage import Parts, build_parts, probe
+from ramulus.run.stage import Parts, build_parts, probe, rollouts_of
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
 
 TASTE = 32  # tokens of a response that is sampled to measure the machine
@@ -147,12 +146,6 @@ async def taste(run: Run, parts: Parts, most: int) -> Pace:
     passes = 3 + run.activation_checkpointing + len(run.mix.columns)  # a backward pass costs two forward ones
     tokens = sum(len(tree.task.prompt) + sum(len(node.tokens) for node in tree.walk()) for tree in rollout.grown)
     return Pace(sampled / (grown - began) if sampled else 0.0, tokens / max(forward * passes, 1e-9))
-
-
-def rollouts_of(run: Run, parts: Parts, stop: Stop) -> Rollouts:
-    """What grows the trees of a run."""
-    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
-    return Rollouts(run, parts.tasks, parts.engine, stop, parts.decode, signals)
 
 
 async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:

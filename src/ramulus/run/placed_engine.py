@@ -82,7 +82,8 @@ class Below:
 
     def __init__(self, engine: PlacedEngine, sampler: PlacedSampler) -> None:
         self.engine, self.sampler, self.timeout = engine, sampler, engine.timeout
-        self.url, self.hello = "", Greeting("", "", "", 0, 0, False)
+        self.url = ""
+        self.hello: Greeting
 
     async def meet(self) -> None:
         """Ask who it is now."""

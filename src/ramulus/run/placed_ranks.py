@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from ramulus.learn.sharded.starting import LOOPBACK
 from ramulus.learn.sharded.world import World, meet
+from ramulus.models.errors import sentence
 
 INSTALL = "install there what this machine has, or see to it that PYTHONPATH leads to it there"
 
@@ -84,7 +85,7 @@ def wait_for(ranks: Sequence[PlacedRank], store: Any, patience: float) -> None:
 
 def line_of(error: BaseException) -> str:
     """The first sentence of an error."""
-    return next((line.strip().partition(". ")[0].rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return sentence(error).partition(". ")[0].rstrip(".")
 
 
 def end_of(error: Any) -> str:

@@ -29,10 +29,11 @@ from ramulus.run.lock import reading
 from ramulus.run.memory.auto import Rooms, Taken, settled
 from ramulus.run.memory.rooms import rooms_here, rooms_of
 from ramulus.run.prompts import prompts_of
+from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.sampler import skeleton_of
 from ramulus.run.scored_engine import ScoredEngine, with_entropies
-from ramulus.run.signals import StateValue, needed, ordered, provided
+from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
 from ramulus.run.slow_modes import threads_of
 from ramulus.tasks.problem import check_ids
 from ramulus.tasks.self_check import unmatched
@@ -86,6 +87,12 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
     _check(run, parts, model.config)
     return parts
+
+
+def rollouts_of(run: Run, parts: Parts, stop: Stop) -> Rollouts:
+    """What grows the trees of a run."""
+    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
+    return Rollouts(run, parts.tasks, parts.engine, stop, parts.decode, signals)
 
 
 def _rooms(ground: Ground | None) -> Rooms:

@@ -25,11 +25,9 @@ from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model,
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
-from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import device_of
-from ramulus.run.signals import SignalContext, Signals, provided
 from ramulus.run.slow_modes import slow_modes
-from ramulus.run.stage import Parts, build_parts, probe
+from ramulus.run.stage import Parts, build_parts, probe, rollouts_of
 from ramulus.run.trackers import Trackers
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
 
@@ -155,10 +153,7 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
     if state.step == 0:
         await evaluate_once(run, parts, "before", session, listeners)
         checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
-    signals = Signals(provided(run.signals), SignalContext(parts.learner, parts.decode.tokenizer, run.mix.columns - run.begins))
-    rollouts = AheadRollouts(
-        Rollouts(run, parts.tasks, parts.engine, parts.stop, parts.decode, signals), run.cluster.ahead if run.cluster else 0, run.steps
-    )
+    rollouts = AheadRollouts(rollouts_of(run, parts, parts.stop), run.cluster.ahead if run.cluster else 0, run.steps)
     logbook = Logbook(run, console, state.told, session.pause)
     try:
         listeners.tell(lambda it: it.on_begin, TrainingBegun(run, state.step, logbook.say))

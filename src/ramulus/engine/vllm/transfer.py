@@ -24,6 +24,7 @@ from ramulus.engine.engine import Live
 from ramulus.engine.pool import BETWEEN, Lost, PoolEngine
 from ramulus.engine.pushed import Pushed
 from ramulus.engine.vllm.server import Greeting
+from ramulus.models.errors import sentence
 
 _T = TypeVar("_T")
 BUCKET = 2**28  # bytes; a bucket is full with the tensor that brings it beyond
@@ -204,13 +205,13 @@ class Sender:
         both: set[asyncio.Future[Any]] = {asked, working}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
-            if not working.done() or working.exception() is None:
+            if not working.done() or (failed := working.exception()) is None:
                 return await asked
             self.close()  # so that the server need not wait
             await asyncio.wait({asked}, timeout=30.0)
             if asked.done() and isinstance(asked.exception(), Lost):
                 await asked
-            raise Lost(f"the vLLM server at {self.server.url} is lost while weights are on their way ({_line(working.exception())})")
+            raise Lost(f"the vLLM server at {self.server.url} is lost while weights are on their way ({sentence(failed)[:200]})")
         except BaseException:
             self.close()
             asked.cancel()
@@ -274,11 +275,6 @@ def _give_back() -> None:
     import torch
 
     torch.cuda.ipc_collect()
-
-
-def _line(error: BaseException | None) -> str:
-    """The first line of an error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 def uuid_of(device: Any) -> str:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ramulus.learn.policy.loading import load_weights, named, sentence, silent
+from ramulus.learn.policy.loading import load_weights, named, silent
 from ramulus.learn.policy.model_files import COPY_AGAIN, refuse_other
+from ramulus.models.errors import sentence
 from ramulus.models.splits import mend_split
 
 SUFFIX = ".gguf"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ramulus.models.errors import sentence
+
 
 def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
     """The causal LM of a folder or hub name, in the precision of `options`.
@@ -73,8 +75,3 @@ def named(keys: Collection[str], most: int = 3) -> str:
 def more(keys: Collection[Any], most: int = 1) -> str:
     """How many there are beyond those that were named."""
     return f" and {len(keys) - most} more" if len(keys) > most else ""
-
-
-def sentence(error: BaseException) -> str:
-    """The first line of a library's error, without its traceback."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

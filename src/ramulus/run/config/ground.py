@@ -64,6 +64,11 @@ class Ray:
         if self.colocated and self.gpus and self.samplers != self.trainers:
             raise ValueError(f"colocated samplers share a GPU each: set as many samplers as trainers, got {self.samplers} and {self.trainers}")
 
+    @property
+    def alone(self) -> bool:
+        """Whether the cluster is this machine's and ends with the run."""
+        return self.address in ("", "local")
+
     def bundles(self) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         """What is reserved for trainers and for samplers, each in one piece; colocated samplers are in the trainers' pieces, by turns."""
         trainers = [_kept(self.trainer_cpus, self.trainer_gpus) for _ in range(self.trainers)]

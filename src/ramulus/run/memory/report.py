@@ -25,7 +25,7 @@ def planned(run: Run, site: Site | None = None) -> StepMemory:
     be used. Raises what `planned_sizes` raises.
     """
     sizes, there = planned_sizes(run), site or site_of(run)
-    elsewhere = run.cluster is not None and run.cluster.address not in ("", "local")
+    elsewhere = run.cluster is not None and not run.cluster.alone
     if site is not None or elsewhere or (there.kind == "cuda" and not torch.cuda.is_available()):
         return step_memory(run, sizes, there)
     rooms = rooms_here(run, "cpu" if there.kind == "cpu" else "cuda:0")
@@ -83,6 +83,6 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
         mine = "rank 0" if ranks_here(run, site.kind == "cuda") > 1 else "the process that learns"
         said.append(f"that is {mine}{', which samples too' if site.engine else ''}; {', '.join(each)}")
     here = machine_memory()
-    if site.kind == "cpu" and (run.cluster is None or run.cluster.address in ("", "local")):
+    if site.kind == "cpu" and (run.cluster is None or run.cluster.alone):
         said.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
     return said
