@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -192,25 +193,38 @@ def test_a_policy_that_cannot_be_built_says_why_here() -> None:
         Separate(Tiny(options={"lora": Lora(2, 4, ("no_such_layer",))}))
 
 
-def test_the_loop_goes_on_while_an_update_runs(kind: str) -> None:
-    mix = METHODS["grpo"].mix
-    batches = rows(mix, forest(2, trees=4, tempered=True)) * 20
+class Noted(list[TreeBatch]):
+    """Rows that know which threads have read them."""
 
-    async def work(one: Learner) -> tuple[int, float]:
-        ticks, longest, last = 0, 0.0, time.monotonic()
+    def __init__(self, batches: Sequence[TreeBatch]) -> None:
+        super().__init__(batches)
+        self.readers: set[int] = set()
+
+    def __iter__(self) -> Iterator[TreeBatch]:
+        self.readers.add(threading.get_ident())
+        return super().__iter__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def test_the_loop_goes_on_while_an_update_runs(kind: str) -> None:
+    mix, go = METHODS["grpo"].mix, threading.Event()
+    batches = Noted(rows(mix, forest(2, trees=4, tempered=True)))
+
+    async def work(one: Any) -> bool:
+        held = one.thread.pool.submit(go.wait, 60)  # the learner's thread is busy until the loop has turned
         update = asyncio.ensure_future(one.accumulate(mix, batches))
-        while not update.done():
+        for _ in range(20):
             await asyncio.sleep(0.002)
-            ticks, longest, last = ticks + 1, max(longest, time.monotonic() - last), time.monotonic()
-        await update
-        return ticks, longest
+        assert not update.done()
+        go.set()
+        assert len(await update) == len(batches)
+        return bool(held.result())
 
     with learner(kind, Tiny()) as one:
-        began = time.monotonic()
-        ticks, longest = run(work(one))
-        taken = time.monotonic() - began
-    assert ticks > 10
-    assert longest < taken / 2, "no await lasts as long as the update"
+        assert run(work(one)), "the loop waited for the thread"
+    assert batches.readers and threading.get_ident() not in batches.readers, "no row is packed, pickled or computed by the loop"
 
 
 def test_an_abandoned_update_stops_between_two_rows() -> None:
