@@ -224,7 +224,8 @@ def test_the_loop_goes_on_while_an_update_runs(kind: str) -> None:
 
     with learner(kind, Tiny()) as one:
         assert run(work(one)), "the loop waited for the thread"
-    assert batches.readers and threading.get_ident() not in batches.readers, "no row is packed, pickled or computed by the loop"
+    assert batches.readers
+    assert threading.get_ident() not in batches.readers, "no row is packed, pickled or computed by the loop"
 
 
 def test_an_abandoned_update_stops_between_two_rows() -> None:

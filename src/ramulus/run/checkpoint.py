@@ -7,7 +7,6 @@ nobody reads. Nothing is pickled.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -30,27 +29,48 @@ _FORMAT = 1
 MODEL_ALONE = "model-alone"  # the file that marks a checkpoint whose optimizer was not kept
 
 
-async def save(folder: Path, step: int, write: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step`, whole or not at all; `write` is a learner's `save`, and what it answers is kept as "policy".
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint whose files are written but not yet on the disk or in their place."""
 
-    A checkpoint of that step that is there already is kept, unless its step was still to be evaluated and no longer is.
+    folder: Path  # of the stage
+    step: int
+    there: bool  # one that gives way to it
+
+    @property
+    def final(self) -> Path:
+        """Its place."""
+        return path_of(self.folder, self.step)
+
+    @property
+    def part(self) -> Path:
+        """Where it is until then."""
+        return self.final.with_name(f".{self.final.name}.part")
+
+
+async def write(folder: Path, step: int, files: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Written | None:
+    """Write the checkpoint of `step`, for `finish` to put in its place; `files` is a learner's `save`, and what it answers is kept as "policy".
+
+    A checkpoint of that step that is there already is kept, which None says, unless its step was still to be evaluated and no longer is.
 
     Raises OSError, naming the checkpoint that remains, when the disk is full or the write fails.
     """
-    final = path_of(folder, step)
-    there = step in steps(folder)
-    if there and (
-        state.get("pending") is not None or state_of(final).get("pending") is None
-    ):
-        return final
-    part = final.with_name(f".{final.name}.part")
-    with failing_clearly(folder, part, step):
+    written = Written(folder, step, step in steps(folder))
+    if written.there and (state.get("pending") is not None or state_of(written.final).get("pending") is None):
+        return None
+    part = written.part
+    with failing_clearly(written):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        state = {"format": _FORMAT, "step": step, "random": Generators.now().plain(), "sealed": True} | state | {"policy": await write(part)}
+        state = {"format": _FORMAT, "step": step, "random": Generators.now().plain(), "sealed": True} | state | {"policy": await files(part)}
         (part / "state.json").write_text(json.dumps(state))
-        await asyncio.to_thread(put, part, final, there)
-    return final
+    return written
+
+
+def finish(written: Written) -> None:
+    """Have a written checkpoint on the disk and in its place, whole or not at all. Raises OSError as `write` does."""
+    with failing_clearly(written):
+        put(written.part, written.final, written.there)
 
 
 def put(part: Path, final: Path, there: bool) -> None:
@@ -65,8 +85,9 @@ def put(part: Path, final: Path, there: bool) -> None:
 
 
 @contextmanager
-def failing_clearly(folder: Path, part: Path, step: int) -> Iterator[None]:
+def failing_clearly(written: Written) -> Iterator[None]:
     """Turn a failed write into one sentence, and clear away what it left."""
+    folder, part, step = written.folder, written.part, written.step
     try:
         yield
     except Exception as error:

@@ -32,7 +32,6 @@ from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.native.memory import OutOfMemory
-from ramulus.run import checkpoint
 from ramulus.run.ahead import AheadRollouts, ripe_to_json
 from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, StepDone
 from ramulus.run.checkpoint import Generators
@@ -46,6 +45,7 @@ from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor
 from ramulus.run.runtime import device_of
+from ramulus.run.saving import Saving
 from ramulus.run.step_progress import StepProgress
 from ramulus.run.step_statistics import StepStatistics
 
@@ -120,7 +120,6 @@ class Trainer:
     state: TrainerState
     whole: bool = True  # weights and state belong together: not in the middle of an update
     listeners: Listeners = field(default_factory=Listeners)
-    saved: int = 0  # the step of the last checkpoint since this one was made
     grown: list[Tree] = field(default_factory=list)  # of the last step, for those who listen
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
     rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
@@ -134,6 +133,7 @@ class Trainer:
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
         self.progress = self.rollouts.progress = StepProgress(self.engine.counters)
         self.logbook.follow(self.progress)
+        self.saving = Saving(self.run, self.checkpointed)
 
     async def train(self) -> None:
         """All steps that are left; a stop or an error in growing or evaluating saves what is done, then is raised."""
@@ -147,17 +147,21 @@ class Trainer:
                 if self.state.step < self.run.steps:
                     self.listeners.check()
             await self.save()
+            await self.saving.settled()
         except BaseException as error:
             await self.rollouts.abandon()
             if self.whole and self.state.step > 0:
                 await self.save_after(error)
             raise
+        finally:
+            self.saving.close()
 
     async def save_after(self, error: BaseException) -> None:
         """Keep what is done although something went wrong; where that fails too, the error says so, and a stop becomes an OSError."""
         self.generators.restore()  # what was abandoned may have drawn from them, and is done again
         try:
             await self.save()
+            await self.saving.settled()
         except OSError as unsaved:
             if not isinstance(error, Exception) or isinstance(error, Stopped):
                 raise
@@ -182,17 +186,13 @@ class Trainer:
         self.whole = False
         with clock("score"):
             signals = self.rollouts.signals
-            await score(
-                self.learner, rollout.kept, run.mix.columns - run.begins, known=signals.context.rides if signals else ()
-            )
+            await score(self.learner, rollout.kept, run.mix.columns - run.begins, known=signals.context.rides if signals else ())
             if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
                 await signals(rollout.kept, names)
         with clock("credit"):
             trees = rollout.kept
             credits = run.mix.credit(trees) if trees else []
-            shares, self.state.mix = run.mix.gates(
-                rollout.grown, self.state.mix
-            )  # a gate learns from trees that are dropped, too
+            shares, self.state.mix = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
             gates = [shares[place] for place in rollout.places] if shares is not None else None
         with clock("pack"):
             cut = minibatches(trees, credits, gates, run.mix, run.minibatches)
@@ -299,6 +299,8 @@ class Trainer:
     async def close_step(self) -> None:
         """Evaluate if it is time, write the metrics, save if it is time. What fails before the metrics are written leaves the step pending."""
         run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
+        with clock("save"):
+            await self.saving.settled()
         if lines := metrics.pop(UNWRITTEN, None):
             replace_text(self.trees_of(step), "".join(lines))
         best, improved = self.state.best, False
@@ -311,7 +313,7 @@ class Trainer:
             score = scores.get("eval/mean", scores["eval/reward"])
             improved = best is None or score > best["score"]
             best = {"step": step, "score": score} if improved else best
-        metrics["seconds"] = metrics["seconds"] | clock.seconds
+        metrics["seconds"] = metrics["seconds"] | {name: spent for name, spent in clock.seconds.items() if name == "eval"}
         seconds = self.state.seconds + sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
         metrics["seconds"] = metrics["seconds"] | {"mean": seconds / step}
         with clock("log"):
@@ -351,15 +353,14 @@ class Trainer:
         return brief
 
     async def save(self) -> None:
-        """A checkpoint of the last whole step."""
-        self.logbook.keep()
+        """Begin a checkpoint of the last whole step, once the one before is in its place."""
         beside = {"random": self.generators.plain(), "numerics": self.numerics}
-        folder = await checkpoint.save(self.run.folder, self.state.step, self.learner.save, self.state.plain() | beside)
-        if self.saved != self.state.step:
-            self.saved = self.state.step
-            self.listeners.tell(lambda it: it.on_checkpoint, CheckpointSaved(self.run, self.saved, self.logbook.say, folder))
         best = int(self.state.best["step"]) if self.state.best else None
-        checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
+        await self.saving.save(self.state.step, self.learner.save, self.state.plain() | beside, best, self.logbook.keep)
+
+    def checkpointed(self, step: int, folder: Path) -> None:
+        """Tell the listeners of a checkpoint."""
+        self.listeners.tell(lambda it: it.on_checkpoint, CheckpointSaved(self.run, step, self.logbook.say, folder))
 
 
 async def hand_over(learner: Learner, engine: Engine) -> None:
