@@ -197,7 +197,7 @@ def test_a_full_disk_is_known_whoever_meets_it(tmp_path: Path, error: Exception)
         raise error
 
     with pytest.raises(OSError, match=r"cannot save step 3 in .*No space left on device.*there is no earlier checkpoint[.] Free space"):
-        asyncio.run(checkpoint.write(tmp_path, 3, full, {"pending": None}))
+        asyncio.run(checkpoint.write_files(tmp_path, 3, full, {"pending": None}))
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -206,7 +206,7 @@ def test_a_fault_of_a_program_is_none_of_the_disk(tmp_path: Path):
         raise KeyError("weights")
 
     with pytest.raises(KeyError, match="weights"):
-        asyncio.run(checkpoint.write(tmp_path, 3, wrong, {"pending": None}))
+        asyncio.run(checkpoint.write_files(tmp_path, 3, wrong, {"pending": None}))
 
 
 # what the last bits depend on

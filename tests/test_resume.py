@@ -222,9 +222,9 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(whole: Pat
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    real, (soft, hard) = checkpoint.write, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, (soft, hard) = checkpoint.write_files, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    async def write(folder: Path, step: int, *rest) -> Any:
+    async def write_files(folder: Path, step: int, *rest) -> Any:
         try:
             if step == 4:  # from here on no file may grow beyond 20 kB
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr(checkpoint, "write_files", write_files)
     with pytest.raises(SystemExit) as stopped:
         main(["train", RECIPE, f"out={tmp_path / 'run'}"])
     said = capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
     assert "the checkpoint of step 3 is whole" in said
     assert "--resume" in said
     assert run_folder.steps(tmp_path / "run") == [2, 3]
-    monkeypatch.setattr(checkpoint, "write", real)
+    monkeypatch.setattr(checkpoint, "write_files", real)
     assert train(tmp_path / "run") == 0
     same(whole, tmp_path / "run")
 

@@ -198,8 +198,8 @@ def write(folder: Path, step: int, **state) -> None:
         save_file({"w": torch.full((3,), float(step))}, part / "tensors.safetensors")
         return {"version": step}
 
-    if written := asyncio.run(checkpoint.write(folder, step, save, {"pending": None} | state)):
-        checkpoint.finish(written)
+    if written := asyncio.run(checkpoint.write_files(folder, step, save, {"pending": None} | state)):
+        checkpoint.put_in_place(written)
 
 
 def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):

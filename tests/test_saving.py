@@ -27,23 +27,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_next_step_samples_while_a_checkpoint_is_brought_to_the_disk(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sampling, saving, waited = threading.Event(), threading.Event(), []
-    put, sample = checkpoint.put, LocalEngine.sample
+    sampled, waited = threading.Event(), []
+    write_files, put, sample = checkpoint.write_files, checkpoint.put, LocalEngine.sample
+
+    async def noted(*arguments: Any) -> Any:
+        sampled.clear()
+        return await write_files(*arguments)
 
     def slow_disk(part: Path, final: Path, there: bool) -> None:
-        saving.set()
-        waited.append(final.name == "step-000006" or sampling.wait(60))  # after the last step nothing is sampled
+        waited.append(final.name == "step-000006" or sampled.wait(60))  # after the last step nothing is sampled
         put(part, final, there)
-        saving.clear()
-        sampling.clear()
 
-    async def noted(self: LocalEngine, *arguments: Any, **options: Any) -> Any:
-        if saving.is_set():
-            sampling.set()
+    async def told(self: LocalEngine, *arguments: Any, **options: Any) -> Any:
+        sampled.set()
         return await sample(self, *arguments, **options)
 
+    monkeypatch.setattr(checkpoint, "write_files", noted)
     monkeypatch.setattr(checkpoint, "put", slow_disk)
-    monkeypatch.setattr(LocalEngine, "sample", noted)
+    monkeypatch.setattr(LocalEngine, "sample", told)
     assert launch(RECIPE, [f"out={tmp_path / 'run'}"], False, False, Console(quiet=True)) == 0
     assert len(waited) > 2
     assert all(waited), "no step was sampled while a checkpoint was under way"

@@ -156,7 +156,7 @@ METRICS: tuple[Metric, ...] = (
         ("seconds/load", "New weights into the engine."),
         ("seconds/ledger", "Counting tokens."),
         ("seconds/log", "Writing the metrics of the step before."),
-        ("seconds/save", "The checkpoint of the step before."),
+        ("seconds/save", "The checkpoint of the step before, as far as the run waited for it."),
         ("seconds/idle", "The rest."),
         ("seconds/eval", "The evaluation after the step."),
         ("seconds/mean", "Mean of a step with its evaluation, over the run so far."),

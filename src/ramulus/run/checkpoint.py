@@ -48,8 +48,8 @@ class Written:
         return self.final.with_name(f".{self.final.name}.part")
 
 
-async def write(folder: Path, step: int, files: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Written | None:
-    """Write the checkpoint of `step`, for `finish` to put in its place; `files` is a learner's `save`, and what it answers is kept as "policy".
+async def write_files(folder: Path, step: int, files: Callable[[Path], Awaitable[dict[str, Any]]], state: dict[str, Any]) -> Written | None:
+    """Write the checkpoint of `step`, for `put_in_place` to put in its place; `files` is a learner's `save`, and what it answers is kept as "policy".
 
     A checkpoint of that step that is there already is kept, which None says, unless its step was still to be evaluated and no longer is.
 
@@ -67,8 +67,8 @@ async def write(folder: Path, step: int, files: Callable[[Path], Awaitable[dict[
     return written
 
 
-def finish(written: Written) -> None:
-    """Have a written checkpoint on the disk and in its place, whole or not at all. Raises OSError as `write` does."""
+def put_in_place(written: Written) -> None:
+    """Have a written checkpoint on the disk and in its place, whole or not at all. Raises OSError as `write_files` does."""
     with failing_clearly(written):
         put(written.part, written.final, written.there)
 

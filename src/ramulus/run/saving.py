@@ -36,7 +36,7 @@ class Saving:
         """Write the checkpoint of a step and begin to bring it to the disk, after the `rows` of metrics that it follows on. Raises OSError, also for
         the one before."""
         await self.settled()
-        written = await checkpoint.write(self.run.folder, step, files, state)
+        written = await checkpoint.write_files(self.run.folder, step, files, state)
         self.under_way = asyncio.get_running_loop().run_in_executor(self.thread, self._finish, written, best, rows)
         self.under_way.add_done_callback(_looked_at)
         self.begun = step
@@ -44,7 +44,7 @@ class Saving:
     def _finish(self, written: checkpoint.Written | None, best: int | None, rows: Callable[[], None]) -> None:
         rows()
         if written is not None:
-            checkpoint.finish(written)
+            checkpoint.put_in_place(written)
         checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
 
     async def settled(self) -> None:

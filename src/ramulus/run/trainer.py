@@ -299,8 +299,9 @@ class Trainer:
     async def close_step(self) -> None:
         """Evaluate if it is time, write the metrics, save if it is time. What fails before the metrics are written leaves the step pending."""
         run, step, metrics, clock = self.run, self.state.step, dict(self.state.pending or {}), Clock()
-        with clock("save"):
-            await self.saving.settled()
+        if self.saving.under_way is not None:
+            with clock("save"):
+                await self.saving.settled()
         if lines := metrics.pop(UNWRITTEN, None):
             replace_text(self.trees_of(step), "".join(lines))
         best, improved = self.state.best, False
@@ -388,9 +389,7 @@ def loss(
     mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
 ) -> list[float]:
     """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
-    known = all(
-        hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms
-    )
+    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
     return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
 
 
