@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ramulus.run.advice import FEW, PAGE, RULES, Advice, Facts, everything_truncated
+from ramulus import Boxed, Overlong, Weighted
+from ramulus.run.advice import FEW, PAGE, RULES, Advice, Facts, everything_truncated, field_of_extract
+from ramulus.run.config.override import override
 from ramulus.run.launch import launch
 from run_astray import good
 from run_recipe import rl
@@ -72,3 +75,20 @@ def test_one_answer_in_twenty_is_enough(paths: int, truncated: float, said: bool
     text = everything_truncated([{"paths": paths, "truncated": truncated}], Facts(rl(), 100, ("<eos>", "<|im_end|>")))
     assert (text is not None) == said
     assert text is None or ("cut off at response_limit=12" in text and "<eos> or <|im_end|>" in text)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        (Boxed(), " (rewards.extract=number)"),
+        ((Boxed(),), " (rewards.0.extract=number)"),
+        ((Weighted(Overlong(64, 16)), Weighted(Boxed())), " (rewards.1.reward.extract=number)"),
+        (Overlong(64, 16), ""),
+    ],
+)
+def test_the_field_that_looks_elsewhere_is_named_as_it_is_set(rewards: object, said: str) -> None:
+    run = replace(rl(), rewards=rewards)
+    assert field_of_extract(run) == said
+    if said:
+        (changed,) = override((run,), [said.strip(" ()")])
+        assert "LastNumber" in repr(changed.rewards)

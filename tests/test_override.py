@@ -106,6 +106,7 @@ def test_values_are_validated_together():
         ("branching.widht=4", ["no field 'widht'", "Did you mean branching.width?", "width, branching"]),
         ("stepz=4", ["no field 'stepz'", "It has: name, model"]),
         ("terms.2.coefficient=1", ["2 items, numbered from 0 to 1"]),
+        ("terms.coefficient=1", ["'coefficient' is none of them", "terms.0.coefficient and terms.1.coefficient are there"]),
         ("limit.x=1", ["limit is None", "no field 'x'"]),
         ("steps", ["is no override", "field=value"]),
         ("=3", ["is no override"]),

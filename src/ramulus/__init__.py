@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from ramulus.tasks.chain import ChainAnswer as ChainAnswer
     from ramulus.tasks.chain import ChainSum as ChainSum
     from ramulus.tasks.files import File as File
+    from ramulus.tasks.guard import Guarded as Guarded
     from ramulus.tasks.gym import Gym as Gym
     from ramulus.tasks.math import Boxed as Boxed
     from ramulus.tasks.problem import Problem as Problem
@@ -160,6 +161,7 @@ HOMES = {
     "tasks.chain": ("ChainAnswer", "ChainSum"),
     "tasks.files": ("File",),
     "tasks.gym": ("Gym",),
+    "tasks.guard": ("Guarded",),
     "tasks.math": ("Boxed",),
     "tasks.problem": ("Problem", "render"),
     "tasks.rewards": ("ExactAnswer", "Overlong", "Unmarked"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from ramulus.run.callbacks import Callback, StepDone, TrainingBegun
 from ramulus.run.config.recipe import Run
+from ramulus.run.config.weighted import Weighted
 from ramulus.run.logbook import rows_of
 
 MetricsRow = Mapping[str, Any]
@@ -77,7 +78,8 @@ def no_answer_found(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
         return None
     return (
         f"an answer was found in {found} of {graded} responses: the reward ({names_of(facts.run)}) reads one in a form that the model does not "
-        "write; ask for that form in the prompt (template=..., system=...), show it there (examples=...), or look elsewhere (rewards.extract=number)"
+        "write; ask for that form in the prompt (template=..., system=...), show it there (examples=...), or look "
+        f"elsewhere{field_of_extract(facts.run)}"
     )
 
 
@@ -194,6 +196,16 @@ class Advice(Callback):
                 if self.quiet[name] >= FEW:
                     del self.quiet[name]
         return new
+
+
+def field_of_extract(run: Run) -> str:
+    """The field that says where a reward looks for an answer, in brackets; "" where no reward has one."""
+    parts = run.rewards if isinstance(run.rewards, tuple) else (run.rewards,)
+    for number, part in enumerate(parts):
+        within = ".reward" if isinstance(part, Weighted) else ""
+        if hasattr(part.reward if isinstance(part, Weighted) else part, "extract"):
+            return f" (rewards{f'.{number}' if isinstance(run.rewards, tuple) else ''}{within}.extract=number)"
+    return ""
 
 
 def names_of(run: Run) -> str:

@@ -15,6 +15,13 @@ class Guarded:
 
     The reward, any plain or async function or frozen dataclass, is pickled into the worker, with its code where it is of no module. Running
     out of memory and taking the worker down count as `wrong` too; an exception of the reward's own is raised as RuntimeError.
+
+    Example:
+        >>> import asyncio
+        >>> from ramulus import Guarded, Path, Task
+        >>> guarded = Guarded(lambda task, path: float(path.text == task.answer), seconds=2.0)
+        >>> asyncio.run(guarded(Task("t", (1,), "1+1?", "2"), Path("2", (2,), "eos")))
+        1.0
     """
 
     reward: Reward

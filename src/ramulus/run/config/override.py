@@ -204,12 +204,24 @@ def made(value: Any, where: str) -> Any:
     return value.make(where) if isinstance(value, Blank) else value
 
 
+def paths_to(name: str, value: Any) -> list[str]:
+    """The dotted paths from a value to fields of that name, of its own or of an object in one of its fields."""
+    if not is_dataclass(value):
+        return []
+    if any(field.name == name for field in fields(value)):
+        return [name]
+    inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return [f"{own}.{name}" for own, part in inner if is_dataclass(part) and any(field.name == name for field in fields(part))]
+
+
 def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str, probe: bool) -> tuple[Any, ...]:
     """A copy of a tuple with some items changed; names are indices from 0."""
     items = list(current)
     for name, update in updates.items():
         if not name.isdigit() or int(name) >= len(items):
+            found = [f"{where}.{i}.{path}" for i, item in enumerate(items) for path in paths_to(name, item)]
             numbered = f"{len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
+            numbered += f", but {' and '.join(found)} {'are' if found[1:] else 'is'} there" if found else ""
             there = numbered if items else "no items: make them in the recipe file"
             raise UnknownName(f"{where}.{name}: {where} has {there}")
         i = int(name)

@@ -51,7 +51,7 @@ _EPOCHS = "training is counted in steps: steps = epochs x problems / schedule.pr
 _MINIBATCH = "minibatches is the number of optimizer steps that a step's trees are cut into"
 _REUSE = "a step's trees are trained once, in minibatches=... optimizer steps"
 _CLIP = "the clip is that of the mask: mix.terms.0.estimator.mask.low and .high"
-_METHOD = "what a method is stands in its mix: copy a recipe, the table in README.md has a row for each method"
+_METHOD = "what a method is stands in its mix: copy a recipe, the table in docs/methods.md has a row for each method"
 _ELSEWHERE = "what samples is engine=... of a recipe file: docs/remote.md"
 _LENGTH = "prompt_limit and response_limit are two fields, in tokens"
 _TRACKER = "trackers are tensorboard=true, wandb=true and trackio=true"
