@@ -111,6 +111,22 @@ def test_gradients_are_those_of_ramulus_on_the_same_trees(name: str, tmp_path: P
     assert norm > 0.01
 
 
+def test_every_call_draws_anew_and_a_resumed_run_goes_on(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Star(PATHS), GroupMean(), temperature=1.0)
+    prompts = ["1+2="] * PATHS
+
+    def drawn(step: int) -> list[list[int]]:
+        trainer.state.global_step = step
+        return list(trainer.rollout_func(prompts, trainer)["completion_ids"])
+
+    first, second = drawn(0), drawn(0)
+    assert first != second, "the same weights, another call"
+    trainer.rollout_func._calls = 0
+    assert drawn(0) == first
+    trainer.rollout_func._calls = 0
+    assert drawn(7) not in (first, second), "a run that goes on after step 7 does not repeat its beginning"
+
+
 def test_it_learns_and_says_what_was_shared(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, SEGMENTS, learning_rate=1e-2, lr_scheduler_type="constant", max_steps=12, temperature=1.0, steps_per_generation=2)
     trainer.train()

@@ -24,6 +24,7 @@ from ramulus.grow.grading import RewardError, grade
 from ramulus.grow.growth import demonstrate, grow_forest, grow_round, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
+from ramulus.grow.threads import DaemonThreads
 
 STOP = Stop((EOS,), 20)
 NO_EOS = ToyEngine(vocab=8, table={(): [-50.0] + [0.0] * 7})
@@ -311,6 +312,38 @@ def test_overlong_paths_can_be_left_out() -> None:
     assert (long.reward, long.verdict["correct"]) == (None, 1.0)
 
 
+def test_a_reward_called_as_a_verdicts_own_part_takes_no_place_of_it() -> None:
+    def tells(task: Task, path: Path) -> dict[str, float | str]:
+        return {"reward": 1.0, "correct": 1.0, "answer": "3"}
+
+    rewards = ((lambda task, path: -1.0, 1.0, "correct"), (tells, 1.0, "tells"), (lambda task, path: 0.25, 1.0, "answer"))
+    for leaf in asyncio.run(grade(starred(2), rewards, decode)).leaves():
+        assert leaf.verdict == {"correct_reward": -1.0, "tells": 1.0, "correct": 1.0, "answer": "3", "answer_reward": 0.25}
+        assert leaf.reward == 0.25
+    for value, called in ((1.0, {"correct": 1.0}), (0.0, {"correct": 0.0}), (0.5, {})):
+        (leaf,) = asyncio.run(grade(starred(1), ((lambda task, path, value=value: value, 1.0, "correct"),), decode)).leaves()
+        assert leaf.verdict == {"correct_reward": value, **called}
+
+
+def test_a_call_waits_for_no_other_while_threads_are_to_spare() -> None:
+    """Whatever the order in which threads fall idle and calls come: each of `most` calls that hang has a thread of its own."""
+    for _ in range(50):
+        pool, go = DaemonThreads(3), threading.Event()
+        for _ in range(2):
+            pool.submit(int).result(20)
+        begun = [threading.Event() for _ in range(3)]
+
+        def hang(mine: threading.Event, go: threading.Event = go) -> bool:
+            mine.set()
+            return go.wait(20)
+
+        hanging = [pool.submit(hang, mine) for mine in begun]
+        assert all(mine.wait(20) for mine in begun)
+        assert pool.count == 3
+        go.set()
+        assert all(future.result(20) for future in hanging)
+
+
 def raising(task: Task, path: Path) -> float:
     raise KeyError("gold")
 
@@ -339,6 +372,9 @@ def lost(task: Task, path: Path) -> float:
         (lambda task, path: None, "returned None"),
         (lambda task, path: "1", "returned '1'"),
         (lambda task, path: {"correct": 1.0}, "or a dict with one as 'reward'"),
+        (lambda task, path: 10**400, "beyond what a float holds"),
+        (lambda task, path: {"reward": 1.0, "correct": 10**400}, "beyond what a float holds"),
+        (lambda task, path: {"reward": 1.0, "size": -(10**400)}, "beyond what a float holds"),
         (lambda task, path: {"reward": 1.0, "why": ["x"]}, r"returned \['x'\] as 'why'"),
         (lambda task, path: {"reward": 1.0, "correct": math.nan}, "returned nan as 'correct': it must be a number or a bool"),
         (lambda task, path: {"reward": 1.0, "correct": "yes"}, "returned 'yes' as 'correct'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,8 @@ from ramulus.core.tree import PER_TOKEN, Author, Node, Tree
 from ramulus.engine.engine import Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.allocation import ByLogprob, Even, FirstByTokens, MoreFirst, Ramp
-from ramulus.grow.branching import Bud, depth, length, paths
+from ramulus.grow.branching import Bud, depth, length, own_depth, own_length, paths
+from ramulus.grow.demonstration import Hinted
 from ramulus.grow.fallback import (
     Answered,
     Anyone,
@@ -33,7 +35,7 @@ from ramulus.grow.fallback import (
     RandomCut,
     WorstTokenCut,
 )
-from ramulus.grow.growth import grow_forest, seed_of
+from ramulus.grow.growth import demonstrate, grow_forest, seed_of
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import BoxedAnswer, Repeats, Stop
 
@@ -157,6 +159,33 @@ def test_every_tree_of_every_setting(rule: Segments, stop: Stop, seed: int, spre
     assert all(depth(leaf) == len(labels[leaf.id]) for leaf in leaves)
     for a, b in combinations(leaves, 2):
         assert shared(level_nodes(a), level_nodes(b)) == shared(labels[a.id], labels[b.id])
+
+
+@given(rules(), st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 3))
+@settings(max_examples=60)
+def test_hinted_paths_are_cut_and_counted_from_the_end_of_their_hint(rule: Segments, seed: int, shown: int, hints: int) -> None:
+    tree = plant(seed=seed)
+    tree.task = replace(tree.task, demonstrations=((*([3, 2, 1] * 14)[:shown], EOS),))
+    demonstrate(tree, 1)
+    engine = Recorder(vocab=8, seed=seed % 5, spread=0.5)
+    tree = asyncio.run(grow_tree(tree, engine, Hinted(rule, hints), SAMPLING, Stop((EOS,), 99)))
+    assert all(own_depth(leaf) <= rule.depth and own_length(leaf) <= rule.depth * rule.length for leaf in paths(tree))
+    assert len(paths(tree)) >= rule.width
+    assert all(1 <= len(segment.tokens) <= rule.length for _, segment in engine.seen)
+    assert all(node.parent.author is not Author.POLICY for node in tree.walk() if node.author is Author.EXPERT), "no hint is cut from a path"
+
+
+@pytest.mark.parametrize("cut", [BlockCut(2), WorstTokenCut(2)])
+def test_a_cut_of_a_hinted_path_lies_in_its_own_part(cut: BlockCut | WorstTokenCut) -> None:
+    tree = plant()
+    hint = tree.add(tree.root, [3] * 6, Author.EXPERT)
+    leaf = tree.add(hint, [7, 8, 1, EOS], Author.POLICY, logprobs=[-0.1, -0.1, -50.0, -0.1], finish="eos")
+    rule = Segments(4, 3, 4, fallback=cut)
+    bud = rule.bud(leaf, rule.cut(leaf, random.Random(0)))
+    kept = [*leaf.response()][: len(leaf.response()) - bud.drop]
+    assert kept == [3] * 6 + [7, 8]
+    restart = rule.bud(leaf, 0)
+    assert (restart.node, restart.drop) == (hint, 0), "what the policy wrote anew goes on from the same hint"
 
 
 def check_logprobs(tree: Tree, engine: ToyEngine) -> None:

@@ -172,3 +172,25 @@ def test_repetition_at_intervals_saves_tokens() -> None:
 def test_wrong_values(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "ended"),
+    [
+        ("bcdbcdb", "c", None),  # "cd" stands in what came before, a hint say
+        ("bcdbc", "d", "stop"),
+        ("cdcd", "a", None),
+        ("cdc", "dx", "stop"),
+        ("", "cd", "stop"),
+        ("c", "c", None),
+    ],
+)
+def test_a_string_stops_where_it_ends(before: str, new: str, ended: str | None) -> None:
+    stop = Stop((EOS,), 100, chars, strings=("cd", "#" * 9))
+    assert stop([ord(letter) for letter in before], [ord(letter) for letter in new]) == ended
+
+
+def test_overlapping_strings_stop_again() -> None:
+    stop = Stop((EOS,), 100, chars, strings=("aa",))
+    assert stop([ord("a")] * 3, [ord("a")]) == "stop"
+    assert stop([ord("a")] * 3, [ord("b")]) is None

@@ -13,6 +13,7 @@ from ramulus.core.task import Task
 from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.run.runtime import eos_of
 from ramulus.tasks.chat import ChatTemplate, arguments_of, content_text
+from ramulus.tasks.examples import WorkedExample, after_examples
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, check_ids, render
 from test_tasks_render import characters
@@ -196,3 +197,23 @@ def test_tokens_that_the_model_has_no_row_for_are_named() -> None:
         said = rf"the {what} holds the token '<\|im_end\|>' with id {high}, but the model has embeddings for {high} tokens"
         with pytest.raises(ValueError, match=said):
             check_ids([fine, task], tokenizer, high)
+
+
+@pytest.mark.parametrize("where", ["text", "chat", "demonstration"])
+def test_half_a_character_is_refused_by_name(where: str) -> None:
+    torn = json.loads('"1+2 \\ud83d"')
+    problem = {
+        "text": Problem("a", torn),
+        "chat": Problem("a", "1+2", messages=({"role": "user", "content": torn},)),
+        "demonstration": Problem("a", "1+2", demonstrations=(torn,)),
+    }[where]
+    with pytest.raises(ValueError, match=r"problem 'a' holds half of a character, '1\+2 .ud83d', which no tokenizer reads"):
+        render([Problem("b", "1+2"), problem], chatty(PLAIN))
+
+
+def test_an_example_that_holds_the_templates_own_mark_is_shown_as_it_is() -> None:
+    shown = [WorkedExample("a {problem} b", "{problem} c")]
+    problems, template, before = after_examples([Problem("a", "1+2=?")], shown, "Q: {problem} A:", chat=False)
+    tokenizer = chatty(PLAIN)
+    (task,) = render(problems, tokenizer, template, before=before)
+    assert text(tokenizer, task.prompt) == "Q: a {problem} b A: {problem} c\n\nQ: 1+2=? A:"

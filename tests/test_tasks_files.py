@@ -252,6 +252,8 @@ def test_bytes_and_nan_in_a_parquet_file(tmp_path: Path) -> None:
         ("a.csv", "problem;answer\n1,5 + 1,5?;3\n"),
         ("a.csv", 'problem\tanswer\n"1,5 + 1,5?"\t3\n'),
         ("a.tsv", "problem\tanswer\n1,5 + 1,5?\t3\n"),
+        ("a.tsv", "problem\tanswer\tsource, page\n1,5 + 1,5?\t3\tx\n"),
+        ("a.csv", '"source\n(page)";problem;answer\nx;1,5 + 1,5?;3\n'),
         ("a.csv", "problem|answer\n1,5 + 1,5?|3\n"),
         ("a.csv", '"problem",answer\n"1,5 + 1,5?",3\n'),
         ("a.csv", '\ufeff"problem";"answer"\n"1,5 + 1,5?";3\n'),
@@ -261,6 +263,13 @@ def test_the_header_of_a_csv_file_says_what_parts_its_columns(tmp_path: Path, na
     (tmp_path / name).write_text(text, encoding="utf-8")
     (problem,) = File(str(tmp_path / name))()
     assert (problem.text, problem.answer) == ("1,5 + 1,5?", "3")
+
+
+def test_a_long_text_is_a_field_of_a_csv_file(tmp_path: Path):
+    long = "a" * 200_000
+    (tmp_path / "a.csv").write_text(f"problem,answer\n{long},3\n")
+    (problem,) = File(str(tmp_path / "a.csv"))()
+    assert problem.text == long
 
 
 def test_several_files(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any
 
@@ -72,7 +73,8 @@ class TreeRollouts:
         tasks = [Task(str(i), tuple(map(int, row)), str(prompt)) for i, ((prompt, _), row) in enumerate(zip(groups, ids, strict=True))]
         copies = [count // wanted for _, count in groups]
         self._calls += 1
-        self.trees = [Tree.plant(task, self.seed, self._calls, visit) for task, many in zip(tasks, copies, strict=True) for visit in range(many)]
+        seed = self._seed(trainer)
+        self.trees = [Tree.plant(task, seed, self._calls, visit) for task, many in zip(tasks, copies, strict=True) for visit in range(many)]
         trainer.model.eval()
         try:
             run_to_end(self._grow(trainer, self.branching if training else Star(wanted)))
@@ -80,6 +82,11 @@ class TreeRollouts:
             trainer.model.train(training)
         self.rows = [row for i, tree in enumerate(self.trees) for row in _rows_of(i, tree, wanted)]
         return _columns(self.trees, self.rows)
+
+    def _seed(self, trainer: Any) -> int:
+        """63 bits of this call's own: tasks are named by their rows, so that nothing else tells one call, process or resumed run from another."""
+        name = f"{self.seed}/{trainer.accelerator.process_index}/{trainer.state.global_step}/{self._calls}".encode()
+        return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
 
     async def _grow(self, trainer: Any, branching: Any) -> None:
         """Sample by the weights as they are now."""

@@ -11,14 +11,20 @@ SLACK = 16  # tokens without text that may stand inside a stop string
 
 
 def ends_in(strings: Sequence[str], tokens: list[int], decode: Decode, before: list[int] | None = None) -> bool:
-    """Whether one of the strings is in the text of the last tokens, which may begin among those `before`.
+    """Whether one of the strings ends in the text of the last tokens; it may begin among those `before`.
 
     Decodes no more than the longest string may take.
     """
     reach = BYTES * max(map(len, strings)) + SLACK
-    tail = tokens[-reach:] if len(tokens) >= reach or not before else before[-(reach - len(tokens)) :] + tokens
-    text = decode(tail)
-    return any(string in text for string in strings)
+    shown = before[-(reach - len(tokens)) :] if before and len(tokens) < reach else []
+    text = decode(shown + tokens[-reach:])
+    old = agreeing(decode(shown), text) if shown and any(string in text for string in strings) else 0
+    return any(string in text[max(old - len(string) + 1, 0) :] for string in strings)
+
+
+def agreeing(one: str, other: str) -> int:
+    """With how many characters both texts begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def watched(request: Request, decode: Decode | None) -> Until | None:

@@ -89,6 +89,25 @@ def length(node: Node) -> int:
     return sum([len(above.tokens) for above in node.line() if above.author is not Author.PROMPT])
 
 
+def own_length(leaf: Node) -> int:
+    """Tokens of the policy's own part of a path: from the end of the prompt, or of the part of a demonstration that it goes on from."""
+    return sum([len(node.tokens) for node in own_line(leaf)])
+
+
+def own_depth(leaf: Node) -> int:
+    """Levels of that part."""
+    return sum([node.levels for node in own_line(leaf)])
+
+
+def own_line(leaf: Node) -> list[Node]:
+    """The nodes of that part, from its end to its beginning."""
+    nodes, node = [], leaf
+    while node.parent is not None and node.author is not Author.EXPERT:
+        nodes.append(node)
+        node = node.parent
+    return nodes
+
+
 def path_lengths(leaves: Sequence[Node]) -> list[int]:
     """The `length` of each of many paths; what they share is added up once."""
     lengths: dict[Node | None, int] = {None: 0}  # down to a node

@@ -27,7 +27,8 @@ class Hinted:
     """What `branching` grows, and in the first round `n` more paths that go on from the beginning of a demonstration.
 
     The beginning is a share of the demonstration drawn evenly from [low, high] (as in Prefix-RFT, arXiv 2507.01679), at least one token and
-    never all. Such a path's own tokens are the policy's; gates do not count it as solved alone. A tree without a demonstration gets no hint.
+    never all; its first segment is as long as those of `branching`. Such a path's own tokens are the policy's; gates do not count it as solved
+    alone. A tree without a demonstration gets no hint.
     """
 
     branching: Branching
@@ -60,5 +61,6 @@ class Hinted:
         for i in range(self.n):
             leaf = shown[i % len(shown)]
             length = round(random.uniform(self.low, self.high) * len(leaf.tokens))
-            buds.append(Bud(leaf, len(leaf.tokens) - min(max(length, 1), len(leaf.tokens) - 1), why="hint"))
+            drop = len(leaf.tokens) - min(max(length, 1), len(leaf.tokens) - 1)
+            buds.append(Bud(leaf, drop, buds[0].max_tokens, "hint"))
         return buds

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from ramulus.core.tree import Node
 from ramulus.grow.allocation import logprobs, softmax
-from ramulus.grow.branching import length
+from ramulus.grow.branching import own_length
 
 Seeds = Callable[[Sequence[Node], random.Random, int], list[Node]]
 """(finished paths, dice, segment length) -> the paths to grow from again, in order; none restarts from the prompt."""
@@ -55,7 +55,7 @@ class LongerFirst:
     """All paths in a random order weighted by their length."""
 
     def __call__(self, finished: Sequence[Node], dice: random.Random, segment: int) -> list[Node]:
-        return by_weight(finished, [float(length(leaf)) for leaf in finished], dice)
+        return by_weight(finished, [float(own_length(leaf)) for leaf in finished], dice)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class LongAnswered:
 
     def __call__(self, finished: Sequence[Node], dice: random.Random, segment: int) -> list[Node]:
         least = self.windows * (self.window or segment)
-        return shuffled([leaf for leaf in finished if leaf.finish == "answer" and length(leaf) >= least], dice)
+        return shuffled([leaf for leaf in finished if leaf.finish == "answer" and own_length(leaf) >= least], dice)
 
 
 Cut = Callable[[Node, random.Random, int], int]
-"""(finished path, dice, segment length) -> how many response tokens to keep, 0 (from the prompt) to length - 1.
+"""(finished path, dice, segment length) -> how many of the policy's own tokens to keep, 0 (none) to `own_length` - 1.
 
 A class attribute `one = True` asks for a single seed a round.
 """
@@ -99,7 +99,7 @@ class RandomCut:
 
     def __call__(self, leaf: Node, dice: random.Random, segment: int) -> int:
         window = self.window or segment
-        blocks = math.ceil(length(leaf) / window)
+        blocks = math.ceil(own_length(leaf) / window)
         back = dice.randint(1, min(self.most, blocks) if self.most else blocks)
         return (blocks - back) * window
 

@@ -22,6 +22,7 @@ from ramulus.grow.threads import in_thread
 Rewards = Sequence[tuple[Reward, float, str]]
 """(reward, weight in the total, name of its part in the verdict) of each."""
 
+NO_REWARD = ("correct", "answer")  # names in a verdict that no reward's value takes: it is NAME_reward there
 PATIENCE = 0.005  # seconds for which the plain rewards of a tree share one thread
 
 
@@ -34,10 +35,10 @@ async def grade(
 ) -> Tree:
     """Give every ended policy path that was not pruned its reward (the weighted total) and its verdict; once, not again.
 
-    The verdict holds each reward's value by name, `correct` and `answer` from the first reward that tells them, and any
-    other part as NAME/PART. Rewards run concurrently, plain functions in threads. With `filter_overlong` a path that ended
-    by length has a verdict but no reward: it is in no mean and no gradient. `leaves` are graded in place of the policy's
-    where given. Raises RewardError.
+    The verdict holds each reward's value by name (that of one called `correct` or `answer` as NAME_reward), `correct` and
+    `answer` from the first reward that tells them, and any other part as NAME/PART. Rewards run concurrently, plain functions
+    in threads. With `filter_overlong` a path that ended by length has a verdict but no reward: it is in no mean
+    and no gradient. `leaves` are graded in place of the policy's where given. Raises RewardError.
     """
     leaves = paths(tree) if leaves is None else leaves
     leaves = [leaf for leaf in leaves if leaf.finish not in (None, "pruned") and not leaf.verdict]
@@ -54,10 +55,12 @@ async def grade(
         leaf.verdict = {}
         for call, (_, weight, name) in zip(row, rewards, strict=True):
             total += weight * call.parts["reward"]
-            leaf.verdict[name] = call.parts["reward"]
+            leaf.verdict[f"{name}_reward" if name in NO_REWARD else name] = call.parts["reward"]
             for key, value in call.parts.items():
                 if key != "reward":
-                    leaf.verdict.setdefault(key if key in ("correct", "answer") else f"{name}/{key}", value)
+                    leaf.verdict.setdefault(key if key in NO_REWARD else f"{name}/{key}", value)
+        if leaf.verdict.get("correct_reward") in (0.0, 1.0):
+            leaf.verdict.setdefault("correct", leaf.verdict["correct_reward"])  # a reward of that name that says yes or no
         leaf.reward = None if filter_overlong and leaf.finish == "length" else total
     return tree
 
@@ -110,6 +113,12 @@ class Call:
 
     def check(self) -> None:
         """Take the parts out of an answer; raises RewardError where it is none."""
+        try:
+            self._take()
+        except OverflowError as error:
+            raise RewardError(f"{self} returned a number beyond what a float holds ({error}): return a smaller one") from error
+
+    def _take(self) -> None:
         given = self.answer if isinstance(self.answer, dict) else {"reward": self.answer}
         parts = {key: scalar(value) for key, value in given.items()}
         if not isinstance(parts.get("reward"), Real) or not math.isfinite(float(parts["reward"])):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Node, Tree, origin
 from ramulus.grow.allocation import Allocation, Even, First, MoreFirst
-from ramulus.grow.branching import Bud, depth, dice, length, paths
+from ramulus.grow.branching import Bud, depth, dice, own_depth, own_length, paths
 from ramulus.grow.fallback import Answered, Cut, RandomCut, Seeds
 
 
@@ -73,7 +73,7 @@ class Segments:
         if not known:
             count = min(max(self.first_round(tree), 1), self.width)
             return [Bud(tree.root, 0, self.length, "first") for _ in range(count)]
-        living = [leaf for leaf in known if leaf.finish is None and depth(leaf) < self.depth]
+        living = [leaf for leaf in known if leaf.finish is None and own_depth(leaf) < self.depth]
         alive = {leaf.id for leaf in living}
         ended = [leaf for leaf in known if leaf.id not in alive]
         if living:
@@ -109,14 +109,14 @@ class Segments:
             if rest <= 0:
                 break
             count = min(self.branching, rest)
-            buds += [self.bud(tree, leaf, self.cut(leaf, chance))] * count
+            buds += [self.bud(leaf, self.cut(leaf, chance))] * count
             rest -= count
         return buds
 
     def cut(self, leaf: Node, chance: random.Random) -> int:
-        """How many response tokens of a seed are kept, never so many that no level would be left."""
+        """How many of a seed's own tokens are kept, never so many that no level would be left."""
         assert self.fallback is not None
-        whole = length(leaf)
+        whole = own_length(leaf)
         if whole == 0:
             return 0
         at = self.fallback(leaf, chance, self.length)
@@ -126,11 +126,12 @@ class Segments:
             )
         return at if math.ceil(at / self.length) < self.depth else self.length * (self.depth - 1)
 
-    def bud(self, tree: Tree, leaf: Node, at: int) -> Bud:
-        """The bud after the first `at` response tokens of a path."""
+    def bud(self, leaf: Node, at: int) -> Bud:
+        """The bud after the first `at` tokens of a path's own part."""
+        begin = origin(leaf)
         if at == 0:
-            return Bud(tree.root, 0, self.length, "restart")
-        return Bud(leaf, length(leaf) - at, self.length, "fallback", levels=math.ceil(at / self.length))
+            return Bud(begin, 0, self.length, "restart")
+        return Bud(leaf, own_length(leaf) - at, self.length, "fallback", levels=depth(begin) + math.ceil(at / self.length))
 
     def count(self, ended: list[Node]) -> int:
         """Ended paths that use up width."""

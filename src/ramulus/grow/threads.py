@@ -25,25 +25,30 @@ class DaemonThreads(Executor):
     def reset(self) -> None:
         """Begin without threads, as in a process that was forked."""
         self.calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self.free, self.count = threading.Semaphore(0), 0
+        self.counts, self.idle, self.waiting, self.count = threading.Lock(), 0, 0, 0  # threads without work, calls without a thread, threads
 
     def submit(self, call: Callable[..., _T], /, *arguments: Any, **named: Any) -> Future[_T]:
         """A call for the next thread that is free."""
         future: Future[_T] = Future()
+        with self.counts:
+            self.waiting += 1
+            new = self.waiting > self.idle and self.count < self.most
+            self.count += new
+            name = f"grading-{self.count}"
         self.calls.put((future, partial(call, *arguments, **named)))
-        if not self.free.acquire(blocking=False) and self.count < self.most:
-            self.count += 1
-            threading.Thread(target=self.work, name=f"grading-{self.count}", daemon=True).start()
+        if new:
+            threading.Thread(target=self.work, name=name, daemon=True).start()
         return future
 
     def work(self) -> None:
         """Call after call."""
         while True:
-            try:
-                future, call = self.calls.get_nowait()
-            except queue.Empty:
-                self.free.release()
-                future, call = self.calls.get()
+            with self.counts:
+                self.idle += 1
+            future, call = self.calls.get()
+            with self.counts:
+                self.idle -= 1
+                self.waiting -= 1
             if future.set_running_or_notify_cancel():
                 try:
                     answer = call()

@@ -28,8 +28,8 @@ def prompts_of(run: Run, sources: Iterable[Sequence[Problem]], tokenizer: Any) -
     chat = chat_template(tokenizer, run.template_arguments, run.date) is not None
     tasks = []
     for problems in sources:
-        shown, template = after_examples(problems, examples, run.template, chat)
-        tasks.append(render(shown, tokenizer, template, run.system, run.prompt_limit, run.on_long, run.template_arguments, run.date))
+        shown, template, before = after_examples(problems, examples, run.template, chat)
+        tasks.append(render(shown, tokenizer, template, run.system, run.prompt_limit, run.on_long, run.template_arguments, run.date, before))
     return tasks
 
 

@@ -27,7 +27,7 @@ def same(reference: str, answer: str) -> bool | None:
     one, other = said(reference), said(answer)
     if not one or not other:
         return False
-    if one == other or re.sub(r"(?<=\w)_\d+$", "", one) == other:  # a numeral of another base may come without it
+    if one == other or without_base(one) == other:
         return True
     labels = choice(reference, answer)
     if labels is not None:
@@ -44,6 +44,19 @@ def same(reference: str, answer: str) -> bool | None:
                 unread = True
             unread = unread or any(isinstance(some, Wording) and "\\" in some.text for some in (form, found))
     return None if unread else False
+
+
+def without_base(text: str) -> str:
+    """A numeral of another base without the base, as an answer may give it; any other text as it is."""
+    found = re.fullmatch(r"([-+]?([^\W_]+)(?:\.([^\W_]+))?)_(?:(\d+)|\{(\d+)\})", text)
+    base = int(found[4] or found[5]) if found is not None else 0
+    if found is None or not 2 <= base <= 36 or not re.search(r"\d", found[1]):
+        return text
+    try:
+        int(found[2] + (found[3] or ""), base)
+    except ValueError:
+        return text
+    return found[1]
 
 
 def said(text: str) -> str:
@@ -91,10 +104,8 @@ def label(text: str) -> tuple[str, str]:
 def comma(reference: str, answer: str) -> bool:
     """Whether one writes a comma where the other has the decimal point: 2,74 for 2.74; a reference such as 1,5 is a list."""
     one, other = reference.strip(" $"), answer.strip(" $")
+    if any(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", text) for text in (one, other)):
+        return False  # thousands
     if _COMMA.fullmatch(other) and re.fullmatch(r"[-+]?\d+\.\d+", one):
         return other.replace(",", ".") == one
-    return bool(
-        re.fullmatch(r"[-+]?\d+,\d{2,}", one)
-        and one.replace(",", ".") == other
-        and not re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", one)
-    )
+    return bool(re.fullmatch(r"[-+]?\d+,\d{2,}", one)) and one.replace(",", ".") == other

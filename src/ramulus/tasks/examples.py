@@ -37,24 +37,25 @@ def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> lis
 
 def after_examples(
     problems: Sequence[Problem], examples: Sequence[WorkedExample], template: str | None, chat: bool
-) -> tuple[list[Problem], str | None]:
-    """(problems, template) that show the examples before each problem, behind a system message that it has; problems among them are left out.
+) -> tuple[list[Problem], str | None, str]:
+    """(problems, template, text before every prompt) that show the examples before each problem, behind a system message that it has; problems
+    among them are left out.
 
     `chat`: as turns of the chat template; else the template, or the bare text, is written once for each, with its solution and an empty line.
     """
     if not examples:
-        return list(problems), template
+        return list(problems), template, ""
     given_away = {example.question for example in examples}
     kept = [problem for problem in problems if problem.text not in given_away]
     if len(kept) < len(problems):
         warnings.warn(f"left out {len(problems) - len(kept)} of {len(problems)} problems, which are among the examples", stacklevel=2)
     if template is None and chat:
-        return [replace(problem, messages=_messages(problem, examples)) for problem in kept], None
+        return [replace(problem, messages=_messages(problem, examples)) for problem in kept], None, ""
     form = template if template is not None else "{problem}\n"
     texts = [form.replace("{problem}", example.question) for example in examples]
     gaps = ["" if text.endswith(("\n", " ")) else " " for text in texts]
     shown = "".join(f"{text}{gap}{example.solution}\n\n" for text, gap, example in zip(texts, gaps, examples, strict=True))
-    return kept, shown + form
+    return kept, form, shown
 
 
 def _messages(problem: Problem, examples: Sequence[WorkedExample]) -> tuple[dict[str, str], ...]:

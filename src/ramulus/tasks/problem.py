@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,11 @@ def render(
     on_long: Literal["error", "drop"] = "error",
     arguments: Mapping[str, Any] | None = None,
     date: str = "",
+    before: str = "",
 ) -> list[Task]:
     """Tokenize problems: through `template` (it holds `{problem}`) if given, else the chat template, else the bare text.
+
+    `before` stands as it is in front of every prompt of a template.
 
     `system` is put before chats that have no system message. `arguments` go to the chat template (enable_thinking, say), and so does the `date`
     where it writes one, YYYY-MM-DD; "" is today. Prompts above `limit` tokens raise, or with on_long="drop" are left out and counted in a
@@ -69,7 +73,7 @@ def render(
     problems, seen = list(problems), set[str]()
     for problem in problems:
         _check_problem(problem, seen)
-    prompts = _prompts(problems, tokenizer, template, system, chats)
+    prompts = _prompts(problems, tokenizer, template, system, chats, before)
     fitting = list(_fitting(zip(problems, prompts, strict=True), limit, on_long))
     shown = iter(_demonstrations([problem for problem, _ in fitting], tokenizer, chats.turn_end() if chats else None))
     tasks = [
@@ -137,6 +141,9 @@ def _check(tokenizer: Any, template: str | None, system: str | None, chats: Chat
         raise ValueError(f"template_arguments={dict(arguments)!r} are for a chat template, and {why}: leave them out")
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # of characters beyond 16 bits, which JSON may name one by one
+
+
 def _check_problem(problem: Problem, seen: set[str]) -> None:
     if problem.id in seen:
         raise ValueError(f"two problems have the id {problem.id!r}: ids must be unique, seeds hang on them")
@@ -150,10 +157,14 @@ def _check_problem(problem: Problem, seen: set[str]) -> None:
     texts = [problem.text] if problem.messages is None else [content_text(m.get("content"), where) for m in problem.messages]
     if not any(text.strip() for text in texts):
         raise ValueError(f"problem {problem.id!r} is empty: remove it, or check the column that prompts are read from")
+    for text in (*texts, *problem.demonstrations):
+        if torn := _SURROGATES.search(text):
+            shown = text[max(torn.start() - 20, 0) : torn.end()]
+            raise ValueError(f"{where} holds half of a character, {shown!r}, which no tokenizer reads: a text was cut inside it; mend or remove it")
 
 
 def _prompts(
-    problems: Sequence[Problem], tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None
+    problems: Sequence[Problem], tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None, before: str
 ) -> list[list[int]]:
     """Token ids of the prompts, generation prompt included."""
     if chats is not None:
@@ -161,7 +172,7 @@ def _prompts(
             ids for some in _portions(problems) for ids in chats.prompts([_chat(p, system) for p in some], [p.id for p in some])
         ]
     # str.replace, not str.format: templates and problems are full of LaTeX braces
-    texts = [problem.text if template is None else template.replace("{problem}", problem.text) for problem in problems]
+    texts = [problem.text if template is None else before + template.replace("{problem}", problem.text) for problem in problems]
     prompts = _encode(texts, tokenizer)
     for text, ids in zip(texts, prompts, strict=True):
         if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):

@@ -90,6 +90,7 @@ def _object(row: Any, file: Path, where: str) -> dict[str, Any]:
 
 
 def _csv(file: Path) -> Rows:
+    csv.field_size_limit(2**31 - 1)  # for the whole process: Python refuses fields above 128 kB
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(file))
         try:
@@ -104,9 +105,14 @@ def _csv(file: Path) -> Rows:
 
 
 def _delimiter(file: Path) -> str:
-    """What parts the columns of a CSV file: the mark that its header has outside quotes, a comma where it has several or none of them."""
+    """What parts the columns of a CSV file: a tab in .tsv, else the mark that its header has outside quotes, a comma if several or none."""
+    if file.suffix == ".tsv":
+        return "\t"
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = re.sub(r'"[^"]*"', "", lines.readline())
+        header = lines.readline()
+        while header.count('"') % 2 and (more := lines.readline()):  # a name with a line break in it
+            header += more
+    header = re.sub(r'"[^"]*"', "", header)
     return next((mark for mark in ";\t|" if mark in header and "," not in header), ",")
 
 

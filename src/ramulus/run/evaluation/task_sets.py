@@ -89,8 +89,8 @@ class TaskSets:
                 rewards = extracting(rewards, extraction(how.extract))
             examples = worked_examples(shown, extraction_of(rewards))
             chat = bool(examples) and template is None and chat_template(tokenizer, given, date) is not None
-            problems, form = after_examples(source(), examples, template, chat)
-            tasks = render(problems, tokenizer, form, system, longest, "drop", given, date)
+            problems, form, before = after_examples(source(), examples, template, chat)
+            tasks = render(problems, tokenizer, form, system, longest, "drop", given, date, before)
             if not tasks:
                 raise ValueError(f"no problem of {spec} has a prompt of at most {longest} tokens: raise --prompt-limit")
             sets.append((spec, tasks[: self.limit], rewards))
