@@ -29,7 +29,7 @@ from ramulus import (
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.run.minibatch import minibatches
-from ramulus.run.trainer import Trainer
+from ramulus.run.trainer import Trainer, TrainerState
 
 torch.set_num_threads(1)
 
@@ -71,7 +71,7 @@ class Small:
     packed, accumulate = Trainer.packed, Trainer.accumulate
 
     def __init__(self, learner: Any, run: Any, tokens: int) -> None:
-        self.learner, self.run, self.tokens, self.lowered = learner, run, tokens, print
+        self.learner, self.run, self.tokens, self.stated, self.state = learner, run, tokens, tokens, TrainerState()
 
 
 def update() -> bool:

@@ -84,6 +84,14 @@ def put(part: Path, final: Path, there: bool) -> None:
     sync(final.parent)
 
 
+def bring_back(folder: Path) -> None:
+    """Put a checkpoint that was to give way to a newer one of its step back in its place, where a kill came before the newer one was there."""
+    for old in (folder / "checkpoints").glob(".step-*.old.part"):
+        final = old.with_name(old.name[1:].removesuffix(".old.part"))
+        if not final.exists() and (old / "state.json").is_file():
+            os.replace(old, final)
+
+
 @contextmanager
 def failing_clearly(written: Written) -> Iterator[None]:
     """Turn a failed write into one sentence, and clear away what it left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections.abc import Coroutine
@@ -10,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+GRACE = 5.0  # seconds in which an event loop hears of anything, unless something blocks it
 
 
 def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
@@ -19,13 +21,37 @@ def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     except RuntimeError:
         return asyncio.run(work)
     future: Future[_T] = Future()
-    context = contextvars.copy_context()
+    context, known = contextvars.copy_context(), Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]]()
+
+    async def kept() -> _T:
+        known.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
 
     def beside() -> None:
         try:
-            future.set_result(context.run(asyncio.run, work))
+            future.set_result(context.run(asyncio.run, kept()))
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=beside, name="run", daemon=True).start()
-    return future.result()
+    thread = threading.Thread(target=beside, name="run", daemon=True)
+    thread.start()
+    try:
+        return future.result()
+    finally:
+        if not future.done():  # a signal ended the wait: the work ends before anybody goes on without it
+            _end(*known.result(), thread)
+
+
+def _end(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, thread: threading.Thread) -> None:
+    """Cancel the work of another thread and wait for its end, unless something blocks its event loop."""
+    heard = threading.Event()
+
+    def cancel() -> None:
+        heard.set()
+        if task is not None:
+            task.cancel()
+
+    with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+        loop.call_soon_threadsafe(cancel)
+    if heard.wait(GRACE):
+        thread.join()

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+from ramulus.run.event_loop import GRACE
+
 _T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
-
-GRACE = 5.0  # seconds in which an event loop hears of anything, unless something blocks it
 
 
 class Stopped(Exception):

@@ -22,6 +22,7 @@ class Saving:
     told: Callable[[int, Path], None]  # of the step and the place of a new checkpoint, by `settled`
     begun: int = 0  # the step of the last one
     done: int = 0  # of the last one that `told` was told of
+    trees: int = 0  # the last step whose trees are on the disk
     under_way: asyncio.Future[None] | None = None
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 
@@ -43,15 +44,26 @@ class Saving:
 
     def _finish(self, written: checkpoint.Written | None, best: int | None, rows: Callable[[], None]) -> None:
         rows()
+        self._sync_trees()
         if written is not None:
             checkpoint.put_in_place(written)
         checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
 
+    def _sync_trees(self) -> None:
+        """Have the trees of the steps since the last checkpoint on the disk: nobody writes them again."""
+        written = [path for path in (self.run.folder / "trees").glob("*.jsonl") if path.stem.isdigit() and int(path.stem) > self.trees]
+        for path in written:
+            checkpoint.sync(path)
+        if written:
+            checkpoint.sync(written[0].parent)
+            self.trees = max(int(path.stem) for path in written)
+
     async def settled(self) -> None:
         """Wait until the last checkpoint is in its place. Raises OSError where it could not be brought there."""
-        under_way, self.under_way = self.under_way, None
-        if under_way is not None:
-            await under_way
+        if self.under_way is not None:
+            await asyncio.wait({self.under_way})  # where this wait is cancelled the work goes on, and is waited for the next time
+            under_way, self.under_way = self.under_way, None
+            under_way.result()
             if self.done != self.begun:
                 self.done = self.begun
                 self.told(self.done, checkpoint.path_of(self.run.folder, self.done))
@@ -59,6 +71,15 @@ class Saving:
     def close(self) -> None:
         """Wait, whatever went wrong."""
         self.thread.shutdown(wait=True)
+
+
+async def failure_of(work: Callable[[], Awaitable[None]]) -> OSError | None:
+    """What the disk had against it, or None."""
+    try:
+        await work()
+    except OSError as error:
+        return error
+    return None
 
 
 def _looked_at(done: asyncio.Future[None]) -> None:

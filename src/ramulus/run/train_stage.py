@@ -59,6 +59,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
 
     Raises ValueError where the problems are others now, and where no checkpoint is whole.
     """
+    checkpoint.bring_back(run.folder)
     wrong: dict[int, str] = {}
     alone: list[int] = []
     for step in reversed(run_folder.steps(run.folder)):
@@ -92,7 +93,7 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
 
 async def at_checkpoint(run: Run, parts: Parts, step: int) -> TrainerState:
     """The state of a checkpoint, with the learner and the generators brought to where it found them. Raises Damaged."""
-    saved = checkpoint.read_state(run.folder, step)
+    saved = {"lowered": {}} | checkpoint.read_state(run.folder, step)  # older ones lack it
     try:
         state = TrainerState(**{field.name: saved[field.name] for field in fields(TrainerState)} | {"cursor": ripe_of_json(saved["cursor"])})
         policy = saved["policy"]

@@ -45,7 +45,7 @@ from ramulus.run.minibatch import Minibatch, minibatches
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor
 from ramulus.run.runtime import device_of
-from ramulus.run.saving import Saving
+from ramulus.run.saving import Saving, failure_of
 from ramulus.run.step_progress import StepProgress
 from ramulus.run.step_statistics import StepStatistics
 
@@ -63,6 +63,7 @@ class TrainerState:
     pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
     seconds: float = 0.0  # of work so far, over all resumptions
     tasks: str = ""  # digest of the tasks
+    lowered: dict[str, int] = field(default_factory=dict)  # tokens_per_batch as stated, and what memory held of it
 
     @property
     def told(self) -> int:
@@ -123,12 +124,12 @@ class Trainer:
     grown: list[Tree] = field(default_factory=list)  # of the last step, for those who listen
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
     rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
-    lowered: Callable[[int], None] = lambda tokens: None  # told of fewer tokens a batch than the run began with
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
         tokens = self.run.tokens_per_batch
-        self.tokens: int = USUAL_TOKENS if tokens == "auto" else tokens
+        self.stated: int = USUAL_TOKENS if tokens == "auto" else tokens
+        self.tokens = self.state.lowered.get(str(self.stated), self.stated)
         self.numerics = numerics(device_of(self.run.device), self.engine.about)
         self.generators = Generators.now()  # where the last whole step, or evaluation, left them
         self.progress = self.rollouts.progress = StepProgress(self.engine.counters)
@@ -150,23 +151,21 @@ class Trainer:
             await self.saving.settled()
         except BaseException as error:
             await self.rollouts.abandon()
-            if self.whole and self.state.step > 0:
-                await self.save_after(error)
+            await self.save_after(error)
             raise
         finally:
             self.saving.close()
 
     async def save_after(self, error: BaseException) -> None:
         """Keep what is done although something went wrong; where that fails too, the error says so, and a stop becomes an OSError."""
-        self.generators.restore()  # what was abandoned may have drawn from them, and is done again
-        try:
-            await self.save()
-            await self.saving.settled()
-        except OSError as unsaved:
-            if not isinstance(error, Exception) or isinstance(error, Stopped):
-                raise
-            if str(unsaved) != str(error):
-                error.add_note(str(unsaved))
+        unsaved = await failure_of(self.saving.settled)
+        if self.whole and self.state.step > 0:
+            self.generators.restore()  # what was abandoned may have drawn from them, and is done again
+            unsaved = await failure_of(self.save) or await failure_of(self.saving.settled)
+        if unsaved is not None and (not isinstance(error, Exception) or isinstance(error, Stopped)):
+            raise unsaved
+        if unsaved is not None and str(unsaved) != str(error):
+            error.add_note(str(unsaved))
 
     async def step(self) -> dict[str, Any]:
         """One step, from drawn tasks to new weights in the engine; returns its metrics.
@@ -263,7 +262,7 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            self.lowered(self.tokens)
+            self.state.lowered = {str(self.stated): self.tokens}
             batches = self.packed(part, stats)
 
     def read(

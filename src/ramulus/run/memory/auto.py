@@ -40,10 +40,6 @@ class Taken:
         """Keep them with the run."""
         replace_text(folder / _FILE, json.dumps({"tokens_per_batch": self.tokens_per_batch, "memory_mb": self.memory_mb}))
 
-    def lowered(self, folder: Path) -> Callable[[int], None]:
-        """What keeps a smaller number of tokens, once an allocation has failed."""
-        return lambda tokens: replace(self, tokens_per_batch=tokens).save(folder)
-
 
 def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here) -> tuple[Run, Taken]:
     """The run with numbers in place of auto: those that it began with, else what fits beside `model` and its learner, on their `device`, now.
