@@ -144,7 +144,7 @@ def test_a_former_name_is_changed_in_its_own_class_alone():
 def test_what_goes_on_otherwise_is_said_with_what_goes_on_as_before() -> None:
     """Fields whose default is not what was done before there were any."""
     from ramulus.run.config.describe import to_json
-    from ramulus.run.config.resume import build, since_then
+    from ramulus.run.config.resume import _compare, build, since_then
 
     words = ["mix.kl_coef=0.1"]
     (stage,), _ = build("grpo:small", words)
@@ -159,6 +159,20 @@ def test_what_goes_on_otherwise_is_said_with_what_goes_on_as_before() -> None:
     assert since_then(saved, as_before) == []
     assert (as_before.mix.kl.estimator, as_before.mix.kl.clamp) == ("k3", None)
     assert as_before.mix.terms[0].estimator.advantage.lone == "reward"
+    assert len(_compare([saved], [to_json(as_before)], (as_before,))) == 2  # what the words set is no change of the shape
+    with pytest.raises(ValueError, match=r"mix.kl.clamp was .*Such a change makes it another run"):
+        _compare([to_json(stage)], [to_json(as_before)], (as_before,))
+
+
+def test_a_field_that_was_not_there_is_not_set_back_by_a_word() -> None:
+    from ramulus.run.config.describe import to_json
+    from ramulus.run.config.resume import _compare, build
+
+    (stage,), _ = build("grpo:small", ["on_long=drop"])
+    saved = to_json(stage)
+    del saved["on_long"]
+    with pytest.raises(ValueError, match=r"on_long was None, is now 'drop'.*: undo it, or begin"):
+        _compare([saved], [to_json(stage)], (stage,))
 
 
 @pytest.mark.parametrize(

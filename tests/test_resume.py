@@ -260,6 +260,32 @@ def test_what_changed_is_said_and_what_cannot_change_is_refused(whole: Path, tmp
     assert json.loads((run / "run.json").read_text())["overrides"] == [f"out={run}", "steps=7", "mix.kl_coef=0.02"]
 
 
+def test_a_final_evaluation_that_changed_at_a_resume_is_shown_as_far_as_it_goes(tmp_path: Path):
+    run = [f"out={tmp_path / 'run'}", "steps=1", "optimizer.decay=constant", "final_evaluation.samples=2", "final_evaluation.temperatures=0.5"]
+    shown: list[str] = []
+    for words in ([], ["final_evaluation.temperatures=0.3,0.5"], ["final_evaluation.samples=4"], ["final_evaluation.samples=4", "steps=2"]):
+        console = Console(record=True, width=200, file=io.StringIO())
+        assert launch(RECIPE, [*run, *words], bool(words), False, console) == 0
+        shown.append(console.export_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert ("mean@2" in summary["before"], "mean@4" in summary["after"], summary["steps"]) == (True, True, {"rl": 2})
+    assert all(text.count("mean@2 at temperature 1") == 1 for text in shown[:3])
+    assert all("mean@2 at temperature 0.5" in text and "temperature 0.3" not in text for text in shown)
+    assert "mean@4 at temperature 1" in shown[3]
+
+
+def test_a_kl_term_needs_the_reference_model_that_the_checkpoints_hold(tmp_path: Path):
+    off = ("mix.kl_coef=0", "optimizer.decay=constant")
+    assert train(tmp_path / "run", "steps=1", *off) == 0
+    with pytest.raises(ValueError, match=r"mix.kl_coef was .*is now 0.5, but its checkpoints hold no reference model.*go on with mix.kl_coef=0"):
+        train(tmp_path / "run", "steps=2", "mix.kl_coef=0.5")
+    assert train(tmp_path / "run", "steps=2") == 0
+    assert train(tmp_path / "adapted", "steps=1", *off, "lora=true") == 0  # the weights below the adapters are the reference
+    assert train(tmp_path / "adapted", "steps=2", "mix.kl_coef=0.5") == 0
+    assert train(tmp_path / "on", "steps=1", "optimizer.decay=constant") == 0
+    assert train(tmp_path / "on", "steps=2", "mix.kl_coef=0") == 0
+
+
 def test_an_existing_run_is_not_overwritten(whole: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

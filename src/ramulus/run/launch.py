@@ -140,14 +140,16 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     }
     before, after = (_read(run_folder.final_evaluation(last.folder, when)) for when in run_folder.WHEN)
     if last.final_evaluation is not None and after is not None:
+        usual = last.final_evaluation.samples  # of reports that do not say it: a resume may have changed it since
+        samples = after.get("samples", usual)
         accuracies = {
-            "before": scores(before, last.final_evaluation.samples) if before else None,
-            "after": scores(after, last.final_evaluation.samples),
+            "before": scores(before, before.get("samples", usual)) if before else None,
+            "after": scores(after, samples),
         }
         summary = accuracies | {"problems": after["problems"]} | summary
         if before is not None:
             start = plan.stages[-2].name if len(plan.stages) > 1 else "start"
-            console.print(table(accuracies["before"], accuracies["after"], last.final_evaluation, after["problems"], start, last.name))  # type: ignore[arg-type]
+            console.print(table(accuracies["before"], accuracies["after"], samples, after["problems"], start, last.name))  # type: ignore[arg-type]
             for line in (reward_line(_rewards(last), last.name), *turned(before, after)):
                 console.print(line, highlight=False, soft_wrap=True)
     replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))

@@ -90,6 +90,15 @@ def with_later_fields(saved: Any, value: Any) -> Any:
     return saved
 
 
+def holds(saved: Any, path: str) -> bool:
+    """Whether nested JSON has something at a dotted path."""
+    for word in path.split("."):
+        if isinstance(saved, dict) and word not in saved:
+            return False
+        saved = saved[word] if isinstance(saved, dict) else saved[int(word)]
+    return True
+
+
 def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
     """Python text that builds `value`: fields at their defaults are left out, long calls get a line per field."""
     if isinstance(value, Enum):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ramulus.core import run_folder
 from ramulus.learn.objective.kl import KL
-from ramulus.run.config.describe import CLASS, brought_forward, changes, recipe_text, to_json, with_later_fields
+from ramulus.run.config.describe import CLASS, brought_forward, changes, holds, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
@@ -151,10 +151,12 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
                 continue
             where = f"{stage.name}: {path}" if len(stages) > 1 else path
             text = f"{where} was {brief(was)}, is now {brief(now)}"
-            shape = head in SHAPED and not isinstance(now, int | float)
-            if head in FIXED or shape:
+            shape = head in SHAPED and not isinstance(now, int | float) and holds(before, path)
+            lacking = path == "mix.kl_coef" and not was and no_reference(stage)
+            if head in FIXED or shape or lacking:
+                text += ", but its checkpoints hold no reference model" if lacking else ""
                 refused.append(text)
-                undone.append(as_set(where.replace(": ", "."), was))
+                undone.append(as_set(where.replace(": ", "."), was) if holds(before, path) else "")
             else:
                 notes.append(text)
         notes += since_then(before, stage)
@@ -164,6 +166,11 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
             f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: {undo}, or begin a new run with --fresh or another out=FOLDER"
         )
     return notes
+
+
+def no_reference(stage: Run) -> bool:
+    """Whether a stage that had no KL term has begun, so that its checkpoints lack the reference model; of adapters the weights below them are it."""
+    return stage.lora is None and bool(run_folder.steps(stage.folder))
 
 
 def as_set(path: str, value: Any) -> str:

@@ -18,6 +18,7 @@ from ramulus.run.config.recipe import FinalEvaluation, Run
 from ramulus.run.step_progress import StepProgress, narrated
 
 ModelScores = dict[str, Any]
+COOLER = " at temperature "  # in the name of a score at another temperature than 1
 _LEFT_OUT = ("intervals", "answers", "problems", "samples", "temperature", "seconds", "step", "cooler")
 
 
@@ -59,13 +60,16 @@ def measure(found: ModelScores, samples: int) -> str:
 def scores(measured: ModelScores, samples: int) -> ModelScores:
     """What summary.json says of one model: accuracies between 0 and 1, lengths in tokens, 95 % intervals."""
     plain = {name: value for name, value in measured.items() if name not in _LEFT_OUT}
-    cooler = {f"{measure(measured, samples)} at temperature {temperature}": value for temperature, value in measured["cooler"].items()}
+    cooler = {f"{measure(measured, samples)}{COOLER}{temperature}": value for temperature, value in measured["cooler"].items()}
     return plain | cooler | {"intervals": measured["intervals"]}
 
 
-def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problems: int, start: str, end: str) -> Table:
-    """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening."""
-    k, name = how.samples, measure(after, how.samples)
+def table(before: ModelScores, after: ModelScores, samples: int, problems: int, start: str, end: str) -> Table:
+    """Before, after and gain, with the starting model at lower temperatures: what is more than sharpening.
+
+    `samples` are those of the evaluation after; one before with other numbers (they were changed at a resume) is shown as far as it goes.
+    """
+    k, name = samples, measure(after, samples)
     unit = "accuracy in %" if name != "reward" else "mean reward"
     drawn = Table(title=f"{problems} held-out problems, {unit}, ± half a 95 % interval", title_justify="left")
     drawn.add_column("")
@@ -73,12 +77,13 @@ def table(before: ModelScores, after: ModelScores, how: FinalEvaluation, problem
         drawn.add_column(head, justify="right")
     rows = {f"{name} at temperature 1": name, "greedy": "greedy" if "greedy" in after else "greedy_reward", f"pass@{k}": f"pass@{k}"}
     for label, row in rows.items():
-        if row in before and row in after:
-            drawn.add_row(label, _shown(before, row), _shown(after, row), _number(row, after[row] - before[row], "+"))
+        if row in after:
+            was = (_shown(before, row), _number(row, after[row] - before[row], "+")) if row in before else ("–", "")
+            drawn.add_row(label, was[0], _shown(after, row), was[1])
     drawn.add_section()
-    for temperature in how.temperatures:
-        cooler = f"{name} at temperature {temperature}"
-        drawn.add_row(cooler, _number(name, before[cooler]), "", "")
+    for label, value in before.items():
+        if COOLER in label:
+            drawn.add_row(label, _number(label.partition(COOLER)[0], value), "", "")
     return drawn
 
 

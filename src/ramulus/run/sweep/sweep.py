@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ramulus.look.terminal import safe
 from ramulus.native.memory import shared_among
-from ramulus.run.config.describe import changes, to_json, with_later_fields
+from ramulus.run.config.describe import changes, holds, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
@@ -103,15 +103,6 @@ def edited(saved: list[Any], stages: tuple[Run, ...]) -> list[str]:
             if path.split(".")[0] not in ("out", "threads") and holds(old, path):
                 differences.append(f"{stage.name}: {path} was {brief(was)}, is now {brief(now)}")
     return differences
-
-
-def holds(value: Any, path: str) -> bool:
-    """Whether nested JSON has something at a dotted path."""
-    for word in path.split("."):
-        if isinstance(value, dict) and word not in value:
-            return False
-        value = value[word] if isinstance(value, dict) else value[int(word)]
-    return True
 
 
 def allot(jobs: int | None, threads: int | None) -> tuple[int, int]:
