@@ -19,8 +19,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from ramulus import Result
 from ramulus.cli import main
 from ramulus.core import run_folder
+from ramulus.look.curves import find_runs
 from ramulus.run import checkpoint
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
@@ -272,6 +274,55 @@ def test_a_final_evaluation_that_changed_at_a_resume_is_shown_as_far_as_it_goes(
     assert all(text.count("mean@2 at temperature 1") == 1 for text in shown[:3])
     assert all("mean@2 at temperature 0.5" in text and "temperature 0.3" not in text for text in shown)
     assert "mean@4 at temperature 1" in shown[3]
+
+
+@pytest.mark.parametrize(("recipe", "words", "said"), [(RECIPE, ["steps=2"], "steps=3 or more"), (STAGES, ["rl.steps=2"], "set rl.steps=3 or more")])
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path, recipe: str, words: list[str], said: str):
+    run = ["optimizer.decay=constant", "sft.steps=1", "rl.steps=3", "final_evaluation=none"] if recipe == STAGES else ["steps=3"]
+    assert train(tmp_path / "run", *run, recipe=recipe) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"saved at step 3, beyond .*steps=2: .*{said}"):
+        train(tmp_path / "run", *words, recipe=recipe)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_taken_further_is_not_finished_until_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ramulus.run.trainer import Trainer
+
+    run, words = tmp_path / "run", ["optimizer.decay=constant"]
+    assert train(run, "steps=1", *words) == 0
+    assert find_runs([run])[0].finished
+    with pytest.raises(ValueError, match="cannot resume"):
+        train(run, "steps=4", "seed=1")
+    assert find_runs([run])[0].finished  # nothing was begun
+    real = Trainer.step
+
+    async def stopped(self: Trainer) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return await real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopped)
+        assert train(run, "steps=4") == 130
+    assert not find_runs([run])[0].finished
+    assert Result(run).summary == {}
+    assert train(run) == 0
+    assert Result(run).summary["steps"] == {"rl": 4}
+
+
+@pytest.mark.parametrize("linked", ["run", "run/1-sft"])
+def test_a_run_behind_a_link_is_begun_anew(tmp_path: Path, linked: str):
+    recipe, words = (STAGES, ["sft.steps=1", "rl.steps=1", "final_evaluation=none"]) if "/" in linked else (RECIPE, ["steps=1"])
+    (tmp_path / "room" / "place").mkdir(parents=True)
+    (tmp_path / linked).parent.mkdir(exist_ok=True)
+    (tmp_path / linked).symlink_to(tmp_path / "room" / "place")
+    out = [f"out={tmp_path / 'run'}", *words]
+    for fresh in (False, True):
+        assert launch(recipe, out, False, fresh, Console(quiet=True)) == 0
+    aside = tmp_path / ("room/place.1" if linked == "run" else "run.1")
+    assert (aside / "summary.json").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert not list(tmp_path.rglob(".lock"))
 
 
 def test_a_kl_term_needs_the_reference_model_that_the_checkpoints_hold(tmp_path: Path):

@@ -78,11 +78,11 @@ class Lock:
                 os.utime(handle)
 
     def release(self, moved: tuple[Path, Path] | None = None) -> None:
-        """Free the folders; `moved` is a folder above them that was renamed meanwhile, from and to."""
+        """Free the folders; `moved` is a folder above them that was renamed meanwhile, from and to, without links."""
         self.ended.set()
         for path, handle in self.files.items():
-            if moved is not None:
-                path = moved[1] / path.relative_to(moved[0].resolve())
+            if moved is not None and path.is_relative_to(moved[0]):
+                path = moved[1] / path.relative_to(moved[0])
             with suppress(OSError):
                 if current(path, handle):
                     path.unlink()  # still locked: whoever opened it meanwhile sees that it is no longer the one
@@ -136,7 +136,7 @@ def check_free(folder: Path, own: Lock, deep: int = 3) -> None:
     """ValueError where another process is at work somewhere in a folder."""
     for level in range(deep):
         for path in folder.resolve().glob("*/" * level + LOCK_FILE):
-            if path not in own.files:
+            if path.resolve() not in own.files:
                 Lock([path.parent]).release()
 
 

@@ -61,6 +61,7 @@ class Plan:
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
+        (self.folder / "summary.json").unlink(missing_ok=True)  # of a shorter run: this one is at work
         path = self.folder / "run.json"
         began = read_saved(path).get("started") if path.exists() else None
         content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides), "date": self.date}
@@ -105,7 +106,8 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
             raise ValueError(f"out={top} holds {foreign}, among which the files of a run would be lost: name a folder of its own")
         if there and fresh:
             check_free(top, lock)
-            lock.release((top, move_aside(top)))
+            there_really = top.resolve()  # a link stays one
+            lock.release((there_really, move_aside(there_really)))
             held.enter_context(Lock(folders))
         elif there:
             if not resume:
@@ -122,6 +124,7 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
             stages, top = build(source, overrides)
             day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+            refuse_fewer(stages)
         return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day)
 
 
@@ -166,6 +169,18 @@ def _compare(old: list[Any], new: list[Any], stages: tuple[Run, ...]) -> list[st
             f"cannot resume: {'; '.join(refused)}. Such a change makes it another run: {undo}, or begin a new run with --fresh or another out=FOLDER"
         )
     return notes
+
+
+def refuse_fewer(stages: tuple[Run, ...]) -> None:
+    """ValueError where a stage has come further than it is now to go: nothing leads back to a step whose checkpoint gave way to later ones."""
+    for stage in stages:
+        done = run_folder.steps(stage.folder)
+        if done and done[-1] > stage.steps:
+            field = f"{stage.name}.steps" if len(stages) > 1 else "steps"
+            raise ValueError(
+                f"{stage.folder} is saved at step {done[-1]}, beyond {field}={stage.steps}: set {field}={done[-1]} or more, "
+                "or begin a new run with --fresh or another out=FOLDER"
+            )
 
 
 def no_reference(stage: Run) -> bool:
