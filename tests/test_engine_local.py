@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -383,6 +385,74 @@ def test_load_drops_kv_and_takes_the_new_weights() -> None:
     assert worst(model, requests, run(engine, requests)) < 1e-5
     with pytest.raises(TypeError, match="state dict, got list"):
         asyncio.run(engine.load([1], 5))
+
+
+OTHERS: dict[str, tuple[Any, type[Exception], str]] = {
+    "one more": (lambda s: s | {"model.extra.weight": torch.zeros(2)}, RuntimeError, "Unexpected key.*model.extra.weight"),
+    "one less": (lambda s: {n: t for n, t in s.items() if n != "model.norm.weight"}, RuntimeError, "Missing key.*model.norm.weight"),
+    "another shape": (lambda s: s | {"model.norm.weight": torch.zeros(3)}, RuntimeError, "size mismatch for model.norm.weight"),
+    "a shorter vocabulary": (lambda s: s | {"model.embed_tokens.weight": torch.zeros(47, 32)}, RuntimeError, "mismatch for model.embed_tokens"),
+    "no numbers": (lambda s: s | {"model.norm.weight": s["model.norm.weight"].to("meta")}, RuntimeError, "model.norm.weight.*meta"),
+    "no tensor": (lambda s: s | {"model.norm.weight": [1.0]}, RuntimeError, "model.norm.weight.*list"),
+    "another model": (lambda s: {f"transformer.{n}": t for n, t in s.items()}, RuntimeError, "Missing key.*Unexpected key"),
+    "nothing": (lambda s: {}, RuntimeError, "Missing key"),
+    "no names": (lambda s: s | {(): torch.zeros(2)}, TypeError, "whose names are text, got ()"),
+}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_weights_that_do_not_fit_change_nothing(way: str, kind: str) -> None:
+    """`llama` has a tied head."""
+    model, other = small(kind), small(kind, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    asyncio.run(engine.load(None, 2))
+    requests = [ask(line(9, i), seed=i, temperature=0.0) for i in range(3)]
+    expected = run(engine, requests)
+    for name, (change, kind_of_error, said) in OTHERS.items():
+        with pytest.raises(kind_of_error, match=said) as caught:
+            asyncio.run(engine.load(change(dict(other.state_dict())), 7))
+        assert "\n" not in str(caught.value), name
+        assert len(str(caught.value)) < 2000
+        assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items()), name
+        assert run(engine, requests) == expected, name
+        assert engine.version == 2
+        asyncio.run(engine.reset())
+        assert run(engine, requests) == expected, name
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_a_tied_head_and_another_dtype_are_taken(way: str) -> None:
+    model, other = small("llama"), small("llama", seed=1)
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    state = {name: tensor.double() for name, tensor in other.state_dict().items() if name != "lm_head.weight"}
+    asyncio.run(engine.load(state, 1))
+    requests = mixed(4)
+    assert worst(other, requests, run(engine, requests)) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, 3e38])
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_logits_that_are_no_numbers_are_said(way: str, number: float, temperature: float) -> None:
+    """3e38 in a weight: logits that overflow to +inf and -inf."""
+    model = small(tie_word_embeddings=False)
+    engine = LocalEngine(model, slots=4, memory=MANY, **WAYS[way])
+    with torch.no_grad():
+        row = model.lm_head.weight[3]
+        row.copy_(torch.full_like(row, number) * row.sign())
+    asyncio.run(engine.load(None, 1))
+    for sampling in ({}, {"top_p": 0.5}, {"top_k": 4}):
+        refused = 0
+        for seed in range(8):
+            try:
+                [segment] = run(engine, [ask(line(5, seed), seed=seed, temperature=temperature, **sampling)])
+            except ValueError as error:
+                refused += "logits are NaN or infinite" in str(error)
+            else:
+                assert all(map(math.isfinite, (*segment.logprobs, *segment.entropy)))
+        assert refused
 
 
 def test_a_low_precision_copy_is_stated_and_renewed() -> None:

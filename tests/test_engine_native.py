@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -105,12 +106,21 @@ def test_tokens_without_probability_are_never_drawn(lanes: str) -> None:
     assert drawn.entropy == pytest.approx([float(-(two * two.log()).sum())] * 6, abs=1e-6)
 
 
-def test_broken_logits_are_reported(lanes: str) -> None:
-    logits = torch.zeros(2, 9)
-    logits[1, 8] = torch.nan
-    knobs = SamplingBatch([Sampling(8)] * 2, torch.device("cpu"), torch.float32)
-    with pytest.raises(ValueError, match="logits are NaN"):
-        draw(logits, knobs, torch.zeros(2, dtype=torch.float64), forward_of(small(), lanes))
+@pytest.mark.parametrize("vocabulary", [9, 600])
+def test_broken_logits_are_reported(vocabulary: int, lanes: str) -> None:
+    """NaN or +inf anywhere, or -inf everywhere."""
+    forward, uniform = forward_of(small(), lanes), torch.zeros(2, dtype=torch.float64)
+    for heat in (1.0, 0.0, 0.7, ByEntropy(pivot=1.0)):
+        knobs = SamplingBatch([Sampling(8, heat)] * 2, torch.device("cpu"), torch.float32)
+        for place in (0, 4, vocabulary - 1, slice(None)):
+            for number in (torch.nan, torch.inf, -torch.inf):
+                logits = torch.zeros(2, vocabulary)
+                logits[1, place] = number
+                if place != slice(None) and number == -torch.inf:
+                    assert draw(logits, knobs, uniform, forward).entropy[1] == pytest.approx(math.log(vocabulary - 1), abs=1e-5)
+                    continue
+                with pytest.raises(ValueError, match="logits are NaN or infinite"):
+                    draw(logits, knobs, uniform, forward)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

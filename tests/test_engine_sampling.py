@@ -9,6 +9,7 @@ import torch
 
 from ramulus.engine.engine import Sampling
 from ramulus.engine.local.sampling import Drawn, SamplingBatch, draw, inverse_cdf
+from ramulus.engine.toy import draw_token
 
 CPU = torch.device("cpu")
 
@@ -91,6 +92,25 @@ def test_large_vocabulary_nucleus_beyond_the_first_candidates() -> None:
     assert all(lp == pytest.approx(0, abs=1e-6) for lp in out.logprobs)
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_truncation_is_that_of_the_reference_whatever_stands_beside(top_p: float, min_p: float) -> None:
+    """Top-k around the first candidates and beyond, in rows that they settle and in flat ones, alone and beside each other."""
+    size, generator = 4096, torch.Generator().manual_seed(0)
+    logits = torch.randn(3, size, generator=generator, dtype=torch.float64) * torch.tensor([[2.2], [4.0], [0.1]], dtype=torch.float64)
+    for top_k in (0, 1, 1023, 1024, 1025, 2000, size, 2 * size):
+        settings = Sampling(1, top_k=top_k, top_p=top_p, min_p=min_p)
+        for u in (0.3, 0.9999):
+            uniform = torch.full((3,), u, dtype=torch.float64)
+            beside = draw(logits, SamplingBatch([settings] * 3, CPU, torch.float64), uniform)
+            for i, row in enumerate(logits):
+                alone = draw(row[None], SamplingBatch([settings], CPU, torch.float64), uniform[:1])
+                wanted = draw_token(row.tolist(), settings, 1.0, u)
+                for found, at in ((alone, 0), (beside, i)):
+                    assert found.tokens[at] == wanted.token, (top_k, u, i)
+                    assert (found.kept[at], found.logprobs[at]) == pytest.approx((wanted.kept, wanted.logprob), abs=1e-9), (top_k, u, i)
+
+
 def test_greedy_and_mixed_rows() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
     knobs = SamplingBatch([Sampling(8, temperature=0.0), Sampling(8), Sampling(8, temperature=0.0, top_p=0.5)], CPU, torch.float32)
@@ -129,11 +149,26 @@ def test_a_rule_that_gives_nonsense_is_named(value: float) -> None:
         sample(torch.randn(2, 9), grid(2), temperature=lambda logits: logits)
 
 
-def test_nan_logits_are_named() -> None:
-    logits = torch.randn(2, 9)
-    logits[1, 4] = float("nan")
-    with pytest.raises(ValueError, match="logits are NaN"):
-        sample(logits, grid(2))
+BROKEN = {"NaN": [math.nan, 0.0, 1.0], "inf": [0.0, math.inf, 1.0], "inf beside -inf": [-math.inf, math.inf, 0.0], "nothing": [-math.inf] * 3}
+SETTINGS = [{}, {"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("sampling", [*SETTINGS, {"temperature": lambda logits: torch.ones(len(logits))}])
+def test_logits_that_are_no_numbers_are_named(name: str, sampling: dict) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], BROKEN[name]])
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        sample(logits, grid(2), **sampling)
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+def test_tokens_that_are_masked_are_left_out(sampling: dict) -> None:
+    """Some logits are -inf; far ones of float32, whose distance overflows, are as good as that."""
+    masked = torch.tensor([[0.5, -math.inf, 1.0], [-math.inf, -math.inf, 3.0], [3e38, -3e38, 0.0]])
+    near, out = sample(masked[:1, [0, 2]], grid(1), **sampling), sample(masked, grid(1).expand(3), **sampling)
+    assert out.tokens == [[0, 2][near.tokens[0]], 2, 0]
+    assert out.logprobs == pytest.approx([near.logprobs[0], 0, 0])
+    assert out.entropy == pytest.approx([near.entropy[0], 0, 0])
 
 
 def test_tiny_temperature_does_not_overflow() -> None:

@@ -87,6 +87,9 @@ def test_temperature_rule_with_and_without_torch() -> None:
         (lambda: ToyEngine().continuation(ask(prefix=())), "empty"),
         (lambda: ToyEngine(vocab=3).continuation(ask(prefix=(1, 3))), "token 3 .* vocabulary of 3"),
         (lambda: ToyEngine(vocab=3, table={(): [0.0]}), "1 logits"),
+        (lambda: ToyEngine(vocab=3, table={(): [0.0, math.inf, 1.0]}), "NaN or infinite"),
+        (lambda: ToyEngine(vocab=3, table={(): [0.0, math.nan, 1.0]}), "NaN or infinite"),
+        (lambda: ToyEngine(vocab=3, table={(): [-math.inf] * 3}), "NaN or infinite"),
         (lambda: ToyEngine(vocab=0), "vocab"),
     ],
 )

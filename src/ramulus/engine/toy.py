@@ -97,7 +97,7 @@ class ToyEngine:
     continuation.
 
     Same seed, same tokens, always and on every machine with the same `math.exp`. Raises ValueError for an empty prefix, a
-    token outside the vocabulary, a text beyond the limit or a row of the wrong length.
+    token outside the vocabulary, a text beyond the limit, or a row of the wrong length or of logits that are no numbers.
 
     Example:
         >>> import asyncio
@@ -134,6 +134,8 @@ class ToyEngine:
         for context, row in table.items():
             if len(row) != self.vocab:
                 raise ValueError(f"row {context} of the table has {len(row)} logits, the vocabulary has {self.vocab} tokens")
+            if not all(x < math.inf for x in row) or max(row) == -math.inf:
+                raise ValueError(f"row {context} of the table has logits that are NaN or infinite; -inf may stand beside numbers")
         return {tuple(context): [float(x) for x in row] for context, row in table.items()}
 
     def logits(self, prefix: Sequence[int]) -> list[float]:

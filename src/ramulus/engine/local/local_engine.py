@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import textwrap
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ramulus.engine.engine import Decode, Request, Segment, Weights
 from ramulus.engine.local.choice import choose
@@ -141,8 +144,8 @@ class LocalEngine:
         """Take new weights once requests in flight have finished; requests made meanwhile wait for them.
 
         `weights`: None where the learner changed the model in place, a folder of safetensors or one such file, or a state dict. All KV is
-        dropped and the low-precision copy renewed. Raises FileNotFoundError, RuntimeError or TypeError for weights that are none of the model's;
-        it then samples with what it has.
+        dropped and the low-precision copy renewed. Raises FileNotFoundError, RuntimeError (which names the tensors) or TypeError for weights that are
+        none of the model's; it then samples with what it has, and nothing of them is in it.
         """
         state = _read(weights)
         async with self._alone():
@@ -183,7 +186,10 @@ class LocalEngine:
 
     def _take(self, weights: Mapping[str, torch.Tensor] | None) -> None:
         if weights is not None:
-            self.model.load_state_dict(whole(self.model, weights))
+            state = whole(self.model, weights)
+            refuse_unfit(self.model, state)
+            self.model.load_state_dict(state)
+        self._scheduler.forget()
         if self._copy is not None:
             with torch.no_grad():
                 for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
@@ -191,7 +197,6 @@ class LocalEngine:
         self.forward.refresh()
         if self.native_bytes > 2**26:
             give_back()  # adapters that were merged on the way
-        self._scheduler.forget()
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """The running loop; whatever an earlier, closed one left behind is dropped."""
@@ -247,6 +252,31 @@ def whole(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, to
     names = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     there = {names[name]: tensor for name, tensor in weights.items() if name in names}
     return {name: there[key] for name, key in names.items() if key in there} | dict(weights)
+
+
+class _Tried(TorchFunctionMode):
+    """Inside, a tensor that would be copied over another is copied in one number alone, over nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.copy_:
+            return func(*args, **(kwargs or {}))
+        target, source, *_ = args
+        torch.empty(min(1, source.numel()), dtype=target.dtype, device=target.device).copy_(source.reshape(-1)[:1])
+        return target
+
+
+def refuse_unfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise RuntimeError, which names the tensors, where `load_state_dict` would; TypeError for names that are none. The model stays as it is."""
+    if strange := [name for name in state if not isinstance(name, str)]:
+        raise TypeError(f"weights are a state dict, whose names are text, got {strange[0]!r}: load the state dict of such a model")
+    try:
+        with _Tried():
+            model.load_state_dict(state)
+    except RuntimeError as error:
+        _, *wrong = (textwrap.shorten(line, 400, placeholder=" ...") for line in str(error).splitlines())
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        said = f"these weights do not fit this {type(model).__name__}, which stays as it was: {' '.join(wrong[:4])}{more}"
+        raise RuntimeError(said) from error
 
 
 def _read(weights: Weights) -> Mapping[str, torch.Tensor] | None:

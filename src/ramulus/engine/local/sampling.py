@@ -90,7 +90,7 @@ def draw(logits: Tensor, sampling: SamplingBatch, uniform: Tensor, quick: Quick 
 
     Truncation is top-k first, then top-p of what top-k left, then min-p relative to the most probable token, all on the tempered
     distribution. Temperature 0 takes the most probable token (log-prob 0, kept 0). A token of probability 0 is never drawn.
-    Raises ValueError for NaN logits and for temperatures that are not finite and >= 0.
+    Raises ValueError for logits that are NaN or +inf, for a row of -inf alone, and for temperatures that are not finite and >= 0.
     """
     if quick is not None and sampling.cut is None:
         drawn = _quickly(logits, sampling, uniform, quick)
@@ -124,7 +124,7 @@ def draw(logits: Tensor, sampling: SamplingBatch, uniform: Tensor, quick: Quick 
 
 
 def _quickly(logits: Tensor, sampling: SamplingBatch, uniform: Tensor, quick: Quick) -> Drawn | None:
-    """What the kernels draw; None where a logit is NaN or +inf, which is looked into by `draw`."""
+    """What the kernels draw; None where a logit is NaN or +inf, or all are -inf, which is looked into by `draw`."""
     temperature, entropy = sampling.temperature, None
     if sampling.rules:
         entropy = quick.entropy(logits)
@@ -159,8 +159,8 @@ def _recorded(
         columns.append(temperature)
     lists = torch.stack([column.double() for column in columns]).tolist()
     if any(x != x for x in lists[2]):  # NaN: either the model is broken or some logits are -inf
-        if bool(logits.isnan().any()):
-            raise ValueError("the model's logits are NaN: look for a diverged update or an overflow in its dtype")
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise ValueError("the model's logits are NaN or infinite: look for a diverged update or an overflow in its dtype")
         lists[2] = torch.where(plain.isinf(), 0.0, -plain.exp() * plain).sum(-1).tolist()
     temperatures = checked(lists[-1], sampling) if sampling.rules else sampling.fixed
     mass = lists[3] if kept is not None else [0.0] * len(temperatures)
@@ -204,11 +204,12 @@ def _truncated(
     rows = sampling.cut
     assert rows is not None
     p, order = _ranked(p[rows], sampling)
+    whole = sampling.top_k >= logp.shape[1]  # top-k cuts nothing
     left = p >= sampling.min_p[:, None] * p[:, :1]
     inside = torch.arange(p.shape[1], device=p.device) < sampling.top_k[:, None]
     sums = (p * inside).cumsum(-1, dtype=torch.float64)
     before = torch.nn.functional.pad(sums[:, :-1], (1, 0))
-    mass = torch.where(sampling.top_k < EVERY, sums[:, -1], 1.0)  # what top-k left
+    mass = torch.where(whole, 1.0, sums[:, -1])  # what top-k left
     left &= inside & ((before < (sampling.top_p * mass)[:, None]) | (sampling.top_p == 1)[:, None])
     weights = p * left
     token = order.gather(1, inverse_cdf(weights, uniform[rows])[:, None])
@@ -223,14 +224,16 @@ def _ranked(p: Tensor, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
     """Probabilities [R, V] in falling order, ties by id, and their ids [R, <= V].
 
     First only the CANDIDATES most probable; a row is settled when its truncation ends among those strictly above the last of them, so that
-    neither the neighbours nor the order of ties can change what it draws. Otherwise all are sorted.
+    neither the neighbours nor the order of ties can change what it draws; a share of what a top-k beyond them leaves is not known by them.
+    Otherwise all are sorted.
     """
     if p.shape[1] > CANDIDATES:
         top, order = p.topk(CANDIDATES, dim=-1)
         above = top > top[:, -1:]
         mass = (top * above).sum(-1, dtype=torch.float64)
-        settled = above.sum(-1) >= sampling.top_k
-        settled |= ((sampling.top_p < 1) & (mass >= sampling.top_p)) | (top[:, -1] < sampling.min_p * top[:, 0])
+        settled = ((sampling.top_p < 1) & (mass >= sampling.top_p)) | (top[:, -1] < sampling.min_p * top[:, 0])
+        settled &= (sampling.top_k <= CANDIDATES) | (sampling.top_k >= p.shape[1]) | (sampling.top_p == 1)
+        settled |= above.sum(-1) >= sampling.top_k
         if bool(settled.all()):
             order = order.sort(dim=-1).values
             top, places = p.gather(1, order).sort(dim=-1, descending=True, stable=True)
