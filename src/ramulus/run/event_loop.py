@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 from collections.abc import Coroutine
@@ -51,7 +50,9 @@ def _end(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, thread
         if task is not None:
             task.cancel()
 
-    with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+    try:
         loop.call_soon_threadsafe(cancel)
+    except RuntimeError:
+        heard.set()  # it has ended meanwhile
     if heard.wait(GRACE):
         thread.join()

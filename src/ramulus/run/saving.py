@@ -38,25 +38,24 @@ class Saving:
         the one before."""
         await self.settled()
         written = await checkpoint.write_files(self.run.folder, step, files, state)
-        self.under_way = asyncio.get_running_loop().run_in_executor(self.thread, self._finish, written, best, rows)
+        self.under_way = asyncio.get_running_loop().run_in_executor(self.thread, self._finish, step, written, best, rows)
         self.under_way.add_done_callback(_looked_at)
         self.begun = step
 
-    def _finish(self, written: checkpoint.Written | None, best: int | None, rows: Callable[[], None]) -> None:
+    def _finish(self, step: int, written: checkpoint.Written | None, best: int | None, rows: Callable[[], None]) -> None:
         rows()
-        self._sync_trees()
+        self._sync_trees(step)
         if written is not None:
             checkpoint.put_in_place(written)
         checkpoint.drop_old(self.run.folder, self.run.keep, best, self.run.keep_optimizer)
 
-    def _sync_trees(self) -> None:
-        """Have the trees of the steps since the last checkpoint on the disk: nobody writes them again."""
-        written = [path for path in (self.run.folder / "trees").glob("*.jsonl") if path.stem.isdigit() and int(path.stem) > self.trees]
-        for path in written:
+    def _sync_trees(self, step: int) -> None:
+        """Have the trees since the last checkpoint, up to this one's step, on the disk: nobody writes them again."""
+        files = (self.run.folder / "trees").glob("*.jsonl")
+        written = [path for path in files if path.stem.isdigit() and self.trees < int(path.stem) <= step]
+        for path in [*written, *(path.parent for path in written[:1])]:
             checkpoint.sync(path)
-        if written:
-            checkpoint.sync(written[0].parent)
-            self.trees = max(int(path.stem) for path in written)
+        self.trees = step
 
     async def settled(self) -> None:
         """Wait until the last checkpoint is in its place. Raises OSError where it could not be brought there."""
