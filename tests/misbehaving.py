@@ -21,7 +21,8 @@ Fault = Callable[["Handler", list[dict[str, Any]]], bool]
 
 
 class Misbehaving(ThreadingHTTPServer):
-    """`faults`: what happens to the next calls of generate, one after the other; the last one for ever where `always`."""
+    """`faults`: what happens to the next calls of generate, one after the other; the last one for ever where `always`. `loading`: is asked before
+    weights are taken, by their version, and may refuse them in a sentence."""
 
     daemon_threads = True
 
@@ -31,6 +32,7 @@ class Misbehaving(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.always, self.calls, self.loads = False, 0, 0
         self.greeting: dict[str, Any] = {}
+        self.loading: Callable[[int], str | None] = lambda version: None
         self.connections: list[Any] = []
 
     def get_request(self) -> Any:
@@ -75,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
         server, content = self.server, json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
         if self.path.endswith("/load"):
             server.loads += 1
+            if refusal := server.loading(content["version"]):
+                self.say(400, {"kind": "ValueError", "error": refusal})
+                return
             server.loaded, server.version = content["name"], content["version"]
             self.say(200, server.hello())
         elif self.path.endswith("/generate"):

@@ -198,6 +198,41 @@ def test_a_sampler_that_sees_other_folders_is_a_sentence(tmp_path: Path) -> None
         asyncio.run(engine.load(dict(model.state_dict()), 1))
 
 
+@pytest.mark.parametrize("slept", [False, True])
+@pytest.mark.parametrize("how", ["refused", "broken off"])
+@KERNELS
+def test_a_load_that_fails_in_one_sampler_leaves_all_the_weights_that_were(how: str, slept: bool) -> None:
+    model, other = scratch(0)[0], scratch(1)[0]
+    engine, here = placed(model, rests=slept)
+    whole, process = sampled(engine), here.started[1]
+    real = process.engine.load
+
+    async def load(weights: Any, version: int) -> None:
+        if version == 4:
+            while here.started[0].loaded != engine._pushed.name:  # type: ignore[union-attr]
+                await asyncio.sleep(0)
+            if how == "refused":
+                raise ValueError("no such weights")
+            loading[0].cancel()
+            await asyncio.sleep(3600)
+        await real(weights, version)
+
+    async def story() -> None:
+        loading.append(asyncio.ensure_future(engine.load(dict(other.state_dict()), 4)))
+        with pytest.raises(ValueError if how == "refused" else asyncio.CancelledError):
+            await loading[0]
+
+    loading: list[asyncio.Future[None]] = []
+    process.engine.load = load  # type: ignore[method-assign]
+    if slept:
+        asyncio.run(engine.rest())
+    asyncio.run(story())
+    assert here.started[0].engine.version == 4  # type: ignore[attr-defined]
+    assert sampled(engine) == whole
+    for one in here.started:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.model.parameters(), model.parameters(), strict=True))
+
+
 def test_a_rank_that_does_not_reach_the_first_says_so_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]

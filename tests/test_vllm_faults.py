@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -32,11 +33,11 @@ def server() -> Iterator[Misbehaving]:
         yield one
 
 
-def engine(*servers: Misbehaving, timeout: float = 20.0, reconnect: float = 5.0) -> VllmEngine:
+def engine(*servers: Misbehaving, timeout: float = 20.0, reconnect: float = 5.0, in_flight: bool = False) -> VllmEngine:
     met = [Server(server.url, "", timeout) for server in servers]
     for one in met:
         one.meet(False, 1.0)
-    return VllmEngine(met, Path(tempfile.mkdtemp()), reconnect)
+    return VllmEngine(met, Path(tempfile.mkdtemp()), reconnect, in_flight)
 
 
 async def loaded(one: VllmEngine, version: int = 3) -> VllmEngine:
@@ -245,6 +246,119 @@ def test_a_load_that_fails_leaves_the_weights_that_were(server: Misbehaving) -> 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        asyncio.run(story())
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+@pytest.mark.parametrize("refusing", [0, 1])
+def test_a_load_that_one_server_refuses_leaves_all_the_weights_that_were(refusing: int, in_flight: bool) -> None:
+    with misbehaving(2) as servers:
+        undisturbed = whole(servers[0])
+        servers[refusing].loading = lambda version: "no such weights" if version == 4 else None
+
+        async def story() -> None:
+            one = await loaded(engine(*servers, in_flight=in_flight))
+            for _ in range(2):
+                with pytest.raises(ValueError, match="no such weights"):
+                    await one.load(WEIGHTS, 4)
+                calls = [server.calls for server in servers]
+                assert await one.sample(CROWD) == undisturbed, "by the ones before"
+                assert all(server.calls > before for server, before in zip(servers, calls, strict=True)), "all are asked"
+                assert {server.version for server in servers} == {3}
+            await one.load(WEIGHTS, 5)
+            assert {segment.version for segment in await one.sample(CROWD)} == {5}
+
+        asyncio.run(story())
+
+
+def test_a_load_that_is_broken_off_leaves_all_the_weights_that_were() -> None:
+    """One server has taken the new ones, the other one takes them when nobody listens any more."""
+    with misbehaving(2) as [first, second]:
+        undisturbed = whole(first)
+        there, go = Event(), Event()
+
+        def slow(version: int) -> None:
+            if version == 4:
+                there.set()
+                go.wait(20)
+
+        second.loading = slow
+
+        async def story() -> None:
+            one = await loaded(engine(first, second))
+            task = asyncio.ensure_future(one.load(WEIGHTS, 4))
+            await asyncio.to_thread(there.wait, 20)
+            while one.servers[0].loaded != one._pushed.name:  # type: ignore[union-attr]
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert first.version == 4
+            assert await one.sample(CROWD) == undisturbed
+            go.set()
+            while second.version != 4:
+                await asyncio.sleep(0.001)
+            assert await one.sample(CROWD) == undisturbed, "a late one is seen"
+            assert (first.version, second.version) == (3, 3)
+
+        asyncio.run(story())
+
+
+def test_a_server_that_dies_in_a_load_that_fails_comes_back_with_the_weights_that_were() -> None:
+    with misbehaving(2) as [first, second]:
+        undisturbed = whole(first)
+        gone = Event()
+
+        def refusing(version: int) -> str | None:
+            return "no such weights" if version == 4 and gone.wait(20) else None
+
+        def dying(version: int) -> str:
+            Thread(target=lambda: (stopped(second), gone.set()), daemon=True).start()
+            gone.wait(20)
+            return "it is gone"
+
+        first.loading = refusing
+
+        async def story() -> None:
+            one = await loaded(engine(first, second))
+            second.loading = dying
+            with pytest.raises(ValueError, match="no such weights"):
+                await one.load(WEIGHTS, 4)
+            assert await one.sample(CROWD) == undisturbed
+            back = started(Misbehaving(second.server_port))
+            try:
+                while one.servers[1].away:
+                    await asyncio.sleep(0.01)
+                assert await one.sample(CROWD) == undisturbed
+                assert (back.version, back.loads, back.calls > 0) == (3, 1, True)
+            finally:
+                await asyncio.to_thread(stopped, back)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            asyncio.run(story())
+
+
+def test_weights_that_cannot_be_given_again_are_a_sentence() -> None:
+    with misbehaving(2) as [first, second]:
+        first.loading = lambda version: "no room" if version == 3 and first.version == 4 else None
+        second.loading = lambda version: "no such weights" if version == 4 else None
+
+        async def story() -> None:
+            one = engine(first, second)
+            with pytest.raises(ValueError, match="no such weights"):
+                await one.load(WEIGHTS, 4)
+            with pytest.raises(ValueError, match="no weights before the first load"):
+                await one.sample(CROWD)
+            first.version = 0
+            await loaded(one)
+            with pytest.raises(ValueError, match="no such weights"):
+                await one.load(WEIGHTS, 4)
+            with pytest.raises(ValueError, match="refuses: no room"):
+                await one.sample(CROWD)
+            await one.load(WEIGHTS, 5)
+            assert {segment.version for segment in await one.sample(CROWD)} == {5}
+
         asyncio.run(story())
 
 

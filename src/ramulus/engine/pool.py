@@ -38,7 +38,7 @@ class Wrong(Fault):
 class Sampler(Protocol):
     """One of the places that a pool asks."""
 
-    loaded: str  # the name of the weights it has
+    loaded: str  # the name of the weights it has; "" where that is not known
     epoch: int  # how often it was mended or loaded
     away: bool  # not asked at present
 
@@ -58,6 +58,7 @@ class _Loop:
 class PoolEngine:
     """Samples from `servers`, whose weights are those of the last `load`; nothing is sampled before the first.
 
+    One that has others, after a load that failed or was broken off, is given these again before it is asked.
     What a lost one had not answered is asked of another where there is one, else again once it is back: seeds make it the same tokens. `in_flight`:
     weights are swapped below requests on their way; else these end first. What kind of samplers they are is said by whoever derives from this:
     `refuse`, `answers`, `settled`, `bring_back`, `give`, `forget`, `push`, `client` and `close`.
@@ -73,6 +74,7 @@ class PoolEngine:
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._affinity, self._names = Affinity(), set[str]()
         self._pushed: Pushed | None = None
+        self._former: Pushed | None = None  # during a load those that samplers still may have
         self._pending: list[_Asked] = []
         self._flying = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,8 +93,13 @@ class PoolEngine:
         raise NotImplementedError
 
     async def bring_back(self, server: Any, fault: Fault) -> None:
-        """Have a sampler that failed there again. Raises a Fault where it fails once more, ConnectionError where it is gone for good."""
-        raise NotImplementedError
+        """Have a sampler that failed there again; by itself, one that is there is taken to have no weights, and one that is lost stays so.
+
+        Raises a Fault where it fails once more, ConnectionError where it is gone for good.
+        """
+        if isinstance(fault, Lost):
+            raise fault
+        server.loaded = ""
 
     async def give(self, server: Any, new: Pushed) -> None:
         """Have a sampler take weights. Raises a Fault."""
@@ -159,7 +166,8 @@ class PoolEngine:
 
     def waits(self, server: Any) -> bool:
         """Whether somebody waits for what this sampler alone can answer, so that no load may come."""
-        return bool(self._flying) and not self.in_flight and all(other.away for other in self.servers if other is not server)
+        alone = not server.away or all(other.away for other in self.servers if other is not server)
+        return bool(self._flying) and not self.in_flight and alone
 
     def _carry(self, home: int, asked: list[_Asked], tries: int = 0) -> None:
         """Begin a call; it is broken off once nobody waits for any of it."""
@@ -183,6 +191,8 @@ class PoolEngine:
         epoch = server.epoch
         try:
             try:
+                if server.loaded not in [one.name for one in (self._pushed, self._former) if one is not None]:
+                    raise Stale(f"a {self.kind} has not the weights that are meant")
                 async with aclosing(self.answers(server, [request for request, _ in asked])) as answers:
                     async for place, content in answers:
                         self._settle(server, asked[place], content)
@@ -231,7 +241,12 @@ class PoolEngine:
                 self._here.tasks.add(task)
                 task.add_done_callback(self._here.tasks.discard)
             return
-        await self._mend(home, epoch, fault)
+        try:
+            await self._mend(home, epoch, fault)
+        except Lost as lost:
+            if isinstance(fault, Lost):
+                raise
+            await self._recover(home, epoch, lost)
 
     async def _mend_alone(self, home: int, epoch: int, fault: Fault) -> None:
         """The same while others do its work; where it cannot be mended it stays away."""
@@ -250,16 +265,28 @@ class PoolEngine:
                 try:
                     await self.bring_back(server, fault)
                     while self._pushed is not None and server.loaded != self._pushed.name:  # a load may come between
-                        await self.give(server, self._pushed)
+                        await self._given(server, self._pushed)
                     break
                 except Fault as another:
-                    if tries == TRIES:
+                    if tries == TRIES or (isinstance(another, Lost) and not isinstance(fault, Lost)):
                         raise
                     fault = another
             server.epoch, server.away = server.epoch + 1, False
 
+    async def _given(self, server: Any, new: Pushed) -> None:
+        """Have a sampler take weights; where that fails it is not known what it has, and while it did others may have come to be meant."""
+        try:
+            await self.give(server, new)
+        except BaseException as error:
+            server.loaded = ""
+            if new is self._pushed or not isinstance(error, Exception):
+                raise
+
     async def load(self, weights: Weights, version: int) -> None:
-        """Give every sampler the tensors, or the path of a folder of safetensors, or of such a file, that its machine can read."""
+        """Give every sampler the tensors, or the path of a folder of safetensors, or of such a file, that its machine can read.
+
+        Where that fails for one, all go on by the weights before.
+        """
         here = self._turn()
         async with here.loading:
             new = await asyncio.to_thread(self.push, weights, version)
@@ -269,7 +296,7 @@ class PoolEngine:
             try:
                 while self._flying and not self.in_flight:
                     await here.idle.wait()
-                self._pushed = new
+                self._former, self._pushed = former, new
                 self._names.add(new.name)
                 await together(self._load_into(home) for home, server in enumerate(self.servers) if not server.away)
             except BaseException:
@@ -277,6 +304,7 @@ class PoolEngine:
                 new.drop()
                 raise
             finally:
+                self._former = None
                 here.open.set()
             self._affinity.forget()
             if former is not None:
@@ -288,7 +316,7 @@ class PoolEngine:
         try:
             async with self._here.mending[home]:
                 assert self._pushed is not None
-                await self.give(server, self._pushed)
+                await self._given(server, self._pushed)
                 server.epoch += 1
         except Fault as fault:
             await self._recover(home, epoch, fault)

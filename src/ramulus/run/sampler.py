@@ -133,7 +133,11 @@ class SamplerProcess:
         given = weights if isinstance(weights, str) else state_of_bytes(weights)
         if "live" in self.engine.features and isinstance(given, dict):
             given = Live(given, lambda: version)  # nobody changes them
-        await self.engine.load(given, version)
+        try:
+            await self.engine.load(given, version)
+        except BaseException:
+            self.loaded = ""  # where it slept, there are no numbers any more
+            raise
         self.loaded = name
 
     async def meet(self) -> tuple[str, Any]:

@@ -86,7 +86,8 @@ class VllmEngine(PoolEngine):
             raise ConnectionError(f"the vLLM server at {server.url} is not the one it was: {differs}")
         if there.loaded and there.loaded not in self._names:
             raise ConnectionError(f"another run has loaded its weights into the vLLM server at {server.url}: start one for each run")
-        server.hello, server.loaded = there, ""
+        known = isinstance(fault, Stale) and there.instance == server.hello.instance  # a load that was refused or broken off may have changed nothing
+        server.hello, server.loaded = there, there.loaded if known else ""
 
     async def _found(self, server: Server, fault: Fault) -> Greeting:
         """A server's word once it is there again: one of ours is started again, another is looked for."""
@@ -100,6 +101,8 @@ class VllmEngine(PoolEngine):
             try:
                 return greeting_of(await server.ask(self._here.client, "GET", "hello", patience=_LOOK), server.url)
             except Lost as lost:
+                if not isinstance(fault, Lost):
+                    raise
                 if asyncio.get_running_loop().time() > end:
                     late = f"and has not come back within {self.reconnect:g} s: start it again, and go on with --resume"
                     raise ConnectionError(f"{lost}, {late}") from fault
