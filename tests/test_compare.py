@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from compared_runs import at, run, shown, stage, sweep, two_labels
 from ramulus.look.compare.compare import Difference, Estimate, Place, compare, estimate, paired, student_quantile
 from ramulus.look.curves import find_runs, read_curve
+from ramulus.run.config.resume import move_aside
 
 T2 = 4.302652729696144  # Student's t, two degrees of freedom, 95 %
 
@@ -217,17 +219,37 @@ def test_labels_of_two_sweeps(tmp_path: Path):
 
 
 def test_runs_that_were_moved_aside_are_not_seeds(two: Path):
-    (two / "lavish" / "seed-2").rename(two / "lavish" / "seed-0.1")
-    assert [found.seed for found in find_runs([two / "lavish"])] == [0, 1]
+    assert move_aside(two / "lavish" / "seed-1").name == "seed-1.1"
+    (two / "lavish" / "seed-2").rename(two / "lavish" / "seed-1")
+    assert [found.seed for found in find_runs([two / "lavish"])] == [0, 2]
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_number_in_a_name_is_no_run_moved_aside(tmp_path: Path):
     sweep(tmp_path / "rates", {name: [{4: 0.5}] for name in ("lr-0", "lr-0.1", "lr-0.01")})
-    for name in ("easy-0.5", "mine", "mine.1"):  # only mine.1 has the run beside it that it once was
-        stage(run(tmp_path / "single" / name, 0), {4: 0.5}, 4)
+    single = tmp_path / "single"
+    written_in = {"easy-0.5": "easy-0.5", "mine": "mine", "mine.1": "mine", "temp-1": "temp-1", "temp-1.2": "temp-1.2"}
+    for name, written in written_in.items():  # only mine.1 is what it once was beside what was begun anew
+        stage(run(single / name, 0), {4: 0.5}, 4)
+        (single / name / "run.json").write_text(json.dumps({"stages": [{"seed": 0, "name": "rl", "out": str(tmp_path / written)}]}))
     assert [found.label for found in find_runs([tmp_path / "rates"])] == ["lr-0", "lr-0.1", "lr-0.01"]
-    assert [found.label for found in find_runs([tmp_path / "single"])] == ["easy-0.5", "mine"]
-    assert [found.label for found in find_runs([tmp_path / "single" / "mine.1"])] == ["mine.1"]
+    assert [found.label for found in find_runs([single])] == ["easy-0.5", "mine", "temp-1", "temp-1.2"]
+    assert [found.label for found in find_runs([single / "mine.1"])] == ["mine.1"]
+
+
+def test_names_of_runs_of_several_stages_or_none_said(tmp_path: Path):
+    for name, written in (("mine", "mine/2-rl"), ("mine.1", "mine/2-rl"), ("mine.5", "mine.5/2-rl")):
+        stage(run(tmp_path / name, 0) / "1-sft", {4: 0.5}, 4)
+        out = [{"name": word, "out": written} for word in ("sft", "rl")]
+        (tmp_path / name / "run.json").write_text(json.dumps({"stages": out}))
+    (tmp_path / "rl").mkdir()
+    for name in ("rl", "rl.1"):  # runs/NAME, where no folder is said
+        stage(run(tmp_path / name, 0), {4: 0.5}, 4)
+        (tmp_path / name / "run.json").write_text(json.dumps({"stages": [{"name": "rl", "out": ""}]}))
+    assert [found.label for found in find_runs([tmp_path])] == ["mine", "mine.5", "rl"]
+    stage(run(tmp_path / "rl.2", 0), {4: 0.5}, 4)  # its run.json says nothing
+    with pytest.warns(UserWarning, match=r"rl\.2 counts as a run of its own"):
+        assert [found.label for found in find_runs([tmp_path])] == ["mine", "mine.5", "rl", "rl.2"]
 
 
 def test_no_folder_at_all():

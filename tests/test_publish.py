@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ramulus.cli import main
-from ramulus.run.publish import hub_client, model_card, push_model
+from ramulus.run.publish import hub_client, model_card, push_model, score_table
 
 RUN = Path(__file__).parent / "data" / "run-0.1"
 
@@ -69,13 +69,25 @@ def test_a_card_names_a_model_of_the_hub_and_no_folder_of_this_machine(tmp_path:
         (stage.parent / "run.json").write_text(json.dumps({"recipe": str(tmp_path / "mine.py"), "stages": [config]}))
         report = {"problems": 9, "mean@4": 0.5, "intervals": {"mean@4": [0.25, 0.75]}}
         (stage / "evaluation-before.json").write_text(json.dumps(report | {"mean@4": 0.1}))
-        (stage / "evaluation-after.json").write_text(json.dumps(report))
+        (stage / "evaluation-after.json").write_text(json.dumps(report | {"step": 3}))
         card = model_card(stage, 3, "me/mine")
         assert ("base_model: Qwen/Qwen2.5-0.5B" in card) is named
         assert str(tmp_path) not in card
         assert "secret" not in card
         assert "| mean@4 | 0.100 [0.250, 0.750] | 0.500 [0.250, 0.750] |" in card
         assert "`mine.py`" in card
+
+
+def test_a_card_tells_the_scores_of_the_checkpoint_that_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    for step in (2, 6):
+        (tmp_path / "evals" / f"{step:06d}.json").write_text(json.dumps({"problems": 4, "greedy": step / 8}))
+    (tmp_path / "evaluation-before.json").write_text(json.dumps({"problems": 9, "greedy": 0.125, "step": 0}))
+    (tmp_path / "evaluation-after.json").write_text(json.dumps({"problems": 9, "greedy": 0.875, "step": 6}))
+    told = {step: "\n".join(score_table(tmp_path, step)) for step in (2, 4, 6)}
+    assert ("On 4 held-out" in told[2], "| greedy | 0.125 | 0.250 |" in told[2]) == (True, True)
+    assert told[4] == ""
+    assert ("On 9 held-out" in told[6], "| greedy | 0.125 | 0.875 |" in told[6]) == (True, True)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -16,6 +16,7 @@ from ramulus.core.checksums import CHECKSUMS, damage
 
 STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
 ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
+ASIDE_MARK = ".moved-aside"  # the file that it leaves in one
 WHEN = ("before", "after")  # a final evaluation is made, training
 NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")  # the trees of a step
 
@@ -55,8 +56,30 @@ def stage_folders(folder: Path) -> list[Path]:
 
 
 def moved_aside(folder: Path) -> bool:
-    """Whether a folder is an earlier run that `train --fresh` renamed to NAME.1 to begin anew as NAME."""
-    return bool(ASIDE.fullmatch(folder.name)) and is_run(folder.with_name(folder.name.rpartition(".")[0]))
+    """Whether a folder is an earlier run that `train --fresh` renamed to NAME.1 to begin anew as NAME.
+
+    One of before there was a mark says in its run.json where it was written; where it does not, it counts as no such run, with a warning.
+    """
+    base = folder.name.rpartition(".")[0]
+    if not ASIDE.fullmatch(folder.name) or not is_run(folder) or not is_run(folder.with_name(base)):
+        return False
+    if (folder / ASIDE_MARK).exists():
+        return True
+    written = written_as(folder)
+    if written not in (base, folder.name):
+        doubt = f"{folder} counts as a run of its own: move it elsewhere if it is an earlier run of {base} that --fresh moved aside"
+        warnings.warn(doubt, stacklevel=2)
+    return written == base
+
+
+def written_as(folder: Path) -> str:
+    """The name of the folder that a run was written in, by its run.json; "" where that does not say it."""
+    try:
+        stages = json.loads((folder / "run.json").read_bytes())["stages"]
+        last = Path(stages[-1]["out"] or f"runs/{stages[-1]['name']}")
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return last.name if len(stages) == 1 else last.parent.name
 
 
 def natural(name: str | Path) -> list[tuple[int, int, str]]:

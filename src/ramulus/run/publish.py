@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from ramulus.core.run_folder import final_evaluation, model_folder
+from ramulus.core.run_folder import WHEN, final_evaluation, model_folder
 from ramulus.run.evaluation.loaded_model import export_model
 
 SHOWN = ("mean@", "greedy", "pass@", "maj@", "reward")
@@ -70,7 +70,7 @@ def model_card(stage: Path, step: int, repo: str) -> str:
     subject = f"{base if on_hub else 'A model'} after {step} steps of `{recipe}` by ramulus: reinforcement learning on verifiable rewards."
     load = [f'model = AutoModelForCausalLM.from_pretrained("{repo}")', f'tokenizer = AutoTokenizer.from_pretrained("{repo}")']
     text = [f"# {repo.rpartition('/')[2]}", "", subject, "", "```python"]
-    text += ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", *load, "```", *score_table(stage), *settings_told(config)]
+    text += ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", *load, "```", *score_table(stage, step), *settings_told(config)]
     return "\n".join([*front, *text, ""])
 
 
@@ -85,12 +85,13 @@ def configuration(stage: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, {}
 
 
-def score_table(stage: Path) -> list[str]:
-    """A table of the evaluations before and after training; [] where there was none."""
-    reports = {when: json.loads(path.read_text()) for when in ("before", "after") if (path := final_evaluation(stage, when)).is_file()}
-    if "after" not in reports:
-        evaluated = sorted(stage.glob("evals/*.json"))
-        reports |= {"after": json.loads(evaluated[-1].read_text())} if evaluated else {}
+def score_table(stage: Path, step: int) -> list[str]:
+    """A table of the evaluations before training and of the model of a step; [] where that was never evaluated."""
+    reports = {when: json.loads(path.read_text()) for when in WHEN if (path := final_evaluation(stage, when)).is_file()}
+    if reports.get("after", {}).get("step") != step:
+        reports.pop("after", None)
+        evaluated = stage / "evals" / f"{step:06d}.json"
+        reports |= {"after": json.loads(evaluated.read_text())} if evaluated.is_file() else {}
     names = [name for name in reports.get("after", {}) if name.startswith(SHOWN)]
     if not names:
         return []

@@ -278,11 +278,12 @@ def written_json(path: Path) -> dict[str, Any]:
 
 
 def move_aside(folder: Path) -> Path:
-    """Rename a folder to the first free NAME.1, NAME.2 ..."""
+    """Rename a folder to the first free NAME.1, NAME.2 ..., with a mark in it that says so."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     folder.rename(aside)
+    (aside / run_folder.ASIDE_MARK).touch()
     return aside
 
 

@@ -20,6 +20,7 @@ from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import brief, build, read_saved, replace_text
+from ramulus.run.config.short_names import long_name
 from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
@@ -67,9 +68,15 @@ def _refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str],
         raise ValueError(
             f"two recipes have the label {', '.join(twice)}: name each once, or sweep them into different --out folders"
         )
-    for assignment in overrides:
-        if split(assignment)[0] in ("seed", "out"):
-            raise ValueError(f"{assignment}: a sweep sets it for each run, use --seeds and --out")
+    for stage in (stage for recipe in recipes for stage in build(absolute(recipe), [])[0]):
+        for assignment in overrides:
+            if field_meant(stage, assignment) in ("seed", "out"):
+                raise ValueError(f"{assignment}: a sweep sets it for each run, use --seeds and --out")
+
+
+def field_meant(stage: Run, assignment: str) -> str:
+    """The field of a stage that an override sets, though it be by another name or for this stage alone."""
+    return long_name(split(assignment)[0].removeprefix(f"{stage.name}."), stage)
 
 
 def _check(job: Job) -> None:
