@@ -225,7 +225,7 @@ def test_a_load_that_fails_in_one_sampler_leaves_all_the_weights_that_were(how: 
     loading: list[asyncio.Future[None]] = []
     process.engine.load = load  # type: ignore[method-assign]
     if slept:
-        asyncio.run(engine.rest())
+        asyncio.run(engine.sleep())
     asyncio.run(story())
     assert here.started[0].engine.version == 4  # type: ignore[attr-defined]
     assert sampled(engine) == whole
@@ -245,7 +245,7 @@ def test_samplers_that_slept_are_given_their_weights_when_somebody_asks() -> Non
     model = scratch(0)[0]
     whole = sampled(placed(model)[0])
     engine, here = placed(model, rests=True)
-    asyncio.run(engine.rest())
+    asyncio.run(engine.sleep())
     assert all(p.untyped_storage().nbytes() == 0 for process in here.started for p in process.model.parameters()), "its weights take no memory"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 
 import httpx2
@@ -28,7 +30,9 @@ from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.remote.client import RemoteEngine
 from ramulus.engine.remote.factory import Remote
-from ramulus.engine.remote.weights import state_of_bytes, to_bytes
+from ramulus.engine.remote.listen import bind, listener
+from ramulus.engine.remote.server import Served
+from ramulus.engine.remote.weights import state_of_bytes, table_of_bytes, to_bytes
 from ramulus.engine.remote.wire import (
     HEADER,
     of_column,
@@ -294,6 +298,93 @@ def test_two_runs_do_not_share_a_server(server: Server) -> None:
         assert len(await other.sample(crowd())) == 20
 
     asyncio.run(both())
+
+
+class Slow(ToyEngine):
+    """Takes weights when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features |= {"sleep", "live", "in_place"}
+        self.began, self.go = Event(), Event()
+
+    async def load(self, weights: Any, version: int) -> None:
+        self.began.set()
+        await asyncio.to_thread(self.go.wait, 20)
+        await super().load(weights, version)
+
+
+@contextmanager
+def slow() -> Iterator[tuple[Slow, Served, str]]:
+    """It, what serves it in this process, and where."""
+    engine, urls = Slow(), Queue[str]()
+    web = Served(engine, TOKEN, "toy", 8, {}, table_of_bytes)
+    bound = bind("127.0.0.1", 0)
+    running = listener(lambda: web, "127.0.0.1", bound, urls.put, "remote")
+    thread = Thread(target=lambda: asyncio.run(running.serve([bound])), daemon=True)
+    thread.start()
+    yield engine, web, urls.get(timeout=20)
+    engine.go.set()
+    running.should_exit = True
+    thread.join(20)
+
+
+@pytest.mark.parametrize("how", ["too slow", "cancelled"])
+def test_a_load_that_is_not_waited_for_leaves_the_weights_that_were(how: str) -> None:
+    """The server takes them all the same, before something is sampled or after."""
+    asked = [Request((i, 2), Sampling(5), seed=i) for i in range(6)]
+    with slow() as (there, web, url):
+
+        async def given_up(engine: RemoteEngine, version: int) -> None:
+            there.began.clear()
+            there.go.clear()
+            engine.timeout = 0.1 if how == "too slow" else 60.0
+            while not there.began.is_set():  # a busy machine may not have brought it there
+                loading = asyncio.ensure_future(engine.load({(): [0.0] * 8}, version))
+                if how == "cancelled":
+                    await asyncio.to_thread(there.began.wait, 20)
+                    loading.cancel()
+                with pytest.raises(TimeoutError if how == "too slow" else asyncio.CancelledError):
+                    await loading
+            engine.timeout = 60.0
+
+        async def story() -> None:
+            engine, here = RemoteEngine(url, TOKEN), ToyEngine()
+            await given_up(engine, 1)
+            there.go.set()
+            with pytest.raises(ConnectionError, match="has taken the weights of a load that failed here, without those it had before: load weights"):
+                await engine.sample(asked)
+            for one in (engine, here):
+                await one.load(TABLE, 2)
+            undisturbed = await here.sample(asked)
+            assert await engine.sample(asked) == undisturbed
+            for taken_before in (True, False):
+                await given_up(engine, 3)
+                sampling = None if taken_before else asyncio.ensure_future(engine.sample(asked))
+                await asyncio.sleep(0)
+                there.go.set()
+                assert await (sampling or engine.sample(asked)) == undisturbed, "by those that were pushed before"
+            await given_up(engine, 4)
+            there.go.set()
+            await engine.load({}, 5)
+            assert {segment.version for segment in await engine.sample(asked)} == {5}
+            other = RemoteEngine(url, TOKEN)
+            await given_up(engine, 6)
+            there.go.set()
+            await other.load(TABLE, 7)
+            for instance in (web.instance, "started again"):
+                web.instance = instance
+                with pytest.raises(ConnectionError, match="another client has loaded its weights"):
+                    await engine.sample(asked)
+            assert {segment.version for segment in await other.sample(asked)} == {7}
+
+        asyncio.run(story())
+
+
+def test_features_that_need_its_process_are_not_listed() -> None:
+    with slow() as (there, _, url):
+        features = RemoteEngine(url, TOKEN).features
+        assert features == there.features - {"sleep", "live", "in_place", "until"} == {"rules", "entropy", "kept"}
 
 
 def test_a_client_that_leaves_takes_its_requests_along(server: Server) -> None:

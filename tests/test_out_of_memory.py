@@ -103,6 +103,31 @@ def test_the_engine_halves_and_draws_the_same_tokens(
     assert [segment.tokens for segment in again] == [segment.tokens for segment in expected]
 
 
+@pytest.mark.parametrize("given_back", ["slept", "released", "failed"])
+@pytest.mark.parametrize(("where", "name", "at"), [(Slots, "_empty", 0), (Prefill, "_pass", 0), (Scheduler, "step", 0), (Scheduler, "step", 3)])
+def test_counters_are_right_after_memory_was_given_back(where: type, name: str, at: int, given_back: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples of a while ago are gone, and none of their steps is taken off."""
+    engine = LocalEngine(model(), slots=8, native=False)
+    expected = sampled(engine, requests())
+    if given_back == "slept":
+        asyncio.run(engine.sleep())
+    elif given_back == "released":
+        engine.release()
+    else:
+        with monkeypatch.context() as patch:
+            broken = fails(0, Scheduler.step, ValueError("no such step"))
+            patch.setattr(Scheduler, "step", lambda *arguments: broken(*arguments))
+            with pytest.raises(ValueError, match="no such step"):
+                sampled(engine, requests())
+    before = engine.counters()["sampled"]
+    failing = fails(at, getattr(where, name), MemoryError())
+    monkeypatch.setattr(where, name, lambda *arguments: failing(*arguments))
+    with pytest.warns(RuntimeWarning, match="from here on 4 decode together"):
+        found = sampled(engine, requests())
+    assert [segment.tokens for segment in found] == [segment.tokens for segment in expected]
+    assert engine.counters()["sampled"] - before == before == sum(len(segment.tokens) for segment in expected)
+
+
 def test_the_engine_halves_until_one_row_is_left_and_then_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LocalEngine(model(), slots=8)
     failing = fails(0, Scheduler.step, RuntimeError(CPU), times=10**6)

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conformance.subjects import ENGINES, Subject
+from conformance.subjects import ALPHABET, ENGINES, Subject
 from engines import KERNELS
-from ramulus.engine.engine import COUNTERS, FEATURES, Request, Sampling, Segment, StopRule
+from ramulus.engine.engine import COUNTERS, FEATURES, Live, Request, Sampling, Segment, StopRule
 from ramulus.grow.temperature import ByEntropy
 from vllm_servers import NEEDS
 
@@ -182,6 +182,66 @@ def test_what_was_cancelled_leaves_it_as_good_as_before(subject: Subject) -> Non
         return await subject.engine.sample(requests())
 
     assert same(asyncio.run(work()), whole)
+
+
+async def slept(subject: Subject) -> None:
+    before = await subject.engine.sample(requests())
+    await subject.engine.sleep()  # type: ignore[attr-defined]
+    assert same(await subject.engine.sample(requests()), before)
+
+
+def two(tokens: list[int]) -> str | None:
+    return "two" if len(tokens) == 2 else None
+
+
+async def asked_until(subject: Subject) -> None:
+    [segment] = await subject.engine.sample([replace(requests(1)[0], until=two)])
+    assert (segment.finish, len(segment.tokens)) == ("two", 2)
+
+
+async def stopped_by_text(subject: Subject) -> None:
+    stop = StopRule(strings=tuple(ALPHABET))
+    segments = await subject.engine.sample([replace(request, stop=stop) for request in requests()])
+    assert "stop" in {segment.finish for segment in segments}
+
+
+async def ruled(subject: Subject) -> None:
+    rule = ByEntropy(tau=0.1, stats={"pivot": 0.1, "rms": 0.5, "above": 1.0, "below": 1.0})
+    assert len(await subject.engine.sample(requests(2, temperature=rule))) == 2
+
+
+async def recorded(subject: Subject) -> None:
+    [segment] = await subject.engine.sample(requests(1, top_k=3))
+    assert "entropy" not in subject.engine.features or segment.entropy is not None
+    assert "kept" not in subject.engine.features or segment.kept is not None
+
+
+async def swapped(subject: Subject) -> None:
+    flying = asyncio.ensure_future(subject.engine.sample(requests()))
+    await subject.engine.load(subject.other, 3)
+    assert all(segment.version <= segment.newest for segment in await flying)
+
+
+async def read_in_place(subject: Subject) -> None:
+    await subject.engine.load(None, 5)
+    assert {segment.version for segment in await subject.engine.sample(requests())} == {5}
+
+
+async def sent_live(subject: Subject) -> None:
+    await subject.engine.load(Live(subject.other, lambda: 6), 6)
+    assert {segment.version for segment in await subject.engine.sample(requests())} == {6}
+
+
+PROMISES = {
+    "rules": ruled, "until": asked_until, "strings": stopped_by_text, "entropy": recorded, "kept": recorded, "in_flight": swapped, "sleep": slept,
+    "in_place": read_in_place, "live": sent_live,
+}  # fmt: skip
+
+
+def test_what_it_lists_it_can_do(subject: Subject) -> None:
+    assert set(PROMISES) == set(FEATURES)
+    for feature in sorted(subject.engine.features):
+        asyncio.run(PROMISES[feature](subject))
 
 
 def test_counters_only_grow(subject: Subject) -> None:

@@ -234,8 +234,8 @@ class PlacedEngine(PoolEngine):
         """Have it forget KV."""
         await self.told(server, "reset")
 
-    async def rest(self) -> None:
-        """Have all samplers give their memory back until the next load."""
+    async def sleep(self) -> None:
+        """Have all samplers give their memory back until the next load, or until somebody asks."""
         self._turn()
         await together(self._sleep(home) for home, server in enumerate(self.servers) if not server.away)
 

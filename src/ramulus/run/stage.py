@@ -83,7 +83,7 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
     engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
     limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
-    rest = placed.rest if placed is not None and placed.rests else None
+    rest = placed.sleep if placed is not None and placed.rests else None
     parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
     _check(run, parts, model.config)
     return parts

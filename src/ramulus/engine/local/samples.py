@@ -24,6 +24,7 @@ class Samples:
 
     def __init__(self, most: int) -> None:
         self.first = self.now = 0  # the first step that is there, and the next one
+        self.counted = 0  # steps that the engine's counters have in them
         self.tokens = np.empty((_STEPS, most), dtype=np.int64)
         self.numbers = np.empty((len(NUMBERS), _STEPS, most))
 

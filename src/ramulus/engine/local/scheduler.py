@@ -50,7 +50,6 @@ class Scheduler:
         self.batch, self.samples = Batch(slots, self.vocabulary), Samples(slots)
         self.steps = None if self.kernels is None else DecodeSteps(self.kernels, slots)
         self._settings: list[tuple[object, ...]] = []  # of the rows that the sampling batch was made for
-        self._counted = 0  # steps of these samples that the counters have in them
 
     def halve(self) -> bool:
         """Go on with half the rows and half the memory, after an allocation that failed; whoever ran begins anew and draws the same tokens.
@@ -64,7 +63,7 @@ class Scheduler:
         slots, room = max(1, most // 2), min(memory, max(longest, memory // 2))
         if not sequences or (slots, room) == (most, memory):
             return False
-        self.counters["sampled"] -= sum(max(0, self._counted - sequence.began) for sequence in running)
+        self.counters["sampled"] -= sum(max(0, self.samples.counted - sequence.began) for sequence in running)
         self.memory.slots.drop()
         if self.kernels is not None:
             self.kernels.release()
@@ -196,7 +195,7 @@ class Scheduler:
         self.counters["steps"] += steps
         for name in ("row_steps", "sampled"):
             self.counters[name] += steps * batch.n
-        self._counted = self.samples.now
+        self.samples.counted = self.samples.now
         return self._end()
 
     def _one(self) -> None:

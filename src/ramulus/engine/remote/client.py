@@ -33,14 +33,15 @@ OCTETS, PLAIN = {"content-type": "application/octet-stream"}, {"content-type": "
 class RemoteEngine:
     """Samples from an engine served at `url` (`ramulus serve`), which `token` opens.
 
-    `timeout`: seconds that a call may take; TimeoutError after it. `reconnect`: seconds for which a lost server is asked again. One that was
+    `timeout`: seconds that a call may take; TimeoutError after it. Where a load fails here, what follows is by the weights before, which are pushed
+    again if the server took the others after all. `reconnect`: seconds for which a lost server is asked again. One that was
     started again is given the weights it should have and asked the same once more: a request's seed makes it the same tokens, so nothing is
     lost. ConnectionError where nobody answers, where the server is another one (vocabulary, limit, features, model), or where somebody
     else has loaded weights into it; PermissionError for a wrong token; what the engine itself raises comes as it is. Pushed weights are
     kept as bytes until the next ones, to be pushed again.
 
-    `limit`, `features`: of the served engine; without "until" (callers replay it) and "in_place": `load` wants a folder that the server's machine
-    has, or tensors.
+    `limit`, `features`: of the served engine, without those that need its process: "until" (callers replay it), "in_place" and "live" (`load` wants a
+    folder that the server's machine has, or tensors), "sleep".
     """
 
     def __init__(self, url: str, token: str, timeout: float = 600.0, reconnect: float = 60.0) -> None:
@@ -56,6 +57,7 @@ class RemoteEngine:
         self._lock = asyncio.Lock()
         self._hello = self._greet()
         self._home, self._loaded = self._hello.instance, self._hello.loaded  # where the weights are that are meant, and their name
+        self._names = {self._loaded} - {""}  # of all weights that this client met at first or has asked for, whatever came of that
         self._push: tuple[str, bytes, dict[str, str]] | None = None  # the last load: address, body, headers
         self._before = {name: -count for name, count in self._hello.counters.items()}  # counted by lost servers, less what others asked for
         self.limit, self.features = self._hello.limit, frozenset(self._hello.features)
@@ -85,6 +87,7 @@ class RemoteEngine:
                 push = (path, json_bytes({"folder": str(Path(weights).absolute())}), PLAIN)
             else:
                 push = (path, to_bytes(weights), OCTETS)
+            self._names.add(name)
             await self._ask("POST", *push)
             self._push, self._loaded, self._home = push, name, self._hello.instance
 
@@ -101,18 +104,19 @@ class RemoteEngine:
         """Nothing to end: the server is not ours."""
 
     async def _mend(self) -> None:
-        """Give a server that was started again the weights it should have."""
+        """Give a server that was started again, or has taken weights of a load that failed here, those that it should have."""
         async with self._turn():
             await self._ask("GET", "/v1/hello", b"", {})
             there = self._hello
             if (there.instance, there.loaded) == (self._home, self._loaded):
                 return  # it has them by now
-            if there.instance == self._home:
+            if there.loaded and there.loaded not in self._names:
                 raise ConnectionError(f"another client has loaded its weights into the engine server at {self.url}: start one server for each run")
             if self._push is not None:
                 await self._ask("POST", *self._push)
             elif there.loaded != self._loaded:
-                raise ConnectionError(f"the engine server at {self.url} was started again without the weights it had: load them")
+                why = "has taken the weights of a load that failed here" if there.loaded else "was started again"
+                raise ConnectionError(f"the engine server at {self.url} {why}, without those it had before: load weights")
             self._home = self._hello.instance
 
     async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:

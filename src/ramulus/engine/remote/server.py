@@ -24,7 +24,7 @@ from ramulus.engine.remote.wire import (
     segment_to_json,
 )
 
-_LEFT_OUT = {"until", "in_place"}  # a function asked at every token, and the learner's own memory, are not to be had from another process
+_CROSS = {"rules", "strings", "entropy", "kept", "in_flight"}  # features that need no function and no memory of the client here
 OCTETS = "application/octet-stream"
 
 
@@ -112,7 +112,7 @@ class Served:
 
     def hello(self) -> Hello:
         """What is said of this engine with every answer."""
-        features = tuple(sorted(self.engine.features - _LEFT_OUT))
+        features = tuple(sorted(self.engine.features & _CROSS))
         return Hello(
             self.instance, self.loaded, self.version, self.model, self.vocabulary, self.engine.limit, features, dict(self.engine.counters())
         )
@@ -123,7 +123,9 @@ class Served:
     async def sample(self, request: Any) -> dict[str, Any]:
         """Segments of many requests, by the weights that the caller means."""
         content = parsed(await request.body())
-        if (content.get("instance"), content.get("loaded")) != (self.instance, self.loaded):
+        async with self.loading:  # a load whose client has gone may not be over
+            here = self.instance, self.loaded
+        if (content.get("instance"), content.get("loaded")) != here:
             raise Refused(409, "LookupError", "these weights are not here: load them, and ask again")
         requests = requests_of_json(content, self.rules)
         segments = await while_there(request, self.engine.sample(requests))
