@@ -16,6 +16,8 @@ import torch
 
 from ramulus import cli
 from ramulus.cli import COMMANDS, main
+from ramulus.run.evaluation.own_run import trained_by
+from ramulus.run.runtime import model_path
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "run_recipe.py")
@@ -237,6 +239,14 @@ def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureF
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     said = fails(capsys, "train", RECIPE, f"model={tmp_path / 'empty'}", f"out={out}", "--fresh")
     assert "has no checkpoint yet" in said
+    model = tmp_path / "a model"
+    shutil.copytree(trained / "checkpoints" / "step-000001" / "model", model)
+    (model / "checkpoints").mkdir()  # such as a model of one's own may have
+    assert run("train", RECIPE, f"model={model}", f"out={tmp_path / 'third'}", "steps=1") == 0
+    assert model_path(str(model)) == str(model)
+    assert trained_by(str(model)) is None
+    (model / "metrics.jsonl").touch()
+    assert model_path(str(model)) == str(model)
     assert "is a file" in fails(capsys, "eval", trained / "run.json", "--tasks", "chain")
 
 

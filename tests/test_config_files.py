@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ramulus.cli import main
+from ramulus.core.tree import Author
 from ramulus.learn.policy.lora import Lora
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.field_list import comments_of, field_rows
@@ -108,12 +109,34 @@ def test_parts_of_ones_own_file(tmp_path: Path):
         ("recipe: grpo\noptimizer: {betas: [0.9]}\n", "optimizer.betas must be"),
         ("recipe: grpo\nrewards: Nothing\n", "there is no reward 'Nothing'"),
         ("steps: 3\n", "Run is to be Run, which needs"),
+        ("recipe: grpo\noptimizer: {lr: null}\n", r"run\.yaml: optimizer\.lr must be a number, got None: leave it out"),
+        ("recipe: grpo\noptimizer: {betas: 0.9}\n", r"optimizer\.betas must be a list like a,b of a number, got 0\.9: write a list"),
+        ("recipe: grpo\nschedule: {prompts: null}\n", r"schedule\.prompts must be a whole number, got None"),
+        ("recipe: grpo\nbranching: {n: [1]}\n", r"branching\.n must be a whole number, got \(1,\): write 1 alone"),
+        ("recipe: grpo\nbranching: {n: {a: 1}}\n", r"branching\.n must be a whole number, got \{'a': 1\}"),
+        ("recipe: grpo\nmix: {terms: {coefficient: 2.0}}\n", r"mix\.terms is a list, got \{'coefficient': 2\.0\}: write \["),
+        ("recipe: grpo\nmix: {terms: [null]}\n", r"mix\.terms must be .*, got \(None,\)"),
+        ("recipe: grpo\nmix: {terms: [{authors: [Author.TEACHER]}]}\n", r"authors\.0 must be one of .*Author\.POLICY.*'Author\.TEACHER'"),
+        ("recipe: grpo\nmix: {terms: [{authors: [77]}]}\n", r"authors\.0 must be one of .*, got 77"),
+        ("recipe: grpo\nmix: {kl: null}\n", r"mix\.kl must be KL\(\.\.\.\), got None"),
+        ("recipe: grpo\nlora: [1]\n", r"lora is an object or None, got \(1,\)"),
+        ("recipe: grpo\nfinal_evaluation: {temperatures: [hot]}\n", r"final_evaluation\.temperatures\.0='?hot"),
+        ("recipe: quickstart\nstages:\n- {name: treepo, optimizer: {warmup: null}}\n", r"optimizer\.warmup must be a whole number, got None"),
+        ("recipe: 5\n", r"run\.yaml: recipe must be the name or the file of a recipe, got 5"),
+        ("recipe: [grpo]\n", r"recipe must be the name or the file of a recipe, got \['grpo'\]"),
         ("recipe: !!python/object/apply:os.getcwd []\n", "is no YAML"),
     ],
 )
 def test_a_file_that_cannot_be(tmp_path: Path, text: str, said: str):
     with pytest.raises(ValueError, match=said):
         stages_of(written(tmp_path, text))
+
+
+def test_members_of_enumerations_and_days(tmp_path: Path):
+    for author in ("EXPERT", "Author.EXPERT", int(Author.EXPERT)):
+        (stage,) = stages_of(written(tmp_path, f"recipe: grpo\ndate: 2026-11-29\nmix: {{terms: [{{authors: [{author}]}}]}}\n"))
+        assert stage.mix.terms[0].authors == (Author.EXPERT,)
+        assert stage.date == "2026-11-29"
 
 
 def run(*words: object) -> int:

@@ -131,3 +131,13 @@ def test_a_problem_that_turned() -> None:
     assert lines[1].endswith("a⏎2")
     assert "\x1b" not in lines[2]
     assert list(turned({"answers": answers}, {"answers": answers})) == []
+
+
+def test_a_problem_whose_reward_calls_nothing_correct() -> None:
+    def answered(reward: float) -> dict:
+        return {"answers": [{"id": "0", "problem": "P", "greedy": [{"correct": None, "reward": reward, "text": f"a {reward}"}]}]}
+
+    problem, before, after = turned(answered(0.0), answered(0.75))
+    assert (problem.endswith("P"), before, after) == (True, "  before, reward 0.00: a 0.0", "  after, reward 0.75:  a 0.75")
+    assert list(turned(answered(0.25), answered(0.75))) == []
+    assert list(turned(answered(0.0), answered(0.0))) == []

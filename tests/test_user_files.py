@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 from pathlib import Path
 
 import pytest
 
+from ramulus.core.task import Path as Response
+from ramulus.core.task import Task
 from ramulus.run.config.find import stages_of
+from ramulus.run.config.override import override
 from ramulus.run.config.python_file import read_file
 from ramulus.run.config.resume import prepare
+from ramulus.run.config.yaml_file import to_yaml
+from ramulus.tasks.guard import Guarded
 
 HEAD = """from dataclasses import replace
-from ramulus import AdamW, Boxed, ExactAnswer, Local, Segments, Star
+from ramulus import AdamW, Boxed, ExactAnswer, FinalEvaluation, Local, Segments, Star
 from ramulus.recipes import grpo
 
 
@@ -25,6 +32,9 @@ def recipe():
     [
         ('steps="2"', "Run: steps must be a whole number, got '2': leave out the quotes"),
         ("steps=2.0", "Run: steps must be a whole number, got 2.0: write 2"),
+        ("eval_limit=0", "eval_limit must be at least 1 (None takes all), got 0"),
+        ("eval_limit=-1", "eval_limit must be at least 1"),
+        ("final_evaluation=FinalEvaluation(limit=-1)", "final_evaluation.limit must be at least 1 (None takes all problems), got -1"),
         ("eval_every=True", "eval_every must be a whole number, got True"),
         ('autocast="yes"', "autocast must be true or false, got 'yes'"),
         ("out=3", "out must be text, got 3"),
@@ -83,6 +93,47 @@ def test_a_mistake_while_a_file_is_read(tmp_path: Path, text: str, line: int, sa
         read_file(str(file), "give FILE.py:FUNCTION", "reward")
     assert f"{file}, line {line}: " in str(error.value)
     assert said in str(error.value)
+
+
+ONE = HEAD.replace("{}", "steps=1") + """
+class Plain:
+    where = "PLACE"
+    def __call__(self, task, path):
+        return float("PLACE" == "b")
+
+
+def score(task, path):
+    return float("PLACE" == "b")
+"""
+
+
+def test_two_files_of_one_name_are_told_apart(tmp_path: Path):
+    files = {}
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        files[place] = tmp_path / place / "other.py"
+        files[place].write_text(ONE.replace("PLACE", place))
+    stages = stages_of(str(files["a"]))
+    (run,) = override(stages, [f"rewards={files['b']}:score"])
+    assert f"rewards: {files['b']}:score" in to_yaml(str(files["a"]), (run,))
+    (tmp_path / "run.yaml").write_text(to_yaml(str(files["a"]), (run,)))
+    assert stages_of(str(tmp_path / "run.yaml"))[0].rewards(None, None) == 1.0
+    one, other = read_file(str(files["a"]), ""), read_file(str(files["b"]), "")
+    assert (pickle.loads(pickle.dumps(one.Plain)).where, pickle.loads(pickle.dumps(other.Plain)).where) == ("a", "b")
+    asked = Task("t", (1,), "t"), Response("x", (1,), "eos")
+    assert [asyncio.run(Guarded(found, workers=1)(*asked)) for found in (one.score, other.score)] == [0.0, 1.0]  # in another process
+    assert read_file(str(files["b"]), "").__name__ == other.__name__  # each time
+
+
+def test_a_mistake_is_told_of_the_file_that_it_is_in(tmp_path: Path):
+    for place in "ab":
+        (tmp_path / place).mkdir()
+    inner = tmp_path / "b" / "same.py"
+    inner.write_text("\n\n\n\ndef fail():\n    return {}['x']\n")
+    outer = tmp_path / "a" / "same.py"
+    outer.write_text(f"import runpy\nfail = runpy.run_path({str(inner)!r})['fail']\nfail()\n")
+    with pytest.raises(ValueError, match=r"same\.py, line 3: KeyError"):
+        read_file(str(outer), "")
 
 
 def test_a_recipe_of_right_types_is_left_alone(tmp_path: Path):

@@ -31,11 +31,17 @@ def turned(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]
         was, now = (one["greedy"][0] if one and one["greedy"] else None for one in (row, later.get(row["id"])))
         if was and now and rightness(was) <= 0 < rightness(now):
             yield f"\none of the held-out problems: {safe(str(row['problem']), WIDTH)}"
-            yield f"  before, wrong: {safe(was['text'], WIDTH)}"
-            yield f"  after, right:  {safe(now['text'], WIDTH)}"
+            yield f"  before, {judged(was, 'wrong')}: {safe(was['text'], WIDTH)}"
+            yield f"  after, {judged(now, 'right')}:  {safe(now['text'], WIDTH)}"
             return
 
 
 def rightness(answer: Mapping[str, Any]) -> float:
-    """Above 0 where the reward takes the answer for right."""
-    return float((answer["correct"] if "correct" in answer else answer["reward"]) or 0.0)
+    """Above 0 where the reward takes the answer for right, or gives it something where it calls none correct."""
+    correct = answer.get("correct")
+    return float((answer["reward"] if correct is None else correct) or 0.0)
+
+
+def judged(answer: Mapping[str, Any], word: str) -> str:
+    """The word for an answer that is called correct or not; the reward of any other."""
+    return word if answer.get("correct") is not None else f"reward {float(answer['reward'] or 0.0):.2f}"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ramulus.core import store, tagged_json
-from ramulus.core.run_folder import is_run, model_folder
+from ramulus.core.run_folder import is_model, is_run, model_folder
 from ramulus.run.doctor import cores
 from ramulus.tasks.chat import chat_template
 
@@ -122,7 +122,7 @@ def model_path(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix != ".gguf":
         raise NotADirectoryError(f"{name} is a file and no GGUF: name the folder of a model or of a run")
-    if is_run(path):
+    if is_run(path) and not is_model(path):
         return str(model_folder(path, "last")[0])
     if "runs" in path.parts[:-1] and not path.exists():
         remedy = "run `make quickstart` first" if "quickstart" in path.parts else "train it first"

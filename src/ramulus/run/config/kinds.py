@@ -74,6 +74,12 @@ def _wanted(options: list[Any]) -> str:
 def _remedy(value: Any, options: list[Any]) -> str:
     """What to write instead, where that is plain."""
     numbers = {option for option in options if option in (int, float)}
+    if value is None:
+        return ": leave it out for what is usual"
+    if isinstance(value, tuple | list) and len(value) == 1 and numbers:
+        return f": write {value[0]!r} alone"
+    if isinstance(value, int | float) and not numbers and any((get_origin(option) or option) is tuple for option in options):
+        return ": write a list, also of one"
     if isinstance(value, str) and numbers:
         return ": leave out the quotes"
     if isinstance(value, float) and value.is_integer() and numbers == {int}:

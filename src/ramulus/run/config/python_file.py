@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import sys
@@ -24,7 +25,7 @@ def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} at {file}: {remedy}")
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(module_name(path), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,6 +33,13 @@ def read_file(file: str, remedy: str, what: str = "recipe") -> ModuleType:
     with told_by_line(file, vars(module)):
         spec.loader.exec_module(module)
     return module
+
+
+def module_name(path: Path) -> str:
+    """The name of a file's module: recipe_NAME, with a digest of the path where another file has that."""
+    usual, place = f"recipe_{path.stem}", str(path.resolve())
+    there = getattr(sys.modules.get(usual), "__file__", None)
+    return usual if there is None or str(Path(there).resolve()) == place else f"{usual}_{hashlib.blake2b(place.encode(), digest_size=6).hexdigest()}"
 
 
 @contextmanager
@@ -60,7 +68,7 @@ def told_by_line(file: str, names: dict[str, Any]) -> Iterator[None]:
     except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:  # whatever the file does, SystemExit too
-        raise ValueError(f"{_place(file, error)}: {_cause(error, names)}") from error
+        raise ValueError(f"{_place(file, error)}: {cause(error, names)}") from error
 
 
 def _frames(error: BaseException) -> list[Any]:
@@ -75,12 +83,13 @@ def _ours(error: BaseException) -> bool:
 
 def _place(file: str, error: BaseException) -> str:
     """The file and the last line of it on the way to an error; of a class or function of another file of the user's too."""
-    there = [number for frame, number in traceback.walk_tb(error.__traceback__) if Path(frame.f_code.co_filename).name == Path(file).name]
+    here = Path(file).resolve()
+    there = [number for frame, number in traceback.walk_tb(error.__traceback__) if Path(frame.f_code.co_filename).resolve() == here]
     return f"{file}, line {there[-1]}" if there else file
 
 
-def _cause(error: BaseException, names: dict[str, Any]) -> str:
-    """What is wrong, in words: a field that is not there, a value of a wrong type, or what Python says."""
+def cause(error: BaseException, names: dict[str, Any], where: str = "") -> str:
+    """What is wrong, in words: a field that is not there, a value of a wrong type in the part at the dotted path `where`, or what Python says."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, TypeError) and match is not None:
         if match.groups() in MOVED:
@@ -92,7 +101,7 @@ def _cause(error: BaseException, names: dict[str, Any]) -> str:
         part = frame.f_locals.get("self") if frame.f_code.co_name == "__post_init__" else None
         if is_dataclass(part) and not isinstance(part, type):
             try:
-                check_kinds(part)
+                check_kinds(part, where)
             except ValueError as wrong:
                 return str(wrong)
-    return f"{type(error).__name__}: {error}"
+    return f"{where}: " * bool(where) + f"{type(error).__name__}: {error}"

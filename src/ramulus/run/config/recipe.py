@@ -35,6 +35,9 @@ EngineFactory = Callable[[Any, Decode], Engine]
 CALLED = {"tasks": 'File("problems.jsonl")', "evals": 'File("held-out.jsonl")', "branching": "Star(8)", "schedule": "Fixed(16)"}
 """Fields of a Run that are called, without a type that says so: one that is usual."""
 
+ABOVE_0 = ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples", "eval_limit")
+"""Fields of a Run that are at least 1, where they are numbers."""
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -96,6 +99,8 @@ class FinalEvaluation:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"final_evaluation.samples must be at least 1, got {self.samples}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"final_evaluation.limit must be at least 1 (None takes all problems), got {self.limit}")
         if any(not t > 0 for t in self.temperatures):
             raise ValueError(f"final_evaluation.temperatures must be above 0 (greedy is always evaluated), got {self.temperatures}")
 
@@ -206,12 +211,12 @@ class Run:
         if not isinstance(self.temperature, int | float) and not callable(self.temperature):
             raise ValueError(f"temperature must be a number or a rule on the logits, got {self.temperature!r}")
         for name, usual in (("answer", "BoxedAnswer()"), ("repetition", "Repeats()"), ("lora", "Lora()")):
-            if isinstance(getattr(self, name), bool | int | float | str):
+            if isinstance(getattr(self, name), bool | int | float | str | tuple | list | dict):
                 raise ValueError(f"{name} is an object or None, got {getattr(self, name)!r}: {usual} in a recipe file, {name}=true for the usual one")
         check_kinds(self)
-        for name in ("steps", "minibatches", "tokens_per_batch", "prompt_limit", "response_limit", "save_every", "keep", "eval_samples"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ABOVE_0:
+            if getattr(self, name) not in ("auto", None) and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1{' (None takes all)' * (name == 'eval_limit')}, got {getattr(self, name)}")
         for name in ("demonstrations", "eval_every", "trees_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")

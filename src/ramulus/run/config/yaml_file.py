@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -24,7 +25,7 @@ import yaml
 from ramulus.run.config.describe import CLASS, to_json
 from ramulus.run.config.override import Blank, Word, made, whole_value, word_of
 from ramulus.run.config.package_classes import class_named, yaml_name
-from ramulus.run.config.python_file import read_file
+from ramulus.run.config.python_file import cause, read_file
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.unknown import unknown
 from ramulus.run.config.values import NONES, field_types, options_of, parse
@@ -72,9 +73,11 @@ def read_yaml(file: str, base: str | None, stages_of: Callable[[str], tuple[Run,
     """The stages that a YAML file describes, over those of the recipe that it or `base` names. Raises ValueError with the file and the field."""
     content = _content(file)
     named = content.pop(RECIPE, None)
+    if named is not None and not isinstance(named, str):
+        raise ValueError(f"{file}: {RECIPE} must be the name or the file of a recipe, got {named!r:.80}: write {RECIPE}: grpo, say")
     if base is not None and named is not None and base != named:
         raise ValueError(f"{file} is over the recipe {named}, not over {base}: leave out one of them")
-    if isinstance(named, str) and named.partition(":")[0].endswith(".py"):
+    if named is not None and named.partition(":")[0].endswith(".py"):
         named = str(Path(file).parent / named)
     stages = stages_of(base or named) if base or named else ()
     listed = content.pop(STAGES, None)
@@ -129,6 +132,10 @@ def _part(kind: type, given: dict[str, Any], base: Any, where: str) -> Any:
         return Blank(kind, new).make(where or kind.__name__) if base is None else replace(base, **new)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of a class that a value of a wrong kind was given
+        raise ValueError(cause(error, {}, where)) from error
 
 
 def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
@@ -136,6 +143,8 @@ def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
     kinds = [get_origin(option) or option for option in options_of(hint)]
     if isinstance(item, dict):
         kind = _class_at(item[CLASS], where) if CLASS in item else type(now) if is_dataclass(now) else word.usual
+        if kind is None and tuple in kinds and dict not in kinds:
+            raise ValueError(f"{where} is a list, got {item!r:.80}: write [{{...}}], a mapping for each item")
         if kind is None:
             return item
         return _part(kind, {name: inner for name, inner in item.items() if name != CLASS}, now if type(now) is kind else None, where)
@@ -144,6 +153,10 @@ def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
             return item
         items = [_value(inner, _of_item(hint, i), _at(now, i), Word(), f"{where}.{i}") for i, inner in enumerate(item)]
         return tuple(items)
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Enum) and item is not None:
+            return _member(item, kind, where)
+    item = item.isoformat() if isinstance(item, date) and str in kinds else item  # YAML takes 2026-11-29 for a day
     text = str(item).lower() if isinstance(item, bool) else str(item)
     if item is not None and (word.read or word.usual) and not (isinstance(item, bool) and not item):
         return made(whole_value(now, hint, word, text, where, False), where)
@@ -153,11 +166,8 @@ def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
 
 
 def _text(item: str, hint: Any, now: Any, where: str) -> Any:
-    """What a text stands for: itself, a number such as 1e-6 that YAML takes for text, an enumeration's member, a function of a file."""
+    """What a text stands for: itself, a number such as 1e-6 that YAML takes for text, a function of a file."""
     options = options_of(hint)
-    for kind in options:
-        if isinstance(kind, type) and issubclass(kind, Enum):
-            return kind[item.rpartition(".")[2]]
     if match := IN_FILE.fullmatch(item):
         found = getattr(read_file(match[1], "give FILE.py:NAME", "file"), match[2], None)
         if callable(found):
@@ -167,6 +177,15 @@ def _text(item: str, hint: Any, now: Any, where: str) -> Any:
     if not any(option in (int, float, bool, Path, Any, type(None)) or get_origin(option) in (Literal, tuple) for option in options):
         raise ValueError(f"{where}: {item!r} is no text for this field: write a mapping with a class, as `ramulus config` does")
     return NONES[item] if item in NONES and type(None) in options else parse(item, hint, now, where)
+
+
+def _member(item: Any, kind: type[Enum], where: str) -> Enum:
+    """The member of an enumeration that a name or a value stands for."""
+    name = str(item).rpartition(".")[2]
+    for member in kind:
+        if member.name == name or (member.value == item and not isinstance(item, bool)):
+            return member
+    raise ValueError(f"{where} must be one of {', '.join(map(str, to_json(tuple(kind))))}, got {item!r:.80}")
 
 
 def _of_item(hint: Any, i: int) -> Any:
