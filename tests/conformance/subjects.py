@@ -16,6 +16,7 @@ from ramulus.engine.engine import Engine, Request, Segment
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.toy import ToyEngine
 from ramulus.learn.policy.model import Scratch
+from ramulus.run.gated_engine import GatedEngine
 from served import served
 from vllm_servers import loaded
 
@@ -89,6 +90,11 @@ def of_samplers(folder: Path) -> Iterator[Subject]:
 
 
 @contextmanager
+def gated(folder: Path) -> Iterator[Subject]:
+    yield of_models(GatedEngine(LocalEngine(scratch(0)[0], slots=8, threads=1)))
+
+
+@contextmanager
 def remote_toy(folder: Path) -> Iterator[Subject]:
     with served("toy") as server:
         yield of_tables(server.engine())
@@ -114,6 +120,7 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "compiled": local(),
     "fused": local(native=False),
     "transformers": local(fast=False),
+    "gated": gated,
     "placed": of_samplers,
     "remote toy": remote_toy,
     "remote local": remote_local,

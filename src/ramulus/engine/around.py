@@ -22,6 +22,10 @@ class AroundEngine:
         """Let the engine forget."""
         await self.engine.reset()
 
+    async def sleep(self) -> None:
+        """Have the engine give its memory back, where it has that feature."""
+        await self.engine.sleep()  # type: ignore[attr-defined]
+
     def counters(self) -> Mapping[str, int]:
         """Those of the engine."""
         return self.engine.counters()
