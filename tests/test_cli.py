@@ -247,6 +247,12 @@ def test_a_run_is_a_model(tmp_path: Path, trained: Path, capsys: pytest.CaptureF
     assert trained_by(str(model)) is None
     (model / "metrics.jsonl").touch()
     assert model_path(str(model)) == str(model)
+    out = tmp_path / "third"
+    (out / "converted.gguf").touch()  # a run stays one, whatever else lies there
+    assert model_path(str(out)) == str(out / "checkpoints" / "step-000001" / "model")
+    (tmp_path / "files" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "files" / "one.gguf").touch()
+    assert model_path(str(tmp_path / "files")) == str(tmp_path / "files")
     assert "is a file" in fails(capsys, "eval", trained / "run.json", "--tasks", "chain")
 
 

@@ -23,17 +23,15 @@ NUMBERED = re.compile(r"^([0-9]+)\.jsonl(\.gz)?$")  # the trees of a step
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, or of one stage; one of a model, which may have a folder `checkpoints` of its own, is none."""
-    if (folder / "run.json").is_file():
+    if any((folder / name).is_file() for name in ("run.json", "metrics.jsonl")):
         return True
-    if is_model(folder):
-        return False
-    written = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
-    return written or bool(stage_folders(folder))
+    began = (folder / "checkpoints").is_dir() and not is_model(folder) and not any(folder.glob("*.gguf"))
+    return began or bool(stage_folders(folder))
 
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is that of a model, or of adapters of one."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json")) or any(folder.glob("*.gguf"))
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def foreign(folder: Path) -> str:
