@@ -82,12 +82,13 @@ def test_a_card_tells_the_scores_of_the_checkpoint_that_is_sent(tmp_path: Path) 
     (tmp_path / "evals").mkdir()
     for step in (2, 6):
         (tmp_path / "evals" / f"{step:06d}.json").write_text(json.dumps({"problems": 4, "greedy": step / 8}))
-    (tmp_path / "evaluation-before.json").write_text(json.dumps({"problems": 9, "greedy": 0.125, "step": 0}))
-    (tmp_path / "evaluation-after.json").write_text(json.dumps({"problems": 9, "greedy": 0.875, "step": 6}))
-    told = {step: "\n".join(score_table(tmp_path, step)) for step in (2, 4, 6)}
-    assert ("On 4 held-out" in told[2], "| greedy | 0.125 | 0.250 |" in told[2]) == (True, True)
-    assert told[4] == ""
-    assert ("On 9 held-out" in told[6], "| greedy | 0.125 | 0.875 |" in told[6]) == (True, True)
+    for problems, at_2 in ((4, "| greedy | 0.125 | 0.250 |"), (9, "| greedy | 0.250 |")):  # the final evaluation's, the same or others
+        for when, step, greedy in (("before", 0, 0.125), ("after", 6, 0.875)):
+            (tmp_path / f"evaluation-{when}.json").write_text(json.dumps({"problems": problems, "greedy": greedy, "step": step}))
+        told = {step: "\n".join(score_table(tmp_path, step)) for step in (2, 4, 6)}
+        assert ("On 4 held-out" in told[2], at_2 in told[2]) == (True, True)
+        assert told[4] == ""
+        assert (f"On {problems} held-out" in told[6], "| greedy | 0.125 | 0.875 |" in told[6]) == (True, True)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -92,12 +92,19 @@ def score_table(stage: Path, step: int) -> list[str]:
         reports.pop("after", None)
         evaluated = stage / "evals" / f"{step:06d}.json"
         reports |= {"after": json.loads(evaluated.read_text())} if evaluated.is_file() else {}
+    if len({asked_of(report) for report in reports.values()}) > 1:  # held-out problems in training, others in the final evaluation
+        reports.pop("before", None)
     names = [name for name in reports.get("after", {}) if name.startswith(SHOWN)]
     if not names:
         return []
     told = [f"| {name} | " + " | ".join(told_of(reports[when], name) for when in reports) + " |" for name in names]
     head = f"On {reports['after'].get('problems', 'the')} held-out problems; in brackets 95 % intervals over problems."
     return ["", "## Results", "", head, "", "| | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports), *told]
+
+
+def asked_of(report: dict[str, Any]) -> tuple[Any, ...]:
+    """How many problems a report is of, and which."""
+    return report.get("problems"), *(row.get("id") for row in report.get("answers") or ())
 
 
 def told_of(report: dict[str, Any], name: str) -> str:
