@@ -120,6 +120,10 @@ def main() -> None:
                 for row in whole
             ],
         )  # fmt: skip
+    steps = found["curves"][0]["steps"]
+    print("### By step\n")
+    by_step = {label: list(zip(*(run["values"] for run in some if run["steps"] == steps), strict=True)) for label, some in runs.items()}
+    printed(["recipe", *map(str, steps)], [[name(row["label"]), *map(interval, by_step[row["label"]])] for row in chosen(found, "steps")])
     print("### On the other task\n")
     printed(["recipe", "before", "after", "change, by seed"], [[name(label), *other_task(some)] for label, some in runs.items()])
 
