@@ -27,7 +27,7 @@ from ramulus.run.evaluation.loaded_model import LoadedModel, load_model
 from ramulus.tasks.chain import ChainAnswer, ChainSum
 from ramulus.tasks.problem import render
 
-REWARDS = [(ChainAnswer(), 1.0, "answer")]
+REWARDS = [(ChainAnswer(), 1.0, "chain")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,7 @@ class Scene:
                 mark(one)
 
         async def judge(one: Tree) -> None:
-            await grade(one, ((right, 1.0, "answer"),), decode)
+            await grade(one, ((right, 1.0, "chain"),), decode)
 
         sampling, stop = Sampling(40, self.heat), Stop((0,), 40, decode)
         asyncio.run(grow_forest([tree], engine, self.branching, sampling, stop, (), judge, between))

@@ -76,7 +76,7 @@ async def train(method: str, steps: int, lessons: int, count: int = 32) -> list[
     policy = TorchPolicy(model)  # the same weights, a new optimizer
 
     async def judge(tree: Tree) -> None:
-        await grade(tree, [(ChainAnswer(), 1.0, "answer")], lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
+        await grade(tree, [(ChainAnswer(), 1.0, "chain")], lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
 
     rewards = []
     for forest in draw(tasks, count, steps, seed=1):

@@ -259,6 +259,7 @@ def test_a_ctrl_c_at_the_terminal_is_left_to_the_trainer() -> None:
         assert run(one.update(0.1))["skipped"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The engine takes the weights after every step; stopped and resumed, the run ends as the one in this process."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
