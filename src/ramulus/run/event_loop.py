@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_Work = tuple[asyncio.AbstractEventLoop, "asyncio.Task[Any] | None"]
 GRACE = 5.0  # seconds in which an event loop hears of anything, unless something blocks it
 
 
@@ -20,7 +21,7 @@ def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     except RuntimeError:
         return asyncio.run(work)
     future: Future[_T] = Future()
-    context, known = contextvars.copy_context(), Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]]()
+    context, known = contextvars.copy_context(), Future[_Work]()
 
     async def kept() -> _T:
         known.set_result((asyncio.get_running_loop(), asyncio.current_task()))
@@ -33,16 +34,20 @@ def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
             future.set_exception(error)
 
     thread = threading.Thread(target=beside, name="run", daemon=True)
-    thread.start()
     try:
+        thread.start()
         return future.result()
     finally:
         if not future.done():  # a signal ended the wait: the work ends before anybody goes on without it
-            _end(*known.result(), thread)
+            _end(known, thread)
 
 
-def _end(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None, thread: threading.Thread) -> None:
-    """Cancel the work of another thread and wait for its end, unless something blocks its event loop."""
+def _end(known: Future[_Work], thread: threading.Thread) -> None:
+    """Cancel the work of another thread and wait for its end, unless it never began or something blocks its event loop."""
+    try:
+        loop, task = known.result(GRACE)
+    except TimeoutError:
+        return
     heard = threading.Event()
 
     def cancel() -> None:
