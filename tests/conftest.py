@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from rich.console import Console
 
 from ramulus.look.curves import flat
 from ramulus.look.glossary import unexplained
+from ramulus.run.launch import launch
 
 TESTS = Path(__file__).parent
 SKIPS = TESTS / "skips.txt"
@@ -112,3 +114,11 @@ class StrictSkips:
         """Name the skips and the remedy."""
         for row in self.unlisted:
             terminalreporter.write_line(f"UNLISTED SKIP {row} (mend it, or add it with its reason to tests/skips.txt)")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six steps of run_recipe.py as the command makes them; tests compare with it or copy it, and leave it as it is."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert launch(str(Path(__file__).parent / "run_recipe.py"), [f"out={out}"], False, False, Console(quiet=True)) == 0
+    return out

@@ -28,14 +28,6 @@ from test_resume import RECIPE, metrics, same
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run as the command makes it."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert launch(RECIPE, [f"out={out}"], False, False, Console(quiet=True)) == 0
-    return out
-
-
 class Diary(Callback):
     """Notes what happens, and acts when asked to."""
 

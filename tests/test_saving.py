@@ -32,14 +32,6 @@ from test_resume import RECIPE, same
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps that saves every step or two."""
-    out = tmp_path_factory.mktemp("saving") / "run"
-    assert launch(RECIPE, [f"out={out}"], False, False, Console(quiet=True)) == 0
-    return out
-
-
 def test_the_next_step_samples_while_a_checkpoint_is_brought_to_the_disk(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sampled, waited = threading.Event(), []
     write_files, put, sample = checkpoint.write_files, checkpoint.put, LocalEngine.sample

@@ -158,7 +158,7 @@ def _check_problem(problem: Problem, seen: set[str]) -> None:
     if not any(text.strip() for text in texts):
         raise ValueError(f"problem {problem.id!r} is empty: remove it, or check the column that prompts are read from")
     for text in (*texts, *problem.demonstrations):
-        if torn := _SURROGATES.search(text):
+        if not text.isascii() and (torn := _SURROGATES.search(text)):
             shown = text[max(torn.start() - 20, 0) : torn.end()]
             raise ValueError(f"{where} holds half of a character, {shown!r}, which no tokenizer reads: a text was cut inside it; mend or remove it")
 

@@ -109,10 +109,13 @@ def _delimiter(file: Path) -> str:
     if file.suffix == ".tsv":
         return "\t"
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = lines.readline()
-        while header.count('"') % 2 and (more := lines.readline()):  # a name with a line break in it
-            header += more
-    header = re.sub(r'"[^"]*"', "", header)
+        read, quotes = [], 0
+        for line in lines:
+            read.append(line)
+            quotes += line.count('"')
+            if quotes % 2 == 0:
+                break  # else a name has a line break in it
+    header = re.sub(r'"[^"]*"', "", "".join(read))
     return next((mark for mark in ";\t|" if mark in header and "," not in header), ",")
 
 
