@@ -25,7 +25,8 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.runtime import collect_seldom
 
 WORK = ("grow", "grade", "score", "update", "load")  # all other phases are overhead
-EVERY = 15  # steps between checkpoints of the quickstart: a checkpoint's seconds are spread over them
+EVERY = SMALL["save_every"]  # steps between checkpoints: a checkpoint's seconds are spread over them
+STEPS = {"quickstart": SMALL["steps"]}  # a whole stage, whose first checkpoint alone is read back; of larger models those between two checkpoints
 
 
 def watched(setting: Setting, folder: Path, save_every: int) -> Run:
@@ -35,11 +36,12 @@ def watched(setting: Setting, folder: Path, save_every: int) -> Run:
 
 
 def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One row: seconds of each phase as a share of the whole, over `EVERY` steps with one checkpoint."""
+    """One row: seconds of each phase as a share of the whole, over a stage or the steps between two checkpoints."""
+    steps = STEPS.get(shape, EVERY)
     chosen = argparse.Namespace(
         shape=shape,
         model=args.model,
-        repeats=EVERY,
+        repeats=steps,
         dtype="float32",
         device=args.device,
         tokens=SCALE["tokens_per_batch"],
@@ -54,7 +56,7 @@ def shares(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
     collect_seldom()  # as the command line does after its imports
     mine = Mine(watched(setting, folder, EVERY), setting.exact)
     try:
-        for _ in range(EVERY + 1):  # the last one tells what the checkpoint took
+        for _ in range(steps + 1):  # the last one tells what the last checkpoint took
             mine.step()
     finally:
         mine.close()

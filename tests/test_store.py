@@ -101,7 +101,7 @@ def exact(value: Any) -> Any:
 def description(tree: Tree) -> list[Any]:
     """Everything in a tree, by field."""
     serial = {node: place for place, node in enumerate(tree.walk())}
-    rows: list[Any] = [{f.name: getattr(tree, f.name) for f in fields(Tree) if f.name not in ("task", "root")}]
+    rows: list[Any] = [{f.name: getattr(tree, f.name) for f in fields(Tree) if f.init and f.name not in ("task", "root")}]
     rows.append({f.name: getattr(tree.task, f.name) for f in fields(Task)})
     for node in serial:
         plain = {f.name: getattr(node, f.name) for f in fields(Node) if f.name not in ("parent", "children")}

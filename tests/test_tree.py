@@ -77,6 +77,7 @@ class Gardener:
         for move, which, depth, count, ends in moves:
             node = self.handles[which % len(self.handles)]
             leaves = self.tree.leaves()
+            self.tree.preorder()
             new = getattr(self, move)(node, depth, count, ends)
             self.check(leaves, grown={id(above) for above in new.line()} if new else set())
             self.handles += [n for n in self.tree.walk() if n not in self.known]
@@ -136,7 +137,10 @@ class Gardener:
         lost = [leaf for leaf in leaves if leaf not in set(after)]
         assert all(id(leaf) in grown and leaf.finish is None for leaf in lost), "a leaf vanished"
         assert [leaf for leaf in after if leaf in set(leaves)] == [leaf for leaf in leaves if leaf not in lost]
-        nodes = list(self.tree.walk())
+        nodes, up, tips = self.tree.preorder()
+        assert list(self.tree.walk()) == nodes == list(self.tree.root.walk()), "an earlier walk was taken for this one"
+        assert [node.parent for node in nodes] == [nodes[place] if place >= 0 else None for place in up]
+        assert after == [nodes[place] for place in tips if place] == [leaf for leaf in self.tree.root.leaves() if leaf.parent]
         ids = {node.id for node in nodes}
         assert len(ids) == len(nodes) == self.tree.serial, "a node is lost or an id is used twice"
         for node in nodes:

@@ -55,10 +55,10 @@ class TornLine(UserWarning):
 @cache
 def _plan(kind: type[Any]) -> list[tuple[str, Callable[[Any], Any], Any, Any, bool]]:
     """Of each stored field of a record its name, what reads it, its default, the type of one that reading fills in by itself (never 0.0, which
-    -0.0 equals), and whether a tuple in it is stored as a plain list."""
+    -0.0 equals), and whether a tuple in it is stored as a plain list. What a record derives is no argument of it, and is not stored."""
     plan: list[tuple[str, Callable[[Any], Any], Any, Any, bool]] = []
     for field in fields(kind):
-        if field.name not in LINKS:
+        if field.init and field.name not in LINKS:
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             filled = None if default == 0.0 and isinstance(default, float) else type(default)
             plan.append((field.name, attrgetter(field.name), default, filled, field.name in RESTORE))
@@ -113,14 +113,12 @@ def _dump(trees: Sequence[Tree]) -> list[bytes]:
     """The lines of some trees: field by field over all of their nodes, which is quicker than node by node."""
     lines: list[dict[str, Any]] = [{"format": FORMAT, "step": tree.step} for tree in trees]
     _fill(lines, trees)
-    nodes, records = [], []
+    nodes: list[Node] = []
+    records: list[dict[str, Any]] = []
     for tree, line in zip(trees, lines, strict=True):
-        line |= {"task": {}, "nodes": []}
-        places: dict[Node | None, int] = {}
-        for place, node in enumerate(tree.walk()):
-            places[node] = place
-            line["nodes"].append({"up": places[node.parent]} if node.parent is not None else {})
-            nodes.append(node)
+        order = tree.preorder()
+        line |= {"task": {}, "nodes": [{"up": up} if up >= 0 else {} for up in order.up]}
+        nodes += order.nodes
         records += line["nodes"]
     _fill([line["task"] for line in lines], [tree.task for tree in trees])
     _fill(records, nodes)
@@ -201,7 +199,7 @@ def _plant(content: dict[str, Any]) -> Tree:
 def _build(kind: type[Any], record: dict[str, Any], **links: Any) -> Any:
     """A dataclass from its record; a field it does not know is an error, so nothing is lost silently."""
     if kind not in KNOWN:
-        KNOWN[kind] = {field.name for field in fields(kind)} - LINKS
+        KNOWN[kind] = {field.name for field in fields(kind) if field.init} - LINKS
     unknown = sorted(record.keys() - KNOWN[kind])
     if unknown:
         raise StoreError(f"unknown {kind.__name__} fields {unknown}: of a newer ramulus? upgrade ramulus to read it")

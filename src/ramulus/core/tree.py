@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ramulus.core.task import Task
 
@@ -153,9 +153,17 @@ def demonstrations(tree: Tree) -> list[Node]:
     return [leaf for leaf in tree.leaves() if leaf.author is Author.EXPERT and leaf.reward is not None]
 
 
+class Preorder(NamedTuple):
+    """The nodes of a tree, each before those below it."""
+
+    nodes: list[Node]
+    up: list[int]  # of each the place of its parent in `nodes`, -1 for the root
+    tips: list[int]  # the places of the leaves
+
+
 @dataclass(eq=False, slots=True)
 class Tree:
-    """One task and every path grown for it in one visit.
+    """One task and every path grown for it in one visit. Nodes are hung and cut by `add`, `cut` and `graft` alone, which keep ids and walks right.
 
     Example:
         >>> from ramulus import Author, Task, Tree
@@ -175,6 +183,8 @@ class Tree:
     rounds: int = 0  # rounds of growth so far
     fresh: int = 0  # serial when the last round began: leaves with id >= fresh grew in it
     unexpanded: tuple[int, ...] = ()  # ids of the paths that a schedule lets nothing grow from
+    kept_order: tuple[int, Preorder] | None = field(default=None, init=False, repr=False)  # `preorder` as of a `serial`, which every change raises
+    kept_leaves: tuple[int, list[Node]] | None = field(default=None, init=False, repr=False)  # the same of `leaves`
 
     @classmethod
     def plant(cls, task: Task, seed: int = 0, step: int = 0, visit: int = 0) -> Tree:
@@ -251,13 +261,38 @@ class Tree:
                 twin.parent.children.append(twin)
         return replace(self, root=copies[self.root.id])
 
+    def preorder(self) -> Preorder:
+        """Every node in preorder; kept until the tree grows or is cut, as it is asked for many times, so nobody writes into it."""
+        if self.kept_order is None or self.kept_order[0] != self.serial:
+            self.kept_order = self.serial, self._preorder()
+        return self.kept_order[1]
+
+    def _preorder(self) -> Preorder:
+        """The same, walked anew."""
+        nodes: list[Node] = []
+        up: list[int] = []
+        tips: list[int] = []
+        stack: list[tuple[Node, int]] = [(self.root, -1)]
+        while stack:
+            node, above = stack.pop()
+            place = len(nodes)
+            nodes.append(node)
+            up.append(above)
+            if node.children:
+                stack += [(child, place) for child in node.children[::-1]]
+            else:
+                tips.append(place)
+        return Preorder(nodes, up, tips)
+
     def walk(self) -> Iterator[Node]:
         """Every node in preorder, the root first."""
-        return self.root.walk()
+        return iter(self.preorder().nodes)
 
     def leaves(self) -> list[Node]:
         """Every leaf in preorder; the bare root is no leaf."""
-        return self.root.leaves() if self.root.children else []
+        if self.kept_leaves is None or self.kept_leaves[0] != self.serial:
+            self.kept_leaves = self.serial, self.root.leaves() if self.root.children else []
+        return self.kept_leaves[1].copy()
 
     def value(self, node: Node) -> float | None:
         """Mean reward of the graded leaves at or below `node`; None where there is none."""

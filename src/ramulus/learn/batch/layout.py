@@ -24,7 +24,7 @@ _SAMPLED = {
 
 
 @dataclass(frozen=True)
-class Preorder:
+class Subtree:
     """A tree, or a part of it, in preorder: with every leaf all nodes above it, each once."""
 
     tree: int  # its number in the forest
@@ -32,28 +32,10 @@ class Preorder:
     up: list[int]  # of each the place of its parent in `nodes`, -1 for the root
     tips: list[int]  # the places of its leaves
 
-    @classmethod
-    def of(cls, number: int, tree: Tree) -> Preorder:
-        """A whole tree."""
-        nodes: list[Node] = []
-        up: list[int] = []
-        tips: list[int] = []
-        stack: list[tuple[Node, int]] = [(tree.root, -1)]
-        while stack:
-            node, above = stack.pop()
-            place = len(nodes)
-            nodes.append(node)
-            up.append(above)
-            if node.children:
-                stack += [(child, place) for child in node.children[::-1]]
-            else:
-                tips.append(place)
-        return cls(number, nodes, up, tips)
-
     def __len__(self) -> int:
         return sum(map(len, map(attrgetter("tokens"), self.nodes)))
 
-    def with_leaves(self, tips: Sequence[int]) -> Preorder:
+    def with_leaves(self, tips: Sequence[int]) -> Subtree:
         """The part of it at or above these leaves."""
         if len(tips) == len(self.tips):
             return self
@@ -65,7 +47,7 @@ class Preorder:
         old = sorted(places)
         new = dict(zip(old, range(len(old))))
         up = [new.get(self.up[place], -1) for place in old]
-        return Preorder(self.tree, [self.nodes[place] for place in old], up, [new[place] for place in tips])
+        return Subtree(self.tree, [self.nodes[place] for place in old], up, [new[place] for place in tips])
 
 
 @dataclass
@@ -75,13 +57,13 @@ class Layout:
     What is derived of the pieces is derived when it is asked for: no piece comes after that.
     """
 
-    pieces: list[Preorder] = field(default_factory=list)
+    pieces: list[Subtree] = field(default_factory=list)
     length: int = 0  # tokens
 
     def __len__(self) -> int:
         return self.length
 
-    def place(self, piece: Preorder, size: int) -> None:
+    def place(self, piece: Subtree, size: int) -> None:
         """Append a piece of that many tokens."""
         self.pieces.append(piece)
         self.length += size
@@ -281,7 +263,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     for index, tree in enumerate(trees):
         if not tree.root.children or (keep is not None and not keep[index]):
             continue
-        whole = Preorder.of(index, tree)
+        whole = Subtree(index, *tree.preorder())
         tips = whole.tips if keep is None else [place for place in whole.tips if whole.nodes[place].id in keep[index]]
         if not tips:
             continue
@@ -297,7 +279,7 @@ def lay_out(trees: Sequence[Tree], keep: Sequence[set[int]] | None = None, token
     return rows
 
 
-def leaf_runs(piece: Preorder, budget: int) -> list[list[int]]:
+def leaf_runs(piece: Subtree, budget: int) -> list[list[int]]:
     """Cut leaves in preorder into runs whose paths have at most `budget` unique tokens; ValueError for a path that has more."""
     runs: list[list[int]] = [[]]
     places: set[int] = set()
@@ -318,7 +300,7 @@ def leaf_runs(piece: Preorder, budget: int) -> list[list[int]]:
     return runs
 
 
-def not_in(places: set[int], piece: Preorder, leaf: int) -> tuple[list[int], int]:
+def not_in(places: set[int], piece: Subtree, leaf: int) -> tuple[list[int], int]:
     """The nodes of a leaf's path that are not there yet, and how many tokens they have."""
     new = []
     place = leaf

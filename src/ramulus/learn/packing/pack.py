@@ -102,9 +102,10 @@ def by_token(version: np.ndarray, row: Layout) -> np.ndarray:
 def check_sampled(row: Layout, leaves: np.ndarray, term: Term) -> None:
     """Raise ValueError where a token that is trained against the sampler (`leaves` [T] > 0) was not sampled: its ratio would be its probability."""
     nodes, starts, sizes = row.known
-    for number in np.flatnonzero((sizes > 0) & ~row.drawn):
+    strange = np.flatnonzero((sizes > 0) & ~row.drawn)
+    for number in strange[leaves[starts[strange]] > 0]:
         node = nodes[number]
-        if leaves[starts[number]] > 0 and "behavior" in term.estimator.reads(node.author):
+        if "behavior" in term.estimator.reads(node.author):
             raise ValueError(
                 f"node {node.id}, written by {node.author.name}, has no log-probs of a sampler, which Behavior and column='behavior' read: "
                 "use Itself() with Everything(), or Recomputed() with column='recomputed', for tokens that were not sampled"

@@ -50,16 +50,11 @@ def shares(
 
 def learned_tokens(tree: Tree, authors: Sequence[Author]) -> dict[int, int]:
     """How many tokens of these authors are on the path of each leaf, by leaf id, in preorder."""
-    found: dict[int, int] = {}
-    stack = [(tree.root, 0)]
-    while stack:
-        node, above = stack.pop()
-        count = above + len(node.tokens) if node.author in authors else above
-        if node.children:
-            stack += [(child, count) for child in reversed(node.children)]
-        elif node.parent is not None:
-            found[node.id] = count
-    return found
+    nodes, up, tips = tree.preorder()
+    counts: list[int] = []
+    for node, above in zip(nodes, up, strict=True):
+        counts.append((counts[above] if above >= 0 else 0) + (len(node.tokens) if node.author in authors else 0))
+    return {nodes[tip].id: counts[tip] for tip in tips if tip}
 
 
 def _gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: GateWeights, term: Term) -> list[float]:

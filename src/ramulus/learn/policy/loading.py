@@ -45,26 +45,39 @@ def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """Inside, transformers says nothing below an error and draws no bar; what it cannot read is a ValueError."""
-    from huggingface_hub.errors import StrictDataclassError
+def unheard() -> Iterator[None]:
+    """Inside, transformers says nothing below an error and draws no bar. One inside another costs nothing: a change of what is heard makes every
+    logger of the process ask anew."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if before != logging.ERROR:
+        logging.set_verbosity_error()
+    if bars:
+        logging.disable_progress_bar()
     try:
         yield
-    except StrictDataclassError as error:
-        raise ValueError(f"its config.json makes no sense: {sentence(error.__cause__ or error)}") from error
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
-        if "out of memory" in str(error).lower():
-            raise
-        raise ValueError(sentence(error)) from error
     finally:
-        logging.set_verbosity(before)
+        if before != logging.ERROR:
+            logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """The same; what transformers cannot read is a ValueError."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    with unheard():
+        try:
+            yield
+        except StrictDataclassError as error:
+            raise ValueError(f"its config.json makes no sense: {sentence(error.__cause__ or error)}") from error
+        except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+            if "out of memory" in str(error).lower():
+                raise
+            raise ValueError(sentence(error)) from error
 
 
 def named(keys: Collection[str], most: int = 3) -> str:

@@ -23,6 +23,7 @@ from ramulus.learn.policy.fused import Patch, fused, patches
 from ramulus.learn.policy.half import half_patches
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated
+from ramulus.learn.policy.loading import unheard
 from ramulus.learn.policy.lora import Lora, attach, merged, without
 from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.narrow import Narrow
@@ -258,7 +259,7 @@ class TorchPolicy:
         The first time, what was written is loaded back and compared.
         """
         state = self.weights() if self.wrapped is not None or not self.written else None
-        with attending(self.model, "sdpa"):
+        with attending(self.model, "sdpa"), unheard():
             write_model(path, self.model, self.tokenizer, state if self.wrapped is not None else None)
             if not self.written and state is not None:
                 read_back(path, self.model, self.tokenizer, state)

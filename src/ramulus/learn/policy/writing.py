@@ -15,6 +15,7 @@ from ramulus.learn.policy.tokenizer import CAME_WITH, SAMPLE, read_tokenizer
 
 BACKEND = "TokenizersBackend"  # transformers 5's name of a tokenizer that is its tokenizer.json; transformers 4 knows it by another
 NUMERALS = ("rope_theta", "partial_rotary_factor")  # of rope_parameters, which stand beside rope_scaling in transformers 4
+REWRITTEN: dict[str, str] = {}  # from a config as transformers writes it to how it is kept: every checkpoint of a run has the same
 OTHER_NUMERALS = {("gpt_neox", "rope_theta"): "rotary_emb_base", ("gpt_neox", "partial_rotary_factor"): "rotary_pct"}
 
 
@@ -26,11 +27,15 @@ def write_model(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[s
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
         rewrite(folder / "tokenizer_config.json", lambda settings: tokenizer_for_all(settings, getattr(tokenizer, CAME_WITH, None)))
-    plain, before = (folder / "config.json").read_text(), read_config(folder)
-    rewrite(folder / "config.json", lambda settings: config_for_all(settings, model.config.attribute_map))
-    after = read_config(folder)
-    if any(after.get(name) != value for name, value in before.items()):  # a family of its own ways
-        (folder / "config.json").write_text(plain)
+    config = folder / "config.json"
+    plain = config.read_text()
+    if plain not in REWRITTEN:
+        before = read_config(folder)
+        rewrite(config, lambda settings: config_for_all(settings, model.config.attribute_map))
+        after = read_config(folder)
+        own_ways = any(after.get(name) != value for name, value in before.items())  # of a family
+        REWRITTEN[plain] = plain if own_ways else config.read_text()
+    config.write_text(REWRITTEN[plain])
 
 
 def rewrite(file: Path, change: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from ramulus.core.tree import Author, Node, Tree
+from ramulus.core.tree import Author, Tree
 from ramulus.look.cost.account import account as account  # part of what this module offers
 
 TRAINED = {Author.POLICY: 1, Author.EXPERT: 2}
@@ -60,21 +60,23 @@ def costs(trees: Iterable[tuple[Tree, Fate | None]]) -> Cost:
 def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
     """Add one tree to the fields of a Cost: one pass from the leaves up."""
     flags = fate or {}
-    below: dict[Node | None, int] = {None: 0}  # policy leaves at or below a node
-    marks: dict[Node | None, int] = {None: 0}  # flags of all leaves there
+    nodes, up, _ = tree.preorder()
+    below = [0] * (len(nodes) + 1)  # policy leaves at or below a node; the last one is above the root
+    marks = [0] * (len(nodes) + 1)  # flags of all leaves there
     sizes: dict[int, int] = {}  # sampled tokens by the flags of the leaves below
     trajectory = 0
-    for node in reversed(list(tree.walk())):
-        size, author, parent = len(node.tokens), node.author, node.parent
+    for place in range(len(nodes) - 1, -1, -1):
+        node, above = nodes[place], up[place]
+        size, author = len(node.tokens), node.author
         if node.children:
-            paths, mark = below[node], marks[node]
-        elif parent is None:
+            paths, mark = below[place], marks[place]
+        elif above < 0:
             paths, mark = 0, 0
         else:
             paths = 1 if author is Author.POLICY else 0
             mark = flags.get(node.id, 0) | (ALIVE if paths and node.finish != "pruned" else 0)
-        below[parent] = below.get(parent, 0) + paths
-        marks[parent] = marks.get(parent, 0) | mark
+        below[above] += paths
+        marks[above] |= mark
         if author is Author.POLICY:
             trajectory += size * (paths or 1)
             sizes[mark] = sizes.get(mark, 0) + size
@@ -85,7 +87,7 @@ def add_tree(count: dict[str, int], tree: Tree, fate: Fate | None) -> None:
         outcome = became(mark)
         if fate is not None or outcome != "excluded":  # else nobody has asked an update
             count[outcome] += size
-    for name, number in (("trees", 1), ("paths", below[None]), ("sampled", sum(sizes.values())), ("trajectory", trajectory)):
+    for name, number in (("trees", 1), ("paths", below[-1]), ("sampled", sum(sizes.values())), ("trajectory", trajectory)):
         count[name] += number
 
 
