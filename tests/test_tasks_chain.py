@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
 from ramulus.core.task import Path, Task
-from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry, Right, Slips, teacher_accuracy
+from ramulus.tasks.chain import ChainAnswer, ChainSum, ForgetsCarry, Right
+from ramulus.tasks.problem import Problem
 
 ALWAYS = ForgetsCarry(1.0)
 
@@ -97,13 +99,15 @@ def test_the_habit_strikes_in_its_share_of_the_crossings() -> None:
     assert abs(wrong / crossings - 0.6) < 0.03
 
 
+def accuracy(problems: list[Problem]) -> float:
+    """Share of the demonstrations whose answer is right."""
+    return fmean(shown.endswith(f"\n={problem.answer}") for problem in problems for shown in problem.demonstrations)
+
+
 def test_teachers_accuracies() -> None:
     source = ChainSum(3000, terms=(3, 6))
-    assert teacher_accuracy(source()) == 1.0
-    assert 0.39 < teacher_accuracy(replace(source, teacher=ForgetsCarry(0.6))()) < 0.48
-    assert 0.58 < teacher_accuracy(replace(source, teacher=Slips(0.12))()) < 0.70
-    with pytest.raises(ValueError, match="no demonstrations"):
-        teacher_accuracy(replace(source, per_problem=0)())
+    assert accuracy(source()) == 1.0
+    assert 0.39 < accuracy(replace(source, teacher=ForgetsCarry(0.6))()) < 0.48
 
 
 def test_demonstrations() -> None:

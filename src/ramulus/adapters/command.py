@@ -36,10 +36,10 @@ def export(
     if trees is not None:
         from ramulus.adapters.exports import export_trees
 
-        told = export_trees(folder, out, trees, steps, credit)
+        summary = export_trees(folder, out, trees, steps, credit)
     else:
         from ramulus.run.evaluation.loaded_model import export_model
 
-        told = f"step {export_model(folder, out, which, console)} of {folder} is now in {out}"
-    console.print(told, markup=False, highlight=False)
+        summary = f"step {export_model(folder, out, which, console)} of {folder} is now in {out}"
+    console.print(summary, markup=False, highlight=False)
     return 0

@@ -43,14 +43,14 @@ def flat_paths(trees: Sequence[Tree], credits: Sequence[Credits] | None = None, 
     """
     leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in tree.leaves() if leaf.author is Author.POLICY and leaf.reward is not None]
     leaves = [(i, leaf) for i, leaf in leaves if any(node.tokens for node in own(leaf))]
-    told = None if credits is not None else _written_name([leaf for _, leaf in leaves], name)
+    column = None if credits is not None else _written_name([leaf for _, leaf in leaves], name)
     rows = []
     for number, leaf in leaves:
         if credits is not None:
             values = path_credit(leaf, credits[number]) if leaf.id in credits[number].trained() else None
         else:
-            values = _written(leaf, told) if told is not None else None
-        rows.append(_row(number, leaf, values, bare=credits is None and told is None))
+            values = _written(leaf, column) if column is not None else None
+        rows.append(_row(number, leaf, values, bare=credits is None and column is None))
     return rows
 
 

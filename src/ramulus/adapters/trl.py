@@ -130,12 +130,12 @@ class TreeMixin:
         rollouts.seed = this.args.seed
 
     def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
-        """As TRL; remembered, as the credit of trees is told by them."""
+        """TRL's rewards, remembered for the credit of the trees."""
         self._earned = super()._calculate_rewards(*arguments)  # type: ignore[misc]
         return self._earned
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """As TRL, with advantages [B, T] from the trees."""
+        """TRL's batch with advantages [B, T] from the trees."""
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         this: Any = self
         rollouts, earned = this.rollout_func, self._earned
@@ -182,16 +182,16 @@ def _rows_of(number: int, tree: Tree, wanted: int) -> list[tuple[int, Node | Non
 
 def _columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> dict[str, list[Any]]:
     """TRL's columns: prompt and completion ids, log-probs of the distribution sampled from, and env_mask, 0 on rows that hold no path."""
-    found: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
+    columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
     for number, leaf in rows:
         shown = leaf if leaf is not None else next(leaf for leaf in trees[number].leaves())
         nodes = [node for node in shown.line() if node.author is Author.POLICY]
         tokens = [int(token) for node in nodes for token in node.tokens]
-        found["prompt_ids"].append(list(trees[number].task.prompt))
-        found["completion_ids"].append(tokens)
-        found["logprobs"].append([float(number) for node in nodes for number in node.logprobs])
-        found["env_mask"].append([int(leaf is not None)] * len(tokens))
-    return found
+        columns["prompt_ids"].append(list(trees[number].task.prompt))
+        columns["completion_ids"].append(tokens)
+        columns["logprobs"].append([float(number) for node in nodes for number in node.logprobs])
+        columns["env_mask"].append([int(leaf is not None)] * len(tokens))
+    return columns
 
 
 def _give(rows: Sequence[tuple[int, Node | None]], earned: Sequence[float]) -> None:
@@ -203,20 +203,20 @@ def _give(rows: Sequence[tuple[int, Node | None]], earned: Sequence[float]) -> N
 
 def _advantages_of(rows: Sequence[tuple[int, Node | None]], credits: Sequence[Credits], length: int) -> np.ndarray:
     """Credit of each token of each row [B, T]; 0 behind a completion, and on rows that are not trained."""
-    found = np.zeros((len(rows), length))
-    for line, (number, leaf) in zip(found, rows, strict=True):
+    advantages = np.zeros((len(rows), length))
+    for line, (number, leaf) in zip(advantages, rows, strict=True):
         if leaf is not None and leaf.id in credits[number].trained():
             along = path_credit(leaf, credits[number])
             line[: len(along)] = along
-    return found
+    return advantages
 
 
 def _log(trainer: Any, advantages: torch.Tensor, mask: torch.Tensor, rollouts: TreeRollouts) -> None:
     """Into TRL's metrics and table of completions: what was shared, which rows stayed empty, and the mean credit of each path."""
     mode = "train" if trainer.model.training else "eval"
     sampled = sum(len(node.tokens) for tree in rollouts.trees for node in tree.walk() if node.author is Author.POLICY)
-    told = sum(length(leaf) for _, leaf in rollouts.rows if leaf is not None)
-    trainer._metrics[mode]["trees/reuse_ratio"].append(told / max(sampled, 1))
+    separate = sum(length(leaf) for _, leaf in rollouts.rows if leaf is not None)
+    trainer._metrics[mode]["trees/reuse_ratio"].append(separate / max(sampled, 1))
     trainer._metrics[mode]["trees/filled_rows"].append(float(sum(leaf is None for _, leaf in rollouts.rows)))
     every = trainer.accelerator.gather((advantages * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
     shown = trainer._logs["advantages"]
@@ -235,6 +235,6 @@ def __getattr__(name: str) -> Any:
         raise ImportError("TRL is not installed: pip install 'ramulus[trl]'") from error
     if not trl.__version__.startswith(_VERSIONS):
         warnings.warn(f"TreeGRPOTrainer was tried with TRL {', '.join(_VERSIONS)}, this is {trl.__version__}", stacklevel=2)
-    made = type(name, (TreeMixin, trl.GRPOTrainer), {"__doc__": "TRL's GRPOTrainer on ramulus's trees.", "__module__": __name__})
-    globals()[name] = made
-    return made
+    trainer = type(name, (TreeMixin, trl.GRPOTrainer), {"__doc__": "TRL's GRPOTrainer on ramulus's trees.", "__module__": __name__})
+    globals()[name] = trainer
+    return trainer

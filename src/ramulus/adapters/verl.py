@@ -77,14 +77,14 @@ class TreeAdvantage:
             if row is not None:
                 next(leaf for leaf in row[0].leaves() if leaf.id == row[1]).reward = reward
         worth = {(id(trees[path.tree]), path.leaf.id): path.advantages for path in flat_paths(trees, self.advantage(trees))}
-        found = torch.zeros_like(token_level_rewards)
-        for line, row in zip(found, rows, strict=True):
+        advantages = torch.zeros_like(token_level_rewards)
+        for line, row in zip(advantages, rows, strict=True):
             values = worth.get((id(row[0]), row[1])) if row is not None else None
             if values is not None:
                 values = values[: len(line)]
                 line[: len(values)] = torch.tensor(values, dtype=line.dtype)
-        found = found * response_mask
-        return found, found.clone()
+        advantages = advantages * response_mask
+        return advantages, advantages.clone()
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ class TreeLoop:
             extra_fields=extra | {"ramulus_tree": store.dump(tree).decode() if place == 0 else None},
         )  # fmt: skip
 
-    async def _grow(self, uid: str, told: dict[str, Any], sessions: int, fields: dict[str, Any]) -> Tree:
+    async def _grow(self, uid: str, parameters: dict[str, Any], sessions: int, fields: dict[str, Any]) -> Tree:
         """The tree of a prompt; a star of its sessions where these are not `rollout.n`, as in validation."""
         this: Any = self
         prompt = await this.ct_build_initial_tokens(list(fields["raw_prompt"]))
         tree = Tree.plant(Task(uid, tuple(prompt), ""), step=int(fields.get("global_steps", 0)))
         most = this.rollout_config.response_length
-        top_k = int(told.get("top_k", 0))
-        sampling = Sampling(most, float(told.get("temperature", 1.0)), float(told.get("top_p", 1.0)), max(top_k, 0))
+        top_k = int(parameters.get("top_k", 0))
+        sampling = Sampling(most, float(parameters.get("temperature", 1.0)), float(parameters.get("top_p", 1.0)), max(top_k, 0))
         engine = ClientEngine(this.server_manager, uid, this.rollout_config.prompt_length + most, this.rollout_config.name == "vllm")
         stop = Stop((this.tokenizer.eos_token_id,), most, this.tokenizer.decode)
         branching = self.branching if sessions == this.rollout_config.n else Star(sessions)
@@ -204,9 +204,9 @@ def flat_of(tree: Tree, leaf: int) -> list[float]:
 @contextmanager
 def knowing_trees(extra_fields: Sequence[Any]) -> Iterator[None]:
     """Let TreeAdvantage know of which trees the rows are paths, by what TreeAgentLoop wrote of each into `extra_fields`."""
-    told = [fields if isinstance(fields, dict) else {} for fields in extra_fields]
-    trees = {fields["ramulus_uid"]: store.load(fields["ramulus_tree"].encode()) for fields in told if fields.get("ramulus_tree")}
-    rows = [(trees[fields["ramulus_uid"]], fields["ramulus_leaf"]) if fields.get("ramulus_uid") in trees else None for fields in told]
+    origins = [fields if isinstance(fields, dict) else {} for fields in extra_fields]
+    trees = {fields["ramulus_uid"]: store.load(fields["ramulus_tree"].encode()) for fields in origins if fields.get("ramulus_tree")}
+    rows = [(trees[fields["ramulus_uid"]], fields["ramulus_leaf"]) if fields.get("ramulus_uid") in trees else None for fields in origins]
     before = _rows.set(rows)
     try:
         yield
@@ -225,7 +225,7 @@ class TreeTraining:
         super().__init__(config)  # type: ignore[call-arg]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """As verl, while the trees of the rows are known."""
+        """Compute verl's advantages while TreeAdvantage knows of which trees the rows are paths."""
         import transfer_queue
 
         data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
@@ -241,13 +241,13 @@ def __getattr__(name: str) -> Any:
         if name == "TreeAgentLoop":
             from verl.experimental.agent_loop import AgentLoopBase
 
-            made = type(name, (TreeLoop, AgentLoopBase), {"__doc__": TreeLoop.__doc__, "__module__": __name__})
+            cls = type(name, (TreeLoop, AgentLoopBase), {"__doc__": TreeLoop.__doc__, "__module__": __name__})
         else:
             from verl.trainer.ppo.v1 import register_trainer
             from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-            made = register_trainer(TRAINER)(type(name, (TreeTraining, PPOTrainerSync), {"__doc__": TreeTraining.__doc__, "__module__": __name__}))
+            cls = register_trainer(TRAINER)(type(name, (TreeTraining, PPOTrainerSync), {"__doc__": TreeTraining.__doc__, "__module__": __name__}))
     except ImportError as error:
         raise ImportError(f"verl is not installed, or not whole ({error}): docs/adapters.md says how") from error
-    globals()[name] = made
-    return made
+    globals()[name] = cls
+    return cls

@@ -23,16 +23,16 @@ def seal(folder: Path) -> Path:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         digests = list(pool.map(digest_of, files))
-    said = {path.relative_to(folder).as_posix(): [path.stat().st_size, made] for path, made in zip(files, digests)}
-    (folder / CHECKSUMS).write_text(json.dumps(said, indent=1))
+    entries = {path.relative_to(folder).as_posix(): [path.stat().st_size, digest] for path, digest in zip(files, digests)}
+    (folder / CHECKSUMS).write_text(json.dumps(entries, indent=1))
     return folder / CHECKSUMS
 
 
 def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> str:
     """What is wrong with the files whose names are `wanted`, in words; "" where nothing is. Raises FileNotFoundError without checksums.json."""
     try:
-        said = json.loads((folder / CHECKSUMS).read_bytes())
-        sealed = {str(name): (int(size), str(made)) for name, (size, made) in said.items() if wanted(name)}
+        entries = json.loads((folder / CHECKSUMS).read_bytes())
+        sealed = {str(name): (int(size), str(digest)) for name, (size, digest) in entries.items() if wanted(name)}
     except (ValueError, TypeError, AttributeError):
         return f"{CHECKSUMS} cannot be read"
     for name, (size, _) in sealed.items():
@@ -42,9 +42,9 @@ def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> s
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} of {size} bytes"
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for (name, (_, made)), found in zip(sealed.items(), pool.map(lambda name: read_digest(folder / name), sealed)):
-            if found != made:
-                return f"{name} is not what was written" if found else f"{name} cannot be read"
+        for (name, (_, digest)), actual in zip(sealed.items(), pool.map(lambda name: read_digest(folder / name), sealed)):
+            if actual != digest:
+                return f"{name} is not what was written" if actual else f"{name} cannot be read"
     return ""
 
 

@@ -168,10 +168,10 @@ def model_folder(run: Path, which: str) -> tuple[Path, int]:
     wrong: dict[Path, str] = {}
     for step in reversed(known):
         path = path_of(stage, step)
-        if not (said := wrong_with(path, model_only=True)):
+        if not (fault := wrong_with(path, model_only=True)):
             if wrong:
-                damaged = "; ".join(f"{path} is damaged ({said})" for path, said in wrong.items())
+                damaged = "; ".join(f"{path} is damaged ({fault})" for path, fault in wrong.items())
                 warnings.warn(f"{damaged}: taking the checkpoint of step {step}", stacklevel=2)
             return path / "model", step
-        wrong[path] = said
-    raise ValueError("; ".join(f"{path} is damaged ({said})" for path, said in wrong.items()) + ": no whole checkpoint is left there")
+        wrong[path] = fault
+    raise ValueError("; ".join(f"{path} is damaged ({fault})" for path, fault in wrong.items()) + ": no whole checkpoint is left there")

@@ -68,7 +68,7 @@ def columns_to_json(columns: Sequence[Any], usual: str) -> list[Any]:
 
 
 def _column_to_json(values: Any, usual: str) -> Any:
-    """One column."""
+    """A column as JSON: numbers alone where its type is the usual one, else tagged with its type."""
     if type(values) is not array:
         return encode(values)
     plain = [encode(value) for value in (nine_digits(values) if values.typecode == "f" else values)]

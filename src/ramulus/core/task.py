@@ -41,7 +41,7 @@ class Path:
 
     @property
     def length(self) -> int:
-        """Response tokens."""
+        """The number of response tokens."""
         return len(self.tokens)
 
 

@@ -268,7 +268,7 @@ class Tree:
         return self.kept_order[1]
 
     def _preorder(self) -> Preorder:
-        """The same, walked anew."""
+        """Walk the whole tree: its nodes in preorder, the row of the parent of each, the rows of the leaves."""
         nodes: list[Node] = []
         up: list[int] = []
         tips: list[int] = []

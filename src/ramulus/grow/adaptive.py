@@ -48,7 +48,7 @@ class Adaptive:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The signals it reads."""
+        """The names of the signals that the rule reads."""
         return ("steps", "influence") if self.attention else ()
 
     @property
@@ -115,7 +115,7 @@ def _graded(tree: Tree) -> list[Node]:
 
 
 def first(tree: Tree) -> list[Node]:
-    """Those of them that the policy wrote alone, from the prompt on."""
+    """The graded paths that the policy wrote alone, from the prompt on."""
     return [leaf for leaf in _graded(tree) if origin(leaf) is tree.root]
 
 

@@ -19,7 +19,7 @@ First = Callable[[Tree, int, int, int], int]
 
 @dataclass(frozen=True)
 class Even:
-    """Every path the same; the remainder goes to the last path, as published, or with `spread` one each to the first ones."""
+    """Gives every path as much; the remainder goes to the last path, as published, or with `spread` one each to the first ones."""
 
     spread: bool = False
 

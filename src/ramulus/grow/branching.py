@@ -95,7 +95,7 @@ def own_length(leaf: Node) -> int:
 
 
 def own_depth(leaf: Node) -> int:
-    """Levels of that part."""
+    """Levels of the policy's own part of a path."""
     return sum([node.levels for node in own_line(leaf)])
 
 

@@ -49,7 +49,7 @@ class Hinted:
 
     @property
     def rounds(self) -> int | None:
-        """Those of the rule inside."""
+        """The rounds of the rule inside; None without a limit."""
         return self.branching.rounds
 
     def __call__(self, tree: Tree) -> list[Bud]:

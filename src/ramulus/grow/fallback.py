@@ -163,7 +163,7 @@ def check_window(window: int | None) -> None:
 
 
 def shuffled(items: list[_T], dice: random.Random) -> list[_T]:
-    """A shuffled copy."""
+    """A shuffled copy of the items, which stay as they are."""
     return dice.sample(items, len(items))
 
 

@@ -138,7 +138,7 @@ class EntropyForks:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The signals it reads."""
+        """The names of the signals that the rule reads."""
         return (self.closed,) if self.closed else ()
 
     def __call__(self, tree: Tree) -> list[Bud]:

@@ -41,7 +41,7 @@ class DaemonThreads(Executor):
         return future
 
     def work(self) -> None:
-        """Call after call."""
+        """Take calls from the queue and run them one after another, until the process ends."""
         while True:
             with self.counts:
                 self.idle += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.grow.allocation import logprobs
@@ -124,17 +125,11 @@ class LowValue:
             for leaf, value in zip(living, self.worth(tree, living), strict=True)
             if value is not None
         ]
-        edge = self.below if self.below is not None else middle([value for value, _, _ in rated]) - self.margin
+        if not rated:
+            return []
+        edge = self.below if self.below is not None else median(value for value, _, _ in rated) - self.margin
         worst = sorted((value, serial) for value, serial, leaf in rated if value < edge and depth(leaf) >= self.after)[
             :left
         ]
         chosen = {serial for _, serial in worst}
         return [leaf for leaf in living if leaf.id in chosen]
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median; minus infinity of nothing."""
-    if not values:
-        return -math.inf
-    order = sorted(values)
-    return (order[(len(order) - 1) // 2] + order[len(order) // 2]) / 2

@@ -68,11 +68,11 @@ def opened(source: str, *flags: str) -> ctypes.CDLL | Unavailable:
 
 def _loaded(source: str, *flags: str) -> ctypes.CDLL:
     """A compiled library, compiled again where another process took it for unused at this very moment."""
-    found = built(source, *flags)
+    library = built(source, *flags)
     try:
-        return ctypes.CDLL(str(found))
+        return ctypes.CDLL(str(library))
     except OSError:
-        if found.exists():
+        if library.exists():
             raise
         return ctypes.CDLL(str(built(source, *flags)))
 
@@ -177,7 +177,7 @@ def _version(command: str) -> str:
 
 
 def processor() -> str:
-    """What `-march=native` depends on."""
+    """The model and the features of this processor, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -6,13 +6,13 @@
 
 #define SPAN 512 /* tokens of the vocabulary that are summed at once */
 
-/* exp((x - most) / heat) of some logits, -inf and what lies beyond `some` giving 0. */
-ALWAYS void spread(const float *x, int64_t some, float most, float heat, float *e) {
+/* exp((x - most) / temperature) of some logits, -inf and what lies beyond `some` giving 0. */
+ALWAYS void spread(const float *x, int64_t some, float most, float temperature, float *e) {
     for (int64_t i = 0; i < some; i += W) {
         vf v = splat(-INFINITY);
         if (some - i >= W) v = load(x + i);
         else for (int64_t j = 0; j < some - i; j++) v[j] = x[i + j];
-        store(e + i, exponential((v - most) / heat));
+        store(e + i, exponential((v - most) / temperature));
     }
 }
 
@@ -37,12 +37,12 @@ static int64_t first(const float *x, int64_t n, float most) {
 }
 
 /* The sum of exponentials, and in `product` that of each times its distance from the largest logit. */
-static double mass(const float *x, int64_t n, float most, float heat, double *product) {
+static double mass(const float *x, int64_t n, float most, float temperature, double *product) {
     float e[SPAN];
     double sum = 0, weighted = 0;
     for (int64_t a = 0; a < n; a += SPAN) {
         int64_t some = n - a < SPAN ? n - a : SPAN;
-        spread(x + a, some, most, heat, e);
+        spread(x + a, some, most, temperature, e);
         vf one = {0}, two = {0};
         for (int64_t i = 0; i < some; i += W) {
             vf v = load(e + i), far = {0};
@@ -69,12 +69,12 @@ ALWAYS double exactly(const float *e, int64_t some) {
 }
 
 /* The first token whose running sum of exponentials passes `target`, never one of probability 0; without one -1, and `sum` says what they come to. */
-static int64_t passing(const float *x, int64_t n, float most, float heat, double target, double *sum) {
+static int64_t passing(const float *x, int64_t n, float most, float temperature, double target, double *sum) {
     float e[SPAN];
     *sum = 0;
     for (int64_t a = 0; a < n; a += SPAN) {
         int64_t some = n - a < SPAN ? n - a : SPAN;
-        spread(x + a, some, most, heat, e);
+        spread(x + a, some, most, temperature, e);
         double behind = *sum + exactly(e, some);
         if (behind < target * (1 - 1e-12)) {
             *sum = behind; /* a span that ends well before the token: in vectors */
@@ -87,10 +87,10 @@ static int64_t passing(const float *x, int64_t n, float most, float heat, double
 }
 
 /* The token drawn with `uniform`; where rounding let the sum of all fall short of `total`, by that sum. */
-static int64_t found(const float *x, int64_t n, float most, float heat, double uniform, double total) {
+static int64_t inverse_cdf(const float *x, int64_t n, float most, float temperature, double uniform, double total) {
     double sum;
-    int64_t token = passing(x, n, most, heat, uniform * total, &sum);
-    return token < 0 ? passing(x, n, most, heat, fmin(uniform * sum, nextafter(sum, 0)), &sum) : token;
+    int64_t token = passing(x, n, most, temperature, uniform * total, &sum);
+    return token < 0 ? passing(x, n, most, temperature, fmin(uniform * sum, nextafter(sum, 0)), &sum) : token;
 }
 
 /* entropy [n] of logits [n, ld] in nats; NaN where a logit is NaN. */
@@ -106,22 +106,22 @@ void ramulus_entropy(const float *logits, int64_t ld, int64_t n, int64_t vocabul
 }
 
 /* One token a row by inverse CDF with uniform [n] in [0, 1): token, log-prob and, where `entropy` is not known yet, that too.
- * temperature [n]; 0 takes the most probable token. */
-void ramulus_draw(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, const float *temperature, const double *uniform,
+ * temperatures [n]; 0 takes the most probable token. */
+void ramulus_draw(const float *logits, int64_t ld, int64_t n, int64_t vocabulary, int64_t threads, const float *temperatures, const double *uniform,
                  int64_t known, int64_t *token, float *logprob, float *entropy) {
 #pragma omp parallel for num_threads(threads < n ? threads : n) if (n * vocabulary > 65536)
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * ld;
         double weighted = 0, sum = 0;
-        float most = peak(x, vocabulary), heat = temperature[r];
-        if (!known || heat == 1.0f) sum = mass(x, vocabulary, most, 1.0f, &weighted);
+        float most = peak(x, vocabulary), temperature = temperatures[r];
+        if (!known || temperature == 1.0f) sum = mass(x, vocabulary, most, 1.0f, &weighted);
         if (!known) entropy[r] = (float)(log(sum) - weighted / sum);
-        if (heat != 1.0f && heat != 0.0f) sum = mass(x, vocabulary, most, heat, NULL);
-        if (heat == 0.0f || sum != sum) { /* a NaN, which the caller looks into */
+        if (temperature != 1.0f && temperature != 0.0f) sum = mass(x, vocabulary, most, temperature, NULL);
+        if (temperature == 0.0f || sum != sum) { /* a NaN, which the caller looks into */
             token[r] = first(x, vocabulary, most), logprob[r] = 0.0f;
             continue;
         }
-        token[r] = found(x, vocabulary, most, heat, uniform[r], sum);
-        logprob[r] = (float)((double)((x[token[r]] - most) / heat) - log(sum));
+        token[r] = inverse_cdf(x, vocabulary, most, temperature, uniform[r], sum);
+        logprob[r] = (float)((double)((x[token[r]] - most) / temperature) - log(sum));
     }
 }

@@ -34,10 +34,10 @@ def free_memory() -> int:
 
 def _limit() -> list[int]:
     """What LIMIT leaves; [] without one. ValueError where it is no number."""
-    said = os.environ.get(LIMIT, "")
-    if said and not said.isdecimal():
-        raise ValueError(f"{LIMIT}={said} in the environment is no number of MB: set one, such as 8000, or leave it out")
-    return [max(0, int(said) * 2**20 - held_bytes(os.getpid()))] if said else []
+    megabytes = os.environ.get(LIMIT, "")
+    if megabytes and not megabytes.isdecimal():
+        raise ValueError(f"{LIMIT}={megabytes} in the environment is no number of MB: set one, such as 8000, or leave it out")
+    return [max(0, int(megabytes) * 2**20 - held_bytes(os.getpid()))] if megabytes else []
 
 
 def held_bytes(process: int) -> int:

@@ -70,8 +70,8 @@ def abilities() -> frozenset[str]:
     """What the processor says that it can, by Linux's names; nothing where the system does not tell."""
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
-        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        return frozenset(told.lower().replace("avx1.0", "avx").split())
+        words = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return frozenset(words.lower().replace("avx1.0", "avx").split())
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -39,6 +39,6 @@ def small() -> Run:
 
 
 def early() -> Run:
-    """The control of `small`: the same at random early steps, without attention."""
+    """The control of `small`: branches at random early steps, without attention."""
     forks = EarlyForks(roots=4, points=2, branches=1, distance=4)
     return replace(small(), branching=forks, signals=(), schedule=replace(small().schedule, attention=False))

@@ -14,7 +14,7 @@ from ramulus.run.config.recipe import Run
 
 
 def recipe() -> Run:
-    """GRPO."""
+    """GRPO on independent answers, the plainest of the methods compared here."""
     return replace(grpo.recipe(), name="smol", branching=Star(8), **SMOL)
 
 
@@ -29,7 +29,7 @@ def attnrl() -> Run:
 
 
 def treerl() -> Run:
-    """TreeRL."""
+    """TreeRL: branches where tokens were uncertain, credit by node."""
     return replace(treerl_.small(), branching=EntropyForks(roots=4, points=2, branches=1, closed=None), **SMOL)
 
 

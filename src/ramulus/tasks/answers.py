@@ -14,7 +14,7 @@ Extract = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole response, stripped."""
+    """Takes the whole response, stripped, for the answer."""
 
     def __call__(self, text: str) -> str | None:
         return text.strip() or None
@@ -37,8 +37,8 @@ class LastBox:
     r"""The content of the \boxed{...} that closes last, stripped."""
 
     def __call__(self, text: str) -> str | None:
-        found = last_box(text)
-        return found.strip() or None if found is not None else None
+        box = last_box(text)
+        return box.strip() or None if box is not None else None
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class LastNumber:
     """
 
     def __call__(self, text: str) -> str | None:
-        found = _NUMBER.findall(text)
-        return found[-1].replace(",", "") if found else None
+        numbers = _NUMBER.findall(text)
+        return numbers[-1].replace(",", "") if numbers else None
 
 
 def extraction(text: str) -> Extract:

@@ -28,20 +28,6 @@ class Right:
 
 
 @dataclass(frozen=True)
-class Slips:
-    """Writes each partial sum wrong by 1 to 9 with this probability, and goes on from what it wrote."""
-
-    probability: float = 0.12
-
-    def __call__(self, terms: list[int], rng: random.Random) -> list[int]:
-        def step(total: int, term: int) -> int:
-            slip = rng.choice((-1, 1)) * rng.randint(1, 9) if rng.random() < self.probability else 0
-            return total + term + slip
-
-        return _follow(terms, step)
-
-
-@dataclass(frozen=True)
 class ForgetsCarry:
     """Has a bad habit: in this share of the steps that cross a ten it writes the right last digit and keeps the old tens.
 
@@ -129,13 +115,13 @@ class ChainSum:
             raise ValueError(
                 f"count {self.count} is too much for chains of {fewest} to {most} terms: ask for at most {most_drawn}"
             )
-        found: dict[str, list[int]] = {}
-        while len(found) < self.count:
+        distinct: dict[str, list[int]] = {}
+        while len(distinct) < self.count:
             chain = _draw(drawn.randint(fewest, most), drawn)
             text = _text(chain)
             if _split(text) == self.split:
-                found.setdefault(text, chain)
-        return list(found.values())
+                distinct.setdefault(text, chain)
+        return list(distinct.values())
 
 
 def _draw(n: int, rng: random.Random) -> list[int]:
@@ -181,11 +167,3 @@ class ChainAnswer:
         answer = line[1:] if line.startswith("=") else ""
         right = answer != "" and answer == task.answer and path.finish != "length"
         return {"reward": self.correct if right else self.wrong, "correct": float(right), "answer": answer}
-
-
-def teacher_accuracy(problems: Iterable[Problem]) -> float:
-    """Share of the demonstrations whose answer is right."""
-    right = [shown.endswith(f"\n={problem.answer}") for problem in problems for shown in problem.demonstrations]
-    if not right:
-        raise ValueError("these problems have no demonstrations: build the source with per_problem >= 1")
-    return sum(right) / len(right)

@@ -44,7 +44,7 @@ class ChatTemplate:
 
     @property
     def text(self) -> str:
-        """The template itself."""
+        """The source of the template, in Jinja."""
         return str(self.tokenizer.get_chat_template())
 
     def prompts(self, chats: Sequence[Messages], ids: Sequence[str]) -> list[list[int]]:
@@ -97,10 +97,10 @@ class ChatTemplate:
         """The token that the template writes behind an assistant's text; None where that is text like any other, or nothing."""
         chat = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": _SAID}]
         try:
-            _, found, tail = self.render(chat, tokenize=False, add_generation_prompt=False).rpartition(_SAID)
+            _, mark, tail = self.render(chat, tokenize=False, add_generation_prompt=False).rpartition(_SAID)
         except Exception:  # it renders no such chat, so it says nothing of ends
             return None
-        ids = self.tokenizer(tail.lstrip(), add_special_tokens=False).input_ids if found and tail.strip() else []
+        ids = self.tokenizer(tail.lstrip(), add_special_tokens=False).input_ids if mark and tail.strip() else []
         known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return int(ids[0]) if ids and ids[0] in known else None
 
@@ -113,12 +113,12 @@ def chat_template(tokenizer: Any, arguments: Mapping[str, Any] | None = None, da
 def arguments_of(text: str | None) -> dict[str, Any] | None:
     """Arguments of a chat template from JSON; ValueError for what is no object."""
     try:
-        found = None if text is None else json.loads(text)
+        arguments = None if text is None else json.loads(text)
     except json.JSONDecodeError:
-        found = text
-    if found is not None and not isinstance(found, dict):
+        arguments = text
+    if arguments is not None and not isinstance(arguments, dict):
         raise ValueError(f"--template-arguments is a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}")
-    return found
+    return arguments
 
 
 def name_of(tokenizer: Any) -> str:
@@ -135,7 +135,7 @@ def day_of(date: str) -> datetime:
 
 
 def today() -> str:
-    """The date here."""
+    """The local date of this machine as YYYY-MM-DD."""
     return datetime.now().date().isoformat()
 
 

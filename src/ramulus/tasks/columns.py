@@ -34,10 +34,10 @@ def field_of(row: dict[str, Any], column: str, where: str) -> Any:
 
 def _paths(row: dict[str, Any]) -> list[str]:
     """Names of the columns, with those one level inside."""
-    found: list[str] = []
+    paths: list[str] = []
     for name, value in row.items():
-        found.extend([f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name])
-    return found
+        paths.extend([f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name])
+    return paths
 
 
 def is_chat(value: Any) -> bool:
@@ -75,12 +75,12 @@ def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tup
 def read_answers(value: Any, where: str, column: str) -> tuple[str, ...]:
     """Every reference in a column: text, bytes of text, numbers, booleans, or a list of them; null, NaN and blank text are none."""
     values = value if isinstance(value, list | tuple) else [value]
-    found = [spelled(item) for item in values]
-    if any(item is None for item in found):
+    answers = [spelled(item) for item in values]
+    if any(item is None for item in answers):
         raise ValueError(
             f"{where}: column {column!r} holds {str(value)[:60]!r}, an answer is text, a number or a list of them"
         )
-    return tuple(item for item in found if item and item.strip())
+    return tuple(item for item in answers if item and item.strip())
 
 
 def spelled(value: Any) -> str | None:

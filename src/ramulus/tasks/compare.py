@@ -102,10 +102,10 @@ def matched(reference: tuple[Form, ...], answer: tuple[Form, ...]) -> bool:
         return all(equal(a, b) for a, b in zip(reference, answer, strict=True))
     left = list(answer)
     for form in reference:
-        found = next((i for i, other in enumerate(left) if equal(form, other)), None)
-        if found is None:
+        place = next((i for i, other in enumerate(left) if equal(form, other)), None)
+        if place is None:
             return False
-        del left[found]
+        del left[place]
     return True
 
 
@@ -119,7 +119,7 @@ def covered(reference: tuple[Form, ...], answer: tuple[Form, ...]) -> bool:
 
 
 def proportional(reference: Many, answer: Many) -> bool:
-    """Ratios; 12:00 is none."""
+    """Whether two ratios are one up to a common factor; one with a zero in it, such as 12:00, has to be the same."""
     if len(reference.items) != len(answer.items):
         return False
     one, other = ([computed(item.formula) for item in form.items] for form in (reference, answer))
@@ -195,8 +195,8 @@ def related(reference: Form, answer: Form) -> bool:
     if one and other:
         return equations(reference, answer)  # type: ignore[arg-type]
     if one:
-        found = assigned(reference) or quantity_said(reference)  # type: ignore[arg-type]
-        return found is not None and not isinstance(answer, Relation) and equal(found, answer)
+        value = assigned(reference) or quantity_said(reference)  # type: ignore[arg-type]
+        return value is not None and not isinstance(answer, Relation) and equal(value, answer)
     if other:
         return not isinstance(reference, Relation) and chain(reference, answer)  # type: ignore[arg-type]
     first, second = spans_of(reference), spans_of(answer)

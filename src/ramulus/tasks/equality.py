@@ -24,7 +24,7 @@ _COMMA = re.compile(r"[-+]?\d+,\d+")
 @lru_cache(maxsize=1 << 13)
 def same(reference: str, answer: str) -> bool | None:
     """Whether two answers are the same; None where neither words nor forms can tell."""
-    one, other = said(reference), said(answer)
+    one, other = wording(reference), wording(answer)
     if not one or not other:
         return False
     if one == other or without_base(one) == other:
@@ -36,30 +36,30 @@ def same(reference: str, answer: str) -> bool | None:
         return True
     unread = False
     for form in forms(reference):
-        for found in forms(answer):
+        for reading in forms(answer):
             try:
-                if equal(form, found):
+                if equal(form, reading):
                     return True
             except (Unreadable, RecursionError, OverflowError, ArithmeticError):
                 unread = True
-            unread = unread or any(isinstance(some, Wording) and "\\" in some.text for some in (form, found))
+            unread = unread or any(isinstance(some, Wording) and "\\" in some.text for some in (form, reading))
     return None if unread else False
 
 
 def without_base(text: str) -> str:
     """A numeral of another base without the base, as an answer may give it; any other text as it is."""
-    found = re.fullmatch(r"([-+]?([^\W_]+)(?:\.([^\W_]+))?)_(?:(\d+)|\{(\d+)\})", text)
-    base = int(found[4] or found[5]) if found is not None else 0
-    if found is None or not 2 <= base <= 36 or not re.search(r"\d", found[1]):
+    match = re.fullmatch(r"([-+]?([^\W_]+)(?:\.([^\W_]+))?)_(?:(\d+)|\{(\d+)\})", text)
+    base = int(match[4] or match[5]) if match is not None else 0
+    if match is None or not 2 <= base <= 36 or not re.search(r"\d", match[1]):
         return text
     try:
-        int(found[2] + (found[3] or ""), base)
+        int(match[2] + (match[3] or ""), base)
     except ValueError:
         return text
-    return found[1]
+    return match[1]
 
 
-def said(text: str) -> str:
+def wording(text: str) -> str:
     """The words of an answer; "" for one that is empty, too long or too deep."""
     try:
         return gist(one_spelling(text))

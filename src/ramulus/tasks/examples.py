@@ -27,10 +27,10 @@ def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> lis
     for problem in problems:
         if not problem.demonstrations and not problem.answer.strip():
             raise ValueError(f"the example {problem.id!r} has neither a demonstration nor an answer: name its column, examples.answer=...")
-        said = response_with(extract, problem.answer) if extract is not None and problem.answer.strip() else problem.answer
-        solution = problem.demonstrations[0] if problem.demonstrations else said or problem.answer
-        if extract is not None and said and extract(solution) is None:
-            solution = f"{solution}\n{said}"
+        response = response_with(extract, problem.answer) if extract is not None and problem.answer.strip() else problem.answer
+        solution = problem.demonstrations[0] if problem.demonstrations else response or problem.answer
+        if extract is not None and response and extract(solution) is None:
+            solution = f"{solution}\n{response}"
         shown.append(WorkedExample(problem.text, solution))
     return shown
 

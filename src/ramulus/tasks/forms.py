@@ -95,7 +95,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of forms."""
+    """The rows of a matrix, whose cells are forms."""
 
     rows: tuple[tuple[Any, ...], ...]
 
@@ -148,29 +148,29 @@ def readings(text: str) -> list[Form]:
         return [Many(",", tuple(Value(formula_of(part)) for part in merged.split())), Wording(gist(merged))]
     if not parts:
         return [Wording(gist(text))]
-    found = signs(parts[0])
-    return [Many(",", tuple(one(part) for part in found))] if len(found) > 1 else every(parts[0])
+    signed = signs(parts[0])
+    return [Many(",", tuple(one(part) for part in signed))] if len(signed) > 1 else every(parts[0])
 
 
 def _turned(match: re.Match[str]) -> str:
-    """]1,2[ as (1,2)."""
+    """An interval with brackets turned outwards, ]1,2[, as (1,2)."""
     opening, inside, closing = match.groups()[:3] if match[1] else match.groups()[3:]
     return f"{'[' if opening == '[' else '('}{inside}{']' if closing == ']' else ')'}"
 
 
 def list_items(parts: list[str]) -> list[Form]:
     """The forms of a list's parts; x=1,2 says that x is both."""
-    found: list[Form] = []
+    items: list[Form] = []
     for part in parts:
-        found += [one(item) for item in signs(part)]
-    first = found[0]
+        items += [one(item) for item in signs(part)]
+    first = items[0]
     if (
         isinstance(first, Relation)
         and first.signs == ("=",)
-        and not any(isinstance(form, Relation) for form in found[1:])
+        and not any(isinstance(form, Relation) for form in items[1:])
     ):
-        found[0] = first.sides[1]
-    return found
+        items[0] = first.sides[1]
+    return items
 
 
 def signs(text: str) -> list[str]:
@@ -196,8 +196,8 @@ def every(text: str) -> list[Form]:
     if special is not None:
         return [special]
     tried = (quantity, plain_value) if "\\text" in text else (plain_value, quantity)
-    found: list[Form] = [form for form in (based(text), *(reading(text) for reading in tried)) if form is not None]
-    return found or [Wording(gist(text))]
+    meanings: list[Form] = [form for form in (based(text), *(reading(text) for reading in tried)) if form is not None]
+    return meanings or [Wording(gist(text))]
 
 
 def plain_value(text: str) -> Value | None:
@@ -266,8 +266,8 @@ def quantity(text: str) -> Quantity | None:
     if match := _LETTER_UNIT.fullmatch(text):
         if match[3] and not match[2] and match[3] not in "msgL" and not match[4]:
             return None
-        said = match[3] + match[4] if match[3] else f"{match[5]}/{match[6]}" + (f"^{match[7]}" if match[7] else "")
-        return _measured(match[1], said)
+        words = match[3] + match[4] if match[3] else f"{match[5]}/{match[6]}" + (f"^{match[7]}" if match[7] else "")
+        return _measured(match[1], words)
     if ordinal := re.fullmatch(r"(\d+)\s?\^?\s?\{?\s?\\text\{(?:st|nd|rd|th)\}\s?\}?", text):
         return _measured(ordinal[1], "units")
     start = _UNITS.search(text)
@@ -277,8 +277,8 @@ def quantity(text: str) -> Quantity | None:
 def _measured(number: str, words: str) -> Quantity | None:
     words = re.sub(r"\\frac\s?\{(.*?)\s?\}\{(.*?)\}", r"\1 / \2", words) if "\\frac" in words else words
     unit = unit_of(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", words))
-    found = plain_value(number.strip())
-    return Quantity(found, unit) if found is not None and unit is not None else None
+    value = plain_value(number.strip())
+    return Quantity(value, unit) if value is not None and unit is not None else None
 
 
 def relation(text: str) -> Form | None:
@@ -338,8 +338,7 @@ def braced(inside: str) -> Form | None:
     for bar in (":", "|"):
         parts, between = split_outside(inside, {bar})
         if len(between) == 1 and re.fullmatch(r"[a-zA-Z]|[a-zA-Z]\s?\\in\s?\\mathbb\{?R\}?", parts[0]):
-            found = readings(parts[1])
-            return found[0]
+            return readings(parts[1])[0]
     parts = split_outside(inside, {",", ";"})[0]
     return Many("{", tuple(one(item) for part in parts for item in signs(part))) if all(parts) else None
 
@@ -359,8 +358,8 @@ def ratio(text: str) -> Many | None:
     parts, between = split_outside(re.sub(r"(?<=\d)\s?\\text\{to\}\s?(?=\d)", ":", text), {":"})
     if not between or len(parts) > 4 or not all(parts):
         return None
-    found = [plain_value(part) for part in parts]
-    return Many(":", tuple(found)) if all(item is not None and not letters(item.formula) for item in found) else None
+    values = [plain_value(part) for part in parts]
+    return Many(":", tuple(values)) if all(item is not None and not letters(item.formula) for item in values) else None
 
 
 def gist(text: str) -> str:

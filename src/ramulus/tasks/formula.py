@@ -48,20 +48,20 @@ class Token:
 def formula_of(text: str) -> Formula:
     """The formula that a clean text is; raises Unreadable."""
     parser = Parser(lexed(text))
-    found = parser.group(None)
+    formula = parser.group(None)
     if parser.place < len(parser.tokens):
         raise Unreadable(text)
-    return found
+    return formula
 
 
 def lexed(text: str) -> list[Token]:
     kinds = ("number", "text", "command", "letter", "mark")
-    found = []
+    tokens = []
     for match in _TOKEN.finditer(text.strip()):
         for kind, value in zip(kinds, match.groups()[1:], strict=True):
             if value is not None:
-                found.append(Token(kind, value, bool(match[1])))
-    return found
+                tokens.append(Token(kind, value, bool(match[1])))
+    return tokens
 
 
 class Parser:
@@ -91,35 +91,35 @@ class Parser:
         self.deep += 1
         if self.deep > _MOST_DEEP:
             raise Unreadable("too deep")
-        found = self.sum()
+        formula = self.sum()
         if self.at("over", "choose"):
             name = "/" if self.take().value == "over" else "binom"
             other = self.sum()
-            found = ("/", found, other) if name == "/" else ("call", "binom", found, other)
+            formula = ("/", formula, other) if name == "/" else ("call", "binom", formula, other)
         if closing is not None and self.take().value != closing:
             raise Unreadable(f"no {closing}")
         self.deep -= 1
-        return found
+        return formula
 
     def sum(self) -> Formula:
-        found = self.product()
+        formula = self.product()
         while self.at("+", "-"):
             sign = self.take().value
             other = self.product()
-            found = ("+", found, other if sign == "+" else negative(other))
-        return found
+            formula = ("+", formula, other if sign == "+" else negative(other))
+        return formula
 
     def product(self) -> Formula:
-        found = self.signed()
+        formula = self.signed()
         while True:
             if self.at("*", "times", "cdot"):
                 self.take()
-                found = ("*", found, self.signed())
+                formula = ("*", formula, self.signed())
             elif self.at("/", "div"):
                 self.take()
-                found = ("/", found, self.signed())
+                formula = ("/", formula, self.signed())
             else:
-                return found
+                return formula
 
     def signed(self) -> Formula:
         """A run of factors without signs between them, with a sign before it."""
@@ -129,13 +129,13 @@ class Parser:
         if self.at("+"):
             self.take()
             return self.signed()
-        found = self.mixed() or self.power()
+        formula = self.mixed() or self.power()
         while self.begins():
             before = self.tokens[self.place - 1]
             if self.peek().kind == "number" and before.value not in (")", "}", "]"):
                 raise Unreadable("a number after a number or a letter")
-            found = ("*", found, self.power())
-        return found
+            formula = ("*", formula, self.power())
+        return formula
 
     def mixed(self) -> Formula | None:
         r"""2 1/2, 2\frac{1}{2}: a whole number and a proper fraction after it are one number."""
@@ -182,16 +182,16 @@ class Parser:
         )
 
     def power(self) -> Formula:
-        found = self.postfix(self.primary())
+        formula = self.postfix(self.primary())
         while self.at("^"):
             self.take()
             if self.at("circ") or (self.at("{") and self.peek(1).value == "circ" and self.peek(2).value == "}"):
                 self.place += 1 if self.at("circ") else 3
-                found = ("degrees", found)
+                formula = ("degrees", formula)
             else:
-                found = ("^", found, self.exponent())
-            found = self.postfix(found)
-        return found
+                formula = ("^", formula, self.exponent())
+            formula = self.postfix(formula)
+        return formula
 
     def exponent(self) -> Formula:
         if self.at("{"):
@@ -200,21 +200,21 @@ class Parser:
         if self.at("-"):
             self.take()
             return negative(self.exponent())
-        found = self.postfix(self.primary())
+        formula = self.postfix(self.primary())
         if self.at("^"):
             self.take()
-            return ("^", found, self.exponent())
-        return found
+            return ("^", formula, self.exponent())
+        return formula
 
-    def postfix(self, found: Formula) -> Formula:
+    def postfix(self, formula: Formula) -> Formula:
         while self.at("!"):
             self.take()
             if self.at("!"):
                 self.take()
-                found = ("call", "double factorial", found)
+                formula = ("call", "double factorial", formula)
             else:
-                found = ("call", "factorial", found)
-        return found
+                formula = ("call", "factorial", formula)
+        return formula
 
     def primary(self) -> Formula:
         token = self.take()
@@ -228,9 +228,9 @@ class Parser:
             return self.group({"(": ")", "[": "]", "{": "}"}[token.value])
         if token.kind == "mark" and token.value == "|":
             self.bars += 1
-            found = self.group("|")
+            inside = self.group("|")
             self.bars -= 1
-            return ("call", "abs", found)
+            return ("call", "abs", inside)
         if token.kind == "command":
             return self.command(token.value)
         raise Unreadable(f"{token.kind} {token.value!r}")
@@ -278,13 +278,13 @@ class Parser:
             parts.append(token.value)
 
     def arguments(self, closing: str) -> tuple[Formula, ...]:
-        found = [self.sum()]
+        arguments = [self.sum()]
         while self.at(","):
             self.take()
-            found.append(self.sum())
+            arguments.append(self.sum())
         if self.take().value != closing:
             raise Unreadable("arguments without an end")
-        return tuple(found)
+        return tuple(arguments)
 
     def command(self, name: str) -> Formula:
         if name == "frac":
@@ -348,25 +348,25 @@ class Parser:
         inside = self.operand()
         if raised == MINUS and name in ("sin", "cos", "tan", "cot"):
             return ("call", "arc" + name, inside)
-        found: Formula = ("call", name, inside) if under is None else ("call", name, inside, under)
-        return found if raised is None else ("^", found, raised)
+        call: Formula = ("call", name, inside) if under is None else ("call", name, inside, under)
+        return call if raised is None else ("^", call, raised)
 
     def operand(self) -> Formula:
         if self.at("-"):
             self.take()
             return negative(self.operand())
         bracket = self.at("(", "[", "{", "|")
-        found = self.power()
-        if bracket and found[0] != "^":
-            return found
+        formula = self.power()
+        if bracket and formula[0] != "^":
+            return formula
         while self.begins() and not self.at("(", "[") and self.peek().value not in FUNCTIONS:
             if self.peek().kind == "number" and self.tokens[self.place - 1].value not in (")", "}", "]"):
                 raise Unreadable("a number after a number or a letter")
-            found = ("*", found, self.power())
-        if self.at("/") and self.peek(1).kind == "number" and found[0] != "call":
+            formula = ("*", formula, self.power())
+        if self.at("/") and self.peek(1).kind == "number" and formula[0] != "call":
             self.take()
-            found = ("/", found, self.power())
-        return found
+            formula = ("/", formula, self.power())
+        return formula
 
 
 def fraction(text: str) -> Fraction:
@@ -384,9 +384,14 @@ def negative(formula: Formula) -> Formula:
 
 def letters(formula: Formula) -> set[str]:
     """The letters in a formula."""
-    if formula[0] == "letter":
+    return atoms(formula, "letter")
+
+
+def atoms(formula: Formula, kind: str) -> set[str]:
+    """The names of a formula's atoms of one kind, "letter" or "constant"."""
+    if formula[0] == kind:
         return {formula[1]}
-    return set().union(*(letters(part) for part in formula if isinstance(part, tuple)))
+    return set().union(*(atoms(part, kind) for part in formula if isinstance(part, tuple)))
 
 
 def decimal(formula: Formula) -> bool:

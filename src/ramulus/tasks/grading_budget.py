@@ -24,7 +24,7 @@ class GradingBudget:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def refuses(self) -> bool:
-        """Whether nothing is left."""
+        """Whether all seconds are spent, so that no further call is begun."""
         with self.lock:
             return self.spent >= self.seconds
 
@@ -50,16 +50,16 @@ _CURRENT: ContextVar[GradingBudget | None] = ContextVar("grading budget", defaul
 
 
 def current_budget() -> GradingBudget | None:
-    """That of the step under way, if there is one."""
+    """The budget of the enclosing `grading_budget`; None outside of one."""
     return _CURRENT.get()
 
 
 @contextmanager
 def grading_budget(seconds: float = math.inf) -> Iterator[GradingBudget]:
     """A budget for every call that is made inside, also by tasks that are begun there."""
-    made = GradingBudget(seconds)
-    token = _CURRENT.set(made)
+    budget = GradingBudget(seconds)
+    token = _CURRENT.set(budget)
     try:
-        yield made
+        yield budget
     finally:
         _CURRENT.reset(token)

@@ -22,10 +22,10 @@ def _same_truth(answer: str, entry: dict[str, Any], score: float) -> float:
 def _near(answer: str, entry: dict[str, Any], score: float) -> float:
     """Full marks for a probability that is off by 0.01 % at most, half of what the scorer gives for others."""
     try:
-        found, known = Fraction(answer.replace(",", "")), Fraction(str(entry["answer"]).replace(",", ""))
+        value, known = Fraction(answer.replace(",", "")), Fraction(str(entry["answer"]).replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return 0.0
-    return 1.0 if abs(found - known) <= known / 10**4 else score / 2
+    return 1.0 if abs(value - known) <= known / 10**4 else score / 2
 
 
 MENDED: dict[str, Callable[[str, dict[str, Any], float], float]] = {

@@ -9,7 +9,7 @@ from ramulus.tasks.forms import EMPTY, REALS, Form, Many, Relation, Value
 from ramulus.tasks.formula import Formula, Unreadable, letters
 from ramulus.tasks.values import computed, precise, same_number
 
-Stretch = tuple[Any, bool, Any, bool]
+Interval = tuple[Any, bool, Any, bool]
 """(from, whether it is in the set, to, whether it is)."""
 
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
@@ -19,7 +19,7 @@ _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
 class Spans:
     """Disjoint spans in order; `whole`: an interval was written in so many words, not as a tuple may be."""
 
-    spans: tuple[Stretch, ...]
+    spans: tuple[Interval, ...]
     whole: bool = True
     of: Formula | None = None  # the name of what lies in them, where it is said: x, f(x)
 
@@ -76,27 +76,27 @@ def _joined(kind: str, parts: list[Spans]) -> Spans | None:
     of = subjects[0] if subjects else None
     if kind == "U":
         return Spans(in_line([span for part in parts for span in part.spans]), of=of)
-    found = parts[0].spans
+    common = parts[0].spans
     if kind == "-":
         for part in parts[1:]:
-            found = outside_of(found, part.spans)
-        return Spans(found, of=of)
+            common = outside_of(common, part.spans)
+        return Spans(common, of=of)
     if len(subjects) > 1:
         return None
     either = tuple(span for part in parts for span in part.spans)
     for part in parts[1:]:
-        found = intersection(found, part.spans)
-    return Spans(found or in_line(list(either)), of=of)  # x<1, x>2 can only mean either
+        common = intersection(common, part.spans)
+    return Spans(common or in_line(list(either)), of=of)  # x<1, x>2 can only mean either
 
 
 def _end(item: Form) -> Any:
     """The number at an end of a span; raises Unreadable."""
     if not isinstance(item, Value) or letters(item.formula):
         raise Unreadable("no number at an end")
-    found = precise(50).convert(computed(item.formula))
-    if found.imag != 0:
+    value = precise(50).convert(computed(item.formula))
+    if value.imag != 0:
         raise Unreadable("no real number at an end")
-    return found.real
+    return value.real
 
 
 def _inequality(form: Relation) -> Spans | None:
@@ -107,7 +107,7 @@ def _inequality(form: Relation) -> Spans | None:
     at = places[0]
     name = form.sides[at].formula
     distance = name[1] == "abs"
-    found: tuple[Stretch, ...] = ((-infinity(), False, infinity(), False),)
+    spans: tuple[Interval, ...] = ((-infinity(), False, infinity(), False),)
     if len(form.sides) == 3 and at != 1:
         return None
     for i, side in enumerate(form.sides):
@@ -117,18 +117,18 @@ def _inequality(form: Relation) -> Spans | None:
         half = (_distance if distance else _half)(sign, _end(side))
         if half is None:
             return None
-        found = intersection(found, half)
-    return Spans(found, of=name[2] if distance else name)
+        spans = intersection(spans, half)
+    return Spans(spans, of=name[2] if distance else name)
 
 
 def _named(formula: Formula) -> bool:
-    """x, |x| or f(x)."""
+    """Whether a formula is a letter x, or |x| or f(x) of one."""
     if formula[0] == "call" and len(formula) == 3 and (formula[1] == "abs" or formula[1].startswith("of ")):
         return bool(formula[2][0] == "letter")
     return bool(formula[0] == "letter")
 
 
-def _distance(sign: str, end: Any) -> tuple[Stretch, ...] | None:
+def _distance(sign: str, end: Any) -> tuple[Interval, ...] | None:
     """|x|<2 is -2<x<2, |x|>2 what is left; None for what nothing, or nothing but all, can be."""
     if end < 0 or sign == "\\ne":
         return None
@@ -136,7 +136,7 @@ def _distance(sign: str, end: Any) -> tuple[Stretch, ...] | None:
     return intersection(below, above) if sign in ("<", "\\le") else in_line([*below, *above])
 
 
-def _half(sign: str, end: Any) -> tuple[Stretch, ...]:
+def _half(sign: str, end: Any) -> tuple[Interval, ...]:
     """The numbers that stand in this relation to an end."""
     low, high = -infinity(), infinity()
     if sign in ("<", "\\le"):
@@ -146,32 +146,32 @@ def _half(sign: str, end: Any) -> tuple[Stretch, ...]:
     return ((low, False, end, False), (end, False, high, False))
 
 
-def in_line(spans: list[Stretch]) -> tuple[Stretch, ...]:
+def in_line(spans: list[Interval]) -> tuple[Interval, ...]:
     """Spans in order, those that touch joined."""
-    found: list[Stretch] = []
+    union: list[Interval] = []
     for span in sorted(spans, key=lambda span: (span[0], not span[1])):
-        if found and (found[-1][2] > span[0] or (found[-1][2] == span[0] and (found[-1][3] or span[1]))):
-            last = found[-1]
+        if union and (union[-1][2] > span[0] or (union[-1][2] == span[0] and (union[-1][3] or span[1]))):
+            last = union[-1]
             high = max((last[2], last[3]), (span[2], span[3]))
-            found[-1] = (last[0], last[1], high[0], high[1])
+            union[-1] = (last[0], last[1], high[0], high[1])
         else:
-            found.append(span)
-    return tuple(found)
+            union.append(span)
+    return tuple(union)
 
 
-def intersection(one: tuple[Stretch, ...], other: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
-    """What is in both."""
-    found = []
+def intersection(one: tuple[Interval, ...], other: tuple[Interval, ...]) -> tuple[Interval, ...]:
+    """The spans of the numbers that lie in both, in order."""
+    overlaps = []
     for a in one:
         for b in other:
             low = max((a[0], not a[1]), (b[0], not b[1]))
             high = min((a[2], a[3]), (b[2], b[3]))
             if low[0] < high[0] or (low[0] == high[0] and not low[1] and high[1]):
-                found.append((low[0], not low[1], high[0], high[1]))
-    return in_line(found)
+                overlaps.append((low[0], not low[1], high[0], high[1]))
+    return in_line(overlaps)
 
 
-def outside_of(one: tuple[Stretch, ...], other: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
+def outside_of(one: tuple[Interval, ...], other: tuple[Interval, ...]) -> tuple[Interval, ...]:
     """What is in the first alone."""
     for span in other:
         outside = ((-infinity(), False, span[0], not span[1]), (span[2], not span[3], infinity(), False))

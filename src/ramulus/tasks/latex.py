@@ -168,7 +168,7 @@ _SEGMENT = re.compile(r"[{|]\0[}|]|^\0\s?=|\\(?:angle|triangle)\s?[A-Z]?\0")  # 
 
 
 def _joined(match: re.Match[str]) -> str:
-    """12\\,000 as 12000."""
+    """A number written in groups of digits, such as 12\\,000, without the gaps."""
     return match[1] + re.sub(r"\D", "", match[2])
 
 
@@ -200,10 +200,10 @@ def _word(match: re.Match[str]) -> str:
     inside = match[1]
     if _CHOICES.fullmatch(inside):  # A and C: two things
         return " " + re.sub(r"and\b|or\b", lambda word: f" \0{word.group()}\1 ", inside) + " "
-    said = inside.strip()
-    worded = re.search(r"[^\W\d_]{2}|[a-z]/[a-z]", said.replace("\0", "").replace("\1", ""))
-    if not worded or "\\" in said:
-        return f" {inside} " if said != "i" else " i "
+    words = inside.strip()
+    worded = re.search(r"[^\W\d_]{2}|[a-z]/[a-z]", words.replace("\0", "").replace("\1", ""))
+    if not worded or "\\" in words:
+        return f" {inside} " if words != "i" else " i "
     if number := re.match(r"\s*([-+]?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?)(?=[\s%A-Za-z])", inside):
         return f"{number[1]} \0{inside[number.end() :]}\1"
     return f"\0{inside}\1"
@@ -241,15 +241,15 @@ _TOKEN = re.compile(r"\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}|\\text\{[^{}]*\}
 
 def tokens(text: str) -> list[tuple[int, str, int]]:
     """(place, token, depth of brackets around it) of a clean text; (1,2] closes like (1,2), what closes nothing is at depth 0."""
-    found, level = [], 0
+    occurrences, level = [], 0
     for match in _TOKEN.finditer(text):
         token = match.group()
         if token in (")", "]", "}", "\\}", "\\rangle", "\\rfloor", "\\rceil") or token.startswith("\\end{"):
             level = max(level - 1, 0)
-        found.append((match.start(), token, level))
+        occurrences.append((match.start(), token, level))
         if token in OPENING or token.startswith("\\begin{"):
             level += 1
-    return found
+    return occurrences
 
 
 def split_outside(text: str, at: frozenset[str] | set[str]) -> tuple[list[str], list[str]]:

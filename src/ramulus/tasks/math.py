@@ -66,9 +66,9 @@ class Boxed:
         if len(answer) > self.longest:
             return False, f"the answer has {len(answer)} characters, more than {self.longest}"
         if len(answer) <= SHORT:
-            found = [same(reference, answer) for reference in right]
-            if True in found or not any(needs_algebra(text) for text in (*right, answer)):
-                return True in found, ""
+            verdicts = [same(reference, answer) for reference in right]
+            if True in verdicts or not any(needs_algebra(text) for text in (*right, answer)):
+                return True in verdicts, ""
         outcome = await worker_pool(self.workers, self.gigabytes).run(Equal(), right, answer, seconds=self.seconds, once=True)
         if outcome.cause == "broken":
             raise GraderLost(f"the grader of mathematics cannot run: {outcome.failure}")
@@ -101,9 +101,9 @@ _warm: list[bool] = []  # not empty once this worker has graded
 
 
 def _equal(reference: str, answer: str) -> bool:
-    found = same(reference, answer)
-    algebraic = found is None and (needs_algebra(reference) or needs_algebra(answer))
-    return algebra(reference, answer) if algebraic else bool(found)
+    verdict = same(reference, answer)
+    algebraic = verdict is None and (needs_algebra(reference) or needs_algebra(answer))
+    return algebra(reference, answer) if algebraic else bool(verdict)
 
 
 def needs_algebra(text: str) -> bool:

@@ -51,7 +51,7 @@ def _is_quantity(formula: Formula) -> bool:
 
 
 def _is_length(formula: Formula) -> bool:
-    """AB, or a vector."""
+    """Whether a formula names a length, such as AB, or a vector."""
     names = letters(formula)
     if formula[0] == "letter":
         return formula[1].startswith(("vec ", "overline "))

@@ -36,7 +36,7 @@ class Source(Protocol):
     """A frozen dataclass that lists problems, the same ones in the same order at every call."""
 
     def __call__(self) -> list[Problem]:
-        """All problems."""
+        """Every problem of the source, in its order."""
         ...
 
 

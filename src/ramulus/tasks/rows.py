@@ -22,13 +22,13 @@ def files_of(path: str) -> list[str]:
     """
     if Path(path).expanduser().exists() or not any(mark in path for mark in ",*?"):
         return [path]
-    found: list[str] = []
+    files: list[str] = []
     for part in (part.strip() for part in path.split(",") if part.strip()):
         fitting = sorted(glob(str(Path(part).expanduser()), recursive=True)) if any(mark in part for mark in "*?") else [part]
         if not fitting:
             raise FileNotFoundError(f"no file fits {part!r} (in {Path.cwd()}): check the pattern")
-        found += fitting
-    return found
+        files += fitting
+    return files
 
 
 def read_rows(path: str, split: str | None, config: str | None, limit: int | None) -> Rows:
@@ -150,7 +150,7 @@ def _dataset(path: str, folder: Path, split: str | None, config: str | None, lim
         raise ImportError(f'the dataset {path!r} needs Hugging Face datasets: pip install "ramulus[data]"') from None
     saved = on_disk and any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
     try:
-        found = (
+        dataset = (
             datasets.load_from_disk(str(folder))
             if saved
             else datasets.load_dataset(str(folder) if on_disk else path, config)
@@ -160,13 +160,13 @@ def _dataset(path: str, folder: Path, split: str | None, config: str | None, lim
         raise FileNotFoundError(
             f"{place} {path!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}"
         ) from None
-    if hasattr(found, "keys"):
-        splits = list(found.keys())
+    if hasattr(dataset, "keys"):
+        splits = list(dataset.keys())
         if split is None and len(splits) == 1:
             split = splits[0]
         if split not in splits:
             what = "several splits" if split is None else f"no split {split!r}"
             raise ValueError(f"the dataset {path!r} has {what}: choose one of {', '.join(splits)} as split")
-        found = found[split]
-    size = len(found) if limit is None else min(limit, len(found))
-    yield from ((f"row {index + 1}", found[index]) for index in range(size))
+        dataset = dataset[split]
+    size = len(dataset) if limit is None else min(limit, len(dataset))
+    yield from ((f"row {index + 1}", dataset[index]) for index in range(size))

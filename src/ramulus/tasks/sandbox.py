@@ -96,14 +96,14 @@ def own_namespace() -> bool:
 
 def state() -> dict[str, Any]:
     """What is in force in this process, as plain JSON: for `ramulus doctor`, which asks a worker."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "namespace": own_namespace(),
         "names": sorted(os.environ),
         "folder": os.getcwd() == os.environ.get("HOME"),
     }
     with suppress(OSError):
         lines = Path("/proc/net/dev").read_text().splitlines()[2:]
-        found["network"] = any(line.split(":")[0].strip() != "lo" for line in lines)
+        facts["network"] = any(line.split(":")[0].strip() != "lo" for line in lines)
     with suppress(ImportError):
         import resource
 
@@ -114,20 +114,20 @@ def state() -> dict[str, Any]:
         }
         for name, kind in limits.items():
             soft = resource.getrlimit(kind)[0]
-            found[name] = None if soft == resource.RLIM_INFINITY else soft
-    return found
+            facts[name] = None if soft == resource.RLIM_INFINITY else soft
+    return facts
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(facts: dict[str, Any]) -> str:
     """A state in one line."""
-    memory = found.get("memory")
+    memory = facts.get("memory")
     parts = [
         f"memory up to {memory / 2**30:.0f} GiB" if memory else "no limit on memory",
-        f"{found.get('open files')} open files",
-        "an empty folder" if found["folder"] else "the working folder of this process",
-        f"{len(found['names'])} environment variables",
+        f"{facts.get('open files')} open files",
+        "an empty folder" if facts["folder"] else "the working folder of this process",
+        f"{len(facts['names'])} environment variables",
         "no network"
-        if found["namespace"] and not found.get("network", True)
+        if facts["namespace"] and not facts.get("network", True)
         else "the network is open: this system gives no user namespaces",
     ]
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ramulus.core.task import Reward, Task
 from ramulus.tasks.answers import response_with
-from ramulus.tasks.equality import said
+from ramulus.tasks.equality import wording
 from ramulus.tasks.forms import Wording, forms
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import Problem, references
@@ -20,12 +20,12 @@ def unmatched(reward: Reward, tasks: Iterable[Task | Problem]) -> list[tuple[str
     """(id, why) of each task with no reference that an answer could match; none for rewards that compare no references."""
     if not isinstance(reward, Boxed | ExactAnswer):
         return []
-    found = []
+    failures = []
     for task in tasks:
         reasons = [why_not(reward, reference) for reference in references(task)]
         if reasons and all(reasons):
-            found.append((task.id, reasons[0]))
-    return found
+            failures.append((task.id, reasons[0]))
+    return failures
 
 
 def why_not(reward: Boxed | ExactAnswer, reference: str) -> str:
@@ -42,7 +42,7 @@ def why_not(reward: Boxed | ExactAnswer, reference: str) -> str:
         return "" if answer == reference.strip() else f"{response[:60]!r} gives {answer[:60]!r}"
     if len(answer) > reward.longest:
         return f"it has {len(answer)} characters, more than {reward.longest}"
-    if said(answer) != said(reference) or not said(reference):
+    if wording(answer) != wording(reference) or not wording(reference):
         return f"{reference[:60]!r} is not right against itself"
     if _PROSE.search(reference) and all(isinstance(form, Wording) for form in forms(reference)):
         return f"{reference[:60]!r} is prose: only the same words would match"

@@ -55,17 +55,17 @@ _CURRENCIES = {"€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₩": "KRW
 
 def _signs() -> dict[str, str]:
     """Each sign with its LaTeX; commands end in a space."""
-    found: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for line in _TABLE.strip().splitlines():
         letters, latex = line.split()
-        found |= {
+        spellings |= {
             letter: latex + " " if latex.startswith(("\\", "^")) and latex[-1].isalpha() else latex
             for letter in letters
         }
     for code in (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA), *map(ord, "ΓΔΘΛΠΣΦΨΩ")):
         name = unicodedata.name(chr(code)).split()[-1].lower().replace("lamda", "lambda")
-        found[chr(code)] = f"\\{name if chr(code).islower() else name.capitalize()} "
-    return found | {sign: rf"\text{{ {name} }}" for sign, name in _CURRENCIES.items()}
+        spellings[chr(code)] = f"\\{name if chr(code).islower() else name.capitalize()} "
+    return spellings | {sign: rf"\text{{ {name} }}" for sign, name in _CURRENCIES.items()}
 
 
 _SIGNS = _signs()

@@ -134,14 +134,14 @@ def _parsed(words: str, scale: Fraction) -> Unit | None:
             below = match[3] == "/"
             continue
         name, power = match[1], int(match[2] or 1) * (-1 if below else 1)
-        found = _named(name)
-        if found is None and (name.lower() in _REFUSED or len(name) < 2):
+        factors = _named(name)
+        if factors is None and (name.lower() in _REFUSED or len(name) < 2):
             return None
-        for unit, exponent in found or ():
+        for unit, exponent in factors or ():
             dimension, size = UNITS[unit]
             measures[dimension] += exponent * power
             factor *= size ** (exponent * power)
-        known = known and found is not None
+        known = known and factors is not None
     if not known:
         return Unit(scale=scale)
     if measures["volume"]:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from ramulus.tasks.formula import Formula, Unreadable, decimal, letters
+from ramulus.tasks.formula import Formula, Unreadable, atoms, decimal, letters
 
 Computed = Any
 """A Fraction, or a real or complex number of mpmath."""
@@ -35,9 +35,14 @@ def precise(digits: int) -> Any:
         import mpmath
     except ImportError:
         raise ImportError('grading mathematics needs mpmath: pip install "ramulus[math]"') from None
-    made = mpmath.MPContext()
-    made.dps = digits
-    return made
+    context = mpmath.MPContext()
+    context.dps = digits
+    return context
+
+
+def mpf(mp: Any, value: Computed) -> Any:
+    """A value as a number of this mpmath context."""
+    return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 class Values:
@@ -74,7 +79,7 @@ class Values:
         return one / other
 
     def mpf(self, value: Computed) -> Any:
-        return self.mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+        return mpf(self.mp, value)
 
     def power(self, base: Computed, exponent: Computed) -> Computed:
         if isinstance(exponent, Fraction) and exponent.denominator == 1 and isinstance(base, Fraction):
@@ -133,10 +138,10 @@ class Values:
         value = self.mpf(given[0])
         if not self.mp.isfinite(value) or abs(value) > 10**12:
             raise Unreadable(f"{name} of a number without bound")
-        found = getattr(self.mp, OF_ONE[name])(value)
-        if self.real and self.mp.im(found) != 0:
+        image = getattr(self.mp, OF_ONE[name])(value)
+        if self.real and self.mp.im(image) != 0:
             raise Outside(f"{name} outside of the reals")
-        return found
+        return image
 
     def logarithm(self, value: Computed) -> Computed:
         if value == 0:
@@ -147,19 +152,19 @@ class Values:
 
     def opaque(self, name: str, given: list[Computed]) -> Fraction:
         """A function nobody knows, as one that is different everywhere: its value hangs on the name and the arguments."""
-        told = ",".join(self.mp.nstr(self.mpf(value), 30) for value in given)
-        return Fraction(random.Random(f"{name}({told})").randint(10**5, 10**6), 10**5)
+        arguments = ",".join(self.mp.nstr(self.mpf(value), 30) for value in given)
+        return Fraction(random.Random(f"{name}({arguments})").randint(10**5, 10**6), 10**5)
 
 
 def whole_root(value: int, index: int) -> int | None:
     """The exact root of a whole number, if it has one."""
     if index == 2:
-        found = math.isqrt(value)
-        return found if found * found == value else None
+        root = math.isqrt(value)
+        return root if root * root == value else None
     if value.bit_length() > 900:
         return None
-    found = round(value ** (1 / index))
-    return next((n for n in (found - 1, found, found + 1) if n >= 0 and n**index == value), None)
+    root = round(value ** (1 / index))
+    return next((n for n in (root - 1, root, root + 1) if n >= 0 and n**index == value), None)
 
 
 def _factorial(values: Values, given: list[Computed], step: int = 1) -> Computed:
@@ -245,13 +250,13 @@ OF_ONE = {name: name for name in (*_SAME_NAME, "asin", "acos", "atan")} | {
 
 def computed(formula: Formula) -> Computed:
     """The value of a formula without letters. A number that only rounding keeps from zero is zero."""
-    found = Values(DIGITS, {}, False)(formula)
-    if not isinstance(found, Fraction) and abs(found) < 1e-30:
+    value = Values(DIGITS, {}, False)(formula)
+    if not isinstance(value, Fraction) and abs(value) < 1e-30:
         more = Values(MORE_DIGITS, {}, False)(formula)
-        if abs(more - found) <= abs(more) * precise(DIGITS).mpf(10) ** -30:
+        if abs(more - value) <= abs(more) * precise(DIGITS).mpf(10) ** -30:
             return more  # small, and known to as many digits
         return Fraction(0) if abs(more) < precise(MORE_DIGITS).mpf(10) ** -100 else more
-    return found
+    return value
 
 
 def quotient(one: Computed, other: Computed) -> Computed:
@@ -259,7 +264,7 @@ def quotient(one: Computed, other: Computed) -> Computed:
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one / other
     mp = precise(DIGITS)
-    a, b = (mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x for x in (one, other))
+    a, b = mpf(mp, one), mpf(mp, other)
     return a / b
 
 
@@ -270,7 +275,7 @@ def same_number(one: Computed, other: Computed, rough: bool) -> bool:
             return one == other
         return abs(one - other) <= min(Fraction(1), max(abs(one), abs(other))) * CLOSE
     mp = precise(DIGITS)
-    a, b = (mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x for x in (one, other))
+    a, b = mpf(mp, one), mpf(mp, other)
     if mp.isinf(a) or mp.isinf(b):
         return bool(a == b)
     size = max(abs(a), abs(b))
@@ -284,7 +289,7 @@ def same_value(one: Formula, other: Formula) -> bool:
     rough = decimal(one) or decimal(other)
     if not names:
         return same_number(computed(one), computed(other), rough)
-    imaginary = "i" in constants(one) | constants(other)
+    imaginary = "i" in atoms(one, "constant") | atoms(other, "constant")
     agreed = 0
     for number in range(POINTS):
         values = Values(DIGITS, point(names, number), not imaginary)
@@ -302,23 +307,16 @@ def same_value(one: Formula, other: Formula) -> bool:
     return True
 
 
-def constants(formula: Formula) -> set[str]:
-    """The constants in a formula."""
-    if formula[0] == "constant":
-        return {formula[1]}
-    return set().union(*(constants(part) for part in formula if isinstance(part, tuple)))
-
-
 def point(names: list[str], number: int) -> dict[str, Fraction]:
     """Values for letters, the same for the same letter in every formula: of both signs, small and larger, whole at every third point."""
     kind = number % 3
-    found = {}
+    values = {}
     for name in names:
         drawn = random.Random(f"{name}/{number}")
         if kind == 0:
-            found[name] = Fraction(drawn.randint(100, 3000), 997)
+            values[name] = Fraction(drawn.randint(100, 3000), 997)
         elif kind == 1:
-            found[name] = Fraction(drawn.randint(-3000, 3000), 991)
+            values[name] = Fraction(drawn.randint(-3000, 3000), 991)
         else:
-            found[name] = Fraction(drawn.randint(2, 12))
-    return found
+            values[name] = Fraction(drawn.randint(2, 12))
+    return values

@@ -219,7 +219,7 @@ class WorkerPool:
     async def run(
         self, call: Callable[..., Any], *args: Any, seconds: float, wall: float | None = None, once: bool = False
     ) -> Outcome:
-        """The same, awaited."""
+        """Await the outcome of `submit`; where others share the call, cancelling one of them does not end it."""
         future = self.submit(call, *args, seconds=seconds, wall=wall, once=once)
         return await (asyncio.shield(asyncio.wrap_future(future)) if once else asyncio.wrap_future(future))
 
@@ -301,11 +301,11 @@ def worker_pool(
     count: int = 2, gigabytes: float | None = None, network: bool = False, env: tuple[str, ...] = ()
 ) -> WorkerPool:
     """The process-wide pool of this size and these rights; one that was closed, or that belongs to the process we were forked from, is replaced."""
-    found = _pool(count, gigabytes, network, env, os.getpid())
-    if found.closed:
+    pool = _pool(count, gigabytes, network, env, os.getpid())
+    if pool.closed:
         _pool.cache_clear()
-        found = _pool(count, gigabytes, network, env, os.getpid())
-    return found
+        pool = _pool(count, gigabytes, network, env, os.getpid())
+    return pool
 
 
 def pack_call(call: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
