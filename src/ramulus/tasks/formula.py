@@ -29,6 +29,7 @@ _ACCENTS = frozenset(["overline", "bar", "vec", "hat", "tilde", "widehat", "over
 _TOKEN = re.compile(
     r"(\s*)(?:(\d+(?:\.\d+)?|\.\d+)|\\text\{\s*([^{}]*?)\s*\}|\\([a-zA-Z]+|[{}])|([A-Za-z])|(.))", re.DOTALL
 )
+_ENDING = frozenset(["}", "over", "choose", "times", "cdot", "div", "rfloor", "rceil"])  # commands that begin no factor
 _MOST_DEEP = 80
 
 
@@ -170,16 +171,7 @@ class Parser:
             return True
         if token.kind == "mark":
             return token.value in "([{" or (token.value == "|" and not self.bars)
-        return token.kind == "command" and token.value not in (
-            "}",
-            "over",
-            "choose",
-            "times",
-            "cdot",
-            "div",
-            "rfloor",
-            "rceil",
-        )
+        return token.kind == "command" and token.value not in _ENDING
 
     def power(self) -> Formula:
         formula = self.postfix(self.primary())
