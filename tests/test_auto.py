@@ -120,11 +120,11 @@ def test_whom_it_is_shared_with_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("free_on", "free_memory"):
         monkeypatch.setattr(rooms, name, lambda *device: 14 * GB)
     run, taken = settled(made, model, "cpu")
-    assert "of 14.0 GB that are free for 2 ranks and 4 samplers a step takes at most" in taken.said
-    assert "in each sampler, for" in taken.said
+    assert "of 14.0 GB that are free for 2 ranks and 4 samplers a step takes at most" in taken.remark
+    assert "in each sampler, for" in taken.remark
     assert run.engine.memory_mb == taken.memory_mb < 1024
     monkeypatch.setattr(rooms, "free_memory", lambda: 4 * GB)
-    assert "it does not fit; see `ramulus plan`" in settled(made, model, "cpu")[1].said
+    assert "it does not fit; see `ramulus plan`" in settled(made, model, "cpu")[1].remark
 
 
 def test_numbers_that_a_recipe_states_stay() -> None:

@@ -132,7 +132,7 @@ def test_somebody_else_at_a_port_is_no_answer() -> None:
         threading.Thread(target=answer, daemon=True).start()
         findings = found(Near("127.0.0.2", changes={"listen": lambda port: other.getsockname()[1]}))
     assert beside_ok(findings) == [("ports", "fault")]
-    assert "somebody else answers" in next(one.found for one in findings if one.level == "fault")
+    assert "somebody else answers" in next(one.observation for one in findings if one.level == "fault")
 
 
 def test_a_folder_that_is_not_shared_is_found(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_folder_that_is_not_shared_is_found(tmp_path: Path) -> None:
     assert beside_ok(findings) == [("paths", "fault"), ("paths", "fault")]  # neither reads what the other writes
     missing = Near("127.0.0.2", moved={str(mine): str(tmp_path / "nowhere")})
     findings = found(missing, wants=Wants(Ray(), (mine,), reserves=False))
-    assert [one.found.partition(": ")[2] for one in findings if one.level == "fault"] == [
+    assert [one.observation.partition(": ")[2] for one in findings if one.level == "fault"] == [
         "what 127.0.0.1 writes is not read (No such file or directory)", "No such file or directory",
     ]  # fmt: skip
     assert [*mine.iterdir(), *theirs.iterdir()] == []
@@ -163,10 +163,10 @@ def test_room_and_gpus_that_a_run_wants() -> None:
     wants = Wants(Ray(samplers=8, gpus=1))
     findings = found(Near("127.0.0.2", {"CPU": 2.0, "GPU": 8.0}), wants=wants, CPU=4.0, GPU=8.0)
     assert beside_ok(findings) == [("GPUs", "fault"), ("room", "fault")]
-    assert "0 GPUs by nvidia-smi, 8 by Ray" in [one.found for one in findings]
+    assert "0 GPUs by nvidia-smi, 8 by Ray" in [one.observation for one in findings]
     narrow = Near("127.0.0.2", {"GPU": 1.0}, reported(gpus=("H100, 80 GiB, driver 1",), cuda=""))
     findings = found(narrow, wants=wants, CPU=40.0, GPU=8.0)
-    assert [one.found for one in findings if one.level == "fault"] == ["torch is a build for CPUs"]
+    assert [one.observation for one in findings if one.level == "fault"] == ["torch is a build for CPUs"]
 
 
 def test_machines_that_are_gone_or_silent_are_named() -> None:

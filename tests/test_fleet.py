@@ -135,7 +135,7 @@ def test_the_documentation_has_the_table_of_rates() -> None:
     text = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
     for row in published():
         assert abs(row.error) < 0.25
-        assert f"| {row.what} | {row.found:,.0f} | {row.computed:,.0f} | {row.error:+.0%} | {row.source} |" in text
+        assert f"| {row.what} | {row.measured:,.0f} | {row.computed:,.0f} | {row.error:+.0%} | {row.source} |" in text
 
 
 def ramulus_plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

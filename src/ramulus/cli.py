@@ -52,7 +52,7 @@ def train(words: Asked = (), config: Path | None = None, dry_run: bool = False, 
         fresh: begin anew; a run that is in the out folder is kept as FOLDER.1.
     """
     began = time.monotonic()
-    recipe, overrides = asked(words, config)
+    recipe, overrides = recipe_words(words, config)
     from ramulus.learn.sharded.joining import in_torchrun
     from ramulus.run.launch import launch
     from ramulus.run.runtime import collecting_seldom
@@ -65,7 +65,7 @@ def train(words: Asked = (), config: Path | None = None, dry_run: bool = False, 
         return launch(recipe, overrides, resume, fresh, Console(), began) if leads else 0
 
 
-def asked(words: Sequence[str], config: Path | None = None) -> tuple[str, list[str]]:
+def recipe_words(words: Sequence[str], config: Path | None = None) -> tuple[str, list[str]]:
     """The recipe and the overrides in the words of a command. Raises an error for a recipe that is not there, before anything is imported."""
     named = [word for word in words[:1] if "=" not in word]
     if not named and config is None:
@@ -86,7 +86,7 @@ def config(words: Asked = (), config: Path | None = None) -> int:
         words: as in `ramulus train`.
         config: as in `ramulus train`.
     """
-    recipe, overrides = asked(words, config)
+    recipe, overrides = recipe_words(words, config)
     from ramulus.run.config.find import absolute, stages_of
     from ramulus.run.config.override import override
     from ramulus.run.config.yaml_file import to_yaml
@@ -107,7 +107,7 @@ def plan(words: Asked = (), config: Path | None = None, gpus: str | None = None)
         config: as in `ramulus train`.
         gpus: say instead what fits where on so many GPUs, and how fast: 8xH100, or A100, H200, L40S, 4090.
     """
-    recipe, overrides = asked(words, config)
+    recipe, overrides = recipe_words(words, config)
     from ramulus.run.config.resume import build
     from ramulus.run.memory.fleet_report import print_fleet
     from ramulus.run.memory.report import print_plan
@@ -317,7 +317,7 @@ def run(words: list[str]) -> int:
         words = words[:1] + flags_last(words[1:])
         if {"--help", "-h"} & set(words) and (named := [word for word in words[1:] if not word.startswith("-")]):
             flag = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-            recipe, overrides = asked(named, Path(flag[-1]) if flag else None)
+            recipe, overrides = recipe_words(named, Path(flag[-1]) if flag else None)
             from ramulus.run.config.field_list import show_fields
 
             return show_fields(recipe, overrides, Console())

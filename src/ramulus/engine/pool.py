@@ -135,13 +135,13 @@ class PoolEngine:
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._leave)
-        asked = [(request, loop.create_future()) for request in requests]
-        self._pending += asked
+        pairs = [(request, loop.create_future()) for request in requests]
+        self._pending += pairs
         self._count(1)
         try:
-            return list(await asyncio.gather(*(future for _, future in asked)))
+            return list(await asyncio.gather(*(future for _, future in pairs)))
         finally:
-            for _, future in asked:
+            for _, future in pairs:
                 future.cancel()
             self._count(-1)
 
@@ -152,15 +152,15 @@ class PoolEngine:
 
     def _leave(self) -> None:
         """Send what was asked in this turn, a call for each sampler."""
-        asked, self._pending = [pair for pair in self._pending if not pair[1].done()], []
-        for home, group in self._shared(asked).items():
+        pairs, self._pending = [pair for pair in self._pending if not pair[1].done()], []
+        for home, group in self._shared(pairs).items():
             self._carry(home, group)
 
-    def _shared(self, asked: Sequence[_Asked]) -> dict[int, list[_Asked]]:
+    def _shared(self, pairs: Sequence[_Asked]) -> dict[int, list[_Asked]]:
         """Requests by the sampler that each goes to."""
         present = [i for i, server in enumerate(self.servers) if not server.away] or list(range(len(self.servers)))
         groups: dict[int, list[_Asked]] = {}
-        for pair in asked:
+        for pair in pairs:
             groups.setdefault(self._affinity(pair[0].prefix, present), []).append(pair)
         return groups
 
@@ -169,12 +169,12 @@ class PoolEngine:
         alone = not server.away or all(other.away for other in self.servers if other is not server)
         return bool(self._flying) and not self.in_flight and alone
 
-    def _carry(self, home: int, asked: list[_Asked], tries: int = 0) -> None:
+    def _carry(self, home: int, pairs: list[_Asked], tries: int = 0) -> None:
         """Begin a call; it is broken off once nobody waits for any of it."""
-        task = asyncio.get_running_loop().create_task(self._call(home, asked, tries))
+        task = asyncio.get_running_loop().create_task(self._call(home, pairs, tries))
         self._here.tasks.add(task)
         task.add_done_callback(self._here.tasks.discard)
-        left = len(asked)
+        left = len(pairs)
 
         def settled(future: asyncio.Future[Segment]) -> None:
             nonlocal left
@@ -182,24 +182,24 @@ class PoolEngine:
             if not left and future.cancelled():
                 task.cancel()
 
-        for _, future in asked:
+        for _, future in pairs:
             future.add_done_callback(settled)
 
-    async def _call(self, home: int, asked: list[_Asked], tries: int) -> None:
+    async def _call(self, home: int, pairs: list[_Asked], tries: int) -> None:
         """One call to one sampler; what it leaves unanswered is asked again."""
-        server, before = self.servers[home], sum(future.done() for _, future in asked)
+        server, before = self.servers[home], sum(future.done() for _, future in pairs)
         epoch = server.epoch
         try:
             try:
                 if server.loaded not in [one.name for one in (self._pushed, self._former) if one is not None]:
                     raise Stale(f"a {self.kind} has not the weights that are meant")
-                async with aclosing(self.answers(server, [request for request, _ in asked])) as answers:
+                async with aclosing(self.answers(server, [request for request, _ in pairs])) as answers:
                     async for place, content in answers:
-                        self._settle(server, asked[place], content)
+                        self._settle(server, pairs[place], content)
                 return
             except Fault as fault:
-                left = [pair for pair in asked if not pair[1].done()]
-                tries = 1 if sum(future.done() for _, future in asked) > before else tries + 1
+                left = [pair for pair in pairs if not pair[1].done()]
+                tries = 1 if sum(future.done() for _, future in pairs) > before else tries + 1
                 if tries > TRIES:
                     raise RuntimeError(f"{fault}, {tries} times in a row: look at the server, and at whether the weights are finite") from fault
                 await self._recover(home, epoch, fault)
@@ -207,13 +207,13 @@ class PoolEngine:
             for place, group in self._shared(left).items():
                 self._carry(place, group, tries)
         except Exception as error:  # whoever waits is told
-            for _, future in asked:
+            for _, future in pairs:
                 if not future.done():
                     future.set_exception(error)
 
-    def _settle(self, server: Any, asked: _Asked, content: Any) -> None:
+    def _settle(self, server: Any, pair: _Asked, content: Any) -> None:
         """Hand over what was sampled for a request; Wrong for what cannot be."""
-        request, future = asked
+        request, future = pair
         segment, reused = self.settled(server, request, content)
         if future.done():
             return

@@ -15,11 +15,11 @@ def rope_limit(config: Any) -> int:
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
     shifting = [part for part in kinds if any(kind in str(part.get("rope_type")) for kind in SHIFTING)]
-    found = [
+    limits = [
         part.get("original_max_position_embeddings") if part["rope_type"] == "longrope" else text.max_position_embeddings
         for part in shifting
     ]
-    return min((int(limit) for limit in found if limit), default=UNBOUNDED)
+    return min((int(limit) for limit in limits if limit), default=UNBOUNDED)
 
 
 def context(config: Any) -> int:

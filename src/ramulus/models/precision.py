@@ -41,17 +41,17 @@ def widened(model: nn.Module) -> Iterator[None]:
 
 def widened_parts(model: nn.Module) -> list[nn.Module]:
     """Modules to widen whole: the blocks of the outermost lists, and whatever holds weights outside them."""
-    found: list[nn.Module] = []
+    parts: list[nn.Module] = []
 
     def walk(module: nn.Module) -> None:
         blocks = isinstance(module, nn.ModuleList)
         for child in module.children():
-            found.append(child) if blocks else walk(child)
+            parts.append(child) if blocks else walk(child)
         if not blocks and any(True for _ in module.parameters(recurse=False)):
-            found.append(module)
+            parts.append(module)
 
     walk(model)
-    return found
+    return parts
 
 
 class Widen:

@@ -118,11 +118,11 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None, **options: Any
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer while a model is surveyed; plain causal attention."""
-    found = options.get(NAME)
-    if found is None:
+    model_survey = options.get(NAME)
+    if model_survey is None:
         raise ValueError("its forward does not hand keyword arguments down to attention")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found.note(module, query, key, value, attention_mask, scale, options)
+    model_survey.note(module, query, key, value, attention_mask, scale, options)
     key, value = (x.to(query.dtype) for x in (key, value))
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None
@@ -134,8 +134,8 @@ AttentionMaskInterface.register(NAME, mask)
 
 def configs_of(model: nn.Module) -> list[Any]:
     """The configs that say by which implementation a model's modules attend."""
-    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    return list({id(config): config for config in found if hasattr(config, "_attn_implementation")}.values())
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
 @contextmanager
@@ -152,19 +152,19 @@ def attending_by(model: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation = old
 
 
-def plain_way(model: nn.Module, found: Survey) -> str:
+def plain_way(model: nn.Module, model_survey: Survey) -> str:
     """The implementation by which a model's plain forward does all that its layers ask."""
-    spelled = any(layer.spelled for layer in found.layers.values())
+    spelled = any(layer.spelled for layer in model_survey.layers.values())
     return "sdpa" if getattr(model, "_supports_sdpa", False) and not spelled else "eager"
 
 
 @torch.no_grad()
 def survey(model: Any) -> Survey:
     """What the layers of a transformers causal LM ask of attention. Raises ValueError that says what cannot be had, without the model's name."""
-    found = Survey()
+    model_survey = Survey()
     size = int(model.get_input_embeddings().num_embeddings)
     line = torch.arange(SURVEYED, device=model.get_input_embeddings().weight.device)[None]
-    options: dict[str, Any] = {NAME: found}
+    options: dict[str, Any] = {NAME: model_survey}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = torch.tensor([-1], device=line.device)  # not a number, for which Gemma 4 cuts masks
     training = [module for module in model.modules() if module.training]
@@ -181,12 +181,12 @@ def survey(model: Any) -> Survey:
         for module in training:
             module.training = True
     layers = int(model.config.get_text_config().num_hidden_layers)
-    if sorted(found.layers) != list(range(layers)) and found.calls < layers:  # layers may be used several times
+    if sorted(model_survey.layers) != list(range(layers)) and model_survey.calls < layers:  # layers may be used several times
         raise ValueError(
-            f"of its {layers} layers {sorted(found.layers)} go through transformers' AttentionInterface; the others (linear attention, convolution, "
-            "attention of their own) keep a state that trees and remembered keys do not have"
+            f"of its {layers} layers {sorted(model_survey.layers)} go through transformers' AttentionInterface; the others (linear attention, "
+            "convolution, attention of their own) keep a state that trees and remembered keys do not have"
         )
-    return found
+    return model_survey
 
 
 def message_of(error: Exception) -> str:

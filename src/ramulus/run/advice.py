@@ -71,13 +71,13 @@ def everything_truncated(rows: Sequence[MetricsRow], facts: Facts) -> str | None
 
 def no_answer_found(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The reward looks for an answer and finds none."""
-    told = [row for row in rows[-FEW:] if "answered" in row]
-    graded = sum(row["graded"] for row in told)
-    found = round(sum(row["answered"] * row["graded"] for row in told))
-    if graded < SEEN or found > 0.01 * graded or everything_truncated(rows, facts):
+    graded_rows = [row for row in rows[-FEW:] if "answered" in row]
+    graded = sum(row["graded"] for row in graded_rows)
+    answers = round(sum(row["answered"] * row["graded"] for row in graded_rows))
+    if graded < SEEN or answers > 0.01 * graded or everything_truncated(rows, facts):
         return None
     return (
-        f"an answer was found in {found} of {graded} responses: the reward ({names_of(facts.run)}) reads one in a form that the model does not "
+        f"an answer was found in {answers} of {graded} responses: the reward ({names_of(facts.run)}) reads one in a form that the model does not "
         "write; ask for that form in the prompt (template=..., system=...), show it there (examples=...), or look "
         f"elsewhere{field_of_extract(facts.run)}"
     )
@@ -85,36 +85,36 @@ def no_answer_found(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
 
 def no_group_mixed(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The paths of each tree earn the same, so that comparing them teaches nothing."""
-    told = [row for row in rows[-3:] if "mixed" in row]
-    if len(told) < 3 or any(row["mixed"] for row in told) or everything_truncated(rows, facts) or no_answer_found(rows, facts):
+    steps = [row for row in rows[-3:] if "mixed" in row]
+    if len(steps) < 3 or any(row["mixed"] for row in steps) or everything_truncated(rows, facts) or no_answer_found(rows, facts):
         return None
-    passed = mean(row.get("pass_rate", 0.5) for row in told)
+    passed = mean(row.get("pass_rate", 0.5) for row in steps)
     if passed > 0.95:
         remedy = "they are all right: the problems are too easy, take harder ones"
     elif passed < 0.05:
         remedy = "they are all wrong: take easier problems, more paths a tree, or show solutions first (sft_then_grpo, demonstrations)"
     else:
         remedy = "take more paths a tree, a higher temperature, or a reward that tells answers apart"
-    return f"in {len(told)} steps no tree had paths that earned different rewards, so that nothing was learned from comparing them; {remedy}"
+    return f"in {len(steps)} steps no tree had paths that earned different rewards, so that nothing was learned from comparing them; {remedy}"
 
 
 def one_path_a_tree(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """An advantage that compares paths has nothing to compare."""
-    told = [row for row in rows[-3:] if row.get("paths")]
-    if len(told) < 3 or any(row["paths"] > row.get("trees", 0) or row["updates"] for row in told):
+    steps = [row for row in rows[-3:] if row.get("paths")]
+    if len(steps) < 3 or any(row["paths"] > row.get("trees", 0) or row["updates"] for row in steps):
         return None
     return "each tree has one path, and the advantage compares the paths of a tree: nothing is learned; take more (branching.n=8, say)"
 
 
 def entropy_collapsing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The sampler hardly varies any more, though the problems are not solved."""
-    told = [row for row in rows if row.get("paths")]
-    known = [row["entropy"] for row in told if "entropy" in row]  # where nothing was learned nobody looked
-    if len(told) < MANY or len(known) < 6:
+    steps = [row for row in rows if row.get("paths")]
+    entropies = [row["entropy"] for row in steps if "entropy" in row]  # where nothing was learned nobody looked
+    if len(steps) < MANY or len(entropies) < 6:
         return None
-    before, now = mean(known[:3]), mean(known[-3:])
-    alike = mean(row.get("mixed", 0.0) for row in told[-FEW:]) < 0.2
-    solved = mean(row.get("pass_rate", 0.0) for row in told[-FEW:]) > 0.95
+    before, now = mean(entropies[:3]), mean(entropies[-3:])
+    alike = mean(row.get("mixed", 0.0) for row in steps[-FEW:]) < 0.2
+    solved = mean(row.get("pass_rate", 0.0) for row in steps[-FEW:]) > 0.95
     if now > 0.1 * before or not alike or solved:
         return None
     return (
@@ -126,8 +126,8 @@ def entropy_collapsing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
 def mismatch_growing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The log-probs that sampler and learner give the same tokens drift apart."""
     for name, floor, words in (("mismatch_max", 0.05, "by up to"), ("mismatch", 0.01, "on average by")):
-        told = [row[name] for row in rows if row.get("paths") and row.get(name)]
-        before, now = (told[0], median(told[-FEW:])) if len(told) > FEW else (0.0, 0.0)
+        mismatches = [row[name] for row in rows if row.get("paths") and row.get(name)]
+        before, now = (mismatches[0], median(mismatches[-FEW:])) if len(mismatches) > FEW else (0.0, 0.0)
         if now >= max(floor, 5 * before) or (name == "mismatch" and now >= 0.3):
             return (
                 f"sampler and learner disagree on the same tokens, {words} {now:.2g} in log-probability, {before:.2g} at first: sample "
@@ -139,13 +139,13 @@ def mismatch_growing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
 
 def gradient_always_clipped(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """Each of the last updates was cut to optimizer.clip."""
-    told = [row["grad_norm"] for row in rows if row.get("paths") and "grad_norm" in row][-MANY:]
+    norms = [row["grad_norm"] for row in rows if row.get("paths") and "grad_norm" in row][-MANY:]
     clip = facts.run.optimizer.clip
-    if len(told) < MANY or min(told) <= clip:
+    if len(norms) < MANY or min(norms) <= clip:
         return None
     return (
-        f"the gradient was clipped in each of the last {MANY} steps: its norm was {median(told):.2g} in the middle, optimizer.clip is {clip:g}; "
-        f"set it near {median(told):.2g}, so that it stops outliers alone, and lower optimizer.lr if the reward wavers"
+        f"the gradient was clipped in each of the last {MANY} steps: its norm was {median(norms):.2g} in the middle, optimizer.clip is {clip:g}; "
+        f"set it near {median(norms):.2g}, so that it stops outliers alone, and lower optimizer.lr if the reward wavers"
     )
 
 

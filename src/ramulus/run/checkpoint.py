@@ -150,7 +150,7 @@ def keep_model_alone(checkpoint: Path) -> None:
     rest = [name for name in sealed if not name.startswith("model/") and name != "state.json"]
     if rest:
         part = checkpoint / f".{CHECKSUMS}.part"
-        part.write_text(json.dumps({name: said for name, said in sealed.items() if name not in rest}, indent=1))
+        part.write_text(json.dumps({name: digest for name, digest in sealed.items() if name not in rest}, indent=1))
         os.replace(part, checkpoint / CHECKSUMS)
     if rest or not (checkpoint / MODEL_ALONE).exists():
         (checkpoint / MODEL_ALONE).touch()

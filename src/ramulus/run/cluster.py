@@ -105,8 +105,8 @@ def join(how: Ray) -> None:
         raise ConnectionError(f"the Ray cluster at cluster.address={how.address} wants a token: {TOKEN_REMEDY}") from error
     except (RuntimeError, ConnectionError, ValueError) as error:
         if "ersion mismatch" in str(error):
-            said = " ".join(str(error).split()).removeprefix("Version mismatch: ")
-            raise ConnectionError(f"the Ray cluster at {how.address} has other versions ({said}): install the same on all machines") from error
+            reason = " ".join(str(error).split()).removeprefix("Version mismatch: ")
+            raise ConnectionError(f"the Ray cluster at {how.address} has other versions ({reason}): install the same on all machines") from error
         why = f"cannot join the Ray cluster at cluster.address={how.address} ({line_of(error)})"
         raise ConnectionError(f"{why}: {remedy}; or {TOKEN_REMEDY}") from error
 
@@ -164,15 +164,15 @@ class Ground:
     def machines(self) -> list[Placement]:
         """Where trainers and samplers are, this machine first, and what is free there."""
         ray, how = ray_library(), self.how
-        here, asked = ray.get_runtime_context().get_node_id(), dict[str, Any]()
+        here, pending = ray.get_runtime_context().get_node_id(), dict[str, Any]()
         trainers, samplers = self._nodes(self.trainers, how.trainers), self._nodes(self.samplers, how.samplers)
         for group, nodes, gpus in ((self.trainers, trainers, 0.0), (self.samplers, samplers, how.gpus)):
             for place, node in enumerate(nodes):
                 if node != here or gpus:
-                    asked[node] = ray.remote(free_there).options(**self.options(group, place, 0, gpus)).remote(gpus > 0)
-        found = {node: ray.get(answer, timeout=how.patience) for node, answer in asked.items()}
-        found[here] = (free_memory(), found.get(here, (0, 0))[1])
-        return [Placement(trainers.count(node), samplers.count(node), *found[node]) for node in sorted(found, key=lambda node: node != here)]
+                    pending[node] = ray.remote(free_there).options(**self.options(group, place, 0, gpus)).remote(gpus > 0)
+        free = {node: ray.get(answer, timeout=how.patience) for node, answer in pending.items()}
+        free[here] = (free_memory(), free.get(here, (0, 0))[1])
+        return [Placement(trainers.count(node), samplers.count(node), *free[node]) for node in sorted(free, key=lambda node: node != here)]
 
     def _nodes(self, group: Any, count: int) -> list[str]:
         """The machines of so many that are started in the pieces of a group."""

@@ -45,7 +45,7 @@ class Finding:
     what: str
     where: str
     level: Literal["ok", "note", "fault"]
-    found: str
+    observation: str
     remedy: str = ""
 
 
@@ -165,8 +165,8 @@ def ports(machines: Sequence[Probed]) -> Iterator[Finding]:
     for i, machine in enumerate(machines):
         near = [addresses[(i + step) % len(addresses)] for step in range(1, NEIGHBOURS + 1)] if addresses else []
         others = [address for address in dict.fromkeys([*addresses[:1], *near]) if address != machine.address]
-        said = _told(machine, "knock", [(address, doors[address]) for address in others])
-        for address, why in zip(others, said if isinstance(said, list) else [said] * len(others), strict=True):
+        answer = _answer_of(machine, "knock", [(address, doors[address]) for address in others])
+        for address, why in zip(others, answer if isinstance(answer, list) else [answer] * len(others), strict=True):
             shut += bool(why)
             if why:
                 remedy = "let all ports above 1023 through between the machines, in their firewalls or network policy"
@@ -186,14 +186,14 @@ def shared_paths(machines: Sequence[Probed], wants: Wants) -> Iterator[Finding]:
         for writer in machines[:2]:  # the first, and one other
             token = secrets.token_hex(8)
             file = str(there / f".ramulus-{token}")
-            why = _told(writer, "write", file, token)
+            why = _answer_of(writer, "write", file, token)
             if why:
                 yield Finding("paths", writer.address, "fault", f"{path} cannot be written: {why}", "mount it there, writable for this user")
                 continue
-            lost = [(one.address, said) for one in machines if (said := _settled(one, file, token)) != token]
-            _told(writer, "remove", file)
-            for address, said in lost:
-                text = f"{path}: what {writer.address} writes is not read ({said.removeprefix('!') or 'empty'})"
+            lost = [(one.address, content) for one in machines if (content := _settled(one, file, token)) != token]
+            _answer_of(writer, "remove", file)
+            for address, content in lost:
+                text = f"{path}: what {writer.address} writes is not read ({content.removeprefix('!') or 'empty'})"
                 yield Finding("paths", address, "fault", text, "mount one file system there on all machines, or choose another folder")
             if not lost:
                 yield Finding("paths", writer.address, "ok", f"{path}: what is written is read by all")
@@ -201,13 +201,13 @@ def shared_paths(machines: Sequence[Probed], wants: Wants) -> Iterator[Finding]:
 
 def _settled(machine: Probed, file: str, token: str) -> str:
     """What a machine reads in a file; network file systems take a moment."""
-    said = ""
+    content = ""
     for _ in range(4):
-        said = str(_told(machine, "read", file))
-        if said == token:
+        content = str(_answer_of(machine, "read", file))
+        if content == token:
             break
         time.sleep(MOMENT)
-    return said
+    return content
 
 
 def clocks(machines: Sequence[Probed]) -> Iterator[Finding]:
@@ -228,18 +228,18 @@ def clocks(machines: Sequence[Probed]) -> Iterator[Finding]:
 
 def _offset(machine: Probed) -> float | None:
     """Seconds that a machine's clock is ahead of this process's; None where it does not answer."""
-    found = []
+    offsets = []
     for _ in range(3):
         began = time.time()
-        said = _told(machine, "clock")
-        if not isinstance(said, float):
+        clock = _answer_of(machine, "clock")
+        if not isinstance(clock, float):
             return None
         took = time.time() - began
-        found.append((took, said - began - took / 2))
-    return min(found)[1]
+        offsets.append((took, clock - began - took / 2))
+    return min(offsets)[1]
 
 
-def _told(machine: Probed, name: str, *parts: Any) -> Any:
+def _answer_of(machine: Probed, name: str, *parts: Any) -> Any:
     """What a machine answers; why it does not, as text."""
     try:
         return machine.call(name, *parts)
@@ -262,7 +262,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> int:
     for one in findings:
         faults += one.level == "fault"
         style = STYLES[one.level]
-        table.add_row(one.what, f"[{style}]{one.level}[/{style}]", one.where, *(text.replace("[", "\\[") for text in (one.found, one.remedy)))
+        table.add_row(one.what, f"[{style}]{one.level}[/{style}]", one.where, *(text.replace("[", "\\[") for text in (one.observation, one.remedy)))
     console.print(table)
     text = f"{faults} fault{'s' * (faults != 1)} would break a run" if faults else "nothing that would break a run was found"
     console.print(text, highlight=False)

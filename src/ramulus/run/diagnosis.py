@@ -34,11 +34,11 @@ def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
         model, tokenizer = Pretrained(path, dtype=dtype)()
     rows = [("model", f"{type(model).__name__} ({model.config.model_type}), {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters")]
     engine, sampled = _sampled(model)
-    learner, found = _learned(model)
-    rows += [("attention", _attention(found))] if found is not None else []
+    learner, model_survey = _learned(model)
+    rows += [("attention", _attention(model_survey))] if model_survey is not None else []
     rows += [("context", _context(model)), ("engine", engine), ("learner", learner), ("precision", _precision(model))]
-    rows += [*_tokens(model, tokenizer), *_memory(model, found)]
-    return rows, sampled and found is not None
+    rows += [*_tokens(model, tokenizer), *_memory(model, model_survey)]
+    return rows, sampled and model_survey is not None
 
 
 def _sampled(model: Any) -> tuple[str, bool]:
@@ -59,9 +59,9 @@ def _learned(model: Any) -> tuple[str, Survey | None]:
     return f"{way}; {len(policy.patches)} modules with gradients of their own", policy.survey
 
 
-def _attention(found: Survey) -> str:
+def _attention(model_survey: Survey) -> str:
     """The variants of the layers, and how many have each."""
-    kinds = Counter(layer.words for layer in found.layers.values())
+    kinds = Counter(layer.words for layer in model_survey.layers.values())
     return "; ".join(f"{count} layers: {kind}" for kind, count in kinds.items())
 
 
@@ -90,10 +90,10 @@ def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
     yield "special tokens", ", ".join(f"{name} {token}" for name, token in named if token is not None) or "none"
 
 
-def _memory(model: Any, found: Survey | None) -> Iterator[tuple[str, str]]:
+def _memory(model: Any, model_survey: Survey | None) -> Iterator[tuple[str, str]]:
     weights = sum(p.nbytes for p in model.parameters())
     trained = f"{4 * weights / _GB:.2f} GB with gradients and AdamW's two moments"
     yield "memory", f"{weights / _GB:.2f} GB of weights, {trained}; {free_memory() / _GB:.1f} GB are free"
-    if found is not None:
-        token = sum(layer.heads * (layer.key + layer.value) * layer.dtype.itemsize for layer in found.layers.values())
+    if model_survey is not None:
+        token = sum(layer.heads * (layer.key + layer.value) * layer.dtype.itemsize for layer in model_survey.layers.values())
         yield "keys and values", f"{token / 1024:.1f} KiB a token, {token * 1000 * 64 / _GB:.2f} GB for 64 texts of 1,000 tokens"

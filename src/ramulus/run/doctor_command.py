@@ -43,8 +43,8 @@ def doctor(
         from ramulus.run.diagnosis import diagnose
 
         rows, works = diagnose(model, dtype)
-        for name, told in rows:
-            table.add_row(name, told.replace("[", "\\["))
+        for name, text in rows:
+            table.add_row(name, text.replace("[", "\\["))
         console.print(table)
         return int(not works)
     for name, version, remedy in packages():

@@ -159,14 +159,14 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
         try:
             rollouts = AheadRollouts(rollouts_of(small, parts, parts.stop), 0, small.steps)
             trainer = Trainer(small, learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
-            told = await trainer.step()
+            row = await trainer.step()
         finally:
             logbook.close()
-    seconds = told["seconds"]
+    seconds = row["seconds"]
     growing = seconds.get("grow", 0.0) + seconds.get("grade", 0.0)
     learning = seconds["step"] - growing - learner.seconds
-    tokens = told["sampled"], told["trained"], told.get("length", 0.0)
-    return TriedStep(int(told["trees"]), told.get("mixed", 1.0), *tokens, max(growing, 1e-9), learning, learner.seconds)
+    tokens = row["sampled"], row["trained"], row.get("length", 0.0)
+    return TriedStep(int(row["trees"]), row.get("mixed", 1.0), *tokens, max(growing, 1e-9), learning, learner.seconds)
 
 
 def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float, float, float]:
@@ -193,10 +193,10 @@ def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) ->
     times, about = [(most / pace.sampled if samples else 0.0) + work.tokens / pace.trained], "up to"
     rest = "; half of it where answers are half as long" if not steps else ""
     if steps:
-        found = [whole_step(run, work, pace, step) for step in steps]
-        said = [f"about {tokens_said(samples, *tokens)}{words}" for (*tokens, _), words in zip(found, NOW)]
-        counted = "; ".join([*said, counted])
-        times, about, length = [seconds for *_, seconds in found], "about", steps[0].length
+        whole_steps = [whole_step(run, work, pace, step) for step in steps]
+        sentences = [f"about {tokens_said(samples, *tokens)}{words}" for (*tokens, _), words in zip(whole_steps, NOW)]
+        counted = "; ".join([*sentences, counted])
+        times, about, length = [seconds for *_, seconds in whole_steps], "about", steps[0].length
         trained = steps[-1].trained / max(steps[-1].learning, 1e-9)
     checked = evaluated_answers(run, parts) * length / pace.sampled if samples else 0.0
     with_them = f", {lasting(checked)} of it for evaluations" if checked else ""

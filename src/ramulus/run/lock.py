@@ -42,11 +42,11 @@ class Lock:
 
     def __init__(self, folders: Iterable[Path], remedy: str = "choose another with out=FOLDER") -> None:
         self.files: dict[Path, int] = {}
-        self.made: list[Path] = []  # folders that were not there
+        self.new_folders: list[Path] = []  # folders that were not there
         self.ended = threading.Event()
         try:
             for folder in dict.fromkeys(folder.resolve() for folder in folders):
-                self.made += [] if folder.exists() else [folder]
+                self.new_folders += [] if folder.exists() else [folder]
                 folder.mkdir(parents=True, exist_ok=True)
                 self.files[folder / LOCK_FILE] = taken(folder / LOCK_FILE, remedy)
         except OSError as error:
@@ -87,16 +87,16 @@ class Lock:
                 if current(path, handle):
                     path.unlink()  # still locked: whoever opened it meanwhile sees that it is no longer the one
             os.close(handle)
-        for folder in reversed(self.made):
+        for folder in reversed(self.new_folders):
             with suppress(OSError):
                 folder.rmdir()  # where nothing was written
-        self.files, self.made = {}, []
+        self.files, self.new_folders = {}, []
 
 
-def beat(found: weakref.ref[Lock], ended: threading.Event) -> None:
+def beat(reference: weakref.ref[Lock], ended: threading.Event) -> None:
     """Signs of life for as long as there is a lock."""
     while not ended.wait(BEAT):
-        if (lock := found()) is None:
+        if (lock := reference()) is None:
             return
         lock.beat()
         del lock
@@ -157,11 +157,11 @@ def holder(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def wait_for_host(path: Path, said: dict[str, Any], locks: bool, remedy: str) -> None:
+def wait_for_host(path: Path, owner: dict[str, Any], locks: bool, remedy: str) -> None:
     """Where another host left the lock, or the file system has none: see whether it still gives signs of life. ValueError if so."""
-    if not said or (locks and said.get("host") == socket.gethostname()) or time.time() - path.stat().st_mtime > 20 * SILENT:
+    if not owner or (locks and owner.get("host") == socket.gethostname()) or time.time() - path.stat().st_mtime > 20 * SILENT:
         return
-    warnings.warn(f"{process_of(said)} has left {path} locked: seeing for {SILENT:.0f} seconds whether it is still at work", stacklevel=2)
+    warnings.warn(f"{process_of(owner)} has left {path} locked: seeing for {SILENT:.0f} seconds whether it is still at work", stacklevel=2)
     last, until = path.stat().st_mtime, time.monotonic() + SILENT
     while time.monotonic() < until:
         time.sleep(BEAT / 10)
@@ -170,17 +170,17 @@ def wait_for_host(path: Path, said: dict[str, Any], locks: bool, remedy: str) ->
                 raise busy(path, holder(path), remedy)
 
 
-def process_of(said: dict[str, Any]) -> str:
+def process_of(owner: dict[str, Any]) -> str:
     """The process that a lock names."""
-    return f"process {said.get('process', '?')} on {said.get('host', '?')}"
+    return f"process {owner.get('process', '?')} on {owner.get('host', '?')}"
 
 
-def busy(path: Path, said: dict[str, Any], remedy: str) -> ValueError:
+def busy(path: Path, owner: dict[str, Any], remedy: str) -> ValueError:
     """Who is at work in a folder, and what can be done."""
-    number, here = said.get("process"), said.get("host") == socket.gethostname()
+    number, here = owner.get("process"), owner.get("host") == socket.gethostname()
     gone = here and isinstance(number, int) and not alive(number)
-    who = f"what {process_of(said)} began before it ended" if gone else process_of(said)
-    since = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(said['since']))}" if isinstance(said.get("since"), int | float) else ""
+    who = f"what {process_of(owner)} began before it ended" if gone else process_of(owner)
+    since = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(owner['since']))}" if isinstance(owner.get("since"), int | float) else ""
     return ValueError(f"{who} is still at work in {path.parent}{since}: wait for it, stop it, or {remedy}")
 
 

@@ -29,12 +29,12 @@ def minibatches(
     forest: list[Tree], credits: _Answers, gates: Sequence[GateWeights] | None, mix: Mix, wanted: int
 ) -> list[Minibatch]:
     """A credited forest in at most `wanted` minibatches; `gates` holds what `mix.gates` answered for each tree."""
-    found = []
+    batches = []
     for part in parts(len(forest), wanted):
         trees, answers = forest[part], [term[part] for term in credits]
         opened = None if gates is None else gates[part]
-        found.append(Minibatch(trees, answers, select(trees, answers, mix, opened, drop_idle=True)))
-    return found
+        batches.append(Minibatch(trees, answers, select(trees, answers, mix, opened, drop_idle=True)))
+    return batches
 
 
 def parts(n: int, wanted: int) -> list[slice]:

@@ -21,15 +21,15 @@ VARIABLES = (  # of the environment, by which libraries choose their kernels
 
 def numerics(device: torch.device, engine: str) -> dict[str, str]:
     """Packages, processor, kernels, threads and precision of this process, and how its engine says that it decodes."""
-    found = {name: _version(name) for name in PACKAGES}
-    found |= {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "kernels": why()}
-    found |= {"threads": str(torch.get_num_threads()), "engine": engine}
-    found |= {"float32 products": torch.get_float32_matmul_precision()}
-    found |= {"deterministic": str(torch.are_deterministic_algorithms_enabled())}
+    facts = {name: _version(name) for name in PACKAGES}
+    facts |= {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "kernels": why()}
+    facts |= {"threads": str(torch.get_num_threads()), "engine": engine}
+    facts |= {"float32 products": torch.get_float32_matmul_precision()}
+    facts |= {"deterministic": str(torch.are_deterministic_algorithms_enabled())}
     if device.type == "cuda":
-        found |= {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
-        found |= {"TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32)}
-    return found | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        facts |= {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+        facts |= {"TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32)}
+    return facts | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def other_numerics(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -87,11 +87,11 @@ class Below:
 
     async def meet(self) -> None:
         """Ask who it is now."""
-        self.url, self.hello = await self.engine.told(self.sampler, "meet")
+        self.url, self.hello = await self.engine.call(self.sampler, "meet")
 
     async def ask(self, client: Any, method: str, path: str, content: Any = None, patience: float | None = None) -> Any:
         """The JSON of one of the plug-in's addresses."""
-        return await self.engine.told(self.sampler, "tell", method, path, content, patience)
+        return await self.engine.call(self.sampler, "tell", method, path, content, patience)
 
 
 class PlacedEngine(PoolEngine):
@@ -150,7 +150,7 @@ class PlacedEngine(PoolEngine):
         except TimeoutError:
             raise Lost(f"{what} within {seconds:g} s") from None
 
-    async def told(self, server: PlacedSampler, name: str, *parts: Any) -> Any:
+    async def call(self, server: PlacedSampler, name: str, *parts: Any) -> Any:
         """One call. Raises a Fault that names the sampler."""
         try:
             return await self._within(self.timeout, self.carrier.call(server.process, name, *parts), f"{server.name} has not answered")
@@ -215,7 +215,7 @@ class PlacedEngine(PoolEngine):
             await self._send(server, new)
             return
         try:
-            await self.told(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
+            await self.call(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
         except FileNotFoundError as error:
             remedy = "set cluster.folder to one that all machines share, or cluster.weights=objects"
             raise ConnectionError(f"{server.name} does not find the weights in {new.path}: {remedy}") from error
@@ -226,13 +226,13 @@ class PlacedEngine(PoolEngine):
         sender = self._senders[server.place]
         assert isinstance(sender.server, Below)
         await sender.server.meet()
-        if said := await sent(self, server, sender, None, new):
-            await self.told(server, "took", said, new.name, new.version)
+        if greeting := await sent(self, server, sender, None, new):
+            await self.call(server, "took", greeting, new.name, new.version)
             server.loaded = new.name
 
     async def forget(self, server: PlacedSampler) -> None:
         """Have it forget KV."""
-        await self.told(server, "reset")
+        await self.call(server, "reset")
 
     async def sleep(self) -> None:
         """Have all samplers give their memory back until the next load, or until somebody asks."""
@@ -242,7 +242,7 @@ class PlacedEngine(PoolEngine):
     async def _sleep(self, home: int) -> None:
         server, epoch = self.servers[home], self.servers[home].epoch
         try:
-            await self.told(server, "sleep")
+            await self.call(server, "sleep")
         except Lost as lost:
             await self._recover(home, epoch, lost)
 

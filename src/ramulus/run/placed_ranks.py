@@ -103,8 +103,8 @@ def end_of(error: Any) -> str:
 
 def host_of(error: BaseException) -> str:
     """The address of the machine that an error of Ray's came from, "" where it does not say."""
-    found = re.search(r"\bip[=:] ?([\w.:]*\w)", str(error))
-    return found[1] if found else ""
+    match = re.search(r"\bip[=:] ?([\w.:]*\w)", str(error))
+    return match[1] if match else ""
 
 
 @contextmanager

@@ -49,8 +49,8 @@ class Probe:
 
         found_versions = versions() | {"ray": version_of("ray") or ""}
         disk = shutil.disk_usage(os.environ.get("TMPDIR", "/tmp")).free
-        found = (socket.gethostname(), found_versions, sources(), processor(), cores(), free_memory(), disk, open_files())
-        return NodeReport(*found, gpus(), torch.version.cuda or "")
+        readings = (socket.gethostname(), found_versions, sources(), processor(), cores(), free_memory(), disk, open_files())
+        return NodeReport(*readings, gpus(), torch.version.cuda or "")
 
     def clock(self) -> float:
         """Seconds since 1970, by this machine."""
@@ -99,10 +99,10 @@ def _why_closed(door: tuple[str, int]) -> str:
     try:
         with socket.create_connection(door, KNOCKING) as visit:
             visit.settimeout(KNOCKING)
-            said = visit.recv(len(_HELLO))
+            hello = visit.recv(len(_HELLO))
     except OSError as error:
         return error.strerror or str(error) or type(error).__name__
-    return "" if said == _HELLO else "somebody else answers"
+    return "" if hello == _HELLO else "somebody else answers"
 
 
 def sources() -> str:
@@ -130,8 +130,8 @@ def gpus() -> tuple[str, ...]:
     if tool is None:
         return ()
     try:
-        said = subprocess.run([tool, _ASKED, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run([tool, _ASKED, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    parts = [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.count(",") == 2]
+    parts = [[part.strip() for part in line.split(",")] for line in output.splitlines() if line.count(",") == 2]
     return tuple(f"{name}, {int(memory) / 1024:.0f} GiB, driver {driver}" for name, memory, driver in parts)

@@ -97,9 +97,9 @@ def score_table(stage: Path, step: int) -> list[str]:
     names = [name for name in reports.get("after", {}) if name.startswith(SHOWN)]
     if not names:
         return []
-    told = [f"| {name} | " + " | ".join(told_of(reports[when], name) for when in reports) + " |" for name in names]
+    lines = [f"| {name} | " + " | ".join(told_of(reports[when], name) for when in reports) + " |" for name in names]
     head = f"On {reports['after'].get('problems', 'the')} held-out problems; in brackets 95 % intervals over problems."
-    return ["", "## Results", "", head, "", "| | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports), *told]
+    return ["", "## Results", "", head, "", "| | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports), *lines]
 
 
 def asked_of(report: dict[str, Any]) -> tuple[Any, ...]:

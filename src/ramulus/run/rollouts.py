@@ -90,8 +90,8 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     judged = [called for leaf in paths if (called := called_correct(leaf)) is not None]
     if judged:
         means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
-    if told := [bool(leaf.verdict["answer"]) for leaf in paths if "answer" in leaf.verdict]:
-        means["answered"] = mean([float(found) for found in told])
+    if answered := [bool(leaf.verdict["answer"]) for leaf in paths if "answer" in leaf.verdict]:
+        means["answered"] = mean([float(answer) for answer in answered])
     scaled = not judged and any(leaf.verdict for leaf in paths)  # rewards that call nothing right or wrong
     return {"reward": 0.0} | ({} if scaled else {"pass_rate": 0.0}) | means
 

@@ -81,14 +81,14 @@ class SamplerProcess:
 
     def __init__(self, alone: bool = False) -> None:
         self.loaded = ""  # the name of its weights
-        self.said: list[str] = []  # warnings that nobody has been told of
+        self.new_warnings: list[str] = []  # warnings that nobody has been told of
         if alone:  # nothing else is in this process, and nobody sees what it writes
             warnings.showwarning = self._warned
 
     def _warned(self, message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         """Keep what ramulus itself warns of."""
         if Path(filename).is_relative_to(Path(__file__).parents[1]):
-            self.said.append(str(message))
+            self.new_warnings.append(str(message))
 
     async def begin(self, body: bytes) -> About:
         """Build the engine; nothing it says means anything before the first load."""
@@ -117,8 +117,8 @@ class SamplerProcess:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 ready = [(tasks[task], task.result()[0]) for task in done]
-                said, self.said = self.said, []
-                yield ready, dict(self.engine.counters()), said
+                texts, self.new_warnings = self.new_warnings, []
+                yield ready, dict(self.engine.counters()), texts
         finally:
             for task in left:
                 task.cancel()
@@ -148,9 +148,9 @@ class SamplerProcess:
         """What that server answers."""
         return await self._vllm.tell(method, path, content, patience)
 
-    async def took(self, said: Any, name: str, version: int) -> None:
+    async def took(self, greeting: Any, name: str, version: int) -> None:
         """The weights that it was sent are those that are meant from now on."""
-        self._vllm.took(said, name, version)
+        self._vllm.took(greeting, name, version)
         self.loaded = name
 
     @property
@@ -205,11 +205,11 @@ def with_numbers(model: Any, device: str) -> Any:
     from ramulus.learn.sharded.placing import copied
 
     generator = torch.Generator().manual_seed(0)
-    made = {}
+    parameters = {}
     for parameter in model.parameters():
         numbers = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, 0.02, generator=generator).to(device, parameter.dtype)
-        made[id(parameter)] = torch.nn.Parameter(numbers, parameter.requires_grad)
-    return copied(model, made).to(device)
+        parameters[id(parameter)] = torch.nn.Parameter(numbers, parameter.requires_grad)
+    return copied(model, parameters).to(device)
 
 
 def skeleton_of(model: Any) -> Any:

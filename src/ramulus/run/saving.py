@@ -19,9 +19,9 @@ class Saving:
     that it is done, or what went wrong."""
 
     run: Run
-    told: Callable[[int, Path], None]  # of the step and the place of a new checkpoint, by `settled`
+    on_saved: Callable[[int, Path], None]  # of the step and the place of a new checkpoint, by `settled`
     begun: int = 0  # the step of the last one
-    done: int = 0  # of the last one that `told` was told of
+    done: int = 0  # of the last one that `on_saved` was told of
     trees: int = 0  # the last step whose trees are on the disk
     under_way: asyncio.Future[None] | None = None
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
@@ -65,7 +65,7 @@ class Saving:
             under_way.result()
             if self.done != self.begun:
                 self.done = self.begun
-                self.told(self.done, checkpoint.path_of(self.run.folder, self.done))
+                self.on_saved(self.done, checkpoint.path_of(self.run.folder, self.done))
 
     def close(self) -> None:
         """Wait, whatever went wrong."""

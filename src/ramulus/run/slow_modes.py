@@ -37,9 +37,9 @@ def recorded_threads(folder: Path) -> int | None:
 @cache
 def usual_threads() -> int:
     """OMP_NUM_THREADS where it is set; else the cores that others leave free, at least one."""
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if threads.isdigit() and int(threads) > 0:
+        return int(threads)
     return max(1, cores() - round(busy_cores())) if cores() > 1 else 1
 
 
@@ -68,14 +68,14 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
     """A sentence for each."""
     if device.type != "cpu":
         return []
-    found, threads, most = [], torch.get_num_threads(), cores()
+    sentences, threads, most = [], torch.get_num_threads(), cores()
     if (kernels := why()).startswith("none: "):
-        found.append(f"slow: torch's operations in place of compiled kernels, as {kernels.removeprefix('none: ')}")
+        sentences.append(f"slow: torch's operations in place of compiled kernels, as {kernels.removeprefix('none: ')}")
     if threads < most and run.threads is None:
         reason = "as OMP_NUM_THREADS says" if os.environ.get("OMP_NUM_THREADS") else "as others keep this machine busy, or its checkpoints began so"
-        found.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
+        sentences.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
     elif threads == 1 < most:
-        found.append(f"1 thread of {most}, as threads=1 says")
+        sentences.append(f"1 thread of {most}, as threads=1 says")
     if run.autocast and not multiplies_bfloat16():
-        found.append("slow: autocast=true on a processor that does not multiply bfloat16; autocast=false is faster here")
-    return found
+        sentences.append("slow: autocast=true on a processor that does not multiply bfloat16; autocast=false is faster here")
+    return sentences

@@ -223,10 +223,10 @@ def check_schedule(run: Run) -> None:
 def warn_of_references(run: Run, tasks: Sequence[Task]) -> None:
     """Warn of references that no answer could match, with the first of them."""
     for reward, _, name in run.weighted():
-        if found := unmatched(reward, tasks):
-            first, why = found[0]
+        if cases := unmatched(reward, tasks):
+            first, why = cases[0]
             warnings.warn(
-                f"{len(found)} of the {len(tasks)} references of {run.name} can be matched by no answer that the reward {name!r} takes, the first "
+                f"{len(cases)} of the {len(tasks)} references of {run.name} can be matched by no answer that the reward {name!r} takes, the first "
                 f"is that of {first!r}: {why}; correct them, or leave these problems out",
                 stacklevel=3,
             )

@@ -80,8 +80,8 @@ class StepProgress:
             "update": f"row {sum(min(rows.taken, len(rows)) for rows in self.rows)} of {sum(map(len, self.rows))}",
             "eval": f"{self.answers} of {self.wanted} answers, {speed}",
         }
-        told = f": {parts[phase]}" if phase in parts else ""
-        return f"{f'step {self.step}, ' if self.step else ''}{seconds:.0f} s: {PHASE_WORDS[phase]}{told}"
+        detail = f": {parts[phase]}" if phase in parts else ""
+        return f"{f'step {self.step}, ' if self.step else ''}{seconds:.0f} s: {PHASE_WORDS[phase]}{detail}"
 
 
 class Narrator:
@@ -93,16 +93,16 @@ class Narrator:
 
     def watch(self) -> None:
         """Look now and then."""
-        since, said = 0.0, 0.0
+        since, last = 0.0, 0.0
         while not self.ended.wait(min(1.0, SOON)):
             if self.progress.since != since:
-                since, said = self.progress.since, 0.0
+                since, last = self.progress.since, 0.0
             now = time.monotonic()
-            if now - since >= SOON and now - said >= EVERY:
+            if now - since >= SOON and now - last >= EVERY:
                 with suppress(Exception):  # it reads what others write; a line less is no harm
                     if line := self.progress.line():
                         self.say(line)
-                        said = now
+                        last = now
 
     def close(self) -> None:
         """Say no more."""

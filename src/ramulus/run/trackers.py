@@ -150,8 +150,8 @@ def completions(run: Run, step: int, decode: Decode | None) -> Table:
         for leaf in (leaf for leaf in tree.leaves() if leaf.author is Author.POLICY):
             if len(table) == how.completions:
                 return table
-            told = {"step": step, "problem": tree.task.text, "answer": tree.task.answer, "completion": decode(leaf.response())}
-            table.append(told | {"reward": leaf.reward, "finish": leaf.finish, "tokens": len(leaf.response())})
+            row = {"step": step, "problem": tree.task.text, "answer": tree.task.answer, "completion": decode(leaf.response())}
+            table.append(row | {"reward": leaf.reward, "finish": leaf.finish, "tokens": len(leaf.response())})
     return table
 
 

@@ -86,8 +86,8 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
     console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
     before = run_folder.state_of(run_folder.path_of(run.folder, state.step)).get("numerics", {})
     if before and (changed := other_numerics(before, numerics(device_of(run.device), parts.engine.about))):
-        said = f"not the machine or the packages of step {state.step}, so what follows may differ in the last bits: {changed}"
-        console.print(f"{run.name}: {said}", markup=False, highlight=False, soft_wrap=True)
+        warning = f"not the machine or the packages of step {state.step}, so what follows may differ in the last bits: {changed}"
+        console.print(f"{run.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
     return state
 
 
@@ -129,10 +129,10 @@ async def on_ground(run: Run, start: Path | None, ready: Callable[[], None], ses
     try:
         await session.interrupt.abandonable(probe(run, parts))
         state = await restore(run, parts, session.console)  # the last to touch the generators: a reward may draw from them
-        trackers = Trackers(run, state.told, parts.decode)
+        trackers = Trackers(run, state.steps_logged, parts.decode)
         trackers.open(strict=state.step == 0 and start is None)
         ready()
-        if parts.taken.said:
+        if parts.taken.remark:
             parts.taken.save(run.folder)
         await _train(run, parts, state, trackers, session)
     finally:
@@ -144,7 +144,7 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
     """What is left of a stage."""
     console = session.console
     session.say(f"{run.name}: samples by {parts.engine.about}")
-    for words in (parts.taken.said, *slow_modes(run, device_of(run.device))):
+    for words in (parts.taken.remark, *slow_modes(run, device_of(run.device))):
         if words:
             session.say(f"{run.name}: {words}")
     ends = tuple(map(str, parts.decode.tokenizer.convert_ids_to_tokens(list(parts.stop.eos))))
@@ -155,7 +155,7 @@ async def _train(run: Run, parts: Parts, state: TrainerState, trackers: Trackers
         await evaluate_once(run, parts, "before", session, listeners)
         checkpoint.seed_all(run.seed)  # a run that was killed early does not repeat that evaluation
     rollouts = AheadRollouts(rollouts_of(run, parts, parts.stop), run.cluster.ahead if run.cluster else 0, run.steps)
-    logbook = Logbook(run, console, state.told, session.pause)
+    logbook = Logbook(run, console, state.steps_logged, session.pause)
     try:
         listeners.tell(lambda it: it.on_begin, TrainingBegun(run, state.step, logbook.say))
         about = run, parts.learner, parts.engine, rollouts, parts.evals, logbook, session.interrupt, state

@@ -66,7 +66,7 @@ class TrainerState:
     lowered: dict[str, int] = field(default_factory=dict)  # tokens_per_batch as stated, and what memory held of it
 
     @property
-    def told(self) -> int:
+    def steps_logged(self) -> int:
         """Steps that have a row in metrics.jsonl."""
         return self.step - (self.pending is not None)
 
@@ -348,7 +348,7 @@ class Trainer:
         path = run.folder / "evals" / f"{step:06d}.json"
         replace_text(path, json.dumps(scores))
         names = {f"mean@{run.eval_samples}": "mean", "greedy": "greedy", "reward": "reward", "greedy_reward": "greedy_reward", "length": "length"}
-        brief = {f"eval/{name}": scores[found] for found, name in names.items() if found in scores}
+        brief = {f"eval/{name}": scores[measure] for measure, name in names.items() if measure in scores}
         self.listeners.tell(lambda it: it.on_evaluation, EvaluationDone(run, step, self.logbook.say, brief, path))
         return brief
 

@@ -99,14 +99,14 @@ def decoded(forward: Forward, geometry: Geometry, case: Trial) -> list[Tensor]:
     forward(first, far, Reach(slots, near, slots.capacity, torch.tensor([2, 1], device=device), near < lengths - STEPS), False)
     for row, source in ((0, 2), (1, 1)):
         slots.move([(source, row, n)])
-    found = []
+    step_logits = []
     for step in range(STEPS):
         at = torch.tensor(case.at(step), device=device)[:, None]
         tokens, near, far = (x.gather(1, at) for x in (case.tokens, case.near, case.far))
         logits = forward(tokens, far, Reach(slots, near, slots.capacity), True)
         assert logits is not None
-        found.append(logits)
-    return found
+        step_logits.append(logits)
+    return step_logits
 
 
 def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:

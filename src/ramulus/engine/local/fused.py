@@ -90,9 +90,9 @@ def layer_of(block: Any, matrices: Matrices) -> Layer | None:
         return None
     if not (runs_as(block, LAYERS) and runs_as(block.self_attn, ATTENTIONS) and runs_as(block.mlp, (llama.LlamaMLP,))):
         return None
-    found = {name: matrices.pair(getattr(part, name)) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
-    pairs = {name.removesuffix("_proj"): pair for name, pair in found.items() if pair is not None}
-    if type(block.mlp.act_fn).__name__ not in SILU or len(pairs) < len(found):
+    projections = {name: matrices.pair(getattr(part, name)) for part, names in ((block.self_attn, ATTENTION), (block.mlp, MLP)) for name in names}
+    pairs = {name.removesuffix("_proj"): pair for name, pair in projections.items() if pair is not None}
+    if type(block.mlp.act_fn).__name__ not in SILU or len(pairs) < len(projections):
         return None  # an adapter of another kind, a quantised layer
     norms = [getattr(block.self_attn, name, None) for name in ("q_norm", "k_norm")]
     if not all(norm is None or is_norm(norm) for norm in (*norms, block.input_layernorm, block.post_attention_layernorm)):

@@ -275,8 +275,8 @@ def refuse_unfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     except RuntimeError as error:
         _, *wrong = (textwrap.shorten(line, 400, placeholder=" ...") for line in str(error).splitlines())
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        said = f"these weights do not fit this {type(model).__name__}, which stays as it was: {' '.join(wrong[:4])}{more}"
-        raise RuntimeError(said) from error
+        text = f"these weights do not fit this {type(model).__name__}, which stays as it was: {' '.join(wrong[:4])}{more}"
+        raise RuntimeError(text) from error
 
 
 def _read(weights: Weights) -> Mapping[str, torch.Tensor] | None:

@@ -93,16 +93,17 @@ class Vllm:
         model.config.save_pretrained(where)
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         options = [*self.words(dtype, device_of_model(model)), *self.options]
-        made = [Process(self.interpreter(), where, options, folder / f"server-{i}.log", self.threads, self.patience) for i in range(self.servers)]
+        logs = [folder / f"server-{i}.log" for i in range(self.servers)]
+        processes = [Process(self.interpreter(), where, options, log, self.threads, self.patience) for log in logs]
         try:
-            for process in made:
+            for process in processes:
                 process.start()
-            servers = [Server("", process.key, self.timeout, process) for process in made]
-            for server, process in zip(servers, made, strict=True):
+            servers = [Server("", process.key, self.timeout, process) for process in processes]
+            for server, process in zip(servers, processes, strict=True):
                 process.wait(server.answers)
                 server.meet(False, 3.0)
         except BaseException:
-            for process in made:
+            for process in processes:
                 process.stop()
             raise
         return servers
@@ -117,10 +118,10 @@ class Vllm:
         """The Python that has vLLM. FileNotFoundError where there is none."""
         named = self.python or os.environ.get(PYTHON, "")
         usual = [MADE, Path(sys.prefix).parent / MADE]
-        found = next((str(path.absolute()) for path in ([Path(named)] if named else usual) if path.exists()), None)
-        if found is None:
+        python = next((str(path.absolute()) for path in ([Path(named)] if named else usual) if path.exists()), None)
+        if python is None:
             raise FileNotFoundError(f"there is no vLLM at {named or MADE}: run `make vllm`, or set {PYTHON} to the Python of one that has it")
-        return found
+        return python
 
 
 def device_of_model(model: Any) -> str:

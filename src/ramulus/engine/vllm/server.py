@@ -48,18 +48,18 @@ def greeting_of(content: Any, url: str) -> Greeting:
             raise ConnectionError(f"the plug-in of the vLLM server at {url} speaks protocol {content['protocol']}, not {PLUGIN_PROTOCOL}: {PLUGIN}")
         major, minor = (int(part) for part in str(content["vllm"]).split(".")[:2])
         known = {"ways": ("files",), "workers": 1} | content
-        made = Greeting(**{name: known[name] for name in Greeting.__dataclass_fields__} | {"ways": tuple(known["ways"])})
+        greeting = Greeting(**{name: known[name] for name in Greeting.__dataclass_fields__} | {"ways": tuple(known["ways"])})
         logprobs, transfer = content["logprobs"], content["transfer"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConnectionError(f"{url} is no vLLM server with ramulus's plug-in ({error}): {PLUGIN}") from None
     if not WINDOW[0] <= (major, minor) <= WINDOW[1]:
-        raise ConnectionError(f"the server at {url} is vLLM {made.vllm}, and 0.31 to 0.33 are known here: install one of those")
+        raise ConnectionError(f"the server at {url} is vLLM {greeting.vllm}, and 0.31 to 0.33 are known here: install one of those")
     if logprobs.rpartition(".")[2].lower() != "processed_logprobs" or transfer != "ramulus":
         raise ConnectionError(
             f"the vLLM server at {url} does not answer log-probs of what it samples from, or takes no weights from files "
             f"(logprobs_mode={logprobs}, weight transfer {transfer}): start it with `python -m ramulus_vllm.serve MODEL`"
         )
-    return made
+    return greeting
 
 
 class Server:

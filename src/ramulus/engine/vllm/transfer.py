@@ -162,12 +162,12 @@ class Sender:
         cut = list(buckets(new.tensors, self.bucket))
         buffer = _room(max(sum(tensor.nbytes for tensor in bucket) for bucket in cut), device)
         more = {} if self.way != "ipc" else self._shared(buffer, gpu, new.name) | {"counts": [len(bucket) for bucket in cut]}
-        asked = {"instance": self.instance, "name": new.name, "version": new.version, "in_flight": in_flight, "tensors": listed, "more": more}
+        body = {"instance": self.instance, "name": new.name, "version": new.version, "in_flight": in_flight, "tensors": listed, "more": more}
         carry = self._laid_out if self.way == "ipc" else self._broadcast
-        said = await self._both(server.ask(client, "POST", "load", asked), partial(self._carried, cut, buffer, partial(carry, new.name)))
+        greeting = await self._both(server.ask(client, "POST", "load", body), partial(self._carried, cut, buffer, partial(carry, new.name)))
         if self.way == "ipc":
             _give_back()
-        return said
+        return greeting
 
     def _device(self, tensors: Mapping[str, Any]) -> Any:
         """Where buckets are made."""
@@ -186,8 +186,8 @@ class Sender:
         port, self.store = store_on(host, seconds)
         size = 1 + server.hello.workers
         join = {"host": host, "port": port, "size": size, "seconds": server.timeout, "bucket": self.bucket}
-        asked = {"instance": server.hello.instance, "way": self.way, "gpu": gpu, "join": join}
-        await self._both(server.ask(client, "POST", "open", asked, seconds), partial(self._joined, host, size, device))
+        body = {"instance": server.hello.instance, "way": self.way, "gpu": gpu, "join": join}
+        await self._both(server.ask(client, "POST", "open", body, seconds), partial(self._joined, host, size, device))
         self.instance = server.hello.instance
 
     def _joined(self, host: str, size: int, device: Any) -> None:
@@ -201,20 +201,20 @@ class Sender:
 
     async def _both(self, asking: Coroutine[Any, Any, _T], work: Callable[[], None]) -> _T:
         """What the server answers while this process does its part. What the server says comes first; Lost where the part alone fails."""
-        asked, working = asyncio.ensure_future(asking), in_daemon(work)
-        both: set[asyncio.Future[Any]] = {asked, working}
+        answer, working = asyncio.ensure_future(asking), in_daemon(work)
+        both: set[asyncio.Future[Any]] = {answer, working}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
             if not working.done() or (failed := working.exception()) is None:
-                return await asked
+                return await answer
             self.close()  # so that the server need not wait
-            await asyncio.wait({asked}, timeout=30.0)
-            if asked.done() and isinstance(asked.exception(), Lost):
-                await asked
+            await asyncio.wait({answer}, timeout=30.0)
+            if answer.done() and isinstance(answer.exception(), Lost):
+                await answer
             raise Lost(f"the vLLM server at {self.server.url} is lost while weights are on their way ({sentence(failed)[:200]})")
         except BaseException:
             self.close()
-            asked.cancel()
+            answer.cancel()
             raise
 
     def _carried(self, cut: Sequence[Sequence[Any]], buffer: Any, carry: Callable[[int, Any], None]) -> None:
@@ -253,9 +253,9 @@ async def sent(pool: PoolEngine, server: Any, sender: Sender, client: Any, new: 
     ConnectionError where no next ones may come.
     """
     if not new.changed:
-        said = await sender.send(client, new, pool.in_flight)
+        greeting = await sender.send(client, new, pool.in_flight)
         if not new.changed:
-            return said
+            return greeting
     if pool.waits(server):
         remedy = "load weights again, or take engine.weights='files', which keeps a copy"
         raise ConnectionError(f"the vLLM server at {sender.server.url} wants weights that have been learned further since they were loaded: {remedy}")
@@ -336,7 +336,7 @@ def in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     future: asyncio.Future[_T] = loop.create_future()
     future.add_done_callback(lambda done: done.cancelled() or done.exception())  # not every failure is waited for
 
-    def told(settle: Callable[[Any], None], what: Any) -> None:
+    def settle_soon(settle: Callable[[Any], None], what: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(lambda: None if future.done() else settle(what))
 
@@ -344,9 +344,9 @@ def in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
         try:
             answer = work()
         except BaseException as error:
-            told(future.set_exception, error)
+            settle_soon(future.set_exception, error)
         else:
-            told(future.set_result, answer)
+            settle_soon(future.set_result, answer)
 
     Thread(target=run, name="weights", daemon=True).start()
     return future

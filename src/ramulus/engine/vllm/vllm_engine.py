@@ -117,11 +117,11 @@ class VllmEngine(PoolEngine):
         if isinstance(new, Elsewhere):
             raise Stale(f"the vLLM server at {server.url} has not the weights that were sent to it")
         if isinstance(new, Held):
-            if said := await sent(self, server, self._senders[server], self._here.client, new):
-                server.hello, server.loaded = greeting_of(said, server.url), new.name
+            if greeting := await sent(self, server, self._senders[server], self._here.client, new):
+                server.hello, server.loaded = greeting_of(greeting, server.url), new.name
             return
-        asked = {"path": str(new.path), "name": new.name, "version": new.version, "crc": new.crc, "in_flight": self.in_flight}
-        server.hello = greeting_of(await server.ask(self._here.client, "POST", "load", asked), server.url)
+        body = {"path": str(new.path), "name": new.name, "version": new.version, "crc": new.crc, "in_flight": self.in_flight}
+        server.hello = greeting_of(await server.ask(self._here.client, "POST", "load", body), server.url)
         server.loaded = new.name
 
     @property
@@ -136,10 +136,10 @@ class VllmEngine(PoolEngine):
         self._turn()
         return await self.one.ask(self._here.client, method, path, content, patience)
 
-    def took(self, said: Any, name: str, version: int) -> None:
+    def took(self, greeting: Any, name: str, version: int) -> None:
         """Its one server has these weights of another process now, and said so."""
         server = self.one
-        server.hello, server.loaded = greeting_of(said, server.url), name
+        server.hello, server.loaded = greeting_of(greeting, server.url), name
         self._pushed = Elsewhere(Path(), version, name=name)
         self._names.add(name)
         self._affinity.forget()

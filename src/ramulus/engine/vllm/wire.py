@@ -74,8 +74,8 @@ def segment_of(answer: Any, request: Request, vocabulary: int) -> tuple[Segment,
     column = array("f", [0.0] * len(tokens) if greedy else logprobs)
     end = "eos" if tokens[-1] in request.stop.ids else None
     heat = request.sampling.temperature
-    made = Segment(array("i", tokens), column, end, temperature=None if callable(heat) else float(heat))
-    return versioned(made, spans), reused
+    segment = Segment(array("i", tokens), column, end, temperature=None if callable(heat) else float(heat))
+    return versioned(segment, spans), reused
 
 
 def token_of_entry(entry: Mapping[str, Any]) -> int:
@@ -122,6 +122,6 @@ def versioned(segment: Segment, spans: Sequence[tuple[int, int, int]]) -> Segmen
 
 def said_of(answer: Mapping[str, Any] | Any) -> str:
     """What vLLM says of an error."""
-    said = answer.get("error") if isinstance(answer, Mapping) else None
-    text = said.get("message") if isinstance(said, Mapping) else said
+    error = answer.get("error") if isinstance(answer, Mapping) else None
+    text = error.get("message") if isinstance(error, Mapping) else error
     return " ".join(str(text or answer).split())[:300]

@@ -71,12 +71,12 @@ class Stacked:
     before: np.ndarray  # [R]
     tree: np.ndarray  # [trees + 1] the first run of each tree, then R
     depth: int  # tokens on the longest path
-    told: np.ndarray = field(init=False, repr=False)  # the row as attention.c reads it
+    c_row: np.ndarray = field(init=False, repr=False)  # the row as attention.c reads it
 
     def __post_init__(self) -> None:
         columns = self.start, self.stop, self.before, self.tree
         words = *(x.ctypes.data for x in columns), len(self.tree) - 1, self.depth
-        object.__setattr__(self, "told", np.array(words, dtype=np.uint64))
+        object.__setattr__(self, "c_row", np.array(words, dtype=np.uint64))
 
     @classmethod
     def of(cls, row: Runs) -> Stacked:
@@ -156,7 +156,7 @@ class _Call:
     def __init__(self, query: Tensor, key: Tensor, plan: Stacked) -> None:
         self.library = kernels(query.dtype)
         shape = (query.shape[1], key.shape[1], query.shape[3], torch.get_num_threads())
-        self.row, self.shape = plan.told, np.array(shape, dtype=np.int64)
+        self.row, self.shape = plan.c_row, np.array(shape, dtype=np.int64)
         size = self.library.ramulus_attention_room(self.row.ctypes.data, self.shape.ctypes.data)
         self.room = query.new_empty(size, dtype=wide(query.dtype))
 

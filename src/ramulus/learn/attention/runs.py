@@ -86,8 +86,8 @@ class PathByPath:
         rest = query.shape[2] - sum(self.queries)
         wide = torch.promote_types(query.dtype, torch.float32)  # gradients of tokens that paths share are added up in it
         known = (x.to(wide).index_select(2, self.paths).to(x.dtype).split(self.keys, 2) for x in (key, value))
-        asked = query[:, :, : query.shape[2] - rest].split(self.queries, 2)
-        parts = [self._one(q, k, v, scale, variant) for q, k, v in zip(asked, *known, strict=True)]
+        query_parts = query[:, :, : query.shape[2] - rest].split(self.queries, 2)
+        parts = [self._one(q, k, v, scale, variant) for q, k, v in zip(query_parts, *known, strict=True)]
         out = torch.cat(parts, 2).transpose(1, 2)
         return F.pad(out, (0, 0, 0, 0, 0, rest)) if rest else out
 

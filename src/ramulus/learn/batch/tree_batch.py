@@ -95,8 +95,8 @@ class TreeBatch:
 
     def begun(self, tempered: Tensor, plain: Tensor) -> TreeBatch:
         """With the columns that this row's first forward pass gives, from what it says now: log-probs [T] at the temperature of sampling and at 1."""
-        said = {"recomputed": plain, "recomputed_tempered": tempered}
-        columns: dict[str, Any] = {name: said[name].detach() for name in self.begins}
+        logprobs = {"recomputed": plain, "recomputed_tempered": tempered}
+        columns: dict[str, Any] = {name: logprobs[name].detach() for name in self.begins}
         return replace(self, begins=(), **columns) if columns else self
 
     def term(self, m: int) -> TreeBatch:

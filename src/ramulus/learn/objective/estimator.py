@@ -47,8 +47,8 @@ class Estimator:
     @property
     def scored(self) -> set[str]:
         """The columns by the names that a learner scores them under; the advantage may read one too."""
-        found = {f"{name}_tempered" if name == "recomputed" and self.recomputed_tempered else name for name in self.columns}
-        return found | ({self.advantage.column} if getattr(self.advantage, "column", None) else set())
+        names = {f"{name}_tempered" if name == "recomputed" and self.recomputed_tempered else name for name in self.columns}
+        return names | ({self.advantage.column} if getattr(self.advantage, "column", None) else set())
 
     def reads(self, author: Author) -> set[str]:
         """The columns that are read at the tokens of one author."""

@@ -259,7 +259,7 @@ class Mix:
 def signals_of(mask: Any) -> list[Any]:
     """The parts of a mask that hold the policy's entropy now against quantiles of entropies as sampled."""
     if isinstance(mask, Product | PerAuthor):
-        return [found for part in (mask.parts if isinstance(mask, Product) else (mask.policy, mask.expert)) for found in signals_of(part)]
+        return [signal for part in (mask.parts if isinstance(mask, Product) else (mask.policy, mask.expert)) for signal in signals_of(part)]
     return [mask] if hasattr(mask, "signal") else []
 
 

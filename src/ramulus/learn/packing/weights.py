@@ -135,7 +135,7 @@ def select(
 def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Sequence[GateWeights] | None) -> list[Extra]:
     """The weights of every leaf that some term trains by the Mix's own normaliser: a leaf counts once, times what the gate says of it."""
     assert mix.normaliser is not None
-    found: list[dict[int, tuple[float, frozenset[Author], int]]] = []
+    per_tree: list[dict[int, tuple[float, frozenset[Author], int]]] = []
     for index, tree in enumerate(trees):
         chosen: dict[int, tuple[float, frozenset[Author], int]] = {}
         trained = {leaf: 1 for term in terms for leaf in term[index]}
@@ -147,11 +147,11 @@ def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Seq
                 authors = frozenset(author for part in mine for author in part.authors)
                 count = sum(len(node.tokens) for node in leaf.line() if node.author in authors)
                 chosen[leaf.id] = parts[leaf.id] * opened, authors, count
-        found.append(chosen)
-    weights = mix.normaliser([[(count, share) for share, _, count in chosen.values()] for chosen in found])
+        per_tree.append(chosen)
+    weights = mix.normaliser([[(count, share) for share, _, count in chosen.values()] for chosen in per_tree])
     return [
         {leaf: (weight, authors) for (leaf, (_, authors, _)), weight in zip(chosen.items(), each, strict=True)}
-        for chosen, each in zip(found, weights, strict=True)
+        for chosen, each in zip(per_tree, weights, strict=True)
     ]
 
 

@@ -29,11 +29,11 @@ def verify_policy(model: Any, chunk: int, patches: Sequence[Patch], way: Way) ->
     name = type(model).__name__
     head = head_of(model, chunk)
     try:
-        found = survey(model)
-        off = logit_difference(model, head, patches, "dense" if way == "flex" else way, found)
+        model_survey = survey(model)
+        off = logit_difference(model, head, patches, "dense" if way == "flex" else way, model_survey)
         if head.scale != 1 and not off <= CLOSE:
             head = replace(head, scale=1.0)
-            off = logit_difference(model, head, patches, "dense" if way == "flex" else way, found)
+            off = logit_difference(model, head, patches, "dense" if way == "flex" else way, model_survey)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{name} cannot learn from packed trees: {message_of(error)}") from error
     kinds = {parameter.dtype for parameter in model.parameters()}
@@ -43,19 +43,19 @@ def verify_policy(model: Any, chunk: int, patches: Sequence[Patch], way: Way) ->
             f"{name} cannot learn from packed trees: its logits there differ from those of separate sequences by {off:.2g}, so its tokens depend on "
             "more than the keys and values of those before them, or it changes logits in a way that is not known"
         )
-    return found, head
+    return model_survey, head
 
 
 @torch.no_grad()
-def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way, found: Survey) -> float:
+def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way, model_survey: Survey) -> float:
     """The largest difference of logits, relative to the largest logit."""
     most = context(model.config)
-    trunk = min(max(1, most - BRANCH), found.past_windows(TRUNK))
+    trunk = min(max(1, most - BRANCH), model_survey.past_windows(TRUNK))
     case = trees(trunk, max(0, min(most, FAR) - trunk - BRANCH), int(model.get_input_embeddings().num_embeddings))
     token, position, parent, end, lines = (x.to(model.get_input_embeddings().weight.device) for x in case)
 
     def packed(dtype: torch.dtype) -> Tensor:
-        row = plan(parent, end, dtype, way, found.sights)
+        row = plan(parent, end, dtype, way, model_survey.sights)
         with attending(model), fused(patches), head.stopped() as given:
             model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
         return head.logits(given[0][0])
@@ -65,7 +65,7 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
         packed(dtype)  # in its own precision it must at least run
     with widened(model):
         ours = packed(torch.float32 if is_half(model) else dtype)[lines]
-        with attending(model, plain_way(model, found)):
+        with attending(model, plain_way(model, model_survey)):
             near = model(input_ids=token[lines[:2]], use_cache=False).logits  # which positions it takes by itself
             far = model(input_ids=token[lines[2:]], position_ids=position[lines[2:]], use_cache=False).logits
     alone = torch.cat((near, far))[..., : head.drawn]

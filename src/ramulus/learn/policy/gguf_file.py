@@ -43,7 +43,7 @@ def gguf_of(path: Path, file: str | None = None) -> Path | None:
         return path
     if file is None and ((path / "config.json").is_file() or next(path.glob("*.safetensors"), None)):
         return None
-    name = one_of([found.name for found in path.glob(f"*{SUFFIX}")], file, str(path))
+    name = one_of([entry.name for entry in path.glob(f"*{SUFFIX}")], file, str(path))
     return None if name is None else path / name
 
 
@@ -110,24 +110,24 @@ def open_gguf(file: Path) -> Any:
 
 def gguf_settings(reader: Any) -> dict[str, Any]:
     """The settings of the architecture, without its name before them; `architecture` among them."""
-    said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
-    kind = str(said.get("general.architecture", ""))
-    return {name.removeprefix(f"{kind}."): value for name, value in said.items() if name.startswith(f"{kind}.")} | {"architecture": kind}
+    settings = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
+    kind = str(settings.get("general.architecture", ""))
+    return {name.removeprefix(f"{kind}."): value for name, value in settings.items() if name.startswith(f"{kind}.")} | {"architecture": kind}
 
 
 def check_settings(file: Path, reader: Any, config: Any, rope_given: bool) -> None:
     """Raise ValueError, naming them, for settings that transformers leaves out although they change what the model computes."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING as NAMES
 
-    said = gguf_settings(reader)
-    kind = str(said.pop("architecture"))
+    settings = gguf_settings(reader)
+    kind = str(settings.pop("architecture"))
     text = config.get_text_config()
     names: Any = NAMES["config"]
     taken = {*names.get(kind.replace("-", "_"), {}), *names.get(text.model_type, {})}
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     rotary = head * float((getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0))
     lost = []
-    for name, value in said.items():
+    for name, value in settings.items():
         fine = name in NOT_MISSED or (name.startswith("rope.") and rope_given)
         fine = fine or (name == "rope.dimension_count" and value == rotary) or (name == "rope.scaling.type" and value == "none")
         fine = fine or (name in SAME and getattr(text, SAME[name], None) == value) or (name in taken and name != "rope.dimension_count")

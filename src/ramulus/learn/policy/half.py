@@ -143,11 +143,11 @@ def half_attended(
 ) -> tuple[Tensor, None]:
     """What an attention module's forward answers, on a tree."""
     size = module.head_dim
-    known, asked = (layer.weight.shape[0] // size for layer in (module.k_proj, module.q_proj))
-    turn = Turn(asked + known, size, *(angle[0].float().contiguous() for angle in position_embeddings))
+    key_heads, query_heads = (layer.weight.shape[0] // size for layer in (module.k_proj, module.q_proj))
+    turn = Turn(query_heads + key_heads, size, *(angle[0].float().contiguous() for angle in position_embeddings))
     x = hidden_states.to(BFLOAT16).reshape(-1, hidden_states.shape[-1])
     rows = product(narrow, x, module.q_proj, module.k_proj, module.v_proj, turn=turn).view(len(x), -1, size)
-    query, key, value = (part.transpose(0, 1)[None] for part in rows.split((asked, known, known), 1))
+    query, key, value = (part.transpose(0, 1)[None] for part in rows.split((query_heads, key_heads, key_heads), 1))
     window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
     out, _ = tree_attention(module, query, key, value, attention_mask, scaling=module.scaling, sliding_window=window, **options)
     return product(narrow, out.reshape(len(x), -1), module.o_proj).view(hidden_states.shape), None

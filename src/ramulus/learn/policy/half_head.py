@@ -38,7 +38,7 @@ class Read(torch.autograd.Function):
             if kept is not None:
                 panels.pull(scores, token[part], None if by is None else by[part], first[2][part], None, kept[part])
         ctx.save_for_backward(hidden, narrow, token, by, plain, warm, kept)
-        ctx.asked = panels, scale, hot, weight.dtype
+        ctx.settings = panels, scale, hot, weight.dtype
         ctx.set_materialize_grads(False)
         return first[0].clone(), plain[0].clone(), (first if hot else plain)[1].clone()
 
@@ -47,7 +47,7 @@ class Read(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of hidden and weight: what each answer pulls at is a matrix in bfloat16, times one number a row."""
         hidden, narrow, token, by, plain, warm, kept = ctx.saved_tensors
-        panels, scale, hot, dtype = ctx.asked
+        panels, scale, hot, dtype = ctx.settings
         dhidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         dweight = torch.zeros_like(narrow, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         first = (given[1], None, plain) if by is None else (given[0], by, warm)
@@ -60,14 +60,14 @@ class Read(torch.autograd.Function):
             for part in [slice(0, len(token))] if matrix is not None else slices(len(token), PULL_ROWS):
                 if matrix is None:
                     more = None if factor is None else factor[part]
-                    made = pulled(panels, hidden[part], scale, token[part], more, level[part], entropy[part] if spread else None)
+                    dscores = pulled(panels, hidden[part], scale, token[part], more, level[part], entropy[part] if spread else None)
                 else:
-                    made = matrix
-                made = made[:, : panels.words]
+                    dscores = matrix
+                dscores = dscores[:, : panels.words]
                 if dhidden is not None:
-                    dhidden[part] += (made @ narrow[: panels.words]) * rows[part]
+                    dhidden[part] += (dscores @ narrow[: panels.words]) * rows[part]
                 if dweight is not None:
-                    dweight[: panels.words] += made.t() @ (hidden[part] * rows[part]).to(BFLOAT16)
+                    dweight[: panels.words] += dscores.t() @ (hidden[part] * rows[part]).to(BFLOAT16)
         return (
             None if dhidden is None else dhidden.to(hidden.dtype), None if dweight is None else dweight.to(dtype), *(None,) * 6,
         )  # fmt: skip

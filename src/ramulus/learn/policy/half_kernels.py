@@ -106,8 +106,8 @@ class HeadPanels:
         """hidden [N, d] in bfloat16 -> [N, line] in float32, -inf beyond the words."""
         scores = torch.empty(len(hidden), self.line)
         words = len(hidden), self.width, self.words, torch.get_num_threads(), hidden.data_ptr(), self.panels.data_ptr()
-        asked = np.array(words, dtype=np.uint64)
-        call("ramulus_head_scores", asked.ctypes.data, scale, scores, self.line)
+        arguments = np.array(words, dtype=np.uint64)
+        call("ramulus_head_scores", arguments.ctypes.data, scale, scores, self.line)
         return scores
 
     def read(self, scores: Tensor, token: Tensor, by: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

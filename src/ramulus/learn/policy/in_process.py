@@ -206,11 +206,11 @@ def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
 def _read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Those of the tensors "weights/NAME" that the files of a model folder hold."""
     wanted: set[str] = set(names)
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in sorted(model.glob("*.safetensors")) if wanted else ():
         with safe_open(file, "pt") as opened:
-            found |= {f"weights/{name}": opened.get_tensor(name) for name in opened.keys() if f"weights/{name}" in wanted}  # noqa: SIM118
-    return found
+            weights |= {f"weights/{name}": opened.get_tensor(name) for name in opened.keys() if f"weights/{name}" in wanted}  # noqa: SIM118
+    return weights
 
 
 def _held_by(model: Path, tensors: Mapping[str, Tensor]) -> set[str]:

@@ -144,13 +144,13 @@ class RowInfluence:
         shared, count = query.shape[1], block.last - block.first
         causal = torch.full((count, count), -torch.inf, dtype=sums.dtype, device=sums.device).triu_(1)
         groups = [(group, group.weight.to(sums), group.mask(sums)) for group in block.groups]
-        asked, known = query[:, :, block.first : block.last].flatten(1, 2), known[:, :, : block.keys]
+        queries, known = query[:, :, block.first : block.last].flatten(1, 2), known[:, :, : block.keys]
         some = max(1, scores_at_once(query.device) // (shared * count * block.keys))
         for h in range(0, known.shape[0], some):
             keys = known[h : h + some]
             heads = keys.shape[0]
             scores = space[: heads * shared * count * block.keys].view(heads, -1, block.keys)
-            rows = _attention(asked[h : h + some], keys, scores, causal, small)
+            rows = _attention(queries[h : h + some], keys, scores, causal, small)
             inverse = rows.sum(-1)[:, None].reciprocal_()
             into = sums[h * shared : (h + heads) * shared]
             for group, weight, mask in groups:
@@ -161,11 +161,11 @@ class RowInfluence:
         wide = torch.promote_types(like.dtype, torch.float32)
         return torch.zeros(heads, len(self.step), dtype=wide, device=like.device)
 
-    def add_group(self, group: PathGroup, found: Tensor, sums: Tensor) -> None:
+    def add_group(self, group: PathGroup, values: Tensor, sums: Tensor) -> None:
         """Add what a group makes of some heads, [H, m, high], to sums [H, F]."""
         for path, row in group.paths:
             at = self.base[path]
-            sums[:, at : at + group.high] += found[:, row]
+            sums[:, at : at + group.high] += values[:, row]
 
     def end_layer(self, sums: Tensor) -> None:
         """End a layer: the mean over the keys of each step, the largest over heads and layers."""
@@ -322,7 +322,7 @@ def influences(rows: Sequence[ScoreRow], watches: Sequence[RowInfluence]) -> lis
 def folding(row: ScoreRow, stepped: Sequence[PathSteps], base: Sequence[int]) -> Folding:
     """Of every token that adds something to a path, what and to which columns."""
     used = [np.flatnonzero(path.limit) for path in stepped]
-    found = [
+    columns = [
         np.concatenate([np.zeros(0, dtype=kind), *parts])
         for kind, parts in (
             (np.int64, [path.line[some] for path, some in zip(stepped, used, strict=True)]),
@@ -331,8 +331,8 @@ def folding(row: ScoreRow, stepped: Sequence[PathSteps], base: Sequence[int]) ->
             (np.float64, [path.weight[some] for path, some in zip(stepped, used, strict=True)]),
         )
     ]
-    order = np.argsort(found[0], kind="stable")
-    asking, at, limit, weight = (column[order] for column in found)
+    order = np.argsort(columns[0], kind="stable")
+    asking, at, limit, weight = (column[order] for column in columns)
     return Folding(np.searchsorted(asking, np.arange(len(row) + 1)), at, limit, weight)
 
 
@@ -347,12 +347,12 @@ def blocks_of_runs(row: ScoreRow, stepped: Sequence[PathSteps]) -> list[RunBlock
         while run >= 0:
             paths[run].append(path)
             run = int(line.above[run])
-    made = []
+    run_blocks = []
     for run in range(len(line)):
         blocks = list(blocks_of(line, run, stepped, paths[run]))
         if blocks:
-            made.append(RunBlocks(line.path(run), blocks))
-    return made
+            run_blocks.append(RunBlocks(line.path(run), blocks))
+    return run_blocks
 
 
 def blocks_of(line: Any, run: int, stepped: Sequence[PathSteps], paths: Sequence[int]) -> Iterator[QueryBlock]:

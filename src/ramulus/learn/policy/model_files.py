@@ -81,12 +81,12 @@ def read_json(file: Path) -> dict[str, Any]:
     start = file.read_bytes()
     refuse_other(file, start[:512])
     try:
-        found = json.loads(start)
+        content = json.loads(start)
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}): {COPY_AGAIN}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object: {COPY_AGAIN}")
-    return found
+    return content
 
 
 def refuse_other(file: Path, start: bytes) -> None:

@@ -22,13 +22,13 @@ class Narrow:
         """[a, d], [b, d], ... -> [a + b + ..., d] in bfloat16."""
         return self.kept(weights, lambda: torch.cat([weight.detach().to(torch.bfloat16) for weight in weights]))
 
-    def kept(self, weights: Sequence[Tensor], made: Callable[[], Any], name: str = "") -> Any:
-        """What `made` answers of these weights as they are now."""
+    def kept(self, weights: Sequence[Tensor], compute: Callable[[], Any], name: str = "") -> Any:
+        """What `compute` answers of these weights as they are now."""
         key, now = (name, *(id(weight) for weight in weights)), tuple(x for weight in weights for x in (weight.data_ptr(), weight._version))
-        found = self.copies.get(key)
-        if found is None or found[0] != now:
-            found = self.copies[key] = now, made()
-        return found[1]
+        entry = self.copies.get(key)
+        if entry is None or entry[0] != now:
+            entry = self.copies[key] = now, compute()
+        return entry[1]
 
     def forget(self) -> None:
         """Drop all copies."""

@@ -114,9 +114,9 @@ def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, str
     try:
         policy = build()
     except Exception as error:
-        pipe.send_bytes(told(False, error, 0))
+        pipe.send_bytes(answer_bytes(False, error, 0))
         return
-    pipe.send_bytes(told(True, None, policy.version))
+    pipe.send_bytes(answer_bytes(True, None, policy.version))
     while True:
         try:
             call = pipe.recv_bytes()
@@ -127,10 +127,10 @@ def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, str
             answer, good = CALLS[name](policy, *arguments), True
         except Exception as error:
             answer, good = error, False
-        pipe.send_bytes(told(good, answer, policy.version))
+        pipe.send_bytes(answer_bytes(good, answer, policy.version))
 
 
-def told(good: bool, answer: Any, version: int) -> bytes:
+def answer_bytes(good: bool, answer: Any, version: int) -> bytes:
     """An answer for the pipe; an error that cannot be pickled becomes a RuntimeError that says the same."""
     try:
         return pickle.dumps((good, answer, version))

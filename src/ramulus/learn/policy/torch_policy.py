@@ -183,9 +183,9 @@ class TorchPolicy:
         hot, bare = any(name.endswith("_tempered") for name in names), not set(names) - {"value"}
         target = torch.zeros_like(token, dtype=torch.bool) if bare else can_be_learned(row.author.to(self.device))
         temperature = temperatures(row.temperature.to(self.device), target, True) if hot and row.temperature is not None else None
-        found = self._logprobs(model, (token, position, parent, end), target, temperature, False, watch, bare=bare)
-        known = {"value": found.value, "entropy": found.entropy}
-        columns = {name: known[name] if name in known else found.tempered if name.endswith("_tempered") else found.plain for name in names}
+        evaluated = self._logprobs(model, (token, position, parent, end), target, temperature, False, watch, bare=bare)
+        known = {"value": evaluated.value, "entropy": evaluated.entropy}
+        columns = {name: known[name] if name in known else evaluated.tempered if name.endswith("_tempered") else evaluated.plain for name in names}
         return {name: column.cpu() for name, column in columns.items() if column is not None}
 
     def _logprobs(
@@ -339,10 +339,10 @@ def temperatures(temperature: Tensor, target: Tensor, needed: bool) -> Tensor | 
 def _fill(into: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
     """Copy the tensors under a prefix into those of the same names; ValueError where names or shapes differ."""
     for name, tensor in into.items():
-        found = tensors.get(prefix + name)
-        if found is None or found.shape != tensor.shape:
-            held = "no" if found is None else f"{tuple(found.shape)} as"
+        saved = tensors.get(prefix + name)
+        if saved is None or saved.shape != tensor.shape:
+            held = "no" if saved is None else f"{tuple(saved.shape)} as"
             raise ValueError(
                 f"the checkpoint has {held} {prefix}{name}, the model wants {tuple(tensor.shape)}: resume with the model it is of"
             )
-        tensor.copy_(found)
+        tensor.copy_(saved)

@@ -43,29 +43,29 @@ def rewrite(file: Path, change: Any) -> None:
     file.write_text(json.dumps(change(json.loads(file.read_text())), indent=2, ensure_ascii=False) + "\n")
 
 
-def config_for_all(said: dict[str, Any], other_names: Mapping[str, str]) -> dict[str, Any]:
+def config_for_all(settings: dict[str, Any], other_names: Mapping[str, str]) -> dict[str, Any]:
     """A config of transformers 5 with what transformers 4 and its readers look for: torch_dtype, rope_theta, rope_scaling.
 
     `other_names`: of settings, by which transformers 5 knows them too; some were their own in transformers 4.
     """
-    older: dict[str, Any] = {"torch_dtype": said["dtype"]} if "dtype" in said else {}
-    older |= {other: said[name] for other, name in other_names.items() if name in said}
-    rope = said.get("rope_parameters") or {}
+    older: dict[str, Any] = {"torch_dtype": settings["dtype"]} if "dtype" in settings else {}
+    older |= {other: settings[name] for other, name in other_names.items() if name in settings}
+    rope = settings.get("rope_parameters") or {}
     full = rope.get("full_attention", rope)
     if "rope_theta" in full:
-        older |= {OTHER_NUMERALS.get((said["model_type"], name), name): full[name] for name in NUMERALS if name in full}
+        older |= {OTHER_NUMERALS.get((settings["model_type"], name), name): full[name] for name in NUMERALS if name in full}
         scaling = {name: value for name, value in full.items() if name not in NUMERALS}
         older["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
     if "rope_theta" in rope.get("sliding_attention", {}):
         older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-    return older | said
+    return older | settings
 
 
-def tokenizer_for_all(said: dict[str, Any], came_with: str | None) -> dict[str, Any]:
+def tokenizer_for_all(settings: dict[str, Any], came_with: str | None) -> dict[str, Any]:
     """The settings of a tokenizer of transformers 5 under the names of transformers 4, with the class that it came with."""
-    kind = said.get("tokenizer_class")
-    extra = said.get("extra_special_tokens")
-    kept = {name: value for name, value in said.items() if name not in ("is_local", "local_files_only", "extra_special_tokens")}
+    kind = settings.get("tokenizer_class")
+    extra = settings.get("extra_special_tokens")
+    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only", "extra_special_tokens")}
     named = {"additional_special_tokens": extra} if isinstance(extra, list) else {"extra_special_tokens": extra} if extra else {}
     return kept | named | {"tokenizer_class": came_with or ("PreTrainedTokenizerFast" if kind == BACKEND else kind)}
 

@@ -57,9 +57,9 @@ def on_accumulate(policy: ShardedPolicy, mix: Mix, rows: Sequence[TreeBatch | No
 
 def on_update(policy: ShardedPolicy, lr: float) -> dict[str, float]:
     """One optimizer step."""
-    found = policy.update(lr)
+    stats = policy.update(lr)
     give_back_after(policy)  # gradients
-    return found
+    return stats
 
 
 def on_weights(policy: ShardedPolicy) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def write_shards(policy: ShardedPolicy, folder: Path) -> None:
         for part, value in policy.optimizer.state.get(stepped, {}).items():
             key = f"adam/{part}/{name}"
             held[key] = spread(policy, policy.trainable[name], in_floats(value)) if part != "step" else value.cpu()
-            held |= {f"{this_rank()}/{key}/{what}": found.cpu() for what, found in codes_of(value).items()}
+            held |= {f"{this_rank()}/{key}/{what}": code.cpu() for what, code in codes_of(value).items()}
     at_once(lambda: dcp.save(held, checkpoint_id=folder / SHARDS))
 
 
@@ -55,9 +55,9 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
         for part in (part for part in ADAM if f"adam/{part}/{name}" in files.shapes):
             like, key = moment(policy, stepped, part), f"adam/{part}/{name}"
             policy.optimizer.state[stepped][part] = like
-            exact = {what: found for what, found in codes_of(like).items() if files.shapes.get(f"{this_rank()}/{key}/{what}") == tuple(found.shape)}
-            for what, found in exact.items():  # written by as many ranks: the very bits
-                files.ask(f"{this_rank()}/{key}/{what}", torch.empty_like(found, device="cpu"), found)
+            exact = {what: code for what, code in codes_of(like).items() if files.shapes.get(f"{this_rank()}/{key}/{what}") == tuple(code.shape)}
+            for what, code in exact.items():  # written by as many ranks: the very bits
+                files.ask(f"{this_rank()}/{key}/{what}", torch.empty_like(code, device="cpu"), code)
             if not exact:
                 files.ask(key, like if part == "step" else spread(policy, policy.trainable[name], in_floats(like)), like)
     files.read()
@@ -72,8 +72,8 @@ def this_rank() -> str:
 
 def in_floats(value: Tensor) -> Tensor:
     """A moment in floating point, though it be kept in 8 bits."""
-    found: Tensor = value.dequantize() if codes_of(value) else value
-    return found
+    floats: Tensor = value.dequantize() if codes_of(value) else value
+    return floats
 
 
 def moment(policy: ShardedPolicy, stepped: Tensor, part: str) -> Tensor:
@@ -121,7 +121,7 @@ class RankFiles:
     def __init__(self, folder: Path) -> None:
         self.reader = dcp.FileSystemReader(folder / SHARDS)
         known = self.reader.read_metadata().state_dict_metadata
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(said.size) for name, said in known.items() if hasattr(said, "size")}
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(meta.size) for name, meta in known.items() if hasattr(meta, "size")}
         self.asked: dict[str, Tensor] = {}
         self.into: list[tuple[Tensor, Tensor]] = []
 
@@ -133,8 +133,8 @@ class RankFiles:
     def read(self) -> None:
         """Read all that was asked for, each into its place."""
         at_once(lambda: dcp.load(self.asked, storage_reader=self.reader))
-        for found, into in self.into:
-            into.copy_(local_part(found))
+        for piece, into in self.into:
+            into.copy_(local_part(piece))
 
 
 class WholeFiles:

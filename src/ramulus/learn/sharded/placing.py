@@ -54,14 +54,14 @@ def units(model: nn.Module) -> list[nn.Module]:
     The rest is of the root, where tied weights stay tied.
     """
     owners = _owners(model)
-    found: list[nn.Module] = []
+    candidates: list[nn.Module] = []
 
     def walk(module: nn.Module) -> None:
         for child in module.children():
-            found.append(child) if isinstance(module, nn.ModuleList) else walk(child)
+            candidates.append(child) if isinstance(module, nn.ModuleList) else walk(child)
 
     walk(model)
-    blocks = [(block, _owners(block)) for block in found]
+    blocks = [(block, _owners(block)) for block in candidates]
     return [block for block, mine in blocks if mine and all(owners[key] == count for key, count in mine.items())]
 
 
@@ -75,15 +75,15 @@ def shard(root: nn.Module, numbers: Mapping[str, Tensor] | None, mesh: DeviceMes
 
     No rank but rank 0 ever holds more than one unit whole.
     """
-    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the id of its ghost, which is kept: no other gets that id
+    by_ghost: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the id of its ghost, which is kept: no other gets that id
     paths = {module: name for name, module in root.named_modules()}
     for unit in [*units(root), root]:
         for path, name, owner in without_numbers(unit, paths[unit]):
             ghost = owner._parameters[name]
             assert ghost is not None
-            if id(ghost) not in made:
-                made[id(ghost)] = ghost, received(ghost, None if numbers is None else numbers[path], mesh)
-            owner._parameters[name] = made[id(ghost)][1]
+            if id(ghost) not in by_ghost:
+                by_ghost[id(ghost)] = ghost, received(ghost, None if numbers is None else numbers[path], mesh)
+            owner._parameters[name] = by_ghost[id(ghost)][1]
         half = any(p.dtype in HALVES for p in unit.parameters())
         fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None))
         unit.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # the loss is a sum over the step, not a mean over ranks

@@ -74,10 +74,10 @@ class ShardedLearner:
         """The answers of all ranks; this one's goes nowhere, it may be all weights."""
         answers = [answer, *self.world.collect((answer[0], None))[1:]]
         self.world.broken = False
-        for good, found in answers:
+        for good, content in answers:
             if not good:
-                raise found
-        return [found for _, found in answers]
+                raise content
+        return [content for _, content in answers]
 
     def _gone(self) -> ChildProcessError:
         return ChildProcessError(f"{self.world.lost()}: its own message stands above; go on from the last checkpoint with --resume")
@@ -97,14 +97,14 @@ class ShardedLearner:
             return [{} for _ in rows]
         shared = share_out(parts, self.world.size, max(map(len, rows)))
         answers = self._ask("score", *[([assembled(rows, row) if row else None for row in mine], columns, influence) for mine in shared])
-        found: list[Scored] = [{} for _ in rows]
+        per_row: list[Scored] = [{} for _ in rows]
         for mine, answer in zip(shared, answers, strict=True):
             for row, scores in zip(mine, answer, strict=True):
                 for name, column in scores.items() if row else ():
-                    for scored, whole in zip(found, rows, strict=True):
+                    for scored, whole in zip(per_row, rows, strict=True):
                         scored.setdefault(name, column.new_zeros(len(whole)))
-                    put_back([scored[name] for scored in found], row, column)
-        return found
+                    put_back([scored[name] for scored in per_row], row, column)
+        return per_row
 
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
         """Add the gradient of all rows."""
@@ -125,14 +125,14 @@ class ShardedLearner:
         """The ranks' columns, each where its tokens stand."""
         dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
         names = [name for name in Evaluated._fields if name != "value" or self.policy.critic is not None]
-        found = [{name: torch.zeros(len(batch), dtype=dtype) for name in names} for batch in batches]
+        per_batch = [{name: torch.zeros(len(batch), dtype=dtype) for name in names} for batch in batches]
         warm: set[int] = set()
         for mine, answer in zip(shared, answers, strict=True):
             for row, evaluated in zip(mine, answer, strict=True):
                 warm |= {part.row for part in row if evaluated.tempered is not evaluated.plain}
                 for name in names:
-                    put_back([columns[name] for columns in found], row, getattr(evaluated, name))
-        return [Evaluated(**columns | ({} if i in warm else {"tempered": columns["plain"]})) for i, columns in enumerate(found)]
+                    put_back([columns[name] for columns in per_batch], row, getattr(evaluated, name))
+        return [Evaluated(**columns | ({} if i in warm else {"tempered": columns["plain"]})) for i, columns in enumerate(per_batch)]
 
     async def update(self, lr: float) -> dict[str, float]:
         """One optimizer step."""

@@ -139,16 +139,16 @@ class ShardedPolicy(ActorCritic):
             for module in root.modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, tensor in super().weights().items():
                 first = self.tied.get(name, name)
-                if first != name and first in found:
-                    found[name] = found[first]
+                if first != name and first in weights:
+                    weights[name] = weights[first]
                     continue
                 full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                found[name] = full.detach().to("cpu", copy=True) if keep else full.new_empty(0)
-        return found if keep else {}
+                weights[name] = full.detach().to("cpu", copy=True) if keep else full.new_empty(0)
+        return weights if keep else {}
 
 
 def pad_row() -> ScoreRow:

@@ -32,13 +32,13 @@ class Piece:
 
 def pieces(rows: Sequence[TreeBatch | ScoreRow], together: bool = False) -> list[Piece]:
     """Every tree of every row; with `together` all that several rows hold of a tree has one key."""
-    found = []
+    parts = []
     for number, row in enumerate(rows):
         roots = np.flatnonzero(row.parent.numpy() == np.arange(len(row))).tolist()
         trees = {start: tree for tree, _, start, stop in reversed(row.spans) if stop > start}
         for start, stop in zip(roots, [*roots[1:], len(row)], strict=True):
-            found.append(Piece(number, start, stop, trees.get(start, (number, start)) if together else (number, start)))
-    return found
+            parts.append(Piece(number, start, stop, trees.get(start, (number, start)) if together else (number, start)))
+    return parts
 
 
 def share_out(parts: Sequence[Piece], ranks: int, budget: int) -> list[list[list[Piece]]]:

@@ -43,17 +43,17 @@ def field_rows(thing: Any, where: str = "") -> Iterator[FieldRow]:
         value, path = getattr(thing, field.name), f"{where}.{field.name}" if where else field.name
         hint, word = hints.get(field.name, Any), word_of(field)
         kind = WRITTEN_AS.get(path) or _type_of(value, hint)
-        told = comments.get(field.name, "")
+        comment = comments.get(field.name, "")
         if is_dataclass(value) and not isinstance(value, type):
-            yield path, kind, type(value).__name__, told or _first_line(type(value))
+            yield path, kind, type(value).__name__, comment or _first_line(type(value))
             yield from field_rows(value, path)
         elif isinstance(value, tuple) and any(is_dataclass(item) for item in value):
-            yield path, kind, f"{len(value)} of them", told
+            yield path, kind, f"{len(value)} of them", comment
             for i, item in enumerate(value):
                 yield f"{path}.{i}", "an object", type(item).__name__, _first_line(type(item))
                 yield from field_rows(item, f"{path}.{i}")
         else:
-            yield path, kind, _short(value), told
+            yield path, kind, _short(value), comment
             if value is None and word.usual is not None and where == "":
                 yield f"{path}.*", "", "", f"fields of {word.usual.__name__}: {', '.join(f.name for f in fields(word.usual) if f.init)}"
 
@@ -93,11 +93,11 @@ def _first_line(kind: type) -> str:
 @cache
 def comments_of(kind: type) -> dict[str, str]:
     """The comment on each field of a dataclass: at its end, or on the lines above it; of inherited fields too."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         if is_dataclass(one):
-            found |= _written(one)
-    return found
+            comments |= _written(one)
+    return comments
 
 
 def _written(kind: type) -> dict[str, str]:
@@ -107,18 +107,18 @@ def _written(kind: type) -> dict[str, str]:
         (body,) = ast.parse(source).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return {}
-    told = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
-    lines, found = source.splitlines(), {}
+    by_line = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    lines, comments = source.splitlines(), {}
     for node in body.body if isinstance(body, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            inside = [told[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in told]
+            inside = [by_line[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in by_line]
             above: list[str] = []
             n = node.lineno - 1
-            while n in told and lines[n - 1].lstrip().startswith("#"):
-                above.insert(0, told[n])
+            while n in by_line and lines[n - 1].lstrip().startswith("#"):
+                above.insert(0, by_line[n])
                 n -= 1
-            found[node.target.id] = " ".join(text for text in inside or above if not text.startswith("fmt:"))
-    return found
+            comments[node.target.id] = " ".join(text for text in inside or above if not text.startswith("fmt:"))
+    return comments
 
 
 def show_fields(recipe: str, overrides: Sequence[str], console: Console) -> int:

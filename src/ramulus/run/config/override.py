@@ -37,7 +37,7 @@ class Blank:
         needed = [f.name for f in fields(self.kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
         if missing := [name for name in needed if name not in self.given]:
             raise ValueError(f"{where} is to be {self.kind.__name__}, which needs {missing[0]}: set {where}.{missing[0]}=... as well")
-        return self.kind(**{name: made(value, f"{where}.{name}") for name, value in self.given.items()})
+        return self.kind(**{name: without_blanks(value, f"{where}.{name}") for name, value in self.given.items()})
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ def override(stages: tuple[Any, ...], assignments: list[str]) -> tuple[Any, ...]
     Raises ValueError naming the path, the value and the wanted type, and for an unknown name the known ones and the closest.
     """
     names = [stage.name for stage in stages]
-    asked: list[tuple[int | None, str, str]] = []
+    settings: list[tuple[int | None, str, str]] = []
     for assignment in assignments:
         path, value = split(assignment)
         head, _, rest = path.partition(".")
         only = names.index(head) if head in names and rest else None
-        asked.append((only, path if only is None else rest, value))
+        settings.append((only, path if only is None else rest, value))
     pending: list[list[tuple[str, str]]] = [[] for _ in stages]
-    for only, named, value in asked:
+    for only, named, value in settings:
         errors: list[UnknownName] = []
         meant = range(len(stages)) if only is None else [only]
         for i in meant:
             path = long_name(named, stages[i])
-            longer = [(long_name(above, stages[i]), text) for of, above, text in asked if of in (None, i)]
+            longer = [(long_name(above, stages[i]), text) for of, above, text in settings if of in (None, i)]
             wholes = [(above, text) for above, text in longer if path.startswith(f"{above}.")]
             try:
                 set_fields(stages[i], nest([*wholes, (path, value)]), probe=True)
@@ -149,7 +149,7 @@ def set_value(current: Any, hint: Any, word: Word, update: Updates, where: str, 
     if TEXT in update:
         current = whole_value(current, hint, word, update[TEXT], where, bool(parts))
     if not parts:
-        return current if probe else made(current, where)
+        return current if probe else without_blanks(current, where)
     if isinstance(current, str) and word.read is not None:
         current = word.read(current)
     if current is None and TEXT not in update and word.usual is not None:
@@ -197,10 +197,10 @@ def partless(current: Any, hint: Any, word: Word, name: str, where: str) -> str:
     return f"{where} is {current!r}, which has no field {name!r}: {remedy}"
 
 
-def made(value: Any, where: str) -> Any:
+def without_blanks(value: Any, where: str) -> Any:
     """The value, with every Blank in it made."""
     if isinstance(value, tuple):
-        return tuple(made(item, f"{where}.{i}") for i, item in enumerate(value))
+        return tuple(without_blanks(item, f"{where}.{i}") for i, item in enumerate(value))
     return value.make(where) if isinstance(value, Blank) else value
 
 
@@ -219,9 +219,9 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
     items = list(current)
     for name, update in updates.items():
         if not name.isdigit() or int(name) >= len(items):
-            found = [f"{where}.{i}.{path}" for i, item in enumerate(items) for path in paths_to(name, item)]
+            places = [f"{where}.{i}.{path}" for i, item in enumerate(items) for path in paths_to(name, item)]
             numbered = f"{len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
-            numbered += f", but {' and '.join(found)} {'are' if found[1:] else 'is'} there" if found else ""
+            numbered += f", but {' and '.join(places)} {'are' if places[1:] else 'is'} there" if places else ""
             there = numbered if items else "no items: make them in the recipe file"
             raise UnknownName(f"{where}.{name}: {where} has {there}")
         i = int(name)
@@ -229,4 +229,4 @@ def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str,
         args = get_args(option)
         kind = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
         items[i] = set_value(items[i], kind, Word(), update, f"{where}.{name}", probe)
-    return tuple(items if probe else (made(item, f"{where}.{i}") for i, item in enumerate(items)))
+    return tuple(items if probe else (without_blanks(item, f"{where}.{i}") for i, item in enumerate(items)))

@@ -26,9 +26,9 @@ def yaml_name(kind: type) -> str:
 @cache
 def homes() -> dict[str, tuple[str, ...]]:
     """Class: the modules that define one of that name, by the text of the sources."""
-    found: dict[str, tuple[str, ...]] = {}
+    modules: dict[str, tuple[str, ...]] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(("ramulus", *file.relative_to(PACKAGE).with_suffix("").parts))
         for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE):
-            found[name] = (*found.get(name, ()), module)
-    return found
+            modules[name] = (*modules.get(name, ()), module)
+    return modules

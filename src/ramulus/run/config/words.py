@@ -73,12 +73,12 @@ def reward(word: str) -> Any:
 def instance(kind: type, where: str) -> Any:
     """An object of a class of one's own, made without arguments. Raises ValueError where it wants some, or does not grade."""
     try:
-        made = kind()
+        reward = kind()
     except TypeError as error:
         raise ValueError(f"{where} is a class that wants arguments ({error}): make it a dataclass with defaults, or name an object of it") from None
-    if not callable(made):
+    if not callable(reward):
         raise ValueError(f"{where} is a class whose objects do not grade: give it def __call__(self, task, path) -> float")
-    return made
+    return reward
 
 
 def adapters(text: str) -> Blank:

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from ramulus.run.config.describe import CLASS, to_json
-from ramulus.run.config.override import Blank, Word, made, whole_value, word_of
+from ramulus.run.config.override import Blank, Word, whole_value, without_blanks, word_of
 from ramulus.run.config.package_classes import class_named, yaml_name
 from ramulus.run.config.python_file import cause, read_file
 from ramulus.run.config.recipe import Run
@@ -159,7 +159,7 @@ def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
     item = item.isoformat() if isinstance(item, date) and str in kinds else item  # YAML takes 2026-11-29 for a day
     text = str(item).lower() if isinstance(item, bool) else str(item)
     if item is not None and (word.read or word.usual) and not (isinstance(item, bool) and not item):
-        return made(whole_value(now, hint, word, text, where, False), where)
+        return without_blanks(whole_value(now, hint, word, text, where, False), where)
     if isinstance(item, str):
         return _text(item, hint, now, where)
     return float(item) if isinstance(item, int) and not isinstance(item, bool) and float in kinds and int not in kinds else item
@@ -169,9 +169,9 @@ def _text(item: str, hint: Any, now: Any, where: str) -> Any:
     """What a text stands for: itself, a number such as 1e-6 that YAML takes for text, a function of a file."""
     options = options_of(hint)
     if match := IN_FILE.fullmatch(item):
-        found = getattr(read_file(match[1], "give FILE.py:NAME", "file"), match[2], None)
-        if callable(found):
-            return found
+        function = getattr(read_file(match[1], "give FILE.py:NAME", "file"), match[2], None)
+        if callable(function):
+            return function
     if str in options or (Any in options and (now is None or isinstance(now, str))):
         return item
     if not any(option in (int, float, bool, Path, Any, type(None)) or get_origin(option) in (Literal, tuple) for option in options):

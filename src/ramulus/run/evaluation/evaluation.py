@@ -39,7 +39,7 @@ Open = Callable[[str], LoadedModel]
 def run_evaluation(
     model: str,
     open_model: Open,
-    asked: TaskSets,
+    task_sets: TaskSets,
     plan: SamplingPlan,
     k: Sequence[int],
     against: str | None,
@@ -54,18 +54,18 @@ def run_evaluation(
             "--k is told by independent attempts, the answers of a tree depend on each other: leave out --k, or --no-independent"
         )
     folder = out if out is not None and out.suffix != ".json" else None
-    rival = rival_of(against, asked) if against is not None else None  # before hours of work, not after them
-    if asked.caution:
-        console.print(asked.caution, markup=False, highlight=False, soft_wrap=True)
+    rival = rival_of(against, task_sets) if against is not None else None  # before hours of work, not after them
+    if task_sets.caution:
+        console.print(task_sets.caution, markup=False, highlight=False, soft_wrap=True)
     with _place(out, folder):
-        outcome = evaluate_one(model, open_model, asked, plan, folder, console)
+        outcome = evaluate_one(model, open_model, task_sets, plan, folder, console)
         report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
         if out is not None:
             report.write(out)  # whatever becomes of the comparison
         try:
             if against is not None and rival is None:
                 gc.collect()  # the first model's memory, before the second one is loaded
-                other = evaluate_one(against, open_model, asked, plan, folder and folder / "against", console)
+                other = evaluate_one(against, open_model, task_sets, plan, folder and folder / "against", console)
                 rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
             if rival is not None:
                 report.compare(rival)
@@ -88,13 +88,13 @@ def _place(out: Path | None, folder: Path | None) -> AbstractContextManager[obje
     return Lock([folder], "choose another --out") if folder is not None else nullcontext()
 
 
-def rival_of(against: str, asked: TaskSets) -> Earlier | None:
+def rival_of(against: str, task_sets: TaskSets) -> Earlier | None:
     """The earlier evaluation to compare with; None for a model. Raises an error for neither, and for other sets of problems."""
     rival = earlier(Path(against))
     if rival is None:
         there(against)
     else:
-        share_a_set(list(naming(asked.specs).values()), rival)
+        share_a_set(list(naming(task_sets.specs).values()), rival)
     return rival
 
 
@@ -106,18 +106,18 @@ def there(model: str) -> None:
 
 
 def evaluate_one(
-    model: str, open_model: Open, asked: TaskSets, plan: SamplingPlan, folder: Path | None, console: Console
+    model: str, open_model: Open, task_sets: TaskSets, plan: SamplingPlan, folder: Path | None, console: Console
 ) -> EvaluatedModel:
     """The answers of one model to all sets of problems; those that the folder holds already are not sampled again."""
     loaded = open_model(model)
     date = day_begun(folder)
-    sets = asked.read(loaded.tokenizer, date)  # all inputs are read before any work
-    usual = asked.run.response_limit if asked.run is not None else 1024
-    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, usual, asked.stops)
+    sets = task_sets.read(loaded.tokenizer, date)  # all inputs are read before any work
+    usual = task_sets.run.response_limit if task_sets.run is not None else 1024
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, usual, task_sets.stops)
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
-    settings = settings_of(plan, loaded, stop, list(kinds), chunk) | ({"rewards": asked.graders} if asked.graders else {})
-    settings |= {name: repr(rule) for name, rule in asked.stops.items()}
+    settings = settings_of(plan, loaded, stop, list(kinds), chunk) | ({"rewards": task_sets.graders} if task_sets.graders else {})
+    settings |= {name: repr(rule) for name, rule in task_sets.stops.items()}
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {

@@ -44,17 +44,17 @@ async def evaluate_model(
 
         async def scored(temperature: float, greedy: bool) -> ModelScores:
             sampling = Sampling(run.response_limit, temperature)
-            asked = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
-            return await evaluate(*asked, on_graded=count)
+            arguments = engine, tasks, run.weighted(), decode, stop, sampling, how.samples, greedy, run.seed
+            return await evaluate(*arguments, on_graded=count)
 
         scores_at_1 = await scored(1.0, True)
         cooler = {temperature: await scored(temperature, False) for temperature in how.temperatures} if start else {}
     return scores_at_1 | {"cooler": {str(temperature): other[measure(other, how.samples)] for temperature, other in cooler.items()}}
 
 
-def measure(found: ModelScores, samples: int) -> str:
+def measure(model_scores: ModelScores, samples: int) -> str:
     """What an evaluation is judged by: mean@k, or the mean reward where no reward says what is correct."""
-    return f"mean@{samples}" if f"mean@{samples}" in found else "reward"
+    return f"mean@{samples}" if f"mean@{samples}" in model_scores else "reward"
 
 
 def scores(measured: ModelScores, samples: int) -> ModelScores:

@@ -51,14 +51,14 @@ def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, ou
     if lost := [str(file) for file in files if not file.is_file()]:
         raise ValueError(f"there is no file {lost[0]}: give lm_eval:NAME, or the path of a task's YAML file")
     manager = TaskManager(include_path=[str(folder) for folder in dict.fromkeys(file.parent.resolve() for file in files)] or None)
-    asked = [task_name(Path(name)) if Path(name) in files else name for name in names]
-    if unknown := [name for name in asked if not manager.match_tasks([name])]:
+    tasks = [task_name(Path(name)) if Path(name) in files else name for name in names]
+    if unknown := [name for name in tasks if not manager.match_tasks([name])]:
         raise ValueError(f"lm_eval knows no task {unknown[0]!r}: `lm-eval ls tasks` lists them")
-    found = simple_evaluate(harness_model(loaded), tasks=asked, limit=limit, task_manager=manager)
-    console.print(table_of(found["results"], loaded.name))
+    report = simple_evaluate(harness_model(loaded), tasks=tasks, limit=limit, task_manager=manager)
+    console.print(table_of(report["results"], loaded.name))
     if out is not None:
         target = out if out.suffix == ".json" else out / "lm_eval.json"
-        replace_text(target, json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1, default=str))
+        replace_text(target, json.dumps({name: value for name, value in report.items() if name != "samples"}, indent=1, default=str))
         console.print(f"lm_eval's results are in {target}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -73,7 +73,7 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
 
 def grow_trees(
     loaded: LoadedModel,
-    asked: TaskSets,
+    task_sets: TaskSets,
     branching: Any,
     temperature: float,
     max_tokens: int,
@@ -82,8 +82,8 @@ def grow_trees(
     console: Console,
 ) -> int:
     """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
-    sets = asked.read(loaded.tokenizer)
-    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens, asked.stops)
+    sets = task_sets.read(loaded.tokenizer)
+    stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens, task_sets.stops)
     sampling = Sampling(stop.max_tokens, temperature)
     count = Count(console, "rollout", sum(len(tasks) for _, tasks, _ in sets), 0, loaded.engine)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ramulus.core import run_folder
 from ramulus.grow.grading import Rewards
-from ramulus.run.config.override import made
+from ramulus.run.config.override import without_blanks
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build, read_saved
 from ramulus.run.config.weighted import Weighted
@@ -36,8 +36,8 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
 
 def rewards_by_name(reward: str) -> Rewards:
     """Rewards by their names or as FILE.py:FUNCTION, several with commas between."""
-    found = made(rewards_named(reward), "--reward")
-    parts = found if isinstance(found, tuple) else (Weighted(found),)
+    rewards = without_blanks(rewards_named(reward), "--reward")
+    parts = rewards if isinstance(rewards, tuple) else (Weighted(rewards),)
     return [(part.reward, part.weight, getattr(part.reward, "__name__", type(part.reward).__name__).lower()) for part in parts]
 
 

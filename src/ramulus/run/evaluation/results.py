@@ -61,7 +61,7 @@ class Report:
         }
         self.content |= {
             "settings": outcome.settings,
-            "tasks": {one.spec: found(one, s, outcome) for one, s in zip(outcome.sets, self.scores)},
+            "tasks": {one.spec: set_numbers(one, s, outcome) for one, s in zip(outcome.sets, self.scores)},
         }
         gains = tree_gains(self.scores)
         self.gaps = {f"trees - independent, {self.names[0] if len(self.names) == 1 else 'mean over sets'}": gains}
@@ -110,7 +110,7 @@ class Report:
         return [*boards(self.names, self.scores, about, width), *self.tables]
 
 
-def found(one: Set, scores: Scores, outcome: EvaluatedModel) -> dict[str, Any]:
+def set_numbers(one: Set, scores: Scores, outcome: EvaluatedModel) -> dict[str, Any]:
     """The numbers of one set, as in earlier evaluations."""
     content = {
         "problems": len(one.rows),

@@ -143,8 +143,8 @@ class TaskSets:
     @property
     def stops(self) -> dict[str, Any]:
         """What ends a response of the run besides its end and its length: `answer` and `repetition` of a `Stop`, where it has them."""
-        found = {} if self.run is None else {"answer": self.run.answer, "repetition": self.run.repetition}
-        return {name: rule for name, rule in found.items() if rule is not None}
+        rules = {} if self.run is None else {"answer": self.run.answer, "repetition": self.run.repetition}
+        return {name: rule for name, rule in rules.items() if rule is not None}
 
 
 def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:

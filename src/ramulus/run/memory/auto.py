@@ -34,7 +34,7 @@ class Taken:
 
     tokens_per_batch: int
     memory_mb: int
-    said: str = ""
+    remark: str = ""
 
     def save(self, folder: Path) -> None:
         """Keep them with the run."""
@@ -83,16 +83,16 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Tak
     tokens, engine_bytes = fitted(run, sizes, rooms)
     needed = {room: room.needed(run, sizes, tokens, engine_bytes) for room in rooms}
     fullest = max(rooms, key=lambda room: needed[room] / max(1.0, room.free))
-    said = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
+    remark = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
     if "memory_mb" in auto:
         samplers = sum(site.engine for room in rooms for site in (*room.here, *room.coming))
         many = f"{rows_in(run, sizes, engine_bytes, work_of(run))} sequences of {work_of(run).longest:,} tokens together"
-        said += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
+        remark += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
     if "tokens_per_batch" in auto:
-        said += f"; up to {tokens:,} tokens go through the model at once"
+        remark += f"; up to {tokens:,} tokens go through the model at once"
     if needed[fullest] > fullest.free:
-        said += ": it does not fit; see `ramulus plan` for what takes how much"
-    return Taken(tokens, engine_bytes // MB or USUAL_MB, said)
+        remark += ": it does not fit; see `ramulus plan` for what takes how much"
+    return Taken(tokens, engine_bytes // MB or USUAL_MB, remark)
 
 
 def fitting(run: Run, sizes: Sizes, site: Site, free: float, present: bool = True) -> StepMemory:

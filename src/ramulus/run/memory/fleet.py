@@ -92,8 +92,8 @@ def together_on(trainers: int, count: int) -> int:
 
 def trainer_of(run: Run, sizes: Sizes, gpu: Gpu, trainers: int, count: int) -> tuple[int, StepMemory]:
     """How many trainers hold one copy of the weights, and what one takes: those of a machine, or all where that does not fit."""
-    said = getattr(run.learner, "sharing", None)
-    ways = [said] if said and trainers % said == 0 else [together_on(trainers, count), trainers]
+    per_copy = getattr(run.learner, "sharing", None)
+    ways = [per_copy] if per_copy and trainers % per_copy == 0 else [together_on(trainers, count), trainers]
     for sharing in ways:
         memory = fitting(run, sizes, Site("cuda", shards=sharing, engine=False), gpu.memory, present=False)
         if memory.peak <= gpu.memory:

@@ -34,23 +34,23 @@ def print_fleet(run: Run, gpus: str, console: Console) -> None:
         sister = replace(run, model=Pretrained(model, dtype=getattr(run.model, "dtype", "float32")))
         sizes = planned_sizes(sister)
         models += [(sister, sizes)] if sizes.parameters not in {known.parameters for _, known in models} else []
-    found = [ways_that_fit(each, sizes, gpu, count) for each, sizes in models]
-    console.print(fleet_table(f"{run.name} on {count} x {name}, {gpu.memory / GB:.0f} GB each", [sizes for _, sizes in models], found))
-    for (each, sizes), ways in zip(models, found, strict=True):
+    best_ways = [ways_that_fit(each, sizes, gpu, count) for each, sizes in models]
+    console.print(fleet_table(f"{run.name} on {count} x {name}, {gpu.memory / GB:.0f} GB each", [sizes for _, sizes in models], best_ways))
+    for (each, sizes), ways in zip(models, best_ways, strict=True):
         if not ways:
             console.print(shortage(each, sizes, gpu, count, name), markup=False, highlight=False, soft_wrap=True)
-    if found[0]:
-        console.print(parts_table(max(found[0], key=lambda split: split.rate)))
+    if best_ways[0]:
+        console.print(parts_table(max(best_ways[0], key=lambda split: split.rate)))
     for line in (LEGEND, said_of_rates()):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def fleet_table(title: str, models: list[Sizes], found: list[list[Split]]) -> Table:
+def fleet_table(title: str, models: list[Sizes], best_ways: list[list[Split]]) -> Table:
     """A line for each model and kind of way; the recipe's own model is the first."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("model", "GPUs") else "right", no_wrap=True)
-    for sizes, ways in zip(models, found, strict=True):
+    for sizes, ways in zip(models, best_ways, strict=True):
         name = rounded_number(sizes.parameters)
         for split in ways:
             table.add_row(f"[bold]{name}[/bold]" if sizes is models[0] else name, *table_cells(split))
@@ -114,6 +114,6 @@ def size_of(side: StepMemory, name: str) -> float:
 def said_of_rates() -> str:
     """Where the rates are from, and how far they are off."""
     errors = {kind: [row.error for row in published() if row.what.startswith(kind)] for kind in ("update", "decoding")}
-    spans = " and ".join(f"{min(found):+.0%} to {max(found):+.0%} for {kind}" for kind, found in errors.items())
+    spans = " and ".join(f"{min(of_kind):+.0%} to {max(of_kind):+.0%} for {kind}" for kind, of_kind in errors.items())
     here = "-15% to -11% and +9% to +34% on a CPU here, and on GPUs nothing was measured"
     return f"Rates are arithmetic over data sheets: {spans} off what others published, {here}. docs/memory.md has the tables."

@@ -36,8 +36,8 @@ def config_of(source: Pretrained) -> Any:
     if folder is not None and is_adapter(folder):
         return config_of(replace(source, path=base_of(folder)))
     if folder is None and source.path in PUBLISHED:
-        said = dict(PUBLISHED[source.path])
-        return AutoConfig.for_model(said.pop("model_type"), **said)
+        settings = dict(PUBLISHED[source.path])
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
     file = gguf_of(folder, source.file) if folder is not None else None
     if file is not None:
         with silent():

@@ -53,14 +53,14 @@ class Published(NamedTuple):
     """Something that somebody measured, and what is computed of it here, in tokens a second of one GPU."""
 
     what: str
-    found: float
+    measured: float
     computed: float
     source: str
 
     @property
     def error(self) -> float:
         """Of what is computed."""
-        return self.computed / self.found - 1
+        return self.computed / self.measured - 1
 
 
 def llama(hidden: int, inner: int, layers: int, heads: int, key_heads: int, vocabulary: int) -> Sizes:

@@ -70,7 +70,7 @@ def memory_table(run: Run, memory: StepMemory) -> Table:
 def remarks(run: Run, memory: StepMemory) -> list[str]:
     """What follows from it, in sentences."""
     work, site = memory.work, site_of(run)
-    said = [
+    sentences = [
         f"at most {memory.peak / GB:.2f} GB, {SPELLED[memory.phase]}, with {memory.tokens:,} tokens going through the model at once",
         f"{memory.rows} sequences of {work.longest:,} tokens decode together, with {memory.engine_bytes / GB:.2f} GB for keys and values",
         f"a step has {work.trees} trees of {work.paths} paths, at most {work.tokens:,} tokens",
@@ -81,8 +81,8 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
         whose = {"rank": ("the other rank", "each of the other {} ranks"), "sampler": ("the sampler", "each of {} samplers")}
         each = [f"{whose[kind][count > 1].format(count)} takes at most {other.peak / GB:.2f} GB" for kind, count, other in others]
         mine = "rank 0" if ranks_here(run, site.kind == "cuda") > 1 else "the process that learns"
-        said.append(f"that is {mine}{', which samples too' if site.engine else ''}; {', '.join(each)}")
+        sentences.append(f"that is {mine}{', which samples too' if site.engine else ''}; {', '.join(each)}")
     here = machine_memory()
     if site.kind == "cpu" and (run.cluster is None or run.cluster.alone):
-        said.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
-    return said
+        sentences.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
+    return sentences

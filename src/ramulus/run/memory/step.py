@@ -105,8 +105,8 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), most_tokens(run, site, work)))
-    said = getattr(run.engine, "memory_mb", USUAL_MB)
-    room = engine_bytes or (wanted_bytes(run, sizes, work) if said == "auto" else said * 2**20)
+    memory_mb = getattr(run.engine, "memory_mb", USUAL_MB)
+    room = engine_bytes or (wanted_bytes(run, sizes, work) if memory_mb == "auto" else memory_mb * 2**20)
     rows = rows_in(run, sizes, room, work)
     parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
     if site.learner:

@@ -124,9 +124,9 @@ class JobPool:
         finally:  # reached with running processes only when something broke, or a second signal came
             self.kill()
 
-    def stop(self, asked: str) -> None:
+    def stop(self, signal_name: str) -> None:
         """Ask every run to save and end."""
-        self.say(f"{asked}: waiting until {', '.join(job.name for job, _, _ in self.running.values())} saved")
+        self.say(f"{signal_name}: waiting until {', '.join(job.name for job, _, _ in self.running.values())} saved")
         for _, process, _ in self.running.values():
             process.terminate()
 

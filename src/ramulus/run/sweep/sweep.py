@@ -88,10 +88,10 @@ def _check(job: Job) -> None:
     differences: list[str] = []
     if saved["recipe"] != job.recipe:
         differences.append(f"its recipe is {saved['recipe']}, not {job.recipe}")
-    asked, there = (dict(map(split, words)) for words in (job.overrides, saved["overrides"]))
-    for name in sorted((asked.keys() | there.keys()) - {"out", "seed"} - ({"threads"} - asked.keys())):
-        if asked.get(name) != there.get(name):
-            differences.append(f"{name} was {there.get(name, 'not set')}, is now {asked.get(name, 'not set')}")
+    overrides, there = (dict(map(split, words)) for words in (job.overrides, saved["overrides"]))
+    for name in sorted((overrides.keys() | there.keys()) - {"out", "seed"} - ({"threads"} - overrides.keys())):
+        if overrides.get(name) != there.get(name):
+            differences.append(f"{name} was {there.get(name, 'not set')}, is now {overrides.get(name, 'not set')}")
     if not differences:
         differences = edited(saved["stages"], job.stages)
     if differences:
