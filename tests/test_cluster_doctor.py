@@ -176,7 +176,7 @@ def test_machines_that_are_gone_or_silent_are_named() -> None:
     findings = found(Near("127.0.0.2", changes={"look": silent}), gone=("10.0.0.9",))
     assert beside_ok(findings) == [("machines", "note"), ("machines", "fault")]
     assert findings[0].where == "10.0.0.9"
-    assert "no answer in 120 seconds" in findings[1].found
+    assert "no answer in 120 seconds" in findings[1].observation
 
 
 def test_gpus_are_those_of_nvidias_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class Affinity:
         self.given: dict[int, int] = {}  # families of each server
 
     def __call__(self, prefix: Sequence[int], servers: Sequence[int]) -> int:
-        """One of the `servers`."""
+        """The server, of the numbers in `servers`, that is asked for a prefix."""
         if len(servers) == 1:
             return servers[0]
         text = tuple(prefix)

@@ -15,11 +15,11 @@ class AroundEngine:
         self.limit, self.features, self.about = engine.limit, engine.features, engine.about
 
     async def load(self, weights: Weights, version: int) -> None:
-        """Hand new weights on."""
+        """Hand new weights and their version to the engine."""
         await self.engine.load(weights, version)
 
     async def reset(self) -> None:
-        """Let the engine forget."""
+        """Have the engine drop its KV; weights stay."""
         await self.engine.reset()
 
     async def sleep(self) -> None:
@@ -27,7 +27,7 @@ class AroundEngine:
         await self.engine.sleep()  # type: ignore[attr-defined]
 
     def counters(self) -> Mapping[str, int]:
-        """Those of the engine."""
+        """The engine's counters."""
         return self.engine.counters()
 
     def close(self) -> None:

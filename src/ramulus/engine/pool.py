@@ -249,7 +249,7 @@ class PoolEngine:
             await self._recover(home, epoch, lost)
 
     async def _mend_alone(self, home: int, epoch: int, fault: Fault) -> None:
-        """The same while others do its work; where it cannot be mended it stays away."""
+        """Mend a sampler while the others do its work; where that fails it stays away, with a warning."""
         try:
             await self._mend(home, epoch, fault)
         except (ConnectionError, RuntimeError, ValueError) as error:

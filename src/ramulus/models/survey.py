@@ -73,7 +73,7 @@ class Survey:
 
     @property
     def sights(self) -> dict[int, Sight]:
-        """What each layer sees."""
+        """The Sight of each layer, by its index."""
         return {index: layer.sight for index, layer in self.layers.items()}
 
     def note(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> None:

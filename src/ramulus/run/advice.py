@@ -172,7 +172,7 @@ class Advice(Callback):
             self(row)
 
     def on_step(self, event: StepDone) -> None:
-        """Say what is new."""
+        """Print what the rules say after this step and had not said before."""
         for text in self(event.metrics):
             event.say(f"{event.run.name}: step {event.step}: {text}")
 

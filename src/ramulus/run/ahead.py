@@ -92,7 +92,7 @@ class AheadRollouts:
         load: Callable[[], Awaitable[None]],
         clock: Callable[[str], AbstractContextManager[None]],
     ) -> tuple[Rollout, Cursor]:
-        """The same, and new weights in the engine: after what grows by the old ones, or below it where the engine swaps in flight."""
+        """Load new weights, before or, where the engine swaps in flight, while the last trees grow; rollout and cursor as from `settled`."""
         if "in_flight" not in engine.features:
             with clock("grow"):
                 rollout, cursor = await self.settled(rollout, cursor)

@@ -39,7 +39,7 @@ class Written:
 
     @property
     def final(self) -> Path:
-        """Its place."""
+        """The checkpoint's folder in the stage, where it stands once it is whole."""
         return path_of(self.folder, self.step)
 
     @property
@@ -203,11 +203,11 @@ class Generators:
 
     @classmethod
     def now(cls) -> Generators:
-        """As they stand."""
+        """The states that Python's, numpy's and torch's global generators have now."""
         return cls(random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state())
 
     def restore(self) -> None:
-        """Set them back."""
+        """Set the three global generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)

@@ -198,7 +198,7 @@ class Ground:
         return engine
 
     def _folder(self) -> Path:
-        """Where weights are written."""
+        """The folder where weights are written for the samplers."""
         if self.how.folder:
             Path(self.how.folder).mkdir(parents=True, exist_ok=True)
         self.folders.append(Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None)))

@@ -32,7 +32,7 @@ from ramulus.run.stage import Parts, build_parts, probe, rollouts_of
 from ramulus.run.trainer import Trainer, TrainerState, hand_over
 
 TASTE = 32  # tokens of a response that is sampled to measure the machine
-CROWD = 64  # paths that are sampled beside each other for it, at most
+CONCURRENT = 64  # paths that are sampled at once for it, at most
 BUDGET = 30.0  # seconds that a real step of some trees may take
 NOW = ", as the model answers now", ", where the answers to every problem earn different rewards"
 LITTLE = 0.25  # of the sampled tokens: a step that trained fewer says nothing of what training takes
@@ -79,7 +79,7 @@ class TimedUpdates:
         return getattr(self.learner, name)
 
     async def update(self, lr: float) -> dict[str, float]:
-        """As the learner does."""
+        """An optimizer step of the learner, whose seconds are added to `seconds`."""
         began = time.monotonic()
         done = await self.learner.update(lr)
         self.seconds += time.monotonic() - began
@@ -115,7 +115,7 @@ async def pace_and_steps(run: Run, parts: Parts) -> tuple[Pace, list[TriedStep]]
     await probe(run, parts)
     await hand_over(parts.learner, parts.engine)
     await taste(run, parts, 1)  # the first one makes what later ones find
-    pace = await taste(run, parts, CROWD)
+    pace = await taste(run, parts, CONCURRENT)
     work = real(work_of(run), parts)
     tree = work.tree_tokens / pace.trained + (work.paths * work.response / pace.sampled if pace.sampled else 0.0)
     trees = min(int(BUDGET / tree), work.trees, len(parts.tasks))
@@ -220,7 +220,7 @@ def tokens_said(samples: bool, sampled: float, trained: float) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """5.2 s, or 4:05."""
+    """Seconds in words: 5.2 s below a minute, 4:05 from there on."""
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
@@ -233,6 +233,6 @@ def evaluated_answers(run: Run, parts: Parts) -> int:
 
 
 def real(work: Work, parts: Parts) -> Work:
-    """The same with the longest prompt that there is."""
+    """The step's work with the longest prompt of the tasks, in tokens, in place of the recipe's limit."""
     longest: Any = max(len(task.prompt) for task in parts.tasks)
     return replace(work, prompt=int(longest))

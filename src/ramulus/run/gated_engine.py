@@ -27,7 +27,7 @@ class GatedEngine(AroundEngine):
         self.open.set()
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
-        """One continuation of each."""
+        """One continuation of each request, once no pass of the model keeps the engine `quiet`; they count as in flight meanwhile."""
         await self._opened()
         with self._wanted():
             return await self.engine.sample(requests)

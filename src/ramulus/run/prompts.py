@@ -39,7 +39,7 @@ def extraction_of(rewards: Rewards) -> Extract | None:
 
 
 def extracting(rewards: Rewards, extract: Extract) -> list[tuple[Any, float, str]]:
-    """The same rewards, looking for the answer there. Raises ValueError where none of them looks for one."""
+    """The rewards with `extract` in place of where they look for an answer. Raises ValueError where none of them looks for one."""
     if not any(isinstance(reward, EXTRACTING) for reward, _, _ in rewards):
         names = ", ".join(name for _, _, name in rewards)
         kinds = ", ".join(kind.__name__ for kind in EXTRACTING)

@@ -138,7 +138,7 @@ class Rollouts:
         return replace(rollout, graders=budget.metrics()), cursor
 
     async def grow(self, step: int, cursor: Cursor) -> tuple[Rollout, Cursor]:
-        """The same, without a word on grading."""
+        """Plant, grow and grade trees, draw after draw, until the schedule wants no more; `get` adds what the graders report."""
         cursor = cursor | {"visits": dict(cursor["visits"])}
         run, schedule, rule = self.run, self.run.schedule, self.run.temperature
         follows = "stats" in rule_features(rule)
@@ -188,7 +188,7 @@ class Rollouts:
         return tree
 
     async def overlap(self, wanted: int, step: int, growth: Growth, cursor: Cursor) -> tuple[list[Tree], int, int]:
-        """The trees of `step`, the first round of which grew a step ago, finished in one crowd with the first round of the next step's.
+        """The trees of `step`, whose first round grew a step ago: their other rounds are sampled together with the first round of the next step's.
 
         AttnRL's pipeline (arXiv 2509.26628, section 3.3). The first step, and one after a last step, grow both by themselves; the last
         step begins nothing. What grows is a copy of the young trees in the cursor, so that what stops half-way leaves them as they were.
@@ -207,7 +207,7 @@ class Rollouts:
             following = [self.plant(task, step + 1, cursor) for task in self.draw(count, cursor)]
         await growth.check(
             following
-        )  # a verifier takes its time: nothing may be decoding meanwhile, or the crowd would depend on the clock
+        )  # a verifier takes its time: nothing may be decoding meanwhile, or the requests that are batched would depend on the clock
         await together([growth.finish(young), growth.begin(following)])
         if following:
             cursor["young"] = following

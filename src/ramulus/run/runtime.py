@@ -55,7 +55,7 @@ def collect_seldom() -> None:
 
 @contextmanager
 def collecting_seldom() -> Iterator[None]:
-    """The same while it is entered."""
+    """`collect_seldom` while entered; on leaving, the collector has its thresholds back and what was frozen is collected again."""
     before, count = gc.get_threshold(), gc.get_freeze_count()
     collect_seldom()
     try:

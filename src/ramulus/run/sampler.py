@@ -145,7 +145,7 @@ class SamplerProcess:
         return self._vllm.one.url, self._vllm.one.hello
 
     async def tell(self, method: str, path: str, content: Any, patience: float | None) -> Any:
-        """What that server answers."""
+        """The JSON that the vLLM server below answers to one request of the driver."""
         return await self._vllm.tell(method, path, content, patience)
 
     async def took(self, greeting: Any, name: str, version: int) -> None:

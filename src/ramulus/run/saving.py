@@ -68,12 +68,12 @@ class Saving:
                 self.on_saved(self.done, checkpoint.path_of(self.run.folder, self.done))
 
     def close(self) -> None:
-        """Wait, whatever went wrong."""
+        """Wait for the checkpoint under way, whatever went wrong."""
         self.thread.shutdown(wait=True)
 
 
 async def failure_of(work: Callable[[], Awaitable[None]]) -> OSError | None:
-    """What the disk had against it, or None."""
+    """The OSError that the work raised, or None."""
     try:
         await work()
     except OSError as error:

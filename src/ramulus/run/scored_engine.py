@@ -89,10 +89,10 @@ class ScoredEngine(AroundEngine):
                 if (tree_number, number) in of_node:
                     request, segment = of_node[tree_number, number]
                     segment.entropy = array("f", values[start:stop].tolist())
-                    _heat(request, segment, values[start:stop])
+                    _fill_temperature(request, segment, values[start:stop])
 
 
-def _heat(request: Request, segment: Segment, entropy: torch.Tensor) -> None:
+def _fill_temperature(request: Request, segment: Segment, entropy: torch.Tensor) -> None:
     """Write down the temperatures that a rule gave, where the engine has not."""
     rule = request.sampling.temperature
     if callable(rule) and segment.temperature is None:

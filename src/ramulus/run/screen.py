@@ -29,12 +29,12 @@ class Screen:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Every line."""
+        """Write every line as `write` does."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """As far as that goes."""
+        """Flush the stream; one that is closed or broken is left as it is."""
         with suppress(OSError, ValueError):
             self.stream.flush()
 

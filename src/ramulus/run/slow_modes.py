@@ -65,7 +65,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def slow_modes(run: Run, device: torch.device) -> list[str]:
-    """A sentence for each."""
+    """A sentence for each mode of this run that makes it slower than it could be here; none on a GPU."""
     if device.type != "cpu":
         return []
     sentences, threads, most = [], torch.get_num_threads(), cores()

@@ -105,7 +105,7 @@ class Narrator:
                         last = now
 
     def close(self) -> None:
-        """Say no more."""
+        """End the thread: no more lines."""
         self.ended.set()
 
 

@@ -13,7 +13,7 @@ from ramulus.look.cost.ledger import IDLE, TRAINED
 
 @dataclass
 class StepStatistics:
-    """It grows from row to row and from update to update."""
+    """Gauges, gradient norms, losses, token counts and leaf fates of a forest's updates, added row by row and update by update."""
 
     parts: int  # of the forest, each meant for one update
     rate: float  # learning rate of these updates

@@ -217,7 +217,7 @@ class Follower:
             self.failure = ""
 
     def close_board(self) -> None:
-        """Let the board go."""
+        """Close the board that rows go to, if one is open."""
         board, self.board = self.board, None
         if board is not None:
             board.close()

@@ -123,7 +123,7 @@ async def train_stage(run: Run, start: Path | None, ready: Callable[[], None], s
 
 
 async def on_ground(run: Run, start: Path | None, ready: Callable[[], None], session: Session, ground: Ground | None) -> None:
-    """The same, with samplers and ranks where they are placed."""
+    """Build the parts of a stage on `ground` (None: this process), restore its last checkpoint and train; closes learner and engine at the end."""
     parts = build_parts(run, start, ground)
     run = parts.run
     try:

@@ -209,12 +209,12 @@ class CompiledForward(FusedForward):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copy."""
+        """Bytes of the kernels' copy of the weights."""
         copied = 0 if self.table.data_ptr() == self.embedding.data_ptr() else self.table.nbytes
         return copied + sum(matrix.weight.nbytes for matrix in self._matrices())
 
     def refresh(self) -> None:
-        """Renew the copy."""
+        """Copy the model's weights anew into the kernels' layout."""
         for layer in self.panels:
             layer.refresh()
         self.last.refresh()

@@ -20,7 +20,7 @@ from ramulus.engine.local.kv import Reach
 from ramulus.models.variant import Variant
 
 WHOLES = llama.LlamaForCausalLM, mistral.MistralForCausalLM, qwen2.Qwen2ForCausalLM, qwen3.Qwen3ForCausalLM
-TRUNKS = llama.LlamaModel, mistral.MistralModel, qwen2.Qwen2Model, qwen3.Qwen3Model
+BACKBONES = llama.LlamaModel, mistral.MistralModel, qwen2.Qwen2Model, qwen3.Qwen3Model
 LAYERS = llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer, qwen3.Qwen3DecoderLayer
 ATTENTIONS = llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention, qwen3.Qwen3Attention
 """What is known, by what it does: any model whose parts run the same code is taken for one of these."""
@@ -28,7 +28,7 @@ ATTENTIONS = llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attentio
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-TRUNK = {"embed_tokens", "layers", "norm", "rotary_emb"}
+BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LINEAR = ("query", "key", "value", "out", "gate", "up", "down")  # fields of Layer
 SILU = ("SiLU", "SiLUActivation", "Silu")
 
@@ -56,26 +56,26 @@ def recognise(reference: ModelForward) -> FusedForward | None:
     What the code reads from the config (scale, windows, rotary kind, epsilon, activation) is taken from the modules; the caller must `verify` it.
     """
     model = reference.model
-    trunk = getattr(model, "model", None)
+    backbone = getattr(model, "model", None)
     head = getattr(model, "lm_head", None)
-    if trunk is None or children_of(model) != {"model", "lm_head"} or children_of(trunk) != TRUNK:
+    if backbone is None or children_of(model) != {"model", "lm_head"} or children_of(backbone) != BACKBONE:
         return None
-    if not (runs_as(model, WHOLES) and runs_as(trunk, TRUNKS)) or type(trunk.embed_tokens) is not nn.Embedding:
+    if not (runs_as(model, WHOLES) and runs_as(backbone, BACKBONES)) or type(backbone.embed_tokens) is not nn.Embedding:
         return None
     if any(hooked(module) for module in model.modules()):
         return None
     if len({layer.scale for layer in reference.survey.layers.values()}) != 1 or reference.geometry.shapes:
         return None
     matrices = Matrices()
-    layers, last = [layer_of(block, matrices) for block in trunk.layers], matrices.pair(head)
+    layers, last = [layer_of(block, matrices) for block in backbone.layers], matrices.pair(head)
     epsilon = {getattr(m, "variance_epsilon", None) for m in model.modules() if is_norm(m)}
-    if None in layers or last is None or not is_norm(trunk.norm) or len(epsilon) != 1 or None in epsilon:
+    if None in layers or last is None or not is_norm(backbone.norm) or len(epsilon) != 1 or None in epsilon:
         return None
     return FusedForward(reference, [layer for layer in layers if layer], last, matrices, epsilon.pop() or 0.0)
 
 
 def children_of(module: nn.Module) -> set[str]:
-    """Of its children."""
+    """The names of a module's children."""
     return {name for name, _ in module.named_children()}
 
 

@@ -58,7 +58,7 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all slots."""
         return self.rows * self.capacity * self.geometry.token_bytes
 
     def resize(self, rows: int, capacity: int, keep: int) -> None:

@@ -122,7 +122,7 @@ class LocalEngine:
         return self._scheduler.memory.nbytes
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
-        """One continuation of each, all in one crowd with those of other calls; each decode step serves all of them.
+        """One continuation of each, batched with those of other calls; each decode step serves all of them.
 
         Raises ValueError, before any is sampled, for an empty prefix, an unknown token, a text beyond the model's positions, a text that
         `memory` cannot hold, or stop strings without `decode`.
@@ -180,7 +180,7 @@ class LocalEngine:
         self._scheduler.release()
 
     async def sleep(self) -> None:
-        """The same once requests in flight have finished; it samples again whenever it is asked."""
+        """`release`, once requests in flight have finished; the next request takes memory again."""
         async with self._alone():
             self.release()
 

@@ -22,7 +22,7 @@ class PrefixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget which slot holds which text."""
         self.slot_of: dict[Prefix, int] = {}  # the slot of each text
         self.texts: dict[int, list[Prefix]] = {}  # those of each slot
         self.unsaved: dict[int, Prefix] = {}  # of each slot, the longest text that the tree may not hold

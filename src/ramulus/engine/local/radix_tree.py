@@ -48,7 +48,7 @@ class RadixTree:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all chunks and the prefixes known of before."""
         self.root = RadixNode((), None, None)
         self.used = 0  # bytes
         self.recent: OrderedDict[RadixNode, None] = OrderedDict()  # least recently used first, children before parents

@@ -199,7 +199,7 @@ class Scheduler:
         return self._end()
 
     def _one(self) -> None:
-        """One step through torch."""
+        """A decode step of all running sequences by torch."""
         sequences, slots, device = self.batch.running, self.memory.slots, self.geometry.device
         state = self.batch.state[:, : len(sequences)]
         settings = [sequence.setting for sequence in sequences]

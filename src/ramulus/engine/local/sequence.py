@@ -45,14 +45,14 @@ class Sequence:
 
     @classmethod
     def of(cls, request: Request, group: Group, index: int, need: int, until: Until | None) -> Sequence:
-        """A sequence that waits."""
+        """A sequence of a request, waiting for a slot."""
         sampling, prefix = request.sampling, tuple(request.prefix)
         setting = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
         plain = not sampling.truncates and not callable(sampling.temperature)
         return cls(request, group, index, need, until, prefix, prefix[:-1], setting, plain, request.stop.ids, mix(request.seed))
 
     def anew(self) -> Sequence:
-        """The same request, waiting, after its slot and its tokens are lost."""
+        """A waiting sequence for the same request, without slot or tokens, which are lost."""
         return Sequence.of(self.request, self.group, self.index, self.need, self.until)
 
     @property

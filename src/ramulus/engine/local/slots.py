@@ -32,7 +32,7 @@ class SlotMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the slots and of the radix tree."""
         return self.slots.nbytes + self.tree.used
 
     def need(self, request: Request) -> int:
@@ -159,11 +159,11 @@ class AlignedSlots:
         self.slots.resize(count, self.memory.capacity, stay)
 
     def release(self, sequence: Sequence, text: Prefix) -> None:
-        """It stays in its slot."""
+        """The sequence's KV stays in its slot, under this text in the prefix cache, until a newcomer takes the slot."""
         self.cache.keep(sequence.slot, text)
 
     def abandon(self, batch: Batch) -> None:
-        """Only what the cache knows of them stays."""
+        """Nothing to free: slots belong to rows, and the prefix cache keeps only what it holds of the ended sequences."""
 
     def forget(self) -> None:
         """Drop all KV."""
@@ -171,20 +171,20 @@ class AlignedSlots:
 
     @property
     def spare_bytes(self) -> int:
-        """Those of the radix tree."""
+        """Bytes that the radix tree has left."""
         return self.memory.tree.budget - self.memory.tree.used
 
     def early(self, count: int) -> list[int]:
-        """Those behind the ones that rows can have."""
+        """At most `count` slots beyond those that rows can have."""
         return list(range(self.memory.room(self.memory.capacity), self.slots.rows))[:count]
 
     def give_back(self, sequences: list[Sequence]) -> None:
-        """What they computed is in the radix tree."""
+        """They wait without a slot; what was prefilled for them is in the radix tree."""
         for sequence in sequences:
             sequence.wait()
 
     def prefilled(self, sequence: Sequence) -> None:
-        """Copied into the radix tree."""
+        """Copy the KV of the sequence's text from its slot into the radix tree."""
         self.memory.tree.insert(sequence.text, lambda start, stop: self.slots.get(sequence.slot, start, stop))
 
 
@@ -257,12 +257,12 @@ class PooledSlots:
         self.idle = dict.fromkeys([*range(len(lengths), count), *(number[slot] for slot in reversed(stay))])
 
     def release(self, sequence: Sequence, text: Prefix) -> None:
-        """It stays in its slot until that is the one unused for longest."""
+        """The sequence's KV stays in its slot, under this text in the prefix cache, until the slot is the one unused for longest."""
         self.cache.keep(sequence.slot, text)
         self.idle[sequence.slot] = None
 
     def abandon(self, batch: Batch) -> None:
-        """Their slots are free."""
+        """Free the slots of all running sequences."""
         self.idle |= dict.fromkeys(sequence.slot for sequence in batch.running)
 
     def forget(self) -> None:
@@ -272,11 +272,11 @@ class PooledSlots:
 
     @property
     def spare_bytes(self) -> int:
-        """All: prefixes stay in their slots."""
+        """Bytes of all slots: prefixes are remembered in them, without a copy."""
         return self.slots.nbytes
 
     def early(self, count: int) -> list[int]:
-        """Those unused for longest, where there are plenty."""
+        """The slots unused for longest, at most `count` and SPARE; none where fewer than 2 x SPARE are free."""
         free = list(self.idle)[: min(count, SPARE)] if len(self.idle) >= 2 * SPARE else []
         for slot in free:
             self.cache.evict(slot)
@@ -284,7 +284,7 @@ class PooledSlots:
         return free
 
     def give_back(self, sequences: list[Sequence]) -> None:
-        """What is whole stays in its slot."""
+        """They wait without a slot; a prefix that was prefilled whole stays in its slot."""
         for sequence in sequences:
             if sequence.length == len(sequence.text):
                 self.cache.hold(sequence.slot, sequence.text)
@@ -292,5 +292,5 @@ class PooledSlots:
             sequence.wait()
 
     def prefilled(self, sequence: Sequence) -> None:
-        """It stays in its slot."""
+        """Remember that the sequence's text lies in its slot."""
         self.cache.keep(sequence.slot, sequence.text)

@@ -121,7 +121,7 @@ def kind_to_json(sampling: Sampling, stop: StopRule) -> dict[str, Any]:
 
 
 def kind_of_json(content: Mapping[str, Any], rules: Rules) -> tuple[Sampling, StopRule]:
-    """The same back, checked by the classes themselves."""
+    """The sampling and the stop rule that `kind_to_json` wrote, checked by their constructors."""
     given = content["sampling"]
     sampling = Sampling(**given | {"temperature": rule_of_json(given["temperature"], rules)})
     return sampling, StopRule(frozenset(int(token) for token in content["stop"]["ids"]), tuple(content["stop"]["strings"]))
@@ -166,7 +166,7 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
 
 
 def segment_of_json(content: Mapping[str, Any]) -> Segment:
-    """The segment again."""
+    """The segment that `segment_to_json` wrote."""
     names = ("tokens", "logprobs", "kept", "entropy", "temperature", "versions")
     columns = {name: of_column(content[name]) for name in names if isinstance(content.get(name), str)}
     return Segment(**dict(content) | columns)

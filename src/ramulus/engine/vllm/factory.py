@@ -81,7 +81,7 @@ class Vllm:
         return engine
 
     def met(self) -> list[Server]:
-        """Servers that run already."""
+        """The servers at `urls`, greeted. ConnectionError where one does not answer or does not fit."""
         servers = [Server(url, self.key or os.environ.get(KEY, ""), self.timeout) for url in self.urls]
         for server in servers:
             server.meet(self.expose, min(self.reconnect, 3.0))
@@ -109,7 +109,7 @@ class Vllm:
         return servers
 
     def words(self, dtype: str, device: str) -> list[str]:
-        """vLLM's command line."""
+        """The command line of a server that the run starts."""
         words = ["--dtype", self.precision or dtype, "--load-format", "dummy", "--max-num-seqs", str(self.slots)]
         words += ["--kv-cache-memory-bytes", str(self.memory_mb * 2**20), *(["--enforce-eager"] if device == "cpu" else [])]
         return words + (["--max-model-len", str(self.limit)] if self.limit else [])

@@ -51,7 +51,7 @@ class Held(Pushed):
         return self.now() != self.version
 
     def drop(self) -> None:
-        """Nothing is ours."""
+        """Nothing: the tensors are the learner's."""
 
 
 def held_weights(weights: Mapping[str, Any], version: int) -> Held:
@@ -170,7 +170,7 @@ class Sender:
         return greeting
 
     def _device(self, tensors: Mapping[str, Any]) -> Any:
-        """Where buckets are made."""
+        """The device on which buckets are packed."""
         import torch
 
         if self.way not in OF_GPUS:
@@ -264,7 +264,7 @@ async def sent(pool: PoolEngine, server: Any, sender: Sender, client: Any, new: 
 
 
 def _room(size: int, device: Any) -> Any:
-    """So many bytes."""
+    """An empty buffer of `size` bytes on a device."""
     import torch
 
     return torch.empty(size, dtype=torch.uint8, device=device)

@@ -137,7 +137,7 @@ class VllmEngine(PoolEngine):
         return await self.one.ask(self._here.client, method, path, content, patience)
 
     def took(self, greeting: Any, name: str, version: int) -> None:
-        """Its one server has these weights of another process now, and said so."""
+        """Note that another process has sent its one server these weights; `greeting`: what the server answered to them."""
         server = self.one
         server.hello, server.loaded = greeting_of(greeting, server.url), name
         self._pushed = Elsewhere(Path(), version, name=name)

@@ -38,11 +38,12 @@ def refuse(request: Request, limit: int, vocabulary: int, rules: bool) -> None:
 def call_of(request: Request, prefix: int, salt: str) -> dict[str, Any]:
     """A request whose prefix has a place in a list, as `/inference/v1/generate` takes it; keys and values are shared under the same salt alone."""
     sampling, rule = request.sampling, {}
-    heat = sampling.temperature
-    if callable(heat):
-        rule, heat = {"extra_args": {TEMPERATURE: rule_to_json(heat)}}, 1.0
+    temperature = sampling.temperature
+    if callable(temperature):
+        rule, temperature = {"extra_args": {TEMPERATURE: rule_to_json(temperature)}}, 1.0
     plain = {
-        "max_tokens": sampling.max_tokens, "temperature": float(heat), "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p,
+        "max_tokens": sampling.max_tokens, "temperature": float(temperature),
+        "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p,
         "seed": request.seed % 2**63, "logprobs": 0, "ignore_eos": True, "stop_token_ids": sorted(request.stop.ids), "detokenize": False,
     }  # fmt: skip
     return {"prefix": prefix, "cache_salt": salt, "sampling_params": plain | rule}
@@ -73,8 +74,8 @@ def segment_of(answer: Any, request: Request, vocabulary: int) -> tuple[Segment,
     greedy = request.sampling.temperature == 0
     column = array("f", [0.0] * len(tokens) if greedy else logprobs)
     end = "eos" if tokens[-1] in request.stop.ids else None
-    heat = request.sampling.temperature
-    segment = Segment(array("i", tokens), column, end, temperature=None if callable(heat) else float(heat))
+    temperature = request.sampling.temperature
+    segment = Segment(array("i", tokens), column, end, temperature=None if callable(temperature) else float(temperature))
     return versioned(segment, spans), reused
 
 

@@ -65,7 +65,7 @@ class TokenGroupMean:
         return Credits({leaf.id: value for leaf, value in zip(leaves, values, strict=True)})
 
     def over_paths(self, rewards: Sequence[float]) -> list[float]:
-        """GRPO's credit."""
+        """GRPO's credit of each path: (reward - mean) / (standard deviation + eps), and for a lone path by `lone`."""
         if len(rewards) < 2:
             return [reward / (1 + self.eps) if self.lone == "reward" else 0.0 for reward in rewards]
         mean = mean_of(rewards)

@@ -88,7 +88,7 @@ class TreeBatch:
         return int(self.token.shape[0])
 
     def to(self, device: torch.device | str) -> TreeBatch:
-        """The same batch on another device."""
+        """The batch with all tensors on `device`; spans and stats are shared with this one."""
         here: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) for name, v in here.items() if isinstance(v, Tensor)}
         return replace(self, **moved)

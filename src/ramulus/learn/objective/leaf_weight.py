@@ -61,7 +61,7 @@ class SequenceRatio:
         Clip(self.low, self.high, self.column)  # it checks its values
 
     def ratio(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """[K]."""
+        """The geometric mean [K] of the token ratios of each leaf's path."""
         return mean_along(logp - logprobs_of(batch, self.column), batch).clamp(-20, 20).exp()
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:

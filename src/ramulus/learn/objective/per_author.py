@@ -32,7 +32,7 @@ class PerAuthor:
 
     @property
     def column(self) -> str | None:
-        """What either part reads."""
+        """The log-prob column that both parts read, or the one that reads any; None where neither does."""
         return self.policy.column or self.expert.column
 
     def column_of(self, author: Author) -> str | None:
@@ -42,7 +42,7 @@ class PerAuthor:
         return column
 
     def choose(self, batch: TreeBatch, policy: Tensor, expert: Tensor) -> Tensor:
-        """[T] of each -> [T]."""
+        """[T] by each part -> [T]: `expert` on demonstrations' tokens, `policy` elsewhere."""
         return torch.where(batch.author == int(Author.EXPERT), expert, policy)
 
     def __call__(self, *given: Any) -> Tensor:
@@ -63,10 +63,10 @@ class PerAuthor:
         return self.choose(batch, *factors)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """As the masks do."""
+        """Log-probs [T] at which the textbook loss is evaluated: each author's tokens as its mask clamps them."""
         given = (sign, logp, entropy, batch)
         return self.choose(batch, self.policy.clamp(*given), self.expert.clamp(*given))
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """As the references do."""
+        """The textbook loss's potential [T]: each author's tokens by its reference."""
         return self.choose(batch, self.policy.potential(logp, batch), self.expert.potential(logp, batch))

@@ -40,7 +40,7 @@ class Product:
 
     @property
     def column(self) -> str | None:
-        """The one of them."""
+        """The one column that the parts take ratios against; None where none reads one."""
         return next(iter(self.columns), None)
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:

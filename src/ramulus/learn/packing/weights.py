@@ -107,7 +107,7 @@ class Selection:
 
     @classmethod
     def joined(cls, parts: Sequence[Selection]) -> Selection:
-        """That of a forest from those of its parts, in order."""
+        """The selection of a forest from those of its parts, in the order of their trees."""
         terms = zip(*(part.terms for part in parts), strict=True)
         known = [part.extra for part in parts if part.extra is not None]
         extra = [tree for part in known for tree in part] if known else None

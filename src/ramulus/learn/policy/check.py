@@ -16,7 +16,7 @@ from ramulus.models.positions import context
 from ramulus.models.precision import is_half, widened
 from ramulus.models.survey import FAR, Survey, message_of, plain_way, survey
 
-TRUNK, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
+PREFIX, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
 CLOSE, QUANTISED = 1e-3, 0.1  # of logits, relative to the largest; of quantised models
 
 
@@ -50,8 +50,8 @@ def verify_policy(model: Any, chunk: int, patches: Sequence[Patch], way: Way) ->
 def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way, model_survey: Survey) -> float:
     """The largest difference of logits, relative to the largest logit."""
     most = context(model.config)
-    trunk = min(max(1, most - BRANCH), model_survey.past_windows(TRUNK))
-    case = trees(trunk, max(0, min(most, FAR) - trunk - BRANCH), int(model.get_input_embeddings().num_embeddings))
+    prefix = min(max(1, most - BRANCH), model_survey.past_windows(PREFIX))
+    case = trees(prefix, max(0, min(most, FAR) - prefix - BRANCH), int(model.get_input_embeddings().num_embeddings))
     token, position, parent, end, lines = (x.to(model.get_input_embeddings().weight.device) for x in case)
 
     def packed(dtype: torch.dtype) -> Tensor:
@@ -72,17 +72,17 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
     return float(((ours - alone).abs().max() / alone.abs().max().clamp(min=1)).nan_to_num(torch.inf))
 
 
-def trees(trunk: int, start: int, vocabulary: int) -> tuple[Tensor, ...]:
-    """Two trees of a prompt of `trunk` tokens with two branches each, the second from position `start` on.
+def trees(prefix: int, start: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """Two trees of a prompt of `prefix` tokens with two branches each, the second from position `start` on.
 
-    token, position, parent, end [T] of the row, and the places of the tokens of each path [4, trunk + BRANCH].
+    token, position, parent, end [T] of the row, and the places of the tokens of each path [4, prefix + BRANCH].
     """
-    depth, size = trunk + BRANCH, trunk + 2 * BRANCH
+    depth, size = prefix + BRANCH, prefix + 2 * BRANCH
     index = torch.arange(size)
     position = torch.where(index < depth, index, index - BRANCH)
     parent = (index - 1).clamp(min=0)
-    parent[depth] = trunk - 1
-    end = torch.where((index >= trunk) & (index < depth), depth, size)
-    lines = torch.stack((index[:depth], torch.cat((index[:trunk], index[depth:]))))
+    parent[depth] = prefix - 1
+    end = torch.where((index >= prefix) & (index < depth), depth, size)
+    lines = torch.stack((index[:depth], torch.cat((index[:prefix], index[depth:]))))
     both = [torch.cat((x, x + more)) for x, more in ((position, start), (parent, size), (end, size), (lines, size))]
     return ((torch.arange(2 * size) * 7 + 1) % vocabulary, *both)

@@ -59,7 +59,7 @@ class Head:
     def _half(
         self, narrow: Narrow, hidden: Tensor, token: Tensor, temperature: Tensor | None, entropy_grad: bool, hot: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same with float32 logits of bfloat16 weights, by kernels."""
+        """`__call__` with float32 logits of bfloat16 weights, by kernels."""
         weight: Any = self.linear.weight
         words = len(weight) if self.drawn is None else min(self.drawn, len(weight))
         copy = narrow.stacked(weight)

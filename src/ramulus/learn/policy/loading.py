@@ -66,7 +66,7 @@ def unheard() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """The same; what transformers cannot read is a ValueError."""
+    """`unheard`, with what transformers cannot read raised as a ValueError of one sentence; running out of memory goes on as it is."""
     from huggingface_hub.errors import StrictDataclassError
 
     with unheard():

@@ -22,7 +22,7 @@ class MasterWeights:
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}  # (parameter, master) of those that are copies
 
     def take(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Add parameters."""
+        """Add parameters by name, with float32 copies of the half-precision ones."""
         for name, parameter in parameters.items():
             master = parameter
             if self.exact and parameter.dtype in HALF:

@@ -31,5 +31,5 @@ class Narrow:
         return entry[1]
 
     def forget(self) -> None:
-        """Drop all copies."""
+        """Drop all copies, which an optimizer's step has made stale."""
         self.copies.clear()

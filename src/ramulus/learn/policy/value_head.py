@@ -1,4 +1,4 @@
-"""A policy that also says what a state is worth: PPO's critic, a head on the same trunk."""
+"""A policy that also says what a state is worth: PPO's critic, a head on the same backbone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
-SPEED = 10.0  # the head starts from nothing, the trunk from a trained model
+SPEED = 10.0  # the head starts from nothing, the backbone from a trained model
 
 
 class ActorCritic(TorchPolicy):
-    """A policy with a value head on its trunk: V(state) is linear in the hidden state that predicts the next token.
+    """A policy with a value head on its backbone: V(state) is linear in the hidden state that predicts the next token.
 
     The head starts at 0, learns at SPEED times the policy's rate, and is kept in checkpoints but not in the model's folder. Takes what
     TorchPolicy takes.

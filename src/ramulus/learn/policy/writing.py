@@ -39,7 +39,7 @@ def write_model(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[s
 
 
 def rewrite(file: Path, change: Any) -> None:
-    """Change a JSON file."""
+    """Replace the content of a JSON file by what `change` makes of it."""
     file.write_text(json.dumps(change(json.loads(file.read_text())), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -56,7 +56,7 @@ def on_accumulate(policy: ShardedPolicy, mix: Mix, rows: Sequence[TreeBatch | No
 
 
 def on_update(policy: ShardedPolicy, lr: float) -> dict[str, float]:
-    """One optimizer step."""
+    """An optimizer step of this rank's shards; the metrics that `update` answers."""
     stats = policy.update(lr)
     give_back_after(policy)  # gradients
     return stats

@@ -63,7 +63,7 @@ def fits(value: Any, option: Any) -> bool:
 
 
 def _wanted(options: list[Any]) -> str:
-    """The types in words."""
+    """The kinds of value that a field takes, in words for an error."""
     words = {option: f"{option.__name__}(...)" for option in options if isinstance(option, type) and is_dataclass(option)}
     words |= {option: "a part that can be called" for option in options if (get_origin(option) or option) is Callable}
     words |= {option: "a tuple of such parts" for option in options if (get_origin(option) or option) is tuple and not has_text(get_args(option)[0])}

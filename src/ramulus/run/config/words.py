@@ -82,7 +82,7 @@ def instance(kind: type, where: str) -> Any:
 
 
 def adapters(text: str) -> Blank:
-    """Their rank."""
+    """LoRA of a rank, from `lora=16`. Raises ValueError for what is no number."""
     if not text.isdecimal():
         raise ValueError("lora is a rank, 16 say; `true` takes the usual one, and lora.rank, lora.alpha, lora.targets set its fields")
     return Blank(Lora, {"rank": int(text)})

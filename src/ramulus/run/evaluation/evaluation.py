@@ -165,7 +165,7 @@ async def sample(
 async def grow(
     loaded: LoadedModel, tasks: Sequence[Task], rewards: Rewards, plan: SamplingPlan, kinds: dict[str, Any], stop: Stop, count: Count
 ) -> dict[str, list[Tree]]:
-    """The graded trees of some problems, all kinds in one crowd."""
+    """The graded trees of some problems by kind of sampling; the requests of all kinds are in flight together."""
 
     def sampled(branching: Branching, sampling: Sampling, visit: int) -> Awaitable[list[Tree]]:
         return sample_graded(

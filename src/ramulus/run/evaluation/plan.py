@@ -45,7 +45,7 @@ class SamplingPlan:
 
     @property
     def answers(self) -> int:
-        """Answers to each problem."""
+        """Answers to each problem: over all kinds of sampling."""
         return self.samples + self.width + self.greedy
 
     def kinds(self, most: int) -> dict[str, tuple[Branching, Sampling, int]]:

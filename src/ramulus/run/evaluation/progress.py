@@ -35,7 +35,7 @@ class Count:
         self.tell("", round(self.done, 2), SOON)
 
     def chunk(self, name: str, done: int, total: int) -> None:
-        """A chunk is kept."""
+        """Print that so many problems of a set are answered and on the disk, where no terminal shows a bar."""
         self.tell(f"{name} ", done, SPOKEN, total)
 
     def tell(self, name: str, done: float, pause: float, total: int | None = None) -> None:

@@ -67,7 +67,7 @@ def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here) -> tup
 
 
 def _is_auto(run: Run) -> set[str]:
-    """Which fields are auto."""
+    """The fields that say "auto": tokens_per_batch, memory_mb, both or none."""
     engine = isinstance(run.engine, Local) and run.engine.memory_mb == "auto"
     return ({"tokens_per_batch"} if run.tokens_per_batch == "auto" else set()) | ({"memory_mb"} if engine else set())
 
@@ -85,7 +85,7 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Tak
     fullest = max(rooms, key=lambda room: needed[room] / max(1.0, room.free))
     remark = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
     if "memory_mb" in auto:
-        samplers = sum(site.engine for room in rooms for site in (*room.here, *room.coming))
+        samplers = sum(site.engine for room in rooms for site in (*room.here, *room.to_start))
         many = f"{rows_in(run, sizes, engine_bytes, work_of(run))} sequences of {work_of(run).longest:,} tokens together"
         remark += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
     if "tokens_per_batch" in auto:

@@ -59,7 +59,7 @@ class Published(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of what is computed."""
+        """The relative error of what is computed: 0.1 where it is 10 % above what was measured."""
         return self.computed / self.measured - 1
 
 

@@ -29,7 +29,7 @@ def planned(run: Run, site: Site | None = None) -> StepMemory:
     if site is not None or elsewhere or (there.kind == "cuda" and not torch.cuda.is_available()):
         return step_memory(run, sizes, there)
     rooms = rooms_here(run, "cpu" if there.kind == "cpu" else "cuda:0")
-    return step_memory(run, sizes, there, *fitted(run, sizes, [replace(room, here=(), coming=room.here + room.coming) for room in rooms]))
+    return step_memory(run, sizes, there, *fitted(run, sizes, [replace(room, here=(), to_start=room.here + room.to_start) for room in rooms]))
 
 
 def beside(run: Run, memory: StepMemory) -> list[tuple[str, int, StepMemory]]:

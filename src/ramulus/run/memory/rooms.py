@@ -38,12 +38,12 @@ class Room:
 
     free: float
     here: tuple[Site, ...] = ()
-    coming: tuple[Site, ...] = ()
+    to_start: tuple[Site, ...] = ()
     by_turns: bool = False  # samplers that sleep while the learner works
 
     def needed(self, run: Run, sizes: Sizes, tokens: int | None, engine_bytes: int | None) -> float:
         """Bytes that they still take of a step, in the phase that takes most, with so many tokens of a batch and bytes of keys and values in each."""
-        kinds = [(Counter(sites), there) for sites, there in ((self.here, True), (self.coming, False))]
+        kinds = [(Counter(sites), there) for sites, there in ((self.here, True), (self.to_start, False))]
         plans = [(step_memory(run, sizes, site, tokens, engine_bytes), n, site, there) for kind, there in kinds for site, n in kind.items()]
         return max(sum(n * self._taken(plan, site, there, phase) for plan, n, site, there in plans) for phase in MOMENTS)
 
@@ -56,7 +56,7 @@ class Room:
     @property
     def spelled(self) -> str:
         """For whom it is, in words; "" for one process."""
-        sites = (*self.here, *self.coming)
+        sites = (*self.here, *self.to_start)
         ranks, samplers = sum(site.learner for site in sites), sum(not site.learner for site in sites)
         counts = [(ranks, "rank"), (samplers, "sampler")]
         return " for " + " and ".join(f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n) if len(sites) > 1 else ""
@@ -119,4 +119,4 @@ def rooms_of(run: Run, device: Any, machines: Sequence[Placement]) -> list[Room]
     else:
         rooms.append(Room(free_on(device), mine))
         rooms.append(Room(min((machine.gpu for machine in machines if machine.samplers), default=0.0), (), theirs))
-    return [room for room in rooms if room.here or room.coming]
+    return [room for room in rooms if room.here or room.to_start]

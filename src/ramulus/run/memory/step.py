@@ -68,7 +68,7 @@ class StepMemory:
     asked: int = 0  # tokens of a batch, as they were asked for; a step may have fewer
 
     def at(self, phase: Phase) -> float:
-        """Bytes in a phase."""
+        """Bytes that are held in a phase of the step."""
         return sum(part.bytes for part in self.parts if phase in part.phases)
 
     @cached_property
@@ -78,11 +78,11 @@ class StepMemory:
 
     @property
     def peak(self) -> float:
-        """Bytes at most."""
+        """Bytes of the phase that takes most."""
         return self.at(self.phase)
 
     def named(self, *names: str) -> float:
-        """Bytes of some parts."""
+        """Bytes of the parts of these names, over all phases."""
         return sum(part.bytes for part in self.parts if part.name in names)
 
 
