@@ -167,9 +167,9 @@ def test_load_waits_for_requests_in_flight_and_later_ones_wait_for_it() -> None:
 def test_release_gives_memory_back() -> None:
     engine = LocalEngine(small(), slots=4, memory=MANY)
     run(engine, mixed(5))
-    assert engine.kv_bytes > 0
+    assert engine._scheduler.memory.nbytes > 0
     engine.release()
-    assert engine.kv_bytes == 0
+    assert engine._scheduler.memory.nbytes == 0
 
     async def too_early() -> None:
         task = asyncio.create_task(one(engine, ask(line(4, 1))))
@@ -178,7 +178,7 @@ def test_release_gives_memory_back() -> None:
             engine.release()
         await task
         engine.release()  # at once, while the driver still looks around for more
-        assert engine.kv_bytes == 0
+        assert engine._scheduler.memory.nbytes == 0
         assert len((await one(engine, ask(line(4, 1)))).tokens) == 8
 
     asyncio.run(too_early())
@@ -190,7 +190,7 @@ def test_a_budget_for_few_slots_still_serves_all() -> None:
     requests = [*mixed(10), ask(line(150, 1), max_tokens=100), *mixed(9)]
     engine = LocalEngine(model, slots=32, memory=256 * token)  # one slot of the longest
     assert worst(model, requests, run(engine, requests)) < 1e-5
-    assert engine.kv_bytes <= 256 * token
+    assert engine._scheduler.memory.nbytes <= 256 * token
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_slots_grow_ahead_only_within_the_memory() -> None:
     engine = LocalEngine(model, slots=1, memory=260 * token)
     for n in (150, 180):
         run(engine, [ask(line(n, n), max_tokens=8)])
-        assert engine.kv_bytes <= 260 * token
+        assert engine._scheduler.memory.nbytes <= 260 * token
 
 
 def test_forks_of_one_path_are_prefilled_with_the_longest() -> None:
@@ -272,7 +272,7 @@ def test_eviction_changes_costs_and_not_logprobs() -> None:
         children = run(engine, forks)
         assert worst(model, first, parents) < 1e-5
         assert worst(model, forks, children) < 1e-5
-        assert engine.kv_bytes <= engine._scheduler.memory.memory
+        assert engine._scheduler.memory.nbytes <= engine._scheduler.memory.memory
     assert roomy.counters()["prefilled_again"] == 0
     assert tight.counters()["prefilled_again"] > 60
     assert tight.counters()["prefilled"] > roomy.counters()["prefilled"]
@@ -368,7 +368,7 @@ def test_load_drops_kv_and_takes_the_new_weights() -> None:
     engine = LocalEngine(model, slots=4, memory=MANY)
     requests = [ask(line(20, 9), seed=i) for i in range(3)]
     old = run(engine, requests)
-    assert engine.kv_bytes > 0
+    assert engine._scheduler.memory.nbytes > 0
     assert old[0].version == 0
     asyncio.run(engine.load(other.state_dict(), 3))
     assert engine._scheduler.memory.tree.used == 0
@@ -458,8 +458,8 @@ def test_logits_that_are_no_numbers_are_said(way: str, number: float, temperatur
 def test_a_low_precision_copy_is_stated_and_renewed() -> None:
     model = small()
     engine = LocalEngine(model, slots=4, memory=MANY, precision=torch.bfloat16, native=False)
-    assert engine.copy_bytes == 2 * sum(p.numel() for p in model.parameters())
-    assert LocalEngine(model, slots=1, memory=MANY).copy_bytes == 0
+    assert sum(p.nbytes for p in engine._copy.parameters()) == 2 * sum(p.numel() for p in model.parameters())
+    assert LocalEngine(model, slots=1, memory=MANY)._copy is None
     requests = mixed(6)
     assert worst(model, requests, run(engine, requests)) < 0.5
     with torch.no_grad():

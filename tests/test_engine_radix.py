@@ -27,7 +27,8 @@ texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 @settings(max_examples=150, deadline=None)
 @given(texts, st.sampled_from([0, 5, 12, 30, 10**6]), st.randoms(use_true_random=False))
 def test_matches_are_right_and_the_budget_holds(lines: list[tuple[int, ...]], tokens: int, rng) -> None:
-    trie = RadixTree(TOKEN, tokens * TOKEN)
+    trie = RadixTree(TOKEN)
+    trie.shrink(tokens * TOKEN)
     seen: list[tuple[int, ...]] = []
     for text in lines:
         if rng.random() < 0.3:
@@ -53,7 +54,8 @@ def test_matches_are_right_and_the_budget_holds(lines: list[tuple[int, ...]], to
 
 
 def test_least_recently_used_goes_first() -> None:
-    trie = RadixTree(TOKEN, 8 * TOKEN)
+    trie = RadixTree(TOKEN)
+    trie.shrink(8 * TOKEN)
     a, b, c = (1,) * 4, (2,) * 4, (3,) * 4
     for text in (a, b):
         trie.insert(text, lambda start, stop, text=text: kv(text, start, stop))

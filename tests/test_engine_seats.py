@@ -37,7 +37,9 @@ def prefix_cache() -> PrefixCache:
     geometry = Geometry(1, 1, 1, torch.float32, torch.device("cpu"))
     slots = Slots(geometry)
     slots.resize(40, 8, 0)
-    return PrefixCache(slots, RadixTree(geometry.token_bytes, 2**20))
+    tree = RadixTree(geometry.token_bytes)
+    tree.shrink(2**20)
+    return PrefixCache(slots, tree)
 
 
 @settings(deadline=None, max_examples=150)
@@ -98,7 +100,7 @@ def test_forests_larger_than_the_pool_are_the_same_bits(monkeypatch: pytest.Monk
     assert sorted((*key(pair), pair[1].tokens, pair[1].logprobs) for pair in found) == sorted(
         (*key(pair), pair[1].tokens, pair[1].logprobs) for pair in expected
     )
-    assert tight.kv_bytes <= memory
+    assert tight._scheduler.memory.nbytes <= memory
     assert tight.counters()["sampled"] == roomy.counters()["sampled"]
     here = tight._scheduler.allocator
     assert sorted(here.idle) == list(range(here.slots.rows))  # every slot is free again
@@ -138,7 +140,7 @@ def test_slots_become_longer_while_rows_sit_in_them() -> None:
     assert asyncio.run(everything()) == alone
     assert {name: n - counted[name] for name, n in engine.counters().items()} == counted  # what came before is not to be seen
     engine.release()
-    assert engine.kv_bytes == 0
+    assert engine._scheduler.memory.nbytes == 0
     assert asyncio.run(everything()) == alone
 
 
@@ -151,7 +153,7 @@ def test_slots_that_were_made_once_serve_again() -> None:
     asyncio.run(engine.load(None, 0))
     assert run(engine, requests) == expected
     assert engine._scheduler.memory.slots.store.data_ptr() == store
-    assert engine.kv_bytes <= MANY
+    assert engine._scheduler.memory.nbytes <= MANY
 
 
 @KERNELS

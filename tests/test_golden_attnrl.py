@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from ramulus.learn.advantage.global_local import GlobalLocal
 from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.policy.influence import Influence, folded, influences
-from ramulus.learn.policy.steps import Separators, segment
+from ramulus.learn.policy.steps import Separators, Steps, segment
 
 DEFAULT = Path(__file__).parent / "golden"
 KINDS = ("tree_advantage", "fci", "adaptive_batch", "segmentation")
@@ -76,10 +77,15 @@ def test_tree_advantage(tree_advantage_case: dict) -> None:
     assert tree_mistakes(tree_advantage_case) == []
 
 
+def ranges(steps: Steps, base: int) -> list[tuple[int, int]]:
+    """Half-open ranges of the steps in a path whose prompt has `base` tokens."""
+    return [(base + start, base + stop) for start, stop in pairwise([*steps.starts, steps.length])]
+
+
 def segmentation_mistakes(case: dict) -> list[tuple]:
     double, single = (frozenset(case[f"{name}_newline_ids"]) for name in ("double", "single"))
     steps = segment(case["response_ids"], Separators(double, double | single, case["think_end_id"]))
-    got = ([list(r) for r in steps.ranges(case["prompt_len"])], steps.think_end)
+    got = ([list(r) for r in ranges(steps, case["prompt_len"])], steps.think_end)
     want = (case["expected"]["step_ranges"], case["expected"]["think_end_step"])
     return [(a, b) for a, b in zip(got, want, strict=True) if a != b]
 
@@ -120,7 +126,7 @@ def influence_of(case: dict, heads: list[list]) -> list[float]:
                     watch.add_group(group, folded(some, weight, group, group.mask(rows)), sums)
         watch.end_layer(sums)
     ((path, found),) = watch.scores()
-    assert path.steps.ranges(case["prompt_len"]) == [tuple(r) for r in case["step_ranges"]]
+    assert ranges(path.steps, case["prompt_len"]) == [tuple(r) for r in case["step_ranges"]]
     assert path.steps.think_end == case["think_end_step"]
     (told,) = influences([row], [watch])
     assert [told[path.line[path.prompt + at]] for at in path.steps.starts] == found.tolist()

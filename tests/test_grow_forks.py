@@ -15,7 +15,16 @@ from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.points import at_random, by_score, filled, quantile, threshold
 from ramulus.grow.stop import Stop
-from ramulus.learn.policy.steps import Marked, Separators, holding, marked_after, marked_steps, segment, separators_of
+from ramulus.learn.policy.steps import (
+    Marked,
+    Separators,
+    Steps,
+    holding,
+    marked_after,
+    marked_steps,
+    segment,
+    separators_of,
+)
 
 LINES = Separators(frozenset(), frozenset({2}))
 
@@ -208,7 +217,7 @@ def test_separators_come_from_the_text_of_every_token() -> None:
     found = separators_of(lambda rows: [texts[token] for (token,) in rows], 5, 4)
     assert found == Separators(frozenset({2}), frozenset({1, 2, 3}), 4)
     assert segment([0, 1, 0], found).starts == [0, 2]
-    assert segment([0, 1, 2, 0, 4], found).ranges(7) == [(7, 10), (10, 12)]
+    assert segment([0, 1, 2, 0, 4], found) == Steps([0, 3], 5, 1)
     assert segment([], found).starts == []
 
 

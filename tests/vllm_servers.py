@@ -47,7 +47,7 @@ def process_of(name: str, model: Any, *options: str) -> Process:
         _running[name] = Process(FACTORY.interpreter(), folder / "model", words, folder / "server.log", 1)
         atexit.register(_running[name].stop)
     process = _running[name]
-    if not process.alive:
+    if process.running is None or process.running.poll() is not None:
         process.start()
         process.wait(Server(process.url, process.key, 60.0).answers)
     return process

@@ -107,19 +107,9 @@ class LocalEngine:
         return self._scheduler.limit
 
     @property
-    def copy_bytes(self) -> int:
-        """Bytes of the low-precision copy of the weights; 0 when the trainer's own are read."""
-        return sum(p.nbytes for p in self._copy.parameters()) if self._copy is not None else 0
-
-    @property
     def native_bytes(self) -> int:
         """Bytes of the copy of the matrices that the kernels read; 0 when there is none."""
         return self.forward.nbytes if isinstance(self.forward, CompiledForward) else 0
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
-        return self._scheduler.memory.nbytes
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         """One continuation of each, batched with those of other calls; each decode step serves all of them.

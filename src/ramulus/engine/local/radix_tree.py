@@ -39,12 +39,12 @@ def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 class RadixTree:
     """KV by token prefix. Least recently used leaf chunks go first; use is counted, never timed.
 
-    `budget`: bytes; a chunk that does not fit even when everything else is dropped is left out. A node that holds a chunk has
-    ancestors that hold theirs, so a match is always a run from the first token on.
+    `budget`: bytes, 0 until `shrink` sets it; a chunk that does not fit even when everything else is dropped is left out. A node that
+    holds a chunk has ancestors that hold theirs, so a match is always a run from the first token on.
     """
 
-    def __init__(self, token_bytes: int, budget: int = 0) -> None:
-        self.token_bytes, self.budget = token_bytes, budget
+    def __init__(self, token_bytes: int) -> None:
+        self.token_bytes, self.budget = token_bytes, 0
         self.clear()
 
     def clear(self) -> None:

@@ -32,7 +32,7 @@ class SlotMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots and of the radix tree."""
+        """Bytes of KV held now, slots and remembered prefixes together; never above `memory`."""
         return self.slots.nbytes + self.tree.used
 
     def need(self, request: Request) -> int:

@@ -72,10 +72,6 @@ class Process:
                 return f"{telling[-1].rpartition(') ')[2][:300]} (all of it: {self.log})"
         return f"it wrote nothing to {self.log}"
 
-    @property
-    def alive(self) -> bool:
-        return self.running is not None and self.running.poll() is None
-
     def stop(self) -> None:
         """End it and all processes of its own, at once: it keeps nothing that is needed."""
         if self.running is None:

@@ -140,13 +140,13 @@ class Receiver(Protocol):
 
 
 class Sender:
-    """This process's end of the way into one server. `way`: "gloo", "nccl" or "ipc"; `bucket`: bytes, as in BUCKET.
+    """This process's end of the way into one server. `way`: "gloo", "nccl" or "ipc".
 
     `host`: this machine's address, as the server's workers reach it; "" is the one on the way to the server's.
     """
 
-    def __init__(self, way: str, server: Receiver, bucket: int = BUCKET, host: str = "") -> None:
-        self.way, self.server, self.bucket, self.host = way, server, bucket, host
+    def __init__(self, way: str, server: Receiver, host: str = "") -> None:
+        self.way, self.server, self.host, self.bucket = way, server, host, BUCKET
         self.instance = ""  # of the server's process that is reached
         self.store: Any = None
         self.group: Any = None

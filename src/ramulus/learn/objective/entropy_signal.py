@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.mask import Clip
+from ramulus.learn.objective.mask import Clip, unmoved
 from ramulus.learn.objective.reference import logprobs_of
 
 RANKS = 128  # intervals between the quantiles that a rank is read from
@@ -233,6 +233,4 @@ class Redistribution:
 
     factor = __call__
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs at which the textbook loss is evaluated: unchanged."""
-        return logp
+    clamp = unmoved

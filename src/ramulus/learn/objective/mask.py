@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ Mask = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
 Optional methods, with the same arguments: `clamp`, log-probs at which the textbook loss is evaluated; `factor`, what that loss is multiplied by
 where the mask is more than a clip. `measure(forest, keep)` answers numbers of the whole step, which the mask finds in `batch.stats`.
 """
+
+
+def unmoved(mask: Any, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+    """The `clamp` of a mask that moves nothing: log-probs [T] as they are."""
+    return logp
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,7 @@ class Everything:
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         return torch.ones_like(logp)
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs at which the textbook loss is evaluated: unchanged."""
-        return logp
+    clamp = unmoved
 
 
 @dataclass(frozen=True)

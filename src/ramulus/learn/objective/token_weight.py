@@ -14,6 +14,7 @@ from ramulus.core.share import at_least
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.entropy_signal import flattened
+from ramulus.learn.objective.mask import unmoved
 from ramulus.learn.objective.reference import logprobs_of
 
 
@@ -114,9 +115,7 @@ class HighEntropy:
 
     factor = __call__
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs at which the textbook loss is evaluated: unchanged."""
-        return logp
+    clamp = unmoved
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,7 @@ class ImportanceWeight:
 
     factor = __call__
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs at which the textbook loss is evaluated: unchanged."""
-        return logp
+    clamp = unmoved
 
 
 @dataclass(frozen=True)
@@ -178,9 +175,7 @@ class IcePop:
 
     factor = __call__
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs at which the textbook loss is evaluated: unchanged."""
-        return logp
+    clamp = unmoved
 
 
 def sampler_weight(batch: TreeBatch) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
@@ -51,11 +50,6 @@ class Steps:
     starts: list[int] = field(default_factory=list)  # [S], offsets in the response
     length: int = 0
     think_end: int | None = None
-
-    def ranges(self, base: int = 0) -> list[tuple[int, int]]:
-        """Half-open ranges of the steps, `base` added."""
-        edges = [*self.starts, self.length]
-        return [(base + a, base + b) for a, b in pairwise(edges)]
 
 
 def segment(response: Sequence[int], separators: Separators) -> Steps:

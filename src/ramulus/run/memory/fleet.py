@@ -65,7 +65,7 @@ def splits(run: Run, sizes: Sizes, gpu: Gpu, count: int) -> list[Split]:
     apart = [
         one
         for trainers in (n for n in range(1, count) if together_on(n, count))
-        for group, sampler in samplers_of(run, sizes, gpu, count - trainers, gpu.memory)
+        for group, sampler in samplers_of(run, sizes, count - trainers, gpu.memory)
         for one in [way(run, sizes, gpu, count, trainers, (count - trainers) // group, group, sampler)]
     ]
     return [*apart, *in_turns(run, sizes, gpu, count)]
@@ -77,7 +77,7 @@ def in_turns(run: Run, sizes: Sizes, gpu: Gpu, count: int) -> Iterator[Split]:
         return
     sharing, trainer = trainer_of(run, sizes, gpu, count, count)
     kept = sum(part.bytes for part in trainer.parts if part.phases == MOMENTS and part.name != "libraries")
-    for group, sampler in samplers_of(run, sizes, gpu, count, max(0.0, gpu.memory - kept)):
+    for group, sampler in samplers_of(run, sizes, count, max(0.0, gpu.memory - kept)):
         if count % group == 0:
             yield way(run, sizes, gpu, count, count, count // group, group, sampler, (sharing, trainer), kept)
 
@@ -101,7 +101,7 @@ def trainer_of(run: Run, sizes: Sizes, gpu: Gpu, trainers: int, count: int) -> t
     return sharing, memory
 
 
-def samplers_of(run: Run, sizes: Sizes, gpu: Gpu, most: int, free: float) -> Iterator[tuple[int, StepMemory]]:
+def samplers_of(run: Run, sizes: Sizes, most: int, free: float) -> Iterator[tuple[int, StepMemory]]:
     """The least GPUs, `most` at most, over which one sampler is spread so that it decodes more than a few rows, and what each takes."""
     apart = replace(run, engine=decoder(run))
     for group in (1, 2, 4, 8):
