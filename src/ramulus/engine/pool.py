@@ -24,15 +24,15 @@ class Fault(ConnectionError):
 
 
 class Lost(Fault):
-    """It is not there, does not answer, or its engine has died."""
+    """The sampler is not there, does not answer, or its engine has died."""
 
 
 class Stale(Fault):
-    """It is there, without the weights that are meant."""
+    """The sampler is there, without the weights that are meant."""
 
 
 class Wrong(Fault):
-    """It answered what cannot be."""
+    """The sampler answered what cannot be."""
 
 
 class Sampler(Protocol):

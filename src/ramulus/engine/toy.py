@@ -220,4 +220,4 @@ class ToyEngine:
         """Nothing is remembered from one request to the next."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing: it has no processes or threads to end."""

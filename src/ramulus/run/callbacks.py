@@ -116,7 +116,7 @@ class Callback:
         """After an evaluation on held-out problems."""
 
     def on_checkpoint(self, event: CheckpointSaved) -> None:
-        """After a checkpoint."""
+        """Called when a checkpoint is whole and on the disk."""
 
     def on_end(self, event: TrainingEnded) -> None:
         """After the last step, or after the one at which the run was stopped."""

@@ -231,7 +231,7 @@ def held_out_score(metrics: Mapping[str, Any]) -> float | None:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 4:05."""
+    """Seconds as 1:02:03, or as 4:05 below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -252,7 +252,7 @@ class PlacedEngine(PoolEngine):
         return counted | {"sampled": self._counters["sampled"]}
 
     def close(self) -> None:
-        """End the processes."""
+        """End the senders and the sampler processes."""
         for sender in self._senders.values():
             sender.close()
         self.carrier.finish([server.process for server in self.servers if server.process is not None])

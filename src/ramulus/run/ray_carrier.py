@@ -64,7 +64,7 @@ class RayCarrier:
             return await getattr(process, name).remote(*parts)
 
     async def stream(self, process: Any, requests: Sequence[Request], loaded: str) -> AsyncGenerator[Any]:
-        """What `sample` answers."""
+        """The answers of a sampler's `sample`, one after the other."""
         answers, ended = None, False
         try:
             with self._told():

@@ -49,7 +49,7 @@ class About:
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike on both sides."""
+    """The versions of the packages that must be alike on both sides."""
     names = ("ramulus", "torch", "transformers")
     return {name: version_of(name) or "from its sources" for name in names} | {"python": platform.python_version()}
 
@@ -175,7 +175,7 @@ class SamplerProcess:
             self.asleep = False
 
     async def reset(self) -> None:
-        """Forget KV."""
+        """Have the engine drop its KV; weights stay."""
         await self.engine.reset()
 
     async def close(self) -> None:

@@ -71,7 +71,7 @@ class TrainerState:
         return self.step - (self.pending is not None)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint."""
+        """The state as JSON, for a checkpoint."""
         return vars(self) | {"cursor": ripe_to_json(self.cursor)}
 
 

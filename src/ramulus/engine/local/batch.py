@@ -27,7 +27,7 @@ class Batch:
         self.clear()
 
     def clear(self) -> None:
-        """All sequences leave."""
+        """Empty the batch: all sequences leave."""
         self.rows: list[Sequence | None] = []
         self.begin()
 

@@ -162,7 +162,7 @@ class PanelLayer:
                 mine[: len(theirs)].copy_(theirs.detach())
 
     def pointers(self) -> list[int]:
-        """As decode.c lays them out."""
+        """The addresses of the layer's numbers, as decode.c lays them out."""
         matrices = [address for matrix in self.matrices for address in matrix.pointers()]
         return matrices + [0 if norm is None else norm.data_ptr() for norm in self.norms]
 

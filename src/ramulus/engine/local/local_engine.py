@@ -99,7 +99,7 @@ class LocalEngine:
         return dict(self._scheduler.counters)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing: it has no processes or threads to end."""
 
     @property
     def limit(self) -> int:

@@ -81,7 +81,7 @@ class Server:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     def greet(self, key: bool = True) -> Any:
-        """Its first word as it comes, in a call that blocks: (status, content or None)."""
+        """The server's greeting as it comes, in a call that blocks: (status, content or None)."""
         options: dict[str, Any] = {"timeout": 10.0, "trust_env": False}
         answer = self.http.get(f"{self.url}/ramulus/v1/hello", headers=self.headers if key else {}, **options)
         try:

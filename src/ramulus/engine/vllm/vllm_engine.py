@@ -126,7 +126,7 @@ class VllmEngine(PoolEngine):
 
     @property
     def one(self) -> Server:
-        """Its server, where another process sends weights straight into it."""
+        """The one server, where another process sends weights straight into it."""
         [server] = self.servers
         assert isinstance(server, Server)
         return server

@@ -30,7 +30,7 @@ class Runs:
 
     @property
     def length(self) -> np.ndarray:
-        """[R] tokens."""
+        """[R] tokens of each run."""
         return self.stop - self.start
 
     @property

@@ -69,7 +69,7 @@ class SequenceRatio:
         return ratio * (ratio <= 1 + self.high if sign > 0 else ratio >= 1 - self.low)
 
     def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """The clipped ratio."""
+        """The clipped ratio [K] of each leaf's path."""
         ratio = self.ratio(logp, batch)
         return ratio.clamp(max=1 + self.high) if sign > 0 else ratio.clamp(min=1 - self.low)
 
@@ -96,7 +96,7 @@ class GeometricMean:
         return mean_along(apart, batch).clamp(-20, 20).exp()
 
     def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """The mean itself."""
+        """The geometric mean [K], as the weight itself."""
         return self(sign, logp, entropy, batch)
 
 

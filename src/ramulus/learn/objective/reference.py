@@ -51,7 +51,7 @@ class Behavior:
         return batch.behavior
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """The importance ratio."""
+        """The importance ratio [T]."""
         return (logp - batch.behavior).clamp(-20, 20).exp()
 
 
@@ -72,7 +72,7 @@ class Recomputed:
         return logprobs_of(batch, "recomputed")
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """The importance ratio."""
+        """The importance ratio [T]."""
         return (logp - logprobs_of(batch, "recomputed")).clamp(-20, 20).exp()
 
 

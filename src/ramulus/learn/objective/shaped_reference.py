@@ -29,7 +29,7 @@ class One:
         return torch.zeros_like(logp)
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """The probability."""
+        """The probability [T] of each token."""
         return logp.exp()
 
 

@@ -102,7 +102,7 @@ class Selection:
     extra: list[Extra] | None = None  # of each tree, where the Mix has a normaliser of its own
 
     def kept(self) -> list[set[int]]:
-        """Of each tree the leaves to pack: trained by some term, and not left out."""
+        """The leaves to pack, of each tree: trained by some term, and not left out."""
         return [{leaf for term in self.terms for leaf in term[i]} - out for i, out in enumerate(self.idle)]
 
     @classmethod

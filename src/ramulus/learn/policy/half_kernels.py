@@ -91,7 +91,7 @@ class HeadPanels:
 
     @classmethod
     def of(cls, weight: Tensor, words: int) -> HeadPanels:
-        """Of the first words of a weight [V, d] in bfloat16."""
+        """The panels of the first `words` rows of a weight [V, d] in bfloat16."""
         panel = int(half_library().ramulus_panel())
         padded = torch.nn.functional.pad(weight[:words], (0, 0, 0, -words % panel))
         width = weight.shape[1]

@@ -204,7 +204,7 @@ def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Those of the tensors "weights/NAME" that the files of a model folder hold."""
+    """The tensors "weights/NAME" of `wanted` that the files of a model folder hold."""
     wanted: set[str] = set(names)
     weights: dict[str, Tensor] = {}
     for file in sorted(model.glob("*.safetensors")) if wanted else ():

@@ -320,7 +320,7 @@ def influences(rows: Sequence[ScoreRow], watches: Sequence[RowInfluence]) -> lis
 
 
 def folding(row: ScoreRow, stepped: Sequence[PathSteps], base: Sequence[int]) -> Folding:
-    """Of every token that adds something to a path, what and to which columns."""
+    """The Folding of a row: for every token that adds to a path, how much and to which columns."""
     used = [np.flatnonzero(path.limit) for path in stepped]
     columns = [
         np.concatenate([np.zeros(0, dtype=kind), *parts])

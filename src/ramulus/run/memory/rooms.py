@@ -48,7 +48,7 @@ class Room:
         return max(sum(n * self._taken(plan, site, there, phase) for plan, n, site, there in plans) for phase in MOMENTS)
 
     def _taken(self, plan: StepMemory, site: Site, there: bool, phase: Phase) -> float:
-        """Of one of them, in a phase, beside what it holds already."""
+        """Bytes that one process takes in a phase, beyond what it holds already."""
         if self.by_turns and not site.learner and phase != "grow":
             return plan.named("libraries")
         return plan.at(phase) - (plan.named(*PRESENT) if there else 0.0)
