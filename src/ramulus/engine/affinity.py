@@ -22,7 +22,7 @@ class Affinity:
         """New weights: nothing is computed any more."""
         self.homes: dict[tuple[int, ...], int] = {}  # the first prefix of each family of texts -> its server
         self.lengths: list[int] = []  # of those prefixes, the longest first
-        self.given: dict[int, int] = {}  # families of each server
+        self.families: dict[int, int] = {}  # how many each server has
 
     def __call__(self, prefix: Sequence[int], servers: Sequence[int]) -> int:
         """The server, of the numbers in `servers`, that is asked for a prefix."""
@@ -32,9 +32,9 @@ class Affinity:
         for length in self.lengths:
             if length <= len(text) and self.homes.get(text[:length]) in servers:
                 return self.homes[text[:length]]
-        home = min(servers, key=lambda server: self.given.get(server, 0))
+        home = min(servers, key=lambda server: self.families.get(server, 0))
         self.homes[text] = home
-        self.given[home] = self.given.get(home, 0) + 1
+        self.families[home] = self.families.get(home, 0) + 1
         if len(text) not in self.lengths:
             self.lengths = sorted([*self.lengths, len(text)], reverse=True)
         return home

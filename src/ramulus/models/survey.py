@@ -53,10 +53,10 @@ class LayerAttention:
     def words(self) -> str:
         """What it is, for a person."""
         sight = self.sight
-        seen = f"windows of {sight.window}" if sight.window else f"chunks of {sight.chunk}" if sight.chunk else "full"
+        span = f"windows of {sight.window}" if sight.window else f"chunks of {sight.chunk}" if sight.chunk else "full"
         more = [name for name, there in (("soft caps", self.softcap), ("sinks", self.sinks)) if there]
         sizes = f"{self.heads} key heads of {self.key}" + (f", values of {self.value}" if self.value != self.key else "")
-        return ", ".join([seen, *more, sizes])
+        return ", ".join([span, *more, sizes])
 
 
 class Survey:

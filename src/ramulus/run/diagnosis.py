@@ -80,8 +80,8 @@ def _precision(model: Any) -> str:
 
 
 def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
-    rows, known = int(model.get_input_embeddings().weight.shape[0]), len(tokenizer)
-    yield "vocabulary", f"{rows:,} rows of the model, {known:,} tokens of the tokenizer ({type(tokenizer).__name__})"
+    rows, tokens = int(model.get_input_embeddings().weight.shape[0]), len(tokenizer)
+    yield "vocabulary", f"{rows:,} rows of the model, {tokens:,} tokens of the tokenizer ({type(tokenizer).__name__})"
     chats = chat_template(tokenizer)
     yield "chat template", "none: problems are given as they are" if chats is None else "yes: problems are given as a user's turn"
     ends = tokenizer.convert_ids_to_tokens(list(eos_of(model, tokenizer)))

@@ -21,10 +21,10 @@ def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     except RuntimeError:
         return asyncio.run(work)
     future: Future[_T] = Future()
-    context, known = contextvars.copy_context(), Future[_Work]()
+    context, running = contextvars.copy_context(), Future[_Work]()
 
     async def kept() -> _T:
-        known.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        running.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         return await work
 
     def beside() -> None:
@@ -39,13 +39,13 @@ def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
         return future.result()
     finally:
         if not future.done():  # a signal ended the wait: the work ends before anybody goes on without it
-            _end(known, thread)
+            _end(running, thread)
 
 
-def _end(known: Future[_Work], thread: threading.Thread) -> None:
+def _end(running: Future[_Work], thread: threading.Thread) -> None:
     """Cancel the work of another thread and wait for its end, unless it never began or something blocks its event loop."""
     try:
-        loop, task = known.result(GRACE)
+        loop, task = running.result(GRACE)
     except TimeoutError:
         return
     heard = threading.Event()

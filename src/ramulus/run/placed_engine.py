@@ -193,13 +193,13 @@ class PlacedEngine(PoolEngine):
             return
         warnings.warn(f"{fault}: another is started in its place, and what it had not answered is asked again", stacklevel=2)
         await asyncio.to_thread(self.carrier.end, server.process)
-        known = server.about
+        former = server.about
         server.before = {name: count + server.before.get(name, 0) for name, count in server.counted.items()}
         server.counted, server.loaded = {}, ""
         await self._start(server)
         assert server.about is not None
-        if known is not None and (server.about.limit, server.about.features) != (known.limit, known.features):
-            raise ConnectionError(f"{server.name} is not like the one that was lost: {server.about.engine}, and before {known.engine}")
+        if former is not None and (server.about.limit, server.about.features) != (former.limit, former.features):
+            raise ConnectionError(f"{server.name} is not like the one that was lost: {server.about.engine}, and before {former.engine}")
 
     def push(self, weights: Weights, version: int) -> Pushed:
         """Weights in a file that all read, with the carrier, or as they are for servers that get them straight."""

@@ -101,8 +101,8 @@ class Result:
 
 def _course(rows: list[dict[str, float]]) -> dict[str, str]:
     """First and last value of the headline numbers."""
-    known = {name: [row[name] for row in rows if name in row] for name in _HEADLINES}
-    return {name: f"{values[0]:.3g} → {values[-1]:.3g}" for name, values in known.items() if values}
+    columns = {name: [row[name] for row in rows if name in row] for name in _HEADLINES}
+    return {name: f"{values[0]:.3g} → {values[-1]:.3g}" for name, values in columns.items() if values}
 
 
 def _plain(scores: Mapping[str, Any] | None) -> dict[str, float]:

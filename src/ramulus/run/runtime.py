@@ -105,10 +105,10 @@ def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     chats = chat_template(tokenizer)
     listed += [chats.turn_end()] if chats is not None else []
     ends = tuple(dict.fromkeys(int(end) for end in listed if end is not None))
-    known = int(model.get_input_embeddings().weight.shape[0])
-    if ends[0] >= known:
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    if ends[0] >= vocabulary:
         raise ValueError(
-            f"the tokenizer {name!r} has the EOS token {tokenizer.eos_token!r} with id {ends[0]}, but the model has {known} tokens, "
+            f"the tokenizer {name!r} has the EOS token {tokenizer.eos_token!r} with id {ends[0]}, but the model has {vocabulary} tokens, "
             f"so no response could end: {remedy}"
         )
     return ends

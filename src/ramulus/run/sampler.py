@@ -130,11 +130,11 @@ class SamplerProcess:
         if name == self.loaded and not self.asleep:
             return
         self._wake()
-        given = weights if isinstance(weights, str) else state_of_bytes(weights)
-        if "live" in self.engine.features and isinstance(given, dict):
-            given = Live(given, lambda: version)  # nobody changes them
+        handle = weights if isinstance(weights, str) else state_of_bytes(weights)
+        if "live" in self.engine.features and isinstance(handle, dict):
+            handle = Live(handle, lambda: version)  # nobody changes them
         try:
-            await self.engine.load(given, version)
+            await self.engine.load(handle, version)
         except BaseException:
             self.loaded = ""  # where it slept, there are no numbers any more
             raise

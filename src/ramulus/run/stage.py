@@ -234,11 +234,11 @@ def warn_of_references(run: Run, tasks: Sequence[Task]) -> None:
 
 def warn_of_leaks(run: Run, parts: Parts) -> None:
     """Warn where held-out problems are trained on."""
-    seen = {task.text for task in parts.tasks}
-    known = {task.text for task in [*parts.evals, *parts.final_tasks] if task.text in seen}
-    if known:
+    texts = {task.text for task in parts.tasks}
+    leaks = {task.text for task in [*parts.evals, *parts.final_tasks] if task.text in texts}
+    if leaks:
         warnings.warn(
-            f"{len(known)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
+            f"{len(leaks)} of the held-out problems are among the tasks of {run.name}, so their scores say less",
             stacklevel=3,
         )
 

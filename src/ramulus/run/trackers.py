@@ -102,11 +102,11 @@ class Mlflow:
         self.client, how = module.MlflowClient(), run.tracking
         there = self.client.get_experiment_by_name(how.project)
         experiment = there.experiment_id if there is not None else self.client.create_experiment(how.project)
-        known = self.client.search_runs([experiment], f"tags.ramulus_id = '{id}'", max_results=1)
+        runs = self.client.search_runs([experiment], f"tags.ramulus_id = '{id}'", max_results=1)
         tags = {"ramulus_id": id, "group": how.group or run.name} | dict.fromkeys(how.tags, "true")
-        self.run = known[0] if known else self.client.create_run(experiment, tags=tags, run_name=tracked_name(run))
+        self.run = runs[0] if runs else self.client.create_run(experiment, tags=tags, run_name=tracked_name(run))
         self.id = self.run.info.run_id
-        if not known:
+        if not runs:
             self.client.log_dict(self.id, to_json(run), "run.json")
         self.metric = module.entities.Metric
 

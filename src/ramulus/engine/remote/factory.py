@@ -12,9 +12,9 @@ from ramulus.engine.remote.client import RemoteEngine
 TOKEN = "RAMULUS_TOKEN"  # of the environment
 
 
-def token_of(given: str) -> str:
+def token_of(token: str) -> str:
     """A token that was given, else that of the environment; "" without either."""
-    return given or os.environ.get(TOKEN, "")
+    return token or os.environ.get(TOKEN, "")
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ class Served:
 
     def admit(self, headers: Mapping[str, str]) -> None:
         """Refuse whoever does not know the token or speaks another protocol."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token.encode()):
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), self.token.encode()):
             raise Refused(401, "PermissionError", "wrong token")
         if headers.get(HEADER) != str(PROTOCOL):
             other = headers.get(HEADER, "none")

@@ -45,11 +45,11 @@ class Hello:
     features: tuple[str, ...]
     counters: dict[str, int]
 
-    def other_than(self, known: Hello) -> str:
+    def other_than(self, former: Hello) -> str:
         """What of this server is not as it was `known`, in words; "" where all is."""
         names = ("vocabulary", "limit", "features", "model")
-        differs = (name for name in names if getattr(self, name) != getattr(known, name))
-        return "; ".join(f"its {name} is {getattr(self, name)!r} and was {getattr(known, name)!r}" for name in differs)
+        differs = (name for name in names if getattr(self, name) != getattr(former, name))
+        return "; ".join(f"its {name} is {getattr(self, name)!r} and was {getattr(former, name)!r}" for name in differs)
 
 
 def hello_of(content: Mapping[str, Any]) -> Hello:
@@ -106,12 +106,12 @@ def rule_of_json(content: Any, rules: Rules) -> Any:
         return content
     name = content[RULE]
     if name not in rules:
-        known = ", ".join(sorted(rules)) or "none"
-        raise ValueError(f"this engine server does not know the temperature rule {name!r}: it knows {known}; sample with engine=Local() for others")
-    given = {f.name: content["fields"][f.name] for f in fields(rules[name]) if f.init and f.name in content["fields"]}
-    if unknown := sorted(content["fields"].keys() - given.keys()):
+        names = ", ".join(sorted(rules)) or "none"
+        raise ValueError(f"this engine server does not know the temperature rule {name!r}: it knows {names}; sample with engine=Local() for others")
+    values = {f.name: content["fields"][f.name] for f in fields(rules[name]) if f.init and f.name in content["fields"]}
+    if unknown := sorted(content["fields"].keys() - values.keys()):
         raise ValueError(f"the temperature rule {name} of this engine server has no field {unknown[0]!r}: install the same ramulus on both sides")
-    return rules[name](**given)
+    return rules[name](**values)
 
 
 def kind_to_json(sampling: Sampling, stop: StopRule) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def kind_to_json(sampling: Sampling, stop: StopRule) -> dict[str, Any]:
 
 def kind_of_json(content: Mapping[str, Any], rules: Rules) -> tuple[Sampling, StopRule]:
     """The sampling and the stop rule that `kind_to_json` wrote, checked by their constructors."""
-    given = content["sampling"]
-    sampling = Sampling(**given | {"temperature": rule_of_json(given["temperature"], rules)})
+    settings = content["sampling"]
+    sampling = Sampling(**settings | {"temperature": rule_of_json(settings["temperature"], rules)})
     return sampling, StopRule(frozenset(int(token) for token in content["stop"]["ids"]), tuple(content["stop"]["strings"]))
 
 

@@ -35,10 +35,10 @@ class Greeting:
     ways: tuple[str, ...] = ("files",)  # by which weights may come; an older plug-in says nothing
     workers: int = 1  # processes that hold the model
 
-    def other_than(self, known: Greeting) -> str:
+    def other_than(self, former: Greeting) -> str:
         """What of this server is not as it was known, in words; "" where all is."""
         names = ("vllm", "vocabulary", "limit", "rules", "ways")
-        return "; ".join(f"its {n} is {getattr(self, n)!r} and was {getattr(known, n)!r}" for n in names if getattr(self, n) != getattr(known, n))
+        return "; ".join(f"its {n} is {getattr(self, n)!r} and was {getattr(former, n)!r}" for n in names if getattr(self, n) != getattr(former, n))
 
 
 def greeting_of(content: Any, url: str) -> Greeting:

@@ -138,14 +138,14 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value."""
         query, key, value, out, level = ctx.saved_tensors
         scale, plan = ctx.plan
-        given = _together(given.to(query.dtype).transpose(1, 2))
+        dout = _together(dout.to(query.dtype).transpose(1, 2))
         grads = [x.new_empty(1, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (query, key, value)]
         call = _Call(query, key, plan)
-        tensors = (query, key, value, given)
+        tensors = (query, key, value, dout)
         call.run("ramulus_attention_backward", tensors, (), scale, (out, level, *(strides(x) for x in grads)))
         return *grads, None, None, None, None
 

@@ -85,9 +85,9 @@ class PathByPath:
         """[1, H, T, D], [1, H or fewer, T, D] twice -> [1, T, H, D of values]; tokens behind the runs' are padding and get zeros."""
         rest = query.shape[2] - sum(self.queries)
         wide = torch.promote_types(query.dtype, torch.float32)  # gradients of tokens that paths share are added up in it
-        known = (x.to(wide).index_select(2, self.paths).to(x.dtype).split(self.keys, 2) for x in (key, value))
+        key_value_parts = (x.to(wide).index_select(2, self.paths).to(x.dtype).split(self.keys, 2) for x in (key, value))
         query_parts = query[:, :, : query.shape[2] - rest].split(self.queries, 2)
-        parts = [self._one(q, k, v, scale, variant) for q, k, v in zip(query_parts, *known, strict=True)]
+        parts = [self._one(q, k, v, scale, variant) for q, k, v in zip(query_parts, *key_value_parts, strict=True)]
         out = torch.cat(parts, 2).transpose(1, 2)
         return F.pad(out, (0, 0, 0, 0, 0, rest)) if rest else out
 
@@ -96,8 +96,8 @@ class PathByPath:
         grouped, n, length = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
         if variant.plain(length):
             causal = n == length
-            seen = None if causal else fit(self.mask, q)[-n:, -length:]
-            return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=scale, enable_gqa=grouped)
+            mask = None if causal else fit(self.mask, q)[-n:, -length:]
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
         position = torch.arange(length - n, length, device=q.device)[:, None]
         at = torch.arange(length, device=q.device)[None]
         hidden = (at > position) | (at < variant.sight.first(position))

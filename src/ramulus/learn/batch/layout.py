@@ -210,21 +210,21 @@ class Layout:
     def recorded(self, name: str, neutral: float) -> np.ndarray:
         """One of them; as `temperature`, 1 where nothing was sampled, [T] what each token was sampled at."""
         nodes, sizes, where = self._drawn
-        column, given = np.full(self.length, neutral), list(map(attrgetter(name), nodes))
-        kinds = set(map(type, given))
+        column, parts = np.full(self.length, neutral), list(map(attrgetter(name), nodes))
+        kinds = set(map(type, parts))
         if array not in kinds:
-            numbers = [neutral if part is None else part for part in given]
+            numbers = [neutral if part is None else part for part in parts]
             column[where] = numbers[0] if len(set(numbers)) == 1 else np.repeat(np.array(numbers, dtype=np.float64), sizes)
             return column
         if len(kinds) > 1:
-            rest = zip(given, sizes.tolist(), strict=True)
-            given = [
+            rest = zip(parts, sizes.tolist(), strict=True)
+            parts = [
                 part if isinstance(part, array) else array("d", [neutral if part is None else part]) * size for part, size in rest
             ]
-        if list(map(len, given)) != sizes.tolist():
-            i = next(i for i, part in enumerate(given) if len(part) != sizes[i])
-            raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(given[i])} values of {name}")
-        column[where] = joined(given)
+        if list(map(len, parts)) != sizes.tolist():
+            i = next(i for i, part in enumerate(parts) if len(part) != sizes[i])
+            raise ValueError(f"node {nodes[i].id} has {sizes[i]} tokens but {len(parts[i])} values of {name}")
+        column[where] = joined(parts)
         return column
 
     def signal(self, name: str) -> np.ndarray:

@@ -45,8 +45,8 @@ class PerAuthor:
         """[T] by each part -> [T]: `expert` on demonstrations' tokens, `policy` elsewhere."""
         return torch.where(batch.author == int(Author.EXPERT), expert, policy)
 
-    def __call__(self, *given: Any) -> Tensor:
-        return self.choose(given[-1], self.policy(*given), self.expert(*given))
+    def __call__(self, *arguments: Any) -> Tensor:
+        return self.choose(arguments[-1], self.policy(*arguments), self.expert(*arguments))
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the parts need of the step."""
@@ -55,17 +55,17 @@ class PerAuthor:
 
     def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """What the textbook loss is multiplied by; 1 for a part that only clips."""
-        given = (sign, logp, entropy, batch)
+        arguments = (sign, logp, entropy, batch)
         factors = [
-            part.factor(*given) if hasattr(part, "factor") else torch.ones_like(logp)
+            part.factor(*arguments) if hasattr(part, "factor") else torch.ones_like(logp)
             for part in (self.policy, self.expert)
         ]
         return self.choose(batch, *factors)
 
     def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """Log-probs [T] at which the textbook loss is evaluated: each author's tokens as its mask clamps them."""
-        given = (sign, logp, entropy, batch)
-        return self.choose(batch, self.policy.clamp(*given), self.expert.clamp(*given))
+        arguments = (sign, logp, entropy, batch)
+        return self.choose(batch, self.policy.clamp(*arguments), self.expert.clamp(*arguments))
 
     def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         """The textbook loss's potential [T]: each author's tokens by its reference."""

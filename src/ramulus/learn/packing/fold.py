@@ -87,10 +87,10 @@ def targets(
     weight, first, second = np.zeros((3, len(row)))
     for part, term, credit in zip(mix.terms, terms, credits, strict=True):
         for tree, leaf, _ in row.leaves:
-            share, given = term[tree].get(leaf.id), credit[tree].target
-            if share is None or given is None:
+            share, target = term[tree].get(leaf.id), credit[tree].target
+            if share is None or target is None:
                 continue
-            wanted, seen = np.asarray(given[leaf.id]), 0
+            wanted, seen = np.asarray(target[leaf.id]), 0
             for node in leaf.line():
                 if node.author not in part.authors:
                     continue

@@ -109,8 +109,8 @@ class Selection:
     def joined(cls, parts: Sequence[Selection]) -> Selection:
         """The selection of a forest from those of its parts, in the order of their trees."""
         terms = zip(*(part.terms for part in parts), strict=True)
-        known = [part.extra for part in parts if part.extra is not None]
-        extra = [tree for part in known for tree in part] if known else None
+        extras = [part.extra for part in parts if part.extra is not None]
+        extra = [tree for part in extras for tree in part] if extras else None
         return cls([[tree for part in term for tree in part] for term in terms], [out for part in parts for out in part.idle], extra)
 
 

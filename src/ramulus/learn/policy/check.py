@@ -56,9 +56,9 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
 
     def packed(dtype: torch.dtype) -> Tensor:
         row = plan(parent, end, dtype, way, model_survey.sights)
-        with attending(model), fused(patches), head.stopped() as given:
+        with attending(model), fused(patches), head.stopped() as states:
             model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
-        return head.logits(given[0][0])
+        return head.logits(states[0][0])
 
     dtype = next(model.parameters()).dtype
     if is_half(model):

@@ -66,11 +66,11 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Every product of width I is made in place of one that is no longer needed."""
         x, gate, up, down, opened, risen = ctx.saved_tensors
-        flat, given = x.view(-1, x.shape[-1]), dout.reshape(-1, dout.shape[-1])
+        flat, flat_dout = x.view(-1, x.shape[-1]), dout.reshape(-1, dout.shape[-1])
         wanted = ctx.needs_input_grad
         middle = F.silu(opened)
-        inner = given @ down
-        ddown = given.t() @ (middle * risen) if wanted[3] else None
+        inner = flat_dout @ down
+        ddown = flat_dout.t() @ (middle * risen) if wanted[3] else None
         drisen = middle.mul_(inner)
         dopened = torch.ops.aten.silu_backward.grad_input(inner.mul_(risen), opened, grad_input=inner)
         dx = (dopened @ gate).addmm_(drisen, up).view_as(x) if wanted[0] else None

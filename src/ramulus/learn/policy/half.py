@@ -34,10 +34,10 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and weight, each as it is."""
         x, weight, inverse = ctx.saved_tensors
-        dx, dweight = half_kernels.norm_backward(x, weight, inverse, given)
+        dx, dweight = half_kernels.norm_backward(x, weight, inverse, dout)
         return dx, dweight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
@@ -54,14 +54,14 @@ class HalfProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """One product for all weights."""
         x, narrow = ctx.saved_tensors
         wanted, first = ctx.needs_input_grad, 4
-        given = given if ctx.turn is None else ctx.turn(given.clone(memory_format=torch.contiguous_format), back=True)
-        dx = given @ narrow if wanted[0] else None
-        dbias = given.sum(0, dtype=torch.float32) if wanted[2] else None
-        return dx, None, dbias, None, *_split(given.t() @ x if any(wanted[first:]) else None, ctx.kinds, wanted[first:])
+        dout = dout if ctx.turn is None else ctx.turn(dout.clone(memory_format=torch.contiguous_format), back=True)
+        dx = dout @ narrow if wanted[0] else None
+        dbias = dout.sum(0, dtype=torch.float32) if wanted[2] else None
+        return dx, None, dbias, None, *_split(dout.t() @ x if any(wanted[first:]) else None, ctx.kinds, wanted[first:])
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class HalfGated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """What is between is made again."""
         x, both, down, opened = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        middle, dopened = half_kernels.gated_backward(opened, given.contiguous() @ down)
+        middle, dopened = half_kernels.gated_backward(opened, dout.contiguous() @ down)
         dx = dopened @ both if wanted[0] else None
         dboth = dopened.t() @ x if wanted[3] or wanted[4] else None
-        ddown = given.t() @ middle if wanted[5] else None
+        ddown = dout.t() @ middle if wanted[5] else None
         return dx, None, None, *_split(dboth, ctx.kinds[:2], wanted[3:5]), *_split(ddown, ctx.kinds[2:], wanted[5:])
 
 

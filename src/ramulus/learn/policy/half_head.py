@@ -44,15 +44,15 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of hidden and weight: what each answer pulls at is a matrix in bfloat16, times one number a row."""
         hidden, narrow, token, by, plain, warm, kept = ctx.saved_tensors
         panels, scale, hot, dtype = ctx.settings
         dhidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         dweight = torch.zeros_like(narrow, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        first = (given[1], None, plain) if by is None else (given[0], by, warm)
-        cases = [(*first, False, kept), (None if by is None else given[1], None, plain, False, None)]
-        cases.append((given[2], *((by, warm) if hot and by is not None else (None, plain)), True, None))
+        first = (douts[1], None, plain) if by is None else (douts[0], by, warm)
+        cases = [(*first, False, kept), (None if by is None else douts[1], None, plain, False, None)]
+        cases.append((douts[2], *((by, warm) if hot and by is not None else (None, plain)), True, None))
         for pull, factor, (_, entropy, level), spread, matrix in cases:
             if pull is None:
                 continue

@@ -52,12 +52,12 @@ def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return out, inverse
 
 
-def norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x, as x is, and of the weight in float32."""
     x, width, threads = x.contiguous(), x.shape[-1], torch.get_num_threads()
     dx, dweight = torch.empty_like(x), inverse.new_zeros(threads, width)
     wide = int(x.dtype != BFLOAT16)
-    call("ramulus_norm_backward", len(inverse), width, wide, threads, x, weight.float(), inverse, given.contiguous(), dx, dweight)
+    call("ramulus_norm_backward", len(inverse), width, wide, threads, x, weight.float(), inverse, dout.contiguous(), dx, dweight)
     return dx, dweight.sum(0)
 
 
@@ -68,10 +68,10 @@ def gated_forward(both: Tensor) -> Tensor:
     return out
 
 
-def gated_backward(both: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def gated_backward(both: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
     """What `gated_forward` answers, and from its gradient [N, I] that of both [N, 2 I]."""
-    out, dboth = torch.empty_like(given), torch.empty_like(both)
-    call("ramulus_gated_backward", *out.shape, torch.get_num_threads(), both, given, out, dboth)
+    out, dboth = torch.empty_like(dout), torch.empty_like(both)
+    call("ramulus_gated_backward", *out.shape, torch.get_num_threads(), both, dout, out, dboth)
     return out, dboth
 
 

@@ -71,16 +71,16 @@ class Head:
     @contextmanager
     def stopped(self) -> Iterator[list[Tensor]]:
         """Inside, the model's output layer keeps what it is given, in the list, instead of computing logits."""
-        given: list[Tensor] = []
+        states: list[Tensor] = []
 
         def keep(hidden: Tensor, *unused: Any) -> Tensor:
-            given.append(hidden)
+            states.append(hidden)
             return hidden[..., :1]
 
         linear: Any = self.linear
         linear.forward = keep
         try:
-            yield given
+            yield states
         finally:
             del linear.forward
 

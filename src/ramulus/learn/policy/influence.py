@@ -126,10 +126,10 @@ class RowInfluence:
             query = query.unflatten(0, (key.shape[1], -1))
             space, small = self.new_scores(query), products_are_small(query, key[0].to(sums.dtype))
             for part in self.runs:
-                known = torch.cat([key[0, :, a:b] for a, b in part.path], 1).to(sums.dtype)
-                known = known.transpose(1, 2).contiguous()  # a product with it as it lies is the fastest
+                path_keys = torch.cat([key[0, :, a:b] for a, b in part.path], 1).to(sums.dtype)
+                path_keys = path_keys.transpose(1, 2).contiguous()  # a product with it as it lies is the fastest
                 for block in part.blocks:
-                    self.add_block(block, query, known, space, small, sums)
+                    self.add_block(block, query, path_keys, space, small, sums)
             self.end_layer(sums)
 
     def new_scores(self, query: Tensor) -> Tensor:
@@ -139,15 +139,15 @@ class RowInfluence:
         )
         return query.new_empty(max(scores_at_once(query.device), needed))
 
-    def add_block(self, block: QueryBlock, query: Tensor, known: Tensor, space: Tensor, small: bool, sums: Tensor) -> None:
+    def add_block(self, block: QueryBlock, query: Tensor, path_keys: Tensor, space: Tensor, small: bool, sums: Tensor) -> None:
         """Queries [Hk, G, T, D], already scaled, of a block with the keys [Hk, D, K] of its path, some key heads at a time."""
         shared, count = query.shape[1], block.last - block.first
         causal = torch.full((count, count), -torch.inf, dtype=sums.dtype, device=sums.device).triu_(1)
         groups = [(group, group.weight.to(sums), group.mask(sums)) for group in block.groups]
-        queries, known = query[:, :, block.first : block.last].flatten(1, 2), known[:, :, : block.keys]
+        queries, path_keys = query[:, :, block.first : block.last].flatten(1, 2), path_keys[:, :, : block.keys]
         some = max(1, scores_at_once(query.device) // (shared * count * block.keys))
-        for h in range(0, known.shape[0], some):
-            keys = known[h : h + some]
+        for h in range(0, path_keys.shape[0], some):
+            keys = path_keys[h : h + some]
             heads = keys.shape[0]
             scores = space[: heads * shared * count * block.keys].view(heads, -1, block.keys)
             rows = _attention(queries[h : h + some], keys, scores, causal, small)

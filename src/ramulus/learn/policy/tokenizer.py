@@ -53,10 +53,10 @@ def leave_out_padding(model: Any, tokenizer: Any) -> None:
 
     Engines and learners of this process read it; it is no weight and no setting, and is not saved.
     """
-    known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
     head = model.get_output_embeddings()
-    if head is not None and head.weight.shape[0] > known:
-        model.ramulus_tokens = known
+    if head is not None and head.weight.shape[0] > tokens:
+        model.ramulus_tokens = tokens
 
 
 def same_spelling(tokenizer: Any, name: str, options: dict[str, Any]) -> bool:

@@ -234,9 +234,9 @@ class TorchPolicy:
         mine = model is self.model
         quick = self.patches if mine else self.reference_patches
         head = self.head if mine else replace(self.head, linear=model.get_output_embeddings())
-        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick), head.stopped() as given:
+        with attending(model), fused(quick), recomputing(self.layers if mine else [], model, quick), head.stopped() as states:
             model(**rows, attention_mask=None, use_cache=False, tree=watch.over(way) if watch else way)
-        return given[0][0, :count]
+        return states[0][0, :count]
 
     def check_depth(self, depth: int) -> None:
         """Raise ValueError for a path of so many tokens where the model's positions do not reach so far."""

@@ -20,18 +20,18 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
 
     Raises ValueError where none are named and the model is no run, and for a run whose recipe cannot be read when it is needed.
     """
-    given = None if reward is None else rewards_by_name(reward)
+    rewards = None if reward is None else rewards_by_name(reward)
     run = None
     try:
         run = trained_by(model)
     except (ValueError, OSError, ImportError) as error:
         if not tasks:
             raise ValueError(f"what {model} was trained on cannot be read ({error}): name --tasks, and --reward") from error
-        if given is None:
+        if rewards is None:
             raise ValueError(f"the rewards of {model} cannot be read ({error}): name --reward, Boxed say") from error
     if not tasks and run is None:
         raise ValueError(f"{model} is no run, whose held-out problems would be taken: name --tasks FILE, gym:NAME, chain, sums or word_problems")
-    return TaskSets(tasks or (HELD_OUT_SET,), limit, options, given, run)
+    return TaskSets(tasks or (HELD_OUT_SET,), limit, options, rewards, run)
 
 
 def rewards_by_name(reward: str) -> Rewards:

@@ -75,11 +75,11 @@ class TaskSets:
     def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Rewards]]:
         """(name, tasks, graders) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
         how, run, sets = self.options, self.run, []
-        template, system, given = how.template, how.system, arguments_of(how.template_arguments)
+        template, system, arguments = how.template, how.system, arguments_of(how.template_arguments)
         if run is not None:
-            template = run.template if template is None and system is None and given is None else template
+            template = run.template if template is None and system is None and arguments is None else template
             system = run.system if system is None and how.template is None else system
-            given = run.template_arguments if given is None and how.template is None else given
+            arguments = run.template_arguments if arguments is None and how.template is None else arguments
         shown = self._examples()
         longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
         date = how.date or (run.date if run is not None else "") or date
@@ -88,9 +88,9 @@ class TaskSets:
             if how.extract is not None:
                 rewards = extracting(rewards, extraction(how.extract))
             examples = worked_examples(shown, extraction_of(rewards))
-            chat = bool(examples) and template is None and chat_template(tokenizer, given, date) is not None
+            chat = bool(examples) and template is None and chat_template(tokenizer, arguments, date) is not None
             problems, form, before = after_examples(source(), examples, template, chat)
-            tasks = render(problems, tokenizer, form, system, longest, "drop", given, date, before)
+            tasks = render(problems, tokenizer, form, system, longest, "drop", arguments, date, before)
             if not tasks:
                 raise ValueError(f"no problem of {spec} has a prompt of at most {longest} tokens: raise --prompt-limit")
             sets.append((spec, tasks[: self.limit], rewards))
