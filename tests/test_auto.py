@@ -52,8 +52,8 @@ def test_what_is_taken_fits_and_grows_with_what_is_free(changes: dict[str, Any],
     made = run(**changes)
     sizes = planned_sizes(made)
     less, more = (fitting(made, sizes, Site(), room) for room in (free, 2 * free))
-    assert less.peak - less.named(*PRESENT) <= free * USE or (less.asked, less.rows) == (2560, 2)
-    assert less.asked <= more.asked <= 8192
+    assert less.peak - less.named(*PRESENT) <= free * USE or (less.tokens_per_batch, less.rows) == (2560, 2)
+    assert less.tokens_per_batch <= more.tokens_per_batch <= 8192
     assert less.engine_bytes <= more.engine_bytes
     assert fitting(made, sizes, Site(), 400 * GB).rows == 64
 
@@ -130,7 +130,7 @@ def test_whom_it_is_shared_with_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 def test_numbers_that_a_recipe_states_stay() -> None:
     made = run(tokens_per_batch=3000, engine=Local(64, memory_mb=700))
     memory = fitting(made, planned_sizes(made), Site(), 400 * GB)
-    assert (memory.asked, memory.engine_bytes) == (3000, 700 * MB)
+    assert (memory.tokens_per_batch, memory.engine_bytes) == (3000, 700 * MB)
 
 
 def test_adapters_do_not_change_the_sizes() -> None:

@@ -85,14 +85,14 @@ def _stages(run: Run | Sequence[Run] | str, changed: dict[str, Any]) -> tuple[Ru
 
 def _stopped(folder: Path, stopped: BaseException, interrupt: Interrupt, session: Session, nothing: bool) -> Result:
     """Say what is saved; a callback's wish is a result, a signal's goes on upward."""
-    if interrupt.asked is None and isinstance(stopped, Stopped):
+    if interrupt.signal_name is None and isinstance(stopped, Stopped):
         session.say(f"stopped by {stopped}; everything done so far is saved in {folder}, resume=True goes on")
         return Result(folder, str(stopped))
     saved = "nothing was saved yet" if nothing else f"what is saved is in {folder}"
     saved += f": the same call with resume=True {'begins again' if nothing else 'goes on'}"
-    session.say(f"stopped by {interrupt.asked or 'SIGINT'}; {saved}")
-    if interrupt.asked not in (None, "SIGINT"):
-        raise SystemExit(128 + signal.Signals[interrupt.asked].value) from stopped
+    session.say(f"stopped by {interrupt.signal_name or 'SIGINT'}; {saved}")
+    if interrupt.signal_name not in (None, "SIGINT"):
+        raise SystemExit(128 + signal.Signals[interrupt.signal_name].value) from stopped
     raise KeyboardInterrupt from None
 
 

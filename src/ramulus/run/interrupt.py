@@ -28,7 +28,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.asked: str | None = None
+        self.signal_name: str | None = None
         self.running: asyncio.Task[Any] | None = None
         self._holding = self._held = False
 
@@ -44,12 +44,12 @@ class Interrupt:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal and cancel what may be abandoned."""
-        if self.asked is not None and self._holding:
+        if self.signal_name is not None and self._holding:
             self._held = True
             return
-        if self.asked is not None:
+        if self.signal_name is not None:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+        self.signal_name = signal.Signals(number).name
         if self.running is not None:
             self.running.get_loop().call_soon_threadsafe(self.running.cancel)
             threading.Thread(target=self.insist, args=(self.running,), daemon=True).start()
@@ -76,21 +76,21 @@ class Interrupt:
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
-        if self.asked is not None:
-            raise Stopped(self.asked)
+        if self.signal_name is not None:
+            raise Stopped(self.signal_name)
 
     async def abandonable(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await work that a signal may cancel; raises Stopped then."""
-        if self.asked is not None:
+        if self.signal_name is not None:
             work.close()
-            raise Stopped(self.asked)
+            raise Stopped(self.signal_name)
         self.running = asyncio.ensure_future(work)
         try:
             return await self.running
         except asyncio.CancelledError:
-            if self.asked is None:
+            if self.signal_name is None:
                 raise
-            raise Stopped(self.asked) from None
+            raise Stopped(self.signal_name) from None
         finally:
             self.running = None
 

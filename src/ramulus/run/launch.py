@@ -57,7 +57,7 @@ def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
         try:
             run_stages(plan, Session(console, interrupt))
         except (Stopped, KeyboardInterrupt) as stopped:
-            by = interrupt.asked or "SIGINT"
+            by = interrupt.signal_name or "SIGINT"
             saved = f"stopped by {by}, everything done so far is saved in {plan.folder}"
             if not isinstance(stopped, Stopped):
                 saved = f"stopped at once by a second signal, the last checkpoint is in {plan.folder}"

@@ -39,7 +39,8 @@ def beside(run: Run, memory: StepMemory) -> list[tuple[str, int, StepMemory]]:
     cluster = run.cluster
     samplers = sites_of_samplers(run, cluster.gpus > 0 if cluster else there.kind == "cuda") * (cluster.samplers if cluster else 1)
     kinds = [("rank", ranks), ("sampler", samplers)]
-    return [(kind, len(sites), step_memory(run, memory.sizes, sites[0], memory.asked, memory.engine_bytes)) for kind, sites in kinds if sites]
+    stated = memory.tokens_per_batch, memory.engine_bytes
+    return [(kind, len(sites), step_memory(run, memory.sizes, sites[0], *stated)) for kind, sites in kinds if sites]
 
 
 def print_plan(stages: Sequence[Run], console: Console) -> None:

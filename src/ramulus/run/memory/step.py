@@ -65,7 +65,7 @@ class StepMemory:
     work: Work
     sizes: Sizes
     engine_bytes: int  # that an engine may take for keys and values
-    asked: int = 0  # tokens of a batch, as they were asked for; a step may have fewer
+    tokens_per_batch: int = 0  # as they were asked for; a step may have fewer
 
     def at(self, phase: Phase) -> float:
         """Bytes that are held in a phase of the step."""

@@ -110,13 +110,13 @@ class JobPool:
         stopping = False
         try:
             with self.bar:
-                while self.running or (self.waiting and interrupt.asked is None):
-                    while self.waiting and len(self.running) < self.most and interrupt.asked is None:
+                while self.running or (self.waiting and interrupt.signal_name is None):
+                    while self.waiting and len(self.running) < self.most and interrupt.signal_name is None:
                         with interrupt.whole():
                             self.start(self.waiting.pop(0))
-                    if interrupt.asked is not None and not stopping:
+                    if interrupt.signal_name is not None and not stopping:
                         stopping = True
-                        self.stop(interrupt.asked)
+                        self.stop(interrupt.signal_name)
                     time.sleep(LOOK)
                     self.collect(stopping)
                     if not self.bar.disable:

@@ -142,10 +142,10 @@ def sweep(
         pool = JobPool(planned, most, environment, lock, console)
         with Interrupt() as interrupt:
             pool.work(interrupt)
-    report(pool.failed, len(planned), out, interrupt.asked, console)
-    if interrupt.asked is not None:
-        pool.say(f"stopped by {interrupt.asked}, everything done so far is saved; go on with\n  {shlex.join(command)}")
-        return 128 + signal.Signals[interrupt.asked].value
+    report(pool.failed, len(planned), out, interrupt.signal_name, console)
+    if interrupt.signal_name is not None:
+        pool.say(f"stopped by {interrupt.signal_name}, everything done so far is saved; go on with\n  {shlex.join(command)}")
+        return 128 + signal.Signals[interrupt.signal_name].value
     return int(bool(pool.failed))
 
 
