@@ -95,7 +95,7 @@ def test_a_model_in_half_precision_may_be_decoded_in_float32(dtype: torch.dtype)
     requests = mixed(12)
     engine = LocalEngine(model, slots=4, memory=MANY, precision=torch.float32)
     assert engine.forward.name == "compiled"
-    assert (engine.forward.geometry.dtype, engine.copy_bytes) == (torch.float32, 0)
+    assert (engine.forward.geometry.dtype, engine._copy) == (torch.float32, None)
     exact = small("qwen2", dtype).float()
     assert worst(exact, requests, run(engine, requests)) < 1e-4
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_bfloat16_rounds_less_than_a_plain_forward_in_it(kind: str) -> None:
     requests = mixed(12)
     for model, precision in ((half, None), (exact, torch.bfloat16)):
         engine = LocalEngine(model, slots=4, memory=MANY, precision=precision)
-        assert (engine.forward.name, engine.forward.geometry.dtype, engine.copy_bytes) == ("compiled", torch.bfloat16, 0)
+        assert (engine.forward.name, engine.forward.geometry.dtype, engine._copy) == ("compiled", torch.bfloat16, None)
         assert "bfloat16" in engine.about
         segments = run(engine, requests)
         ours, theirs, apart = [], [], []
