@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ramulus.engine.local.factory import Local
+from ramulus.learn.policy.model import Pretrained
+from ramulus.native.processors import cores
 from ramulus.recipes import grpo
 from ramulus.run import slow_modes
 from ramulus.run.config.recipe import Run
-from ramulus.run.doctor import cores
 
 CPU = torch.device("cpu")
 
@@ -46,19 +48,13 @@ def test_omp_num_threads_is_heard(told: str, wanted: int, monkeypatch: pytest.Mo
     assert slow_modes.usual_threads() == wanted
 
 
-@pytest.mark.skipif(not slow_modes.STAT.exists(), reason="needs Linux's /proc/stat")
-def test_a_process_that_works_is_seen() -> None:
-    work = "import time\nuntil = time.monotonic() + 20\nwhile time.monotonic() < until: pass"
-    with subprocess.Popen([sys.executable, "-c", work]) as worker:
-        try:
-            assert max(slow_modes.busy_cores() for _ in range(8)) > 0.5
-        finally:
-            worker.kill()
-
-
-def test_where_nobody_says_how_busy_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(slow_modes, "STAT", tmp_path / "none")
-    assert slow_modes.busy_cores() == 0.0
+def test_a_limit_of_time_leaves_some_processors_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "allowed", lambda: set(range(64)))
+    monkeypatch.setattr(slow_modes, "cores", lambda: 8)
+    for busy, wanted in ((0.0, 8), (50.0, 8), (59.0, 5), (64.0, 1)):
+        monkeypatch.setattr(slow_modes, "busy_cores", lambda busy=busy: busy)
+        slow_modes.usual_threads.cache_clear()
+        assert slow_modes.usual_threads() == wanted
 
 
 def test_a_run_goes_on_with_the_threads_of_its_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +84,11 @@ def test_each_slow_mode_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch)
     kernels, threads, half = slow_modes.slow_modes(replace(run, autocast=True), CPU)
     assert "no C compiler was found" in kernels
     assert threads.endswith("threads=4 takes all")
-    assert "autocast=false" in half
+    assert half == "slow: autocast=true on a processor that does not multiply bfloat16; autocast=false is faster here"
+    plain = replace(run, model=Pretrained("x", dtype="bfloat16"), engine=Local(precision="bfloat16"))
+    *_, half = slow_modes.slow_modes(plain, CPU)
+    assert half.startswith("slow: model.dtype=bfloat16 and engine.precision=bfloat16 on a processor that does not")
+    assert not any("bfloat16" in said for said in slow_modes.slow_modes(replace(plain, model="x", engine=Local(precision="float32")), CPU))
     assert slow_modes.slow_modes(replace(run, autocast=True), torch.device("cuda")) == []
 
 

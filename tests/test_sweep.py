@@ -23,8 +23,8 @@ from rich.console import Console
 
 from ramulus.cli import main
 from ramulus.native.memory import free_memory
+from ramulus.native.processors import cores
 from ramulus.run.config.resume import prepare
-from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.launch import launch
 from ramulus.run.sweep import job_pool, sweep

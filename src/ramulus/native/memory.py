@@ -9,12 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
-LIMITS = (
-    ("", "memory.max", "memory.current"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
-"""Where a container's limit and what it uses stand, by version 2 and 1 of cgroups."""
+CGROUP, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""The files of a control group's limit and of what it uses, by version 2 and 1."""
 LIMIT = "RAMULUS_MEMORY_MB"  # of the environment: what this process and those that it starts may take together, whatever else is free
 SHARES = "RAMULUS_GPU_SHARES"  # of the environment: processes among which a GPU is shared alike
 _THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -22,7 +19,8 @@ CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given
 
 
 def free_memory() -> int:
-    """Bytes that can be taken now without swapping: what the system calls available, less where a container's limit or that of LIMIT leaves less.
+    """Bytes that can be taken now without swapping: what the system calls available, or less
+    where the limit of a control group (a container's) or LIMIT leaves less.
 
     Where the system does not say, half of the machine's memory; where it does not say that either, 2 GiB.
     """
@@ -80,20 +78,40 @@ def machine_memory() -> int:
         return 2**32
 
 
+def groups(controller: str) -> list[Path]:
+    """Folders of the control groups that this process is in, those around its own too; of version 2, and of version 1 those of a controller.
+
+    A container may see its own group as the root, under a name that only the system outside knows: of the path that the process is told, the
+    longest end that is there counts.
+    """
+    lines = [line.split(":", 2)[1:] for line in OWN.read_text().splitlines()] if OWN.exists() else []
+    mine = next((line for line in lines if controller in line[0].split(",")), [controller, "/"])
+    second = next((path for names, path in lines if not names), "/")
+    folders: list[Path] = []
+    for mount, path in (("", second), ("unified", second), *((name, mine[1]) for name in {controller, mine[0]})):
+        root, parts = CGROUP / mount, () if ".." in path else Path(path).parts[1:]
+        ends = (root.joinpath(*parts[i:]) for i in range(len(parts)))
+        own = next((folder for folder in ends if folder.is_dir()), root)
+        folders += [own, *(folder for folder in own.parents if folder.is_relative_to(root))]
+    return folders
+
+
 def _container() -> list[int]:
-    """What the limit of a container leaves; [] without one."""
-    for folder, limit, usage in LIMITS:
-        here = CGROUP / folder
-        try:
-            most, used, stat = ((here / name).read_text() for name in (limit, usage, "memory.stat"))
-        except OSError:
-            continue
-        if most.strip() == "max":
-            return []
-        parts = dict(line.split()[:2] for line in stat.splitlines())
-        cached = sum(int(parts.get(name, 0)) for name in CACHED)
-        return [max(0, int(most) - max(0, int(used) - cached))]
-    return []
+    """What each limit of the control groups of this process leaves."""
+    return [left for folder in groups("memory") for names in LIMITS if (left := _left(folder, *names)) is not None]
+
+
+def _left(folder: Path, limit: str, usage: str) -> int | None:
+    """Bytes that a control group may still take; None without a limit."""
+    try:
+        most, used, stat = ((folder / name).read_text() for name in (limit, usage, "memory.stat"))
+    except OSError:
+        return None
+    if most.strip() == "max":
+        return None
+    parts = dict(line.split()[:2] for line in stat.splitlines())
+    cached = sum(int(parts.get(f"total_{name}", parts.get(name, 0))) for name in CACHED)  # of version 1 those of the groups below are apart
+    return max(0, int(most) - max(0, int(used) - cached))
 
 
 class OutOfMemory(RuntimeError):

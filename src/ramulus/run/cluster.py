@@ -23,9 +23,9 @@ from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
 from ramulus.native.memory import free_memory, free_there
+from ramulus.native.processors import cores
 from ramulus.run.config.ground import Ray
 from ramulus.run.config.recipe import Run
-from ramulus.run.doctor import cores
 from ramulus.run.interrupt import own_signals
 from ramulus.run.memory.rooms import Placement
 from ramulus.run.placed_engine import PlacedEngine

@@ -14,9 +14,9 @@ from ramulus.models.positions import UNBOUNDED, context, rope_limit
 from ramulus.models.survey import Survey
 from ramulus.native.build import why
 from ramulus.native.memory import free_memory
+from ramulus.native.processors import multiplies_bfloat16
 from ramulus.run.lock import reading
 from ramulus.run.runtime import eos_of, model_path, quiet
-from ramulus.run.slow_modes import multiplies_bfloat16
 from ramulus.tasks.chat import chat_template
 
 _GB = 1e9

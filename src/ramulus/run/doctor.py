@@ -9,6 +9,7 @@ import platform
 import shutil
 from pathlib import Path
 
+from ramulus.native.processors import cores
 from ramulus.tasks import sandbox
 from ramulus.tasks.workers import WorkerPool
 
@@ -30,11 +31,6 @@ EXTRAS = {  # extra -> (module, distribution, what it is for)
     "trackio": ("trackio", "trackio", "trackio"),
     "mlflow": ("mlflow", "mlflow-skinny", "MLflow"),
 }
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def version_of(distribution: str) -> str | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ramulus.native.build import processor
 from ramulus.native.memory import free_memory
-from ramulus.run.doctor import cores, version_of
+from ramulus.native.processors import cores
+from ramulus.run.doctor import version_of
 from ramulus.run.sampler import versions
 
 KNOCKING = 5.0  # seconds in which a port must answer

@@ -17,7 +17,7 @@ import torch
 
 from ramulus.core import store, tagged_json
 from ramulus.core.run_folder import is_model, is_run, model_folder
-from ramulus.run.doctor import cores
+from ramulus.native.processors import cores
 from ramulus.tasks.chat import chat_template
 
 _LIBRARIES = r"(transformers|peft|huggingface_hub|accelerate|torch)(\.|$)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,8 @@ import torch
 
 from ramulus.core import run_folder
 from ramulus.native.build import why
+from ramulus.native.processors import allowed, busy_cores, cores, multiplies_bfloat16
 from ramulus.run.config.recipe import Run
-from ramulus.run.doctor import cores
-
-WATCHED = 0.2  # seconds for which the machine is looked at
-STAT = Path("/proc/stat")
 
 
 def threads_of(run: Run) -> int:
@@ -36,32 +32,17 @@ def recorded_threads(folder: Path) -> int | None:
 
 @cache
 def usual_threads() -> int:
-    """OMP_NUM_THREADS where it is set; else the cores that others leave free, at least one."""
+    """OMP_NUM_THREADS where it is set; else the cores that others leave free, at least one.
+
+    A limit of time may be below the number of processors: then others keep none from it until they are busy on more than are left over.
+    """
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if threads.isdigit() and int(threads) > 0:
         return int(threads)
-    return max(1, cores() - round(busy_cores())) if cores() > 1 else 1
-
-
-def busy_cores() -> float:
-    """Cores that are kept busy now, this process asleep meanwhile; 0 where nobody says."""
-    try:
-        before, began = _worked(), time.monotonic()
-        time.sleep(WATCHED)
-        return max(0.0, (_worked() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - began))
-    except (OSError, ValueError, IndexError):
-        return 0.0
-
-
-def _worked() -> float:
-    """Ticks that all cores have worked since the machine began: user, nice, system, interrupts, stolen."""
-    ticks = list(map(int, STAT.read_text().splitlines()[0].split()[1:9]))
-    return float(sum(ticks) - ticks[3] - ticks[4])
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself."""
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if (most := cores()) == 1:
+        return 1
+    left_over = max(0, len(allowed()) - most)
+    return max(1, most - max(0, round(busy_cores()) - left_over))
 
 
 def slow_modes(run: Run, device: torch.device) -> list[str]:
@@ -76,6 +57,17 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
         sentences.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
     elif threads == 1 < most:
         sentences.append(f"1 thread of {most}, as threads=1 says")
-    if run.autocast and not multiplies_bfloat16():
-        sentences.append("slow: autocast=true on a processor that does not multiply bfloat16; autocast=false is faster here")
+    if (asked := asked_in_bfloat16(run)) and not multiplies_bfloat16():
+        words, faster = " and ".join(asked), " and ".join(asked.values())
+        sentences.append(f"slow: {words} on a processor that does not multiply bfloat16; {faster} {'are' if len(asked) > 1 else 'is'} faster here")
     return sentences
+
+
+def asked_in_bfloat16(run: Run) -> dict[str, str]:
+    """The fields of a run that ask a CPU for products of bfloat16, and what they would be without."""
+    fields = {
+        "autocast=true": ("autocast=false", run.autocast),
+        "model.dtype=bfloat16": ("model.dtype=float32", getattr(run.model, "dtype", None) == "bfloat16"),
+        "engine.precision=bfloat16": ("engine.precision=float32", getattr(run.engine, "precision", None) == "bfloat16"),
+    }
+    return {asks: instead for asks, (instead, there) in fields.items() if there}

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from ramulus.look.terminal import safe
 from ramulus.native.memory import shared_among
+from ramulus.native.processors import cores
 from ramulus.run.config.describe import changes, holds, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import brief, build, read_saved, replace_text
 from ramulus.run.config.short_names import long_name
-from ramulus.run.doctor import cores
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
 from ramulus.run.sweep.job_pool import Job, JobPool
