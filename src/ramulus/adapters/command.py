@@ -33,6 +33,10 @@ def export(
         credit: the advantage whose credit is written, where paths have that of several.
     """
     console = Console()
+    if trees is None and (steps or credit is not None):
+        raise ValueError("--steps and --credit are of trees: name a trainer with --trees, or leave them out")
+    if trees is not None and which != "last":
+        raise ValueError("--which is of a model, and --trees writes none: leave one of them out")
     if trees is not None:
         from ramulus.adapters.exports import export_trees
 

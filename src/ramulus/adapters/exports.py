@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ramulus.adapters.flat import FlatPath, flat_paths
+from ramulus.adapters.flat import FlatPath, credit_name, flat_paths, graded_leaves
 from ramulus.core import store
 from ramulus.core.run_folder import stage_folders
 from ramulus.core.tree import Tree
@@ -18,19 +20,40 @@ from ramulus.look.viewer.page import step_numbers
 def export_trees(run: Path, out: Path, kind: str, steps: str = "", credit: str | None = None) -> str:
     """Write the trees of a run's steps (its last stage that has any), or of a file of trees, for another trainer; says how many paths they were.
 
-    `steps` are numbers with commas, all by default. ValueError, FileNotFoundError or ImportError says what is missing before anything is written.
+    `steps` are numbers with commas, all by default; of one in which nothing was trained all rows have credit 0.
+    ValueError, FileNotFoundError or ImportError says what is missing; then nothing is written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a new folder")
+    numbers = list(dict.fromkeys(step_numbers(steps)))
+    name = credit_name((leaf for _, trees in _steps_of(run, numbers) for leaf in graded_leaves(trees)), credit)
+    if name is None and kind == "prime-rl":
+        raise ValueError("these trees have no credit, and prime-rl's trainer computes none: export those of a run that trained on them")
     write, total, written = WRITERS[kind], 0, 0
-    for step, trees in _steps_of(run, step_numbers(steps)):
-        rows = flat_paths(trees, name=credit)
-        if rows:
-            write(out, step, trees, rows)
-            total, written = total + len(rows), written + 1
-    if not total:
-        raise ValueError(f"the trees of {run} have no graded path of the policy: there is nothing to train on")
+    with new_folder(out) as part:
+        for step, trees in _steps_of(run, numbers):
+            rows = flat_paths(trees, name=name, settled=True)
+            if rows:
+                write(part, step, trees, rows)
+                total, written = total + len(rows), written + 1
+        if not total:
+            raise ValueError(f"the trees of {run} have no graded path of the policy: there is nothing to train on")
     return f"{total} paths of {written} step{'s' * (written > 1)} are now in {out}, for {kind}"
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which is at `out` once all is written, and gone where something went wrong."""
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _steps_of(run: Path, steps: Sequence[int]) -> Iterator[tuple[int, list[Tree]]]:
@@ -119,8 +142,7 @@ def _prime_rl(out: Path, step: int, trees: Sequence[Tree], rows: Sequence[FlatPa
         raise ImportError("msgspec is not installed: pip install 'ramulus[exports]'") from error
     batches = []
     for row in rows:
-        if row.advantages is None:
-            raise ValueError("these trees have no credit, and prime-rl's trainer computes none: export those of a run that trained on them")
+        assert row.advantages is not None  # `export_trees` has seen to it
         before, size = len(row.prompt), len(row.prompt) + len(row.tokens)
         batches.append([
             row.prompt + row.tokens, [False] * before + row.learned, [0.0] * before + row.advantages, [0.0] * before + row.logprobs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +35,15 @@ class FlatPath:
     advantages: list[float] | None  # [L]; None where no path of the trees has any credit
 
 
-def flat_paths(trees: Sequence[Tree], credits: Sequence[Credits] | None = None, name: str | None = None) -> list[FlatPath]:
+def flat_paths(trees: Sequence[Tree], credits: Sequence[Credits] | None = None, name: str | None = None, settled: bool = False) -> list[FlatPath]:
     """The graded paths of the policy, tree by tree in preorder, with `credits` or, without any, what a run wrote into its trees as `credit/NAME`.
 
     Paths that were not trained have advantage 0 and nothing learned. Credit that differs between the paths below a shared token is written as its
-    mean over them. Demonstrations are no rows: nobody sampled them. ValueError where several credits are written and `name` says none of them.
+    mean over them. Demonstrations are no rows: nobody sampled them. ValueError where several credits are written and `name` says none of them;
+    a `settled` name is that of a whole run, and of a part of it in which nothing was trained no path has any.
     """
-    leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in tree.leaves() if leaf.author is Author.POLICY and leaf.reward is not None]
-    leaves = [(i, leaf) for i, leaf in leaves if any(node.tokens for node in own(leaf))]
-    column = None if credits is not None else _written_name([leaf for _, leaf in leaves], name)
+    leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in graded_leaves([tree])]
+    column = None if credits is not None else name if settled else credit_name([leaf for _, leaf in leaves], name)
     rows = []
     for number, leaf in leaves:
         if credits is not None:
@@ -70,7 +70,13 @@ def own(leaf: Node) -> list[Node]:
     return [node for node in leaf.line() if node.author is Author.POLICY]
 
 
-def _written_name(leaves: Sequence[Node], name: str | None) -> str | None:
+def graded_leaves(trees: Iterable[Tree]) -> list[Node]:
+    """The ends of the graded paths of the policy, those without a token left out."""
+    leaves = [leaf for tree in trees for leaf in tree.leaves() if leaf.author is Author.POLICY and leaf.reward is not None]
+    return [leaf for leaf in leaves if any(node.tokens for node in own(leaf))]
+
+
+def credit_name(leaves: Iterable[Node], name: str | None = None) -> str | None:
     """Which credit to read from verdicts; None where none is there."""
     known = sorted({key.removeprefix("credit/") for leaf in leaves for key in leaf.verdict if key.startswith("credit/")})
     if name is not None and name not in known:

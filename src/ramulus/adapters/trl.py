@@ -130,9 +130,13 @@ class TreeMixin:
         rollouts.seed = this.args.seed
 
     def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
-        """TRL's rewards, remembered for the credit of the trees."""
-        self._earned = super()._calculate_rewards(*arguments)  # type: ignore[misc]
-        return self._earned
+        """As TRL, with none for rows that only fill a group, so that they are in no mean; remembered, as the credit of trees is told by them."""
+        earned: torch.Tensor = super()._calculate_rewards(*arguments)  # type: ignore[misc]
+        this: Any = self
+        filled = torch.tensor([leaf is None for _, leaf in this.rollout_func.rows], device=earned.device)
+        earned[this.accelerator.gather(filled)] = torch.nan
+        self._earned = earned
+        return earned
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's batch with advantages [B, T] from the trees."""

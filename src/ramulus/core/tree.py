@@ -143,6 +143,13 @@ def called_correct(leaf: Node) -> float | None:
     return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else None
 
 
+def marks(leaves: Iterable[Node]) -> list[float]:
+    """Whether each graded path is correct; empty where no reward calls any of them so. One of which none says it, of others some, is not."""
+    graded = [leaf for leaf in leaves if leaf.verdict]
+    judged = any("correct" in leaf.verdict for leaf in graded)
+    return [float(leaf.verdict.get("correct", 0.0)) for leaf in graded] if judged else []
+
+
 def origin(leaf: Node) -> Node:
     """Where the policy's own part of a path begins: at the end of the prompt, or of the part of a demonstration that it goes on from."""
     return next(node for node in reversed(leaf.line()) if node.author in (Author.PROMPT, Author.EXPERT))

@@ -74,7 +74,7 @@ def find_runs(paths: Sequence[Path]) -> list[Found]:
     return [described(folder, labels[group]) for folder, group in groups.items()]
 
 
-def runs_in(folder: Path, depth: int = 2) -> Iterator[Path]:
+def runs_in(folder: Path, depth: int = 3) -> Iterator[Path]:
     """The runs in a folder, or the folder itself where it is one; in a sweep's order."""
     if is_run(folder):
         yield folder

@@ -15,7 +15,7 @@ Allowed = Callable[[Path], bool]
 def step_files(folder: Path, allowed: Allowed = Path.exists) -> dict[int, Path]:
     """The file of each step in a stage or a folder of trees, ascending; a plain one counts before a packed one."""
     folder = folder / "trees" if (folder / "trees").is_dir() else folder
-    if not allowed(folder):
+    if not allowed(folder) or is_evaluation(folder):
         return {}
     files: dict[int, Path] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
@@ -25,9 +25,14 @@ def step_files(folder: Path, allowed: Allowed = Path.exists) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
+def is_evaluation(folder: Path) -> bool:
+    """Whether `ramulus eval` writes into a folder: its files have the names of sets of problems, 2024.jsonl too."""
+    return (folder / "eval.json").is_file()
+
+
 def loose_files(folder: Path, allowed: Allowed = Path.exists) -> list[Path]:
     """The files of trees in a folder whose names are no steps, as an evaluation writes them."""
-    files = [path for path in folder.iterdir() if not NUMBERED.match(path.name)]
+    files = [path for path in folder.iterdir() if not NUMBERED.match(path.name) or is_evaluation(folder)]
     return sorted((path for path in files if allowed(path) and is_tree_file(path)), key=natural)
 
 

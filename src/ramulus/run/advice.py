@@ -71,9 +71,9 @@ def everything_truncated(rows: Sequence[MetricsRow], facts: Facts) -> str | None
 
 def no_answer_found(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
     """The reward looks for an answer and finds none."""
-    graded_rows = [row for row in rows[-FEW:] if "answered" in row]
-    graded = sum(row["graded"] for row in graded_rows)
-    answers = round(sum(row["answered"] * row["graded"] for row in graded_rows))
+    answered = [row for row in rows[-FEW:] if "answered" in row]
+    graded = sum(row["paths"] for row in answered)
+    answers = round(sum(row["answered"] * row["paths"] for row in answered))
     if graded < SEEN or answers > 0.01 * graded or everything_truncated(rows, facts):
         return None
     return (
@@ -114,13 +114,20 @@ def entropy_collapsing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:
         return None
     before, now = mean(entropies[:3]), mean(entropies[-3:])
     alike = mean(row.get("mixed", 0.0) for row in steps[-FEW:]) < 0.2
-    solved = mean(row.get("pass_rate", 0.0) for row in steps[-FEW:]) > 0.95
+    solved = is_solved(steps)
     if now > 0.1 * before or not alike or solved:
         return None
     return (
         f"the entropy of the sampler fell from {before:.2g} to {now:.2g} nats a token, and hardly a tree has paths that differ: lower optimizer.lr, "
         "raise the upper clip (DualClip(0.2, 0.28, ...)) or give mix.entropy_bonus; going on from an earlier checkpoint saves what was lost"
     )
+
+
+def is_solved(rows: Sequence[MetricsRow]) -> bool:
+    """Whether the last steps had hardly a wrong path; where no reward calls one so, whether their reward is the best that there was."""
+    if all("pass_rate" in row for row in rows[-FEW:]):
+        return mean(row["pass_rate"] for row in rows[-FEW:]) > 0.95
+    return mean(row["reward"] for row in rows[-FEW:]) >= max(row["reward"] for row in rows) - 1e-9
 
 
 def mismatch_growing(rows: Sequence[MetricsRow], facts: Facts) -> str | None:

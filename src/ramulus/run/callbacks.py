@@ -136,10 +136,11 @@ class Listeners:
     def tell(self, method: Callable[[Callback], Callable[[_Happened], None]], event: _Happened) -> None:
         """Call one method of every callback."""
         for callback in self.callbacks:
-            call = method(callback)
-            name = f"{type(callback).__name__}.{call.__name__}"
-            key = (id(callback), name)
+            name, key = type(callback).__name__, (id(callback), "")
             try:
+                call = method(callback)
+                name = f"{name}.{getattr(call, '__name__', type(call).__name__)}"
+                key = (id(callback), name)
                 call(event)
                 self.failing.discard(key)
             except StopTraining as stop:

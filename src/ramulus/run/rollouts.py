@@ -10,7 +10,7 @@ from typing import Any
 
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree, called_correct
+from ramulus.core.tree import Author, Node, Tree, marks
 from ramulus.engine.engine import Engine, Sampling, rule_features
 from ramulus.grow.branching import path_lengths, paths
 from ramulus.grow.demonstration import verify
@@ -87,11 +87,10 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     }
     if graded:
         means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
-    judged = [called for leaf in paths if (called := called_correct(leaf)) is not None]
-    if judged:
+    if judged := marks(paths):
         means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
-    if answered := [bool(leaf.verdict["answer"]) for leaf in paths if "answer" in leaf.verdict]:
-        means["answered"] = mean([float(answer) for answer in answered])
+    if any("answer" in leaf.verdict for leaf in paths):
+        means["answered"] = mean([float(bool(leaf.verdict.get("answer"))) for leaf in paths if leaf.verdict])
     scaled = not judged and any(leaf.verdict for leaf in paths)  # rewards that call nothing right or wrong
     return {"reward": 0.0} | ({} if scaled else {"pass_rate": 0.0}) | means
 

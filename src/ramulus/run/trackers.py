@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import secrets
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ramulus.core import store
+from ramulus.core.store import StoreError
 from ramulus.core.tree import Author
 from ramulus.engine.engine import Decode
 from ramulus.look.viewer.show import decoder_of
@@ -128,6 +130,10 @@ def tracked_name(run: Run) -> str:
     return f"{run.tracking.name or run.name}-seed{run.seed}"
 
 
+MARKS = re.compile(r"[\\`*_~\[\]()!|:#+-]")  # what Markdown, or a renderer that makes links of addresses, takes for more than text
+BREAK = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
 def markdown(table: Table) -> str:
     """A table for TensorBoard; what a model wrote cannot break its cells."""
     lines = [list(table[0]), ["---"] * len(table[0]), *(list(row.values()) for row in table)]
@@ -135,8 +141,9 @@ def markdown(table: Table) -> str:
 
 
 def cell(value: Any) -> str:
-    """Text inside a Markdown table."""
-    return escape(str(value)).replace("|", "&#124;").replace("\n", "<br>")
+    """Text inside a Markdown table, which shows as it was written: no mark-up of a model's becomes a picture, a link or another cell."""
+    text = MARKS.sub(lambda match: f"&#{ord(match[0])};", escape(str(value)))
+    return BREAK.sub("<br>", text)
 
 
 def completions(run: Run, step: int, decode: Decode | None) -> Table:
@@ -164,6 +171,7 @@ class Follower:
         self.path = run.folder / "metrics.jsonl"
         self.board: Board | None = None
         self.failure = ""
+        self.unread = False  # whether it was said that a file of trees is damaged
         self.place = 0  # bytes of the file that were read
         self.news, self.ending = threading.Event(), False
         self.say: Callable[[str], None] = lambda text: None
@@ -202,7 +210,7 @@ class Follower:
             for step, numbers, end in _rows(self.path, self.place):
                 if step > self.sent:
                     self.board = self.board or self.opened(self.sent)
-                    self.board.write(step, numbers, completions(self.run, step, self.decode))
+                    self.board.write(step, numbers, self.table(step))
                     self.sent = step
                 self.place = end
         except (Exception, SystemExit) as error:
@@ -215,6 +223,16 @@ class Follower:
             if self.failure:
                 self.say(f"{self.name} works again and has every row up to step {self.sent}")
             self.failure = ""
+
+    def table(self, step: int) -> Table:
+        """The completions of a step; none, which is said once, of a file that cannot be read: the numbers go on."""
+        try:
+            return completions(self.run, step, self.decode)
+        except (StoreError, OSError) as error:
+            if not self.unread:
+                self.say(f"{self.name} gets no completions of step {step} ({brief_error(error)}); the numbers go on")
+            self.unread = True
+            return []
 
     def close_board(self) -> None:
         """Close the board that rows go to, if one is open."""

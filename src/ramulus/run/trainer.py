@@ -37,6 +37,7 @@ from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, St
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
+from ramulus.run.evaluation.final_evaluation import is_better
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
@@ -58,7 +59,7 @@ class TrainerState:
 
     step: int = 0  # steps done
     cursor: Cursor = field(default_factory=lambda: dict(START))
-    best: dict[str, float] | None = None  # step and score of the best evaluation
+    best: dict[str, Any] | None = None  # step and score of the best evaluation, and what was scored: correct answers (mean), or the reward
     mix: dict[str, Any] = field(default_factory=dict)  # of the gate
     pending: dict[str, Any] | None = None  # metrics of a step that is done but not yet evaluated and written
     seconds: float = 0.0  # of work so far, over all resumptions
@@ -310,9 +311,9 @@ class Trainer:
             with clock("eval"):
                 scores = await self.interrupt.abandonable(self.evaluate(step))
             metrics |= scores | {"eval_sampled": self.engine.counters()["sampled"] - sampled}
-            score = scores.get("eval/mean", scores["eval/reward"])
-            improved = best is None or score > best["score"]
-            best = {"step": step, "score": score} if improved else best
+            kind = "mean" if "eval/mean" in scores else "reward"
+            improved = is_better(kind, scores[f"eval/{kind}"], best)
+            best = {"step": step, "score": scores[f"eval/{kind}"], "of": kind} if improved else best
         metrics["seconds"] = metrics["seconds"] | {name: spent for name, spent in clock.seconds.items() if name == "eval"}
         seconds = self.state.seconds + sum(metrics["seconds"].get(name, 0.0) for name in ("step", "eval"))
         metrics["seconds"] = metrics["seconds"] | {"mean": seconds / step}

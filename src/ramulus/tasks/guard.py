@@ -40,7 +40,7 @@ class Guarded:
         if outcome.cause == "broken":
             raise GraderLost(f"the guarded reward {self.reward!r} cannot run: {outcome.failure}")
         if outcome.cut:
-            return {"reward": self.wrong, "correct": 0.0, "reason": f"{outcome.cause}: {outcome.failure}"}
+            return {"reward": self.wrong, "reason": f"{outcome.cause}: {outcome.failure}"}
         if outcome.failure is not None:
             raise RuntimeError(f"the guarded reward {self.reward!r} failed on task {task.id!r}: {outcome.failure}")
         return outcome.value

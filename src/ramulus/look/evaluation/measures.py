@@ -50,25 +50,25 @@ def scores_of(rows: Sequence[Row], ks: Sequence[int]) -> Scores:
     groups: dict[str, Columns] = {}
     trees = [row["tree"] for row in rows if row.get("tree")]
     width = min(map(len, trees)) if len(trees) == len(rows) else 0
-    told = all(attempt["correct"] is not None for row in rows for kind in ATTEMPT_KINDS for attempt in row.get(kind) or ())
+    judged = any(attempt["correct"] is not None for row in rows for kind in ATTEMPT_KINDS for attempt in row.get(kind) or ())
     if all(row.get("sampled") for row in rows):
         samples = len(rows[0]["sampled"])
         wanted = sorted({*ks, width}) if 0 < width <= samples else ks  # what a tree is compared with
-        groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]} | _draws(rows, wanted) if told else {}
-        groups[INDEPENDENT] |= mean_rewards([row["sampled"] for row in rows]) | ends([row["sampled"] for row in rows])
+        groups[INDEPENDENT] = {f"mean@{samples}": [rate(row["sampled"]) for row in rows]} | _draws(rows, wanted) if judged else {}
+        groups[INDEPENDENT] |= mean_rewards([row["sampled"] for row in rows], judged) | ends([row["sampled"] for row in rows])
     if width:
-        groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]} if told else {}
-        if told:
+        groups[TREE] = {f"mean@{width}": [rate(tree) for tree in trees]} if judged else {}
+        if judged:
             groups[TREE][f"pass@{width}"] = [max(mark(attempt) for attempt in tree) for tree in trees]
-        if told and voting(trees):
+        if judged and voting(trees):
             groups[TREE] |= votes(f"{width}", [polled(tree, len(tree)) for tree in trees])
-        groups[TREE] |= mean_rewards(trees) | ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
-    if told and INDEPENDENT in groups and TREE in groups:
+        groups[TREE] |= mean_rewards(trees, judged) | ends(trees) | {"tokens": [float(row["tree_tokens"]) for row in rows]}
+    if judged and INDEPENDENT in groups and TREE in groups:
         groups[EQUAL_TOKENS] = equal_tokens(rows)
     if all(row.get("greedy") for row in rows):
         once = [row["greedy"] for row in rows]
-        groups[GREEDY] = {"greedy": [rate(attempts) for attempts in once]} if told else {}
-        groups[GREEDY] |= mean_rewards(once) | ends(once)
+        groups[GREEDY] = {"greedy": [rate(attempts) for attempts in once]} if judged else {}
+        groups[GREEDY] |= mean_rewards(once, judged) | ends(once)
     return Scores([row["id"] for row in rows], groups)
 
 
@@ -102,10 +102,10 @@ def equal_tokens(rows: Sequence[Row]) -> Columns:
     return columns
 
 
-def mean_rewards(attempts: Sequence[Sequence[Attempt]]) -> Columns:
-    """The mean reward, where it says anything beyond what is correct."""
+def mean_rewards(attempts: Sequence[Sequence[Attempt]], judged: bool) -> Columns:
+    """The mean reward, where it says anything beyond what is correct, or nothing is `judged` to be."""
     known = [[attempt for attempt in given if attempt["reward"] is not None] for given in attempts]
-    if not all(known) or all(attempt["reward"] == attempt["correct"] for given in known for attempt in given):
+    if not all(known) or (judged and all(attempt["reward"] == mark(attempt) for given in known for attempt in given)):
         return {}
     return {"reward": [fmean(attempt["reward"] for attempt in given) for given in known]}
 
@@ -147,8 +147,8 @@ def rate(attempts: Sequence[Attempt]) -> float:
 
 
 def mark(attempt: Attempt) -> float:
-    """Whether an attempt is correct."""
-    return float(attempt["correct"])
+    """Whether an attempt is correct; one of which no reward says so, where it says it of others, is not."""
+    return float(attempt["correct"] or 0.0)
 
 
 def answer(attempt: Attempt) -> str:

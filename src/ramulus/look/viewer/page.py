@@ -7,14 +7,15 @@ import hashlib
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from rich.console import Console
 
 from ramulus.look.progress import Bar
-from ramulus.look.viewer.api import Api
+from ramulus.look.viewer.api import Api, Unknown
 
 ASSETS = Path(__file__).parent / "assets"
 KINDS = {
@@ -87,9 +88,12 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+UNQUOTED = "!'()*~"  # what encodeURIComponent of the page's own JavaScript leaves as it is
+
+
 def url(name: str, /, **parameters: str | int) -> str:
     """The address of a question, which is also its key among embedded answers."""
-    return f"/api/{name}" + (f"?{urlencode(parameters)}" if parameters else "")
+    return f"/api/{name}" + (f"?{urlencode(parameters, quote_via=quote, safe=UNQUOTED)}" if parameters else "")
 
 
 def chosen(there: list[int], steps: list[int]) -> list[int]:
@@ -135,7 +139,11 @@ def _of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
     listed = ask("steps")
     yield listed
     for row in json.loads(listed[1]):
-        address, answer = ask("tree", index=row["index"])
+        try:
+            address, answer = ask("tree", index=row["index"])
+        except Unknown as error:  # a damaged line hides no other
+            warnings.warn(f"{error}: it is left out", stacklevel=2)
+            continue
         yield address, answer
         nodes = json.loads(answer)["nodes"]
         inner = {node["parent"] for node in nodes}
@@ -155,7 +163,7 @@ def step_numbers(steps: str) -> list[int]:
 
 def write_page(api: Api, out: Path, steps: list[int], console: Console) -> None:
     """The page as one file."""
-    known = {step for one in api.shelf.found.values() for step in one.tree_steps()}
+    known = {step for one in api.shelf.found.values() if not one.trouble for step in one.tree_steps()}
     if missing := [step for step in steps if step not in known]:
         few = ", ".join(map(str, sorted(known)[-10:])) or "none"
         raise ValueError(f"there are no trees of step {missing[0]}: the last steps that have some are {few}")
@@ -185,7 +193,7 @@ def counted(api: Api, steps: list[int], console: Console) -> Iterator[tuple[str,
     if not console.is_terminal:
         yield from everything(api, steps)
         return
-    entries = api.shelf.found.values()
+    entries = [one for one in api.shelf.found.values() if not one.trouble]
     total = sum(len(one.trees(step)[1]) for one in entries for step in chosen(one.tree_steps(), steps))
     with Bar(console, "writing", total, "trees") as bar:
         done = -1

@@ -15,8 +15,11 @@ def is_report(path: Path) -> bool:
     """Whether a file is what `ramulus eval --out FILE.json` writes, or results.json of a folder."""
     if path.suffix != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
-        head = file.read(_HEAD)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:  # one that may not be read hides no other
+        return False
     return head.lstrip().startswith(b"{") and b'"model"' in head and b'"settings"' in head
 
 

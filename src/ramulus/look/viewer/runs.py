@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -184,18 +185,25 @@ def shown_under(root: Path, fence: Fence) -> Iterator[Entry]:
 def holds_stage(folder: Path) -> bool | str:
     """Whether a folder holds metrics or numbered trees; why it cannot be said, where it cannot."""
     try:
-        return is_stage(folder)
+        stage = is_stage(folder)
+        if stage and (folder / "metrics.jsonl").exists() and not os.access(folder / "metrics.jsonl", os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return stage
     except OSError as error:
         return f"{folder} cannot be read: {error.strerror or error}"
 
 
 def folders(root: Path) -> Iterator[Path]:
-    """A folder and those below it; links to folders are not followed."""
-    for place, names, files in os.walk(root):
+    """A folder and those below it, those that cannot be listed too; links to folders are not followed."""
+    closed: list[Path] = []
+    for place, names, files in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
         deep = len(Path(place).relative_to(root).parts)
         stage = {"evals"} if "metrics.jsonl" in files else set()  # a folder of that name elsewhere may hold evaluations
         names[:] = [name for name in names if deep < DEPTH and name not in PASSED_BY | stage and name[:1] != "."]
         yield Path(place)
+    yield from closed
 
 
 class Shelf:

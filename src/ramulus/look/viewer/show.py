@@ -24,15 +24,24 @@ from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, sc
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import judgement, right
 
+DEEP = 8  # forks above each other that are indented: with many more a terminal has no room for their texts
+
 
 def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
-    """The tree with the text of every node, and the end and reward of every path."""
+    """The tree with the text of every node, and the end and reward of every path.
+
+    What goes on without a fork stands below, not further in; nor do branches below DEEP forks, which are marked.
+    """
     named, text = safe(str(tree.task.id)), safe(str(tree.task.text), width)
     drawing = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
-    branches = {tree.root.id: drawing}
+    places = {tree.root.id: (drawing, drawing, 0)}  # of each node where it hangs, what hangs below it, and how deep that is
     for node in tree.walk():
         if node.parent is not None:
-            branches[node.id] = branches[node.parent.id].add(_label(node, decode, width))
+            beside, below, depth = places[node.parent.id]
+            flat = node.parent.parent is not None and (len(node.parent.children) == 1 or depth >= DEEP)
+            here = beside if flat else below
+            mark = "[dim]⋯[/dim] " if flat and depth >= DEEP and len(node.parent.children) > 1 else ""
+            places[node.id] = here, here.add(mark + _label(node, decode, width)), depth if flat else depth + 1
     return drawing
 
 

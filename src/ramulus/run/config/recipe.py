@@ -19,7 +19,7 @@ from ramulus.run.config.ground import Ray, check_ground
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.override import Word
 from ramulus.run.config.tracking import Tracking
-from ramulus.run.config.weighted import Weighted
+from ramulus.run.config.weighted import Weighted, named_rewards
 from ramulus.run.config.words import CLUSTER, HELD_OUT, LEARNER, LORA, MODEL, PROBLEMS, REWARD
 
 Model = Callable[[], tuple[Any, Any]]
@@ -255,16 +255,7 @@ class Run:
 
     def weighted(self) -> tuple[tuple[Reward, float, str], ...]:
         """(reward, weight, name) of each reward, as `grow.grade` takes them."""
-        rewards = self.rewards if isinstance(self.rewards, tuple) else (Weighted(self.rewards),)
-        parts = [r if isinstance(r, Weighted) else Weighted(r) for r in rewards]
-        named = tuple(
-            (r.reward, r.weight, r.name or getattr(r.reward, "__name__", type(r.reward).__name__).lower())
-            for r in parts
-        )
-        names = [name for _, _, name in named]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two rewards have the same name in {names}: name them, Weighted(reward, weight, name)")
-        return named
+        return named_rewards(self.rewards)
 
 
 def check_ahead(ahead: int, mix: Any) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 from ramulus.core.task import Reward
+from ramulus.run.config.describe import to_json
 
 
 @dataclass(frozen=True)
@@ -25,3 +32,43 @@ class Weighted:
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise ValueError(f"the weight of a reward must be a finite number, got {self.weight}")
+
+
+REWARD_CODE = "code of the rewards"  # a setting of an evaluation: their digest
+
+
+def named_rewards(rewards: Any) -> tuple[tuple[Reward, float, str], ...]:
+    """(reward, weight, name) of one reward or of several, as `grow.grade` takes them. Raises ValueError where two have the same name."""
+    parts = [part if isinstance(part, Weighted) else Weighted(part) for part in (rewards if isinstance(rewards, tuple) else (rewards,))]
+    named = tuple((part.reward, part.weight, part.name or getattr(part.reward, "__name__", type(part.reward).__name__).lower()) for part in parts)
+    names = [name for _, _, name in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two rewards have the same name in {names}: name them, Weighted(reward, weight, name)")
+    return named
+
+
+def reward_digest(rewards: tuple[tuple[Reward, float, str], ...]) -> str:
+    """A digest of what rewards are: their settings, and the files of those that are not ramulus' own."""
+    hasher = blake2b(json.dumps([[name, weight, _settings(reward)] for reward, weight, name in rewards]).encode(), digest_size=16)
+    for file in sorted({file for reward, _, _ in rewards for file in _files(reward)}):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()
+
+
+def _settings(reward: Any) -> Any:
+    """Its fields, or its name where it is nothing that can be written down."""
+    try:
+        return to_json(reward)
+    except ValueError:
+        return type(reward).__qualname__
+
+
+def _files(reward: Any) -> Iterator[Path]:
+    """The files of a reward's code, and of those that it holds."""
+    for held in (getattr(reward, "func", None), *((getattr(reward, field.name) for field in fields(reward)) if is_dataclass(reward) else ())):
+        if callable(held):
+            yield from _files(held)
+    module = getattr(reward, "__module__", type(reward).__module__)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file and not module.startswith("ramulus.") and Path(file).is_file():
+        yield Path(file)

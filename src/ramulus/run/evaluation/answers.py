@@ -17,6 +17,7 @@ from ramulus.engine.engine import Decode
 from ramulus.look.evaluation.evaluate import answers_of
 from ramulus.look.evaluation.measures import Row
 from ramulus.run.config.resume import brief, replace_text
+from ramulus.run.config.weighted import REWARD_CODE
 from ramulus.run.lock import LOCK_FILE
 from ramulus.tasks.chat import today
 
@@ -116,7 +117,8 @@ def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, A
     path = folder / SETTINGS
     if path.is_file():
         saved = read_settings(path)
-        differing = changed(saved["settings"], settings)
+        later = {name: settings[name] for name in (REWARD_CODE,) if name in settings and name not in saved["settings"]}  # not written down then
+        differing = changed(saved["settings"] | later, settings)
         differing += [
             f"the problems of {name} are others" for name in sets if saved["sets"].get(name, sets[name]) != sets[name]
         ]

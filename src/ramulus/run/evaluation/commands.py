@@ -70,7 +70,7 @@ def eval_(
     from ramulus.run.evaluation.evaluation import run_evaluation
     from ramulus.run.evaluation.loaded_model import load_model
     from ramulus.run.evaluation.own_run import asked_sets
-    from ramulus.run.evaluation.plan import plan_of, whole_numbers
+    from ramulus.run.evaluation.plan import plan_of, refuse_unused, whole_numbers
 
     harness = [name.removeprefix(HARNESS) for name in tasks if name.startswith(HARNESS)]
     tasks = tuple(name for name in tasks if not name.startswith(HARNESS))
@@ -79,7 +79,14 @@ def eval_(
         from ramulus.run.evaluation.lm_eval_tasks import check_alone, run_harness
 
         check_alone(harness[0], tasks, [problem.examples, problem.extract, reward])
+        sampling = {"samples": samples != 4, "k": bool(k), "temperature": temperature != 1, "top_p": top_p != 1, "no_greedy": not greedy}
+        sampling |= {"tree": tree, "no_independent": not independent, "width": width is not None, "segment": segment != 64}
+        sampling |= {"branching": branching != 2, "max_tokens": max_tokens is not None, "seed": seed != 0, "chunk": chunk is not None}
+        prompts = {name: value != getattr(PROBLEM, name) for name, value in vars(problem).items() if name not in ("device", "threads", "slots")}
+        refuse_unused(f"lm_eval:{harness[0]} samples and prompts in ways of its own", **sampling, against=against is not None, **prompts)
         return run_harness(opener(model), harness, limit, out, Console())
+    if not tree:
+        refuse_unused("without --tree no tree is grown", width=width is not None, segment=segment != 64, branching=branching != 2)
     sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
@@ -122,7 +129,10 @@ def rollout(
     from ramulus.grow.segments import Segments
     from ramulus.run.evaluation.loaded_model import grow_trees, load_model
     from ramulus.run.evaluation.own_run import asked_sets
+    from ramulus.run.evaluation.plan import refuse_unused
 
+    if star:
+        refuse_unused("--star grows paths that never branch", branching=branching != 2)
     sets = asked_sets(model, tasks, limit, problem, reward)
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
     loaded = load_model(model, problem.device, problem.threads, problem.slots)

@@ -21,7 +21,7 @@ from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.run.config.recipe import writable
-from ramulus.run.evaluation.answers import Answers, Earlier, day_begun, earlier, naming, settle
+from ramulus.run.evaluation.answers import SETTINGS, Answers, Earlier, day_begun, earlier, naming, read_settings, settle
 from ramulus.run.evaluation.loaded_model import LoadedModel
 from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
@@ -30,6 +30,7 @@ from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import Lock
 from ramulus.run.runtime import model_path
+from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
 
 WAVES = 4  # chunks of so many times the engine's slots: few rows idle at the end of a chunk, little is lost to a kill
@@ -57,7 +58,7 @@ def run_evaluation(
     rival = rival_of(against, task_sets) if against is not None else None  # before hours of work, not after them
     if task_sets.caution:
         console.print(task_sets.caution, markup=False, highlight=False, soft_wrap=True)
-    with _place(out, folder):
+    with unfailing(console), _place(out, folder):
         outcome = evaluate_one(model, open_model, task_sets, plan, folder, console)
         report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
         if out is not None:
@@ -65,7 +66,7 @@ def run_evaluation(
         try:
             if against is not None and rival is None:
                 gc.collect()  # the first model's memory, before the second one is loaded
-                other = evaluate_one(against, open_model, task_sets, plan, folder and folder / "against", console)
+                other = evaluate_one(against, open_model, task_sets, plan, folder and folder_against(folder, against), console)
                 rival = Earlier(against, other.settings, {one.name: one.rows for one in other.sets})
             if rival is not None:
                 report.compare(rival)
@@ -86,6 +87,15 @@ def _place(out: Path | None, folder: Path | None) -> AbstractContextManager[obje
         raise ValueError(f"{out} is a folder, and a name that ends in .json is for one file: choose another --out")
     writable(out if out.is_dir() else out.parent, "choose another --out")
     return Lock([folder], "choose another --out") if folder is not None else nullcontext()
+
+
+def folder_against(folder: Path, model: str) -> Path:
+    """Where the answers of a model that is compared with lie: each has a folder of its own beside the first one's."""
+    number, place = 1, folder / "against"
+    while (place / SETTINGS).is_file() and read_settings(place / SETTINGS)["model"] != model:
+        number += 1
+        place = folder / f"against-{number}"
+    return place
 
 
 def rival_of(against: str, task_sets: TaskSets) -> Earlier | None:
@@ -116,7 +126,7 @@ def evaluate_one(
     stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], plan.max_tokens, usual, task_sets.stops)
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
-    settings = settings_of(plan, loaded, stop, list(kinds), chunk) | ({"rewards": task_sets.graders} if task_sets.graders else {})
+    settings = settings_of(plan, loaded, stop, list(kinds), chunk) | task_sets.graders
     settings |= {name: repr(rule) for name, rule in task_sets.stops.items()}
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -55,6 +55,13 @@ async def evaluate_model(
 def measure(model_scores: ModelScores, samples: int) -> str:
     """What an evaluation is judged by: mean@k, or the mean reward where no reward says what is correct."""
     return f"mean@{samples}" if f"mean@{samples}" in model_scores else "reward"
+
+
+def is_better(kind: str, score: float, best: Mapping[str, Any] | None) -> bool:
+    """Whether an evaluation is the best so far: by correct answers where any of the two was told, and never by one measure against another."""
+    if best is None or best.get("of", kind) == kind:
+        return best is None or score > best["score"]
+    return kind == "mean"
 
 
 def scores(measured: ModelScores, samples: int) -> ModelScores:

@@ -22,11 +22,13 @@ from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
+from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.screen import unfailing
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,18 @@ def grow_trees(
     console: Console,
 ) -> int:
     """Grow a tree for each problem, counting them; print them, or save them as JSON lines; say what they cost."""
+    if out is not None and out.exists():
+        raise ValueError(f"{out} is there already: name another --out")
+    if out is not None:
+        writable(out.parent, "choose another --out")
+    with unfailing(console):
+        return _grow_trees(loaded, task_sets, branching, temperature, max_tokens, seed, out, console)
+
+
+def _grow_trees(
+    loaded: LoadedModel, task_sets: TaskSets, branching: Any, temperature: float, max_tokens: int, seed: int, out: Path | None, console: Console
+) -> int:
+    """The same, where no word on the console raises."""
     sets = task_sets.read(loaded.tokenizer)
     stop = loaded.stop([task for _, tasks, _ in sets for task in tasks], None, max_tokens, task_sets.stops)
     sampling = Sampling(stop.max_tokens, temperature)

@@ -10,7 +10,7 @@ from ramulus.grow.grading import Rewards
 from ramulus.run.config.override import without_blanks
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build, read_saved
-from ramulus.run.config.weighted import Weighted
+from ramulus.run.config.weighted import named_rewards
 from ramulus.run.config.words import rewards as rewards_named
 from ramulus.run.evaluation.task_sets import HELD_OUT_SET, ProblemOptions, TaskSets
 
@@ -36,9 +36,7 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
 
 def rewards_by_name(reward: str) -> Rewards:
     """Rewards by their names or as FILE.py:FUNCTION, several with commas between."""
-    rewards = without_blanks(rewards_named(reward), "--reward")
-    parts = rewards if isinstance(rewards, tuple) else (Weighted(rewards),)
-    return [(part.reward, part.weight, getattr(part.reward, "__name__", type(part.reward).__name__).lower()) for part in parts]
+    return named_rewards(without_blanks(rewards_named(reward), "--reward"))
 
 
 def trained_by(model: str) -> Run | None:

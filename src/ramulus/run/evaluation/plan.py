@@ -68,6 +68,12 @@ class SamplingPlan:
         return kinds
 
 
+def refuse_unused(reason: str, **given: bool) -> None:
+    """Raise ValueError for the options that were given and would change nothing."""
+    if names := [f"--{name.replace('_', '-')}" for name, there in given.items() if there]:
+        raise ValueError(f"{reason}: leave out {', '.join(names)}")
+
+
 def plan_of(
     samples: int,
     temperature: float,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ramulus.core.task import Reward, Task
 from ramulus.grow.grading import Rewards
+from ramulus.run.config.weighted import REWARD_CODE, reward_digest
 from ramulus.run.prompts import extracting, extraction_of
 from ramulus.tasks.answers import extraction
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -134,11 +135,12 @@ class TaskSets:
         return "this run holds no problems out, so it is measured on those that it was trained on; --tasks FILE measures it on others"
 
     @property
-    def graders(self) -> list[str]:
-        """What grades, where it is not the usual of each set: what an earlier evaluation must have been graded by."""
-        rewards = self.rewards or (self.run.weighted() if self.run is not None else ())
+    def graders(self) -> dict[str, Any]:
+        """What grades, in words and as a digest, where it is not the usual of each set: what an earlier evaluation must have been graded by."""
+        rewards = tuple(self.rewards or (self.run.weighted() if self.run is not None else ()))
         names = [f"{weight:g} x {name}" for _, weight, name in rewards]
-        return names if self.options.extract is None else [*names, f"reading {self.options.extract}"]
+        names += [] if self.options.extract is None else [f"reading {self.options.extract}"]
+        return ({"rewards": names} if names else {}) | ({REWARD_CODE: reward_digest(rewards)} if rewards else {})
 
     @property
     def stops(self) -> dict[str, Any]:

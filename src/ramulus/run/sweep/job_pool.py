@@ -25,6 +25,14 @@ LOOK = 0.2  # seconds between two looks at the running processes
 STOPPED = {-signal.SIGTERM, 128 + signal.SIGTERM}  # how a run ends that was asked to
 
 
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; the number of one without a name, as those of real time are."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclass
 class Job:
     """One run of a sweep."""
@@ -107,28 +115,38 @@ class JobPool:
         share = int(self.environment.get(LIMIT, 0)) * 2**20 / 1e9
         each = f", each with {share:.1f} GB of what is free" if self.most > 1 and share else ""
         self.say(f"{len(self.jobs)} runs, {len(self.done)} of them finished already, {self.most} at once{each}")
-        stopping = False
         try:
             with self.bar:
-                while self.running or (self.waiting and interrupt.signal_name is None):
-                    while self.waiting and len(self.running) < self.most and interrupt.signal_name is None:
-                        with interrupt.whole():
-                            self.start(self.waiting.pop(0))
-                    if interrupt.signal_name is not None and not stopping:
-                        stopping = True
-                        self.stop(interrupt.signal_name)
-                    time.sleep(LOOK)
-                    self.collect(stopping)
-                    if not self.bar.disable:
-                        self.show()
-        finally:  # reached with running processes only when something broke, or a second signal came
+                self.watch(interrupt)
+        except Exception as error:  # whatever broke here, the runs save
+            self.stop(f"{type(error).__name__}: {error}")
+            while self.running:
+                time.sleep(LOOK)
+                self.collect(stopping=True)
+            raise
+        finally:  # reached with running processes only when a second signal came
             self.kill()
 
-    def stop(self, signal_name: str) -> None:
+    def watch(self, interrupt: Interrupt) -> None:
+        """Start what is waiting and take in what has ended, until there is nothing of either."""
+        stopping = False
+        while self.running or (self.waiting and interrupt.signal_name is None):
+            while self.waiting and len(self.running) < self.most and interrupt.signal_name is None:
+                with interrupt.whole():
+                    self.start(self.waiting.pop(0))
+            if interrupt.signal_name is not None and not stopping:
+                stopping = True
+                self.stop(interrupt.signal_name)
+            time.sleep(LOOK)
+            self.collect(stopping)
+            if not self.bar.disable:
+                self.show()
+
+    def stop(self, reason: str) -> None:
         """Ask every run to save and end."""
-        self.say(f"{signal_name}: waiting until {', '.join(job.name for job, _, _ in self.running.values())} saved")
         for _, process, _ in self.running.values():
             process.terminate()
+        self.say(f"{reason}: waiting until {', '.join(job.name for job, _, _ in self.running.values())} saved")
 
     def kill(self) -> None:
         """End every run at once, with all the processes that it started."""
@@ -139,13 +157,18 @@ class JobPool:
             process.wait()
 
     def start(self, job: Job) -> None:
-        """Start one run; in a session of its own, so that a Ctrl-C reaches it once, from here."""
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "ab") as log:
-            process = subprocess.Popen(
-                job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                start_new_session=True, pass_fds=(self.lock.fileno(),),
-            )  # fmt: skip
+        """Start one run, in a session of its own, so that a Ctrl-C reaches it once, from here; where the system refuses, it has failed."""
+        try:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            with open(job.log, "ab") as log:
+                process = subprocess.Popen(
+                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
+                    start_new_session=True, pass_fds=(self.lock.fileno(),),
+                )  # fmt: skip
+        except OSError as error:
+            self.failed[f"{job.name} could not be started ({error})"] = job
+            self.say(f"FAILED    {job.name} could not be started: {error}")
+            return
         self.running[process.pid] = job, process, time.monotonic()
         self.say(f"started   {job.name}" + (f", from step {job.steps()}" if job.steps() else ""))
 
@@ -161,7 +184,7 @@ class JobPool:
                 count = f"{len(self.done)} of {len(self.jobs)}"
                 self.say(f"finished  {job.name} in {clock(time.monotonic() - began)}  ({count}, left {self.left()})")
             elif not (stopping and status in STOPPED):
-                how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+                how = f"by {signal_name(-status)}" if status < 0 else f"with status {status}"
                 self.failed[f"{job.name} ended {how}"] = job
                 self.say(f"FAILED    {job.name} ended {how}: see {job.log}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ramulus.look.curves import load_json
 from ramulus.look.terminal import safe
 from ramulus.native.memory import shared_among
 from ramulus.native.processors import cores
@@ -24,6 +25,7 @@ from ramulus.run.config.resume import brief, build, read_saved, replace_text
 from ramulus.run.config.short_names import long_name
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
+from ramulus.run.screen import unfailing
 from ramulus.run.sweep.job_pool import Job, JobPool
 
 TAIL = 12  # lines of a failed run's log that are shown
@@ -32,8 +34,8 @@ TAIL = 12  # lines of a failed run's log that are shown
 def label_of(recipe: str) -> str:
     """A recipe's name as a folder: `grpo:small` is grpo-small, `path/easy.py:grpo` is easy-grpo."""
     name, function = split_name(absolute(recipe))
-    words = [Path(name).stem if name.endswith(".py") else name] + [function] * (absolute(recipe) != name)
-    safe_words = (re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-.") for word in words)
+    words = [Path(name).stem if name.endswith((".py", ".yaml", ".yml")) else name] + [function] * (absolute(recipe) != name)
+    safe_words = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
     return "-".join(word for word in safe_words if word) or "recipe"
 
 
@@ -126,14 +128,21 @@ def sweep(
     jobs: int | None = None, threads: int | None = None,
 ) -> int:  # fmt: skip
     """Run what is not finished; returns the exit status: 0, 1 where a run failed, 128 + the signal that stopped the sweep."""
+    with unfailing(console):  # runs go on though nobody can be told
+        return _swept(recipes, overrides, seeds, out, console, jobs, threads)
+
+
+def _swept(
+    recipes: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], out: Path, console: Console, jobs: int | None, threads: int | None
+) -> int:
+    """The same, where no word on the console raises."""
     most, count = allot(jobs, threads)
     planned = planned_jobs(recipes, overrides, seeds, out.resolve(), count)
     out.mkdir(parents=True, exist_ok=True)
     numbers = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value is not None]
     command = ["ramulus", "sweep", *recipes, *overrides, "--seeds", *map(str, seeds), "--out", str(out), *numbers]
     content = {
-        "format": 1, "command": command, "recipes": [absolute(recipe) for recipe in recipes],
-        "labels": [label_of(recipe) for recipe in recipes], "overrides": list(overrides), "seeds": list(seeds), "threads": count,
+        "format": 1, "command": command, **names_of(recipes, out), "overrides": list(overrides), "seeds": list(seeds), "threads": count,
     }  # fmt: skip
     with Lock([out], "choose another --out") as lock:
         replace_text(out / "sweep.json", json.dumps(content, indent=1))
@@ -149,11 +158,18 @@ def sweep(
     return int(bool(pool.failed))
 
 
+def names_of(recipes: Sequence[str], out: Path) -> dict[str, list[str]]:
+    """The recipes and labels of a folder's sweeps, those of an earlier one first: the first is what `compare` holds the others against."""
+    before = load_json(out / "sweep.json")
+    these = {"recipes": [absolute(recipe) for recipe in recipes], "labels": [label_of(recipe) for recipe in recipes]}
+    return {name: list(dict.fromkeys([*before.get(name, []), *now])) for name, now in these.items()}
+
+
 def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:
     """What failed, with the end of its log, and what to do next."""
     for how, job in failed.items():
         console.print(f"\n{how}; the end of {job.log}:", markup=False, highlight=False, soft_wrap=True)
-        for line in job.log.read_text(errors="replace").splitlines()[-TAIL:]:
+        for line in job.log.read_text(errors="replace").splitlines()[-TAIL:] if job.log.is_file() else ():
             console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
     if stopped is None:
         text = f"{total - len(failed)} of {total} runs are finished in {out}; "

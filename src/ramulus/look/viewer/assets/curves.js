@@ -28,6 +28,11 @@ export function curveBoard(host, act) {
   };
 }
 
+// Whether a metric has one value in all rows of all series: where runs differ in it, that is drawn.
+function sameAll(series, name) {
+  return series.every((one) => constant(one.rows, name)) && new Set(series.map((one) => one.rows.find((row) => name in row)?.[name]).filter((value) => value !== undefined)).size <= 1;
+}
+
 function rebuild(board) {
   const {host, series, settings} = board;
   board.width = host.clientWidth;
@@ -43,7 +48,7 @@ function rebuild(board) {
     const chosen = names.filter((name) => name.toLowerCase().includes(wanted) || group.toLowerCase().includes(wanted));
     const flat = settings.constants
       ? []
-      : chosen.filter((name) => series.every((one) => constant(one.rows, name)) && series.some((one) => one.rows.length > 1));
+      : chosen.filter((name) => sameAll(series, name) && series.some((one) => one.rows.length > 1));
     const drawn = chosen.filter((name) => !flat.includes(name));
     if (!chosen.length) return null;
     return h(

@@ -95,6 +95,11 @@ function interval(row, name) {
   return pair ? `${figure(Math.round(pair[0] * 1000) / 1000)}–${figure(Math.round(pair[1] * 1000) / 1000)}` : "";
 }
 
+// The attempts at a problem by how they were sampled.
+function kinds(problem) {
+  return ["greedy", "sampled", "tree"].map((kind) => [kind, problem[kind] ?? []]);
+}
+
 async function answers(page, row) {
   if (!row.answered) {
     const trees = page.run?.trees.length ? h("a", {href: hashOf({page: "step", run: page.route.run, step: page.run.trees[0]})}, "its trees") : null;
@@ -109,7 +114,10 @@ async function answers(page, row) {
     fill(page.holder, empty(error.message));
     return;
   }
-  const problems = list.map((problem, at) => ({...problem, at, given: problem.sampled ?? [], share: share(problem.sampled ?? []), reward: meanReward(problem.sampled ?? [])}));
+  const problems = list.map((problem, at) => {
+    const judged = problem.sampled ?? problem.tree ?? problem.greedy ?? [];
+    return {...problem, at, share: share(judged), reward: meanReward(judged)};
+  });
   const state = {sort: page.route.options.sort ?? "at", wanted: "", most: PROBLEMS_AT_ONCE};
   const holder = h("div", {class: "problems"});
   const draw = () => {
@@ -123,7 +131,7 @@ async function answers(page, row) {
       .filter(
         (one) =>
           !state.wanted ||
-          [one.problem, one.answer, ...one.given.map((given) => given.text)].join("\n").toLowerCase().includes(state.wanted),
+          [one.problem, one.answer, ...kinds(one).flatMap(([, given]) => given.map((attempt) => attempt.text))].join("\n").toLowerCase().includes(state.wanted),
       )
       .sort((a, b) => order(a) - order(b) || a.at - b.at);
     fill(
@@ -213,10 +221,7 @@ function problemView(problem) {
   );
   details.addEventListener("toggle", () => {
     if (details.children.length > 1) return;
-    const lists = [
-      ["greedy", problem.greedy ?? []],
-      ["sampled", problem.given],
-    ];
+    const lists = kinds(problem);
     details.append(
       h("pre", {class: "text short", dir: "auto"}, problem.problem ?? ""),
       h(

@@ -64,7 +64,8 @@ export function withSeeds(series, together) {
       seeds.flatMap((one) => one.rows),
       (row) => row.step,
     );
-    const rows = [...steps.keys()].sort(d3.ascending).map((step) => ({step, ...meanRow(steps.get(step))}));
+    const whole = [...steps.keys()].filter((step) => steps.get(step).length === seeds.length); // a mean of some seeds is of another thing
+    const rows = whole.sort(d3.ascending).map((step) => ({step, ...meanRow(steps.get(step))}));
     const title = `${seeds[0].group}, ${seeds.length} seeds`;
     return {id: seeds[0].id, group: seeds[0].group, title, at, rows, seeds: seeds.map((one) => new Map(one.rows.map((row) => [row.step, row])))};
   });
