@@ -18,7 +18,7 @@ from rich.console import Console
 from ramulus import Author, Task, Tree
 from ramulus.cli import run as command
 from ramulus.core import store
-from ramulus.core.tree import marks
+from ramulus.core.tree import correctness
 from ramulus.look.curves import find_runs
 from ramulus.look.evaluation.measures import report_of, scores_of
 from ramulus.look.stages import loose_files, step_files
@@ -36,7 +36,7 @@ from ramulus.run.interrupt import Interrupt
 from ramulus.run.publish import model_card
 from ramulus.run.rollouts import path_metrics
 from ramulus.run.sweep.job_pool import Job, JobPool, signal_name
-from ramulus.run.sweep.sweep import label_of, names_of
+from ramulus.run.sweep.sweep import label_of, recipes_and_labels
 from ramulus.run.trackers import cell
 from run_recipe import rl
 
@@ -67,7 +67,7 @@ RIGHT, SILENT = {"score": 1.0, "correct": 1.0, "answer": "2"}, {"score": 0.0}  #
 @pytest.mark.parametrize("order", [(RIGHT, SILENT, RIGHT, RIGHT), (SILENT, RIGHT, RIGHT, RIGHT)])
 def test_an_answer_of_which_nothing_is_said_is_wrong_where_others_are_right(order: tuple[dict[str, Any], ...]) -> None:
     tree = graded(*order)
-    assert sorted(marks(tree.leaves())) == [0.0, 1.0, 1.0, 1.0]
+    assert sorted(correctness(tree.leaves())) == [0.0, 1.0, 1.0, 1.0]
     report = report_of(scores_of(rows(tree), [2, 4]), rows(tree))
     assert (report["mean@4"], report["pass@4"], report["unanswered"]) == (0.75, 1.0, 0.25)
     numbers = path_metrics(tree.leaves())
@@ -77,10 +77,10 @@ def test_an_answer_of_which_nothing_is_said_is_wrong_where_others_are_right(orde
 
 def test_where_no_reward_calls_anything_right_there_is_no_pass_rate() -> None:
     tree = graded({"score": 0.5}, {"score": 0.7}, None)
-    assert marks(tree.leaves()) == []
+    assert correctness(tree.leaves()) == []
     assert not {"pass_rate", "graded"} & path_metrics(tree.leaves()).keys()
     assert scores_of(rows(tree), [2]).groups["independent"].keys() == {"reward", "length", "truncated"}
-    assert marks(graded(RIGHT, None).leaves()) == [1.0], "what was pruned is not graded"
+    assert correctness(graded(RIGHT, None).leaves()) == [1.0], "what was pruned is not graded"
 
 
 def test_evaluations_of_two_kinds_are_never_compared() -> None:
@@ -143,7 +143,7 @@ def test_a_label_names_no_folder_of_this_machine(recipe: str, label: str) -> Non
 
 def test_a_later_sweep_of_further_recipes_keeps_the_first_label_first(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"labels": ["grpo-small"], "recipes": ["grpo:small"]}))
-    assert names_of(["dapo:small", "grpo:small"], tmp_path)["labels"] == ["grpo-small", "dapo-small"]
+    assert recipes_and_labels(["dapo:small", "grpo:small"], tmp_path)["labels"] == ["grpo-small", "dapo-small"]
 
 
 def test_runs_of_a_sweep_below_a_folder_of_runs_are_found(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_reward_on_a_scale_has_a_mean_and_no_pass_rate(trained: Path):
     best = max(rows, key=lambda row: (row["eval/reward"], -row["step"]))
     state = newest_state(trained)
     assert state is not None
-    assert state["best"] == {"step": best["step"], "score": best["eval/reward"]}
+    assert state["best"] == {"step": best["step"], "score": best["eval/reward"], "of": "reward"}
 
 
 def test_eval_of_a_run_asks_what_it_was_trained_with(trained: Path, rewards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

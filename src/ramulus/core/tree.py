@@ -143,7 +143,7 @@ def called_correct(leaf: Node) -> float | None:
     return float(leaf.verdict["correct"]) if "correct" in leaf.verdict else None
 
 
-def marks(leaves: Iterable[Node]) -> list[float]:
+def correctness(leaves: Iterable[Node]) -> list[float]:
     """Whether each graded path is correct; empty where no reward calls any of them so. One of which none says it, of others some, is not."""
     graded = [leaf for leaf in leaves if leaf.verdict]
     judged = any("correct" in leaf.verdict for leaf in graded)

@@ -13,7 +13,7 @@ from rich.console import Console
 from ramulus.core.run_folder import WHEN, final_evaluation, model_folder
 from ramulus.run.evaluation.loaded_model import export_model
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model: OWNER/NAME; a path with more parts is a folder
+HUB_MODEL = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a model: OWNER/NAME; a path with more parts is a folder
 SHOWN = ("mean@", "greedy", "pass@", "maj@", "reward")
 """What a card tells of an evaluation: the numbers whose names begin so."""
 
@@ -66,7 +66,7 @@ def model_card(stage: Path, step: int, repo: str) -> str:
     saved, config = configuration(stage)
     base = (config.get("model") or {}).get("path") if isinstance(config.get("model"), dict) else config.get("model")
     roots = Path(), *stage.resolve().parents
-    on_hub = isinstance(base, str) and HUB_NAME.fullmatch(base) is not None and not any((root / base).exists() for root in roots)
+    on_hub = isinstance(base, str) and HUB_MODEL.fullmatch(base) is not None and not any((root / base).exists() for root in roots)
     recipe = Path(str(saved.get("recipe", config.get("name", stage.name)))).name
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", *([f"base_model: {base}"] if on_hub else [])]
     front += ["tags:", "- ramulus", "- reinforcement-learning", "---", ""]

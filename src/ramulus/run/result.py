@@ -69,7 +69,8 @@ class Result:
     @property
     def best(self) -> dict[str, float] | None:
         """Step and score of the best evaluation of the last stage; None where nothing was evaluated."""
-        return (run_folder.newest_state(list(self.stages.values())[-1]) or {}).get("best")
+        best = (run_folder.newest_state(list(self.stages.values())[-1]) or {}).get("best")
+        return best and {"step": best["step"], "score": best["score"]}
 
     def load(self, which: str | None = None) -> tuple[Any, Any]:
         """(model, tokenizer) of a checkpoint of the last stage, "best" or "last", loaded anew; None takes the best where there were evaluations."""

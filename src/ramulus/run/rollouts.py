@@ -10,7 +10,7 @@ from typing import Any
 
 from ramulus.core import store
 from ramulus.core.task import Task
-from ramulus.core.tree import Author, Node, Tree, marks
+from ramulus.core.tree import Author, Node, Tree, correctness
 from ramulus.engine.engine import Engine, Sampling, rule_features
 from ramulus.grow.branching import path_lengths, paths
 from ramulus.grow.demonstration import verify
@@ -87,7 +87,7 @@ def path_metrics(paths: Sequence[Node]) -> dict[str, float]:
     }
     if graded:
         means["reward"] = mean([leaf.reward or 0.0 for leaf in graded])
-    if judged := marks(paths):
+    if judged := correctness(paths):
         means |= {"pass_rate": mean(judged), "graded": len(judged), "correct": sum(judged)}
     if any("answer" in leaf.verdict for leaf in paths):
         means["answered"] = mean([float(bool(leaf.verdict.get("answer"))) for leaf in paths if leaf.verdict])

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, marks
+from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, correctness
 from ramulus.look.viewer.text import Text
 
 CREDIT = "credit/"
@@ -201,7 +201,7 @@ def leaf_json(tree: Tree, text: Text, place: int) -> dict[str, Any]:
 def judgement(tree: Tree) -> tuple[list[Node], list[float]]:
     """(the paths that the policy ended, whether each graded one is correct); none is judged where no reward calls any so."""
     paths = [leaf for leaf in tree.leaves() if leaf.author is Author.POLICY]
-    return paths, marks(paths)
+    return paths, correctness(paths)
 
 
 def right(judged: Sequence[float]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from ramulus.run.evaluation.task_sets import ProblemOptions
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
 PROBLEM = ProblemOptions()
 HARNESS = "lm_eval:"  # before the name of a task of lm-evaluation-harness
+ELSEWHERE = ("model", "tasks", "reward", "limit", "out", "problem", "device", "threads", "slots")  # options that say something for any task
 Tasks = Annotated[tuple[str, ...], arg(metavar="FILE|gym:NAME|lm_eval:NAME|chain|sums|word_problems ...")]
 
 
@@ -67,6 +70,7 @@ def eval_(
         against: another model, or the folder or JSON file of an earlier evaluation of the same problems: paired differences.
         out: a folder for trees, tables and CSV, which a killed evaluation goes on from; or a .json file for the result with every answer.
     """
+    options = dict(locals())
     from ramulus.run.evaluation.evaluation import run_evaluation
     from ramulus.run.evaluation.loaded_model import load_model
     from ramulus.run.evaluation.own_run import asked_sets
@@ -76,21 +80,30 @@ def eval_(
     tasks = tuple(name for name in tasks if not name.startswith(HARNESS))
     opener = partial(load_model, device=problem.device, threads=problem.threads, slots=problem.slots)
     if harness:
-        from ramulus.run.evaluation.lm_eval_tasks import check_alone, run_harness
-
-        check_alone(harness[0], tasks, [problem.examples, problem.extract, reward])
-        sampling = {"samples": samples != 4, "k": bool(k), "temperature": temperature != 1, "top_p": top_p != 1, "no_greedy": not greedy}
-        sampling |= {"tree": tree, "no_independent": not independent, "width": width is not None, "segment": segment != 64}
-        sampling |= {"branching": branching != 2, "max_tokens": max_tokens is not None, "seed": seed != 0, "chunk": chunk is not None}
-        prompts = {name: value != getattr(PROBLEM, name) for name, value in vars(problem).items() if name not in ("device", "threads", "slots")}
-        refuse_unused(f"lm_eval:{harness[0]} samples and prompts in ways of its own", **sampling, against=against is not None, **prompts)
-        return run_harness(opener(model), harness, limit, out, Console())
+        return evaluate_by_harness(opener, harness, tasks, options)
     if not tree:
         refuse_unused("without --tree no tree is grown", width=width is not None, segment=segment != 64, branching=branching != 2)
     sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
     return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, Console())
+
+
+def evaluate_by_harness(opener: Callable[[str], Any], harness: list[str], tasks: tuple[str, ...], options: dict[str, Any]) -> int:
+    """`eval_` on tasks of lm-evaluation-harness alone; ValueError for options that have no say there."""
+    from ramulus.run.evaluation.lm_eval_tasks import check_alone, run_harness
+    from ramulus.run.evaluation.plan import refuse_unused
+
+    check_alone(harness[0], tasks, [options["problem"].examples, options["problem"].extract, options["reward"]])
+    refuse_unused(f"lm_eval:{harness[0]} samples and prompts in ways of its own", **options_set(options))
+    return run_harness(opener(options["model"]), harness, options["limit"], options["out"], Console())
+
+
+def options_set(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Which options of `eval_` are not as they are by default, of those that have a say in how answers are sampled and prompted."""
+    usual = {name: parameter.default for name, parameter in signature(eval_).parameters.items() if name in given}
+    options = {name if value is not True else f"no_{name}": given[name] != value for name, value in usual.items() if name not in ELSEWHERE}
+    return options | {name: value != getattr(PROBLEM, name) for name, value in vars(given["problem"]).items() if name not in ELSEWHERE}
 
 
 def rollout(

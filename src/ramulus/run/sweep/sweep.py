@@ -142,7 +142,7 @@ def _swept(
     numbers = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value is not None]
     command = ["ramulus", "sweep", *recipes, *overrides, "--seeds", *map(str, seeds), "--out", str(out), *numbers]
     content = {
-        "format": 1, "command": command, **names_of(recipes, out), "overrides": list(overrides), "seeds": list(seeds), "threads": count,
+        "format": 1, "command": command, **recipes_and_labels(recipes, out), "overrides": list(overrides), "seeds": list(seeds), "threads": count,
     }  # fmt: skip
     with Lock([out], "choose another --out") as lock:
         replace_text(out / "sweep.json", json.dumps(content, indent=1))
@@ -158,7 +158,7 @@ def _swept(
     return int(bool(pool.failed))
 
 
-def names_of(recipes: Sequence[str], out: Path) -> dict[str, list[str]]:
+def recipes_and_labels(recipes: Sequence[str], out: Path) -> dict[str, list[str]]:
     """The recipes and labels of a folder's sweeps, those of an earlier one first: the first is what `compare` holds the others against."""
     before = load_json(out / "sweep.json")
     these = {"recipes": [absolute(recipe) for recipe in recipes], "labels": [label_of(recipe) for recipe in recipes]}
