@@ -27,6 +27,7 @@ from ramulus.core.tree import Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.children import UNHEARD
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Learner
 from ramulus.learn.policy.lora import Lora
@@ -253,9 +254,12 @@ def test_a_learner_that_was_killed_is_missed() -> None:
             run(one.update(0.1))
 
 
-def test_a_ctrl_c_at_the_terminal_is_left_to_the_trainer() -> None:
-    with learner("in another process", Tiny()) as one:
-        os.kill(one.process.pid, signal.SIGINT)
+@pytest.mark.parametrize("kind", ["in another process", "over two ranks"], indirect=True)
+def test_signals_to_all_processes_are_left_to_the_trainer(kind: str) -> None:
+    """Ctrl-C at a terminal, one that is gone, and a scheduler's SIGTERM reach a learner's processes, too; what was learned is to be saved."""
+    with learner(kind, Tiny()) as one:
+        for number in UNHEARD:
+            os.kill((one.process if kind == "in another process" else one.world.processes[0]).pid, number)
         assert run(one.update(0.1))["skipped"] == 1.0
 
 

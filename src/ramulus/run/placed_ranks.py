@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-
+from ramulus.engine.vllm.transfer import store_on
 from ramulus.learn.sharded.starting import LOOPBACK
-from ramulus.learn.sharded.world import World, meet
+from ramulus.learn.sharded.world import World, gather_round
 from ramulus.models.errors import sentence
 
 INSTALL = "install there what this machine has, or see to it that PYTHONPATH leads to it there"
@@ -55,32 +52,16 @@ def led(start: Callable[..., PlacedRank], size: int, local: int, host: str, alon
     `start`: has a rank serve at a store. `alone`: all are on this machine, and talk on its loopback device. ConnectionError where one does not come.
     """
     interface = LOOPBACK.get(sys.platform, "") if alone and "GLOO_SOCKET_IFNAME" not in os.environ else ""
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+    port, store = store_on(host, seconds)
     ranks: list[PlacedRank] = []
     try:
         for rank in range(1, size):
-            ranks.append(start(rank, host, store.port, size, local, seconds, interface))
-        wait_for(ranks, store, patience)
-        with _environment("GLOO_SOCKET_IFNAME", interface):
-            world = meet(0, size, local, seconds, store=dist.PrefixStore("ranks", store))
+            ranks.append(start(rank, host, port, size, local, seconds, interface))
+        return gather_round(ranks, store, local, seconds, patience, "raise cluster.patience, or look at the cluster", interface)
     except BaseException:
         for placed in ranks:
             placed.kill()
         raise
-    world.processes = ranks
-    return world
-
-
-def wait_for(ranks: Sequence[PlacedRank], store: Any, patience: float) -> None:
-    """Until all ranks have come to the store. ConnectionError where one does not."""
-    end = time.monotonic() + patience
-    while not store.check([f"here-{rank}" for rank in range(1, len(ranks) + 1)]):
-        for rank, placed in enumerate(ranks, 1):
-            placed.join(0.05)
-            if placed.exitcode is not None:
-                raise ConnectionError(f"rank {rank} of the trainers ended while it started: {placed.why}")
-        if time.monotonic() > end:
-            raise ConnectionError(f"the trainers have not started within {patience:g} s: raise cluster.patience, or look at the cluster")
 
 
 def line_of(error: BaseException) -> str:
@@ -105,15 +86,3 @@ def host_of(error: BaseException) -> str:
     """The address of the machine that an error of Ray's came from, "" where it does not say."""
     match = re.search(r"\bip[=:] ?([\w.:]*\w)", str(error))
     return match[1] if match else ""
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable set meanwhile, unless it is to be empty."""
-    if value:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if value:
-            os.environ.pop(name, None)

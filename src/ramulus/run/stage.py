@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,19 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
     model = model.to(device_of(run.device))
     skeleton = skeleton_of(model) if ground is not None else None
-    learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
-    run, taken = settled(run, model, device_of(run.device), _rooms(ground))
-    placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
-    engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
-    limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
-    rest = placed.sleep if placed is not None and placed.rests else None
-    parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
-    _check(run, parts, model.config)
+    with ExitStack() as undo:  # what began ends again where anything is refused
+        learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
+        undo.callback(learner.close)
+        run, taken = settled(run, model, device_of(run.device), _rooms(ground))
+        placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
+        engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
+        if placed is None:
+            undo.callback(engine.close)
+        limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
+        rest = placed.sleep if placed is not None and placed.rests else None
+        parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
+        _check(run, parts, model.config)
+        undo.pop_all()
     return parts
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.children import begin, end, ignore_signals, portable
 from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved, scored
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
@@ -43,10 +43,14 @@ class Separate:
         self.pipe, theirs = context.Pipe()
         strict = torch.are_deterministic_algorithms_enabled()
         self.process = context.Process(target=_serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
-        self.process.start()
-        theirs.close()
         self.thread, self.version = Thread(), 0
-        self._take()
+        begin(self.process)
+        theirs.close()
+        try:
+            self._take()
+        except BaseException:
+            self.close()
+            raise
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         try:
@@ -99,15 +103,14 @@ class Separate:
 
     def close(self) -> None:
         """End the process."""
-        self.process.terminate()
-        self.process.join()
+        end(self.process)
         self.pipe.close()
         self.thread.close()
 
 
 def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
     """Answer calls until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the trainer decides what it ends
+    ignore_signals()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -131,10 +134,5 @@ def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, str
 
 
 def answer_bytes(good: bool, answer: Any, version: int) -> bytes:
-    """An answer for the pipe; an error that cannot be pickled becomes a RuntimeError that says the same."""
-    try:
-        return pickle.dumps((good, answer, version))
-    except Exception:
-        if good:
-            raise
-        return pickle.dumps((good, RuntimeError(f"{type(answer).__name__}: {answer}"), version))
+    """An answer for the pipe."""
+    return pickle.dumps((good, answer if good else portable(answer), version))

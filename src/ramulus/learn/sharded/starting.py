@@ -5,44 +5,66 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import signal
+import shutil
 import socket
 import sys
 import tempfile
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
+from ramulus.learn.policy.children import begin, end, ignore_signals
 from ramulus.learn.sharded.calls import obey
-from ramulus.learn.sharded.world import World, meet
+from ramulus.learn.sharded.world import World, environment, gather_round, meet
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _KNOCK = 20.0  # seconds in which the port of rank 0, which listens by then, must answer
 
 
 def start_ranks(size: int, seconds: float) -> World:
-    """A group of processes on this machine, this one as rank 0; they meet in a folder that nobody else reads, and talk on the loopback device."""
+    """A group of processes on this machine, this one as rank 0; they meet in a folder that nobody else reads, and talk on the loopback device.
+
+    ConnectionError where one ends while it starts.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ramulus-ranks-"))
-    former = os.environ.get("GLOO_SOCKET_IFNAME")
-    if former is None and sys.platform in LOOPBACK:
-        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK[sys.platform]
+    interface = LOOPBACK.get(sys.platform, "") if "GLOO_SOCKET_IFNAME" not in os.environ else ""
     context, processes = multiprocessing.get_context("spawn"), []
     try:
-        for rank in range(1, size):
-            processes.append(context.Process(target=_begin, args=(str(folder / "store"), rank, size, seconds), daemon=True))
-            processes[-1].start()
-        world = meet(0, size, size, seconds, store=dist.FileStore(str(folder / "store"), size))
-    finally:
-        if former is None:
-            os.environ.pop("GLOO_SOCKET_IFNAME", None)
-    world.processes, world.folder = processes, folder
+        with environment("GLOO_SOCKET_IFNAME", interface):
+            for rank in range(1, size):
+                process = context.Process(target=_begin, args=(str(folder / "store"), rank, size, seconds), daemon=True)
+                begin(process)
+                processes.append(process)
+        world = gather_round(processes, dist.FileStore(str(folder / "store"), size), size, seconds, seconds, "raise learner.timeout", interface)
+    except BaseException:
+        for process in processes:
+            end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    world.folder = folder
     return world
 
 
-def _begin(store: str, rank: int, size: int, seconds: float) -> None:
+def _begin(path: str, rank: int, size: int, seconds: float) -> None:
     """A rank that rank 0 has started."""
-    serve_rank(meet(rank, size, size, seconds, store=dist.FileStore(store, size)))
+    ignore_signals()
+    joined = threading.Event()
+
+    def end_with_rank_0() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        if not joined.is_set():  # from then on its connection says so
+            os._exit(1)
+
+    threading.Thread(target=end_with_rank_0, daemon=True).start()
+    store = dist.FileStore(path, size)
+    store.set(f"here-{rank}", "")
+    world = meet(rank, size, size, seconds, store=dist.PrefixStore("ranks", store))
+    joined.set()
+    serve_rank(world)
 
 
 def serve_at(rank: int, host: str, port: int, size: int, local: int, seconds: float, interface: str = "") -> None:
@@ -63,6 +85,5 @@ def serve_at(rank: int, host: str, port: int, size: int, local: int, seconds: fl
 
 def serve_rank(world: World) -> None:
     """Do what rank 0 tells, until it says that this was all; raises ConnectionError where it is lost."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides what a signal ends, and saves before
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     obey(world)

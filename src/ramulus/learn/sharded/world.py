@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ramulus.learn.policy.children import end
 
 LONGEST_WAIT = timedelta(days=20)  # for which a rank waits to be told something: growing trees takes its time
 
@@ -54,10 +59,8 @@ class World:
     def leave(self) -> None:
         """End the ranks that this one has started, and the group."""
         for process in self.processes:
-            process.kill()
-            process.join()
-        with suppress(Exception):
-            dist.destroy_process_group()
+            end(process)
+        leave_group()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -73,3 +76,71 @@ def meet(rank: int, size: int, local: int, seconds: float, **where: Any) -> Worl
         torch.cuda.set_device(rank % min(local, torch.cuda.device_count()))  # a rank may see its own alone
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=seconds), **where)
     return World(rank, size, local, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+
+
+def leave_group() -> None:
+    """Leave the process group, if this process is in one."""
+    with suppress(Exception):
+        dist.destroy_process_group()
+
+
+def gather_round(ranks: Sequence[Any], store: Any, local: int, seconds: float, patience: float, remedy: str, interface: str = "") -> World:
+    """The world of this process, as rank 0, and of ranks that it has started, once all have come to the store and joined.
+
+    `interface`: of gloo, "" leaves it. ConnectionError where one ends before, or has not come within `patience` seconds; then all are ended.
+    """
+    joined: list[World | BaseException] = []
+
+    def join() -> None:
+        try:
+            joined.append(meet(0, len(ranks) + 1, local, seconds, store=dist.PrefixStore("ranks", store)))
+        except BaseException as error:
+            joined.append(error)
+
+    meeting = threading.Thread(target=join, name="meeting", daemon=True)  # whose waiting nothing ends before its time
+    try:
+        wait_for(ranks, store, patience, remedy)
+        with environment("GLOO_SOCKET_IFNAME", interface):
+            meeting.start()
+            while meeting.is_alive():
+                meeting.join(0.05)
+                check_all_there(ranks)
+        if isinstance(joined[0], BaseException):
+            raise joined[0]
+    except BaseException:
+        for process in ranks:
+            end(process)
+        leave_group()
+        raise
+    joined[0].processes = list(ranks)
+    return joined[0]
+
+
+def wait_for(ranks: Sequence[Any], store: Any, patience: float, remedy: str) -> None:
+    """Until all ranks have come to the store. ConnectionError where one does not."""
+    limit = time.monotonic() + patience
+    while ranks and not store.check([f"here-{rank}" for rank in range(1, len(ranks) + 1)]):
+        check_all_there(ranks, 0.05)
+        if time.monotonic() > limit:
+            raise ConnectionError(f"the ranks have not started within {patience:g} s: {remedy}")
+
+
+def check_all_there(ranks: Sequence[Any], seconds: float = 0.0) -> None:
+    """Raise ConnectionError for a rank that has ended; each is waited for so long."""
+    for rank, process in enumerate(ranks, 1):
+        process.join(seconds)
+        if process.exitcode is not None:
+            why = getattr(process, "why", "") or f"status {process.exitcode}; its own message, if it had one, stands above"
+            raise ConnectionError(f"rank {rank} ended while it started: {why}")
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """A variable set meanwhile, unless it is to be empty."""
+    if value:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value:
+            os.environ.pop(name, None)
