@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from ramulus.learn.policy.children import UNHEARD, begin, end, portable
+from ramulus.learn.policy.children import UNHEARD, begin_child, end_child, portable
 from ramulus.learn.sharded import starting
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.starting import start_ranks
@@ -44,12 +44,12 @@ def process(seconds: float) -> Any:
 def test_no_signal_ends_a_process_from_its_first_moment_on() -> None:
     one = process(60)
     before = [signal.getsignal(number) for number in UNHEARD]
-    begin(one)
+    begin_child(one)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(one.pid, number)
     one.join(0.5)
     assert one.exitcode is None
-    end(one)
+    end_child(one)
     assert one.exitcode == -signal.SIGKILL
     assert [signal.getsignal(number) for number in UNHEARD] == before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(UNHEARD)
@@ -69,7 +69,7 @@ def test_a_rank_that_ends_while_it_starts_is_named_at_once_and_leaves_nothing(mo
 def test_a_rank_that_ends_before_it_has_joined_is_named(tmp_path: Path) -> None:
     store, one = dist.FileStore(str(tmp_path / "store"), 2), process(0.3)
     store.set("here-1", "")
-    begin(one)
+    begin_child(one)
     with pytest.raises(ConnectionError, match="rank 1 ended while it started: status 0"):
         gather_round([one], store, 2, 5.0, 5.0, "")
     assert not dist.is_initialized()
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_the_wait_for_ranks(here: bool, tmp_path: Path) -> None:
     store, one = dist.FileStore(str(tmp_path / "store"), 2), process(60)
     if here:
         store.set("here-1", "")
-    begin(one)
+    begin_child(one)
     threading.Timer(0.4, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         gather_round([one], store, 2, 5.0, 60.0, "")
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_wait_for_ranks(here: bool, tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_come_are_waited_for_so_long(tmp_path: Path) -> None:
     one = process(60)
-    begin(one)
+    begin_child(one)
     with pytest.raises(ConnectionError, match=r"the ranks have not started within 0\.5 s: raise it"):
         gather_round([one], dist.FileStore(str(tmp_path / "store"), 2), 2, 5.0, 0.5, "raise it")
     assert one.exitcode == -signal.SIGKILL

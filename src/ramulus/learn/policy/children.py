@@ -13,14 +13,14 @@ from typing import Any
 UNHEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def begin(process: Any) -> None:
+def begin_child(process: Any) -> None:
     """Start a process of multiprocessing that hears no signal from its first moment on, and ends with this one at the latest."""
     with _held():
         process.start()
     atexit.register(process.kill)  # multiprocessing's own end is a SIGTERM, for which it then waits
 
 
-def end(process: Any) -> None:
+def end_child(process: Any) -> None:
     """End it at once."""
     process.kill()
     process.join()

@@ -14,7 +14,7 @@ import torch
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.children import begin, end, ignore_signals, portable
+from ramulus.learn.policy.children import begin_child, end_child, ignore_signals, portable
 from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved, scored
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
@@ -44,7 +44,7 @@ class Separate:
         strict = torch.are_deterministic_algorithms_enabled()
         self.process = context.Process(target=_serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
         self.thread, self.version = Thread(), 0
-        begin(self.process)
+        begin_child(self.process)
         theirs.close()
         try:
             self._take()
@@ -103,7 +103,7 @@ class Separate:
 
     def close(self) -> None:
         """End the process."""
-        end(self.process)
+        end_child(self.process)
         self.pipe.close()
         self.thread.close()
 

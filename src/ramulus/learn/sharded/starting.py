@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ramulus.learn.policy.children import begin, end, ignore_signals
+from ramulus.learn.policy.children import begin_child, end_child, ignore_signals
 from ramulus.learn.sharded.calls import obey
-from ramulus.learn.sharded.world import World, environment, gather_round, meet
+from ramulus.learn.sharded.world import World, gather_round, meet, variable_set
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _KNOCK = 20.0  # seconds in which the port of rank 0, which listens by then, must answer
@@ -32,15 +32,15 @@ def start_ranks(size: int, seconds: float) -> World:
     interface = LOOPBACK.get(sys.platform, "") if "GLOO_SOCKET_IFNAME" not in os.environ else ""
     context, processes = multiprocessing.get_context("spawn"), []
     try:
-        with environment("GLOO_SOCKET_IFNAME", interface):
+        with variable_set("GLOO_SOCKET_IFNAME", interface):
             for rank in range(1, size):
                 process = context.Process(target=_begin, args=(str(folder / "store"), rank, size, seconds), daemon=True)
-                begin(process)
+                begin_child(process)
                 processes.append(process)
         world = gather_round(processes, dist.FileStore(str(folder / "store"), size), size, seconds, seconds, "raise learner.timeout", interface)
     except BaseException:
         for process in processes:
-            end(process)
+            end_child(process)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     world.folder = folder

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ramulus.learn.policy.children import end
+from ramulus.learn.policy.children import end_child
 
 LONGEST_WAIT = timedelta(days=20)  # for which a rank waits to be told something: growing trees takes its time
 
@@ -59,7 +59,7 @@ class World:
     def leave(self) -> None:
         """End the ranks that this one has started, and the group."""
         for process in self.processes:
-            end(process)
+            end_child(process)
         leave_group()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,7 +100,7 @@ def gather_round(ranks: Sequence[Any], store: Any, local: int, seconds: float, p
     meeting = threading.Thread(target=join, name="meeting", daemon=True)  # whose waiting nothing ends before its time
     try:
         wait_for(ranks, store, patience, remedy)
-        with environment("GLOO_SOCKET_IFNAME", interface):
+        with variable_set("GLOO_SOCKET_IFNAME", interface):
             meeting.start()
             while meeting.is_alive():
                 meeting.join(0.05)
@@ -109,7 +109,7 @@ def gather_round(ranks: Sequence[Any], store: Any, local: int, seconds: float, p
             raise joined[0]
     except BaseException:
         for process in ranks:
-            end(process)
+            end_child(process)
         leave_group()
         raise
     joined[0].processes = list(ranks)
@@ -135,7 +135,7 @@ def check_all_there(ranks: Sequence[Any], seconds: float = 0.0) -> None:
 
 
 @contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
+def variable_set(name: str, value: str) -> Iterator[None]:
     """A variable set meanwhile, unless it is to be empty."""
     if value:
         os.environ[name] = value
