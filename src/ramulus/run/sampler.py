@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def packed(thing: Any, decode: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
-    """As bytes; `decode`, which the other side has, travels as a word."""
+    """A thing as bytes; `decode`, which the other side has, travels as a word."""
 
     class Known(pickler):  # type: ignore[valid-type, misc]
         def persistent_id(self, obj: Any) -> str | None:

@@ -47,7 +47,7 @@ class SignalContext:
 
     @cached_property
     def separators(self) -> Separators:
-        """Those of the tokenizer, with its token that ends the thinking, if it has one."""
+        """The tokenizer's separators, with its token that ends the thinking, if it has one."""
         end = self.tokenizer.get_vocab().get(THINK_END)
         return separators_of(self.tokenizer.batch_decode, len(self.tokenizer), end)
 

@@ -62,7 +62,7 @@ class Prefill:
         return [(slot, sequence.slot, n)] if n else []
 
     def _missing(self, sequences: list[Sequence], pending: list[Sequence]) -> list[Sequence]:
-        """Those of the waiting sequences that are not remembered yet; none unless all can be without dropping anything."""
+        """The waiting sequences whose prefixes are not remembered yet; none unless all can be without dropping anything."""
         self.slots.move([move for sequence in sequences for move in self._copy(sequence)])
         sequences = [sequence for sequence in sequences if sequence.length < len(sequence.text)]
         size = sum(len(sequence.prefix) for sequence in pending + sequences) * self.tree.token_bytes

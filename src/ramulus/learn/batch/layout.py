@@ -151,7 +151,7 @@ class Layout:
 
     @property
     def paths(self) -> list[np.ndarray]:
-        """Of each leaf the numbers of the nodes on its path, root to leaf."""
+        """The numbers of the nodes on each leaf's path, root to leaf."""
         leaf, node = self.pairs
         return np.split(node, np.flatnonzero(np.diff(leaf)) + 1) if len(leaf) else []
 

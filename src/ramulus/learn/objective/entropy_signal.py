@@ -232,5 +232,4 @@ class Redistribution:
         return redistribution(h, ratio, *widths(h, self.low, self.high, self.alpha), self.beta)
 
     factor = __call__
-
     clamp = unmoved

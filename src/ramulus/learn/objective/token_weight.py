@@ -114,7 +114,6 @@ class HighEntropy:
         return chosen / batch.stats[f"forks/{self.share:g}/share"] if self.rescale else chosen
 
     factor = __call__
-
     clamp = unmoved
 
 
@@ -143,13 +142,12 @@ class ImportanceWeight:
         return torch.where(batch.author == int(Author.POLICY), sampler_weight(batch).clamp(max=self.cap), 1.0)
 
     factor = __call__
-
     clamp = unmoved
 
 
 @dataclass(frozen=True)
 class IcePop:
-    """The same weight where it lies in [low, high], and nothing outside: tokens on which sampler and learner are far apart are left out.
+    """The recomputed policy over the distribution that sampled a token, 0 outside [low, high]: tokens on which both are far apart are left out.
 
     IcePop, token-level masked importance sampling, as OpenRLHF, slime, verl and NeMo-RL have it. They stay in the denominators. Usual with
     `recomputed_tempered`, so that the weight is the engine's arithmetic alone. 1 on tokens that the policy did not write.
@@ -174,7 +172,6 @@ class IcePop:
         return torch.where(batch.author == int(Author.POLICY), kept, 1.0)
 
     factor = __call__
-
     clamp = unmoved
 
 

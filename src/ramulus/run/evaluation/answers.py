@@ -85,7 +85,7 @@ def trees_of(file: Path) -> Iterator[Tree]:
 
 
 def ended(file: Path) -> Iterator[bool]:
-    """Of every line, whether it is whole; none of a file that is not there."""
+    """Whether each line of a file is whole, in order; none of a file that is not there."""
     if file.is_file():
         with open(file, "rb") as lines:
             yield from (line.endswith(b"\n") for line in lines)

@@ -10,7 +10,7 @@ from ramulus.run.config.recipe import Run
 
 @dataclass(frozen=True)
 class Work:
-    """Of one step; tokens as if every path ran to response_limit and shared its prompt alone."""
+    """The work of one step at most; tokens as if every path ran to response_limit and shared its prompt alone."""
 
     trees: int
     paths: int  # of a tree, demonstrations among them
