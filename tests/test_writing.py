@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from architectures import build as build_kind
+from ramulus.learn.policy.in_process import restored, saved
 from ramulus.learn.policy.lora import Lora, merged
 from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.torch_learner import policy_of
 from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.learn.policy.writing import read_back, tokenizer_for_all
+from ramulus.learn.policy.writing import read_back, tokenizer_for_all, try_writing
 
 TOKENIZER = Scratch("0123456789+-=? \n", hidden=16)()[1]
 SIZES: dict[str, Any] = {
@@ -140,3 +143,73 @@ def test_merging_changes_nothing_in_place() -> None:
     merged(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert policy.trainable
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "gemma4_text"])
+def test_what_attends_or_turns_in_its_own_way_is_written(kind: str, tmp_path: Path) -> None:
+    """Soft caps, sinks, and positions whose settings transformers 4 has no names for."""
+    model = build_kind(kind)
+    TorchPolicy(model).write(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = (torch.arange(40)[None] * 7 + 1) % 64
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=2e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_saved_is_refused_before_work(tmp_path: Path) -> None:
+    """In one sentence; also by its settings alone, where its weights are too large to try."""
+    with pytest.raises(ValueError, match=r"^Emu3ForCausalLM cannot be saved so that it can be read again, .*Unrecognized configuration class[^\n]*$"):
+        policy_of(build_kind("emu3"), None, False, {})
+    model = build("qwen2")
+    model.generation_config.temperature = 0.5
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"GenerationConfig is invalid: .*`temperature`"):
+            policy_of(model.to(dtype), TOKENIZER, False, {})
+
+
+def test_settings_alone_are_tried_where_weights_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("qwen2")
+    assert try_writing(model, TOKENIZER, None)
+    monkeypatch.setattr("ramulus.learn.policy.writing.TRIED_WHOLE", 1000)
+    assert not try_writing(model, TOKENIZER, None)
+    model.generation_config.temperature = 0.5
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        try_writing(model, TOKENIZER, None)
+
+
+def test_steps_last_where_the_model_cannot_be_written(tmp_path: Path) -> None:
+    """Its checkpoint is warned of, and holds all that a run goes on from."""
+    policy, other = TorchPolicy(build_kind("emu3")), TorchPolicy(build_kind("emu3"))
+    with torch.no_grad():
+        for parameter in policy.trainable.values():
+            parameter.add_(1)
+    with pytest.warns(UserWarning, match="cannot be relied on .*: the run can be resumed from there"):
+        state = saved(policy, tmp_path)
+    restored(other, tmp_path, state)
+    assert all(torch.equal(parameter, other.trainable[name]) for name, parameter in policy.trainable.items())
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_came_with_a_model_is_written_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And run again without being asked about."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    build("llama").save_pretrained(tmp_path / "own")
+    TOKENIZER.save_pretrained(tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    names = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnForCausalLM"}
+    (tmp_path / "own/config.json").write_text(json.dumps(config | {"model_type": "own_llama", "auto_map": names}))
+    (tmp_path / "own/own_code.py").write_text(CODE)
+    model, tokenizer = Pretrained(str(tmp_path / "own"), trust_remote_code=True)()
+    policy = policy_of(model, tokenizer, False, {})
+    assert policy.written
+    TorchPolicy(model, tokenizer).write(tmp_path / "written")
+    assert type(Pretrained(str(tmp_path / "written"), trust_remote_code=True)()[0]).__name__ == "OwnForCausalLM"

@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.models.errors import sentence
 from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
 from ramulus.native.openmp import release_team
 
@@ -185,8 +187,17 @@ def in_a_new_folder(folder: Path, version: int, write: Callable[[Path], object])
 
 
 def saved(policy: TorchPolicy, folder: Path) -> dict[str, Any]:
-    """Write `model` and `tensors.safetensors`: what is trained and not in `model`, the optimizer, the reference model, torch's generators."""
-    policy.write(folder / "model")
+    """Write `model` and `tensors.safetensors`: what is trained and not in `model`, the optimizer, the reference model, torch's generators.
+
+    A model that cannot be written, or read back, is warned of, and loses no step: a run can go on from `tensors.safetensors` alone.
+    """
+    try:
+        policy.write(folder / "model")
+    except Exception as error:
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):  # a full disk, which holds no tensors either
+            raise
+        words = f"the model in {folder} cannot be relied on ({sentence(error)}): the run can be resumed from there, and goes on"
+        warnings.warn(words, stacklevel=2)
     elsewhere = _held_by(folder / "model", {f"weights/{name}": tensor for name, tensor in policy.kept().items()})
     tensors = {name: tensor for name, tensor in policy.tensors().items() if name not in elsewhere} | random_tensors()
     save_file({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")

@@ -71,8 +71,10 @@ class Build:
 
 
 def policy_of(model: Any, tokenizer: Any, value: bool, options: Mapping[str, Any]) -> TorchPolicy:
-    """A policy, with a value head if that is wanted."""
+    """A policy, with a value head if that is wanted, whose model can be saved. Raises ValueError as `TorchPolicy` and its `try_writing` do."""
     from ramulus.learn.policy.torch_policy import TorchPolicy
     from ramulus.learn.policy.value_head import ActorCritic
 
-    return (ActorCritic if value else TorchPolicy)(model, tokenizer, **options)
+    policy = (ActorCritic if value else TorchPolicy)(model, tokenizer, **options)
+    policy.try_writing()
+    return policy

@@ -27,7 +27,7 @@ from ramulus.learn.policy.loading import unheard
 from ramulus.learn.policy.lora import Lora, attach, merged, without
 from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.narrow import Narrow
-from ramulus.learn.policy.writing import read_back, write_model
+from ramulus.learn.policy.writing import read_back, try_writing, write_model
 from ramulus.models.positions import rope_limit
 
 if TYPE_CHECKING:
@@ -259,11 +259,17 @@ class TorchPolicy:
         The first time, what was written is loaded back and compared.
         """
         state = self.weights() if self.wrapped is not None or not self.written else None
-        with attending(self.model, "sdpa"), unheard():
+        with unheard():
             write_model(path, self.model, self.tokenizer, state if self.wrapped is not None else None)
             if not self.written and state is not None:
                 read_back(path, self.model, self.tokenizer, state)
         self.written = True
+
+    def try_writing(self) -> None:
+        """Write to a temporary folder and read back, so that a model that cannot be saved is refused before work begins; as `writing.try_writing`."""
+        with unheard():
+            whole = try_writing(self.model, self.tokenizer, self.weights() if self.wrapped is not None else None)
+        self.written = whole and self.wrapped is None  # adapters that are zero yet could be lost
 
     def tensors(self, weights: bool = True) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat, for safetensors: trained weights (unless told not), optimizer, reference model."""

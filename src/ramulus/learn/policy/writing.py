@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from ramulus.learn.policy.loading import load_weights, silent
 from ramulus.learn.policy.tokenizer import CAME_WITH, SAMPLE, read_tokenizer
+from ramulus.models.survey import attending_by, plain_way, survey
 
 BACKEND = "TokenizersBackend"  # transformers 5's name of a tokenizer that is its tokenizer.json; transformers 4 knows it by another
 NUMERALS = ("rope_theta", "partial_rotary_factor")  # of rope_parameters, which stand beside rope_scaling in transformers 4
+TRIED_WHOLE = 2**31  # bytes of weights that are written on trial
 REWRITTEN: dict[str, str] = {}  # from a config as transformers writes it to how it is kept: every checkpoint of a run has the same
 OTHER_NUMERALS = {("gpt_neox", "rope_theta"): "rotary_emb_base", ("gpt_neox", "partial_rotary_factor"): "rotary_pct"}
 
@@ -30,12 +34,21 @@ def write_model(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[s
     config = folder / "config.json"
     plain = config.read_text()
     if plain not in REWRITTEN:
-        before = read_config(folder)
-        rewrite(config, lambda settings: config_for_all(settings, model.config.attribute_map))
-        after = read_config(folder)
-        own_ways = any(after.get(name) != value for name, value in before.items())  # of a family
-        REWRITTEN[plain] = plain if own_ways else config.read_text()
+        REWRITTEN[plain] = for_all(config, plain, model)
     config.write_text(REWRITTEN[plain])
+
+
+def for_all(file: Path, plain: str, model: Any) -> str:
+    """The config that lies in `file` as other readers find it too; as it is where transformers would read something else, or nothing, from that."""
+    trust = own_code(model)
+    before = read_config(file.parent, trust)
+    try:
+        rewrite(file, lambda settings: config_for_all(settings, model.config.attribute_map))
+        after = read_config(file.parent, trust)
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return plain
+    own_ways = any(after.get(name) != value for name, value in before.items())  # of a family
+    return plain if own_ways else file.read_text()
 
 
 def rewrite(file: Path, change: Any) -> None:
@@ -70,32 +83,72 @@ def tokenizer_for_all(settings: dict[str, Any], came_with: str | None) -> dict[s
     return kept | named | {"tokenizer_class": came_with or ("PreTrainedTokenizerFast" if kind == BACKEND else kind)}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def own_code(*parts: Any) -> bool:
+    """Whether a model, or one of some parts of it, runs Python code that came with it: what is written holds the same code."""
+    return any(type(one).__module__.startswith("transformers_modules") for part in parts for one in (part, getattr(part, "config", None)))
+
+
+def read_config(folder: Path, trust: bool = False) -> dict[str, Any]:
     """The config of a folder as transformers reads it."""
     from transformers import AutoConfig
 
     with silent():
-        return dict(AutoConfig.from_pretrained(folder).to_dict())
+        return dict(AutoConfig.from_pretrained(folder, trust_remote_code=trust).to_dict())
 
 
 @torch.no_grad()
 def read_back(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[str, Tensor]) -> None:
     """Load what was written and hold it against the weights of `state`, the answers of `model` and the tokenizer; torch's generators stay.
 
-    Raises RuntimeError, naming what differs: what was written cannot be used.
+    Raises RuntimeError, naming what differs: what was written cannot be used. ValueError where it cannot be loaded.
     """
     from transformers import AutoConfig
 
+    trust = own_code(model, tokenizer)
     with torch.random.fork_rng(devices=[]):
-        again = load_weights(str(folder), config=AutoConfig.from_pretrained(folder), dtype=model.dtype).eval()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        again = load_weights(str(folder), config=config, dtype=model.dtype, trust_remote_code=trust).eval()
     for name, tensor in again.state_dict().items():
         if name not in state or not torch.equal(tensor, state[name].to(tensor.device)):
             raise RuntimeError(f"the model in {folder} is not the one that was written: its {name} differs: please report it")
-    size = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(12) * 7 + 1)[None] % size
-    here, there = (net(ids.to(net.device), use_cache=False).logits.float().cpu() for net in (model, again))
+    here, there = (answers(net, plain_way(again, survey(again))) for net in (model, again))
     off = float((here - there).abs().max() / here.abs().max().clamp(min=1))
     if not off <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
         raise RuntimeError(f"the model in {folder} answers otherwise than the one that was written, by {off:.2g}: please report it")
-    if tokenizer is not None and read_tokenizer(str(folder))(SAMPLE).input_ids != tokenizer(SAMPLE).input_ids:
-        raise RuntimeError(f"the tokenizer in {folder} spells otherwise than the one that was written: please report it")
+    check_spelling(folder, tokenizer)
+
+
+def answers(net: Any, way: str) -> Tensor:
+    """Logits [1, 12, V] of a few tokens, where attention goes this way."""
+    ids = (torch.arange(12) * 7 + 1)[None] % net.get_input_embeddings().weight.shape[0]
+    with attending_by(net, way):
+        logits: Tensor = net(ids.to(net.device), use_cache=False).logits.float().cpu()
+    return logits
+
+
+def check_spelling(folder: Path | str, tokenizer: Any) -> None:
+    """Raise RuntimeError where the tokenizer in a folder spells otherwise than this one; nothing is asked where it is None."""
+    if tokenizer is not None:
+        again = read_tokenizer(str(folder), trust_remote_code=own_code(tokenizer))
+        if again(SAMPLE).input_ids != tokenizer(SAMPLE).input_ids:
+            raise RuntimeError(f"the tokenizer in {folder} spells otherwise than the one that was written: please report it")
+
+
+def try_writing(model: Any, tokenizer: Any, state: Mapping[str, Tensor] | None) -> bool:
+    """Write a model and read it back, before work that could not be saved; whether its weights were among it, or settings and tokenizer alone.
+
+    The weights are not where they, or the room for them among temporary files, would make it slow. `state` as `write_model` takes it. Raises
+    ValueError, in one sentence, where what is written cannot be read.
+    """
+    size = sum(p.nbytes for p in model.parameters())
+    with tempfile.TemporaryDirectory(prefix="ramulus-") as work:
+        whole = size <= TRIED_WHOLE and 2 * size <= shutil.disk_usage(work).free
+        weights = dict(model.state_dict() if state is None else state) if whole else {}
+        try:
+            write_model(work, model, tokenizer, dict(weights) if state is not None or not whole else None)
+            read_back(work, model, tokenizer, weights) if whole else check_spelling(work, tokenizer)
+        except (ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:
+            why = " ".join(str(error.__cause__ or error).split()).replace(work, "a folder for trial")[:300]
+            what = f"{type(model).__name__} cannot be saved so that it can be read again, so nothing that it learns would last"
+            raise ValueError(f"{what}: {why}") from error
+    return whole
