@@ -401,7 +401,7 @@ def test_the_list_of_runs_keeps_no_metrics(tmp_path: Path) -> None:
         run_folder(tmp_path / f"run-{i}", steps=200)
     api = Api(Shelf([tmp_path]))
     assert {one["step"] for one in json.loads(api("runs", {}))} == {200}
-    assert not any(one.metrics.rows or one.metrics.lines.spans for one in api.shelf.found.values())
+    assert not any(one.metrics.rows or one.metrics.lines.spans for one in api.shelf.entries.values())
     add_rows(tmp_path / "run-0", range(201, 203))
     with open(tmp_path / "run-0" / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 203, "torn')
@@ -457,7 +457,7 @@ def test_metrics_of_many_runs_are_not_all_kept(tmp_path: Path, monkeypatch: pyte
     for run in [*ids, *ids]:
         assert len(json.loads(api("metrics", {"run": run}))) == 200
         assert json.loads(api("metrics", {"run": run, "after": "198"}))[0]["step"] == 199
-    assert sum(bool(one.metrics.rows) for one in api.shelf.found.values()) <= 3
+    assert sum(bool(one.metrics.rows) for one in api.shelf.entries.values()) <= 3
 
 
 @pytest.mark.slow

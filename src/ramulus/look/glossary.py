@@ -184,7 +184,7 @@ def unexplained(names: Iterable[str]) -> list[str]:
 
 
 def page() -> str:
-    """docs/metrics.md."""
+    """The text of docs/metrics.md: a table of metrics for each group."""
     lines = [
         "# Metrics",
         "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 
 from ramulus.look.curves import AXES, Curve, find_runs, read_curve, refuse_unknown
 
@@ -200,7 +201,7 @@ def _place(label: str, curves: Sequence[Curve], name: str, amount: float, slack:
     ]
     values, later = ({curve.run.seed: curve.values[i] for curve, i in zip(curves, chosen)} for chosen in (at, ends))
     measured, after = (
-        average([curve.costs[name][i] for curve, i in zip(curves, chosen)]) / amount for chosen in (at, ends)
+        fmean([curve.costs[name][i] for curve, i in zip(curves, chosen)]) / amount for chosen in (at, ends)
     )
     return Place(label, values, later, measured, after if ends != at else None, estimate(list(values.values())))
 
@@ -228,25 +229,21 @@ def direction(gap: Estimate | None) -> str:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and half the width of its t interval: with a handful of seeds a bootstrap interval would be too narrow."""
-    n, mean = len(values), average(values)
+    n, mean = len(values), fmean(values)
     if n < 2:
         return Estimate(n, mean, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     return Estimate(n, mean, student_quantile(n - 1) * deviation / math.sqrt(n))
 
 
-def average(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 @lru_cache(maxsize=64)
-def student_quantile(df: int, share: float = SHARE) -> float:
-    """The t for which Student's distribution with `df` degrees of freedom has `share` of its mass within -t and t."""
+def student_quantile(df: int) -> float:
+    """The t for which Student's distribution with `df` degrees of freedom has SHARE of its mass within -t and t."""
     low, high = 0.0, 1.0
-    while within(high, df) < share:
+    while within(high, df) < SHARE:
         high *= 2
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if within(middle, df) < share else (low, middle)
+        low, high = (middle, high) if within(middle, df) < SHARE else (low, middle)
     return high
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from ramulus.look.compare.compare import Axis, Comparison, Estimate, average, estimate
+from ramulus.look.compare.compare import Axis, Comparison, Estimate, estimate
 from ramulus.look.curves import AXES, Curve
+from ramulus.look.terminal import one_line
 
 COLORS = (
     "#0072B2",
@@ -104,7 +106,7 @@ def points(curves: Sequence[Curve], axis: str) -> tuple[list[float], list[Estima
     """(mean cost, mean value with its interval) at every step at which all curves have a value."""
     where = [{step: i for i, step in enumerate(curve.steps)} for curve in curves]
     steps = [step for step in curves[0].steps if all(step in at for at in where)]
-    x = [average([curve.costs[axis][at[step]] for curve, at in zip(curves, where)]) for step in steps]
+    x = [fmean([curve.costs[axis][at[step]] for curve, at in zip(curves, where)]) for step in steps]
     return x, [estimate([curve.values[at[step]] for curve, at in zip(curves, where)]) for step in steps]
 
 
@@ -114,7 +116,7 @@ def look(i: int) -> dict[str, Any]:
 
 
 def _short(value: float) -> str:
-    """1200000 as 1.2M."""
+    """A number of three digits with k, M or G behind it: 1200000 as 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -123,4 +125,4 @@ def _short(value: float) -> str:
 
 def _plain(text: str) -> str:
     """Text in which matplotlib sees no mathematics, on one line."""
-    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
+    return one_line(text).replace("$", r"\$")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ramulus.look.compare.compare import Axis, Comparison, Difference, Estimate, Place, average
+from ramulus.look.compare.compare import Axis, Comparison, Difference, Estimate, Place
 from ramulus.look.curves import AXES
-from ramulus.look.terminal import safe
+from ramulus.look.spreadsheet import csv_of
+from ramulus.look.terminal import one_line, safe
 
 EARLY = 0.9  # a value that was measured before this share of the budget is pointed out
 SPECIAL = {
@@ -87,7 +87,7 @@ def _columns_of(comparison: Comparison, axis: Axis) -> list[list[str]]:
 def when(place: Place) -> list[str]:
     """How much of the budget had been spent at a value, and the next value with the same, in two cells."""
     measured = "-" if place.measured is None else f"{place.measured:.2f}"
-    after = "" if place.next_at is None else f"{_number(average(list(place.later.values())))} at {place.next_at:.2f}"
+    after = "" if place.next_at is None else f"{_number(fmean(list(place.later.values())))} at {place.next_at:.2f}"
     return [measured, after]
 
 
@@ -131,7 +131,7 @@ def count(value: float) -> str:
 
 
 def _rules(comparison: Comparison) -> str:
-    """What the numbers are."""
+    """How the numbers of a comparison were made, in a sentence."""
     slack = f", or up to {comparison.slack:.4g} of it after it" if comparison.slack else ""
     return (
         f"mean ± half the 95 % t interval over seeds; the value at a budget is the last one measured at or before it{slack}, "
@@ -186,7 +186,7 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     | {"label": place.label, "seeds": n, "measured_at": place.measured}
                     | {
                         "next_at": place.next_at,
-                        "next_mean": average(list(place.later.values())) if place.next_at else None,
+                        "next_mean": fmean(list(place.later.values())) if place.next_at else None,
                     }
                     | bounds(estimate, "mean", "low", "high")
                     | {"baseline": comparison.baseline, "pairs": compared.pairs}
@@ -203,17 +203,9 @@ def bounds(value: Estimate | None, mean: str, low: str, high: str) -> dict[str, 
 
 
 def csv_text(comparison: Comparison) -> str:
-    """CSV; a label that a spreadsheet would compute as a formula gets an apostrophe before it."""
-    text = io.StringIO()
-    records = [{name: plain_cell(value) for name, value in row.items()} for row in _rows(comparison)]
-    writer = csv.DictWriter(text, list(records[0]) if records else ["metric"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
-
-
-def plain_cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A head, and a line for every label at every budget of every axis."""
+    records = list(_rows(comparison))
+    return csv_of([list(records[0]) if records else ["metric"], *(list(row.values()) for row in records)])
 
 
 def json_text(comparison: Comparison) -> str:
@@ -273,5 +265,4 @@ def formula(value: Estimate | None, sign: bool = False) -> str:
 
 def latex(text: str | None) -> str:
     """Text as LaTeX shows it, on one line."""
-    plain = "".join(c if c.isprintable() else " " for c in text or "")
-    return "".join(SPECIAL.get(c, c) for c in plain)
+    return "".join(SPECIAL.get(c, c) for c in one_line(text or ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.table import Table
 from ramulus.core.run_folder import WHEN, final_evaluation, stage_folders
 from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
 from ramulus.look.curves import flat, load_json, rows, runs_in
+from ramulus.look.spreadsheet import csv_of
 from ramulus.look.terminal import safe
 
 Account = dict[str, Any]
@@ -58,7 +58,7 @@ def read_statement(folder: Path) -> Statement:
 
 
 def read_statements(folders: Sequence[Path]) -> list[Statement]:
-    """Those of several runs, and of all runs in a folder of runs; of these, it is said which have not made a step.
+    """The statements of several runs, and of all runs in a folder of runs; a warning names those that have not made a step.
 
     Raises ValueError for no folder at all, FileNotFoundError for one without a step.
     """
@@ -190,10 +190,7 @@ def write_csv(path: Path, statements: Sequence[Statement], steps: bool) -> None:
             lines += [{"run": content["run"], "stage": name} | flat(row) for row in each]
     names = list(dict.fromkeys(name for line in lines for name in line))
     names.insert(2, names.pop(names.index("step"))) if "step" in names else None
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(lines)
+    path.write_text(csv_of([names, *([line.get(name) for name in names] for line in lines)]), encoding="utf-8", newline="")
 
 
 def write_json(path: Path, statements: Sequence[Statement], steps: bool) -> None:

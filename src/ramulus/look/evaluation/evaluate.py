@@ -79,7 +79,7 @@ def numbers(samples: int, greedy: bool, k: Sequence[int] = ()) -> list[int]:
 
 
 def cold(sampling: Sampling) -> Sampling:
-    """The same without chance: the most probable token each time."""
+    """Sampling without chance: the most probable token each time, within the same limits."""
     return replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
 
 

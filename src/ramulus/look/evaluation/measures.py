@@ -35,7 +35,7 @@ class Scores:
     groups: dict[str, Columns]
 
     def of(self, ids: Sequence[str]) -> Scores:
-        """The same for some of the problems, in the given order."""
+        """The scores of some of the problems, in the given order."""
         places = {name: place for place, name in enumerate(self.ids)}
         chosen = [places[name] for name in ids]
         groups = {
@@ -121,9 +121,9 @@ def ends(attempts: Sequence[Sequence[Attempt]]) -> Columns:
     return columns
 
 
-def votes(k: str, found: Sequence[tuple[float, float]]) -> Columns:
+def votes(k: str, outcomes: Sequence[tuple[float, float]]) -> Columns:
     """The columns of a vote: its score, and the share of problems (or of draws) in which the top is tied."""
-    return {f"maj@{k}": [score for score, _ in found], f"ties@{k}": [tie for _, tie in found]}
+    return {f"maj@{k}": [score for score, _ in outcomes], f"ties@{k}": [tie for _, tie in outcomes]}
 
 
 def polled(attempts: Sequence[Attempt], k: int) -> tuple[float, float]:

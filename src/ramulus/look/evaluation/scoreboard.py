@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +11,7 @@ from rich.table import Table
 from ramulus.look.evaluation.measures import EQUAL_TOKENS, GREEDY, INDEPENDENT, TREE, Columns, Scores
 from ramulus.look.evaluation.paired import PairedDifference
 from ramulus.look.evaluation.statistics import interval_over, mean
+from ramulus.look.spreadsheet import csv_of
 from ramulus.look.terminal import safe
 
 _COUNTS = ("length", "tokens", "attempts")  # not shares
@@ -40,7 +39,7 @@ _Row = Callable[[str, Sequence[Sequence[float]]], Sequence[str]]
 
 
 def _label(group: str, name: str) -> str:
-    """A measure in words."""
+    """What a table calls a measure, and how its answers were sampled where that is greedily."""
     what, _, k = name.partition("@")
     if what == "mean" and k:
         text = f"mean@{k} (avg@{k})"
@@ -116,14 +115,14 @@ def about_half(name: str, columns: Sequence[Sequence[float]]) -> str:
     return f"{_shown(name, mean([mean(column) for column in columns]))} ± {_shown(name, (high - low) / 2)}"
 
 
-def differences_table(title: str, found: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
+def differences_table(title: str, differences: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
     """Paired differences, and which of them are within noise."""
     table = Table(title=safe(title), title_justify="left", title_style="bold")
     table.add_column("shares in %")
     for head in (this, other, "difference", "95 % interval", ""):
         table.add_column(safe(head), justify="right")
-    for group, measures in found.items():
-        if len(found) > 1:
+    for group, measures in differences.items():
+        if len(differences) > 1:
             table.add_section()
             table.add_row(f"[bold]{HEADINGS.get(group, group)}[/bold]")
         for name, gap in measures.items():
@@ -160,14 +159,14 @@ def results_csv(
         for group, columns in scores.groups.items():
             for name, values in columns.items():
                 lines.append((title, len(values), group, name, mean(values), *interval_over([values]), ""))
-    for group, found in overall(sets).items() if len(sets) > 1 else ():
-        for name, ends in found.pop("intervals").items():
-            lines.append(("mean over sets", sum(len(s.ids) for s in sets), group, name, found[name], *ends, ""))
+    for group, means in overall(sets).items() if len(sets) > 1 else ():
+        for name, ends in means.pop("intervals").items():
+            lines.append(("mean over sets", sum(len(s.ids) for s in sets), group, name, means[name], *ends, ""))
     for title, compared in gaps.items():
         for group, measures in compared.items():
             for name, gap in measures.items():
                 lines.append((title, "", group, name, gap["difference"], *gap["interval"], gap["within_noise"]))
-    return written(lines)
+    return csv_of(lines)
 
 
 def problems_csv(titles: Sequence[str], sets: Sequence[Scores]) -> str:
@@ -184,11 +183,4 @@ def problems_csv(titles: Sequence[str], sets: Sequence[Scores]) -> str:
             (title, problem, *(flat[name][i] if name in flat else "" for name in names))
             for i, problem in enumerate(scores.ids)
         ]
-    return written(lines)
-
-
-def written(lines: Iterable[Sequence[Any]]) -> str:
-    """The lines as CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()
+    return csv_of(lines)

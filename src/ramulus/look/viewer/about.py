@@ -36,8 +36,8 @@ def model_name(model: Any) -> str | None:
 
 def started(saved: dict[str, Any], path: Path | None, written: float, seconds: float) -> float | None:
     """When a run began, seconds since the epoch: as it says, else by its files."""
-    if isinstance(said := number_or(saved.get("started"), None), int | float):
-        return float(said)
+    if isinstance(beginning := number_or(saved.get("started"), None), int | float):
+        return float(beginning)
     files = [path.stat().st_mtime] if path is not None else []
     return min([*files, *([written - seconds] if written else [])], default=None)
 

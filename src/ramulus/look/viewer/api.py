@@ -146,7 +146,7 @@ class Api:
         return self.rows.get((lines.path, lines.edition, place, index), make)
 
     def tree(self, ask: Ask) -> dict[str, Any]:
-        """One tree."""
+        """A tree with the text of every node and the means of its columns."""
         return tree_json(self.planted(ask), self.text(self.run(ask)))
 
     def node(self, ask: Ask) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Api:
         return self.at_node(ask, node_json)
 
     def leaf(self, ask: Ask) -> dict[str, Any]:
-        """One path."""
+        """The whole response of one path, its answer and its verdict."""
         return self.at_node(ask, leaf_json)
 
     def at_node(self, ask: Ask, answer: Callable[[Tree, Text, int], dict[str, Any]]) -> dict[str, Any]:
@@ -178,14 +178,14 @@ class Api:
         for step in reversed(one.tree_steps()):
             lines, places = self.places(one, step)
             for index, place in enumerate(places):
-                for node, text in self.said(words, lines, place):
+                for node, text in self.texts_of(words, lines, place):
                     if (at := text.lower().find(wanted)) >= 0:
                         hits.append({"step": step, "index": index, "node": node} | excerpt(text, at, len(wanted)))
                     if len(hits) >= limit:
                         return hits
         return hits
 
-    def said(self, words: Text, lines: Lines, place: int) -> list[tuple[int, str]]:
+    def texts_of(self, words: Text, lines: Lines, place: int) -> list[tuple[int, str]]:
         """(node, text) of every node of a tree, the problem first, as the root's."""
 
         def make() -> tuple[list[tuple[int, str]], int]:
@@ -211,9 +211,9 @@ class Api:
         """Every answer of an evaluation; of several at one step, the one called `name`, or the first."""
         one, step, wanted = self.run(ask), _number(ask, "step"), ask.get("name")
         for name, report in self.reports_of(one):
-            found = answers_in(name, report, wanted) if step_of(name, report) == step else None
-            if isinstance(found, list):
-                return found
+            answers = answers_in(name, report, wanted) if step_of(name, report) == step else None
+            if isinstance(answers, list):
+                return answers
         raise Unknown(f"{one.title} has no evaluation {'' if wanted is None else repr(wanted) + ' '}at step {step}")
 
     def reports_of(self, one: Entry) -> Iterator[tuple[str, dict[str, Any]]]:

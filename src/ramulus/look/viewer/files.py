@@ -105,7 +105,7 @@ class Lines:
         return first, file.read(min(MARK, self.end))
 
     def restart(self) -> None:
-        """Forget what was read."""
+        """Forget all lines read so far; those read next are another edition."""
         if self.spans or self.end:
             self.edition = next(EDITIONS)
         self.spans, self.end, self.marks = [], 0, (b"", b"")

@@ -60,15 +60,15 @@ def one_file(answers: Iterable[tuple[str, bytes]]) -> str:
     held = in_script("{" + ",".join(f"{json.dumps(key)}:{answer.decode('ascii')}" for key, answer in answers) + "}")
     started: list[str] = []
 
-    def script(found: re.Match[str]) -> str:
-        name, kind = found[1], found[2]
+    def script(match: re.Match[str]) -> str:
+        name, kind = match[1], match[2]
         if "module" not in kind:
             return f'<script src="{data_url(scripts[name])}"{kind}></script>'
         started.append(f'import "{NAMED}{name}";')
         return f'<script type="module">{started[-1]}</script>'
 
-    def style(found: re.Match[str]) -> str:
-        return "<style>" + files[found[1]].read_text(encoding="utf-8").replace("</", "<\\/") + "</style>"
+    def style(match: re.Match[str]) -> str:
+        return "<style>" + files[match[1]].read_text(encoding="utf-8").replace("</", "<\\/") + "</style>"
 
     page = _STYLE.sub(style, page)
     page = SCRIPT.sub(script, page)
@@ -154,7 +154,7 @@ def _of_step(api: Api, run: str, step: int) -> Iterator[tuple[str, bytes]]:
 
 
 def step_numbers(steps: str) -> list[int]:
-    """5,10,15 as numbers."""
+    """The numbers in a list with commas such as 5,10,15; ValueError for another text."""
     try:
         return [int(part) for part in steps.split(",")] if steps else []
     except ValueError:
@@ -163,7 +163,7 @@ def step_numbers(steps: str) -> list[int]:
 
 def write_page(api: Api, out: Path, steps: list[int], console: Console) -> None:
     """The page as one file."""
-    known = {step for one in api.shelf.found.values() if not one.trouble for step in one.tree_steps()}
+    known = {step for one in api.shelf.entries.values() if not one.trouble for step in one.tree_steps()}
     if missing := [step for step in steps if step not in known]:
         few = ", ".join(map(str, sorted(known)[-10:])) or "none"
         raise ValueError(f"there are no trees of step {missing[0]}: the last steps that have some are {few}")
@@ -193,7 +193,7 @@ def counted(api: Api, steps: list[int], console: Console) -> Iterator[tuple[str,
     if not console.is_terminal:
         yield from everything(api, steps)
         return
-    entries = [one for one in api.shelf.found.values() if not one.trouble]
+    entries = [one for one in api.shelf.entries.values() if not one.trouble]
     total = sum(len(one.trees(step)[1]) for one in entries for step in chosen(one.tree_steps(), steps))
     with Bar(console, "writing", total, "trees") as bar:
         done = -1

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
+from ramulus.look.terminal import visible
 
 RGB = tuple[int, int, int]
 
@@ -22,6 +23,7 @@ COLD, HOT = (74, 130, 214), (212, 62, 62)
 _LEVELS = 16  # of a colour scale: neighbours of nearly the same number share one stroke
 TIP = 600  # characters of a tooltip; the middle is left out beyond
 LETTER = 6.1  # px, the width of a letter of a label
+WIDTH = 760  # px
 NUMBER = 36  # px on the right where paths end in a number
 LEFT, RIGHT, TOP, BOTTOM = 18, 16, 14, 22  # px around the paths: the prompt's stub on the left, the ruler below
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
@@ -29,9 +31,7 @@ THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e
 
 def clean(text: str, most: int | None = None) -> str:
     """Text for HTML and XML: escaped, without control characters; the middle is left out beyond `most` characters."""
-    if most is not None and len(text) > most:
-        text = text[: most * 2 // 3] + " … " + text[len(text) - most // 3 :]
-    return escape("".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text))
+    return escape(visible(text, most))
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def scale_of(trees: Sequence[Tree], colour: str) -> Scale:
     """One scale for several trees."""
     if colour in SUMMED:
         _, of = SUMMED[colour]
-        found = [value for tree in trees for value in averages(tree, of).values() if value is not None]
+        means = [value for tree in trees for value in averages(tree, of).values() if value is not None]
         if colour == "value":
-            return Scale(min([0.0, *found]), max([1.0, *found]), (WORSE, BETWEEN, BETTER))
-        most = max(map(abs, found), default=1.0) or 1.0
+            return Scale(min([0.0, *means]), max([1.0, *means]), (WORSE, BETWEEN, BETTER))
+        most = max(map(abs, means), default=1.0) or 1.0
         return Scale(-most, most, (WORSE, BETWEEN, BETTER))
     nodes = [node for tree in trees for node in tree.walk()]
     values = [value for node in nodes for value in node.column(colour)]
@@ -152,10 +152,10 @@ def places(tree: Tree, lane: float, unit: float) -> dict[int, _Place]:
 
 
 class Canvas:
-    """One tree on its way to a picture `width` px wide."""
+    """One tree on its way to a picture."""
 
-    def __init__(self, tree: Tree, decode: Decode, paint: Paint, width: int) -> None:
-        self.tree, self.decode, self.paint, self.width = tree, decode, paint, width
+    def __init__(self, tree: Tree, decode: Decode, paint: Paint) -> None:
+        self.tree, self.decode, self.paint = tree, decode, paint
         self.value = averages(tree, lambda leaf: leaf.reward)
         leaves = max(len(tree.leaves()), 1)
         self.lane = min(26.0, max(520.0 / leaves, 3.0))
@@ -165,7 +165,7 @@ class Canvas:
         ends = [self.places[node.id].start + len(node.tokens) for node in tree.walk() if node.parent is not None]
         self.longest = max([*ends, 1])
         scored = any(called_correct(leaf) is None and isinstance(leaf.reward, int | float) for leaf in tree.leaves())
-        self.per = (width - LEFT - (NUMBER if scored else RIGHT)) / self.longest
+        self.per = (WIDTH - LEFT - (NUMBER if scored else RIGHT)) / self.longest
 
     def x(self, token: float) -> float:
         """px of a token position, counted from the end of the prompt."""
@@ -272,13 +272,13 @@ class Canvas:
             yield f'<text x="{self.x(at):.1f}" y="{y + 12:.1f}" opacity=".6" text-anchor="middle">{at}</text>'
 
 
-def picture(tree: Tree, decode: Decode, paint: Paint, width: int = 760, alone: bool = False) -> str:
+def picture(tree: Tree, decode: Decode, paint: Paint, alone: bool = False) -> str:
     """The tree as one SVG element without scripts; `alone` makes it a file of its own that knows dark and light. Every text is escaped."""
-    canvas = Canvas(tree, decode, paint, width)
+    canvas = Canvas(tree, decode, paint)
     title = (
         f"<title>{clean(tree.task.text, 200)}: {len(tree.leaves())} paths, colour by {clean(canvas.paint.name)}</title>"
     )
-    size = f'viewBox="0 0 {width} {canvas.height:.0f}" width="{width}" height="{canvas.height:.0f}" role="img"'
+    size = f'viewBox="0 0 {WIDTH} {canvas.height:.0f}" width="{WIDTH}" height="{canvas.height:.0f}" role="img"'
     style = 'style="max-width:100%;height:auto" fill="currentColor" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="10"'
     inside = title + (THEME if alone else "") + "".join(canvas.elements())
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{inside}</svg>'

@@ -30,13 +30,13 @@ def table_rows(name: str, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         yield {"step": step, "name": name} | numbers_shown(report)
         return
     about = {"model": report.get("model"), "settings": report.get("settings")}
-    for spec, found in report["tasks"].items():
-        if not isinstance(found, dict):
+    for spec, numbers in report["tasks"].items():
+        if not isinstance(numbers, dict):
             continue
-        yield {"step": step, "name": spec, "file": name} | about | numbers_shown(found)
+        yield {"step": step, "name": spec, "file": name} | about | numbers_shown(numbers)
         for group, words in _GROUPS.items():
-            if isinstance(found.get(group), dict):
-                yield {"step": step, "name": f"{spec}, {words}", "file": name} | about | numbers_shown(found[group])
+            if isinstance(numbers.get(group), dict):
+                yield {"step": step, "name": f"{spec}, {words}", "file": name} | about | numbers_shown(numbers[group])
 
 
 def numbers_shown(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def _dict(value: Any) -> dict[str, Any]:
 def answers_in(name: str, report: Mapping[str, Any], wanted: str | None) -> Any:
     """Every answer of an evaluation's file, of the set of problems called `wanted` where it has several; None where they are not in it."""
     if isinstance(report.get("tasks"), dict):
-        found = report["tasks"].get(wanted) if wanted else next(iter(report["tasks"].values()), None)
-        return found.get("answers", []) if isinstance(found, dict) else None
+        task = report["tasks"].get(wanted) if wanted else next(iter(report["tasks"].values()), None)
+        return task.get("answers", []) if isinstance(task, dict) else None
     return report.get("answers", []) if wanted in (None, name) else None
 
 

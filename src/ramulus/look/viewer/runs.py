@@ -218,7 +218,7 @@ class Shelf:
         self.given = list(dict.fromkeys(path.resolve() for path in given))
         self.fence = Fence([*self.given, *(near for path in self.given for near in belonging(path))])
         self.tokenizer = tokenizer_file(tokenizer) if tokenizer else None
-        self.found: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}
         self.files: OrderedDict[Path, Lines] = OrderedDict()
         self.known: set[Path] = set()
         self.lock = threading.Lock()
@@ -231,14 +231,14 @@ class Shelf:
     def refresh(self, every: float = 3.0) -> list[Entry]:
         """Everything shown, after a new look at the folders if the last one is so many seconds old."""
         with self.lock:
-            if time.monotonic() - self.looked >= every or not self.found:
+            if time.monotonic() - self.looked >= every or not self.entries:
                 for root in self.given:
                     missed = [Entry(root, root, self.fence, trouble=self.missed[root])] if root in self.missed else []
                     for one in missed or shown_under(root, self.fence):
                         if one.path not in self.known:
                             self.add(one)
                 self.looked = time.monotonic()
-            return list(self.found.values())
+            return list(self.entries.values())
 
     def add(self, one: Entry) -> None:
         """Give it a title, its path from the given folder on, or from what all have in common where two are named alike, and an id."""
@@ -249,15 +249,15 @@ class Shelf:
         one.slug = re.sub(r"[^a-z0-9]+", "-", one.title.lower()).strip("-") or "run"
         one.id = f"{one.slug}-{hashlib.sha256(os.fsencode(one.path)).hexdigest()[:LETTERS]}"
         one.files = self.files
-        self.found[one.id] = one
+        self.entries[one.id] = one
         self.known.add(one.path)
 
     def __getitem__(self, name: str) -> Entry:
         """The entry with this id, wherever the shelf begins; of a folder that was moved, the only one with this title. Else KeyError."""
-        if name in self.found:
-            return self.found[name]
-        alike = [one for one in self.found.values() if len(name) > LETTERS and one.id[-LETTERS - 1 :] == name[-LETTERS - 1 :]]
-        alike = alike or [one for one in self.found.values() if one.slug in (name, name[: -LETTERS - 1])]
+        if name in self.entries:
+            return self.entries[name]
+        alike = [one for one in self.entries.values() if len(name) > LETTERS and one.id[-LETTERS - 1 :] == name[-LETTERS - 1 :]]
+        alike = alike or [one for one in self.entries.values() if one.slug in (name, name[: -LETTERS - 1])]
         if len(alike) != 1:
             raise KeyError(name)
         return alike[0]

@@ -151,7 +151,7 @@ def show(
 
 
 def _numbers(tokens: Sequence[int]) -> str:
-    """Tokens without a tokenizer."""
+    """Token ids with spaces between, which stand for the text where there is no tokenizer."""
     return " ".join(str(token) for token in tokens)
 
 

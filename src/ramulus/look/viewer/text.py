@@ -30,7 +30,7 @@ class Text:
         return self.inner.decode_batch([list(row) for row in rows], skip_special_tokens=False)
 
     def context(self, above: Callable[[int], Sequence[int]]) -> Sequence[int]:
-        """As many tokens as the text after them needs; `above` gives the last n. They do not begin inside a character."""
+        """The last tokens above that the text of the next ones depends on; `above` gives the last n. They do not begin inside a character."""
         size = BEFORE
         while len(last := above(size)) == size and self.inner is not None and self.whole(last).startswith(TORN):
             size *= 4
@@ -58,15 +58,15 @@ class Text:
         skip = len(row) - len(tokens)
         [goal] = self.after([(above, tokens, last)])
         start, pieces = 0, []
-        told = self.whole(row[:skip]).rstrip(TORN)  # what the tokens from `start` on have said already
+        prior = self.whole(row[:skip]).rstrip(TORN)  # what the tokens from `start` on have said already
         for i in range(skip, len(row)):
             read = self.whole(row[start : i + 1])
             text = read.rstrip(TORN)
-            pieces.append(text[len(told) :] if text.startswith(told) else "")
-            told = text
+            pieces.append(text[len(prior) :] if text.startswith(prior) else "")
+            prior = text
             if len(read) == len(text) and i + 1 - start > 2 * BEFORE:  # a shorter window: decoding stays linear
                 start = i + 1 - BEFORE
-                told = self.whole(row[start : i + 1]).rstrip(TORN)
+                prior = self.whole(row[start : i + 1]).rstrip(TORN)
         rest = goal[len("".join(pieces)) :] if goal.startswith("".join(pieces)) else None
         if rest is None:  # a decoder that looks further than the window
             return [self.whole([token]) for token in tokens]

@@ -263,7 +263,7 @@ def skeleton(outline: Outline) -> list[list[Any]]:
 
 
 def finite_json(value: Any) -> Any:
-    """The same as JSON: null for numbers that are not finite, lists for sets."""
+    """A value that JSON can hold: null for numbers that are not finite, lists for sets."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

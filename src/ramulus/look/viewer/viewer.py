@@ -63,8 +63,8 @@ def guard(app: Any, hosts: Hosts) -> Any:
                     headers[name] = value
             await send(message)
 
-        said = Headers(scope=scope).getlist("host")
-        if len(said) != 1 or said[0] not in hosts:
+        names = Headers(scope=scope).getlist("host")
+        if len(names) != 1 or names[0] not in hosts:
             answer: Any = refusal(400, "this Host is not served here: open the address that `ramulus view` printed")
         elif scope["method"] not in ("GET", "HEAD"):
             answer = refusal(405, "only GET and HEAD are answered", {"allow": "GET, HEAD"})
@@ -76,7 +76,7 @@ def guard(app: Any, hosts: Hosts) -> Any:
 
 
 def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Any:
-    """An error as JSON."""
+    """An answer with this status and its reason as JSON, which no browser keeps."""
     from starlette.responses import Response
 
     content = json.dumps({"error": text}).encode()
@@ -143,7 +143,7 @@ def view(
         raise ValueError(f"--steps={steps} chooses what goes into a file: add --out page.html")
 
     def ready(address: str) -> None:
-        count = len(api.shelf.found)
+        count = len(api.shelf.entries)
         console.print(
             f"{count} {'run' if count == 1 else 'runs'} at {address} (Ctrl-C ends it)",
             markup=False,
