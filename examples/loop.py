@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Iterator
+from statistics import fmean
 
 from ramulus import (
     Author,
@@ -29,7 +29,6 @@ from ramulus import (
     Star,
     Stop,
     SubgroupMean,
-    Task,
     Term,
     TorchPolicy,
     Tree,
@@ -48,13 +47,6 @@ METHODS = {  # how trees grow, and what credit their paths earn: all that tells 
 }
 
 
-def draw(tasks: list[Task], count: int, steps: int, seed: int = 0) -> Iterator[list[Tree]]:
-    """For each step, `count` trees that hold their prompts alone."""
-    dice = random.Random(seed)
-    for step in range(steps):
-        yield [Tree.plant(task, seed, step) for task in dice.sample(tasks, count)]
-
-
 def learn(policy: TorchPolicy, mix: Mix, forest: list[Tree], rate: float) -> None:
     """One optimizer step: credit, columns, gradients of every row, update."""
     for batch in pack(forest, mix.credit(forest), mix, tokens_per_batch=8192):
@@ -62,14 +54,15 @@ def learn(policy: TorchPolicy, mix: Mix, forest: list[Tree], rate: float) -> Non
     policy.update(rate)
 
 
-async def train(method: str, steps: int, lessons: int, count: int = 32) -> list[float]:
-    """The mean reward of every step, by a model that was first shown `lessons` x `count` demonstrations."""
+async def train(method: str, steps: int, sft_steps: int, count: int = 32) -> list[float]:
+    """The mean reward of every step on `count` trees, by a model that first took `sft_steps` steps on as many demonstrations."""
     branching, advantage = METHODS[method]
     mix = Mix((Term(Estimator(Clip(0.2, 0.28), Behavior(), advantage)),))
     model, tokenizer = Scratch(PROBLEMS.alphabet, init_std=0.06)()
-    tasks, stop = render(PROBLEMS(), tokenizer), Stop((tokenizer.eos_token_id,), max_tokens=32)
+    tasks, stop, dice = render(PROBLEMS(), tokenizer), Stop((tokenizer.eos_token_id,), max_tokens=32), random.Random(0)
     policy, engine = TorchPolicy(model), LocalEngine(model, slots=256)
-    for forest in draw(tasks, count, lessons):
+    for step in range(sft_steps):
+        forest = [Tree.plant(task, step=step) for task in dice.sample(tasks, count)]
         for tree in forest:
             demonstrate(tree, 1)
         learn(policy, IMITATE, forest, 3e-3)
@@ -79,15 +72,15 @@ async def train(method: str, steps: int, lessons: int, count: int = 32) -> list[
         await grade(tree, [(ChainAnswer(), 1.0, "chain")], lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
 
     rewards = []
-    for forest in draw(tasks, count, steps, seed=1):
+    for step in range(steps):
+        forest = [Tree.plant(task, step=step) for task in dice.sample(tasks, count)]
         await engine.load(None, policy.version)  # it reads the policy's own weights
         await grow_forest(forest, engine, branching, Sampling(32), stop, on_tree=judge)
         learn(policy, mix, forest, 2e-4)
-        earned = [leaf.reward or 0.0 for tree in forest for leaf in tree.leaves()]
-        rewards.append(sum(earned) / len(earned))
-        print(f"{method} {len(rewards)}/{steps}  reward {rewards[-1]:.3f}  sampled {engine.counters()['sampled']} tokens")
+        rewards.append(fmean(leaf.reward or 0.0 for tree in forest for leaf in tree.leaves()))
+        print(f"{method} {step + 1}/{steps}  reward {rewards[-1]:.3f}  sampled {engine.counters()['sampled']} tokens")
     return rewards
 
 
 if __name__ == "__main__":
-    asyncio.run(train(sys.argv[1] if len(sys.argv) > 1 else "treepo", steps=30, lessons=300))
+    asyncio.run(train(sys.argv[1] if len(sys.argv) > 1 else "treepo", steps=30, sft_steps=300))

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize("method", ["grpo", "treepo"])
 def test_the_loop_trains(method: str, torch_as_it_was: None, capsys: pytest.CaptureFixture[str]) -> None:
     loop = runpy.run_path(str(EXAMPLES / "loop.py"))
-    rewards = asyncio.run(loop["train"](method, steps=2, lessons=3, count=2))
+    rewards = asyncio.run(loop["train"](method, steps=2, sft_steps=3, count=2))
     assert len(rewards) == 2
     assert all(0 <= reward <= 1 for reward in rewards)
     assert f"{method} 2/2" in capsys.readouterr().out

@@ -1,6 +1,7 @@
-"""What everything else stands on: the task, the tree of its responses, and trees as JSON lines.
+"""What everything else stands on: the task, the tree of its responses, and where a run keeps them.
 
-A `Task` is a prompt as token ids, its text, and what a reward needs to judge an answer. A `Tree` holds every path that was grown for a task
-in one visit; a `Node` is a run of tokens with one author and one fate. `store.py` writes trees losslessly, a line each, and reads older formats.
-Only the standard library is imported here, and torch never.
+A `Task` is a prompt as token ids, its text, and what a reward needs to judge an answer (`task.py`); a `Tree` holds every path that was grown
+for it in one visit, and a `Node` is a run of tokens with one author (`tree.py`). `store.py` writes trees losslessly, a line each, and reads
+older formats; `tagged_json.py` does so for any value. `run_folder.py` says what lies where in the folder of a run, `checksums.py` whether it is
+whole, and `text.py` where a boxed answer is complete. Only the standard library is imported here.
 """
