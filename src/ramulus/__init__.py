@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from ramulus.grow.adaptive import Adaptive as Adaptive
     from ramulus.grow.branching import Bud as Bud
     from ramulus.grow.branching import Star as Star
+    from ramulus.grow.fallback import Answered as Answered
+    from ramulus.grow.fallback import Anyone as Anyone
+    from ramulus.grow.fallback import BlockCut as BlockCut
+    from ramulus.grow.fallback import FinishedFirst as FinishedFirst
+    from ramulus.grow.fallback import FromStart as FromStart
+    from ramulus.grow.fallback import LongAnswered as LongAnswered
+    from ramulus.grow.fallback import LongerFirst as LongerFirst
+    from ramulus.grow.fallback import RandomCut as RandomCut
+    from ramulus.grow.fallback import WorstTokenCut as WorstTokenCut
     from ramulus.grow.forks import AttentionForks as AttentionForks
     from ramulus.grow.forks import EarlyForks as EarlyForks
     from ramulus.grow.forks import EntropyForks as EntropyForks
@@ -122,6 +131,9 @@ HOMES = {
     "engine.toy": ("ToyEngine",),
     "grow.adaptive": ("Adaptive",),
     "grow.branching": ("Bud", "Star"),
+    "grow.fallback": (
+        "Answered", "Anyone", "BlockCut", "FinishedFirst", "FromStart", "LongAnswered", "LongerFirst", "RandomCut", "WorstTokenCut",
+    ),
     "grow.forks": ("AttentionForks", "EarlyForks", "EntropyForks"),
     "grow.growth": ("demonstrate", "grow_forest"),
     "grow.prompts": ("PromptBatch",),

@@ -22,7 +22,16 @@ PRIORITY = {"answer": 7, "eos": 5, None: 4, "length": 3, "repetition": 2}  # Non
 
 @dataclass(frozen=True)
 class Answered:
-    """Only paths that ended with an answer or EOS, shuffled: `soft_boxed_and_eos`, the published choice."""
+    """Only paths that ended with an answer or EOS, shuffled: `soft_boxed_and_eos`, the published choice.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, Answered, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> ends = [tree.add(tree.root, [2] * n, Author.POLICY, finish=end) for n, end in ((8, "answer"), (9, "length"), (3, "eos"))]
+        >>> sorted(leaf.finish for leaf in Answered()(ends, random.Random(0), 4))
+        ['answer', 'eos']
+    """
 
     def __call__(self, finished: Sequence[Node], dice: random.Random, segment: int) -> list[Node]:
         return shuffled([leaf for leaf in finished if leaf.finish in ("answer", "eos")], dice)
@@ -30,7 +39,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class FinishedFirst:
-    """All paths, better ends first: a random order weighted by PRIORITY; with `strict` sorted by it, ties at random."""
+    """All paths, better ends first: a random order weighted by PRIORITY; with `strict` sorted by it, ties at random.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, FinishedFirst, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> ends = [tree.add(tree.root, [2] * n, Author.POLICY, finish=end) for n, end in ((8, "answer"), (9, "length"), (3, "eos"))]
+        >>> [leaf.finish for leaf in FinishedFirst(strict=True)(ends, random.Random(0), 4)]
+        ['answer', 'eos', 'length']
+    """
 
     strict: bool = False
 
@@ -44,7 +62,16 @@ class FinishedFirst:
 
 @dataclass(frozen=True)
 class Anyone:
-    """All paths, shuffled: `random_all`."""
+    """All paths, shuffled: `random_all`.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, Anyone, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> ends = [tree.add(tree.root, [2] * n, Author.POLICY, finish=end) for n, end in ((8, "answer"), (9, "length"), (3, "eos"))]
+        >>> sorted(leaf.finish for leaf in Anyone()(ends, random.Random(0), 4))
+        ['answer', 'eos', 'length']
+    """
 
     def __call__(self, finished: Sequence[Node], dice: random.Random, segment: int) -> list[Node]:
         return shuffled(list(finished), dice)
@@ -52,7 +79,16 @@ class Anyone:
 
 @dataclass(frozen=True)
 class LongerFirst:
-    """All paths in a random order weighted by their length."""
+    """All paths in a random order weighted by their length.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, LongerFirst, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> ends = [tree.add(tree.root, [2] * n, Author.POLICY, finish=end) for n, end in ((8, "answer"), (9, "length"), (3, "eos"))]
+        >>> sorted(leaf.finish for leaf in LongerFirst()(ends, random.Random(0), 4))
+        ['answer', 'eos', 'length']
+    """
 
     def __call__(self, finished: Sequence[Node], dice: random.Random, segment: int) -> list[Node]:
         return by_weight(finished, [float(own_length(leaf)) for leaf in finished], dice)
@@ -60,7 +96,16 @@ class LongerFirst:
 
 @dataclass(frozen=True)
 class LongAnswered:
-    """Paths that ended with an answer and have at least `windows` windows of tokens, shuffled: `boxed_ge_window_K`."""
+    """Paths that ended with an answer and have at least `windows` windows of tokens, shuffled: `boxed_ge_window_K`.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, LongAnswered, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> ends = [tree.add(tree.root, [2] * n, Author.POLICY, finish=end) for n, end in ((8, "answer"), (9, "length"), (3, "eos"))]
+        >>> [leaf.finish for leaf in LongAnswered(windows=2)(ends, random.Random(0), 4)], LongAnswered(windows=3)(ends, random.Random(0), 4)
+        (['answer'], [])
+    """
 
     windows: int
     window: int | None = None  # tokens; None takes the segment length
@@ -87,6 +132,14 @@ class RandomCut:
     """A uniformly random earlier window boundary, the prompt's end included: the published choice.
 
     `window` tokens (None: the segment length, so that cuts fall on segment ends); `most` > 0 goes back at most so many.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, RandomCut, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2] * 6, Author.POLICY, logprobs=[-0.1, -0.1, -3.0, -0.1, -0.1, -0.1], finish="eos")
+        >>> {RandomCut(window=4)(leaf, random.Random(seed), 4) for seed in range(20)}
+        {0, 4}
     """
 
     window: int | None = None
@@ -109,6 +162,14 @@ class BlockCut:
     """The start of a block of `size` tokens, drawn by softmax of -+ its mean log-prob.
 
     `favour` low ones (`block`) or high ones (`inverse_block`). A path shorter than `window` (None: the segment length) restarts from the prompt.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, BlockCut, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2] * 6, Author.POLICY, logprobs=[-0.1, -0.1, -3.0, -0.1, -0.1, -0.1], finish="eos")
+        >>> {BlockCut(size=3, window=4)(leaf, random.Random(seed), 4) for seed in range(20)}
+        {0, 3}
     """
 
     size: int = 128
@@ -134,7 +195,16 @@ class BlockCut:
 
 @dataclass(frozen=True)
 class WorstTokenCut:
-    """Just before the token with the lowest log-prob (`min_logprob_token`), the first of them; short paths as in BlockCut."""
+    """Just before the token with the lowest log-prob (`min_logprob_token`), the first of them; short paths as in BlockCut.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, WorstTokenCut, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2] * 6, Author.POLICY, logprobs=[-0.1, -0.1, -3.0, -0.1, -0.1, -0.1], finish="eos")
+        >>> WorstTokenCut()(leaf, random.Random(0), 4)
+        2
+    """
 
     window: int | None = None
 
@@ -148,7 +218,16 @@ class WorstTokenCut:
 
 @dataclass(frozen=True)
 class FromStart:
-    """Always from the prompt, with one seed a round."""
+    """Always from the prompt, with one seed a round.
+
+    Example:
+        >>> import random
+        >>> from ramulus import Author, FromStart, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2] * 6, Author.POLICY, logprobs=[-0.1, -0.1, -3.0, -0.1, -0.1, -0.1], finish="eos")
+        >>> FromStart()(leaf, random.Random(0), 4)
+        0
+    """
 
     one: ClassVar[bool] = True
 
