@@ -32,6 +32,9 @@ from ramulus.run.slow_rewards import SlowRewards
 from ramulus.run.train_stage import Session, catch_up, finished, train_stage
 
 
+MOST_SHOWN = 10  # paths of a tree that is drawn when all is done
+
+
 def launch(
     recipe: str, overrides: list[str], resume: bool, fresh: bool, console: Console, began: float | None = None
 ) -> int:
@@ -168,12 +171,12 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
         console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_tree(run: Run, console: Console, most: int = 10) -> None:
-    """Draw a tree of the last forest that was written: one with right and wrong paths, and no more than `most` of them."""
+def show_tree(run: Run, console: Console) -> None:
+    """Draw a tree of the last forest that was written: one with right and wrong paths, and no more than MOST_SHOWN of them."""
     written = sorted((run.folder / "trees").glob("*.jsonl"))
     for tree in store.read(written[-1]) if written else ():
         rewards = [leaf.reward for leaf in tree.leaves()]
-        if len(set(rewards)) > 1 and len(rewards) <= most:
+        if len(set(rewards)) > 1 and len(rewards) <= MOST_SHOWN:
             folder = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
             decode = Detokenizer(AutoTokenizer.from_pretrained(folder))
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)

@@ -78,7 +78,7 @@ class Report:
         versus = _compare(self.outcome, rival, self.ks)
         self.content["against"] = {"model": rival.model, "settings": rival.settings} | versus
         self.gaps |= {f"difference to {rival.model}, {name}": gap for name, gap in versus["tasks"].items()}
-        self.tables += versus_tables(versus, self.outcome.model, rival.model)
+        self.tables += versus_tables(versus, rival.model)
         self.notes += versus["notes"]
 
     def show(self, console: Console) -> None:
@@ -161,7 +161,7 @@ def differing(rival: Earlier, outcome: EvaluatedModel) -> list[str]:
     ]
 
 
-def versus_tables(versus: dict[str, Any], this: str, other: str) -> list[Table]:
+def versus_tables(versus: dict[str, Any], other: str) -> list[Table]:
     """One table for each set, or for their mean where there are several."""
     tasks = versus["tasks"]
     title = "mean over sets" if "mean over sets" in tasks else next(iter(tasks))
