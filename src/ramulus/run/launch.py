@@ -31,7 +31,6 @@ from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
 from ramulus.run.train_stage import Session, catch_up, finished, train_stage
 
-
 MOST_SHOWN = 10  # paths of a tree that is drawn when all is done
 
 
