@@ -60,10 +60,10 @@ def multiplies_bfloat16() -> bool:
     Torch's `_is_mkldnn_bf16_supported` asks for AVX-512 alone.
     """
     if CPUINFO.exists():
-        said = set(CPUINFO.read_text().split())
+        features = set(CPUINFO.read_text().split())
     else:
         import torch
 
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        said = {name for name, there in capabilities.items() if there is True}
-    return bool(said & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"})
+        features = {name for name, there in capabilities.items() if there is True}
+    return bool(features & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from ramulus.look.compare.compare import Axis, Comparison, Estimate, estimate
 from ramulus.look.curves import AXES, Curve
-from ramulus.look.terminal import one_line
+from ramulus.look.terminal import unbroken
 
 COLORS = (
     "#0072B2",
@@ -125,4 +125,4 @@ def _short(value: float) -> str:
 
 def _plain(text: str) -> str:
     """Text in which matplotlib sees no mathematics, on one line."""
-    return one_line(text).replace("$", r"\$")
+    return unbroken(text).replace("$", r"\$")

@@ -15,7 +15,7 @@ from rich.table import Table
 from ramulus.look.compare.compare import Axis, Comparison, Difference, Estimate, Place
 from ramulus.look.curves import AXES
 from ramulus.look.spreadsheet import csv_of
-from ramulus.look.terminal import one_line, safe
+from ramulus.look.terminal import safe, unbroken
 
 EARLY = 0.9  # a value that was measured before this share of the budget is pointed out
 SPECIAL = {
@@ -265,4 +265,4 @@ def formula(value: Estimate | None, sign: bool = False) -> str:
 
 def latex(text: str | None) -> str:
     """Text as LaTeX shows it, on one line."""
-    return "".join(SPECIAL.get(c, c) for c in one_line(text or ""))
+    return "".join(SPECIAL.get(c, c) for c in unbroken(text or ""))

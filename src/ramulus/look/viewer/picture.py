@@ -10,7 +10,7 @@ from itertools import groupby
 
 from ramulus.core.tree import PER_TOKEN, Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
-from ramulus.look.terminal import visible
+from ramulus.look.terminal import printable
 
 RGB = tuple[int, int, int]
 
@@ -23,7 +23,7 @@ COLD, HOT = (74, 130, 214), (212, 62, 62)
 _LEVELS = 16  # of a colour scale: neighbours of nearly the same number share one stroke
 TIP = 600  # characters of a tooltip; the middle is left out beyond
 LETTER = 6.1  # px, the width of a letter of a label
-WIDTH = 760  # px
+_WIDTH = 760  # px
 NUMBER = 36  # px on the right where paths end in a number
 LEFT, RIGHT, TOP, BOTTOM = 18, 16, 14, 22  # px around the paths: the prompt's stub on the left, the ruler below
 THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
@@ -31,7 +31,7 @@ THEME = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e
 
 def clean(text: str, most: int | None = None) -> str:
     """Text for HTML and XML: escaped, without control characters; the middle is left out beyond `most` characters."""
-    return escape(visible(text, most))
+    return escape(printable(text, most))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Canvas:
         ends = [self.places[node.id].start + len(node.tokens) for node in tree.walk() if node.parent is not None]
         self.longest = max([*ends, 1])
         scored = any(called_correct(leaf) is None and isinstance(leaf.reward, int | float) for leaf in tree.leaves())
-        self.per = (WIDTH - LEFT - (NUMBER if scored else RIGHT)) / self.longest
+        self.per = (_WIDTH - LEFT - (NUMBER if scored else RIGHT)) / self.longest
 
     def x(self, token: float) -> float:
         """px of a token position, counted from the end of the prompt."""
@@ -278,7 +278,7 @@ def picture(tree: Tree, decode: Decode, paint: Paint, alone: bool = False) -> st
     title = (
         f"<title>{clean(tree.task.text, 200)}: {len(tree.leaves())} paths, colour by {clean(canvas.paint.name)}</title>"
     )
-    size = f'viewBox="0 0 {WIDTH} {canvas.height:.0f}" width="{WIDTH}" height="{canvas.height:.0f}" role="img"'
+    size = f'viewBox="0 0 {_WIDTH} {canvas.height:.0f}" width="{_WIDTH}" height="{canvas.height:.0f}" role="img"'
     style = 'style="max-width:100%;height:auto" fill="currentColor" font-family="ui-monospace,Menlo,Consolas,monospace" font-size="10"'
     inside = title + (THEME if alone else "") + "".join(canvas.elements())
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{inside}</svg>'
