@@ -1,4 +1,4 @@
-"""One word, one idea: a public name is defined in one module."""
+"""One word, one idea: a public name is defined in one module, and a name says what it holds, not that one has it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,40 @@ def test_a_public_name_is_defined_once() -> None:
 
 def test_a_name_defined_twice_is_seen() -> None:
     assert twice(["def plan(): ...", "plan: int = 3", "class Plan: ...", "_plan = 1"]) == {"plan"}
+
+
+HAVING = frozenset({"found", "said", "told", "made"})
+
+
+def having(source: str) -> list[int]:
+    """The lines at which a source gives a local, a parameter, an attribute, a function or a class such a name."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name | ast.Attribute):
+            names = [node.id if isinstance(node, ast.Name) else node.attr] if isinstance(node.ctx, ast.Store) else []
+        elif isinstance(node, ast.arg):
+            names = [node.arg]
+        elif isinstance(node, ast.alias):
+            names = [node.asname or node.name]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+            names = [node.name or ""]
+        else:
+            continue
+        lines += [node.lineno for name in names if name in HAVING]
+    return sorted(lines)
+
+
+def test_a_name_says_what_it_holds() -> None:
+    files = {file.relative_to(PACKAGE).as_posix(): having(file.read_text()) for file in PACKAGE.rglob("*.py")}
+    assert {name: lines for name, lines in files.items() if lines} == {}, "call it by what it holds"
+
+
+def test_a_name_that_says_that_one_has_it_is_seen() -> None:
+    ways = [
+        "found = 1", "a, found = b", "found: int = 1", "if (found := f()): 1", "for found in x: 1", "[found for found in x]", "with a as found: 1",
+        "def found(): ...", "class A:\n    async def told(self): ...", "def f(said): ...", "def f(*, made=1): ...", "def f(*found): ...",
+        "lambda told: 1", "self.found = 1", "class A:\n    made: int", "import a as found", "from a import told", "try: ...\nexcept E as said: ...",
+        "match x:\n    case [*found]: ...", "match x:\n    case A() as found: ...",
+    ]  # fmt: skip
+    assert [way for way in ways if not having(way)] == []
+    assert having("def foundation(): return 'found'  # found") == [], "words inside others, strings and comments are none"
