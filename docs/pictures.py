@@ -95,7 +95,7 @@ class Scene:
     mix: Mix | None = None
     shown: int = 0  # demonstrations
     colour: str = "value"
-    heat: Any = 1.0
+    temperature: Any = 1.0
     seed: int = 0
     signals: dict[str, Any] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class Scene:
         async def judge(one: Tree) -> None:
             await grade(one, ((right, 1.0, "chain"),), decode)
 
-        sampling, stop = Sampling(40, self.heat), Stop((0,), 40, decode)
+        sampling, stop = Sampling(40, self.temperature), Stop((0,), 40, decode)
         asyncio.run(grow_forest([tree], engine, self.branching, sampling, stop, (), judge, between))
         if self.mix is not None:
             gates, _ = self.mix.gates([tree], {})
@@ -131,20 +131,20 @@ class Scene:
 
 def scenes() -> dict[str, Scene]:
     """The pictures by name."""
-    heat = ByEntropy(tau=0.1)
-    heat = heat.given(heat.measure([Scene(Star(8), seed=seed).grow() for seed in range(4)]))
+    temperature = ByEntropy(tau=0.1)
+    temperature = temperature.given(temperature.measure([Scene(Star(8), seed=seed).grow() for seed in range(4)]))
     forks = AttentionForks(roots=3, points=2, branches=1, distance=4)
     return {
         "grpo": Scene(Star(5), mix=grpo.recipe().mix, colour="credit", seed=1),
         "treepo": Scene(Segments(width=8, depth=8, length=6, branching=2), mix=treepo.recipe().mix),
         "treerl": Scene(EntropyForks(roots=3, points=2, branches=1, closed=None), mix=treerl.recipe().mix),
         "attnrl": Scene(forks, mix=attnrl.recipe().mix, seed=1),
-        "hapo": Scene(Star(5), heat=heat, colour="temperature", seed=1),
+        "hapo": Scene(Star(5), temperature=temperature, colour="temperature", seed=1),
         "hpt-solved": Scene(Star(4), mix=hpt.recipe().mix, shown=1, colour="credit", seed=1),
         "hpt-failed": Scene(Star(4), HARD, mix=hpt.recipe().mix, shown=1, colour="credit"),
         "luffy": Scene(Star(4), HARD, mix=luffy.recipe().mix, shown=1, colour="credit"),
         "srft": Scene(Star(4), mix=srft.recipe().mix, shown=1, colour="credit", seed=1),
-        "ramulus": Scene(forks, mix=ramulus.recipe().mix, shown=1, colour="credit", heat=replace(heat), seed=1),
+        "ramulus": Scene(forks, mix=ramulus.recipe().mix, shown=1, colour="credit", temperature=replace(temperature), seed=1),
     }
 
 
