@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ class Sizes:
     active: int  # parameters that a token is multiplied with: without the embeddings, and of experts those it visits
     linear: tuple[tuple[str, int, int], ...]  # name, inputs and outputs of each linear layer but the output layer
     positions: int  # the longest text
+    remembered: int = 0  # numbers of keys and values that an engine keeps of a token: in every layer those of the widest one; 0: 2 x key
+    dtype: str = "float32"  # of the weights
 
     @property
     def query(self) -> int:
@@ -62,7 +65,7 @@ class Sizes:
 
     def token_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values of one token."""
-        return self.layers * 2 * self.key * itemsize
+        return (self.remembered or self.layers * 2 * self.key) * itemsize
 
 
 def sizes_of(config: Any) -> Sizes:
@@ -71,7 +74,8 @@ def sizes_of(config: Any) -> Sizes:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return sizes_of_model(AutoModelForCausalLM.from_config(config))
+        model = AutoModelForCausalLM.from_config(config)
+    return sizes_of_model(model)
 
 
 def sizes_of_model(model: Any) -> Sizes:
@@ -93,9 +97,28 @@ def sizes_of_model(model: Any) -> Sizes:
     if chosen and experts:
         inner = chosen * int(getattr(text, "moe_intermediate_size", None) or inner)
         active -= sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * (experts - chosen) // experts
-    key = int(getattr(text, "num_key_value_heads", None) or heads) * dim
+    latent = int(getattr(text, "qk_nope_head_dim", None) or 0) + int(getattr(text, "qk_rope_head_dim", None) or 0)  # of MLA
+    key = int(getattr(text, "num_key_value_heads", None) or heads) * max(dim, latent)
     positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
-    return Sizes(model.config.model_type, layers, hidden, heads, dim, key, inner, vocabulary, parameters, active, linear, positions)
+    more = remembered_numbers(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+    return Sizes(model.config.model_type, layers, hidden, heads, dim, key, inner, vocabulary, parameters, active, linear, positions, *more)
+
+
+def remembered_numbers(model: Any) -> int:
+    """Numbers of keys and values that an engine keeps of a token, by the survey that it makes, of a model without weights; 0 where that fails."""
+    import torch
+
+    from ramulus.models.survey import survey
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            bare = type(base)(copy.deepcopy(base.config))
+        seen = survey(bare.to(torch.bfloat16))  # in which torch groups experts
+    except Exception:  # a class that is made in another way, operations without shapes of their own
+        return 0
+    heads, dim = seen.widest
+    return len(seen.layers) * 2 * heads * dim
 
 
 def _tied(model: Any) -> bool:

@@ -76,6 +76,16 @@ class Survey:
         """The Sight of each layer, by its index."""
         return {index: layer.sight for index, layer in self.layers.items()}
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Key heads, dimensions of a key and of a value of each layer."""
+        return tuple((layer.heads, layer.key, layer.value) for _, layer in sorted(self.layers.items()))
+
+    @property
+    def widest(self) -> tuple[int, int]:
+        """Key heads and dimensions that hold the keys and the values of every layer, as an engine keeps them."""
+        return max(heads for heads, *_ in self.shapes), max(max(sides) for _, *sides in self.shapes)
+
     def note(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> None:
         """Write one call down. Raises ValueError for what is not attention of each token to those before it."""
         foreign = sorted(name for name, x in options.items() if name not in HARMLESS and name != NAME and x is not None and x is not False)
@@ -160,11 +170,14 @@ def plain_way(model: nn.Module, model_survey: Survey) -> str:
 
 @torch.no_grad()
 def survey(model: Any) -> Survey:
-    """What the layers of a transformers causal LM ask of attention. Raises ValueError that says what cannot be had, without the model's name."""
+    """What the layers of a transformers causal LM ask of attention. Raises ValueError that says what cannot be had, without the model's name.
+
+    Of a model on torch's meta device the shapes alone.
+    """
     model_survey = Survey()
     size = int(model.get_input_embeddings().num_embeddings)
     line = torch.arange(SURVEYED, device=model.get_input_embeddings().weight.device)[None]
-    options: dict[str, Any] = {NAME: model_survey}
+    options: dict[str, Any] = {NAME: model_survey, "use_cache": line.is_meta}  # with it transformers looks for no packed texts, in numbers
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = torch.tensor([-1], device=line.device)  # not a number, for which Gemma 4 cuts masks
     training = [module for module in model.modules() if module.training]
@@ -172,7 +185,7 @@ def survey(model: Any) -> Survey:
         module.training = False
     try:
         with attending_by(model, NAME):
-            model(input_ids=(line + 1) % size, position_ids=line, use_cache=False, return_dict=True, **options)
+            model(input_ids=(line + 1) % size, position_ids=line, return_dict=True, **options)
     except (TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
         if MaskRule.__name__ in str(error):
             raise ValueError("its layers compute with the attention mask themselves, in ways that are not known") from error

@@ -11,11 +11,13 @@ from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.model import Dtype, Pretrained
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.positions import UNBOUNDED, context, rope_limit
+from ramulus.models.precision import is_half
 from ramulus.models.survey import Survey
 from ramulus.native.build import why
 from ramulus.native.memory import free_memory
 from ramulus.native.processors import multiplies_bfloat16
 from ramulus.run.lock import reading
+from ramulus.run.memory.step import training_bytes
 from ramulus.run.runtime import eos_of, model_path, quiet
 from ramulus.tasks.chat import chat_template
 
@@ -33,24 +35,26 @@ def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
     with reading(Path(path).parent):
         model, tokenizer = Pretrained(path, dtype=dtype)()
     rows = [("model", f"{type(model).__name__} ({model.config.model_type}), {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters")]
-    engine, sampled = _sampled(model)
+    engine, token_bytes = _sampled(model)
     learner, model_survey = _learned(model)
     rows += [("attention", _attention(model_survey))] if model_survey is not None else []
     rows += [("context", _context(model)), ("engine", engine), ("learner", learner), ("precision", _precision(model))]
-    rows += [*_tokens(model, tokenizer), *_memory(model, model_survey)]
-    return rows, sampled and model_survey is not None
+    rows += [*_tokens(model, tokenizer), *_memory(model, token_bytes)]
+    return rows, token_bytes is not None and model_survey is not None
 
 
-def _sampled(model: Any) -> tuple[str, bool]:
+def _sampled(model: Any) -> tuple[str, int | None]:
+    """How it is sampled, and bytes of a token's keys and values; None for them where it is refused."""
     try:
-        return Local()(model).about, True
+        engine = Local()(model)
     except ValueError as error:
-        return f"refused: {error}", False
+        return f"refused: {error}", None
+    return engine.about, engine.forward.geometry.token_bytes
 
 
 def _learned(model: Any) -> tuple[str, Survey | None]:
     try:
-        policy = TorchPolicy(model)
+        policy = TorchPolicy(model, float32_masters=False)
     except ValueError as error:
         return f"refused: {error}", None
     own = sum(not layer.plain for layer in policy.survey.layers.values())
@@ -90,10 +94,11 @@ def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
     yield "special tokens", ", ".join(f"{name} {token}" for name, token in named if token is not None) or "none"
 
 
-def _memory(model: Any, model_survey: Survey | None) -> Iterator[tuple[str, str]]:
+def _memory(model: Any, token_bytes: int | None) -> Iterator[tuple[str, str]]:
     weights = sum(p.nbytes for p in model.parameters())
-    trained = f"{4 * weights / _GB:.2f} GB with gradients and AdamW's two moments"
-    yield "memory", f"{weights / _GB:.2f} GB of weights, {trained}; {free_memory() / _GB:.1f} GB are free"
-    if model_survey is not None:
-        token = sum(layer.heads * (layer.key + layer.value) * layer.dtype.itemsize for layer in model_survey.layers.values())
-        yield "keys and values", f"{token / 1024:.1f} KiB a token, {token * 1000 * 64 / _GB:.2f} GB for 64 texts of 1,000 tokens"
+    trained = sum(training_bytes(p.numel(), p.dtype.itemsize) for p in model.parameters())
+    copies = " and the float32 copies that it steps" if is_half(model) else ""
+    beside = f"{trained / _GB:.2f} GB with gradients and AdamW's two moments{copies}"
+    yield "memory", f"{weights / _GB:.2f} GB of weights, {beside}; {free_memory() / _GB:.1f} GB are free"
+    if token_bytes is not None:
+        yield "keys and values", f"{token_bytes / 1024:.1f} KiB a token, {token_bytes * 1000 * 64 / _GB:.2f} GB for 64 texts of 1,000 tokens"

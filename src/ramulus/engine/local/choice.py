@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ramulus.engine.local.check import verify_forward
-from ramulus.engine.local.compiled import GB, CompiledForward, misfit, precision_of
+from ramulus.engine.local.compiled import GB, CompiledForward, misfit
 from ramulus.engine.local.forward import Forward, ModelForward
 from ramulus.engine.local.fused import FusedForward, recognise
+from ramulus.engine.local.precision import sampled_in
 from ramulus.models.precision import HALVES
 from ramulus.models.survey import message_of
 
@@ -51,8 +52,7 @@ def choose(model: nn.Module, precision: torch.dtype | None, fast: bool, native: 
     fused = _fused(reference) if fast else "fast=False asks for it"
     because, twin = "native=False asks for it", None
     if native and not isinstance(fused, str):
-        lossy = own in HALVES and fused.matrices.adapted  # adapters on weights that are rounded already are merged in float32, or they would be lost
-        compiled = _compiled(fused, torch.float32 if lossy else precision_of(precision or own), native_limit, memory)
+        compiled = _compiled(fused, sampled_in(own, precision, True, bool(fused.matrices.adapted)), native_limit, memory)
         if not isinstance(compiled, str):
             return Choice(compiled, reference)
         because = compiled

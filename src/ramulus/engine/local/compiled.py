@@ -16,6 +16,7 @@ from ramulus.engine.local.adapters import Matrices
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
 from ramulus.engine.local.fused import FusedForward, Layer
 from ramulus.engine.local.kv import Reach, Slots
+from ramulus.engine.local.precision import copied_bytes, unserved
 from ramulus.engine.local.samples import Samples
 from ramulus.native.build import library
 from ramulus.native.memory import free_memory
@@ -49,8 +50,8 @@ def misfit(fused: FusedForward, precision: torch.dtype, most: int | None, memory
     dtype, device = fused.geometry.dtype, fused.geometry.device
     if device.type != "cpu":
         return f"the kernels are for CPUs, the model is on {device}"
-    if dtype == torch.float64:
-        return "the kernels compute in float32 or bfloat16, the model in float64"
+    if (reason := unserved(dtype, precision)) is not None:
+        return reason
     if any(sight.chunk for sight in fused.reference.sights.values()):
         return "the kernels know no attention in chunks"
     size, limit = copy_bytes(fused, precision), max(0, free_memory() - memory) if most is None else most
@@ -61,14 +62,10 @@ def misfit(fused: FusedForward, precision: torch.dtype, most: int | None, memory
 
 
 def copy_bytes(fused: FusedForward, precision: torch.dtype) -> int:
-    """Bytes of all matrices in this precision, the head too where it is tied to the embeddings."""
+    """Bytes of the kernels' copy in this precision: all matrices, the head too where it is tied to the embeddings, and what is copied of those."""
     parts = [part for layer in fused.layers for part in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)]
-    return precision.itemsize * sum(weight.numel() for weight, _ in (*parts, fused.head))
-
-
-def precision_of(dtype: torch.dtype) -> torch.dtype:
-    """What the kernels compute a model of this dtype in: bfloat16 in itself, others in float32."""
-    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    matrices = sum(weight.numel() for weight, _ in (*parts, fused.head))
+    return copied_bytes(fused.embedding.dtype, precision, matrices, fused.embedding.numel())
 
 
 def _joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramulus.engine.engine import Decode
-from ramulus.models.sizes import sizes_of_model
+from ramulus.models.sizes import KERNELS, sizes_of_model
 from ramulus.native.memory import free_on
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def usual_memory(model: Any, slots: int, precision: Any = None) -> int:
         sizes = sizes_of_model(model)
     except ValueError:  # its KV is asked of the model itself, when the engine is made
         return 2**30
-    itemsize = (precision or next(model.parameters()).dtype).itemsize
-    wanted = slots * min(_LONG, sizes.positions) * sizes.token_bytes(itemsize) * 4 // 3
-    return max(2**30, min(wanted, free_on(next(model.parameters()).device) // 3))
+    from ramulus.engine.local.precision import sampled_in
+
+    some, adapted = next(model.parameters()), any(".lora_" in name for name, _ in model.named_parameters())
+    computed = sampled_in(some.dtype, precision, some.device.type == "cpu" and sizes.kind in KERNELS, adapted)
+    wanted = slots * min(_LONG, sizes.positions) * sizes.token_bytes(computed.itemsize) * 4 // 3
+    return max(2**30, min(wanted, free_on(some.device) // 3))

@@ -128,10 +128,7 @@ class ModelForward:
             return self.model(input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True).logits[..., : self.drawn]
 
     def _geometry(self) -> Geometry:
-        layers = [self.survey.layers[index] for index in range(len(self.survey.layers))]
-        shapes = tuple((layer.heads, layer.key, layer.value) for layer in layers)
-        heads = max(shape[0] for shape in shapes)
-        dim = max(max(shape[1:]) for shape in shapes)
-        dtype = functools.reduce(torch.promote_types, (layer.dtype for layer in layers))
+        shapes, (heads, dim) = self.survey.shapes, self.survey.widest
+        dtype = functools.reduce(torch.promote_types, (layer.dtype for layer in self.survey.layers.values()))
         device = self.model.get_input_embeddings().weight.device
-        return Geometry(len(layers), heads, dim, dtype, device, () if set(shapes) == {(heads, dim, dim)} else shapes)
+        return Geometry(len(shapes), heads, dim, dtype, device, () if set(shapes) == {(heads, dim, dim)} else shapes)

@@ -86,7 +86,7 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Tak
     remark = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
     if "memory_mb" in auto:
         samplers = sum(site.engine for room in rooms for site in (*room.here, *room.to_start))
-        many = f"{rows_in(run, sizes, engine_bytes, work_of(run))} sequences of {work_of(run).longest:,} tokens together"
+        many = f"{rows_in(run, sizes, engine_bytes, work_of(run), sampling_site(rooms))} sequences of {work_of(run).longest:,} tokens together"
         remark += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
     if "tokens_per_batch" in auto:
         remark += f"; up to {tokens:,} tokens go through the model at once"
@@ -109,7 +109,8 @@ def fitted(run: Run, sizes: Sizes, rooms: Sequence[Room]) -> tuple[int, int]:
     First every path its minimum, then keys and values up to half of what is left, then tokens. A number that the recipe states stays.
     """
     work, stated, says = work_of(run), run.tokens_per_batch, getattr(run.engine, "memory_mb", USUAL_MB)
-    least, wanted = rounded_mb(2 * wanted_bytes(run, sizes, work, slots=1)), rounded_mb(wanted_bytes(run, sizes, work))
+    there = sampling_site(rooms)
+    least, wanted = rounded_mb(2 * wanted_bytes(run, sizes, work, 1, there)), rounded_mb(wanted_bytes(run, sizes, work, site=there))
     most = max(USUAL_TOKENS, work.longest)
 
     def numbers(tokens: int, room: int) -> tuple[int, int]:
@@ -122,6 +123,11 @@ def fitted(run: Run, sizes: Sizes, rooms: Sequence[Room]) -> tuple[int, int]:
     tokens = _most(lambda tokens: left(tokens, room), work.longest, most, STEP)
     room = _most(lambda room: left(tokens, room), room, wanted, MB)
     return numbers(tokens, room)
+
+
+def sampling_site(rooms: Sequence[Room]) -> Site:
+    """A process that samples, of those in the rooms."""
+    return next((site for room in rooms for site in (*room.here, *room.to_start) if site.engine), Site())
 
 
 def _most(left: Any, least: int, most: int, step: int, share: float = 1.0) -> int:

@@ -11,7 +11,7 @@ from ramulus.models.sizes import Sizes
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.auto import fitting
 from ramulus.run.memory.rates import GPUS, Gpu, decode_rate, update_rate
-from ramulus.run.memory.step import MOMENTS, Site, StepMemory, engine_bytes_of, passes_to_score
+from ramulus.run.memory.step import MOMENTS, Site, StepMemory, engine_dtype, passes_to_score
 from ramulus.run.memory.work import work_of
 
 _FEW = 8  # rows: a sampler that decodes fewer is spread over more GPUs
@@ -124,7 +124,8 @@ def way(
     sharing, trainer = turns or trainer_of(run, sizes, gpu, trainers, count)
     work = work_of(run)
     context = work.prompt + work.response / 2
-    sampled = samplers * decode_rate(gpu, sizes, sampler.rows, context, engine_bytes_of(replace(run, engine=decoder(run))), group)
+    itemsize = engine_dtype(replace(run, engine=decoder(run)), sizes, Site("cuda", learner=False)).itemsize
+    sampled = samplers * decode_rate(gpu, sizes, sampler.rows, context, itemsize, group)
     trained = trainers * update_rate(gpu, sizes, run.activation_checkpointing, context, passes_to_score(run))
     return Split(trainers, sharing, samplers, group, turns is not None, trainer, sampler, resident, sampled, trained)
 

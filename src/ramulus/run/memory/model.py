@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ramulus.learn.policy.model import Pretrained, base_of
@@ -17,11 +18,16 @@ def planned_sizes(run: Run) -> Sizes:
     quiet()
     source: Any = Pretrained(run.model) if isinstance(run.model, str) else run.model
     if isinstance(source, Pretrained):
-        return sizes_of(source.extended(config_of(replace(source, path=model_path(source.path)))))
+        source = replace(source, path=model_path(source.path))
+        config = source.extended(config_of(source))
+        folder = source.local(source.path)
+        sizes, unsaid = sizes_of(config), source.dtype == "auto" and getattr(config, "dtype", None) is None
+        return replace(sizes, dtype=dtype_of_files(folder) or sizes.dtype) if folder is not None and unsaid else sizes
     import torch
 
     with torch.device("meta"):
-        return sizes_of_model(source()[0])
+        model = source()[0]
+    return sizes_of_model(model)
 
 
 def config_of(source: Pretrained) -> Any:
@@ -49,3 +55,16 @@ def config_of(source: Pretrained) -> Any:
         options["local_files_only"] = True
     with silent():
         return AutoConfig.from_pretrained(str(folder or source.path), **options)
+
+
+def dtype_of_files(folder: Path) -> str | None:
+    """The dtype of the first weights of floating point in a folder's safetensors; None where there are none."""
+    from safetensors import safe_open
+
+    named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as opened:
+            kinds = (opened.get_slice(key).get_dtype() for key in opened.keys())  # noqa: SIM118
+            if (found := next((named[kind] for kind in kinds if kind in named), None)) is not None:
+                return found
+    return None

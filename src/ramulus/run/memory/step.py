@@ -10,7 +10,10 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Literal
 
+import torch
+
 from ramulus.engine.local.kv import rounded
+from ramulus.engine.local.precision import copied_bytes, sampled_in, unserved
 from ramulus.engine.local.prefill import PIECE
 from ramulus.engine.local.slots import FOR_SLOTS
 from ramulus.engine.vllm.factory import Vllm
@@ -22,7 +25,6 @@ Phase = Literal["grow", "score", "update", "step", "save"]
 MOMENTS: tuple[Phase, ...] = ("grow", "score", "update", "step", "save")
 SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed again", "update": "in the backward pass",
            "step": "in the optimizer's step", "save": "while a checkpoint is written"}  # fmt: skip
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
@@ -106,8 +108,8 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), most_tokens(run, site, work)))
     memory_mb = getattr(run.engine, "memory_mb", USUAL_MB)
-    room = engine_bytes or (wanted_bytes(run, sizes, work) if memory_mb == "auto" else memory_mb * 2**20)
-    rows = rows_in(run, sizes, room, work)
+    room = engine_bytes or (wanted_bytes(run, sizes, work, site=site) if memory_mb == "auto" else memory_mb * 2**20)
+    rows = rows_in(run, sizes, room, work, site)
     parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
     if site.learner:
         parts += learner_parts(run, sizes, site, work, tokens)
@@ -123,17 +125,18 @@ def most_tokens(run: Run, site: Site, work: Work) -> int:
 
 def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
     """What the model and its training take."""
-    own, many = dtype_bytes(run), site.shards
-    masters = own == 2 and getattr(run.learner, "float32_masters", True)
+    own, many = own_dtype(run, sizes).itemsize, site.shards
+    masters = own == 2 and run.lora is None and getattr(run.learner, "float32_masters", True)
     here = 0.0 if site.kind == "cuda" and getattr(run.learner, "offload", False) else 1.0  # of what the optimizer keeps
     trained = sizes.adapters(run.lora.rank, run.lora.targets) if run.lora is not None else sizes.parameters
     weights = sizes.parameters * own
     kept, working, scoring = activations(run, sizes, site, tokens)
     several = tokens < most_tokens(run, site, work)  # then the gradients of other rows are there all the time
-    gradients = trained * own / many
+    width = own if run.lora is None else 4  # adapters are float32
+    gradients = trained * width / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
-    moment = 1 if getattr(run.learner, "adam", "exact") == "8bit" else 4 if masters or run.lora is not None else own
+    eighths = getattr(run.learner, "adam", "exact") == "8bit"
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
     checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.first
@@ -141,11 +144,11 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("weights", weights / many),
         MemoryPart("weights gathered from the ranks", gathered, ("update", *scored)),
         MemoryPart("adapters", (trained * 4 if run.lora is not None else 0) / many),
-        MemoryPart("float32 masters", here * (4 * trained if masters and run.lora is None else 0) / many),
+        MemoryPart("float32 masters", here * master_bytes(trained, masters) / many),
         MemoryPart("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
-        MemoryPart("optimizer", here * 2 * trained * moment / many),
+        MemoryPart("optimizer", here * (2 * trained if eighths else moment_bytes(trained, width, masters)) / many),
         MemoryPart("gradients", early + (reduced if run.lora is None else 0.0), ("update",)),
-        MemoryPart("gradients", max(gradients, here * (4 * trained if masters else 0) / many), ("step",)),
+        MemoryPart("gradients", max(gradients, here * master_bytes(trained, masters) / many), ("step",)),
         MemoryPart("activations", kept, ("update",)),
         MemoryPart("freed between activations", holes, ("update",)),
         MemoryPart("one layer and the head", working, ("update",)),
@@ -153,6 +156,22 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("copies for a checkpoint", checkpointed, ("save",)),
         MemoryPart("trees", 0.0 if site.kind == "cuda" else work.tokens * TREE),
     ]
+
+
+def master_bytes(trained: int, masters: bool) -> int:
+    """Bytes of float32 copies of weights in half precision that the optimizer steps; and of their gradients while it does."""
+    return 4 * trained * masters
+
+
+def moment_bytes(trained: int, width: int, masters: bool) -> int:
+    """Bytes of AdamW's two moments of so many weights of `width` bytes."""
+    return 2 * trained * (4 if masters else width)
+
+
+def training_bytes(trained: int, width: int) -> int:
+    """Bytes that all weights take while they are trained, at most: themselves, what the optimizer keeps of them, their gradients."""
+    masters = width == 2
+    return trained * width + 2 * master_bytes(trained, masters) + moment_bytes(trained, width, masters) + trained * width * (not masters)
 
 
 def passes_to_score(run: Run) -> int:
@@ -182,7 +201,7 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
         casts, logits = 0.0, 2.0 * min(tokens * sizes.vocabulary, 2**28) + sizes.vocabulary * sizes.hidden * 8.0 + 2.0 * sizes.active
     ends = tokens * sizes.hidden * 16.0
     if run.activation_checkpointing:
-        kept = ends + sizes.layers * tokens * sizes.hidden * min(4.0, dtype_bytes(run))
+        kept = ends + sizes.layers * tokens * sizes.hidden * min(4.0, own_dtype(run, sizes).itemsize)
         return kept, max(layer + backward, logits, casts + head * SCORED), max(forward, head * SCORED)
     return ends + sizes.layers * layer, max(backward, logits) + casts, max(forward, head * SCORED)
 
@@ -194,19 +213,21 @@ def way_of(run: Run, site: Site, sizes: Sizes) -> str:
         return "narrow"
     if run.lora is not None:
         return "lora autocast" if run.autocast else "lora"
-    if dtype_bytes(run) == 2:
+    if own_dtype(run, sizes).itemsize == 2:
         return "half"
     return "autocast" if run.autocast else "fused" if kernels else "plain"
 
 
 def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
     """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
-    own, mine, many = dtype_bytes(run), engine_bytes_of(run), 1 if site.learner else site.shards
+    dtype, precision, many = own_dtype(run, sizes), engine_dtype(run, sizes, site), 1 if site.learner else site.shards
+    own, mine = dtype.itemsize, precision.itemsize
     served = isinstance(run.engine, Vllm)  # it takes all its room when it starts
-    compiled = site.kind == "cpu" and sizes.kind in KERNELS and not served
-    apart = not site.learner or getattr(run.learner, "process", False) or site.shards > 1  # the model is not the learner's
-    copy = sizes.matrices * mine + (sizes.vocabulary * sizes.hidden * mine if mine != own else 0) if compiled else 0
-    copy += sizes.parameters * mine if not compiled and (mine != own or apart) else 0
+    compiled, apart = by_kernels(run, sizes, site), samples_apart(run, site)
+    if compiled:
+        copy = copied_bytes(dtype, precision, sizes.matrices, sizes.vocabulary * sizes.hidden)
+    else:
+        copy = sizes.parameters * mine if precision != dtype or apart else 0
     model = sizes.parameters * own if compiled and apart else 0
     token = sizes.token_bytes(mine)
     texts = work.trees * work.paths * rounded(work.longest) * token
@@ -221,28 +242,43 @@ def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows
     return [MemoryPart(part, size) for part, size in sizes_by_name.items()]
 
 
-def rows_in(run: Run, sizes: Sizes, room: int, work: Work) -> int:
+def rows_in(run: Run, sizes: Sizes, room: int, work: Work, site: Site = Site()) -> int:
     """Sequences of the longest kind that decode together where keys and values may take `room` bytes."""
-    slot = rounded(work.longest) * sizes.token_bytes(engine_bytes_of(run))
+    slot = rounded(work.longest) * sizes.token_bytes(engine_dtype(run, sizes, site).itemsize)
     return min(getattr(run.engine, "slots", 64), max(1, int(room * FOR_SLOTS) // slot))
 
 
-def wanted_bytes(run: Run, sizes: Sizes, work: Work, slots: int = 0) -> int:
+def wanted_bytes(run: Run, sizes: Sizes, work: Work, slots: int = 0, site: Site = Site()) -> int:
     """Bytes of keys and values with which so many slots, or all of the engine, can be in use at once."""
-    slot = rounded(work.longest) * sizes.token_bytes(engine_bytes_of(run))
+    slot = rounded(work.longest) * sizes.token_bytes(engine_dtype(run, sizes, site).itemsize)
     if slots:
         return int(slots * slot / FOR_SLOTS) + 1
     return max(USUAL_MB * 2**20, int(getattr(run.engine, "slots", 64) * slot / FOR_SLOTS) + 1)
 
 
-def dtype_bytes(run: Run) -> int:
-    """Bytes of a weight that is trained."""
-    dtype = getattr(run.model, "dtype", "float32")
-    return _BYTES.get(dtype, 2)  # "auto" is that of the files, in half precision as a rule
+def own_dtype(run: Run, sizes: Sizes) -> torch.dtype:
+    """Of the weights that are trained: what the recipe says, or what files and config say where it leaves it to them."""
+    said = "float32" if isinstance(run.model, str) else getattr(run.model, "dtype", "auto")
+    return getattr(torch, sizes.dtype if said == "auto" else said)  # type: ignore[no-any-return]
 
 
-def engine_bytes_of(run: Run) -> int:
-    """Bytes of a number that the engine computes with."""
-    precision = getattr(run.engine, "precision", None)
-    return _BYTES[precision] if precision else dtype_bytes(run)
+def engine_dtype(run: Run, sizes: Sizes, site: Site) -> torch.dtype:
+    """What the engine computes with there."""
+    return _sampled_in(run, sizes, site, by_kernels(run, sizes, site))
 
+
+def by_kernels(run: Run, sizes: Sizes, site: Site) -> bool:
+    """Whether the compiled kernels decode there, where there is a compiler."""
+    there = site.kind == "cpu" and sizes.kind in KERNELS and not isinstance(run.engine, Vllm)
+    return there and unserved(own_dtype(run, sizes), _sampled_in(run, sizes, site, True)) is None
+
+
+def _sampled_in(run: Run, sizes: Sizes, site: Site, kernels: bool) -> torch.dtype:
+    asked = getattr(run.engine, "precision", None)
+    adapted = run.lora is not None and not samples_apart(run, site)
+    return sampled_in(own_dtype(run, sizes), asked and getattr(torch, asked), kernels, adapted)
+
+
+def samples_apart(run: Run, site: Site) -> bool:
+    """Whether the engine has a model of its own, into which adapters are merged, and not the learner's."""
+    return not site.learner or getattr(run.learner, "process", False) or site.shards > 1
