@@ -65,6 +65,6 @@ def dtype_of_files(folder: Path) -> str | None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
             kinds = (opened.get_slice(key).get_dtype() for key in opened.keys())  # noqa: SIM118
-            if (found := next((named[kind] for kind in kinds if kind in named), None)) is not None:
-                return found
+            if (kind := next((named[code] for code in kinds if code in named), None)) is not None:
+                return kind
     return None

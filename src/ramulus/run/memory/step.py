@@ -258,8 +258,8 @@ def wanted_bytes(run: Run, sizes: Sizes, work: Work, slots: int = 0, site: Site 
 
 def own_dtype(run: Run, sizes: Sizes) -> torch.dtype:
     """Of the weights that are trained: what the recipe says, or what files and config say where it leaves it to them."""
-    said = "float32" if isinstance(run.model, str) else getattr(run.model, "dtype", "auto")
-    return getattr(torch, sizes.dtype if said == "auto" else said)  # type: ignore[no-any-return]
+    stated = "float32" if isinstance(run.model, str) else getattr(run.model, "dtype", "auto")
+    return getattr(torch, sizes.dtype if stated == "auto" else stated)  # type: ignore[no-any-return]
 
 
 def engine_dtype(run: Run, sizes: Sizes, site: Site) -> torch.dtype:
