@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
 import warnings
@@ -17,7 +18,7 @@ import run_recipe
 from conformance.subjects import scratch
 from engines import KERNELS
 from placed import placed
-from ramulus import Local, Ray, Sharded, Vllm
+from ramulus import Local, Ray, Remote, Sharded, Vllm
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
 from ramulus.engine.pool import Lost
 from ramulus.learn.sharded.starting import serve_at
@@ -39,7 +40,11 @@ CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), s
         ({"cpus": float("nan")}, "cluster.cpus must be at least 0, got nan"),
         ({"cpus": 0}, "a sampler needs something: set cluster.cpus or cluster.gpus above 0"),
         ({"trainers": 2, "trainer_cpus": 0}, "a trainer needs something"),
-        ({"timeout": 0}, "cluster.timeout and cluster.patience must be above 0 seconds, got 0 and 600"),
+        *[
+            ({name: seconds}, "cluster.timeout and cluster.patience must be above 0 and at most 1e[+]09 seconds, got ")
+            for name in ("timeout", "patience")
+            for seconds in (0, -1.0, math.nan, math.inf)
+        ],
         ({"address": "ray://head:10001"}, "goes by Ray's client"),
         ({"address": "head"}, "cluster.address='head' is no address: write HOST:PORT"),
         ({"weights": "nccl"}, "cluster.weights is 'objects', 'files' or 'direct', got 'nccl'"),
@@ -66,6 +71,10 @@ def test_a_run_and_its_cluster_go_together() -> None:
             replace(run, cluster=direct, engine=engine)
     with pytest.raises(ValueError, match=r"one vLLM server for a sampler: set cluster\.samplers"):
         replace(run, cluster=direct, engine=Vllm(weights="gloo", servers=2))
+    for engine, named in ((Remote("http://127.0.0.1:1/"), "url"), (Vllm(urls=("http://127.0.0.1:1",)), "urls")):
+        with pytest.raises(ValueError, match=rf"cluster\.samplers=2 would all load their weights into the servers of engine\.{named}, each against"):
+            replace(run, cluster=Ray(samplers=2), engine=engine)
+        assert replace(run, cluster=Ray(), engine=engine).engine == engine
     assert replace(run, cluster=direct, engine=Vllm(weights="nccl")).cluster == direct
     assert replace(run, cluster=Ray(trainers=2), learner=Sharded()).cluster == Ray(trainers=2)
 
@@ -170,6 +179,45 @@ def test_a_sampler_that_fails_while_it_starts_gives_way_to_another(fault: str) -
         engine, here = placed(scratch(0)[0], patience=3.0 if fault == "hung" else 60.0, faults={fault: {"begin": 1}})
     assert len(here.started) == 3
     assert sampled(engine) == whole
+
+
+@KERNELS
+def test_what_lost_samplers_have_counted_stays_counted() -> None:
+    """Also where the first one in a lost one's place is lost while it starts."""
+    engine, here = placed(scratch(0)[0], 1)
+
+    async def story() -> tuple[dict[str, int], dict[str, int]]:
+        await engine.sample(CROWD)
+        before = engine.counters()
+        here.lost |= {"sample": 0, "begin": 0}
+        await engine.sample(CROWD)
+        return before, engine.counters()
+
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        before, after = asyncio.run(story())
+    assert len(here.started) == 3
+    assert not {name: (count, after[name]) for name, count in before.items() if after[name] < count}
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), FileNotFoundError("no file"), PermissionError("not yours"), KeyError("what")], ids=repr)
+@KERNELS
+def test_whatever_keeps_a_sampler_away_is_said_and_the_others_go_on(error: Exception) -> None:
+    engine, here = placed(scratch(0)[0], 2)
+
+    async def start(place: int) -> Any:
+        raise error
+
+    async def story() -> None:
+        here.start = start  # type: ignore[method-assign]
+        here.lost["sample"] = 0
+        assert len(await engine.sample(CROWD)) == len(CROWD)
+        while engine._here.tasks:
+            await asyncio.sleep(0)
+        assert len(await engine.sample(CROWD)) == len(CROWD)
+
+    with pytest.warns(UserWarning, match=rf"sampler \d stays away \({type(error).__name__}: .*{error.args[0]}.*\); the run goes on with its others"):
+        asyncio.run(story())
+    assert sum(server.away for server in engine.servers) == 1
 
 
 @KERNELS

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pickle
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -44,9 +48,11 @@ from ramulus.engine.remote.wire import (
     to_column,
 )
 from ramulus.engine.toy import ToyEngine
+from ramulus.engine.vllm.factory import Vllm
 from ramulus.grow.temperature import ByEntropy
 from ramulus.run.config.describe import recipe_text, to_json
 from ramulus.run.config.override import override
+from ramulus.run.serve import Address
 from served import ENVIRONMENT, TOKEN, Server, served
 
 RULE = ByEntropy(stats={"pivot": 0.1, "rms": 0.5, "above": 1.0, "below": 1.0})
@@ -422,6 +428,70 @@ def test_the_token_is_in_no_repr_and_no_saved_recipe(monkeypatch: pytest.MonkeyP
         Remote(server.url)(small())
     with pytest.raises(ValueError, match=r"engine.timeout must be above 0"):
         Remote(server.url, timeout=0)
+
+
+def test_a_token_is_in_no_repr_of_a_server() -> None:
+    assert "a secret" not in repr(Served(ToyEngine(8), "a secret", "toy", 8, {}, table_of_bytes))
+    assert "a secret" not in repr(Address("127.0.0.1", 0, "a secret", False))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:80", "ftp://host/", "http://", "http:///", "http://host:abc/", "http://host:99999/", "http://host:0/", "http://[::1/", "http://a b/"],
+)
+def test_an_address_that_is_none_is_refused_in_a_sentence(url: str) -> None:
+    for build in (lambda: Remote(url), lambda: RemoteEngine(url, TOKEN), lambda: Vllm(urls=(url,))):
+        with pytest.raises(ValueError, match=r"is no address|is a tuple of addresses"):
+            build()
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["timeout", "reconnect"])
+def test_seconds_that_cannot_be_are_refused(name: str, seconds: float) -> None:
+    for kind in (Remote, lambda url, **more: Vllm(urls=(url,), **more)):
+        with pytest.raises(ValueError, match=r"engine\.reconnect at least 0 seconds"):
+            kind("http://127.0.0.1:1/", **{name: seconds})
+
+
+class Flaky(socketserver.BaseRequestHandler):
+    """Stands before a server; each connection is first cut after as many seconds as are planned for it."""
+
+    plan: ClassVar[list[float]] = []
+    port: ClassVar[int] = 0
+
+    def handle(self) -> None:
+        if self.plan:
+            self.request.recv(1)
+            time.sleep(self.plan.pop(0))
+            return
+        with socket.create_connection(("127.0.0.1", self.port)) as there:
+            back = Thread(target=self.pump, args=(there, self.request), daemon=True)
+            back.start()
+            self.pump(self.request, there)
+            back.join(5)
+
+    @staticmethod
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while body := source.recv(65536):
+                sink.sendall(body)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_server_that_was_there_for_a_while_is_looked_for_anew(server: Server) -> None:
+    """The window of `reconnect` is of one loss, however many a long call sees."""
+    Flaky.port = int(server.url.rstrip("/").rpartition(":")[2])
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Flaky) as front:
+        front.daemon_threads = True
+        Thread(target=front.serve_forever, daemon=True).start()
+        engine = RemoteEngine(f"http://127.0.0.1:{front.server_address[1]}/", TOKEN, reconnect=1.2)
+        Flaky.plan[:] = [0.0, 1.3]
+        assert len(asyncio.run(engine.sample([Request((1, 2), Sampling(max_tokens=3), StopRule())]))) == 1
+        Flaky.plan[:] = [0.0] * 50
+        with pytest.raises(ConnectionError, match="no engine server answers"):
+            asyncio.run(engine.sample([Request((1, 2), Sampling(max_tokens=3), StopRule())]))
+        Flaky.plan[:] = []
+        front.shutdown()
 
 
 def test_a_folder_of_weights_is_read_where_it_is(server: Server, tmp_path: Any) -> None:

@@ -56,7 +56,7 @@ OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "wandb": "run/trackers.py",
     "trackio": "run/trackers.py",
     "mlflow": "run/trackers.py",
-    "cloudpickle": "tasks/workers.py",
+    "cloudpickle": ("tasks/workers.py", "learn/policy/children.py"),
     "pandas": ("run/result.py", "run/trackers.py"),
     "ray": "run/cluster.py",
     "vllm": (),  # it has processes of its own

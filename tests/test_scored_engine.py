@@ -104,3 +104,44 @@ def test_only_who_needs_them_gets_them() -> None:
     with pytest.raises(ValueError, match="does not record the temperatures of"):
         asyncio.run(ScoredEngine(engine, learner).sample(hot))
     learner.close()
+
+
+@pytest.mark.parametrize("cancelled", [{0}, {1}, {0, 1}, {0, 1, 2}], ids=str)
+def test_callers_that_are_cancelled_take_no_other_with_them(cancelled: set[int]) -> None:
+    model = small()
+    learner = InProcess(TorchPolicy(model))
+    real, passes = learner.score, list[asyncio.Event]()
+
+    async def slow(rows: Any, columns: Any, influence: Any = None) -> Any:
+        passes.append(asyncio.Event())
+        await passes[-1].wait()
+        return await real(rows, columns, influence)
+
+    learner.score = slow  # type: ignore[method-assign]
+
+    async def story() -> None:
+        scored = ScoredEngine(Silent(LocalEngine(model)), learner)
+        calls = [asyncio.ensure_future(scored.sample(requests(2)))]
+        while not passes:
+            await asyncio.sleep(0)
+        calls += [asyncio.ensure_future(scored.sample(requests(2))) for _ in range(2)]
+        while len(scored.waiting) < 2:
+            await asyncio.sleep(0)
+        for place in cancelled:
+            calls[place].cancel()
+        await asyncio.sleep(0)
+        while not all(call.done() for call in calls):
+            for ready in passes:
+                ready.set()
+            await asyncio.sleep(0)
+        for place, answer in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+            assert isinstance(answer, asyncio.CancelledError) if place in cancelled else answer[0].entropy
+        again = asyncio.ensure_future(scored.sample(requests(2)))
+        while not again.done():
+            for ready in passes:
+                ready.set()
+            await asyncio.sleep(0)
+        assert again.result()[0].entropy, "it goes on"
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    learner.close()

@@ -35,6 +35,7 @@ from ramulus.learn.policy.scoring import score, score_now
 from ramulus.learn.policy.separate import Separate
 from ramulus.learn.policy.steps import Separators
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.run.config.python_file import read_file
 from ramulus.run.launch import launch
 
 SEPARATORS = Separators(frozenset({3}), frozenset({3, 4}), None)
@@ -252,6 +253,44 @@ def test_a_learner_that_was_killed_is_missed() -> None:
         os.kill(one.process.pid, signal.SIGKILL)
         with pytest.raises(ChildProcessError, match=r"ended with status -9: .*--resume"):
             run(one.update(0.1))
+
+
+OWN = """
+from dataclasses import dataclass
+from ramulus import Clip
+
+@dataclass(frozen=True)
+class Mine(Clip):
+    high: float = 0.3
+"""
+
+
+@pytest.mark.parametrize("kind", ["in another process", "over two ranks"], indirect=True)
+def test_what_a_recipe_file_defines_is_learned_from(kind: str, tmp_path: Path) -> None:
+    """The learner's processes have never loaded the file."""
+    (tmp_path / "own.py").write_text(OWN)
+    mask = read_file(str(tmp_path / "own.py"), "").Mine()
+    [term] = METHODS["grpo"].mix.terms
+    mix = replace(METHODS["grpo"].mix, terms=(replace(term, estimator=replace(term.estimator, mask=mask)),))
+    policy = Tiny()()
+    expected = by_hand(policy, mix, 5)
+    with learner(kind, Tiny()) as one:
+        _, columns, updates = run(story(one, mix, 5))
+    assert near(columns, expected[1], exact(kind))
+    assert near(updates, expected[2], exact(kind))
+
+
+def test_a_rank_in_another_folder_saves_and_reads_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with learner("over two ranks", Tiny()) as one:
+        monkeypatch.chdir(tmp_path)
+        state = run(one.save(Path("here")))
+        run(one.restore(Path("here"), state))
+        with pytest.raises(FileNotFoundError, match=r"finds no .*: put the run's folder, out, on a disk that the machines of all ranks share"):
+            run(one.restore(Path("/proc/self/cwd/here"), state))  # which rank 1 alone does not find
+        (tmp_path / "here" / "shards" / "__1_0.distcp").unlink()
+        with pytest.raises(FileNotFoundError, match=r"what rank 1 wrote of a checkpoint, .*__1_0\.distcp, is not there"):
+            run(one.restore(Path("here"), state))
+        assert run(one.update(0.1))["skipped"] == 1.0, "it goes on after an error"
 
 
 @pytest.mark.parametrize("kind", ["in another process", "over two ranks"], indirect=True)

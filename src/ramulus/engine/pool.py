@@ -252,8 +252,8 @@ class PoolEngine:
         """Mend a sampler while the others do its work; where that fails it stays away, with a warning."""
         try:
             await self._mend(home, epoch, fault)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            warnings.warn(f"{error}; the run goes on with its others", stacklevel=2)
+        except Exception as error:  # whatever it is, nobody waits for this and would be told
+            warnings.warn(f"{self.kind} {home} stays away ({type(error).__name__}: {error}); the run goes on with its others", stacklevel=2)
 
     async def _mend(self, home: int, epoch: int, fault: Fault) -> None:
         """Have a sampler back, with the weights that are meant. ConnectionError where that fails."""

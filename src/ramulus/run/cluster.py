@@ -201,7 +201,7 @@ class Ground:
         """The folder where weights are written for the samplers."""
         if self.how.folder:
             Path(self.how.folder).mkdir(parents=True, exist_ok=True)
-        self.folders.append(Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None)))
+        self.folders.append(Path(tempfile.mkdtemp(prefix="ramulus-weights-", dir=self.how.folder or None)).absolute())
         return self.folders[-1]
 
     @property

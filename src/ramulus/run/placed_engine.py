@@ -194,7 +194,7 @@ class PlacedEngine(PoolEngine):
         warnings.warn(f"{fault}: another is started in its place, and what it had not answered is asked again", stacklevel=2)
         await asyncio.to_thread(self.carrier.end, server.process)
         former = server.about
-        server.before = {name: count + server.before.get(name, 0) for name, count in server.counted.items()}
+        server.before = {name: server.counted.get(name, 0) + server.before.get(name, 0) for name in {**server.counted, **server.before}}
         server.counted, server.loaded = {}, ""
         await self._start(server)
         assert server.about is not None

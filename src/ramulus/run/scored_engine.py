@@ -35,8 +35,8 @@ class ScoredEngine(AroundEngine):
         super().__init__(engine)
         self.learner = learner
         self.features, self.about = engine.features | {"entropy"}, f"{engine.about}; entropies by the learner"
-        self.waiting: list[_Batch] = []
-        self.busy = False
+        self.waiting, self.passing = list[_Batch](), list[_Batch]()  # for the next pass, and in the present one
+        self.task: asyncio.Task[None] | None = None  # whose callers may be cancelled, all but the last
 
     async def sample(self, requests: Sequence[Request]) -> list[Segment]:
         """One continuation of each, with its entropies."""
@@ -48,29 +48,32 @@ class ScoredEngine(AroundEngine):
         if segments:
             scored = asyncio.get_running_loop().create_future()
             self.waiting.append((requests, segments, scored))
-            if not self.busy:
-                await self._score_all()
-            await scored
+            if self.task is None or self.task.done():
+                self.task = asyncio.create_task(self._score_all())
+            try:
+                await scored
+            except asyncio.CancelledError:
+                if all(other.done() for *_, other in (*self.passing, *self.waiting)):
+                    self.task.cancel()
+                raise
         return segments
 
     async def _score_all(self) -> None:
         """Passes until nobody waits for one."""
-        self.busy = True
         try:
             while self.waiting:
-                batches, self.waiting = self.waiting, []
+                self.passing, self.waiting = [batch for batch in self.waiting if not batch[-1].done()], []
                 try:
-                    await self._score([(r, s) for requests, segments, _ in batches for r, s in zip(requests, segments, strict=True)])
+                    await self._score([(r, s) for requests, segments, _ in self.passing for r, s in zip(requests, segments, strict=True)])
                 except Exception as error:  # whoever waits is told
-                    for scored in (scored for *_, scored in batches if not scored.done()):
+                    for scored in (scored for *_, scored in self.passing if not scored.done()):
                         scored.set_exception(error)
-                for scored in (scored for *_, scored in batches if not scored.done()):
+                for scored in (scored for *_, scored in self.passing if not scored.done()):
                     scored.set_result(None)
         finally:
-            self.busy = False
-            for *_, scored in self.waiting:  # a pass was broken off
+            for *_, scored in (*self.passing, *self.waiting):  # a pass was broken off
                 scored.cancel()
-            self.waiting = []
+            self.passing, self.waiting = [], []
 
     async def _score(self, sampled: Sequence[tuple[Request, Segment]]) -> None:
         """One pass over all of them; requests that share a prefix are one tree."""

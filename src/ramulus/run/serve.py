@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from rich.console import Console
@@ -24,7 +24,7 @@ class Address:
 
     host: str
     port: int
-    token: str  # "" takes RAMULUS_TOKEN from the environment, else draws one
+    token: str = field(repr=False)  # "" takes RAMULUS_TOKEN from the environment, else draws one
     expose: bool
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from ramulus.engine.engine import Request, Segment
 from ramulus.engine.remote.weights import to_bytes
@@ -26,6 +26,8 @@ from ramulus.engine.remote.wire import (
 )
 
 FIRST = 3.0  # seconds in which a server that is just starting may appear
+RESUMED = 10  # times in one call that a server which was there again, for a while, is looked for anew
+AS_PRINTED = "write http://127.0.0.1:PORT/, as `ramulus serve` prints it"
 PAUSE = (0.05, 1.0)  # seconds between two attempts: the first, and the longest
 OCTETS, PLAIN = {"content-type": "application/octet-stream"}, {"content-type": "application/json"}
 
@@ -34,7 +36,7 @@ class RemoteEngine:
     """Samples from an engine served at `url` (`ramulus serve`), which `token` opens.
 
     `timeout`: seconds that a call may take; TimeoutError after it. Where a load fails here, what follows is by the weights before, which are pushed
-    again if the server took the others after all. `reconnect`: seconds for which a lost server is asked again. One that was
+    again if the server took the others after all. `reconnect`: seconds for which a lost server is asked again, each time. One that was
     started again is given the weights it should have and asked the same once more: a request's seed makes it the same tokens, so nothing is
     lost. ConnectionError where nobody answers, where the server is another one (vocabulary, limit, features, model), or where somebody
     else has loaded weights into it; PermissionError for a wrong token; what the engine itself raises comes as it is. Pushed weights are
@@ -45,13 +47,16 @@ class RemoteEngine:
     """
 
     def __init__(self, url: str, token: str, timeout: float = 600.0, reconnect: float = 60.0) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url={url!r}: write http://127.0.0.1:PORT/, as `ramulus serve` prints it")
+        check_url(url)
         if not token:
             raise ValueError("an engine server wants a token: set RAMULUS_TOKEN to what `ramulus serve` printed")
         self.url, self.timeout, self.reconnect = url.rstrip("/"), timeout, reconnect
         self._headers = {"authorization": f"Bearer {token}", HEADER: str(PROTOCOL)}
         self._http = http_library()
+        try:
+            self._http.URL(self.url)
+        except self._http.InvalidURL as error:
+            raise ValueError(f"url={url!r} is no address ({error}): {AS_PRINTED}") from error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
         self._lock = asyncio.Lock()
@@ -122,8 +127,9 @@ class RemoteEngine:
     async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
         """(status, content) of a call that was answered by 200 or 409; a lost server is asked again."""
         lost: float | None = None
-        pause = PAUSE[0]
+        pause, again = PAUSE[0], RESUMED
         while True:
+            begun = time.monotonic()
             try:
                 async with asyncio.timeout(self.timeout):
                     answer = await self._client.request(method, self.url + path, content=body, headers=self._headers | headers)
@@ -133,7 +139,9 @@ class RemoteEngine:
                     f"the engine server at {self.url} has not answered within {self.timeout:g} s: look whether it hangs, or raise timeout"
                 ) from error
             except self._http.TransportError as error:
-                lost = time.monotonic() if lost is None else lost
+                was_there = time.monotonic() - begun > PAUSE[1] and not isinstance(error, self._http.ConnectError | self._http.ConnectTimeout)
+                if lost is None or (was_there and again):
+                    lost, pause, again = time.monotonic(), PAUSE[0], again - 1
                 if time.monotonic() - lost + pause > self.reconnect:
                     raise ConnectionError(self._lost(error)) from error
             await asyncio.sleep(pause)
@@ -195,6 +203,17 @@ class RemoteEngine:
             self._client = self._http.AsyncClient(timeout=self._http.Timeout(None, connect=10), limits=limits, trust_env=False)
             self._loop, self._lock = loop, asyncio.Lock()
         return self._lock
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for an address that cannot be one of a server."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not any(c.isspace() for c in url)
+    except ValueError:  # its port is none
+        good = False
+    if not good:
+        raise ValueError(f"url={url!r} is no address of a server: {AS_PRINTED}")
 
 
 def http_library() -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from ramulus.engine.engine import Decode
-from ramulus.engine.remote.client import RemoteEngine
+from ramulus.engine.remote.client import RemoteEngine, check_url
 
 TOKEN = "RAMULUS_TOKEN"  # of the environment
 
@@ -34,7 +35,8 @@ class Remote:
     reconnect: float = 60.0  # seconds for which a lost server is asked again
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0 or not self.reconnect >= 0:
+        check_url(self.url)
+        if not 0 < self.timeout < math.inf or not 0 <= self.reconnect < math.inf:
             raise ValueError(f"engine.timeout must be above 0 and engine.reconnect at least 0 seconds, got {self.timeout} and {self.reconnect}")
 
     def __call__(self, model: Any = None, decode: Decode | None = None) -> RemoteEngine:

@@ -46,7 +46,7 @@ class Served:
     """
 
     engine: Engine
-    token: str
+    token: str = field(repr=False)
     model: str
     vocabulary: int
     rules: Rules

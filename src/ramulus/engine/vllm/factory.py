@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ramulus.engine.engine import Decode
+from ramulus.engine.remote.client import check_url
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.server import Server
 from ramulus.engine.vllm.transfer import refuse_way
@@ -62,7 +64,9 @@ class Vllm:
                 raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
         if self.limit < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"engine.limit must be at least 0 and engine.threads at least 1, got {self.limit} and {self.threads}")
-        if not min(self.timeout, self.patience) > 0 or not self.reconnect >= 0:
+        for url in self.urls:
+            check_url(url)
+        if not all(0 < seconds < math.inf for seconds in (self.timeout, self.patience)) or not 0 <= self.reconnect < math.inf:
             times = f"{self.timeout}, {self.patience} and {self.reconnect}"
             raise ValueError(f"engine.timeout and engine.patience must be above 0 and engine.reconnect at least 0 seconds, got {times}")
 

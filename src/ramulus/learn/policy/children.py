@@ -1,14 +1,17 @@
-"""Processes that a learner starts: none of the signals that a terminal or a scheduler sends to all ends them, only who started them does."""
+"""Processes that a learner starts: what crosses to them, and what ends them, which is no signal that a terminal or a scheduler sends to all."""
 
 from __future__ import annotations
 
 import atexit
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
+
+import cloudpickle
 
 UNHEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,3 +55,11 @@ def portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def carried(thing: Any) -> bytes:
+    """As bytes for `pickle.loads` there, with the code of what a recipe file, a notebook or a script defines, which that process has not."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("recipe_"):
+            cloudpickle.register_pickle_by_value(module)
+    return bytes(cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL))

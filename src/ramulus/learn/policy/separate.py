@@ -14,7 +14,7 @@ import torch
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.children import begin_child, end_child, ignore_signals, portable
+from ramulus.learn.policy.children import begin_child, carried, end_child, ignore_signals, portable
 from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved, scored
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated, Handle
@@ -33,7 +33,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 class Separate:
     """A Learner in another process on this machine, with as many threads of torch as this one; engines take its weights from `weights`.
 
-    `build` makes the policy there and must be picklable. What it raises, and what any call raises, is raised here.
+    `build` makes the policy there. What it raises, and what any call raises, is raised here.
     """
 
     features: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Separate:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         strict = torch.are_deterministic_algorithms_enabled()
-        self.process = context.Process(target=_serve, args=(theirs, build, torch.get_num_threads(), strict), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, carried(build), torch.get_num_threads(), strict), daemon=True)
         self.thread, self.version = Thread(), 0
         begin_child(self.process)
         theirs.close()
@@ -53,8 +53,9 @@ class Separate:
             raise
 
     def _ask(self, name: str, *arguments: Any) -> Any:
+        call = carried((name, arguments))
         try:
-            self.pipe.send_bytes(pickle.dumps((name, arguments)))
+            self.pipe.send_bytes(call)
         except OSError as error:
             raise self._gone() from error
         return self._take()
@@ -108,14 +109,14 @@ class Separate:
         self.thread.close()
 
 
-def _serve(pipe: Connection, build: Callable[[], TorchPolicy], threads: int, strict: bool) -> None:
+def _serve(pipe: Connection, build: bytes, threads: int, strict: bool) -> None:
     """Answer calls until the other end is gone."""
     ignore_signals()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        policy = build()
+        policy: TorchPolicy = pickle.loads(build)()
     except Exception as error:
         pipe.send_bytes(answer_bytes(False, error, 0))
         return

@@ -13,6 +13,7 @@ from torch import Tensor
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
+from ramulus.learn.policy.children import portable
 from ramulus.learn.policy.in_process import give_back_after, is_large
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Evaluated
@@ -36,7 +37,9 @@ def build_here(
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    world.wait_for_others(spread.seconds)
     policy = ShardedPolicy(structure, spread, world.size, numbers)
+    world.wait_for_others(spread.seconds, [*policy.mesh.get_all_groups(), *policy.store_mesh.get_all_groups()])
     if spread.device == "cpu" and world.size > 1 and is_large(policy):
         map_blocks(MAPPED)
     return policy
@@ -108,5 +111,5 @@ def obey(world: World) -> None:
             if name not in TOGETHER:
                 traceback.print_exc()
                 raise SystemExit(1) from error
-            answer = False, error
+            answer = False, portable(error)
         world.collect(answer)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from ramulus.learn.policy.children import portable
 from ramulus.learn.policy.torch_policy import ADAM
 from ramulus.learn.sharded.optimizer import codes_of, local_part
 
@@ -22,18 +26,22 @@ if TYPE_CHECKING:
     from ramulus.learn.sharded.sharded_policy import ShardedPolicy
 
 SHARDS = "shards"  # the folder in a checkpoint
+LATE = 5.0  # seconds after which a file that another machine wrote is to be seen here
+SHARED = "put the run's folder, out, on a disk that the machines of all ranks share"
 TENSORS_FILE = "tensors.safetensors"  # what a learner of one process writes in its place
 
 
 @torch.no_grad()
 def write_shards(policy: ShardedPolicy, folder: Path) -> None:
     """Write what this rank holds: trained weights (or their float32 copies), moments, the reference model. All ranks at once."""
-    held: dict[str, Tensor] = {name: spread(policy, parameter, mine) for name, parameter, mine in kept_places(policy)}
-    for name, stepped in policy.stepping.stepped.items():
-        for part, value in policy.optimizer.state.get(stepped, {}).items():
-            key = f"adam/{part}/{name}"
-            held[key] = spread(policy, policy.trainable[name], in_floats(value)) if part != "step" else value.cpu()
-            held |= {f"{this_rank()}/{key}/{what}": code.cpu() for what, code in codes_of(value).items()}
+    held: dict[str, Tensor] = {}
+    with agreed():
+        held |= {name: spread(policy, parameter, mine) for name, parameter, mine in kept_places(policy)}
+        for name, stepped in policy.stepping.stepped.items():
+            for part, value in policy.optimizer.state.get(stepped, {}).items():
+                key = f"adam/{part}/{name}"
+                held[key] = spread(policy, policy.trainable[name], in_floats(value)) if part != "step" else value.cpu()
+                held |= {f"{this_rank()}/{key}/{what}": code.cpu() for what, code in codes_of(value).items()}
     at_once(lambda: dcp.save(held, checkpoint_id=folder / SHARDS))
 
 
@@ -43,6 +51,15 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
 
     Raises ValueError where the checkpoint is of another model.
     """
+    with agreed():
+        files = asked_files(policy, folder)
+    files.read()
+    policy.stepping.round_off()
+    policy.version, policy.skipped = int(state["version"]), int(state["skipped"])
+
+
+def asked_files(policy: ShardedPolicy, folder: Path) -> WholeFiles | RankFiles:
+    """The files of a checkpoint, asked for this rank's part of all that a policy keeps."""
     files = WholeFiles(folder) if (folder / TENSORS_FILE).is_file() else RankFiles(folder)
     for name, parameter, mine in kept_places(policy):
         named = next((known for known in other_names(name) if known in files.shapes), name)
@@ -60,9 +77,36 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
                 files.ask(f"{this_rank()}/{key}/{what}", torch.empty_like(code, device="cpu"), code)
             if not exact:
                 files.ask(key, like if part == "step" else spread(policy, policy.trainable[name], in_floats(like)), like)
-    files.read()
-    policy.stepping.round_off()
-    policy.version, policy.skipped = int(state["version"]), int(state["skipped"])
+    return files
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """At its end an error that any rank had inside is raised on all of them, the first rank's that had one. All ranks at once."""
+    mine: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        mine = error
+    every: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, None if mine is None else portable(mine))
+    for first in every:
+        if first is not None:
+            raise first from mine
+
+
+def check_files(folder: Path, seconds: float = 0.0) -> None:
+    """Raise FileNotFoundError where what a rank wrote of a checkpoint is not in the folder after so many seconds, and say which rank's."""
+    shards, limit = folder / SHARDS, time.monotonic() + seconds
+    if not (shards / ".metadata").is_file():
+        raise FileNotFoundError(f"{platform.node()} finds no {shards}: {SHARED}")
+    parts = {str(entry.relative_path) for entry in dcp.FileSystemReader(shards).read_metadata().storage_data.values()}
+    for part in sorted(parts):
+        while not (shards / part).is_file():
+            if time.monotonic() > limit:
+                rank = part.strip("_").partition("_")[0]  # torch names them __RANK_NUMBER.distcp
+                raise FileNotFoundError(f"what rank {rank} wrote of a checkpoint, {shards / part}, is not there on {platform.node()}: {SHARED}")
+            time.sleep(0.1)
 
 
 def this_rank() -> str:
@@ -119,6 +163,7 @@ class RankFiles:
     """What ranks wrote: each tensor as the pieces that they held."""
 
     def __init__(self, folder: Path) -> None:
+        check_files(folder)
         self.reader = dcp.FileSystemReader(folder / SHARDS)
         known = self.reader.read_metadata().state_dict_metadata
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(meta.size) for name, meta in known.items() if hasattr(meta, "size")}

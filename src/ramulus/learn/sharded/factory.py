@@ -36,8 +36,8 @@ class Sharded:
         for name in ("ranks", "sharing"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"learner.{name} must be at least 1, got {value}")
-        if not self.timeout > 0:
-            raise ValueError(f"learner.timeout must be above 0 seconds, got {self.timeout}")
+        if not 0 < self.timeout <= 1e9:
+            raise ValueError(f"learner.timeout must be above 0 and at most 1e9 seconds, got {self.timeout}")
         if self.adam not in ("exact", "8bit"):
             raise ValueError(f"learner.adam is 'exact' or '8bit', got {self.adam!r}")
         if self.chunk < 1:
@@ -61,6 +61,7 @@ class Sharded:
             raise ValueError(f"learner.sharing={sharing} does not divide {size} ranks: take a number that does")
         more = dict(options) | {"chunk": self.chunk, "attention": self.attention, "float32_masters": False}
         how = {name: options[name] for name in ("betas", "eps", "weight_decay") if name in options}
-        spread = Spread(sharing=sharing, device=device, float32_masters=self.float32_masters, offload=self.offload, adam=self.adam, **how)
+        how |= {"float32_masters": self.float32_masters, "offload": self.offload, "adam": self.adam, "seconds": self.timeout}
+        spread = Spread(sharing=sharing, device=device, **how)
         world = STANDING[0] if STANDING else start_ranks(size, self.timeout)
         return sharded_learner(world, model, tokenizer, value, more, spread)

@@ -29,6 +29,7 @@ class Spread:
     float32_masters: bool = True
     offload: bool = False
     adam: str = "exact"  # or 8bit
+    seconds: float = 1800.0  # for which ranks wait for each other
 
 
 def mesh_of(size: int, sharing: int, device: str) -> DeviceMesh:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ramulus.learn.policy.learner import Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded.calls import RANK_CALLS, TOGETHER, build_here
 from ramulus.learn.sharded.checking import check_batches, check_rows, learns
+from ramulus.learn.sharded.checkpoints import LATE, check_files
 from ramulus.learn.sharded.placing import Spread, copied, elsewhere
 from ramulus.learn.sharded.sharded_policy import ShardedPolicy, write_whole
 from ramulus.learn.sharded.share import Piece, assembled, pieces, put_back, share_out
@@ -40,9 +42,10 @@ class ShardedLearner:
         part = structure, spread, threads, torch.are_deterministic_algorithms_enabled()
         self.written, self.thread = False, Thread()
         try:
-            world.tell("build", [part] * world.size)
-            self.policy = build_here(world, *copy.deepcopy(part), numbers)
-            self._collected((True, None))
+            with self._named():
+                world.tell("build", [part] * world.size)
+                self.policy = build_here(world, *copy.deepcopy(part), numbers)
+                self._collected((True, None))
         except BaseException:
             self.close()
             raise
@@ -54,8 +57,7 @@ class ShardedLearner:
 
     def _ask(self, name: str, *parts: Sequence[Any]) -> list[Any]:
         """Every rank's answer; `parts` are the arguments of each."""
-        try:
-            self.world.broken = True
+        with self._named():
             self.world.tell(name, parts)
             try:
                 answer = True, RANK_CALLS[name](self.policy, *parts[0])
@@ -63,12 +65,17 @@ class ShardedLearner:
                 if name not in TOGETHER or isinstance(error, torch.distributed.DistError):
                     raise
                 answer = False, error
-            answers = self._collected(answer)
-        except torch.distributed.DistError as error:
-            raise self._gone() from error
-        except RuntimeError as error:
-            raise (self._gone() if of_the_network(error) else error) from error
-        return answers
+            return self._collected(answer)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise ChildProcessError, which says which rank is lost, for an error of the connection to it."""
+        try:
+            yield
+        except RuntimeError as error:  # torch's own are among them
+            if not isinstance(error, torch.distributed.DistError) and not of_the_network(error):
+                raise
+            raise ChildProcessError(f"{self.world.lost(error)}; go on from the last checkpoint with --resume") from error
 
     def _collected(self, answer: tuple[bool, Any]) -> list[Any]:
         """The answers of all ranks; this one's goes nowhere, it may be all weights."""
@@ -78,9 +85,6 @@ class ShardedLearner:
             if not good:
                 raise content
         return [content for _, content in answers]
-
-    def _gone(self) -> ChildProcessError:
-        return ChildProcessError(f"{self.world.lost()}: its own message stands above; go on from the last checkpoint with --resume")
 
     def _alike(self, name: str, *part: Any) -> Any:
         """What rank 0 answers to what all are told alike."""
@@ -158,7 +162,8 @@ class ShardedLearner:
 
     def _save(self, folder: Path) -> dict[str, Any]:
         self._write(folder / "model", self._alike("weights"))
-        self._alike("save", folder)
+        self._alike("save", folder.absolute())  # another rank may be in another folder
+        check_files(folder, LATE)
         save_file(random_tensors(), folder / RANDOM)
         return self.policy.state()
 
@@ -168,7 +173,7 @@ class ShardedLearner:
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         random = load_file(folder / RANDOM if (folder / RANDOM).exists() else folder / "tensors.safetensors")
-        self._alike("restore", folder, state)
+        self._alike("restore", folder.absolute(), state)
         restore_random_tensors(random)
 
     def close(self) -> None:
@@ -182,7 +187,8 @@ class ShardedLearner:
 
 def of_the_network(error: RuntimeError) -> bool:
     """Whether an error is one of a connection that is gone."""
-    return any(word in str(error) for word in ("Connection closed", "Connection reset", "Broken pipe", "[gloo", "gloo/transport"))
+    words = ("Connection closed", "Connection reset", "Broken pipe", "[gloo", "gloo/transport", "Application timeout")
+    return any(word in str(error) for word in words)
 
 
 def sharded_learner(world: World, model: Any, tokenizer: Any, value: bool, options: Mapping[str, Any], spread: Spread) -> ShardedLearner:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_LONGEST = 1e9  # seconds that can be waited for
+
 
 @dataclass(frozen=True)
 class Ray:
@@ -44,8 +46,10 @@ class Ray:
         for name in ("cpus", "gpus", "trainer_cpus", "trainer_gpus", "ahead", "restarts", "store_mb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"cluster.{name} must be at least 0, got {getattr(self, name)}")
-        if not min(self.timeout, self.patience) > 0:
-            raise ValueError(f"cluster.timeout and cluster.patience must be above 0 seconds, got {self.timeout} and {self.patience}")
+        if not all(0 < seconds <= _LONGEST for seconds in (self.timeout, self.patience)):
+            raise ValueError(
+                f"cluster.timeout and cluster.patience must be above 0 and at most {_LONGEST:g} seconds, got {self.timeout} and {self.patience}"
+            )
         if self.weights not in ("objects", "files", "direct"):
             raise ValueError(f"cluster.weights is 'objects', 'files' or 'direct', got {self.weights!r}")
         if not self.cpus + self.gpus:
@@ -107,11 +111,29 @@ def _check_weights(how: Ray, vllm: Any) -> None:
         raise ValueError(f"engine.weights='nccl' goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
 
 
+def _check_sent(run: Any) -> None:
+    """Raise ValueError for a mix that a learner's processes cannot be sent."""
+    from ramulus.learn.policy.children import carried
+    from ramulus.learn.policy.torch_learner import Torch
+    from ramulus.learn.sharded.factory import Sharded
+
+    if isinstance(run.learner, Sharded) or (isinstance(run.learner, Torch) and run.learner.process):
+        try:
+            carried(run.mix)
+        except Exception as error:  # whatever a part of somebody's own does
+            raise ValueError(
+                f"the mix cannot be sent to the learner's own processes ({type(error).__name__}: {error}): keep locks, open files and the like "
+                "out of its parts, or set learner=torch"
+            ) from error
+
+
 def check_ground(run: Any) -> None:
     """Raise ValueError where a run's learner, or what its updates read, does not go with its cluster."""
+    from ramulus.engine.remote.factory import Remote
     from ramulus.engine.vllm.factory import Vllm
     from ramulus.learn.sharded.factory import Sharded
 
+    _check_sent(run)
     how: Ray | None = run.cluster
     if how is None:
         return
@@ -119,6 +141,12 @@ def check_ground(run: Any) -> None:
         raise ValueError(f"cluster.trainers={how.trainers} are ranks of a learner over many processes: set learner=sharded, or trainers=1")
     if isinstance(run.learner, Sharded) and run.learner.ranks not in (None, how.trainers):
         raise ValueError(f"learner.ranks={run.learner.ranks}, but cluster.trainers={how.trainers}: leave learner.ranks out, the cluster starts them")
+    if how.samplers > 1 and (isinstance(run.engine, Remote) or (isinstance(run.engine, Vllm) and run.engine.urls)):
+        named = "engine.url" if isinstance(run.engine, Remote) else "engine.urls"
+        raise ValueError(
+            f"cluster.samplers={how.samplers} would all load their weights into the servers of {named}, each against the others: "
+            "set cluster.samplers=1, or an engine that every sampler starts itself"
+        )
     _check_weights(how, run.engine if isinstance(run.engine, Vllm) else None)
     if how.ahead and run.ahead:
         raise ValueError("ahead=1 grows the first round of the next trees, cluster.ahead all of them: set one of the two to 0")
