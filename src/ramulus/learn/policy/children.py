@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
-import cloudpickle
-
 UNHEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -59,6 +57,8 @@ def portable(error: Exception) -> Exception:
 
 def carried(thing: Any) -> bytes:
     """As bytes for `pickle.loads` there, with the code of what a recipe file, a notebook or a script defines, which that process has not."""
+    import cloudpickle
+
     for name, module in list(sys.modules.items()):
         if name.startswith("recipe_"):
             cloudpickle.register_pickle_by_value(module)
