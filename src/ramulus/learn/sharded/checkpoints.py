@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SHARDS = "shards"  # the folder in a checkpoint
 LATE = 5.0  # seconds after which a file that another machine wrote is to be seen here
-SHARED = "put the run's folder, out, on a disk that the machines of all ranks share"
+SHARED_DISK = "put the run's folder, out, on a disk that the machines of all ranks share"
 TENSORS_FILE = "tensors.safetensors"  # what a learner of one process writes in its place
 
 
@@ -35,7 +35,7 @@ TENSORS_FILE = "tensors.safetensors"  # what a learner of one process writes in 
 def write_shards(policy: ShardedPolicy, folder: Path) -> None:
     """Write what this rank holds: trained weights (or their float32 copies), moments, the reference model. All ranks at once."""
     held: dict[str, Tensor] = {}
-    with agreed():
+    with on_all_ranks():
         held |= {name: spread(policy, parameter, mine) for name, parameter, mine in kept_places(policy)}
         for name, stepped in policy.stepping.stepped.items():
             for part, value in policy.optimizer.state.get(stepped, {}).items():
@@ -51,7 +51,7 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
 
     Raises ValueError where the checkpoint is of another model.
     """
-    with agreed():
+    with on_all_ranks():
         files = asked_files(policy, folder)
     files.read()
     policy.stepping.round_off()
@@ -81,7 +81,7 @@ def asked_files(policy: ShardedPolicy, folder: Path) -> WholeFiles | RankFiles:
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def on_all_ranks() -> Iterator[None]:
     """At its end an error that any rank had inside is raised on all of them, the first rank's that had one. All ranks at once."""
     mine: Exception | None = None
     try:
@@ -99,13 +99,13 @@ def check_files(folder: Path, seconds: float = 0.0) -> None:
     """Raise FileNotFoundError where what a rank wrote of a checkpoint is not in the folder after so many seconds, and say which rank's."""
     shards, limit = folder / SHARDS, time.monotonic() + seconds
     if not (shards / ".metadata").is_file():
-        raise FileNotFoundError(f"{platform.node()} finds no {shards}: {SHARED}")
+        raise FileNotFoundError(f"{platform.node()} finds no {shards}: {SHARED_DISK}")
     parts = {str(entry.relative_path) for entry in dcp.FileSystemReader(shards).read_metadata().storage_data.values()}
     for part in sorted(parts):
         while not (shards / part).is_file():
             if time.monotonic() > limit:
                 rank = part.strip("_").partition("_")[0]  # torch names them __RANK_NUMBER.distcp
-                raise FileNotFoundError(f"what rank {rank} wrote of a checkpoint, {shards / part}, is not there on {platform.node()}: {SHARED}")
+                raise FileNotFoundError(f"what rank {rank} wrote of a checkpoint, {shards / part}, is not there on {platform.node()}: {SHARED_DISK}")
             time.sleep(0.1)
 
 
