@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
+import random
 import shutil
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
+import torch
 from rich.console import Console
 
+import ramulus
 from ramulus.core import run_folder
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.grading import RewardError
@@ -24,9 +30,14 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.native.memory import OutOfMemory
 from ramulus.run import checkpoint
 from ramulus.run.ahead import AheadRollouts
+from ramulus.run.callbacks import Callback, StepDone
+from ramulus.run.config.recipe import AdamW
+from ramulus.run.config.resume import build, prepare
 from ramulus.run.event_loop import run_to_end
+from ramulus.run.interrupt import AGAIN, Interrupt, Stopped
 from ramulus.run.launch import launch
 from ramulus.run.saving import Saving
+from run_recipe import rl
 from test_resume import RECIPE, same
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
@@ -245,3 +256,139 @@ def test_rows_that_memory_did_not_hold_stay_halved_at_a_resume(tmp_path: Path, m
     assert launch(RECIPE, [f"out={tmp_path / 'cut'}", *words], True, False, Console(quiet=True)) == 0
     assert max(seen) <= 60
     same(tmp_path / "whole", tmp_path / "cut")
+
+
+def failing(owner: Any, name: str, number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the call of a method with this number raise."""
+    usual, calls = getattr(owner, name), []
+
+    async def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            raise error
+        return await usual(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "number", "saved"),
+    [
+        (in_process.InProcess, "score", 4, 3),  # nothing was learned of the fourth step
+        (in_process.InProcess, "accumulate", 7, 3),
+        (LocalEngine, "load", 5, 4),  # the fourth was learned, and its weights did not arrive
+    ],
+)
+def test_what_goes_wrong_in_a_step_loses_none_before_it(
+    owner: Any, method: str, number: int, saved: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(owner, method, number, RuntimeError("the machine had enough"), monkeypatch)
+    words = [f"out={tmp_path / 'run'}", "save_every=100", "eval_every=3"]
+    with pytest.raises(RuntimeError, match="had enough"):
+        launch(RECIPE, words, False, False, Console(quiet=True))
+    monkeypatch.undo()
+    assert run_folder.steps(tmp_path / "run")[-1] == saved
+    assert launch(RECIPE, [f"out={tmp_path / 'run'}", "save_every=2"], True, False, Console(quiet=True)) == 0
+    same(whole, tmp_path / "run")
+
+
+def test_trees_that_cannot_be_written_lose_no_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ramulus.core import store
+
+    usual = store.write
+
+    def refused(path: Path, trees: Any, append: bool = False) -> int:
+        if path.name == "000004.jsonl":
+            raise store.StoreError("Task.extra: a date cannot be stored")
+        return usual(path, trees, append)
+
+    monkeypatch.setattr(store, "write", refused)
+    with pytest.raises(store.StoreError):
+        launch(RECIPE, [f"out={tmp_path / 'run'}", "save_every=100"], False, False, Console(quiet=True))
+    assert run_folder.steps(tmp_path / "run")[-1] == 4
+
+
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.signal_name == "SIGTERM"
+        interrupt.heard -= AGAIN
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_grows_ahead_is_given_up_some_time_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramulus.run.interrupt.ENDING", 0.1)
+
+    async def stopped(seconds: float) -> str:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await interrupt.ending(asyncio.sleep(seconds, "grown"))
+
+    assert asyncio.run(stopped(0.05)) == "grown"
+    with pytest.raises(Stopped, match="SIGTERM"):
+        asyncio.run(stopped(60))
+
+
+class Draws(Callback):
+    """Draws at random whenever it is called."""
+
+    def on_step(self, event: StepDone) -> None:
+        random.random(), numpy.random.rand(), torch.rand(1)
+
+    on_evaluation = on_checkpoint = on_begin = on_step  # type: ignore[assignment]
+
+
+def test_a_callback_that_draws_changes_no_run(tmp_path: Path) -> None:
+    for name, callbacks in (("one", []), ("other", [Draws()])):
+        ramulus.train(rl(), "steps=3", "save_every=1", out=tmp_path / name, callbacks=callbacks, quiet=True)
+    ramulus.train(rl(), "steps=6", out=tmp_path / "other", callbacks=[Draws()], resume=True, quiet=True)
+    ramulus.train(rl(), "steps=6", out=tmp_path / "one", resume=True, quiet=True)
+    same(tmp_path / "one", tmp_path / "other")
+
+
+def test_what_is_given_as_an_object_now_beats_what_was_overridden_then(tmp_path: Path) -> None:
+    ramulus.train(rl(), "steps=2", "eval_every=0", out=tmp_path / "a", quiet=True)
+    (tmp_path / "a").rename(tmp_path / "b")
+    with prepare((replace(rl(), steps=4, out=str(tmp_path / "b")),), [], resume=True).held:
+        pass
+    plan = prepare((replace(rl(), steps=4, out=str(tmp_path / "b")),), [], resume=True)
+    plan.held.close()
+    assert (plan.folder, plan.stages[0].steps, plan.stages[0].eval_every) == (tmp_path / "b", 4, 0)
+    plan = prepare((replace(rl(), out=str(tmp_path / "b")),), ["steps=5"], resume=True)
+    plan.held.close()
+    assert plan.stages[0].steps == 5
+    plan = prepare((replace(rl(), out=str(tmp_path / "b")),), [], resume=True)
+    plan.held.close()
+    assert plan.stages[0].steps == 2, "the object is as it was, and so is what was said beside it"
+
+
+def test_stages_lie_in_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set out=FOLDER"):
+        build(f"{RECIPE}:stages", [f"sft.out={tmp_path}"])
+
+
+def test_a_folder_in_the_home_is_that_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert replace(rl(), out="~/mine").folder == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("values", [{"lr": math.inf}, {"lr": math.nan}, {"eps": math.inf}, {"weight_decay": math.inf}])
+def test_a_rate_is_a_number(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="optimizer"):
+        AdamW(**values)
+
+
+def test_a_stage_that_cannot_be_built_closes_its_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[object] = []
+    usual = in_process.InProcess.close
+    monkeypatch.setattr(in_process.InProcess, "close", lambda self: (closed.append(self), usual(self)))
+    def refused(*parts: Any) -> None:
+        raise ValueError("settings that only show with the tasks at hand")
+
+    monkeypatch.setattr("ramulus.run.stage._check", refused)
+    with pytest.raises(ValueError, match="at hand"):
+        launch(RECIPE, [f"out={tmp_path / 'run'}"], False, False, Console(quiet=True))
+    assert len(closed) == 1

@@ -31,7 +31,7 @@ from ramulus.learn.packing.pack import pack
 from ramulus.learn.policy.scoring import score_now
 from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.run.launch import launch
-from ramulus.run.trainer import loss
+from ramulus.run.step_statistics import loss
 from test_equivalence import budget_for
 from tiny import build
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Decode
+from ramulus.run.checkpoint import Generators
 from ramulus.run.config.recipe import Run
 from ramulus.run.interrupt import Stopped
 
@@ -134,7 +135,8 @@ class Listeners:
         self.stopped_by = ""
 
     def tell(self, method: Callable[[Callback], Callable[[_Happened], None]], event: _Happened) -> None:
-        """Call one method of every callback."""
+        """Call one method of every callback. What it draws at random changes nothing: a run that goes on does not call it again."""
+        generators = Generators.now() if self.callbacks else None
         for callback in self.callbacks:
             name, key = type(callback).__name__, (id(callback), "")
             try:
@@ -149,6 +151,8 @@ class Listeners:
                 if key not in self.failing:
                     self.say(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())[:300]}; the run goes on")
                 self.failing.add(key)
+        if generators is not None:
+            generators.restore()
 
     def check(self) -> None:
         """Raise Stopped where a callback has asked for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,8 @@ from ramulus.run.event_loop import GRACE
 
 _T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.5  # seconds in which a further signal is the same one: launchers hand on what the whole process group got
+ENDING = 10.0  # seconds that trees of later steps may go on growing after a signal
 HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
 
 
@@ -29,6 +32,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.heard = 0.0  # when
         self.running: asyncio.Task[Any] | None = None
         self._holding = self._held = False
 
@@ -44,12 +48,14 @@ class Interrupt:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal and cancel what may be abandoned."""
+        if self.signal_name is not None and time.monotonic() - self.heard < AGAIN:
+            return
         if self.signal_name is not None and self._holding:
             self._held = True
             return
         if self.signal_name is not None:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.signal_name, self.heard = signal.Signals(number).name, time.monotonic()
         if self.running is not None:
             self.running.get_loop().call_soon_threadsafe(self.running.cancel)
             threading.Thread(target=self.insist, args=(self.running,), daemon=True).start()
@@ -93,6 +99,17 @@ class Interrupt:
             raise Stopped(self.signal_name) from None
         finally:
             self.running = None
+
+    async def ending(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await work that goes on for a while after a signal, as it could not be done again alike, and is given up then; raises Stopped."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=1.0))[0]:
+                if self.signal_name is not None and time.monotonic() - self.heard > ENDING:
+                    raise Stopped(self.signal_name)
+            return task.result()
+        finally:
+            task.cancel()
 
 
 @contextmanager

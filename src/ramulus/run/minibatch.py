@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ramulus.core.tree import Tree
-from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.gate import GateWeights
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.weights import Selection, select
@@ -42,3 +42,9 @@ def parts(n: int, wanted: int) -> list[slice]:
     count = min(n, wanted)
     edges = [i * n // count for i in range(count + 1)] if count else []
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def has_signal(mix: Mix, batch: TreeBatch) -> bool:
+    """Whether anything in a row pulls at the weights."""
+    pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
+    return pulls or ((mix.kl_coef != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))

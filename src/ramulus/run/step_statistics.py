@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ramulus.learn.objective.gauges import merge
+from torch import Tensor
+
+from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.gauges import merge, surrogate
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.weights import Selection
 from ramulus.look.cost.ledger import IDLE, TRAINED
@@ -61,3 +64,11 @@ class StepStatistics:
         tokens = {name: self.counts[name] for name in ("trained", "zero_credit", "packed", "flattened")}
         skipped = {"skipped": self.empty + self.bad, "not_finite": self.bad}
         return numbers | tokens | {"updates": len(self.norms), "lr": self.rate} | skipped
+
+
+def loss(
+    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
+) -> list[float]:
+    """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
+    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
+    return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -22,8 +20,7 @@ from ramulus.engine.engine import Engine, Live, Sampling, Weights
 from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.gate import openness
-from ramulus.learn.objective.gauges import counts, gauges, surrogate
-from ramulus.learn.objective.mix import Mix
+from ramulus.learn.objective.gauges import counts, gauges
 from ramulus.learn.packing.annotate import annotate, annotate_ratio
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.packing.weights import Selection, idle_entropy
@@ -42,13 +39,13 @@ from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.memory.step import USUAL_TOKENS
-from ramulus.run.minibatch import Minibatch, minibatches
+from ramulus.run.minibatch import Minibatch, has_signal, minibatches
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor
 from ramulus.run.runtime import device_of
 from ramulus.run.saving import Saving, failure_of
 from ramulus.run.step_progress import StepProgress
-from ramulus.run.step_statistics import StepStatistics
+from ramulus.run.step_statistics import StepStatistics, loss
 
 UNWRITTEN = "unwritten trees"  # in a pending step: the lines of a file that could not be written
 
@@ -183,7 +180,6 @@ class Trainer:
         if self.rest is not None:
             with clock("load"):
                 await self.rest()
-        self.whole = False
         with clock("score"):
             signals = self.rollouts.signals
             await score(self.learner, rollout.kept, run.mix.columns - run.begins, known=signals.context.rides if signals else ())
@@ -192,21 +188,31 @@ class Trainer:
         with clock("credit"):
             trees = rollout.kept
             credits = run.mix.credit(trees) if trees else []
-            shares, self.state.mix = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
+            shares, gate = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
             gates = [shares[place] for place in rollout.places] if shares is not None else None
         with clock("pack"):
             cut = minibatches(trees, credits, gates, run.mix, run.minibatches)
         statistics = await self.learn(cut, number, clock)
-        with clock("write"):
-            unwritten = self.write_trees(rollout.grown, cut, number)
-        rollout, cursor = await self.rollouts.renewed(rollout, cursor, self.engine, partial(hand_over, self.learner, self.engine), clock)
-        with clock("ledger"):
-            metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
-            metrics |= differences(metrics) | self.machine.read()
-        self.state.step, self.state.cursor, self.whole, self.late = number, cursor, True, {}
-        self.grown = rollout.grown if self.listeners.callbacks else []
-        self.generators = Generators.now()
-        return metrics | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()} | unwritten
+
+        def learned() -> dict[str, Any]:
+            """The step is done but for its evaluation and its row: what it was, and where the next one begins."""
+            with clock("ledger"):
+                metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
+                metrics |= differences(metrics) | self.machine.read()
+            self.state.step, self.state.cursor, self.state.mix, self.whole, self.late = number, cursor, gate, True, {}
+            self.grown = rollout.grown if self.listeners.callbacks else []
+            self.generators = Generators.now()
+            return metrics | {"cpu_seconds": time.process_time() - cpu, "seconds": clock.step()}
+
+        try:
+            with clock("write"):
+                unwritten = self.write_trees(rollout.grown, cut, number)
+            loading = self.rollouts.renewed(rollout, cursor, self.engine, partial(hand_over, self.learner, self.engine), clock)
+            rollout, cursor = await self.interrupt.ending(loading)
+        except BaseException:
+            self.state.pending = learned()  # whatever goes wrong now, its update is made: whoever goes on has it evaluated and written
+            raise
+        return learned() | unwritten
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""
@@ -233,6 +239,7 @@ class Trainer:
                     for batch, row in zip(batches, evaluated, strict=True):
                         annotate_ratio(nodes, batch, row.tempered)
             with clock("update"):
+                self.whole = False  # until the step is over: what went wrong before this has changed nothing that lasts
                 statistics.add_update(await self.learner.update(statistics.rate))
         return statistics
 
@@ -383,17 +390,3 @@ def differences(metrics: Mapping[str, float]) -> dict[str, float]:
     held = metrics["sampled"] - metrics["sampled_before"] + metrics["sampled_ahead"]
     once = metrics["trained_policy"] + metrics["trained_expert"]
     return {"thrown_away": metrics["engine_sampled"] - held, "repeated": metrics["trained"] - once}
-
-
-def loss(
-    mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
-) -> list[float]:
-    """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
-    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
-    return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
-
-
-def has_signal(mix: Mix, batch: TreeBatch) -> bool:
-    """Whether anything in a row pulls at the weights."""
-    pulls = bool((batch.gain != 0).any()) or bool((batch.pain != 0).any())
-    return pulls or ((mix.kl_coef != 0 or mix.entropy_bonus != 0 or mix.value != 0) and bool((batch.weight != 0).any()))

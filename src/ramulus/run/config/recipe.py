@@ -59,11 +59,11 @@ class AdamW:
     floor: float = 0.0  # the share of `lr` at which a decay ends
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise ValueError(f"optimizer.lr must be at least 0 (at 0 nothing is learned: a control), got {self.lr}")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"optimizer.lr must be a number from 0 on (at 0 nothing is learned: a control), got {self.lr}")
         if not self.clip > 0:
             raise ValueError(f"optimizer.clip must be above 0 (inf clips nothing), got {self.clip}")
-        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0 or not self.weight_decay >= 0:
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 f"optimizer.betas must be in [0, 1), eps above 0 and weight_decay at least 0, got {self.betas}, {self.eps} and {self.weight_decay}"
             )
@@ -237,7 +237,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the run writes."""
-        return Path(self.out or f"runs/{self.name}")
+        return Path(self.out or f"runs/{self.name}").expanduser()
 
     def policy_options(self) -> dict[str, Any]:
         """What a learner is told of a run, as `TorchPolicy` takes it."""

@@ -17,10 +17,12 @@ from ramulus.run.config.describe import CLASS, brought_forward, changes, holds, 
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
 from ramulus.run.config.recipe import Run, writable
+from ramulus.run.config.short_names import long_name
 from ramulus.run.lock import Lock, check_free
 from ramulus.tasks.chat import today
 
 _FORMAT = 3
+GIVEN = "given"  # in run.json: the stages that were given as objects, before overrides
 FROM_PYTHON = "ramulus.train"  # what stands for the recipe of a run that was given as an object: only Python can go on with it
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
 FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
@@ -58,6 +60,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what changed since the run was saved
     held: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
     date: str = ""  # on which the run began: what chat templates write into prompts, also when it goes on
+    given: tuple[Run, ...] = ()  # the stages as Python gave them, before overrides
 
     def save(self) -> None:
         """Write run.json for programs and recipe.py for people, atomically; done when every input has been found good."""
@@ -65,7 +68,7 @@ class Plan:
         path = self.folder / "run.json"
         began = read_saved(path).get("started") if path.exists() else None
         content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides), "date": self.date}
-        content |= {"started": began or round(time.time(), 3)}
+        content |= {"started": began or round(time.time(), 3)} | ({GIVEN: [to_json(stage) for stage in self.given]} if self.given else {})
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
@@ -77,6 +80,8 @@ def build(recipe: str | tuple[Run, ...], overrides: list[str]) -> tuple[tuple[Ru
     stages = override(stages_of(recipe) if isinstance(recipe, str) else recipe, overrides)
     if len(stages) == 1:
         return stages, stages[0].folder
+    if alone := [word for word in overrides for stage in stages if word.startswith(f"{stage.name}.") and field_meant(stage, word) == "out"]:
+        raise ValueError(f"{alone[0]}: the stages of a recipe lie in one folder: set out=FOLDER")
     name = Path(split_name(recipe)[0]).stem if isinstance(recipe, str) else "-".join(stage.name for stage in stages)
     top = Path(stages[-1].out or f"runs/{name}")
     return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
@@ -120,12 +125,33 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
                 raise ValueError(
                     f"{top} holds a run of the recipe {saved['recipe']}, not of {name}: resume it with that one, or choose another out=FOLDER"
                 )
-            overrides = _merge(saved["overrides"], overrides)
+            overrides = _merge(still_meant(saved, source, stages), overrides)
             stages, top = build(source, overrides)
             day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
             refuse_fewer(stages)
-        return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day)
+        given = source if not isinstance(source, str) else ()
+        return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, given)
+
+
+def still_meant(saved: dict[str, Any], source: str | tuple[Run, ...], stages: tuple[Run, ...]) -> list[str]:
+    """The overrides of a saved run that hold for it still: where it lies is said by who goes on with it, and where that is an object of Python a
+    field that was given otherwise since."""
+    fields = [(assignment, stage, field_meant(stage, assignment)) for assignment in saved["overrides"] for stage in stages]
+    dropped = {assignment for assignment, _, name in fields if name == "out"}
+    if not isinstance(source, str):
+        now = [to_json(stage) for stage in source]
+        for number, before in enumerate(saved.get(GIVEN, ())[: len(now)]):
+            moved = [path for path, _, _ in changes(with_later_fields(before, source[number]), now[number])]
+            alike = [(assignment, name) for assignment, stage, name in fields if stage is stages[number]]
+            dropped |= {assignment for assignment, name in alike if any(f"{path}.".startswith(f"{name}.") for path in moved)}
+            dropped |= {assignment for assignment, name in alike if any(f"{name}.".startswith(f"{path}.") for path in moved)}
+    return [assignment for assignment in saved["overrides"] if assignment not in dropped]
+
+
+def field_meant(stage: Run, assignment: str) -> str:
+    """The field of a stage that an override sets, though it be by another name or for this stage alone."""
+    return long_name(split(assignment)[0].removeprefix(f"{stage.name}."), stage)
 
 
 def _merge(saved: list[str], new: list[str]) -> list[str]:

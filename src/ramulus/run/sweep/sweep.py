@@ -21,8 +21,7 @@ from ramulus.run.config.describe import changes, holds, to_json, with_later_fiel
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import brief, build, read_saved, replace_text
-from ramulus.run.config.short_names import long_name
+from ramulus.run.config.resume import brief, build, field_meant, read_saved, replace_text
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
 from ramulus.run.screen import unfailing
@@ -74,11 +73,6 @@ def _refuse(recipes: Sequence[str], labels: list[str], overrides: Sequence[str],
         for assignment in overrides:
             if field_meant(stage, assignment) in ("seed", "out"):
                 raise ValueError(f"{assignment}: a sweep sets it for each run, use --seeds and --out")
-
-
-def field_meant(stage: Run, assignment: str) -> str:
-    """The field of a stage that an override sets, though it be by another name or for this stage alone."""
-    return long_name(split(assignment)[0].removeprefix(f"{stage.name}."), stage)
 
 
 def _check(job: Job) -> None:
