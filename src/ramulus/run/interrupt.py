@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
 import time
@@ -66,6 +67,7 @@ class Interrupt:
         task.get_loop().call_soon_threadsafe(reached.set)
         if not reached.wait(GRACE) and self.running is task:
             task.get_loop().set_exception_handler(lambda *_: None)  # how the run then ends is said once, by whoever began it
+            self.heard = -math.inf  # what comes now is no echo of the first one
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     @contextmanager
