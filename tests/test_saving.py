@@ -34,7 +34,7 @@ from ramulus.run.callbacks import Callback, StepDone
 from ramulus.run.config.recipe import AdamW
 from ramulus.run.config.resume import build, prepare
 from ramulus.run.event_loop import run_to_end
-from ramulus.run.interrupt import AGAIN, Interrupt, Stopped
+from ramulus.run.interrupt import ECHO, Interrupt, Stopped
 from ramulus.run.launch import launch
 from ramulus.run.saving import Saving
 from run_recipe import rl
@@ -314,7 +314,7 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.signal_name == "SIGTERM"
-        interrupt.heard -= AGAIN
+        interrupt.heard -= ECHO
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
 

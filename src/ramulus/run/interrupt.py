@@ -16,7 +16,7 @@ from ramulus.run.event_loop import GRACE
 
 _T = TypeVar("_T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = 0.5  # seconds in which a further signal is the same one: launchers hand on what the whole process group got
+ECHO = 0.5  # seconds in which a further signal is the same one: launchers hand on what the whole process group got
 ENDING = 10.0  # seconds that trees of later steps may go on growing after a signal
 HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
 
@@ -49,7 +49,7 @@ class Interrupt:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal and cancel what may be abandoned."""
-        if self.signal_name is not None and time.monotonic() - self.heard < AGAIN:
+        if self.signal_name is not None and time.monotonic() - self.heard < ECHO:
             return
         if self.signal_name is not None and self._holding:
             self._held = True

@@ -181,10 +181,7 @@ class Trainer:
             with clock("load"):
                 await self.rest()
         with clock("score"):
-            signals = self.rollouts.signals
-            await score(self.learner, rollout.kept, run.mix.columns - run.begins, known=signals.context.rides if signals else ())
-            if signals and (names := [name for name in run.mix.needs if name not in run.mix.columns]):
-                await signals(rollout.kept, names)
+            await self.score(rollout.kept)
         with clock("credit"):
             trees = rollout.kept
             credits = run.mix.credit(trees) if trees else []
@@ -213,6 +210,13 @@ class Trainer:
             self.state.pending = learned()  # whatever goes wrong now, its update is made: whoever goes on has it evaluated and written
             raise
         return learned() | unwritten
+
+    async def score(self, trees: list[Tree]) -> None:
+        """Write into the trees what the mix reads of them: log-probs by the learner, and signals."""
+        mix, signals = self.run.mix, self.rollouts.signals
+        await score(self.learner, trees, mix.columns - self.run.begins, known=signals.context.rides if signals else ())
+        if signals and (names := [name for name in mix.needs if name not in mix.columns]):
+            await signals(trees, names)
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""

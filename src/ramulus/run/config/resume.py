@@ -22,7 +22,7 @@ from ramulus.run.lock import Lock, check_free
 from ramulus.tasks.chat import today
 
 _FORMAT = 3
-GIVEN = "given"  # in run.json: the stages that were given as objects, before overrides
+AS_GIVEN = "given"  # in run.json: the stages that were given as objects, before overrides
 FROM_PYTHON = "ramulus.train"  # what stands for the recipe of a run that was given as an object: only Python can go on with it
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
 FORMER_PATHS = {  # overrides of earlier formats, and of what is below them, as the shipped recipes take them
@@ -68,7 +68,7 @@ class Plan:
         path = self.folder / "run.json"
         began = read_saved(path).get("started") if path.exists() else None
         content = {"format": _FORMAT, "recipe": self.recipe, "overrides": list(self.overrides), "date": self.date}
-        content |= {"started": began or round(time.time(), 3)} | ({GIVEN: [to_json(stage) for stage in self.given]} if self.given else {})
+        content |= {"started": began or round(time.time(), 3)} | ({AS_GIVEN: [to_json(stage) for stage in self.given]} if self.given else {})
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
@@ -130,8 +130,7 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
             day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
             refuse_fewer(stages)
-        given = source if not isinstance(source, str) else ()
-        return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, given)
+        return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, () if isinstance(source, str) else source)
 
 
 def still_meant(saved: dict[str, Any], source: str | tuple[Run, ...], stages: tuple[Run, ...]) -> list[str]:
@@ -141,7 +140,7 @@ def still_meant(saved: dict[str, Any], source: str | tuple[Run, ...], stages: tu
     dropped = {assignment for assignment, _, name in fields if name == "out"}
     if not isinstance(source, str):
         now = [to_json(stage) for stage in source]
-        for number, before in enumerate(saved.get(GIVEN, ())[: len(now)]):
+        for number, before in enumerate(saved.get(AS_GIVEN, ())[: len(now)]):
             moved = [path for path, _, _ in changes(with_later_fields(before, source[number]), now[number])]
             alike = [(assignment, name) for assignment, stage, name in fields if stage is stages[number]]
             dropped |= {assignment for assignment, name in alike if any(f"{path}.".startswith(f"{name}.") for path in moved)}
