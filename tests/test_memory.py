@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from architectures import build as build_kind
 from ramulus.cli import main
-from ramulus.engine.local.factory import Local
+from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.slots import SlotMemory
 from ramulus.learn.policy.lora import Lora
@@ -103,6 +104,17 @@ def test_the_kernels_copy_is_counted() -> None:
     if not engine.native_bytes:
         pytest.skip(f"no kernels here: {why()}")
     assert sizes_of(config).matrices * 4 == pytest.approx(engine.native_bytes, rel=0.05)  # panels are padded
+
+
+@pytest.mark.parametrize(("kind", "key", "inner"), [("gemma4_text", 2 * 32, 96), ("gemma3n_text", 2 * 16, 96)])
+def test_layers_that_differ_have_the_sizes_of_the_largest(kind: str, key: int, inner: int) -> None:
+    model = build_kind(kind)
+    sizes = sizes_of_model(model)
+    assert (sizes.key, sizes.inner, sizes.layers) == (key, inner, 4)
+    assert usual_memory(model, 4) == 2**30
+    vars(model.config)["num_hidden_layers"] = None
+    with pytest.raises(ValueError, match=f"the memory of a '{kind}' cannot be planned: "):
+        sizes_of_model(model)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("Qwen/Qwen2.5-Math-1.5B", 1.54), ("Qwen/Qwen2.5-7B", 7.62), ("Qwen/Qwen2.5-14B", 14.77)])

@@ -14,7 +14,7 @@ import torch
 
 from ramulus import Boxed, Pretrained, Sums, Task, WordProblems
 from ramulus.core.task import Path as Response
-from ramulus.models.smollm2 import SMOLLM2, convert, fetch, quantised
+from ramulus.models.smollm2 import SMOLLM2, cache, convert, fetch, quantised
 from ramulus.run.config.resume import build
 from ramulus.tasks.sums import EXAMPLES, TEST
 
@@ -91,6 +91,18 @@ def test_each_recipe_is_on_the_model_and_the_sums(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RAMULUS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache().name == "ramulus"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache() == Path("/somewhere/ramulus")
+
+
 def test_a_folder_that_is_not_there_names_what_makes_it(tmp_path: Path) -> None:
     elsewhere = os.environ | {"RAMULUS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(

@@ -123,6 +123,8 @@ def test_special_tokens_stay_in_what_rewards_see() -> None:
     decode = Detokenizer(tokenizer, (7,))
     text = decode([2, 5, 3, 6, 4, 7, 0, 1])
     assert text.split() == ["So", "<answer>", "5", "</answer>"]
+    padded = PreTrainedTokenizerFast(tokenizer_object=base, eos_token="[E]", pad_token="5")  # some models fill with a word
+    assert Detokenizer(padded)([5, 6, 0]).split() == ["So", "5"]
     task = Task("t", (), "?", "5")
     assert ExactAnswer(Tagged())(task, path(text))["correct"] == 1
     assert Unmarked(ExactAnswer(LastLine("So")), ("<answer>", "</answer>"))(task, path(text))["correct"] == 1

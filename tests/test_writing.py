@@ -18,6 +18,7 @@ from ramulus.learn.policy.model import Pretrained, Scratch
 from ramulus.learn.policy.torch_learner import policy_of
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.policy.writing import read_back, tokenizer_for_all, try_writing
+from ramulus.models.precision import widened
 
 TOKENIZER = Scratch("0123456789+-=? \n", hidden=16)()[1]
 SIZES: dict[str, Any] = {
@@ -26,7 +27,6 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
 BASE = {"rope_type": "default", "rope_theta": 5e5}
-EMBEDDING = Lora(2, targets=("embed_tokens",))
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "llama": {"tie_word_embeddings": True},
@@ -49,7 +49,7 @@ def build(family: str, rope: dict[str, Any] = BASE) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "lora"),
-    [(family, lora) for family in FAMILIES for lora in (None, Lora(2))] + [(family, EMBEDDING) for family in ("qwen2", "llama")],
+    [(family, lora) for family in FAMILIES for lora in (None, Lora(2))],
 )
 def test_what_is_written_is_the_model(family: str, lora: Lora | None, tmp_path: Path) -> None:
     """The folder answers as the trained model does, under the names that the family has."""
@@ -134,6 +134,53 @@ def test_a_tokenizer_keeps_the_class_it_came_with(tmp_path: Path) -> None:
     assert tokenizer_for_all(said, None) == {
         "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"], "eos_token": "<eos>",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
+def test_what_adapters_learn_in_half_precision_is_written_whole(family: str, tmp_path: Path) -> None:
+    """Steps so small that bfloat16 weights would not show them shift log-probs alike once they are read again, by default and by Pretrained."""
+    build(family).bfloat16().save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    model = Pretrained(str(tmp_path / "base"), dtype="bfloat16")()[0]  # with rotary angles in float32
+    ids = (torch.arange(40)[None] * 7 + 1) % 64
+    with widened(model):
+        before = model(ids).logits.log_softmax(-1)
+    policy = TorchPolicy(model, TOKENIZER, lora=Lora(2))
+    with torch.no_grad():
+        for parameter in policy.trainable.values():
+            parameter.add_(torch.randn_like(parameter) * 1e-4)
+    with widened(model):
+        learned = model(ids).logits.log_softmax(-1) - before
+    assert 0 < float(learned.abs().mean()) < 1e-2
+    folder = tmp_path / "written"
+    policy.write(folder)
+    policy.write(folder)
+    for again in (AutoModelForCausalLM.from_pretrained(folder).eval(), Pretrained(str(folder))()[0]):
+        lost = again(ids).logits.log_softmax(-1) - before - learned
+        assert float(lost.abs().mean()) < 0.01 * float(learned.abs().mean())
+    assert {str(t.dtype) for name, t in load_file(folder / "model.safetensors").items() if "norm" in name or "embed" in name} == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "message"),
+    [
+        ("qwen2", ("q_proj", "lm_head"), "names lm_head, the output layer, which cannot have adapters"),
+        ("llama", ".*(q_proj|embed_tokens)", "names model.embed_tokens, embeddings, which"),
+        ("gpt2", ("wte",), "names transformer.wte, embeddings"),
+        ("qwen2", ("nothing",), "nothing"),
+    ],
+)
+def test_adapters_that_would_not_be_trained_are_refused(kind: str, targets: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TorchPolicy(build(kind), lora=Lora(2, targets=targets))
+
+
+def test_adapters_are_tried_and_what_they_leave_is_said() -> None:
+    with pytest.raises(ValueError, match=r"^PhimoeForCausalLM cannot be trained by LoRA with lora.targets='all-linear' \(AttributeError: [^\n]*$"):
+        TorchPolicy(build_kind("phimoe"), lora=Lora(2))
+    with pytest.warns(UserWarning, match=r"LoRA adapts 14% of the numbers in this model's matrices, .*experts.gate_up_proj and others"):
+        policy = TorchPolicy(build_kind("gpt_oss"), lora=Lora(2))
+    assert all(parameter.grad is None for parameter in policy.trainable.values())
 
 
 def test_merging_changes_nothing_in_place() -> None:

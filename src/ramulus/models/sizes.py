@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from ramulus.models.errors import sentence
+
 KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # the model types that the compiled kernels decode
 _QWEN = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "vocab_size": 152064, "tie_word_embeddings": False}
 
@@ -79,27 +81,38 @@ def sizes_of(config: Any) -> Sizes:
 
 
 def sizes_of_model(model: Any) -> Sizes:
-    """The sizes of a transformers causal LM, on whichever device; LoRA adapters on it are left out."""
+    """The sizes of a transformers causal LM, on whichever device; LoRA adapters on it are left out.
+
+    Where layers differ, those of the largest. Raises ValueError for a config that does not say what is needed.
+    """
+    try:
+        return _sizes_of_model(model)
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise ValueError(f"the memory of a {kind!r} cannot be planned: {sentence(error)}") from error
+
+
+def _sizes_of_model(model: Any) -> Sizes:
     from torch import nn
 
     text, head = model.config.get_text_config(), model.get_output_embeddings()
-    heads, hidden = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    heads, hidden = (_largest(text, name) for name in ("num_attention_heads", "hidden_size"))
     if not heads or not hidden:
         raise ValueError(f"the memory of a {model.config.model_type!r} cannot be planned: its config names no attention heads or no width")
-    dim = getattr(text, "head_dim", None) or hidden // heads
+    dim = _largest(text, "head_dim") or hidden // heads
     named = {name.replace(".base_layer", ""): layer for name, layer in model.named_modules() if ".lora_" not in name and layer is not head}
     linear = tuple((name, layer.in_features, layer.out_features) for name, layer in named.items() if type(layer) is nn.Linear)
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     parameters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
-    chosen, experts = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
-    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    chosen, experts = _largest(text, "num_experts_per_tok"), _largest(text, "num_experts") or _largest(text, "num_local_experts")
+    inner = _largest(text, "intermediate_size") or 4 * hidden
     layers, active = int(text.num_hidden_layers), parameters - (0 if head is None or _tied(model) else vocabulary * hidden)
     if chosen and experts:
-        inner = chosen * int(getattr(text, "moe_intermediate_size", None) or inner)
+        inner = chosen * (_largest(text, "moe_intermediate_size") or inner)
         active -= sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * (experts - chosen) // experts
-    latent = int(getattr(text, "qk_nope_head_dim", None) or 0) + int(getattr(text, "qk_rope_head_dim", None) or 0)  # of MLA
-    key = int(getattr(text, "num_key_value_heads", None) or heads) * max(dim, latent)
-    positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
+    latent = _largest(text, "qk_nope_head_dim") + _largest(text, "qk_rope_head_dim")  # of MLA
+    key = _widest_key(text, heads, max(dim, latent))
+    positions = _largest(text, "max_position_embeddings") or 2**31
     more = remembered_numbers(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     return Sizes(model.config.model_type, layers, hidden, heads, dim, key, inner, vocabulary, parameters, active, linear, positions, *more)
 
@@ -119,6 +132,28 @@ def remembered_numbers(model: Any) -> int:
         return 0
     heads, dim = seen.widest
     return len(seen.layers) * 2 * heads * dim
+
+
+def _widest_key(text: Any, heads: int, dim: int) -> int:
+    """Width of the keys of all key heads, in the layer where it is largest."""
+    each = [(_largest(one, "num_key_value_heads") or heads) * (_largest(one, "head_dim") or dim) for one in _by_layer(text)]
+    return max(each) if each and "head_dim" in text.per_layer_attributes else (_largest(text, "num_key_value_heads") or heads) * dim
+
+
+def _by_layer(text: Any) -> list[Any]:
+    """The configs of the layers, of a config whose layers have their own."""
+    each = getattr(text, "per_layer_config", None)
+    return [] if each is None else list(each)
+
+
+def _largest(config: Any, name: str) -> int:
+    """A number of a config, the largest where it says one for each layer; 0 where it says none."""
+    try:
+        said = getattr(config, name, None)
+    except RuntimeError:  # transformers' word for layers that have one each
+        said = [getattr(layer, name, None) for layer in _by_layer(config)]
+    numbers = said if isinstance(said, list | tuple) else [said]
+    return max((int(number) for number in numbers if number), default=0)
 
 
 def _tied(model: Any) -> bool:

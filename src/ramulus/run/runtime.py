@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
@@ -139,10 +140,20 @@ class Detokenizer:
 
     @cached_property
     def silent(self) -> frozenset[int]:
-        """Ids that leave no text."""
-        named = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
-        return frozenset((*self.ends, *(int(token) for token in named if token is not None)))
+        """Ids that leave no text; a padding token that is a word like any other, as some models have it, leaves its own."""
+        named = {name: getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        if named["pad"] is not None and is_word(self.tokenizer, int(named["pad"])):
+            named["pad"] = None
+        return frozenset((*self.ends, *(int(token) for token in named.values() if token is not None)))
 
     def __call__(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self.silent]
         return self.tokenizer.decode(kept, skip_special_tokens=False)
+
+
+def is_word(tokenizer: Any, token: int) -> bool:
+    """Whether a token is text like any other, whatever role it was given besides: its model of text spells it so, and it has no brackets."""
+    word, backend = tokenizer.convert_ids_to_tokens(token), getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or re.fullmatch(r"[<\[{].*[>\]}]", word):
+        return False
+    return [part.id for part in backend.model.tokenize(word)] == [token]

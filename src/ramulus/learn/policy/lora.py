@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ramulus.learn.policy.model_files import ADAPTER, check_weights
+from ramulus.models.errors import sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,7 @@ class Lora:
 
     rank: int = 16
     alpha: int = 32  # the adapters' output is scaled by alpha / rank
-    targets: tuple[str, ...] | str = (
-        "all-linear"  # names of the layers to adapt; "all-linear" takes all but the output layer
-    )
+    targets: tuple[str, ...] | str = ALL_LINEAR  # names of layers, none of embeddings or output; "all-linear" takes every other
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
@@ -33,17 +36,78 @@ class Lora:
 def attach(model: Any, lora: Lora) -> Any:
     """Put adapters into `model`, in place, and freeze the rest; returns peft's wrapper. They start as zero: the model is unchanged.
 
-    Raises ImportError, naming the extra, without peft; ValueError where no layer has a target's name.
+    Warns where "all-linear" reaches less than half of the matrices between embeddings and output layer. Raises ImportError, naming the extra, without
+    peft; ValueError where no layer has a target's name, where one is of embeddings or the output layer, and where the model fails with adapters.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "ramulus[lora]"') from error
+    refuse_ends(model, lora)
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    sizes = {name: p.numel() for name, p in matrices(model)}
+    try:
+        wrapped = get_peft_model(model, config)
+        try_adapters(model)
+    except (TypeError, AttributeError, RuntimeError, LookupError, NotImplementedError) as error:
+        words = f"{type(model).__name__} cannot be trained by LoRA with lora.targets={lora.targets!r} ({type(error).__name__}: {sentence(error)})"
+        raise ValueError(f"{words}: name other layers, or leave LoRA out") from error
+    if lora.targets == ALL_LINEAR:
+        say_share(model, sizes)
+    return wrapped
+
+
+def refuse_ends(model: Any, lora: Lora) -> None:
+    """Raise ValueError for targets among embeddings and the output layer, which other parts of the model, and the learner, read as they are."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules() if lora.targets != ALL_LINEAR else ():
+        if isinstance(module, nn.Embedding) or module is head:
+            hit = re.fullmatch(lora.targets, name) if isinstance(lora.targets, str) else any(f".{name}".endswith(f".{one}") for one in lora.targets)
+            if hit:
+                what = "the output layer" if module is head else "embeddings"
+                raise ValueError(f"lora.targets={lora.targets!r} names {name}, {what}, which cannot have adapters: leave it out")
+
+
+def matrices(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The named weights of two and more dimensions, but those of embeddings and the output layer."""
+    from torch import nn
+
+    ends = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings()
+    ends |= set() if head is None else {id(p) for p in head.parameters()}
+    return ((name, p) for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in ends)
+
+
+def try_adapters(model: Any) -> None:
+    """Run a few tokens through an adapted model, there and back; what fails is raised as it is."""
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    ids = (torch.arange(5, device=weight.device) + 1)[None] % len(weight)
+    with torch.enable_grad():
+        model(input_ids=ids, use_cache=False).logits.float().sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def say_share(model: Any, sizes: dict[str, int]) -> None:
+    """Warn where adapters reach less than half of the numbers in matrices, by name and size as they were without adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    reached = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            reached.add(f"{name}.{getattr(module, 'parameter_name', 'weight')}".replace(".base_layer", ""))
+    share = sum(size for name, size in sizes.items() if name in reached) / max(1, sum(sizes.values()))
+    if share < 0.5:
+        left = max((name for name in sizes if name not in reached), key=sizes.__getitem__)
+        words = f"LoRA adapts {share:.0%} of the numbers in this model's matrices, the rest stays as it is ({left} and others)"
+        warnings.warn(f"{words}: train without LoRA where that should learn too", stacklevel=2)
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
@@ -86,7 +150,8 @@ def without(wrapped: Any) -> Iterator[None]:
 def merged(model: Any) -> dict[str, Tensor]:
     """The state dict of the adapted `model` with adapters added to the weights, under the names it had without them.
 
-    Nothing is changed in place: merging and unmerging would round the frozen weights. Raises ValueError for adapters that cannot be added.
+    What adapters were added to is in float32 at least: to half precision most of what is learned at small learning rates would be lost. Nothing
+    is changed in place: merging and unmerging would round the frozen weights. Raises ValueError for adapters that cannot be added.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -102,6 +167,7 @@ def merged(model: Any) -> dict[str, Tensor]:
                 layer, rest = layers[owner], name[len(owner) + 1 :].replace("base_layer.", "")
                 if rest == getattr(layer, "parameter_name", "weight"):
                     deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-                    tensor = (tensor + sum(delta.reshape(tensor.shape) for delta in deltas)).to(tensor.dtype)
+                    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                    tensor = tensor + sum(delta.reshape(tensor.shape).to(tensor.dtype) for delta in deltas)
             answer[name.replace(".base_layer", "")] = tensor
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -157,20 +158,27 @@ class Pretrained:
 
 def check_rope(rope: dict[str, Any]) -> None:
     """Raise ValueError for settings of rotary positions that are unknown, incomplete, or change with the length of a text."""
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope is a set of settings, {{'rope_theta': 40000.0}}, say, got {rope!r}")
     kind = rope.get("rope_type", "default")
-    if kind not in ROPE:
+    if not isinstance(kind, str) or kind not in ROPE:
         raise ValueError(
             f"rope_type is one of {', '.join(ROPE)}, got {kind!r}: angles that change with the length of a text make kept keys stale"
         )
     known = {*ROPE_MORE, *(name for names in ROPE.values() for name in names)}
-    if unknown := sorted(rope.keys() - known):
+    if unknown := sorted(map(str, rope.keys() - known)):
         raise ValueError(f"unknown rope settings {', '.join(unknown)}: known are {', '.join(sorted(known))}")
     if missing := [name for name in ROPE[kind] if name not in rope]:
         raise ValueError(
             f"rope_type {kind!r} needs {', '.join(missing)}: rope={{'rope_type': {kind!r}, 'factor': 4.0}}, say"
         )
-    if wrong := [name for name, value in rope.items() if name != "rope_type" and not value > 0]:
+    if wrong := [name for name, value in rope.items() if name != "rope_type" and not is_positive(value)]:
         raise ValueError(f"rope settings are numbers above 0, got {wrong[0]}={rope[wrong[0]]!r}")
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def base_of(adapter: Path) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ramulus.learn.policy.loading import load_weights, silent
 from ramulus.learn.policy.tokenizer import CAME_WITH, SAMPLE, read_tokenizer
+from ramulus.models.precision import HALVES, widened
 from ramulus.models.survey import attending_by, plain_way, survey
 
 BACKEND = "TokenizersBackend"  # transformers 5's name of a tokenizer that is its tokenizer.json; transformers 4 knows it by another
@@ -26,8 +28,11 @@ OTHER_NUMERALS = {("gpt_neox", "rope_theta"): "rotary_emb_base", ("gpt_neox", "p
 def write_model(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[str, Tensor] | None = None) -> None:
     """Write weights (those of `state` where given), config and tokenizer; no tokenizer where it is None."""
     folder = Path(folder)
+    wide = width(model, model.state_dict() if state is None else state)
     with silent():
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))  # which it empties
+    if wide != model.dtype:
+        rewrite(folder / "config.json", lambda settings: settings | {"dtype": str(wide).removeprefix("torch.")})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
         rewrite(folder / "tokenizer_config.json", lambda settings: tokenizer_for_all(settings, getattr(tokenizer, CAME_WITH, None)))
@@ -49,6 +54,14 @@ def for_all(file: Path, plain: str, model: Any) -> str:
         return plain
     own_ways = any(after.get(name) != value for name, value in before.items())  # of a family
     return plain if own_ways else file.read_text()
+
+
+def width(model: Any, state: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that loses nothing of these weights: float32 for a model in half precision into some of whose matrices adapters were merged."""
+    own = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
+    wider = (t.dtype == torch.float32 and t.ndim > 1 and not any(part in name for part in own) for name, t in state.items())
+    dtype: torch.dtype = model.dtype
+    return torch.float32 if dtype in HALVES and any(wider) else dtype
 
 
 def rewrite(file: Path, change: Any) -> None:
@@ -107,13 +120,14 @@ def read_back(folder: Path | str, model: Any, tokenizer: Any, state: Mapping[str
     trust = own_code(model, tokenizer)
     with torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-        again = load_weights(str(folder), config=config, dtype=model.dtype, trust_remote_code=trust).eval()
+        again = load_weights(str(folder), config=config, dtype=width(model, state), trust_remote_code=trust).eval()
     for name, tensor in again.state_dict().items():
-        if name not in state or not torch.equal(tensor, state[name].to(tensor.device)):
+        if name not in state or not torch.equal(tensor, state[name].to(tensor.device, torch.promote_types(tensor.dtype, state[name].dtype))):
             raise RuntimeError(f"the model in {folder} is not the one that was written: its {name} differs: please report it")
-    here, there = (answers(net, plain_way(again, survey(again))) for net in (model, again))
+    with widened(model) if again.dtype != model.dtype else nullcontext():
+        here, there = (answers(net, plain_way(again, survey(again))) for net in (model, again))
     off = float((here - there).abs().max() / here.abs().max().clamp(min=1))
-    if not off <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
+    if not off <= (1e-3 if again.dtype in (torch.float32, torch.float64) else 0.1):
         raise RuntimeError(f"the model in {folder} answers otherwise than the one that was written, by {off:.2g}: please report it")
     check_spelling(folder, tokenizer)
 
