@@ -10,6 +10,7 @@ from itertools import chain
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
 
 from engines import KERNELS, ask, line, run, small
 from forests import forest
@@ -208,6 +209,51 @@ def test_what_is_not_understood_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     policy = TorchPolicy(wide("llama"), autocast=True)
     assert policy.patches == []
     assert all(bool(x.isfinite().all()) for x in gradients(policy).values())
+
+
+class LlamaRMSNorm(modeling_llama.LlamaRMSNorm):
+    """One of a family's own, by the name of another."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) + 0.5 * self.weight
+
+
+class LlamaAttention(modeling_llama.LlamaAttention):
+    """As above."""
+
+    def forward(self, *rows: Tensor, **options: object) -> tuple[Tensor, ...]:
+        out = super().forward(*rows, **options)
+        return (out[0] * 0.3, *out[1:])
+
+
+def test_a_class_of_a_known_name_that_computes_something_else_is_computed_as_it_is() -> None:
+    """And where the code is the same but not what it computes, the check at the start falls back on torch's autocast."""
+    model = wide("llama")
+    for module in model.modules():
+        for kind in (LlamaRMSNorm, LlamaAttention):
+            if type(module) is getattr(modeling_llama, kind.__name__):
+                module.__class__ = kind
+    policy = TorchPolicy(model, autocast=True)
+    assert {type(module).__name__ for module, _ in policy.patches} == {"LlamaMLP"}
+    row = next(iter(batches(forest(3, tempered=True))))
+    exact = TorchPolicy(model).evaluate(row, grad=False).plain
+    assert off(policy.evaluate(row, grad=False).plain, exact) < 0.05
+    twisted = wide("llama")
+    for layer in twisted.model.layers:
+        layer.mlp.act_fn = Twice()
+    other = TorchPolicy(twisted, autocast=True)
+    assert other.patches == []
+    assert other.head.narrow is None
+
+
+class Twice(nn.SiLU):
+    """What calls itself SiLU and is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+Twice.__name__ = "SiLU"
 
 
 def test_a_frozen_weight_has_no_gradient_and_stops_none() -> None:

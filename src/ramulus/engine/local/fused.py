@@ -14,9 +14,9 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from ramulus.engine.local.adapters import Matrices
-from ramulus.engine.local.code import hooked, runs_as
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.kv import Reach
+from ramulus.models.code import hooked, runs_as
 from ramulus.models.variant import Variant
 
 WHOLES = llama.LlamaForCausalLM, mistral.MistralForCausalLM, qwen2.Qwen2ForCausalLM, qwen3.Qwen3ForCausalLM

@@ -17,6 +17,7 @@ from ramulus.models.precision import is_half, widened
 from ramulus.models.survey import FAR, Survey, message_of, plain_way, survey
 
 PREFIX, BRANCH = 4, 3  # tokens of the check's trees: a prompt with two branches
+NEAR = 3  # times the error of torch's autocast that layers in bfloat16 may have
 CLOSE, QUANTISED = 1e-3, 0.1  # of logits, relative to the largest; of quantised models
 
 
@@ -49,10 +50,7 @@ def verify_policy(model: Any, chunk: int, patches: Sequence[Patch], way: Way) ->
 @torch.no_grad()
 def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way, model_survey: Survey) -> float:
     """The largest difference of logits, relative to the largest logit."""
-    most = context(model.config)
-    prefix = min(max(1, most - BRANCH), model_survey.past_windows(PREFIX))
-    case = trees(prefix, max(0, min(most, FAR) - prefix - BRANCH), int(model.get_input_embeddings().num_embeddings))
-    token, position, parent, end, lines = (x.to(model.get_input_embeddings().weight.device) for x in case)
+    token, position, parent, end, lines = checked_trees(model, model_survey)
 
     def packed(dtype: torch.dtype) -> Tensor:
         row = plan(parent, end, dtype, way, model_survey.sights)
@@ -70,6 +68,32 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
             far = model(input_ids=token[lines[2:]], position_ids=position[lines[2:]], use_cache=False).logits
     alone = torch.cat((near, far))[..., : head.drawn]
     return float(((ours - alone).abs().max() / alone.abs().max().clamp(min=1)).nan_to_num(torch.inf))
+
+
+@torch.no_grad()
+def answers_as_autocast(model: Any, head: Head, patches: Sequence[Patch], model_survey: Survey) -> bool:
+    """Whether layers in bfloat16 of our own are about as near to float32 as those of torch's autocast, on the trees of the check."""
+    token, position, parent, end, _ = checked_trees(model, model_survey)
+
+    def packed(dtype: torch.dtype, chosen: Sequence[Patch]) -> Tensor:
+        row = plan(parent, end, dtype, "auto", model_survey.sights)
+        casting = torch.autocast(token.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        with casting, attending(model), fused(chosen), head.stopped() as given:
+            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
+            return head.logits(given[0][0])
+
+    with widened(model):
+        exact = packed(torch.float32, [])
+    ours, theirs = (float((packed(torch.bfloat16, chosen) - exact).norm() / exact.norm()) for chosen in (patches, []))
+    return ours <= NEAR * theirs + CLOSE
+
+
+def checked_trees(model: Any, model_survey: Survey) -> tuple[Tensor, ...]:
+    """`trees` for a model, as long as its windows ask and up to its last positions, on its device."""
+    most = context(model.config)
+    prefix = min(max(1, most - BRANCH), model_survey.past_windows(PREFIX))
+    case = trees(prefix, max(0, min(most, FAR) - prefix - BRANCH), int(model.get_input_embeddings().num_embeddings))
+    return tuple(x.to(model.get_input_embeddings().weight.device) for x in case)
 
 
 def trees(prefix: int, start: int, vocabulary: int) -> tuple[Tensor, ...]:

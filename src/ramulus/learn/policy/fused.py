@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.models.llama import modeling_llama as llama
+
+from ramulus.models.code import runs_as
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # weight * x / rms(x), in at least float32
 Patch = tuple[nn.Module, Callable[..., Any]]
@@ -96,11 +99,16 @@ def patches(model: nn.Module) -> list[Patch]:
         return []
     listed: list[Patch] = []
     for module in model.modules():
-        if type(module).__name__ in NORMS:
+        if is_known_norm(module):
             listed.append((module, partial(norm, module)))
         elif is_gated(module):
             listed.append((module, partial(gated, module)))
     return listed
+
+
+def is_known_norm(module: Any) -> bool:
+    """Whether a module is an RMSNorm of a known name that computes as Llama's does."""
+    return type(module).__name__ in NORMS and runs_as(module, (llama.LlamaRMSNorm,))
 
 
 def is_gated(module: Any) -> bool:
@@ -108,7 +116,8 @@ def is_gated(module: Any) -> bool:
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
     plain = all(type(layer) is nn.Linear and layer.bias is None for layer in layers)
-    return silu and plain and type(module).__name__ in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+    known = type(module).__name__ in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP") and runs_as(module, (llama.LlamaMLP,))
+    return silu and plain and known
 
 
 @contextmanager

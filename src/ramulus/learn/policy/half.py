@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from ramulus.learn.attention.tree_attention import tree_attention
 from ramulus.learn.policy import half_kernels
-from ramulus.learn.policy.fused import NORMS, Patch, is_gated
+from ramulus.learn.policy.fused import Patch, is_gated, is_known_norm
 from ramulus.learn.policy.half_kernels import BFLOAT16, WHOLE_VECTORS
 from ramulus.learn.policy.narrow import Narrow
+from ramulus.models.code import runs_as
 
-HALF_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")  # queries and keys are turned as they come
+HALF_ATTENTIONS = (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention)  # queries and keys are turned as they come
 
 
 class Norm(torch.autograd.Function):
@@ -160,7 +164,7 @@ def half_patches(model: nn.Module, narrow: Narrow) -> list[Patch]:
     listed: list[Patch] = []
     for module in model.modules():
         whole = all(size % WHOLE_VECTORS == 0 for p in module.parameters() for size in p.shape)
-        if type(module).__name__ in NORMS and whole:
+        if is_known_norm(module) and whole:
             listed.append((module, partial(normed, module)))
         elif is_gated(module) and whole:
             listed.append((module, partial(half_gated, module, narrow)))
@@ -171,7 +175,8 @@ def half_patches(model: nn.Module, narrow: Narrow) -> list[Patch]:
 
 def is_attention(module: Any) -> bool:
     """Whether a module attends with plain layers and turns whole heads."""
-    if type(module).__name__ not in HALF_ATTENTIONS or module.head_dim % (2 * WHOLE_VECTORS):
+    named = type(module).__name__ in {kind.__name__ for kind in HALF_ATTENTIONS}
+    if not named or not runs_as(module, HALF_ATTENTIONS) or module.head_dim % (2 * WHOLE_VECTORS):
         return False
     layers = [module.q_proj, module.k_proj, module.v_proj, module.o_proj]
     turned = (getattr(module.config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)

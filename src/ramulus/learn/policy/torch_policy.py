@@ -18,7 +18,7 @@ from ramulus.learn.attention.tree_attention import Way, attending, plan
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
-from ramulus.learn.policy.check import verify_policy
+from ramulus.learn.policy.check import answers_as_autocast, verify_policy
 from ramulus.learn.policy.fused import Patch, fused, patches
 from ramulus.learn.policy.half import half_patches
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
@@ -81,8 +81,8 @@ class TorchPolicy:
         self.reach = rope_limit(model.config)
         self.reference = copy.deepcopy(model).requires_grad_(False) if reference_model and lora is None else None
         self.wrapped = attach(model, lora) if lora is not None else None
-        self.patches = self._patches(model)  # adapters stay as they are
-        self.reference_patches = self._patches(self.reference) if self.reference is not None else []
+        self.patches = self._checked_patches(model)  # adapters stay as they are
+        self.reference_patches = self._patches(self.reference) if self.reference is not None and self.patches else []
         if autocast and self.patches:
             self.head = replace(self.head, narrow=self.narrow)
         self.layers = checkpointed(model) if activation_checkpointing else []
@@ -97,6 +97,13 @@ class TorchPolicy:
 
     def _patches(self, model: Any) -> list[Patch]:
         return half_patches(model, self.narrow) if self.autocast else patches(model)
+
+    def _checked_patches(self, model: Any) -> list[Patch]:
+        """`_patches`; none where those in bfloat16 do not answer as torch's autocast does."""
+        chosen = self._patches(model)
+        right = not self.autocast or not chosen or answers_as_autocast(model, self.head, chosen, self.survey)
+        self.narrow.forget()
+        return chosen if right else []
 
     def evaluate(
         self, batch: TreeBatch, entropy_grad: bool = False, grad: bool = True, tempered: bool = True, hot: bool = False
