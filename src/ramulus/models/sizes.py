@@ -137,22 +137,21 @@ def remembered_numbers(model: Any) -> int:
 def _widest_key(text: Any, heads: int, dim: int) -> int:
     """Width of the keys of all key heads, in the layer where it is largest."""
     each = [(_largest(one, "num_key_value_heads") or heads) * (_largest(one, "head_dim") or dim) for one in _by_layer(text)]
-    return max(each) if each and "head_dim" in text.per_layer_attributes else (_largest(text, "num_key_value_heads") or heads) * dim
+    return max(each, default=(_largest(text, "num_key_value_heads") or heads) * dim)
 
 
 def _by_layer(text: Any) -> list[Any]:
     """The configs of the layers, of a config whose layers have their own."""
-    each = getattr(text, "per_layer_config", None)
-    return [] if each is None else list(each)
+    return list(text.per_layer_config) if getattr(text, "per_layer_attributes", None) else []
 
 
 def _largest(config: Any, name: str) -> int:
     """A number of a config, the largest where it says one for each layer; 0 where it says none."""
     try:
-        said = getattr(config, name, None)
+        values = getattr(config, name, None)
     except RuntimeError:  # transformers' word for layers that have one each
-        said = [getattr(layer, name, None) for layer in _by_layer(config)]
-    numbers = said if isinstance(said, list | tuple) else [said]
+        values = [getattr(layer, name, None) for layer in _by_layer(config)]
+    numbers = values if isinstance(values, list | tuple) else [values]
     return max((int(number) for number in numbers if number), default=0)
 
 
