@@ -11,23 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from architectures import build as build_kind
 from ramulus.cli import main
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.slots import SlotMemory
+from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.lora import Lora
-from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.model import Pretrained, Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.sizes import PUBLISHED, sizes_of, sizes_of_model
 from ramulus.models.smollm2 import fetch
 from ramulus.native.build import why
 from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
+from ramulus.run.memory.measure import kept_by_layer, kept_bytes
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, rows_in, step_memory, way_of
+from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, rows_in, step_memory, way_of
 from ramulus.run.memory.work import paths_of, work_of
 
 TOKENS = 128, 384
@@ -42,21 +44,6 @@ def run(**changes: Any) -> Run:
     model = Scratch("0123456789+=?", hidden=64, layers=3, heads=4, kv_heads=2)
     small: dict[str, Any] = {"model": model, "prompt_limit": 64, "response_limit": 192, "engine": Local()}
     return replace(grpo.recipe(), **small | {"autocast": False, "activation_checkpointing": False} | changes)
-
-
-def kept_bytes(policy: TorchPolicy, tokens: int) -> int:
-    """What the forward pass over a path of so many tokens keeps for the backward pass, weights left out."""
-    token, position = torch.arange(tokens) % 50, torch.arange(tokens)
-    known = {x.untyped_storage().data_ptr() for x in (*policy.model.parameters(), *policy.model.buffers())}
-    held: dict[int, torch.Tensor] = {}
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        held[x.untyped_storage().data_ptr()] = x
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), policy._casting():
-        policy._hidden(policy.model, token, position, (position - 1).clamp(min=0), torch.full((tokens,), tokens))
-    return sum(x.untyped_storage().nbytes() for at, x in held.items() if at not in known)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +71,59 @@ def test_activations_are_what_autograd_keeps(way: str, options: dict[str, Any]) 
     widths = sizes.hidden, sizes.query, sizes.key, sizes.inner
     expected = sum(a * b for a, b in zip(KEPT[way], widths, strict=True)) + (RANK * 4 if "lora" in way else 0)
     assert (a_token(3) - a_token(1)) / 2 == pytest.approx(expected, rel=0.1)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {}, "autocast": {"autocast": True}, "bfloat16": {}, "lora": {"lora": Lora(4)}, "lora autocast": {"lora": Lora(4), "autocast": True},
+}  # fmt: skip
+
+
+def family(kind: str, layers: int) -> Any:
+    """A model of this kind, whose feed-forward layers and heads are about as wide beside its hidden state as real ones'."""
+    widths = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    more = {"vocab_size": 64, "sliding_window": 512, "pad_token_id": 0}
+    more |= {"num_local_experts": 4} if kind == "mixtral" else {}
+    more |= {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2} if kind == "qwen3_moe" else {}
+    config = AutoConfig.for_model(kind, **widths | more | {"num_hidden_layers": layers, "max_position_embeddings": 512})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "olmo2", "phi3", "smollm3", "granite", "qwen3_moe", "mixtral"])
+def test_activations_are_planned_by_family(kind: str, way: str) -> None:
+    def a_token(layers: int) -> float:
+        model = family(kind, layers)
+        policy = TorchPolicy(model.bfloat16() if way == "bfloat16" else model, **WAYS[way])
+        few, many = (kept_bytes(policy, tokens) for tokens in TOKENS)
+        return (many - few) / (TOKENS[1] - TOKENS[0])
+
+    sizes = sizes_of_model(family(kind, 1))
+    made = run(model=Pretrained("x", dtype="bfloat16") if way == "bfloat16" else Pretrained("x"), **WAYS[way])
+    expected = kept_of(way_of(made, Site(), sizes), sizes) + (RANK * 4 if "lora" in way else 0)
+    assert expected == pytest.approx(a_token(2) - a_token(1), rel=0.15)
+
+
+@pytest.mark.parametrize("options", [{}, {"autocast": True}, {"activation_checkpointing": True}, {"lora": Lora(4)}])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_what_a_token_keeps_is_measured_on_the_loaded_model(kind: str, options: dict[str, Any]) -> None:
+    model = family(kind, 3)
+    policy, sizes = TorchPolicy(model, **options), sizes_of_model(model)
+    learner = InProcess(policy)
+    layers, weights = policy.layers, {name: x.clone() for name, x in model.state_dict().items()}
+    each = kept_by_layer(learner, sizes)
+    learner.close()
+    assert policy.layers is layers
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    policy.layers = []
+    few, many = (kept_bytes(policy, tokens) for tokens in (100, 400))
+    made = run(**{name: value for name, value in options.items() if name != "activation_checkpointing"})
+    kept = [activations(made, replace(sizes, kept=each), Site(), tokens)[0] for tokens in (100, 400)]
+    assert kept[1] - kept[0] == pytest.approx(many - few, rel=0.1)
+
+
+def test_what_other_processes_keep_is_not_measured() -> None:
+    assert kept_by_layer(object(), sizes_of(llama().config)) == 0.0
 
 
 def test_sizes_are_those_of_the_model() -> None:

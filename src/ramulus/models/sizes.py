@@ -49,6 +49,11 @@ class Sizes:
     positions: int  # the longest text
     remembered: int = 0  # numbers of keys and values that an engine keeps of a token: in every layer those of the widest one; 0: 2 x key
     dtype: str = "float32"  # of the weights
+    norms: int = 2  # of a layer, beside those of the heads
+    head_norms: bool = False  # of queries and keys
+    packed: bool = False  # queries, keys and values are one matrix
+    experts: int = 0  # that a token visits
+    kept: float = 0.0  # bytes that a layer keeps of a token for the backward pass, where it was measured
 
     @property
     def query(self) -> int:
@@ -107,14 +112,24 @@ def _sizes_of_model(model: Any) -> Sizes:
     chosen, experts = _largest(text, "num_experts_per_tok"), _largest(text, "num_experts") or _largest(text, "num_local_experts")
     inner = _largest(text, "intermediate_size") or 4 * hidden
     layers, active = int(text.num_hidden_layers), parameters - (0 if head is None or _tied(model) else vocabulary * hidden)
-    if chosen and experts:
-        inner = chosen * (_largest(text, "moe_intermediate_size") or inner)
-        active -= sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * (experts - chosen) // experts
+    routed = chosen if experts and any(".experts" in name for name in named) else 0
+    if routed:
+        inner = routed * (_largest(text, "moe_intermediate_size") or inner)
+        active -= sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * (experts - routed) // experts
     latent = _largest(text, "qk_nope_head_dim") + _largest(text, "qk_rope_head_dim")  # of MLA
     key = _widest_key(text, heads, max(dim, latent))
     positions = _largest(text, "max_position_embeddings") or 2**31
-    more = remembered_numbers(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+    more = remembered_numbers(model), str(next(model.parameters()).dtype).removeprefix("torch."), *layer_traits(named), routed
     return Sizes(model.config.model_type, layers, hidden, heads, dim, key, inner, vocabulary, parameters, active, linear, positions, *more)
+
+
+def layer_traits(named: dict[str, Any]) -> tuple[int, bool, bool]:
+    """Of modules by their names: norms of the first layer of the outermost list, norms of heads there, queries, keys and values in one matrix."""
+    first = next((name for name in named if name.endswith(".0")), "")
+    below = {name.removeprefix(f"{first}.") for name in named if first and name.startswith(f"{first}.")}
+    ends = {name.rpartition(".")[2] for name in below}
+    norms = sum("." not in name and "norm" in name for name in below)
+    return norms or 2, bool(ends & {"q_norm", "k_norm"}), bool(ends & {"qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 
 
 def remembered_numbers(model: Any) -> int:

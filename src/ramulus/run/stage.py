@@ -82,7 +82,7 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     with ExitStack() as undo:  # what began ends again where anything is refused
         learner = run.learner(model, tokenizer, source, bool(run.mix.value), run.policy_options(), run.seed)
         undo.callback(learner.close)
-        run, taken = settled(run, model, device_of(run.device), _rooms(ground))
+        run, taken = settled(run, model, device_of(run.device), _rooms(ground), learner)
         placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
         engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
         if placed is None:

@@ -16,6 +16,7 @@ from ramulus.learn.sharded.factory import Sharded
 from ramulus.models.sizes import Sizes, sizes_of_model
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text, written_json
+from ramulus.run.memory.measure import kept_by_layer
 from ramulus.run.memory.rooms import Room, rooms_here
 from ramulus.run.memory.step import USUAL_MB, USUAL_TOKENS, Site, StepMemory, rows_in, step_memory, wanted_bytes
 from ramulus.run.memory.work import work_of
@@ -41,10 +42,10 @@ class Taken:
         replace_text(folder / _FILE, json.dumps({"tokens_per_batch": self.tokens_per_batch, "memory_mb": self.memory_mb}))
 
 
-def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here) -> tuple[Run, Taken]:
+def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here, learner: Any = None) -> tuple[Run, Taken]:
     """The run with numbers in place of auto: those that it began with, else what fits beside `model` and its learner, on their `device`, now.
 
-    `rooms`: what its processes share, and what is free there.
+    `rooms`: what its processes share, and what is free there. What a token's forward pass keeps is measured on the `learner` that is given.
     """
     auto = _is_auto(run)
     longest = run.prompt_limit + run.response_limit
@@ -57,7 +58,7 @@ def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here) -> tup
     elif run_folder.steps(run.folder):  # it began before there was an auto
         taken = usual
     else:
-        taken = _fitting(run, model, rooms(run, device), auto) or usual
+        taken = _fitting(run, model, rooms(run, device), auto, learner) or usual
     if "tokens_per_batch" in auto:
         run = replace(run, tokens_per_batch=taken.tokens_per_batch)
     if "memory_mb" in auto:
@@ -72,7 +73,7 @@ def _is_auto(run: Run) -> set[str]:
     return ({"tokens_per_batch"} if run.tokens_per_batch == "auto" else set()) | ({"memory_mb"} if engine else set())
 
 
-def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Taken | None:
+def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learner: Any) -> Taken | None:
     """What fits; None for a learner or a model of which nothing is known."""
     if not isinstance(run.learner, Torch | Sharded):
         return None
@@ -80,6 +81,8 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str]) -> Tak
         sizes = sizes_of_model(model)
     except ValueError:
         return None
+    if "tokens_per_batch" in auto:
+        sizes = replace(sizes, kept=kept_by_layer(learner, sizes))
     tokens, engine_bytes = fitted(run, sizes, rooms)
     needed = {room: room.needed(run, sizes, tokens, engine_bytes) for room in rooms}
     fullest = max(rooms, key=lambda room: needed[room] / max(1.0, room.free))

@@ -28,7 +28,8 @@ SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed ag
 USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
-# feed-forward layer. "fused": learn/policy/fused.py; "narrow": learn/policy/half.py. The others are transformers' modules.
+# feed-forward layer. "fused": learn/policy/fused.py; "narrow": learn/policy/half.py. The others are transformers' modules. Where a run is about to
+# begin it is measured instead (measure.py).
 KEPT = {
     "fused": (16.0, 8.0, 8.0, 8.0),
     "plain": (24.0, 8.0, 8.0, 16.0),
@@ -38,6 +39,10 @@ KEPT = {
     "lora": (16.0, 8.0, 9.0, 16.0),
     "lora autocast": (18.0, 6.0, 4.5, 8.0),
 }
+NORM = {"lora": 4.0, "lora autocast": 4.0}  # more, for each number that a further norm is of; where its weight is trained 8
+HEAD_NORM = NORM | {"fused": 4.0, "narrow": 2.0, "half": 6.0}  # of queries and keys, in layers of KERNELS
+PACKED = {"plain": 4.0, "lora": 4.0, "lora autocast": 0.0}  # more for queries and keys that are cut out of one matrix's outputs; else 2
+EXPERT = {"half": 4.6}  # more for each number of the hidden state, for each expert that a token visits; else 8.6
 HOLES = 0.9  # of what adapters' layers keep on a CPU: freed between it, and kept by the C library until the update ends (python -m benchmarks.peak)
 RANK = 7 * 4.0  # of a token in a layer, for each rank of adapters
 BACKWARD = (12.0, 12.0)  # of a token in the layer whose gradients are being made: for each number of the hidden state, of the feed-forward layer
@@ -190,9 +195,9 @@ def gathering(sizes: Sizes, own: int) -> tuple[float, float]:
 
 def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float, float, float]:
     """Bytes that the forward pass over so many tokens keeps; what the backward pass needs beside them; what a pass that keeps nothing needs."""
-    hidden, inner, head = KEPT[way_of(run, site, sizes)], sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
-    widths = (sizes.hidden, sizes.query, sizes.key, inner)
-    layer = tokens * (sum(a * b for a, b in zip(hidden, widths, strict=True)) + (RANK * run.lora.rank if run.lora is not None else 0.0))
+    inner, head = sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
+    rank = RANK * run.lora.rank if run.lora is not None else 0.0
+    layer = tokens * (sizes.kept or (kept_of(way_of(run, site, sizes), sizes) + rank))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
     casts = 2.0 * sizes.active if run.autocast and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
     casts *= 1.0 if site.shards == 1 else 2 / sizes.layers
@@ -206,10 +211,20 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
     return ends + sizes.layers * layer, max(backward, logits) + casts, max(forward, head * SCORED)
 
 
+def kept_of(way: str, sizes: Sizes) -> float:
+    """Bytes that a layer keeps of a token, adapters' own left out: a row of KEPT, and what this architecture's layers have more."""
+    hidden, query, key, inner = KEPT[way]
+    hidden += NORM.get(way, 8.0) * max(0, sizes.norms - 2) + EXPERT.get(way, 8.6) * sizes.experts
+    norms = HEAD_NORM if sizes.kind in KERNELS else NORM
+    more = norms.get(way, 8.0) * sizes.head_norms + PACKED.get(way, 2.0) * sizes.packed
+    inner = 16.0 if sizes.experts and "autocast" in way else inner  # which computes them in float32
+    return hidden * sizes.hidden + (query + more) * sizes.query + (key + more) * sizes.key + inner * sizes.inner
+
+
 def way_of(run: Run, site: Site, sizes: Sizes) -> str:
     """Which row of KEPT a run's layers are."""
-    kernels = site.kind == "cpu" and site.shards == 1  # they know no shards
-    if run.autocast and run.lora is None and kernels and sizes.kind in KERNELS and _NARROWS:
+    kernels = site.kind == "cpu" and site.shards == 1 and sizes.kind in KERNELS  # they know no shards
+    if run.autocast and run.lora is None and kernels and _NARROWS:
         return "narrow"
     if run.lora is not None:
         return "lora autocast" if run.autocast else "lora"
