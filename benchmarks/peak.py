@@ -1,5 +1,8 @@
 """What does a run take at most, planned and measured? `python -m benchmarks.peak --shapes full autocast lora`.
 
+Three shapes of a step, few and short answers, many, and long ones, in rows of their own: `python -m benchmarks.peak --shapes full more longer`. The
+status is 1 where a plan is off by more than --within (15 %).
+
 Each shape is two steps of GRPO on SmolLM2 by `ramulus train` in a process of its own: 2 prompts x 8 answers that all run to their limit of 64 tokens
 (sampled at temperature 2, graded by the parity of their length). The figure is the largest resident set of that process, from its start to the
 last checkpoint, and of each further rank; planned is what `ramulus plan` says of the same words. The model's folder is the one that
@@ -45,6 +48,7 @@ SHAPES = {
     "sharded checkpointing": "autocast=false learner=sharded learner.ranks=2 activation_checkpointing=true",
     "sharded lora": "autocast=false learner=sharded learner.ranks=2 lora=true",
     "sharded more": "autocast=false learner=sharded learner.ranks=2 schedule.prompts=4",
+    "longer": "autocast=false response_limit=256",
     "long": "autocast=true activation_checkpointing=true response_limit=256 tokens_per_batch=8192 engine.precision=bfloat16",
 }
 
@@ -115,16 +119,19 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["full", "autocast", "lora", "checkpointing", "small rows"])
-    rows = []
+    parser.add_argument("--within", type=float, default=0.15, help="share by which a plan may be off")
+    rows, offs = [], []
     for name in parser.parse_args().shapes:
         for rank, (memory, most) in enumerate(zip(plan_of(SHAPES[name]), measured(SHAPES[name]), strict=True)):
             about = {"shape": name, "rank": rank, "words": SHAPES[name], "tokens at once": memory.tokens, "most": SPELLED[memory.phase]}
             found = {"planned GB": f"{memory.peak / 1e9:.2f}", "measured GB": f"{most / 1e9:.2f}", "off": f"{memory.peak / most - 1:+.0%}"}
             rows.append(about | found)
+            offs.append(abs(memory.peak / most - 1))
             sys.stdout.write(f"{table(rows[-1:])}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{table(rows)}\n")
     record("peak", rows, "cpu")
+    sys.exit(int(max(offs) > parser.parse_args().within))
 
 
 if __name__ == "__main__":

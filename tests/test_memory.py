@@ -18,6 +18,7 @@ from ramulus.cli import main
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.slots import SlotMemory
+from ramulus.learn.policy import torch_policy, writing
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained, Scratch
@@ -190,6 +191,37 @@ def test_parts_scale_as_what_they_are() -> None:
     more = step_memory(run(), planned_sizes(run()), engine_bytes=2**20)
     assert more.named("keys and values") == 2**20
     assert more.rows < one.rows
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_held_while_adapters_are_written_is_planned(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merged weights that are not the model's own, and the model that is read back."""
+    model = family("llama", 2).to(getattr(torch, dtype))
+    policy = TorchPolicy(model, lora=Lora(2))
+    held: dict[str, int] = {}
+    own = {x.untyped_storage().data_ptr() for x in model.state_dict().values()}
+    read_back, load_weights = writing.read_back, writing.load_weights
+
+    def state_of(folder: Any, model: Any, tokenizer: Any, state: dict[str, torch.Tensor]) -> None:
+        held["merged"] = sum(x.nbytes for x in state.values() if x.untyped_storage().data_ptr() not in own)
+        read_back(folder, model, tokenizer, state)
+
+    def loaded(*given: Any, **options: Any) -> Any:
+        again = load_weights(*given, **options)
+        held["again"] = sum(p.nbytes for p in again.parameters())
+        return again
+
+    monkeypatch.setattr(torch_policy, "read_back", state_of)
+    monkeypatch.setattr(writing, "load_weights", loaded)
+    policy.write(tmp_path / "model")
+    made = run(model=Pretrained("x", dtype=dtype), lora=Lora(2))
+    memory = step_memory(made, sizes_of_model(model))
+    assert memory.named("weights with adapters merged") == held["merged"]
+    assert memory.named("the model read back") == held["again"]
+    plain = step_memory(replace(made, lora=None), sizes_of_model(model))
+    assert plain.named("weights with adapters merged", "the model read back") == 0
+    large = replace(sizes_of_model(model), parameters=2**31)
+    assert step_memory(replace(made, lora=None), large).named("the model read back") == 2**31 * (4 if dtype == "float32" else 2)
 
 
 def test_rows_are_those_that_the_engine_makes() -> None:

@@ -67,8 +67,14 @@ class Sizes:
 
     def adapters(self, rank: int, targets: tuple[str, ...] | str) -> int:
         """Numbers in low-rank adapters of the layers with these names; a text means all."""
-        chosen = [sides for name, *sides in self.linear if isinstance(targets, str) or name.rpartition(".")[2] in targets]
-        return rank * sum(map(sum, chosen))
+        return rank * sum(inputs + outputs for inputs, outputs in self._adapted(targets))
+
+    def merged(self, targets: tuple[str, ...] | str) -> int:
+        """Numbers in the matrices to which such adapters are added."""
+        return sum(inputs * outputs for inputs, outputs in self._adapted(targets))
+
+    def _adapted(self, targets: tuple[str, ...] | str) -> list[tuple[int, int]]:
+        return [(*sides,) for name, *sides in self.linear if isinstance(targets, str) or name.rpartition(".")[2] in targets]
 
     def token_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values of one token."""

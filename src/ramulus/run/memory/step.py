@@ -17,6 +17,7 @@ from ramulus.engine.local.precision import copied_bytes, sampled_in, unserved
 from ramulus.engine.local.prefill import PIECE
 from ramulus.engine.local.slots import FOR_SLOTS
 from ramulus.engine.vllm.factory import Vllm
+from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
@@ -145,6 +146,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
     checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.first
+    merged, again = written(run, sizes, site) if many == 1 else (0.0, 0.0)
     return [
         MemoryPart("weights", weights / many),
         MemoryPart("weights gathered from the ranks", gathered, ("update", *scored)),
@@ -159,8 +161,23 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("one layer and the head", working, ("update",)),
         MemoryPart("one layer and the head", scoring, scored),
         MemoryPart("copies for a checkpoint", checkpointed, ("save",)),
+        MemoryPart("weights with adapters merged", merged, ("save",)),
+        MemoryPart("the model read back", again, ("save",)),
         MemoryPart("trees", 0.0 if site.kind == "cuda" else work.tokens * TREE),
     ]
+
+
+def written(run: Run, sizes: Sizes, site: Site) -> tuple[float, float]:
+    """Bytes of weights with adapters merged while a model is written, and of the model that is read back from the file the first time, on a CPU.
+
+    Merged is float32 at least, and half precision then is written in float32 whole. Without adapters a model is read back before the first step,
+    but for one that is too large to be written then.
+    """
+    own = own_dtype(run, sizes).itemsize
+    width = max(own, 4) if run.lora is not None else own
+    merged = width * sizes.merged(run.lora.targets) if run.lora is not None else 0
+    whole = run.lora is not None or own * sizes.parameters > TRIED_WHOLE
+    return float(merged), float(width * sizes.parameters * (whole and site.kind == "cpu"))
 
 
 def master_bytes(trained: int, masters: bool) -> int:
