@@ -74,7 +74,7 @@ class Sizes:
         return sum(inputs * outputs for inputs, outputs in self._adapted(targets))
 
     def _adapted(self, targets: tuple[str, ...] | str) -> list[tuple[int, int]]:
-        return [(*sides,) for name, *sides in self.linear if isinstance(targets, str) or name.rpartition(".")[2] in targets]
+        return [(inputs, outputs) for name, inputs, outputs in self.linear if isinstance(targets, str) or name.rpartition(".")[2] in targets]
 
     def token_bytes(self, itemsize: int) -> int:
         """Bytes of the keys and values of one token."""
