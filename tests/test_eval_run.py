@@ -20,10 +20,12 @@ from ramulus.core import store
 from ramulus.engine.engine import Sampling
 from ramulus.engine.toy import ToyEngine
 from ramulus.grow.stop import Stop
+from ramulus.learn.policy.model import Pretrained
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.run.evaluation import evaluation, progress
 from ramulus.run.evaluation.answers import naming
 from ramulus.run.evaluation.loaded_model import LoadedModel, load_model
+from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.evaluation.plan import SamplingPlan, plan_of, whole_numbers
 from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.tasks.files import File
@@ -55,6 +57,19 @@ def built(folder: Path, letters: str, seed: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("model") / "tiny", LETTERS)
+
+
+def test_the_model_of_a_run_is_loaded_as_the_run_allowed_it(model: Path, tmp_path: Path) -> None:
+    """Named as the run, or as a checkpoint's model."""
+    checkpoint = tmp_path / "run/checkpoints/step-000001"
+    shutil.copytree(model, checkpoint / "model")
+    (checkpoint / "state.json").write_text("{}")
+    words = [f"model={model}", "model.trust_remote_code=true", "model.extra_weights=true", "model.padded_tokens=true", "tasks=chain"]
+    (tmp_path / "run/run.json").write_text(json.dumps({"format": 3, "recipe": "grpo", "overrides": words}))
+    for name in (tmp_path / "run", checkpoint / "model"):
+        source = source_of(str(name))
+        assert source == Pretrained(str(checkpoint / "model"), extra_weights=True, trust_remote_code=True, padded_tokens=True)
+    assert source_of(str(model)) == Pretrained(str(model))
 
 
 WORDS = (

@@ -16,6 +16,7 @@ import torch
 from ramulus import Pretrained, Scratch
 from ramulus.cli import run
 from ramulus.learn.policy.writing import write_model
+from ramulus.run.runtime import eos_of
 
 ALPHABET = "0123456789+=? abcé"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
@@ -50,6 +51,8 @@ def written(file: Path, kind: str = "qwen2", quantised: bool = False, **more: An
     for name, tensor in more.get("tensors", {}).items():
         out.add_tensor(name, tensor)
     write_tokenizer(out, tokenizer, more.get("pre", "gpt-2"))
+    for name, token in more.get("ends", {}).items():
+        out.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -231,6 +234,28 @@ def test_numbers_are_split_as_their_tokenizer_was_trained(tmp_path: Path) -> Non
     written(tmp_path / "tiny.gguf", pre="some-other")
     with pytest.warns(UserWarning, match="does not know how tiny.gguf splits text \\('some-other'\\)"):
         Pretrained(str(tmp_path / "tiny.gguf"))()
+
+
+def test_files_of_another_model_beside_it_are_not_mixed_in(tmp_path: Path) -> None:
+    _, tokenizer = written(tmp_path / "tiny.gguf")
+    other = Scratch("xyz", hidden=16)()[1]
+    other.chat_template = "another"
+    other.add_tokens(["<other>"])
+    other.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7, "max_length": 3}')
+    model, spelled, _ = read(tmp_path / "tiny.gguf")
+    assert tokenizer.get_vocab().items() <= spelled.get_vocab().items()
+    assert not {"<other>", "x"} & spelled.get_vocab().keys()
+    assert (spelled.chat_template, spelled.name_or_path) == (TEMPLATE, str(tmp_path / "tiny.gguf"))
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    written(tmp_path / "tiny.gguf", ends={"eot": 5, "eom": 6})
+    model, tokenizer, _ = read(tmp_path / "tiny.gguf")
+    assert {tokenizer.eos_token_id, 5, 6} <= set(eos_of(model, tokenizer))
+    write_model(tmp_path / "again", model, tokenizer)
+    assert {5, 6} <= set(eos_of(*Pretrained(str(tmp_path / "again"))()))
 
 
 @pytest.mark.slow

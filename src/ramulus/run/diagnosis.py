@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ramulus.engine.local.factory import Local
-from ramulus.learn.policy.model import Dtype, Pretrained
+from ramulus.learn.policy.model import Dtype
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.positions import UNBOUNDED, context, rope_limit
 from ramulus.models.precision import is_half
@@ -16,9 +17,10 @@ from ramulus.models.survey import Survey
 from ramulus.native.build import why
 from ramulus.native.memory import free_memory
 from ramulus.native.processors import multiplies_bfloat16
+from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.lock import reading
 from ramulus.run.memory.step import training_bytes
-from ramulus.run.runtime import eos_of, model_path, quiet
+from ramulus.run.runtime import eos_of, quiet
 from ramulus.tasks.chat import chat_template
 
 _GB = 1e9
@@ -31,9 +33,9 @@ def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
     Raises what loading raises, for a model that cannot be loaded or whose answers could not end.
     """
     quiet()
-    path = model_path(name)
-    with reading(Path(path).parent):
-        model, tokenizer = Pretrained(path, dtype=dtype)()
+    source = replace(source_of(name), dtype=dtype)
+    with reading(Path(source.path).parent):
+        model, tokenizer = source()
     rows = [("model", f"{type(model).__name__} ({model.config.model_type}), {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters")]
     engine, token_bytes = _sampled(model)
     learner, model_survey = _learned(model)

@@ -173,10 +173,15 @@ def _prompts(
         ]
     # str.replace, not str.format: templates and problems are full of LaTeX braces
     texts = [problem.text if template is None else before + template.replace("{problem}", problem.text) for problem in problems]
-    prompts = _encode(texts, tokenizer)
+    prompts, begin, doubled = _encode(texts, tokenizer), getattr(tokenizer, "bos_token", None), False
     for text, ids in zip(texts, prompts, strict=True):
+        if begin and text.startswith(begin) and not text.startswith(2 * begin) and ids[:2] == [tokenizer.bos_token_id] * 2:
+            doubled = True
+            del ids[0]
         if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
             ids.pop()  # some tokenizers end every text with EOS; a prompt must stay open
+    if doubled:
+        warnings.warn(f"prompts begin with {begin}, which this tokenizer puts before every text: it stands there once", stacklevel=2)
     return prompts
 
 

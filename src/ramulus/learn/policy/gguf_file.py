@@ -5,7 +5,9 @@ transformers reads it, with the package `gguf`; what it would leave out and go o
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from ramulus.models.errors import sentence
 from ramulus.models.splits import mend_split
 
 SUFFIX = ".gguf"
+ENDS = ("eos", "eot", "eom")  # the tokens of a GGUF that end a text, a turn, a message that calls a tool
 PARTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 MEANT = "name the one that is meant"
 SAFE = "take the model's safetensors"
@@ -108,6 +111,25 @@ def open_gguf(file: Path) -> Any:
     return reader
 
 
+@contextmanager
+def by_itself(file: Path) -> Iterator[Path]:
+    """A folder in which a GGUF lies alone, under its name: transformers would mix files of another model beside it into what it reads."""
+    with tempfile.TemporaryDirectory(prefix="ramulus-") as work:
+        try:
+            os.symlink(file.resolve(), Path(work) / file.name)
+        except OSError:  # a system that makes no links
+            os.link(file.resolve(), Path(work) / file.name)
+        yield Path(work)
+
+
+def gguf_config(file: Path) -> Any:
+    """The config of a GGUF. Raises ValueError as transformers does."""
+    from transformers import AutoConfig
+
+    with by_itself(file) as folder, silent():
+        return AutoConfig.from_pretrained(str(folder), gguf_file=file.name)
+
+
 def gguf_settings(reader: Any) -> dict[str, Any]:
     """The settings of the architecture, without its name before them; `architecture` among them."""
     settings = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
@@ -145,8 +167,8 @@ def load_gguf(file: Path, reader: Any, config: Any, dtype: str, rope_given: bool
     check_settings(file, reader, config, rope_given)
     dtype = "float32" if dtype == "auto" else dtype
     options: dict[str, Any] = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
-    with without_bar():
-        model = load_weights(str(file.parent), config=config, dtype=dtype, **options)
+    with without_bar(), by_itself(file) as folder:
+        model = load_weights(str(folder), config=config, dtype=dtype, **options)
     unread = [name for name in tensors_left(model, reader) if not (rope_given and name.startswith("rope_"))]
     if unread:
         rope = ", or give its rotary positions by model.rope" if all(name.startswith("rope_") for name in unread) else ""
@@ -154,6 +176,9 @@ def load_gguf(file: Path, reader: Any, config: Any, dtype: str, rope_given: bool
     model.hf_quantizer, model.is_quantized = None, False  # it calls itself quantised, and would neither train nor be saved
     model.config.__dict__.pop("quantization_config", None)
     model.config.name_or_path = str(file)
+    ends = [reader.fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ENDS if f"tokenizer.ggml.{name}_token_id" in reader.fields]
+    if len(set(ends)) > 1:
+        model.generation_config.eos_token_id = list(dict.fromkeys(ends))
     for name in ("quantization_method", "_is_quantized"):
         model.__dict__.pop(name, None)
     kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
@@ -194,8 +219,9 @@ def gguf_tokenizer(file: Path, reader: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with silent():
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        with by_itself(file) as folder, silent():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=file.name)
+        tokenizer.name_or_path = str(file)
     except ValueError as error:
         raise ValueError(f"transformers cannot make a tokenizer of what it holds ({error}): {SAFE}") from error
     fields = {name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "pre") if f"tokenizer.ggml.{name}" in reader.fields}

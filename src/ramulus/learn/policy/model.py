@@ -117,17 +117,13 @@ class Pretrained:
 
     def of_gguf(self, file: Path) -> tuple[Any, Any]:
         """Model and tokenizer of a GGUF."""
-        from transformers import AutoConfig
-
-        from ramulus.learn.policy.gguf_file import gguf_tokenizer, load_gguf, open_gguf
-        from ramulus.learn.policy.loading import silent
+        from ramulus.learn.policy.gguf_file import gguf_config, gguf_tokenizer, load_gguf, open_gguf
         from ramulus.learn.policy.tokenizer import with_end
 
         reader = open_gguf(file)
         try:
             tokenizer = with_end(gguf_tokenizer(file, reader), str(file))
-            with silent():
-                config = self.extended(AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name))
+            config = self.extended(gguf_config(file))
             return load_gguf(file, reader, config, self.dtype, self.rope is not None), tokenizer
         except ValueError as error:
             raise ValueError(f"cannot load the model {str(file)!r}: {error}") from error

@@ -17,17 +17,17 @@ from ramulus.core.tree import Tree
 from ramulus.engine.engine import Engine, Sampling
 from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import Stop
-from ramulus.learn.policy.model import Pretrained
 from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
 from ramulus.run.config.recipe import writable
+from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
-from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, quiet, set_threads
 from ramulus.run.screen import unfailing
 
 
@@ -64,9 +64,9 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
     quiet()
     encode_quickly()
     set_threads(threads)
-    path = model_path(model)
-    with reading(Path(path).parent):
-        net, tokenizer = Pretrained(path)()
+    source = source_of(model)
+    with reading(Path(source.path).parent):
+        net, tokenizer = source()
     net.to(device_of(device)).eval().requires_grad_(False)
     ends = eos_of(net, tokenizer)
     decode = Detokenizer(tokenizer, ends)

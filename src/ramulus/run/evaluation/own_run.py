@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ramulus.core import run_folder
 from ramulus.grow.grading import Rewards
+from ramulus.learn.policy.model import Pretrained
 from ramulus.run.config.override import without_blanks
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build, read_saved
 from ramulus.run.config.weighted import named_rewards
 from ramulus.run.config.words import rewards as rewards_named
 from ramulus.run.evaluation.task_sets import HELD_OUT_SET, ProblemOptions, TaskSets
+from ramulus.run.runtime import model_path
 
 
 def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: ProblemOptions, reward: str | None) -> TaskSets:
@@ -50,3 +53,15 @@ def trained_by(model: str) -> Run | None:
     trained = [stage for stage in stages if run_folder.steps(stage.folder)] or list(stages)
     run = next((stage for stage in stages if stage.folder.name == folder.name and folder != top), trained[-1])
     return replace(run, date=run.date or saved.get("date") or "")
+
+
+def source_of(model: str) -> Pretrained:
+    """What loads a model folder, hub name or the model of a run's checkpoint; that of a run with the code, weights and vocabulary that it allowed."""
+    path = Path(model).expanduser()
+    inside = path.name == "model" and path.parent.parent.name == "checkpoints"
+    run = None
+    with suppress(ValueError, OSError, ImportError):  # of a recipe that cannot be read any more
+        run = trained_by(str(path.parents[2]) if inside else model)
+    named = run.model if run is not None and isinstance(run.model, Pretrained) else Pretrained(model)
+    allowed = {name: getattr(named, name) for name in ("extra_weights", "trust_remote_code", "padded_tokens")}
+    return Pretrained(model_path(model), **allowed)

@@ -34,7 +34,7 @@ def config_of(source: Pretrained) -> Any:
     """The transformers config of a model folder or a name on the hub."""
     from transformers import AutoConfig
 
-    from ramulus.learn.policy.gguf_file import gguf_of
+    from ramulus.learn.policy.gguf_file import gguf_config, gguf_of
     from ramulus.learn.policy.hub import offline
     from ramulus.learn.policy.loading import silent
 
@@ -46,8 +46,7 @@ def config_of(source: Pretrained) -> Any:
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
     file = gguf_of(folder, source.file) if folder is not None else None
     if file is not None:
-        with silent():
-            return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+        return gguf_config(file)
     options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     if folder is not None and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"there is no config.json in {folder}, which a plan is made from: check the path, or get the model first")
