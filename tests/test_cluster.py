@@ -47,6 +47,8 @@ CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), s
         ],
         ({"address": "ray://head:10001"}, "goes by Ray's client"),
         ({"address": "head"}, "cluster.address='head' is no address: write HOST:PORT"),
+        ({"address": "127.0.0.1:637900"}, "cluster.address='127.0.0.1:637900' is no address: write HOST:PORT"),
+        ({"address": "head:0"}, "cluster.address='head:0' is no address: write HOST:PORT"),
         ({"weights": "nccl"}, "cluster.weights is 'objects', 'files' or 'direct', got 'nccl'"),
         ({"colocated": True, "ahead": 1}, "grow nothing ahead"),
         ({"colocated": True, "gpus": 1, "samplers": 3}, "as many samplers as trainers, got 3 and 1"),

@@ -35,6 +35,7 @@ from ramulus.learn.policy.scoring import score, score_now
 from ramulus.learn.policy.separate import Separate
 from ramulus.learn.policy.steps import Separators
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.sharded.factory import Sharded
 from ramulus.run.config.python_file import read_file
 from ramulus.run.launch import launch
 
@@ -282,6 +283,7 @@ def test_what_a_recipe_file_defines_is_learned_from(kind: str, tmp_path: Path) -
 
 def test_a_rank_in_another_folder_saves_and_reads_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with learner("over two ranks", Tiny()) as one:
+        assert one.world.seconds == Sharded().timeout, "not that of whoever started the ranks"
         monkeypatch.chdir(tmp_path)
         state = run(one.save(Path("here")))
         run(one.restore(Path("here"), state))

@@ -100,6 +100,7 @@ def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
             pace, steps = run_to_end(pace_and_steps(run, parts))
         finally:
             parts.learner.close()
+            parts.engine.close()
         for line in estimated(run, parts, pace, steps):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     line = f"nothing was trained and nothing written; leave out --dry-run to begin, in {folder}"

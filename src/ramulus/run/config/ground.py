@@ -61,7 +61,8 @@ class Ray:
                 f"cluster.address={self.address!r} goes by Ray's client, which moves every tree over a proxy: give the command on a machine of the "
                 "cluster, with cluster.address=auto"
             )
-        if self.address and self.address not in ("auto", "local") and not self.address.rpartition(":")[2].isdecimal():
+        port = self.address.rpartition(":")[2]
+        if self.address and self.address not in ("auto", "local") and not (port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(f"cluster.address={self.address!r} is no address: write HOST:PORT of the head (6379 is usual), or auto")
         if self.colocated and self.ahead:
             raise ValueError("colocated samplers sleep while trainers learn and grow nothing ahead: set cluster.ahead=0 or cluster.colocated=false")
