@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,8 +124,11 @@ def test_what_a_token_keeps_is_measured_on_the_loaded_model(kind: str, options: 
     assert kept[1] - kept[0] == pytest.approx(many - few, rel=0.1)
 
 
-def test_what_other_processes_keep_is_not_measured() -> None:
-    assert kept_by_layer(object(), sizes_of(llama().config)) == 0.0
+def test_what_other_processes_keep_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner of several ranks has a policy too, whose passes wait for the other ranks."""
+    monkeypatch.setattr("ramulus.run.memory.measure.kept_bytes", lambda *given: pytest.fail("a pass"))
+    ranks = SimpleNamespace(policy=TorchPolicy(llama()))
+    assert kept_by_layer(ranks, sizes_of(llama().config)) == 0.0
 
 
 def test_sizes_are_those_of_the_model() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.sizes import Sizes
 
@@ -15,10 +16,10 @@ BELOW_AND_ABOVE = 8.0  # bytes of each number of the hidden state that the embed
 
 def kept_by_layer(learner: Any, sizes: Sizes) -> float:
     """Bytes that a layer keeps of a token, every layer's mean; 0 where the learner computes in other processes, or on a GPU, which would compile."""
-    policy = getattr(learner, "policy", None)
     longest = min(LONG, sizes.positions)
-    if not isinstance(policy, TorchPolicy) or policy.device.type != "cpu" or longest < 2 * SHORT:
-        return 0.0
+    if not isinstance(learner, InProcess) or learner.policy.device.type != "cpu" or longest < 2 * SHORT:
+        return 0.0  # of ranks, one alone must not compute: it would wait for the others
+    policy = learner.policy
     layers, policy.layers = policy.layers, []  # all of a layer, also where only its input is kept
     try:
         few, many = (kept_bytes(policy, tokens) for tokens in (SHORT, longest))
