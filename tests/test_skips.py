@@ -36,13 +36,20 @@ def run(folder: Path, *options: str, skips: str = "", suite: str = SUITE, ci: st
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_skip_passes_where_nobody_is_strict(tmp_path: Path) -> None:
     assert run(tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
     "skips",
-    ["", "# *::test_moon | needs a moon", "*::test_sun | needs a moon", "*::test_moon | needs a sun", "test_it.py::test_passes | *"],
+    [
+        "*::test_sun | needs a moon",
+        *(
+            pytest.param(skips, marks=pytest.mark.slow)
+            for skips in ("", "# *::test_moon | needs a moon", "*::test_moon | needs a sun", "test_it.py::test_passes | *")
+        ),
+    ],
 )
 def test_an_unlisted_skip_fails(tmp_path: Path, skips: str) -> None:
     done = run(tmp_path, "--strict-skips", skips=skips)
@@ -51,11 +58,12 @@ def test_an_unlisted_skip_fails(tmp_path: Path, skips: str) -> None:
     assert done.stdout.count("UNLISTED") == 1
 
 
+@pytest.mark.slow
 def test_ci_is_strict_by_itself(tmp_path: Path) -> None:
     assert run(tmp_path, ci="1").returncode == 1
 
 
-@pytest.mark.parametrize("skips", ["*::test_moon | needs a moon", "# a comment\n\n* | needs a *"])
+@pytest.mark.parametrize("skips", ["# a comment\n\n* | needs a *", pytest.param("*::test_moon | needs a moon", marks=pytest.mark.slow)])
 def test_a_listed_skip_passes(tmp_path: Path, skips: str) -> None:
     assert run(tmp_path, "--strict-skips", skips=skips).returncode == 0
 

@@ -25,7 +25,7 @@ from ramulus.cli import main
 from ramulus.native.memory import free_memory
 from ramulus.native.processors import cores
 from ramulus.run.config.resume import prepare
-from ramulus.run.interrupt import Interrupt
+from ramulus.run.interrupt import ECHO, Interrupt
 from ramulus.run.launch import launch
 from ramulus.run.sweep import job_pool, sweep
 from ramulus.run.sweep.job_pool import Job, JobPool
@@ -246,6 +246,7 @@ def test_a_second_signal_ends_all_that_the_runs_began(starting: bool, tmp_path: 
             time.sleep(0.01)
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
+            time.sleep(ECHO + 0.1)
 
     def start(*words: Any, **options: Any) -> subprocess.Popen:
         process = subprocess.Popen(*words, **options)

@@ -54,9 +54,14 @@ def unfailing(console: Console) -> Iterator[None]:
     """While entered, no word on the console or on this process's streams raises."""
     streams: Any = Screen(sys.stdout), Screen(sys.stderr)
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-        if not isinstance(console.file, Screen):
-            console.file = Screen(console.file)  # type: ignore[assignment]
-        yield
+        file = console.file
+        if not isinstance(file, Screen):
+            console.file = Screen(file)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if not isinstance(file, Screen):
+                console.file = file
 
 
 def there_are_streams() -> None:

@@ -60,7 +60,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr < math.inf:
-            raise ValueError(f"optimizer.lr must be a number from 0 on (at 0 nothing is learned: a control), got {self.lr}")
+            raise ValueError(f"optimizer.lr must be at least 0 and finite (at 0 nothing is learned: a control), got {self.lr}")
         if not self.clip > 0:
             raise ValueError(f"optimizer.clip must be above 0 (inf clips nothing), got {self.clip}")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
