@@ -54,7 +54,7 @@ def test_a_sampler_that_cannot_start_is_a_sentence(cluster: None, tmp_path: Path
     [
         (SCARCE, "sampler 0 was lost while it started: Ray killed its process"),
         ({"PYTHONPATH": "broken"}, "a sampler cannot start: its process on"),
-        ({"PYTHONPATH": "broken", "RANKS": "2"}, "rank 1 of the trainers ended while it started: its process on"),
+        ({"PYTHONPATH": "broken", "RANKS": "2"}, "rank 1 ended while it started: its process on"),
     ],
     ids=["no memory on its machine", "another ramulus", "another ramulus of ranks"],
 )
