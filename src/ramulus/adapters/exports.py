@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ramulus.adapters.flat import FlatPath, credit_name, flat_paths, graded_leaves
 from ramulus.core import store
+from ramulus.core.new_folder import new_folder
 from ramulus.core.run_folder import stage_folders
 from ramulus.core.tree import Tree
 from ramulus.look.stages import step_files
@@ -39,21 +38,6 @@ def export_trees(run: Path, out: Path, kind: str, steps: str = "", credit: str |
         if not total:
             raise ValueError(f"the trees of {run} have no graded path of the policy: there is nothing to train on")
     return f"{total} paths of {written} step{'s' * (written > 1)} are now in {out}, for {kind}"
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which is at `out` once all is written, and gone where something went wrong."""
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _steps_of(run: Path, steps: Sequence[int]) -> Iterator[tuple[int, list[Tree]]]:

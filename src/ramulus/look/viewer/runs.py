@@ -185,10 +185,8 @@ def shown_under(root: Path, fence: Fence) -> Iterator[Entry]:
 def holds_stage(folder: Path) -> bool | str:
     """Whether a folder holds metrics or numbered trees; why it cannot be said, where it cannot."""
     try:
-        stage = is_stage(folder)
-        if stage and (folder / "metrics.jsonl").exists() and not os.access(folder / "metrics.jsonl", os.R_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not os.access(folder, os.R_OK | os.X_OK):
+        stage, rows = is_stage(folder), folder / "metrics.jsonl"
+        if not os.access(folder, os.R_OK | os.X_OK) or (stage and rows.exists() and not os.access(rows, os.R_OK)):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return stage
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from ramulus.core import store
+from ramulus.core.new_folder import new_folder
 from ramulus.core.run_folder import model_folder
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -131,13 +132,8 @@ def export_model(run: Path, out: Path, which: str, console: Console | None = Non
     folder, step = model_folder(run, which)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty: choose a new folder")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    with reading(folder.parent):
+    with new_folder(out) as part, reading(folder.parent):
         copy(folder, part, console or Console(quiet=True))
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
     return step
 
 
@@ -151,4 +147,4 @@ def copy(folder: Path, to: Path, console: Console) -> None:
             bar.more(Path(source).stat().st_size)
             return str(done)
 
-        shutil.copytree(folder, to, copy_function=one)
+        shutil.copytree(folder, to, copy_function=one, dirs_exist_ok=True)
