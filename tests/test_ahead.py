@@ -130,14 +130,23 @@ def test_what_stops_half_way_leaves_the_young_trees_as_they_were() -> None:
     assert [store.dump(tree) for tree in once.grown] == [store.dump(tree) for tree in again.grown]
 
 
-@pytest.mark.parametrize(("variant", "number"), [pytest.param(":ahead", 30), pytest.param(":segments", 60, marks=pytest.mark.slow)])
-def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, variant: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("variant", "moment", "number"),
+    [
+        (":ahead", "pruning", 1),  # as soon as a checkpoint is in its place
+        pytest.param(":segments", "pruning", 1, marks=pytest.mark.slow),
+        pytest.param(":ahead", "growing", 30, marks=pytest.mark.slow),
+        pytest.param(":segments", "growing", 60, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_with_a_forest_pending_goes_on_bit_for_bit(tmp_path: Path, variant: str, moment: str, number: int) -> None:
     console = Console(quiet=True)
     assert launch(RECIPE + variant, [f"out={tmp_path / 'whole'}"], True, False, console) == 0
-    killed(tmp_path / "run", "growing", number, RECIPE + variant)
-    saved = run_folder.steps(tmp_path / "run")[-1]
-    state = json.loads((run_folder.path_of(tmp_path / "run", saved) / "state.json").read_text())
-    assert state["cursor"]["young"]
+    killed(tmp_path / "run", moment, number, RECIPE + variant)
+    if moment == "pruning":
+        saved = run_folder.steps(tmp_path / "run")[-1]
+        state = json.loads((run_folder.path_of(tmp_path / "run", saved) / "state.json").read_text())
+        assert state["cursor"]["young"]
     assert launch(RECIPE + variant, [f"out={tmp_path / 'run'}"], True, False, console) == 0
     same(tmp_path / "whole", tmp_path / "run")
     steps = metrics(tmp_path / "run")
