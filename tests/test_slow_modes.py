@@ -12,19 +12,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from ramulus import recipes
+from ramulus.engine.local import factory
 from ramulus.engine.local.factory import Local
-from ramulus.learn.policy.model import Pretrained
+from ramulus.learn.policy import torch_policy
+from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.models.sizes import sizes_of_model
 from ramulus.native.processors import cores
-from ramulus.recipes import grpo
+from ramulus.recipes import grpo, smol
 from ramulus.run import slow_modes
 from ramulus.run.config.recipe import Run
+from ramulus.run.memory import step as memory_step
+from ramulus.run.memory.step import Site
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return replace(grpo.recipe(), autocast=False, out=str(tmp_path / "run"))
+    return replace(grpo.recipe(), autocast=False, engine=Local(precision="bfloat16"), out=str(tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +93,46 @@ def test_each_slow_mode_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert threads.endswith("threads=4 takes all")
     assert half.startswith("slow: autocast=true and model.dtype=bfloat16 and engine.precision=bfloat16 on a processor that does not")
     assert half.endswith("autocast=false and model.dtype=float32 and engine.precision=float32 are faster here")
-    plain = replace(run, model=Pretrained("x", dtype="bfloat16"), engine=Local(precision="bfloat16"))
+    plain = replace(run, model=Pretrained("x", dtype="bfloat16"))
     *_, half = slow_modes.slow_modes(plain, CPU)
     assert half.startswith("slow: model.dtype=bfloat16 and engine.precision=bfloat16 on a processor that does not")
     assert not any("bfloat16" in said for said in slow_modes.slow_modes(replace(plain, model="x", engine=Local(precision="float32")), CPU))
     assert slow_modes.slow_modes(replace(run, autocast=True), torch.device("cuda")) == []
+
+
+def test_auto_is_never_slow_and_says_what_it_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_modes, "cores", torch.get_num_threads)
+    auto = replace(run, model="x", autocast="auto", engine=Local(precision="auto"))
+    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: True)
+    assert not any("bfloat16" in said for said in slow_modes.slow_modes(auto, CPU))
+    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: False)
+    (said,) = (said for said in slow_modes.slow_modes(auto, CPU) if "bfloat16" in said)
+    assert said == "updates in float32, as this processor does not multiply bfloat16 (autocast=auto)"
+
+
+@pytest.mark.parametrize("multiplied", [True, False])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(multiplied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learner, engine and the memory plan agree."""
+    for module in (factory, torch_policy):
+        monkeypatch.setattr(module, "device_multiplies_bfloat16", lambda device: multiplied)
+    monkeypatch.setattr(memory_step, "multiplies_bfloat16", lambda: multiplied)
+    model, _ = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+    assert TorchPolicy(model, autocast="auto").autocast is multiplied
+    engine, chosen = Local(precision="auto", memory_mb=8)(model), torch.bfloat16 if multiplied else torch.float32
+    assert engine.forward.geometry.dtype == chosen
+    here = replace(smol.recipe(), model="x", activation_checkpointing=False)
+    sizes = sizes_of_model(model)
+    assert (memory_step.autocasts(here, Site()), memory_step.engine_dtype(here, sizes, Site())) == (multiplied, chosen)
+    assert memory_step.autocasts(here, Site("cuda"))
+    assert memory_step.autocasts(replace(here, autocast=True), Site())
+    assert Local(precision="auto", memory_mb=8)(model.to(torch.float64)).forward.geometry.dtype == torch.float64, "as the model is"
+
+
+@pytest.mark.parametrize("module", sorted(Path(recipes.__path__[0]).glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_no_shipped_recipe_asks_a_processor_for_what_it_cannot_multiply(module: Path) -> None:
+    """On a laptop without bfloat16 such a product takes several times as long as one of float32."""
+    text = module.read_text()
+    assert not [word for word in ("autocast=True", '"autocast": True', 'precision="bfloat16"') if word in text]
 
 
 @pytest.mark.slow

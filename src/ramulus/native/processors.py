@@ -7,6 +7,7 @@ import os
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ramulus.native.memory import groups
 
@@ -67,3 +68,12 @@ def multiplies_bfloat16() -> bool:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         features = {name for name, there in capabilities.items() if there is True}
     return bool(features & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"})
+
+
+def device_multiplies_bfloat16(device: Any) -> bool:
+    """Whether a torch device multiplies bfloat16 itself: this processor, or a GPU from NVIDIA's Ampere on."""
+    if device.type == "cpu":
+        return multiplies_bfloat16()
+    import torch
+
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

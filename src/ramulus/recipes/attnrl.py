@@ -25,7 +25,7 @@ def recipe() -> Run:
         prompt_limit=1024, response_limit=8192, branching=AttentionForks(roots=6, points=2, branches=2, quantile=0.8, distance=512),
         signals=(ForwardInfluence(delta=4),), schedule=Adaptive(PromptBatch(64, target=64 * 30, beta=0.1)),
         mix=Mix((Term(Estimator(DualClip(0.2, 0.28, 3.0), Behavior(), GlobalLocal()), normaliser=TokenMean()),), kl_coef=0.001),
-        steps=500, minibatches=10, ahead=1, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6), autocast=True, activation_checkpointing=True,
+        steps=500, minibatches=10, ahead=1, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6), autocast="auto", activation_checkpointing=True,
         engine=MANY,
     )  # fmt: skip
 

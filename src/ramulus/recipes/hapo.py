@@ -26,7 +26,7 @@ def recipe() -> Run:
         name="hapo", model=Pretrained("Qwen/Qwen2.5-Math-7B", dtype="bfloat16"), tasks=File("problems.jsonl"), prompt_limit=1024, response_limit=3072,
         rewards=(Weighted(Boxed(window=300)), Weighted(Overlong(limit=3072, buffer=512))), branching=Star(16), temperature=ByEntropy(tau=0.1),
         schedule=Dynamic(512, draws=3), mix=Mix((Term(Estimator(mask, Recomputed(), TokenGroupMean()), normaliser=TokenMean()),)),
-        steps=500, minibatches=16, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1), autocast=True,
+        steps=500, minibatches=16, tokens_per_batch=16384, optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1), autocast="auto",
         activation_checkpointing=True, engine=MANY,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from ramulus.tasks.math import Boxed
 PUBLISHED: dict[str, Any] = {  # shared with LUFFY and SRFT; Qwen2.5-Math's context of 4096 tokens is extended as theirs is
     "model": Pretrained("Qwen/Qwen2.5-Math-7B", dtype="bfloat16", max_positions=16384, rope={"rope_theta": 40000.0}),
     "tasks": File("problems.jsonl", demonstration="solution"), "rewards": Boxed(), "demonstrations": 1, "prompt_limit": 1024, "response_limit": 8192,
-    "schedule": Fixed(128), "steps": 500, "minibatches": 2, "tokens_per_batch": 32768, "autocast": True, "activation_checkpointing": True,
+    "schedule": Fixed(128), "steps": 500, "minibatches": 2, "tokens_per_batch": 32768, "autocast": "auto", "activation_checkpointing": True,
     "engine": quickstart.MANY,
 }  # fmt: skip
 SMALL = quickstart.SMALL | {"model": Pretrained("runs/quickstart/1-sft"), "tasks": ChainSum(30_000, "train")}

@@ -21,7 +21,7 @@ TEACHER = ForgetsCarry(0.6)  # forgets the carry in 60 % of the steps that cross
 TRAIN = ChainSum(30_000, "train", teacher=TEACHER)  # such as 4+7-9+2?, three to six terms
 TEST = ChainSum(250, "test")  # problems whose texts are never in TRAIN
 SCALE: dict[str, Any] = {"prompt_limit": 16, "response_limit": 64, "tokens_per_batch": 16384, "engine": Local(slots=256)}
-MANY = Local(slots=256, precision="bfloat16")  # of the recipes for GPUs: as many rows as memory holds, up to that; keys and values in bfloat16
+MANY = Local(slots=256, precision="auto")  # of the recipes for GPUs: as many rows as memory holds, up to that; keys and values in bfloat16
 SMALL: dict[str, Any] = SCALE | {  # RL on the quickstart's task, shared with the small variants of the other recipes
     "tasks": TRAIN, "evals": TEST, "rewards": ChainAnswer(), "answer": None, "repetition": None, "schedule": Fixed(64), "minibatches": 1, "steps": 75,
     "optimizer": AdamW(lr=3e-4, warmup=5, decay="linear", floor=0.1), "autocast": False, "activation_checkpointing": False,

@@ -22,7 +22,7 @@ from ramulus.tasks.sums import Sums
 SMOL: dict[str, Any] = {  # shared with the recipes of smol.py
     "model": Pretrained(str(SMOLLM2)), "tasks": Sums(), "evals": Sums(60, "test"), "rewards": Boxed(), "answer": None, "repetition": None,
     "prompt_limit": 160, "response_limit": 64, "schedule": Fixed(8), "minibatches": 1, "steps": 20, "tokens_per_batch": 4096,
-    "optimizer": AdamW(lr=1e-5), "autocast": True, "activation_checkpointing": False, "engine": Local(slots=64, precision="bfloat16"),
+    "optimizer": AdamW(lr=1e-5), "autocast": "auto", "activation_checkpointing": False, "engine": Local(slots=64, precision="auto"),
     "eval_samples": 4, "eval_every": 0, "trees_every": 5, "save_every": 20, "keep": 1,
 }  # fmt: skip
 FORKS = {"branching": AttentionForks(roots=4, points=2, branches=1, distance=4), "signals": (ForwardInfluence(delta=1),)}  # of attended steps

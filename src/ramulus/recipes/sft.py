@@ -28,6 +28,6 @@ def recipe() -> Run:
         steps=2000,
         tokens_per_batch=16384,
         optimizer=AdamW(lr=5e-5, warmup=200, decay="cosine", weight_decay=0.01),
-        autocast=True,
+        autocast="auto",
         activation_checkpointing=True,
     )

@@ -36,7 +36,7 @@ def recipe() -> Run:
         minibatches=16,
         tokens_per_batch=16384,
         optimizer=AdamW(lr=1e-6, warmup=10, weight_decay=0.1),
-        autocast=True,
+        autocast="auto",
         activation_checkpointing=True,
         engine=MANY,
     )

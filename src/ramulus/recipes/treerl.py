@@ -25,7 +25,7 @@ def recipe() -> Run:
         signals=(Concluded(),), schedule=Fixed(64),
         mix=Mix((Term(Estimator(Clip(0.2, 0.26), Behavior(), GlobalLocal(trained=16)), normaliser=SequenceMean()),)),
         steps=500, minibatches=4, tokens_per_batch=16384, optimizer=AdamW(lr=1.5e-6, decay="cosine"),
-        autocast=True, activation_checkpointing=True, engine=MANY,
+        autocast="auto", activation_checkpointing=True, engine=MANY,
     )  # fmt: skip
 
 

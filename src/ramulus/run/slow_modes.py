@@ -57,6 +57,8 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
         sentences.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
     elif threads == 1 < most:
         sentences.append(f"1 thread of {most}, as threads=1 says")
+    if run.autocast == "auto" and not multiplies_bfloat16():
+        sentences.append("updates in float32, as this processor does not multiply bfloat16 (autocast=auto)")
     if (asked := asked_in_bfloat16(run)) and not multiplies_bfloat16():
         words, faster = " and ".join(asked), " and ".join(asked.values())
         sentences.append(f"slow: {words} on a processor that does not multiply bfloat16; {faster} {'are' if len(asked) > 1 else 'is'} faster here")
@@ -66,7 +68,7 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
 def asked_in_bfloat16(run: Run) -> dict[str, str]:
     """The fields of a run that ask a CPU for products of bfloat16, and what they would be without."""
     fields = {
-        "autocast=true": ("autocast=false", run.autocast),
+        "autocast=true": ("autocast=false", run.autocast is True),
         "model.dtype=bfloat16": ("model.dtype=float32", getattr(run.model, "dtype", None) == "bfloat16"),
         "engine.precision=bfloat16": ("engine.precision=float32", getattr(run.engine, "precision", None) == "bfloat16"),
     }

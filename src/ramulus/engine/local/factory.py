@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ramulus.engine.engine import Decode
 from ramulus.models.sizes import KERNELS, sizes_of_model
 from ramulus.native.memory import free_on
+from ramulus.native.processors import device_multiplies_bfloat16
 
 if TYPE_CHECKING:
     from ramulus.engine.local.local_engine import LocalEngine
@@ -29,7 +30,7 @@ class Local:
 
     slots: int = 64  # sequences decoded together
     memory_mb: int | Literal["auto"] = "auto"  # of kept KV; the oldest is dropped beyond it and prefilled again
-    precision: Literal["float32", "bfloat16"] | None = None  # to sample in; None: the model's dtype
+    precision: Literal["auto", "float32", "bfloat16"] | None = None  # to sample in; None: the model's dtype; auto: bfloat16 where it is multiplied
     threads: int | None = (
         None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
     )
@@ -44,11 +45,11 @@ class Local:
 
     def __call__(self, model: Any, decode: Decode | None = None) -> LocalEngine:
         """The engine that reads the parameters of `model`; `decode` is the text of tokens."""
-        import torch
-
         from ramulus.engine.local.local_engine import LocalEngine
+        from ramulus.engine.local.precision import asked_precision
 
-        precision = getattr(torch, self.precision) if self.precision else None
+        some = next(model.parameters())
+        precision = asked_precision(self.precision, some.dtype, device_multiplies_bfloat16(some.device))
         size = usual_memory(model, self.slots, precision) if self.memory_mb == "auto" else self.memory_mb * MIB
         return LocalEngine(model, self.slots, size, precision, threads=self.threads, decode=decode)
 

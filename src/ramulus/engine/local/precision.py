@@ -7,6 +7,14 @@ import torch
 from ramulus.models.precision import HALVES
 
 
+def asked_precision(named: str | None, own: torch.dtype, multiplied: bool) -> torch.dtype | None:
+    """The dtype that `engine.precision` names, None for the model's `own`; auto is bfloat16 for float32 where the device has it `multiplied`."""
+    if named == "auto":
+        return torch.bfloat16 if multiplied and own == torch.float32 else None
+    dtype: torch.dtype | None = getattr(torch, named) if named else None
+    return dtype
+
+
 def sampled_in(own: torch.dtype, asked: torch.dtype | None, kernels: bool, adapted: bool) -> torch.dtype:
     """The dtype of keys and values and of the weights that are read, for a model in `own` of which `asked` is wanted (None: its own).
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.writing import read_back, try_writing, write_model
 from ramulus.models.positions import rope_limit
+from ramulus.native.processors import device_multiplies_bfloat16
 
 if TYPE_CHECKING:
     from ramulus.learn.objective.mix import Mix
@@ -64,7 +65,7 @@ class TorchPolicy:
         eps: float = 1e-8,
         weight_decay: float = 0.0,  # of matrices only, not of norms and biases
         clip: float = 1.0,  # of the gradient norm; inf clips nothing
-        autocast: bool = False,  # bfloat16 matrix products
+        autocast: bool | Literal["auto"] = False,  # bfloat16 matrix products; auto: where the device multiplies bfloat16
         activation_checkpointing: bool = False,  # keep only each layer's input and compute the layer again in the backward pass
         lora: Lora | None = None,
         reference_model: bool = False,  # keep what `score` needs for "reference_model"; a second copy of the weights unless LoRA gives it
@@ -75,6 +76,7 @@ class TorchPolicy:
         self.model, self.tokenizer, self.version, self.skipped = model.eval(), tokenizer, 0, 0
         self.clip, self.attention, self.written = clip, attention, False
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
+        autocast = device_multiplies_bfloat16(self.device) if autocast == "auto" else autocast
         self.autocast, self.narrow = autocast, Narrow()
         self.critic: nn.Linear | None = None  # a value head
         self.survey, self.head = verify_policy(model, chunk, [] if autocast else patches(model), "dense" if self.device.type != "cpu" else attention)

@@ -165,7 +165,7 @@ class Run:
     )
     tokens_per_batch: int | Literal["auto"] = "auto"  # unique tokens in one forward and backward pass; auto: what fits, 8192 where there is room
     optimizer: AdamW = field(default_factory=AdamW)
-    autocast: bool = False  # bfloat16 matrix products
+    autocast: bool | Literal["auto"] = False  # bfloat16 matrix products; auto: where the device multiplies bfloat16
     activation_checkpointing: bool = False
     lora: Any = field(default=None, metadata=LORA)  # Lora(...): train low-rank adapters alone
     learner: LearnerFactory = field(default_factory=Torch, metadata=LEARNER)  # Torch(...), Sharded(...): what trains

@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 
 from ramulus.engine.local.kv import rounded
-from ramulus.engine.local.precision import copied_bytes, sampled_in, unserved
+from ramulus.engine.local.precision import asked_precision, copied_bytes, sampled_in, unserved
 from ramulus.engine.local.prefill import PIECE
 from ramulus.engine.local.slots import FOR_SLOTS
 from ramulus.engine.vllm.factory import Vllm
 from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
+from ramulus.native.processors import multiplies_bfloat16
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
 
@@ -216,7 +217,7 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
     rank = RANK * run.lora.rank if run.lora is not None else 0.0
     layer = tokens * (sizes.kept or (kept_of(way_of(run, site, sizes), sizes) + rank))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
-    casts = 2.0 * sizes.active if run.autocast and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
+    casts = 2.0 * sizes.active if autocasts(run, site) and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
     casts *= 1.0 if site.shards == 1 else 2 / sizes.layers
     logits = head * LOGITS
     if way_of(run, site, sizes) == "narrow":  # copies of the weights as long as the update, the head's twice; its logits' pulls in bfloat16
@@ -241,13 +242,19 @@ def kept_of(way: str, sizes: Sizes) -> float:
 def way_of(run: Run, site: Site, sizes: Sizes) -> str:
     """Which row of KEPT a run's layers are."""
     kernels = site.kind == "cpu" and site.shards == 1 and sizes.kind in KERNELS  # they know no shards
-    if run.autocast and run.lora is None and kernels and _NARROWS:
+    autocast = autocasts(run, site)
+    if autocast and run.lora is None and kernels and _NARROWS:
         return "narrow"
     if run.lora is not None:
-        return "lora autocast" if run.autocast else "lora"
+        return "lora autocast" if autocast else "lora"
     if own_dtype(run, sizes).itemsize == 2:
         return "half"
-    return "autocast" if run.autocast else "fused" if kernels else "plain"
+    return "autocast" if autocast else "fused" if kernels else "plain"
+
+
+def autocasts(run: Run, site: Site) -> bool:
+    """Whether a run multiplies in bfloat16 there; auto does on any GPU."""
+    return site.kind == "cuda" or multiplies_bfloat16() if run.autocast == "auto" else run.autocast
 
 
 def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
@@ -306,9 +313,9 @@ def by_kernels(run: Run, sizes: Sizes, site: Site) -> bool:
 
 
 def _sampled_in(run: Run, sizes: Sizes, site: Site, kernels: bool) -> torch.dtype:
-    asked = getattr(run.engine, "precision", None)
+    asked = asked_precision(getattr(run.engine, "precision", None), own_dtype(run, sizes), site.kind == "cuda" or multiplies_bfloat16())
     adapted = run.lora is not None and not samples_apart(run, site)
-    return sampled_in(own_dtype(run, sizes), asked and getattr(torch, asked), kernels, adapted)
+    return sampled_in(own_dtype(run, sizes), asked, kernels, adapted)
 
 
 def samples_apart(run: Run, site: Site) -> bool:
