@@ -93,7 +93,7 @@ def config(words: Asked = (), config: Path | None = None) -> int:
 
     base = yaml_of(recipe)
     text = to_yaml(absolute(recipe) if base is None else None, override(stages_of(recipe), overrides))
-    Console(soft_wrap=True).print(text, markup=False, highlight=False, end="")
+    Console().out(text, highlight=False, end="")
     return 0
 
 
@@ -207,7 +207,7 @@ def push(folder: RunFolder, repo: tyro.conf.Positional[str], which: Literal["las
     from ramulus.run.publish import push_model
 
     console = Console()
-    console.print(f"{folder} is now at {push_model(folder, repo, which, not public, console)}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"{folder} is now at {push_model(folder, repo, which, not public, console)}", highlight=False)
     return 0
 
 

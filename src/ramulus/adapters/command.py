@@ -45,5 +45,5 @@ def export(
         from ramulus.run.evaluation.loaded_model import export_model
 
         summary = f"step {export_model(folder, out, which, console)} of {folder} is now in {out}"
-    console.print(summary, markup=False, highlight=False)
+    console.out(summary, highlight=False)
     return 0

@@ -94,7 +94,7 @@ def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
     stages, folder = build(recipe, overrides)
     for i, run in enumerate(stages):
         later = f"; it begins from the model of {stages[i - 1].name}, the one in the recipe stands in for it" if i else ""
-        console.print(f"{run.name}: {run.steps} steps, into {run.folder}{later}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"{run.name}: {run.steps} steps, into {run.folder}{later}", highlight=False)
         parts = build_parts(run, None)
         try:
             pace, steps = run_to_end(pace_and_steps(run, parts))
@@ -102,9 +102,9 @@ def rehearse(recipe: str, overrides: list[str], console: Console) -> int:
             parts.learner.close()
             parts.engine.close()
         for line in estimated(run, parts, pace, steps):
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+            console.out(f"  {line}", highlight=False)
     line = f"nothing was trained and nothing written; leave out --dry-run to begin, in {folder}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.out(line, highlight=False)
     return 0
 
 

@@ -56,7 +56,7 @@ def train(
     plan = prepare(stages, words, resume, fresh)
     with plan.held, _as_it_was(), collecting_seldom(), Interrupt() as interrupt:
         for note in plan.notes:
-            console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
+            console.out(f"changed since the run was saved: {note}", highlight=False)
         refuse_rework(plan)
         earlier = sum(seconds_worked(stage) for stage in plan.stages)
         session = Session(console, interrupt, tuple(callbacks), _PAUSE if Console().is_jupyter else 0.0)

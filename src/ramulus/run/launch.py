@@ -53,7 +53,7 @@ def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
     """Run every stage that is not finished, and say what came of it; returns the exit status."""
     earlier = sum(seconds_worked(run) for run in plan.stages)
     for note in plan.notes:
-        console.print(f"changed since the run was saved: {note}", markup=False, highlight=False)
+        console.out(f"changed since the run was saved: {note}", highlight=False)
     refuse_rework(plan)
     with Interrupt() as interrupt:
         try:
@@ -66,12 +66,7 @@ def work(plan: Plan, recipe: str, console: Console, began: float) -> int:
             if nothing_saved(plan):
                 saved = f"stopped by {by} before the end of the first step, so nothing is saved yet"
             again = f"ramulus train {shlex.quote(recipe)} out={shlex.quote(str(plan.folder))} --resume"
-            console.print(
-                f"\n{saved}; go on with\n  {again}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.out(f"\n{saved}; go on with\n  {again}", highlight=False)
             return 128 + signal.Signals[by].value
     conclude(plan, console, earlier + time.monotonic() - began)
     return 0
@@ -83,9 +78,7 @@ def run_stages(plan: Plan, session: Session) -> None:
     console = session.console
     for i, run in enumerate(plan.stages, 1):
         if finished(run, used=i == len(plan.stages) or not run_folder.steps(plan.stages[i].folder)):
-            console.print(
-                f"{run.name}: finished already, {run.steps} steps in {run.folder}", markup=False, highlight=False
-            )
+            console.out(f"{run.name}: finished already, {run.steps} steps in {run.folder}", highlight=False)
             catch_up(run, session.say)
         else:
             if len(plan.stages) > 1:
@@ -160,14 +153,14 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
             show_tree(last, console)
     folder, words = shlex.quote(str(plan.folder)), task_words(last)
     headline = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
-    console.print(headline, markup=False, highlight=False, soft_wrap=True)
+    console.out(headline, highlight=False)
     for command, purpose in (
         (f"ramulus view {folder}", "curves and trees in the browser"),
         (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
         (f"ramulus eval {folder}", "measure it"),
         (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),
     ):
-        console.print(f"  {command:<60}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"  {command:<60}  # {purpose}", highlight=False)
 
 
 def show_tree(run: Run, console: Console) -> None:

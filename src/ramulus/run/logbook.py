@@ -14,7 +14,6 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
@@ -103,7 +102,7 @@ class Logbook:
 
     def say(self, text: str) -> None:
         """A line for people, above the bar where there is one; markup in it is shown as it is."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.out(text, highlight=False)
 
     def keep(self) -> None:
         """Have every row on the disk. Raises OSError."""

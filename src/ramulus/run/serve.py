@@ -82,7 +82,7 @@ def serve(
 
 def say(console: Console, text: str) -> None:
     """One line, as it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.out(text, highlight=False)
 
 
 def _rules() -> dict[str, type]:

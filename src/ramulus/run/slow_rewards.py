@@ -37,5 +37,5 @@ class SlowRewards:
             if slow and (waited := time.monotonic() - slow[0].since) > patience:
                 others = f", {len(slow) - 1} more beside it" if len(slow) > 1 else ""
                 line = f"waiting for {slow[0]} for {clock(waited)}{others}; Ctrl-C saves and stops"
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self.console.out(line, highlight=False)
                 patience = 2 * waited

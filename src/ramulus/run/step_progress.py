@@ -112,7 +112,7 @@ class Narrator:
 @contextmanager
 def narrated(progress: StepProgress, console: Console, wanted: bool) -> Iterator[None]:
     """While entered, a console is told now and then where it stands, where that is `wanted`."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.out, highlight=False)
     narrator = Narrator(progress, say) if wanted and not console.quiet else None
     try:
         yield

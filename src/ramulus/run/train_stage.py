@@ -43,7 +43,7 @@ class Session:
 
     def say(self, text: str) -> None:
         """A line for people, as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text, highlight=False)
 
 
 def _digest(tasks: Sequence[Task]) -> str:
@@ -79,15 +79,15 @@ async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:
     for step, text in wrong.items():
         aside = checkpoint.set_aside(run.folder, step)
         line = f"the checkpoint of step {step} is damaged ({text}), so it is not gone on from; it is {aside.name} now"
-        console.print(f"{run.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"{run.name}: {line}", highlight=False)
     for path in (run.folder / "trees").glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) > state.step:
             path.unlink()
-    console.print(f"{run.name}: going on after step {state.step} of {run.steps}", markup=False, highlight=False)
+    console.out(f"{run.name}: going on after step {state.step} of {run.steps}", highlight=False)
     before = run_folder.state_of(run_folder.path_of(run.folder, state.step)).get("numerics", {})
     if before and (changed := other_numerics(before, numerics(device_of(run.device), parts.engine.about))):
         warning = f"not the machine or the packages of step {state.step}, so what follows may differ in the last bits: {changed}"
-        console.print(f"{run.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"{run.name}: {warning}", highlight=False)
     return state
 
 
@@ -177,11 +177,7 @@ async def evaluate_once(run: Run, parts: Parts, when: str, session: Session, lis
     path = run_folder.final_evaluation(run.folder, when)
     if path.exists() and (when == "before" or written_json(path)["step"] == run.steps):
         return
-    console.print(
-        f"evaluating the model {when} training, on {len(parts.final_tasks)} problems it is not trained on ...",
-        markup=False,
-        highlight=False,
-    )
+    console.out(f"evaluating the model {when} training, on {len(parts.final_tasks)} problems it is not trained on ...", highlight=False)
     began = time.monotonic()
     start = when == "before"
     work = evaluate_model(run, how, parts.engine, parts.final_tasks, parts.decode, parts.stop, start, console)

@@ -46,7 +46,7 @@ def publish(
         from ramulus.look.compare.plots import draw_plots
 
         for path in draw_plots(comparison, plots):
-            console.print(f"drawn: {path}", markup=False, highlight=False, soft_wrap=True)
+            console.out(f"drawn: {path}", highlight=False)
 
 
 def tables(comparison: Comparison, width: int = 240) -> Iterator[Table]:

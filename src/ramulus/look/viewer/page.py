@@ -171,7 +171,7 @@ def write_page(api: Api, out: Path, steps: list[int], console: Console) -> None:
     page = one_file(counted(api, steps, console))
     out.write_text(page, encoding="utf-8")
     size = out.stat().st_size
-    console.print(f"{size / 2**20:.1f} MB in {out}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"{size / 2**20:.1f} MB in {out}", highlight=False)
     if size > LARGE:
         console.print("that is a lot for a browser: choose fewer steps with --steps", style="yellow", highlight=False)
 

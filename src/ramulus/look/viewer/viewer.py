@@ -144,12 +144,7 @@ def view(
 
     def ready(address: str) -> None:
         count = len(api.shelf.entries)
-        console.print(
-            f"{count} {'run' if count == 1 else 'runs'} at {address} (Ctrl-C ends it)",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.out(f"{count} {'run' if count == 1 else 'runs'} at {address} (Ctrl-C ends it)", highlight=False)
         if not is_loopback(host):
             console.print(
                 "whoever reaches this port can read the runs: there is no password", style="yellow", highlight=False

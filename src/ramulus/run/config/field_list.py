@@ -125,10 +125,10 @@ def show_fields(recipe: str, overrides: Sequence[str], console: Console) -> int:
     """Print all fields of a recipe as they are with these overrides."""
     stages = override(stages_of(recipe), list(overrides))
     words = f"usage: ramulus train {recipe} FIELD=VALUE ... [--config FILE.yaml] [--dry-run] [--resume | --fresh]"
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    console.out(words, highlight=False)
     for table in field_tables(stages):
         console.print()
         console.print(table, highlight=False)
     line = "\nFIELD.PART=VALUE sets a part of an object (optimizer.lr=1e-6, mix.terms.0.coefficient=2); `ramulus train --help` explains the flags."
-    console.print(line, markup=False, highlight=False)
+    console.out(line, highlight=False)
     return 0

@@ -57,7 +57,7 @@ def run_evaluation(
     folder = out if out is not None and out.suffix != ".json" else None
     rival = rival_of(against, task_sets) if against is not None else None  # before hours of work, not after them
     if task_sets.caution:
-        console.print(task_sets.caution, markup=False, highlight=False, soft_wrap=True)
+        console.out(task_sets.caution, highlight=False)
     with unfailing(console), _place(out, folder):
         outcome = evaluate_one(model, open_model, task_sets, plan, folder, console)
         report = Report(outcome, numbers(plan.samples, plan.greedy, k) if plan.samples else [])
@@ -75,7 +75,7 @@ def run_evaluation(
         finally:
             report.show(console)
             if out is not None:
-                console.print(f"every answer is in {out}", markup=False, highlight=False, soft_wrap=True)
+                console.out(f"every answer is in {out}", highlight=False)
         return 0
 
 
@@ -145,9 +145,7 @@ def evaluate_one(
         count.close()
         rest = f": the same command goes on from there, in {folder}" if folder else ""
         kept_now = sum(len(one.rows) for one in stores)
-        console.print(
-            f"stopped after {kept_now} of {count.total} problems{rest}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.out(f"stopped after {kept_now} of {count.total} problems{rest}", highlight=False)
         raise
     finally:
         count.close()

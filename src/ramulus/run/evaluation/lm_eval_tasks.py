@@ -59,7 +59,7 @@ def run_harness(loaded: LoadedModel, names: Sequence[str], limit: int | None, ou
     if out is not None:
         target = out if out.suffix == ".json" else out / "lm_eval.json"
         replace_text(target, json.dumps({name: value for name, value in report.items() if name != "samples"}, indent=1, default=str))
-        console.print(f"lm_eval's results are in {target}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"lm_eval's results are in {target}", highlight=False)
     return 0
 
 

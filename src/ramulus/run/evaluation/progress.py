@@ -23,7 +23,7 @@ class Count:
         self.start = self.last = time.monotonic()
         self.sampled = engine.counters()["sampled"]  # by then
         if done:
-            console.print(f"going on after {done} of {total} problems", markup=False, highlight=False)
+            console.out(f"going on after {done} of {total} problems", highlight=False)
         self.bar = Bar(console, Path(title).name, total, "problems", done)
         if done < total:
             self.bar.start()
@@ -44,7 +44,7 @@ class Count:
         if self.bar.disable and now - self.last > pause:
             left = (now - self.start) / max(self.done - self.before, 1e-9) * (self.total - self.done)
             text = f"{name}{done:g}/{total} problems  {self.speed():.0f} tok/s  left {clock(max(left, 0.0))}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.out(text, highlight=False)
             self.last = now
 
     def speed(self) -> float:

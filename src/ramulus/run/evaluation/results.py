@@ -86,7 +86,7 @@ class Report:
         for table in self.all_tables(console.width if console.is_terminal else WIDE):
             _show(console, table)
         for text in filter(None, self.notes):
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.out(text, highlight=False)
 
     def write(self, out: Path) -> None:
         """The single JSON file with every answer, or results.json, results.csv, problems.csv and results.txt beside the trees."""

@@ -205,4 +205,4 @@ class JobPool:
         self.bar.show(self.worked(), f"{len(self.done)}/{len(self.jobs)} runs  left {self.left()}  {now}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text, highlight=False)

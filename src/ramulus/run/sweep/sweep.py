@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from ramulus.look.curves import load_json
-from ramulus.look.terminal import safe
+from ramulus.look.terminal import printable
 from ramulus.native.memory import shared_among
 from ramulus.native.processors import cores
 from ramulus.run.config.describe import changes, holds, to_json, with_later_fields
@@ -162,10 +162,10 @@ def recipes_and_labels(recipes: Sequence[str], out: Path) -> dict[str, list[str]
 def report(failed: dict[str, Job], total: int, out: Path, stopped: str | None, console: Console) -> None:
     """What failed, with the end of its log, and what to do next."""
     for how, job in failed.items():
-        console.print(f"\n{how}; the end of {job.log}:", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"\n{how}; the end of {job.log}:", highlight=False)
         for line in job.log.read_text(errors="replace").splitlines()[-TAIL:] if job.log.is_file() else ():
-            console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
+            console.out(f"  {printable(line)}", highlight=False)
     if stopped is None:
         text = f"{total - len(failed)} of {total} runs are finished in {out}; "
         rest = "the same command tries the others again" if failed else f"ramulus compare {shlex.quote(str(out))}"
-        console.print(f"\n{text}{rest}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"\n{text}{rest}", highlight=False)
