@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
 from ramulus.run.cluster import Ground
+from ramulus.run.config.parts import parts_of
 from ramulus.run.config.recipe import Model, Run
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
@@ -194,15 +195,6 @@ def check_grown_ahead(run: Run, engine: Engine) -> None:
     if run.cluster and run.cluster.ahead and (reading or isinstance(engine, ScoredEngine)):
         what = f"{type(reading[0]).__name__} reads what it computes" if reading else "it computes the entropies that the engine lacks"
         raise ValueError(f"with cluster.ahead={run.cluster.ahead} trees grow while the learner learns, but {what}: set cluster.ahead=0")
-
-
-def parts_of(value: object) -> Iterator[object]:
-    """Every dataclass in a recipe, outermost first."""
-    if is_dataclass(value) and not isinstance(value, type):
-        yield value
-        value = [getattr(value, field.name) for field in fields(value)]
-    for item in value if isinstance(value, tuple | list) else ():
-        yield from parts_of(item)
 
 
 def check_schedule(run: Run) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from ramulus.run.config.parts import everything_in, is_part
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
 FORMER_CLASSES = {"Exam": "FinalEvaluation"}  # class by the name it had before: its name
@@ -42,7 +44,7 @@ def brought_forward(value: Any) -> Any:
 
 def to_json(value: Any) -> Any:
     """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`, and no field that its repr hides."""
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_part(value):
         return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.repr}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
@@ -81,7 +83,7 @@ def is_default(field: Field[Any], value: Any) -> bool:
 
 def with_later_fields(saved: Any, value: Any) -> Any:
     """Saved JSON with the fields that `value` has got since, where they are at their defaults: they change nothing."""
-    if is_dataclass(value) and not isinstance(value, type) and isinstance(saved, dict) and saved.get(CLASS) == qualified(type(value)):
+    if is_part(value) and isinstance(saved, dict) and saved.get(CLASS) == qualified(type(value)):
         later = [f for f in fields(value) if f.repr and f.name not in saved and is_default(f, getattr(value, f.name))]
         known = {name: with_later_fields(item, getattr(value, name, None)) for name, item in saved.items()}
         return known | {f.name: to_json(getattr(value, f.name)) for f in later}
@@ -105,7 +107,7 @@ def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_part(value):
         shown = [f for f in fields(value) if f.init and f.repr and not is_default(f, getattr(value, f.name))]
         head, tail = f"{type(value).__name__}(", ")"
         parts = [f"{f.name}={to_python(getattr(value, f.name), indent + 4, width)}" for f in shown]
@@ -121,22 +123,12 @@ def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
     return f"{head}\n{inner},\n{' ' * indent}{tail.strip(',')}"
 
 
-def classes(value: Any) -> set[type]:
-    """Every dataclass type in a nested value."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {type(value)}.union(*(classes(getattr(value, f.name)) for f in fields(value)))
-    if isinstance(value, tuple | list):
-        return set().union(*(classes(item) for item in value))
-    if isinstance(value, Enum):
-        return {type(value)}
-    return set()
-
-
 def recipe_text(run: Any) -> str:
     """A Python module that builds `run`, for people to read; nothing of ramulus ever executes it."""
     text = to_python(run)
     names: dict[str, list[str]] = {}
-    for kind in (kind for kind in classes(run) if re.search(rf"\b{kind.__qualname__}\b", text)):
+    kinds = {type(value) for _, value in everything_in(run) if is_part(value) or isinstance(value, Enum)}
+    for kind in (kind for kind in kinds if re.search(rf"\b{kind.__qualname__}\b", text)):
         names.setdefault(kind.__module__, []).append(kind.__qualname__)
     imports = "\n".join(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))
     return f"{imports}\n\nrun = {text}\n"

@@ -19,6 +19,7 @@ from rich.table import Table
 from ramulus.run.config.describe import to_python
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.override import override, word_of
+from ramulus.run.config.parts import is_part
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.values import describe, field_types, free, has_text, options_of
 
@@ -44,10 +45,10 @@ def field_rows(thing: Any, where: str = "") -> Iterator[FieldRow]:
         hint, word = hints.get(field.name, Any), word_of(field)
         kind = WRITTEN_AS.get(path) or _type_of(value, hint)
         comment = comments.get(field.name, "")
-        if is_dataclass(value) and not isinstance(value, type):
+        if is_part(value):
             yield path, kind, type(value).__name__, comment or _first_line(type(value))
             yield from field_rows(value, path)
-        elif isinstance(value, tuple) and any(is_dataclass(item) for item in value):
+        elif isinstance(value, tuple) and any(map(is_part, value)):
             yield path, kind, f"{len(value)} of them", comment
             for i, item in enumerate(value):
                 yield f"{path}.{i}", "an object", type(item).__name__, _first_line(type(item))

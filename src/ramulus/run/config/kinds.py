@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from ramulus.run.config.parts import everything_in, inside, is_part
 from ramulus.run.config.values import describe, field_types, has_text, options_of
 
 
 def check_kinds(thing: Any, where: str = "") -> None:
     """Raise ValueError, naming the field, the value and the wanted type, for a field of a wrong type in a part of this package or inside one."""
-    for path, value, hint, owner in _fields_of(thing, where):
-        options = options_of(hint)
-        if not any(fits(value, option) for option in options):
-            of = f"{owner}: " if not where and "." not in path else ""
-            raise ValueError(f"{of}{path} must be {_wanted(options)}, got {value!r:.80}{_remedy(value, options)}")
-
-
-def _fields_of(thing: Any, where: str) -> Iterator[tuple[str, Any, Any, str]]:
-    """(dotted path, value, type, class) of every field in a part and in the parts that it holds, outermost first."""
-    if isinstance(thing, tuple):
-        for i, item in enumerate(thing):
-            yield from _fields_of(item, f"{where}.{i}")
-    if not is_dataclass(thing) or isinstance(thing, type):
-        return
-    kind, inner = type(thing), []
-    hints = field_types(kind) if kind.__module__.startswith("ramulus.") else {}
-    for field in fields(thing):
-        value, path = getattr(thing, field.name, None), f"{where}.{field.name}" if where else field.name
-        yield path, value, hints.get(field.name, Any), kind.__name__
-        inner.append((value, path))
-    for value, path in inner:
-        yield from _fields_of(value, path)
+    for above, part in everything_in(thing, where):
+        kind = type(part)
+        hints = field_types(kind) if is_part(part) and kind.__module__.startswith("ramulus.") else {}
+        for name, value in inside(part) if hints else ():
+            options = options_of(hints.get(name, Any))
+            if not any(fits(value, option) for option in options):
+                path = f"{above}.{name}" if above else f"{kind.__name__}: {name}"
+                raise ValueError(f"{path} must be {_wanted(options)}, got {value!r:.80}{_remedy(value, options)}")
 
 
 def fits(value: Any, option: Any) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
+from ramulus.run.config.parts import is_part, paths_to
 from ramulus.run.config.short_names import long_name
 from ramulus.run.config.unknown import unknown
-from ramulus.run.config.values import BOOLS, NONES, field_types, free, has_text, options_of, parse
+from ramulus.run.config.values import BOOLS, NONES, field_types, free, has_text, options_of, parse, type_of_item
 
 TEXT = ""  # the key of the text that a whole is set to, beside those of its parts
 Updates = dict[str, Any]
@@ -154,7 +155,7 @@ def set_value(current: Any, hint: Any, word: Word, update: Updates, where: str, 
         current = word.read(current)
     if current is None and TEXT not in update and word.usual is not None:
         current = Blank(word.usual, {})
-    if is_dataclass(current) and not isinstance(current, type):
+    if is_part(current):
         return set_fields(current, parts, where, probe)
     if isinstance(current, tuple):
         return set_items(current, hint, parts, where, probe)
@@ -204,29 +205,16 @@ def without_blanks(value: Any, where: str) -> Any:
     return value.make(where) if isinstance(value, Blank) else value
 
 
-def paths_to(name: str, value: Any) -> list[str]:
-    """The dotted paths from a value to fields of that name, of its own or of an object in one of its fields."""
-    if not is_dataclass(value):
-        return []
-    if any(field.name == name for field in fields(value)):
-        return [name]
-    inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
-    return [f"{own}.{name}" for own, part in inner if is_dataclass(part) and any(field.name == name for field in fields(part))]
-
-
 def set_items(current: tuple[Any, ...], hint: Any, updates: Updates, where: str, probe: bool) -> tuple[Any, ...]:
     """A copy of a tuple with some items changed; names are indices from 0."""
     items = list(current)
     for name, update in updates.items():
         if not name.isdigit() or int(name) >= len(items):
-            places = [f"{where}.{i}.{path}" for i, item in enumerate(items) for path in paths_to(name, item)]
+            places = [f"{where}.{path}" for path in paths_to(name, current)]
             numbered = f"{len(items)} items, numbered from 0 to {len(items) - 1}; {name!r} is none of them"
             numbered += f", but {' and '.join(places)} {'are' if places[1:] else 'is'} there" if places else ""
             there = numbered if items else "no items: make them in the recipe file"
             raise UnknownName(f"{where}.{name}: {where} has {there}")
         i = int(name)
-        option = next((option for option in options_of(hint) if get_origin(option) is tuple), None)
-        args = get_args(option)
-        kind = args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
-        items[i] = set_value(items[i], kind, Word(), update, f"{where}.{name}", probe)
+        items[i] = set_value(items[i], type_of_item(hint, i), Word(), update, f"{where}.{name}", probe)
     return tuple(items if probe else (without_blanks(item, f"{where}.{i}") for i, item in enumerate(items)))

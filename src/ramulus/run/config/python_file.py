@@ -17,6 +17,7 @@ from typing import Any
 from ramulus.run.config.describe import FORMER_CLASSES
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.package_classes import class_named
+from ramulus.run.config.parts import is_part
 from ramulus.run.config.unknown import MOVED, unknown
 
 
@@ -99,7 +100,7 @@ def cause(error: BaseException, names: dict[str, Any], where: str = "") -> str:
             return unknown(match[2], kind, [field.name for field in fields(kind) if field.init], match[2])
     for frame in _frames(error):
         part = frame.f_locals.get("self") if frame.f_code.co_name == "__post_init__" else None
-        if is_dataclass(part) and not isinstance(part, type):
+        if is_part(part):
             try:
                 check_kinds(part, where)
             except ValueError as wrong:

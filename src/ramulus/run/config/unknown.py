@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ramulus.run.config.parts import paths_to
 from ramulus.run.config.short_names import FIELDS, NOT_TAKEN
 
 MOVED = {
@@ -24,21 +23,10 @@ def unknown(name: str, owner: type, known: list[str], where: str, below: Any = N
         return f"{where}: {owner.__name__} has no field {name!r} any more, it is {MOVED[owner.__name__, name]}"
     before = where[: len(where) - len(name)]
     close = [f"{before}{near}" for near in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
-    meant = [f"{before}{path}" for path in dotted(below) if path.rpartition(".")[2] == name][:3] or close
+    meant = [f"{before}{path}" for path in paths_to(name, below)] or close
     if not before and name in NOT_TAKEN:
         return f"{where}: {owner.__name__} has no field {name!r}: {NOT_TAKEN[name]}"
     if not before and name in FIELDS:  # in a recipe file; on the command line it is taken
         meant = list(FIELDS[name])
     guess = f" Did you mean {' or '.join(meant)}?" if meant else ""
     return f"{where}: {owner.__name__} has no field {name!r}.{guess} It has: {', '.join(known) or 'no fields'}"
-
-
-def dotted(thing: Any) -> Iterator[str]:
-    """The dotted paths of all fields inside a dataclass, items of tuples by their index."""
-    if is_dataclass(thing) and not isinstance(thing, type):
-        inside = [(field.name, getattr(thing, field.name)) for field in fields(thing) if field.init]
-    else:
-        inside = [(str(i), item) for i, item in enumerate(thing)] if isinstance(thing, tuple) else []
-    for name, value in inside:
-        yield name
-        yield from (f"{name}.{rest}" for rest in dotted(value))

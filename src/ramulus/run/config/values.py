@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+from ramulus.run.config.parts import is_part
 
 BOOLS = {"true": True, "True": True, "yes": True, "on": True, "false": False, "False": False, "no": False, "off": False}
 NONES = {"none": None, "None": None, "null": None}
@@ -15,6 +17,12 @@ NONES = {"none": None, "None": None, "null": None}
 def options_of(hint: Any) -> list[Any]:
     """The members of a union; any other type alone."""
     return list(get_args(hint)) if get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+
+
+def type_of_item(hint: Any, i: int) -> Any:
+    """The type of an item of a tuple."""
+    args = next((get_args(option) for option in options_of(hint) if get_origin(option) is tuple), ())
+    return args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
 
 
 def parse(text: str, hint: Any, current: Any, where: str) -> Any:
@@ -27,7 +35,7 @@ def parse(text: str, hint: Any, current: Any, where: str) -> Any:
             return parse_as(text, option)
         except ValueError:
             continue
-    if is_dataclass(current) and not isinstance(current, type):
+    if is_part(current):
         names = ", ".join(f"{where}.{f.name}" for f in fields(current) if f.init)
         raise ValueError(
             f"{where}={text}: {where} is an object, {type(current).__name__}; set one of its fields ({names or 'it has none'}) "

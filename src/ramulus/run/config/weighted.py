@@ -6,13 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ramulus.core.task import Reward
 from ramulus.run.config.describe import to_json
+from ramulus.run.config.parts import inside
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _settings(reward: Any) -> Any:
 
 def _files(reward: Any) -> Iterator[Path]:
     """The files of a reward's code, and of those that it holds."""
-    for held in (getattr(reward, "func", None), *((getattr(reward, field.name) for field in fields(reward)) if is_dataclass(reward) else ())):
+    for held in (getattr(reward, "func", None), *(value for _, value in inside(reward))):
         if callable(held):
             yield from _files(held)
     module = getattr(reward, "__module__", type(reward).__module__)

@@ -18,17 +18,18 @@ from dataclasses import fields, is_dataclass, replace
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_origin
 
 import yaml
 
 from ramulus.run.config.describe import CLASS, to_json
 from ramulus.run.config.override import Blank, Word, whole_value, without_blanks, word_of
 from ramulus.run.config.package_classes import class_named, yaml_name
+from ramulus.run.config.parts import is_part
 from ramulus.run.config.python_file import cause, read_file
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.unknown import unknown
-from ramulus.run.config.values import NONES, field_types, options_of, parse
+from ramulus.run.config.values import NONES, field_types, options_of, parse, type_of_item
 
 RECIPE, STAGES = "recipe", "stages"
 IN_FILE = re.compile(r"(.+\.py):(\w+)")
@@ -47,7 +48,7 @@ def to_yaml(recipe: str | None, stages: Sequence[Run]) -> str:
 
 def to_plain(value: Any) -> Any:
     """Mappings, lists and scalars; a dataclass carries its class, and no field that its repr hides."""
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_part(value):
         return {CLASS: _named(type(value))} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.init and f.repr}
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
@@ -151,7 +152,7 @@ def _value(item: Any, hint: Any, now: Any, word: Word, where: str) -> Any:
     if isinstance(item, list):
         if list in kinds:
             return item
-        items = [_value(inner, _of_item(hint, i), _at(now, i), Word(), f"{where}.{i}") for i, inner in enumerate(item)]
+        items = [_value(inner, type_of_item(hint, i), _at(now, i), Word(), f"{where}.{i}") for i, inner in enumerate(item)]
         return tuple(items)
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Enum) and item is not None:
@@ -186,12 +187,6 @@ def _member(item: Any, kind: type[Enum], where: str) -> Enum:
         if member.name == name or (member.value == item and not isinstance(item, bool)):
             return member
     raise ValueError(f"{where} must be one of {', '.join(map(str, to_json(tuple(kind))))}, got {item!r:.80}")
-
-
-def _of_item(hint: Any, i: int) -> Any:
-    """The type of an item of a tuple."""
-    args = next((get_args(option) for option in options_of(hint) if get_origin(option) is tuple), ())
-    return args[0] if len(args) == 2 and args[1] is Ellipsis else args[i] if i < len(args) else Any
 
 
 def _at(now: Any, i: int) -> Any:
