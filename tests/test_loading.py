@@ -111,9 +111,9 @@ PAGE = b"\n<!DOCTYPE html><html><body>Sign in</body></html>"
         (pickled, r"pytorch_model.bin is a pointer of Git LFS"),
         (sharded, r"lacks 1 of its 2 files of weights, model-2.safetensors first"),
         (holding("tokenizer.json", POINTER), r"tokenizer.json is a pointer of Git LFS"),
-        (holding("tokenizer.json", b'{"version": "1.0", "model": {'), r"tokenizer.json is no JSON"),
+        (holding("tokenizer.json", b'{"version": "1.0", "model": {'), r"tokenizer.json is damaged \(.*: download"),
         (holding("config.json", PAGE), r"config.json is a web page"),
-        (holding("config.json", b"[]"), r"config.json holds no JSON object"),
+        (holding("config.json", b"[]"), r"config.json is damaged \(it is no JSON object\): download"),
     ],
 )
 def test_what_is_not_whole_is_refused_in_one_sentence(folder: Path, spoil: Callable[[Path], None], said: str) -> None:

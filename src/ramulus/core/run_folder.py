@@ -5,7 +5,6 @@ RUN/run.json, RUN/1-NAME/metrics.jsonl, RUN/1-NAME/trees/000001.jsonl, RUN/1-NAM
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core.checksums import CHECKSUMS, damage
+from ramulus.core.json_object import object_in, read_object
 
 STAGE = re.compile(r"[0-9]+-.+")  # the folders of the stages of a run
 ASIDE = re.compile(r".+\.\d+")  # what `train --fresh` calls an earlier run; lr-0.1 is a name like that too
@@ -80,9 +80,9 @@ def moved_aside(folder: Path) -> bool:
 def written_as(folder: Path) -> str:
     """The name of the folder that a run was written in, by its run.json; "" where that does not say it."""
     try:
-        stages = json.loads((folder / "run.json").read_bytes())["stages"]
+        stages = object_in(folder / "run.json")["stages"]
         last = Path(stages[-1]["out"] or f"runs/{stages[-1]['name']}")
-    except (OSError, ValueError, LookupError, TypeError):
+    except (LookupError, TypeError):
         return ""
     return last.name if len(stages) == 1 else last.parent.name
 
@@ -114,12 +114,9 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     """The state.json of a checkpoint; ValueError names the file where it is damaged."""
     path = checkpoint / "state.json"
     try:
-        state = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
+        return read_object(path)
+    except OSError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} is damaged (it is no JSON object)")
-    return state
 
 
 def wrong_with(checkpoint: Path, model_only: bool = False) -> str:

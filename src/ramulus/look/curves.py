@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.json_object import read_object
 from ramulus.core.run_folder import is_run, moved_aside, natural, stage_folders
 
 AXES = {
@@ -119,10 +120,7 @@ def described(folder: Path, label: str) -> Found:
 
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON file; empty where there is none. ValueError names a damaged one."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): bring it back, or leave this run out") from error
+    return read_object(path, "bring it back, or leave this run out") if path.is_file() else {}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.json_object import object_in
+
 try:
     import fcntl
 except ImportError:  # Windows locks no folder
@@ -107,7 +109,7 @@ def taken(path: Path, remedy: str) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            wait_for_host(path, holder(path), held(handle, path, remedy), remedy)
+            wait_for_host(path, object_in(path), held(handle, path, remedy), remedy)
         except BaseException:
             os.close(handle)
             raise
@@ -127,7 +129,7 @@ def held(handle: int, path: Path, remedy: str) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError as error:
-        raise busy(path, holder(path), remedy) from error
+        raise busy(path, object_in(path), remedy) from error
     except OSError:  # a file system without locks: signs of life alone
         return False
 
@@ -148,15 +150,6 @@ def current(path: Path, handle: int) -> bool:
         return False
 
 
-def holder(path: Path) -> dict[str, Any]:
-    """What a lock file says of its process; {} where it says nothing."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def wait_for_host(path: Path, owner: dict[str, Any], locks: bool, remedy: str) -> None:
     """Where another host left the lock, or the file system has none: see whether it still gives signs of life. ValueError if so."""
     if not owner or (locks and owner.get("host") == socket.gethostname()) or time.time() - path.stat().st_mtime > 20 * SILENT:
@@ -167,7 +160,7 @@ def wait_for_host(path: Path, owner: dict[str, Any], locks: bool, remedy: str) -
         time.sleep(BEAT / 10)
         with open(path, "rb") as file:  # opened anew: a network file system then asks its server
             if os.fstat(file.fileno()).st_mtime != last:
-                raise busy(path, holder(path), remedy)
+                raise busy(path, object_in(path), remedy)
 
 
 def process_of(owner: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ramulus.core.json_object import object_of
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
@@ -139,11 +140,8 @@ def cut_back(path: Path, step: int) -> int:
 
 def step_of_row(line: bytes) -> int | None:
     """The step of a whole row of metrics; None for what is none."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
+    row = object_of(line) if line.endswith(b"\n") else None
+    step = (row or {}).get("step")
     return step if isinstance(step, int) and step > 0 else None
 
 
@@ -158,13 +156,7 @@ def finite(metrics: dict[str, Any]) -> dict[str, Any]:
 def rows_of(path: Path) -> Iterator[Mapping[str, Any]]:
     """Every row of a metrics.jsonl that can be read."""
     with open(path, "rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
+        yield from filter(None, map(object_of, file))
 
 
 def step_words(metrics: dict[str, Any], recent: float | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from ramulus.core.json_object import read_object
 from ramulus.core.run_folder import WHEN, final_evaluation, model_folder
 from ramulus.run.evaluation.loaded_model import export_model
 
@@ -81,7 +81,7 @@ def configuration(stage: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """run.json of a stage's run, and the stage's part of it; empty where there is none."""
     for folder in (stage, stage.parent):
         if (folder / "run.json").is_file():
-            saved = json.loads((folder / "run.json").read_text())
+            saved = read_object(folder / "run.json")
             stages = saved.get("stages", [])
             named = [one for i, one in enumerate(stages, 1) if stage.name == f"{i}-{one.get('name')}"]
             return saved, (named or stages or [{}])[0]
@@ -90,11 +90,11 @@ def configuration(stage: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def score_table(stage: Path, step: int) -> list[str]:
     """A table of the evaluations before training and of the model of a step; [] where that was never evaluated."""
-    reports = {when: json.loads(path.read_text()) for when in WHEN if (path := final_evaluation(stage, when)).is_file()}
+    reports = {when: read_object(path) for when in WHEN if (path := final_evaluation(stage, when)).is_file()}
     if reports.get("after", {}).get("step") != step:
         reports.pop("after", None)
         evaluated = stage / "evals" / f"{step:06d}.json"
-        reports |= {"after": json.loads(evaluated.read_text())} if evaluated.is_file() else {}
+        reports |= {"after": read_object(evaluated)} if evaluated.is_file() else {}
     if len({asked_of(report) for report in reports.values()}) > 1:  # held-out problems in training, others in the final evaluation
         reports.pop("before", None)
     names = [name for name in reports.get("after", {}) if name.startswith(SHOWN)]

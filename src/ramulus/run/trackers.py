@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ramulus.core import store
+from ramulus.core.json_object import object_in
 from ramulus.core.store import StoreError
 from ramulus.core.tree import Author
 from ramulus.engine.engine import Decode
@@ -257,7 +258,7 @@ class Trackers(Callback):
     def __init__(self, run: Run, step: int, decode: Decode | None = None) -> None:
         """Of a run that has done `step` steps; `decode` is the text of its tokens. ImportError for a tracker that is not installed."""
         self.path = run.folder / FILE
-        saved = saved_in(self.path)
+        saved = object_in(self.path)
         self.id = str(saved.get("id") or (former_id(run) if step else f"{tracked_name(run)}-{secrets.token_hex(4)}"))
         counts = saved["sent"] if isinstance(saved.get("sent"), dict) else {}
         sent = {name: min(count, step) for name, count in counts.items() if isinstance(count, int)}
@@ -325,15 +326,6 @@ def former_id(run: Run) -> str:
     """What a run was called that began before ids were kept."""
     place = hashlib.blake2b(str(run.folder.resolve()).encode(), digest_size=6).hexdigest()
     return f"{run.name}-{place}" if run.wandb else run.name
-
-
-def saved_in(path: Path) -> dict[str, Any]:
-    """trackers.json; {} where it is missing or damaged."""
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return saved if isinstance(saved, dict) else {}
 
 
 def _rows(path: Path, start: int) -> Iterator[tuple[int, dict[str, float], int]]:

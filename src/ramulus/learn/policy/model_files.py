@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.json_object import read_object
 from ramulus.models.smollm2 import SMOLLM2
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -78,15 +79,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises ValueError, naming it, where there is none."""
-    start = file.read_bytes()
-    refuse_other(file, start[:512])
-    try:
-        content = json.loads(start)
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): {COPY_AGAIN}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object: {COPY_AGAIN}")
-    return content
+    with open(file, "rb") as opened:
+        refuse_other(file, opened.read(512))
+    return read_object(file, COPY_AGAIN)
 
 
 def refuse_other(file: Path, start: bytes) -> None:

@@ -235,8 +235,7 @@ class Api:
             return None
 
         def make() -> tuple[dict[str, Any] | None, int]:
-            content = one.fence.json(path)
-            return content if isinstance(content, dict) else None, stat.st_size
+            return one.fence.json(path), stat.st_size
 
         return self.reports.get((path, stat.st_mtime_ns, stat.st_size), make)
 

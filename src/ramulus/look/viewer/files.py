@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import tempfile
 import threading
@@ -12,6 +11,8 @@ from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
+
+from ramulus.core.json_object import object_of
 
 _BLOCK = 1 << 20
 EDITIONS = count(1)
@@ -43,11 +44,11 @@ class Fence:
         except (OSError, RuntimeError):  # outside, forbidden, or a circle of links
             return False
 
-    def json(self, path: Path) -> Any:
-        """The content of a small JSON file; None where there is none, or where it is being written."""
+    def json(self, path: Path) -> dict[str, Any] | None:
+        """The object in a small JSON file; None where there is none, or where it is being written."""
         try:
-            return json.loads(self(path).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            return object_of(self(path).read_bytes())
+        except OSError:
             return None
 
 
@@ -147,10 +148,7 @@ class Lines:
 
 def is_object(text: bytes) -> bool:
     """Whether this is a whole JSON object: none is the beginning of another."""
-    try:
-        return text.rstrip().endswith(b"}") and isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+    return text.rstrip().endswith(b"}") and object_of(text) is not None
 
 
 def _cut(file: IO[bytes], offset: int, size: int) -> bytes:
@@ -214,12 +212,8 @@ class Metrics:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """One row of metrics; None for a line that is none, or that is nested deeper than any row."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    good = isinstance(row, dict) and isinstance(row.get("step"), int | float) and math.isfinite(row["step"])
-    if not good or _deep(row, _DEEPEST):
+    row = object_of(line)
+    if row is None or not isinstance(row.get("step"), int | float) or not math.isfinite(row["step"]) or _deep(row, _DEEPEST):
         return None
     if "seconds" in row:  # they are added up
         seconds = row["seconds"] if isinstance(row["seconds"], dict) else {}

@@ -108,8 +108,7 @@ class Entry:
                 continue
             now = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if self.run_json is None or self.run_json[0] != (path, now):  # 500 runs are asked every few seconds
-                content = self.fence.json(path)
-                self.run_json = ((path, now), content if isinstance(content, dict) else {})
+                self.run_json = ((path, now), self.fence.json(path) or {})
             if self.stage_in(self.run_json[1], folder) is not None:
                 return self.run_json[1], path
         return {}, None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import run_folder
+from ramulus.core.json_object import read_object
 from ramulus.learn.objective.kl import KL
 from ramulus.run.config.describe import CLASS, brought_forward, changes, holds, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
@@ -293,13 +294,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def written_json(path: Path) -> dict[str, Any]:
     """A JSON file that a run wrote; ValueError names it and the remedy."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and what it holds is made again where that can be done") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it is no JSON object): delete it, and what it holds is made again where that can be done")
-    return content
+    return read_object(path, "delete it, and what it holds is made again where that can be done")
 
 
 def move_aside(folder: Path) -> Path:

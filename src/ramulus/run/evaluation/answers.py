@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ramulus.core import store
+from ramulus.core.json_object import object_in
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Decode
@@ -103,9 +103,8 @@ def cut_after(file: Path, count: int) -> None:
 
 def day_begun(folder: Path | None) -> str:
     """The day on which the evaluation in a folder began, which chat templates may write into prompts; today where it does not say."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / SETTINGS).read_text())["date"]) if folder is not None else today()
-    return today()
+    began = object_in(folder / SETTINGS).get("date") if folder is not None else None
+    return today() if began is None else str(began)
 
 
 def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, Any], date: str = "") -> None:
