@@ -6,19 +6,28 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from ramulus import Behavior, Clip, Dynamic, Estimator, Mix, Product, Term, pack
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
+from ramulus.grow.schedule import Schedule
 from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective.gauges import surrogate
+from ramulus.learn.objective.mask import Mask
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Reference
 from ramulus.run.checkpoint import path_of
 from ramulus.run.launch import launch
 from ramulus.run.signals import SHIPPED
@@ -114,6 +123,24 @@ def test_the_clip_rule_fades_out_on_its_side_only(page: ModuleType) -> None:
     logp = torch.tensor([-0.1, 0.1, 0.3])
     torch.testing.assert_close(page.FadeOut()(1, logp, logp, Row()), torch.tensor([1.0, 0.5, 0.0]))
     torch.testing.assert_close(page.FadeOut()(-1, logp, logp, Row()), torch.tensor([0.5, 1.0, 1.0]))
+
+
+def test_what_a_part_leaves_out_is_said_by_its_protocol(page: ModuleType) -> None:
+    fade, none = with_defaults(page.FadeOut(), Mask), torch.zeros(3)
+    assert (fade.column, fade.column_of(Author.POLICY), fade.measure, fade.signal) == ("behavior", "behavior", None, None)
+    assert fade.clamp(1, none, none, None) is None
+    assert fade.factor(1, none, none, None).tolist() == [1.0] * 3
+    plain = with_defaults(lambda logp, batch: logp, Reference)
+    assert (plain.column, plain.needs, plain.records, plain.potential(none, None)) == (None, (), (), None)
+    assert with_defaults(Dynamic(2, draws=5), Schedule).draws == 5
+
+
+@pytest.mark.parametrize("around", [lambda mask: mask, lambda mask: Product((Clip(), mask)), lambda mask: PerAuthor(mask, Clip())])
+def test_a_mask_that_says_nothing_of_its_textbook_loss_has_none(page: ModuleType, around: Callable[[Any], Any]) -> None:
+    tree = grown()
+    mix = Mix((Term(Estimator(around(page.FadeOut()), Behavior(), page.MedianBaseline())),))
+    [batch] = pack([tree], mix.credit([tree]), mix)
+    assert surrogate(mix, batch.behavior, batch.behavior, batch.entropy, batch) is None
 
 
 def test_the_reward_falls_with_length(page: ModuleType) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ramulus.adapters.flat import path_credit
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Sampling
@@ -20,6 +21,7 @@ from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.grow.branching import Star, length
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
+from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.advantage.subgroup import SubgroupMean
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.policy.in_process import InProcess
@@ -120,7 +122,7 @@ class TreeMixin:
         self, *arguments: Any, branching: Any, advantage: Any = None, signals: tuple[Any, ...] = (), slots: int = 64, **options: Any
     ) -> None:
         self.advantage: Any = SubgroupMean() if advantage is None else advantage
-        column = getattr(self.advantage, "column", None)
+        column = with_defaults(self.advantage, Advantage).column
         if asked := [*needed(self.advantage), *([column] if column else [])]:
             raise ValueError(f"{self.advantage} reads {', '.join(asked)}, which TRL does not compute: choose another advantage, or train by ramulus")
         self._earned: torch.Tensor | None = None

@@ -19,14 +19,17 @@ from torch import Tensor
 from ramulus.adapters.flat import flat_paths
 from ramulus.adapters.verl_engine import ClientEngine
 from ramulus.core import store
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
+from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.mask import Mask
 from ramulus.learn.objective.mix import signals_of
 from ramulus.run.signals import needed
 
@@ -61,7 +64,7 @@ class TreeAdvantage:
     advantage: Any
 
     def __post_init__(self) -> None:
-        column = getattr(self.advantage, "column", None)
+        column = with_defaults(self.advantage, Advantage).column
         if asked := [*needed(self.advantage), *([column] if column else [])]:
             raise ValueError(f"{self.advantage} reads {', '.join(asked)}, which verl does not compute: choose another advantage, or train by ramulus")
 
@@ -99,7 +102,7 @@ class TreeLoss:
 
     def __post_init__(self) -> None:
         rule = self.estimator
-        if rule.leaf is not None or signals_of(rule.mask) or hasattr(rule.mask, "measure"):
+        if rule.leaf is not None or signals_of(rule.mask) or with_defaults(rule.mask, Mask).measure is not None:
             raise ValueError(f"{rule} weighs paths or reads entropies, which verl's losses are not told: take a clip, or train by ramulus")
 
     def __call__(

@@ -10,7 +10,9 @@ from ramulus.grow.branching import length, paths
 from ramulus.grow.stop import Decode, repeats
 
 Pruning = Callable[[Tree], list[Node]]
-"""A pure function of the tree -> nodes; every policy leaf at or below them ends as `pruned` and gets no reward."""
+"""A pure function of the tree -> nodes; every policy leaf at or below them ends as `pruned` and gets no reward.
+
+It may say its `needs`, as any RecipePart."""
 
 
 @dataclass(frozen=True)

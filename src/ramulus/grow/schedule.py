@@ -33,6 +33,11 @@ class Schedule(Protocol):
         """Trees wanted for one training step."""
         ...
 
+    @property
+    def draws(self) -> int:
+        """How often it draws for one step, at most; one that says nothing draws once."""
+        return 1
+
     def asked(self, state: State) -> int:
         """Trees wanted for the step that the state leads to; an adaptive schedule changes its mind from step to step."""
         ...

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.grow.allocation import logprobs
 from ramulus.grow.branching import depth, paths
 
 Worth = Callable[[Tree, Sequence[Node]], list[float | None]]
-"""(tree, living paths) -> an estimate of each path's value; None where nothing can be told. Higher is better."""
+"""(tree, living paths) -> an estimate of each path's value; None where nothing can be told. Higher is better.
+
+It may say its `needs`, as any RecipePart."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class LowValue:
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals that the estimate reads."""
-        return tuple(getattr(self.worth, "needs", ()))
+        return tuple(with_defaults(self.worth, RecipePart).needs)
 
     def __call__(self, tree: Tree) -> list[Node]:
         known = paths(tree)

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Path, Task
 from ramulus.engine.local.compiled import GB
-from ramulus.grow.schedule import Fixed
+from ramulus.grow.schedule import Fixed, Schedule
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
@@ -174,7 +175,7 @@ def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float
     """(tokens sampled, tokens trained, seconds) of a step of all trees by that of some; where groups are dropped, in as many draws as it takes."""
     if step.trees >= work.trees:
         return step.sampled, step.trained, step.growing + step.learning + step.optimizer
-    draws, grown, kept = getattr(run.schedule, "draws", 1), 0.0, 0.0
+    draws, grown, kept = with_defaults(run.schedule, Schedule).draws, 0.0, 0.0
     for _ in range(draws):
         grown += work.trees - kept
         kept += (work.trees - kept) * (step.mixed if draws > 1 else 1.0)
@@ -187,7 +188,7 @@ def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) ->
     """What a step and the run would take, in sentences."""
     work = real(work_of(run), parts)
     samples = bool(pace.sampled)
-    draws = getattr(run.schedule, "draws", 1)
+    draws = with_defaults(run.schedule, Schedule).draws
     most = draws * work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
     more = f", in up to {draws} draws where groups are dropped" if draws > 1 else ""
     counted, trained, length = f"at most {tokens_said(samples, most, work.tokens)}", pace.trained, float(work.response)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.around import AroundEngine
@@ -20,7 +21,7 @@ _Batch = tuple[Sequence[Request], Sequence[Segment], "asyncio.Future[None]"]
 
 def with_entropies(engine: Engine, learner: Learner, parts: Iterable[object]) -> Engine:
     """The engine, with entropies by the learner where some part of a recipe reads them and the engine records none."""
-    wanted = any("entropy" in getattr(part, "records", ()) for part in parts)
+    wanted = any("entropy" in with_defaults(part, RecipePart).records for part in parts)
     return ScoredEngine(engine, learner) if wanted and "entropy" not in engine.features else engine
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar, Protocol
 
+from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.tree import Tree
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Learner
@@ -218,5 +219,5 @@ def ordered(providers: Mapping[str, Signal], names: Iterable[str], reader: str =
 
 
 def needed(*rules: Any) -> tuple[str, ...]:
-    """The signals that some rule reads; `needs` may be left out by one that reads none."""
-    return tuple(dict.fromkeys(name for rule in rules for name in getattr(rule, "needs", ())))
+    """The signals that some rule reads."""
+    return tuple(dict.fromkeys(name for rule in rules for name in with_defaults(rule, RecipePart).needs))

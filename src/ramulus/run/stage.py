@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -19,6 +20,7 @@ from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star
 from ramulus.grow.grading import Call, settle_all
 from ramulus.grow.stop import Stop
+from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
@@ -172,7 +174,7 @@ def check_signals(run: Run) -> None:
 
 def check_engine(run: Run, engine: Engine) -> None:
     """Raise ValueError for what some part of the recipe reads and the engine does not record, or that it cannot do."""
-    wanted = [(name, part) for part in parts_of(run) for name in getattr(part, "records", ())]
+    wanted = [(name, part) for part in parts_of(run) for name in with_defaults(part, RecipePart).records]
     former = {"of_entropy": "of_entropy", "positive": "positive", "measure": "stats"}  # attributes that were asked for before there were features
     for name in (name for name, feature in former.items() if hasattr(run.temperature, name) and feature not in rule_features(run.temperature)):
         kind = type(run.temperature).__name__
@@ -210,8 +212,8 @@ def check_schedule(run: Run) -> None:
             "take a rule that branches (AttentionForks, EntropyForks), or set unbranched=True in Adaptive"
         )
     for advantage in (term.estimator.advantage for term in run.mix.terms):
-        unbranched = getattr(advantage, "unbranched", run.schedule.unbranched)
-        if unbranched != run.schedule.unbranched:
+        unbranched = with_defaults(advantage, Advantage).unbranched
+        if unbranched not in (None, run.schedule.unbranched):
             raise ValueError(
                 f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={unbranched}, so it would "
                 "count other paths than those that are trained: set both alike"

@@ -70,5 +70,5 @@ def loss(
     mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
 ) -> list[float]:
     """The textbook loss of a row, where every mask and reference of the mix knows it; rows add up."""
-    known = all(hasattr(term.estimator.mask, "clamp") and hasattr(term.estimator.reference, "potential") for term in mix.terms)
-    return [surrogate(mix, tempered, plain, entropy, batch, values)] if known else []
+    total = surrogate(mix, tempered, plain, entropy, batch, values)
+    return [] if total is None else [total]

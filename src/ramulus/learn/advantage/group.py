@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from ramulus.core.recipe_part import RecipePart
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.batch.tree_batch import Credits
 
-Advantage = Callable[[Sequence[Tree]], list[Credits]]
-"""A forest -> the credits of each of its trees."""
+
+class Advantage(RecipePart, Protocol):
+    """A forest -> the credits of each of its trees; the rest is what one may say of itself."""
+
+    column: str | None = None  # the log-probs that it reads of each node: "recomputed" or "recomputed_tempered" have the forest scored before
+    unbranched: bool | None = None  # whether it trains paths that nothing branches from; None where it makes no difference between paths
+
+    def __call__(self, forest: Sequence[Tree]) -> list[Credits]: ...
+
 
 Over = Literal["policy", "all", "expert"]
 Lone = Literal["zero", "reward"]

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author
+from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.leaf_weight import fold
+from ramulus.learn.objective.reference import ColumnReader
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,23 @@ class Estimator:
     @property
     def columns(self) -> set[str]:
         """The log-prob columns that mask, reference and leaf weight read."""
-        return {part.column for part in (self.mask, self.reference, self.leaf) if getattr(part, "column", None)}
+        return {reader.column for reader in self.readers if reader.column is not None}
+
+    @property
+    def readers(self) -> list[ColumnReader]:
+        """Mask, reference and leaf weight as what may read log-probs."""
+        return [with_defaults(part, ColumnReader) for part in (self.mask, self.reference, self.leaf)]
 
     @property
     def scored(self) -> set[str]:
         """The columns by the names that a learner scores them under; the advantage may read one too."""
         names = {f"{name}_tempered" if name == "recomputed" and self.recomputed_tempered else name for name in self.columns}
-        return names | ({self.advantage.column} if getattr(self.advantage, "column", None) else set())
+        column = with_defaults(self.advantage, Advantage).column
+        return names | ({column} if column is not None else set())
 
     def reads(self, author: Author) -> set[str]:
         """The columns that are read at the tokens of one author."""
-        parts = (self.mask, self.reference, self.leaf)
-        columns = [p.column_of(author) if hasattr(p, "column_of") else getattr(p, "column", None) for p in parts]
-        return {column for column in columns if column is not None}
+        return {column for reader in self.readers if (column := reader.column_of(author)) is not None}
 
     @property
     def tempered(self) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.leaf_weight import along, fold
-from ramulus.learn.objective.mask import Behind
+from ramulus.learn.objective.leaf_weight import Leaf, along, fold
+from ramulus.learn.objective.mask import Behind, Mask
 from ramulus.learn.objective.mix import Mix
+from ramulus.learn.objective.reference import Reference
 
 BEYOND = 0.1  # nats between sampler and learner beyond which a token counts in `mismatch_share`
 EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
@@ -21,36 +23,39 @@ EXTREMES = {"ratio_max": max, "ratio_min": min, "mismatch_max": max}
 @torch.no_grad()
 def surrogate(
     mix: Mix, tempered: Tensor, plain: Tensor, entropy: Tensor, batch: TreeBatch, values: Tensor | None = None
-) -> float:
+) -> float | None:
     """The textbook loss of this row, for example PPO's -sum min(r A, clip(r) A); rows add up.
 
-    A mask with `clamp` and a reference with `potential` have one; others raise AttributeError. The regression of a value head counts where its
-    `values` [T] are given.
+    None where a mask does not say its `clamp` or a reference its `potential`. The regression of a value head counts where its `values` [T] are given.
     """
     total = mix.extras(tempered if mix.kl.tempered else plain, entropy, batch, values)
     for m, term in enumerate(mix.terms):
-        part, rule = mix.term(batch, m), term.estimator
-        logp = tempered if rule.tempered else plain
-        if hasattr(rule.leaf, "potential"):
-            total = total - term.coefficient * path_value(rule, logp, entropy, part)
-            continue
-        gain, pain = rule.pulls(logp, entropy, part)
-        up, down = (value(rule, sign, logp, entropy, part) for sign in (1, -1))
-        total = total - term.coefficient * (gain * up + pain * down).sum()
+        logp = tempered if term.estimator.tempered else plain
+        earned = objective(term.estimator, logp, entropy, mix.term(batch, m))
+        if earned is None:
+            return None
+        total = total - term.coefficient * earned
     return float(total)
 
 
-def value(rule: Estimator, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-    """What the textbook loss multiplies credit of one sign by, [T]."""
-    moved = rule.reference.potential(rule.mask.clamp(sign, logp, entropy, batch), batch)
-    return moved * rule.mask.factor(sign, logp, entropy, batch) if hasattr(rule.mask, "factor") else moved
+def objective(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+    """What the textbook loss of one term is the negative of, on the term's batch; None where it is not known."""
+    leaf = with_defaults(rule.leaf, Leaf)
+    up, down = (leaf.potential(sign, logp, entropy, batch) for sign in (1, -1))
+    if up is not None and down is not None:  # one ratio a path: the sum over leaves of weight x tokens x credit x potential
+        credit = batch.leaf_weight * along(torch.ones_like(logp), batch) * batch.leaf_credit
+        return (credit.clamp(min=0) * up + credit.clamp(max=0) * down).sum()
+    gain, pain = rule.pulls(logp, entropy, batch)
+    up, down = (value(rule, sign, logp, entropy, batch) for sign in (1, -1))
+    return None if up is None or down is None else (gain * up + pain * down).sum()
 
 
-def path_value(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-    """The sum over leaves of weight x tokens x credit x potential, where the textbook loss has one ratio a path."""
-    credit = batch.leaf_weight * along(torch.ones_like(logp), batch) * batch.leaf_credit
-    up, down = (rule.leaf.potential(sign, logp, entropy, batch) for sign in (1, -1))
-    return (credit.clamp(min=0) * up + credit.clamp(max=0) * down).sum()
+def value(rule: Estimator, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+    """What the textbook loss multiplies credit of one sign by, [T]; None where it is not known."""
+    mask, reference = with_defaults(rule.mask, Mask), with_defaults(rule.reference, Reference)
+    moved = mask.clamp(sign, logp, entropy, batch)
+    potential = None if moved is None else reference.potential(moved, batch)
+    return None if potential is None else potential * mask.factor(sign, logp, entropy, batch)
 
 
 @torch.no_grad()
@@ -112,9 +117,8 @@ def clipped(
             continue
         logp = tempered if rule.tempered else plain
         for name, sign, credit in (("clip_high", 1, part.gain), ("clip_low", -1, -part.pain)):
-            cut = credit * (rule.mask(sign, logp, entropy, part) == 0)
-            if hasattr(rule.mask, "factor"):  # what a factor takes away is not clipped
-                cut = cut * (rule.mask.factor(sign, logp, entropy, part) != 0)
+            factor = with_defaults(rule.mask, Mask).factor(sign, logp, entropy, part)
+            cut = credit * (rule.mask(sign, logp, entropy, part) == 0) * (factor != 0)  # what a factor takes away is not clipped
             if rule.leaf is not None:
                 outside = rule.leaf(sign, logp, entropy, part) == 0
                 below = part.leaf_weight * (sign * part.leaf_credit).clamp(min=0) * outside

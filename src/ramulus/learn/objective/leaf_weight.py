@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mask import Clip
-from ramulus.learn.objective.reference import logprobs_of
+from ramulus.learn.objective.reference import ColumnReader, logprobs_of
 
-Leaf = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
-"""(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0.
 
-`column` names what it reads. One whose textbook loss is differentiated through the factor has `potential`, of the same signature: what the
-leaf's whole weight times its credit is multiplied by there.
-"""
+class Leaf(ColumnReader, Protocol):
+    """(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0."""
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor: ...
+
+    def potential(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+        """What the textbook loss multiplies a leaf's weight times credit by [K], where it is differentiated through the factor; else None."""
+        return None
 
 
 def along(x: Tensor, batch: TreeBatch) -> Tensor:
@@ -109,8 +111,6 @@ class EntropyWeight:
 
     scale: float
     slope: float
-
-    column: ClassVar[str | None] = None
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         if sign < 0:

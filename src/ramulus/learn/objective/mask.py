@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.reference import logprobs_of
+from ramulus.learn.objective.reference import ColumnReader, Measure, logprobs_of
 
-Mask = Callable[[int, Tensor, Tensor, TreeBatch], Tensor]
-"""(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
 
-Optional methods, with the same arguments: `clamp`, log-probs at which the textbook loss is evaluated; `factor`, what that loss is multiplied by
-where the mask is more than a clip. `measure(forest, keep)` answers numbers of the whole step, which the mask finds in `batch.stats`.
-"""
+class Mask(ColumnReader, Protocol):
+    """(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
+
+    The rest is what one may say of itself.
+    """
+
+    measure: Measure | None = None
+    signal: Any = None  # the EntropySignal by which it holds the policy's entropy against entropies as sampled
+
+    def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor: ...
+
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+        """Log-probs [T] at which the textbook loss is evaluated; None where no such loss is known."""
+        return None
+
+    def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
+        """What the textbook loss is multiplied by [T], where the mask is more than a clip."""
+        return torch.ones_like(logp)
 
 
 def unmoved(mask: Any, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
@@ -35,8 +47,6 @@ class Everything:
         >>> Estimator(Everything(), Itself(), Constant(1.0)).columns
         set()
     """
-
-    column: ClassVar[str | None] = None
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         return torch.ones_like(logp)

@@ -9,12 +9,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author, Tree
+from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.gate import Gate, GateWeights
 from ramulus.learn.objective.kl import KL
+from ramulus.learn.objective.mask import Mask
 from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Reference
 from ramulus.learn.objective.token_weight import Product
 
 Leaves = Sequence[
@@ -157,8 +161,8 @@ class Mix:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The signals that some advantage reads; `needs` may be left out by one that reads none."""
-        return tuple(name for term in self.terms for name in getattr(term.estimator.advantage, "needs", ()))
+        """The signals that some advantage reads."""
+        return tuple(name for term in self.terms for name in with_defaults(term.estimator.advantage, Advantage).needs)
 
     @property
     def columns(self) -> set[str]:
@@ -170,7 +174,7 @@ class Mix:
     @property
     def begins(self) -> set[str]:
         """Those that the first forward pass of an update gives, if the step has no other update: nobody reads them before it."""
-        early = {getattr(term.estimator.advantage, "column", None) for term in self.terms} | set(self.needs)
+        early = {with_defaults(term.estimator.advantage, Advantage).column for term in self.terms} | set(self.needs)
         return self.columns & {"recomputed", "recomputed_tempered"} - early
 
     @property
@@ -211,8 +215,8 @@ class Mix:
         """
         stats: dict[str, float] = {}
         for m, (term, leaves) in enumerate(zip(self.terms, trained, strict=True)):
-            parts = [part for part in (term.estimator.mask, term.estimator.reference) if hasattr(part, "measure")]
-            stats |= {f"{m}/{name}": value for part in parts for name, value in part.measure(forest, leaves).items()}
+            asked = with_defaults(term.estimator.mask, Mask).measure, with_defaults(term.estimator.reference, Reference).measure
+            stats |= {f"{m}/{name}": value for measure in asked if measure is not None for name, value in measure(forest, leaves).items()}
         return stats
 
     def loss(
@@ -260,7 +264,7 @@ def signals_of(mask: Any) -> list[Any]:
     """The parts of a mask that hold the policy's entropy now against quantiles of entropies as sampled."""
     if isinstance(mask, Product | PerAuthor):
         return [signal for part in (mask.parts if isinstance(mask, Product) else (mask.policy, mask.expert)) for signal in signals_of(part)]
-    return [mask] if hasattr(mask, "signal") else []
+    return [mask] if with_defaults(mask, Mask).signal is not None else []
 
 
 def regression(value: Tensor, batch: TreeBatch) -> Tensor:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
+from ramulus.learn.objective.mask import Mask
+from ramulus.learn.objective.reference import ColumnReader, Reference
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,29 @@ class PerAuthor:
     expert: Any
 
     def __post_init__(self) -> None:
-        columns = {self.policy.column, self.expert.column} - {None}
-        if len(columns) > 1:
+        if len(self.columns) > 1:
             raise ValueError(
-                f"the two parts of PerAuthor read {sorted(columns)}: a term reads one column, so let both name it, or one none"
+                f"the two parts of PerAuthor read {sorted(self.columns)}: a term reads one column, so let both name it, or one none"
             )
+
+    @property
+    def columns(self) -> set[str]:
+        """The log-prob columns that the two parts read."""
+        return {column for author in (Author.POLICY, Author.EXPERT) if (column := self.column_of(author)) is not None}
 
     @property
     def column(self) -> str | None:
         """The log-prob column that both parts read, or the one that reads any; None where neither does."""
-        return self.policy.column or self.expert.column
+        return next(iter(self.columns), None)
 
     def column_of(self, author: Author) -> str | None:
         """What the part for the tokens of one author reads."""
-        part = self.expert if author is Author.EXPERT else self.policy
-        column: str | None = part.column
-        return column
+        return with_defaults(self.expert if author is Author.EXPERT else self.policy, ColumnReader).column
+
+    @property
+    def masks(self) -> tuple[Mask, Mask]:
+        """The two parts as masks, with what they leave unsaid."""
+        return with_defaults(self.policy, Mask), with_defaults(self.expert, Mask)
 
     def choose(self, batch: TreeBatch, policy: Tensor, expert: Tensor) -> Tensor:
         """[T] by each part -> [T]: `expert` on demonstrations' tokens, `policy` elsewhere."""
@@ -50,23 +60,20 @@ class PerAuthor:
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the parts need of the step."""
-        parts = [part for part in (self.policy, self.expert) if hasattr(part, "measure")]
-        return {name: value for part in parts for name, value in part.measure(forest, keep).items()}
+        asked = [mask.measure for mask in self.masks]
+        return {name: value for measure in asked if measure is not None for name, value in measure(forest, keep).items()}
 
     def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """What the textbook loss is multiplied by; 1 for a part that only clips."""
-        arguments = (sign, logp, entropy, batch)
-        factors = [
-            part.factor(*arguments) if hasattr(part, "factor") else torch.ones_like(logp)
-            for part in (self.policy, self.expert)
-        ]
-        return self.choose(batch, *factors)
+        policy, expert = (mask.factor(sign, logp, entropy, batch) for mask in self.masks)
+        return self.choose(batch, policy, expert)
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs [T] at which the textbook loss is evaluated: each author's tokens as its mask clamps them."""
-        arguments = (sign, logp, entropy, batch)
-        return self.choose(batch, self.policy.clamp(*arguments), self.expert.clamp(*arguments))
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+        """Log-probs [T] at which the textbook loss is evaluated: each author's tokens as its mask clamps them; None where one of them has none."""
+        policy, expert = (mask.clamp(sign, logp, entropy, batch) for mask in self.masks)
+        return None if policy is None or expert is None else self.choose(batch, policy, expert)
 
-    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor:
-        """The textbook loss's potential [T]: each author's tokens by its reference."""
-        return self.choose(batch, self.policy.potential(logp, batch), self.expert.potential(logp, batch))
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor | None:
+        """The textbook loss's potential [T]: each author's tokens by its reference; None where one of them has none."""
+        policy, expert = (with_defaults(part, Reference).potential(logp, batch) for part in (self.policy, self.expert))
+        return None if policy is None or expert is None else self.choose(batch, policy, expert)

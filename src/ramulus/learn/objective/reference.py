@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from ramulus.core.recipe_part import RecipePart
+from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 
-Reference = Callable[[Tensor, TreeBatch], Tensor]
-"""(log-probs [T], batch) -> log pi_ref [T]. A class attribute `column` names what it reads, None for nothing."""
+Measure = Callable[[Sequence[Tree], Sequence[Collection[int]]], dict[str, float]]
+"""(the step's trees, the ids of the leaves that count in each) -> numbers of the whole step, which `batch.stats` then holds."""
+
+
+class ColumnReader(RecipePart, Protocol):
+    """What a mask, a reference or a leaf weight may say of the log-probs that it reads."""
+
+    column: str | None = None  # "behavior", as sampled, or "recomputed", at the start of the step; None reads neither
+
+    def column_of(self, author: Author) -> str | None:
+        """What it reads at the tokens of one author."""
+        return self.column
+
+
+class Reference(ColumnReader, Protocol):
+    """(log-probs [T], batch) -> log pi_ref [T]; the rest is what one may say of itself."""
+
+    measure: Measure | None = None
+
+    def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor: ...
+
+    def potential(self, logp: Tensor, batch: TreeBatch) -> Tensor | None:
+        """What the textbook loss multiplies the advantage by [T]; None where no such loss is known."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -24,8 +48,6 @@ class Itself:
         >>> rloo.columns
         set()
     """
-
-    column: ClassVar[str | None] = None
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         return logp

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,6 @@ _COLUMNS = (None, "behavior", "recomputed")
 @dataclass(frozen=True)
 class One:
     """A behaviour policy taken as certain: the ratio is the probability itself (offline RL, arXiv 2509.04419, table 1)."""
-
-    column: ClassVar[str | None] = None
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         return torch.zeros_like(logp)
@@ -154,8 +151,6 @@ class Probable:
 
     low: float = 0.0
     high: float = 1.0
-
-    column: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.share import at_least
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.entropy_signal import flattened
-from ramulus.learn.objective.mask import unmoved
+from ramulus.learn.objective.mask import Mask, unmoved
 from ramulus.learn.objective.reference import logprobs_of
 
 
@@ -35,9 +36,14 @@ class Product:
             raise ValueError(f"a Product multiplies masks that take their ratio against one column, got {self.parts}")
 
     @property
+    def masks(self) -> list[Mask]:
+        """The parts, with what they leave unsaid."""
+        return [with_defaults(part, Mask) for part in self.parts]
+
+    @property
     def columns(self) -> set[str]:
         """The log-prob columns that the parts take ratios against."""
-        return {part.column for part in self.parts if part.column is not None}
+        return {mask.column for mask in self.masks if mask.column is not None}
 
     @property
     def column(self) -> str | None:
@@ -46,7 +52,7 @@ class Product:
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the parts need of the step; a signal that several of them share is measured once."""
-        sources = dict.fromkeys(getattr(part, "signal", part) for part in self.parts if hasattr(part, "measure"))
+        sources = dict.fromkeys(mask.signal or part for part, mask in zip(self.parts, self.masks, strict=True) if mask.measure is not None)
         return {name: value for source in sources for name, value in source.measure(forest, keep).items()}
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
@@ -58,15 +64,17 @@ class Product:
     def factor(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
         """What the textbook loss is multiplied by."""
         answer = torch.ones_like(logp)
-        for part in self.parts:
-            answer = answer * part.factor(sign, logp, entropy, batch) if hasattr(part, "factor") else answer
+        for mask in self.masks:
+            answer = answer * mask.factor(sign, logp, entropy, batch)
         return answer
 
-    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
-        """Log-probs moved to the edge of the region that all parts trust."""
+    def clamp(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
+        """Log-probs moved to the edge of the region that all parts trust; None where one of them does not know it."""
         moved = logp
-        for part in self.parts:
-            edge = part.clamp(sign, logp, entropy, batch)
+        for mask in self.masks:
+            edge = mask.clamp(sign, logp, entropy, batch)
+            if edge is None:
+                return None
             moved = torch.where((edge - logp).abs() > (moved - logp).abs(), edge, moved)
         return moved
 
@@ -87,7 +95,6 @@ class HighEntropy:
 
     share: float = 0.2
     rescale: bool = False
-    column: ClassVar[str | None] = None
     records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
