@@ -20,6 +20,8 @@ from rich.console import Console
 import ramulus
 from ramulus import Callback, CheckpointSaved, EvaluationDone, Result, StepDone, StopTraining
 from ramulus.core import run_folder
+from ramulus.learn.policy.lora import Lora
+from ramulus.learn.policy.model import Pretrained
 from ramulus.run.launch import launch
 from run_recipe import rl
 from run_stages import recipe as stages
@@ -228,3 +230,18 @@ def test_a_result_is_read_from_any_run(whole: Path, tmp_path: Path) -> None:
     odd.mkdir()
     assert "<script" not in Result(odd)._repr_html_()
     assert (Result(odd).metrics, Result(odd).summary, Result(odd).best) == ([], {}, None)
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("bfloat16", True), ("float32", False)])
+def test_a_stage_that_would_round_what_adapters_learned_says_so(tmp_path: Path, dtype: str, warned: bool, recwarn: pytest.WarningsRecorder):
+    model, tokenizer = stages()[0].model()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    source = Pretrained(str(tmp_path / "model"), dtype="bfloat16")
+    first, second = (replace(stage, steps=1, final_evaluation=None, model=source) for stage in stages())
+    second = replace(second, model=replace(source, dtype=dtype), mix=replace(second.mix, kl_coef=0.0))
+    ramulus.train((replace(first, lora=Lora(rank=2)), second), out=str(tmp_path / "run"))
+    said = [str(warning.message) for warning in recwarn if "rounds them" in str(warning.message)]
+    assert bool(said) == warned
+    if said:
+        assert said[0].endswith("set rl.model.dtype=float32")

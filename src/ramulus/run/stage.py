@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -73,6 +74,7 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     ]
     checkpoint.seed_all(run.seed)
     source = _source_of(run, start)
+    warn_of_rounding(run, source, start)
     with reading(Path(getattr(source, "path", ".")).parent):
         model, tokenizer = source()
     tasks, evals, final_tasks = prompts_of(run, sources, tokenizer)
@@ -218,6 +220,20 @@ def check_schedule(run: Run) -> None:
                 f"the schedule has unbranched={run.schedule.unbranched} and {type(advantage).__name__} unbranched={unbranched}, so it would "
                 "count other paths than those that are trained: set both alike"
             )
+
+
+def warn_of_rounding(run: Run, source: Model, start: Path | None) -> None:
+    """Warn where the stage before wrote wider weights than this one holds: adapters merged into half precision are, as rounded they lose most."""
+    dtype = getattr(source, "dtype", None)
+    if start is None or dtype not in ("bfloat16", "float16"):
+        return
+    settings = json.loads((start / "config.json").read_bytes())
+    if (written := settings.get("dtype", settings.get("torch_dtype"))) == "float32":
+        warnings.warn(
+            f"the stage before {run.name} wrote weights in {written}, as adapters were merged into them, and model.dtype={dtype} rounds them, which "
+            f"loses most of what small steps taught: set {run.name}.model.dtype=float32",
+            stacklevel=3,
+        )
 
 
 def warn_of_references(run: Run, tasks: Sequence[Task]) -> None:
