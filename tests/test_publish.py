@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ class Hub:
         self.said.append(("private", private))
         return f"https://hub.invalid/{repo_id}"
 
+    def repo_exists(self, repo_id: str) -> bool:
+        return (self.folder / repo_id).is_dir()
+
+    def model_info(self, repo_id: str) -> Any:
+        return SimpleNamespace(private=("private", True) in self.said)
+
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str | None = None) -> None:
         shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
         self.said.append(("message", commit_message))
@@ -38,7 +45,7 @@ def test_the_stand_in_is_asked_as_the_real_client_is() -> None:
 
     from huggingface_hub import HfApi
 
-    for name in ("create_repo", "upload_folder"):
+    for name in ("create_repo", "repo_exists", "model_info", "upload_folder"):
         mine, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (Hub, HfApi))
         assert mine.keys() <= theirs.keys(), name
 
@@ -125,6 +132,13 @@ def test_what_the_hub_says_is_told(tmp_path: Path) -> None:
         def create_repo(self, repo_id: str, **more: Any) -> str:
             raise HfHubHTTPError("403 Forbidden", response=httpx.Response(403, request=httpx.Request("POST", "https://hub.invalid/")))
 
+    hub = Hub(tmp_path)
+    push_model(RUN, "me/seen", "last", False, Console(quiet=True), hub)
+    before = len(hub.said)
+    with pytest.raises(ValueError, match="me/seen is public, and nothing was sent: add --public"):
+        push_model(RUN, "me/seen", "last", True, Console(quiet=True), hub)
+    assert len(hub.said) == before
+    push_model(RUN, "me/seen", "last", False, Console(quiet=True), hub)
     with pytest.raises(OSError, match="did not take me/mine: 403 Forbidden"):
         push_model(RUN, "me/mine", "last", True, Console(quiet=True), Closed(tmp_path))
     with pytest.raises(OSError, match="did not take me/mine: no route to host"):

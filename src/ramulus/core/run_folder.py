@@ -5,6 +5,7 @@ RUN/run.json, RUN/1-NAME/metrics.jsonl, RUN/1-NAME/trees/000001.jsonl, RUN/1-NAM
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from contextlib import suppress
@@ -41,7 +42,7 @@ def foreign(folder: Path) -> str:
         "a repository or a package": [name for name in inside if name in (".git", ".hg", "pyproject.toml", "setup.py", "package.json")],
         "a model": [name for name in inside if name == "config.json" or name.endswith((".safetensors", ".gguf", ".bin"))],
         "programs": [name for name in inside if name.endswith((".py", ".ipynb")) and name != "recipe.py"],  # a run's own, before its run.json
-        "the files that you work on": inside if folder.resolve() in (Path.cwd(), Path.home()) else [],
+        "the files that you work on": inside if folder.resolve() in (Path.cwd(), Path(os.path.expanduser("~"))) else [],
     }
     return next((f"{kind} ({', '.join(names[:3])})" for kind, names in kinds.items() if any(not name.startswith(".lock") for name in names)), "")
 

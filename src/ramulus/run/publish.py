@@ -22,6 +22,8 @@ class HubClient(Protocol):
     """What is asked of `huggingface_hub.HfApi`."""
 
     def create_repo(self, repo_id: str, *, private: bool | None = None, exist_ok: bool = False) -> Any: ...
+    def repo_exists(self, repo_id: str) -> bool: ...
+    def model_info(self, repo_id: str) -> Any: ...
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str | None = None) -> Any: ...
 
 
@@ -38,7 +40,8 @@ def hub_client() -> HubClient:
 def push_model(run: Path, repo: str, which: str, private: bool, console: Console, client: HubClient | None = None) -> str:
     """Send the model of a run with its card; returns the address.
 
-    Raises ValueError for a name that no hub takes or without a token, before anything is written, and OSError with what the hub said.
+    Raises ValueError for a name that no hub takes or without a token, before anything is written, and for one that is public already where it is to
+    be private; OSError with what the hub said.
     """
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.utils import validate_repo_id
@@ -54,6 +57,8 @@ def push_model(run: Path, repo: str, which: str, private: bool, console: Console
         stage = model_folder(run, which)[0].parents[2]
         (folder / "README.md").write_text(model_card(stage, step, repo), encoding="utf-8")
         try:
+            if private and hub.repo_exists(repo) and not hub.model_info(repo).private:
+                raise ValueError(f"{repo} is public, and nothing was sent: add --public to send the model there, or name another")
             address = hub.create_repo(repo, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo, folder_path=str(folder), commit_message=f"step {step} of {stage.name}, by ramulus")
         except HTTPError as error:
