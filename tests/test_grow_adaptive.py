@@ -9,7 +9,7 @@ import pytest
 
 from growing import plant
 from ramulus.core.tree import Author, Tree, column
-from ramulus.grow.adaptive import Adaptive, attended, difficulty
+from ramulus.grow.adaptive import Adaptive, attended, difficulty, first
 from ramulus.grow.prompts import PromptBatch
 
 BATCH = PromptBatch(8, 8 * 30)
@@ -62,7 +62,7 @@ def test_the_rarer_answers_come_first() -> None:
 def test_easy_prompts_must_be_attended_to_more_than_the_mean_of_all_so_far() -> None:
     rule = Adaptive(BATCH)
     trees = [graded(6, level=0.2), graded(3, level=0.0), graded(6, level=0.6)]
-    assert attended(trees[2]) == pytest.approx(0.6)
+    assert attended(first(trees[2])[0]) == pytest.approx(0.6)
     chosen, state = rule.expand(trees, {})
     assert [len(ids) for ids in chosen] == [0, 4, 3]
     assert state == {"easy": {"count": 2, "mean": pytest.approx(0.4)}}
@@ -100,7 +100,7 @@ def test_trees_without_signal_are_dropped_and_the_rest_is_counted() -> None:
     assert wanted == 0
     assert state["batch"] == {"prompts": math.ceil(0.1 * (8 * 240 // 6) + 0.9 * 8), "valid": 6.0, "seen": 1}
     assert rule.asked(json.loads(json.dumps(state))) == state["batch"]["prompts"]
-    assert difficulty(plant()) == 0.0
+    assert difficulty(first(plant())[0]) == 0.0
 
 
 def settled(rule: PromptBatch, left: float, steps: int = 400) -> int:
@@ -159,8 +159,8 @@ def test_paths_with_help_say_nothing_of_difficulty() -> None:
         leaf.signals = {"steps": column([1.0, 0.0], "d"), "influence": column([9.0, 9.0], "d")}
     hints = {leaf.id for leaf in helped.leaves() if leaf.why == "" and leaf.parent is not helped.root} - {shown.id}
     assert len(hints) == 3
-    assert difficulty(helped) == difficulty(plain) == pytest.approx(1 / 3)
-    assert attended(helped) == attended(plain)
+    assert difficulty(first(helped)[0]) == difficulty(first(plain)[0]) == pytest.approx(1 / 3)
+    assert attended(first(helped)[0]) == attended(first(plain)[0])
     rule = Adaptive(BATCH)
     (alone,), _ = rule.expand([plain], {})
     (chosen,), _ = rule.expand([helped], {})

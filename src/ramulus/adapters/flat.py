@@ -44,10 +44,10 @@ def flat_paths(trees: Sequence[Tree], credits: Sequence[Credits] | None = None, 
     """
     leaves = [(i, leaf) for i, tree in enumerate(trees) for leaf in graded_leaves([tree])]
     column = None if credits is not None else name if settled else credit_name([leaf for _, leaf in leaves], name)
-    rows = []
+    rows, trained = [], [credit.trained() for credit in credits or ()]
     for number, leaf in leaves:
         if credits is not None:
-            values = path_credit(leaf, credits[number]) if leaf.id in credits[number].trained() else None
+            values = path_credit(leaf, credits[number]) if leaf.id in trained[number] else None
         else:
             values = _written(leaf, column) if column is not None else None
         rows.append(_row(number, leaf, values, bare=credits is None and column is None))

@@ -151,11 +151,12 @@ class TreeMixin:
         total[torch.isnan(mine).all(1)] = torch.nan
         _give(rollouts.rows, total.tolist())
         credits = self.advantage(rollouts.trees)
-        trained = [leaf is not None and leaf.id in credits[number].trained() for number, leaf in rollouts.rows]
+        of_tree = [credit.trained() for credit in credits]
+        trained = [leaf is not None and leaf.id in of_tree[number] for number, leaf in rollouts.rows]
         batch["tool_mask"] = batch["tool_mask"] * torch.tensor(trained, device=batch["tool_mask"].device)[:, None]
         mask = batch["completion_mask"] * batch["tool_mask"]
         batch["num_items_in_batch"] = this.accelerator.gather(mask.sum()).sum()
-        advantages = _advantages_of(rollouts.rows, credits, mask.shape[1])
+        advantages = _advantages_of(rollouts.rows, credits, trained, mask.shape[1])
         if this.loss_type in _PER_ROW:
             advantages *= len(trained) / max(sum(trained), 1)
         batch["advantages"] = torch.from_numpy(advantages).to(mask.device, next(this.model.parameters()).dtype)
@@ -207,11 +208,13 @@ def _give(rows: Sequence[tuple[int, Node | None]], earned: Sequence[float]) -> N
             leaf.reward = None if np.isnan(value) else value
 
 
-def _advantages_of(rows: Sequence[tuple[int, Node | None]], credits: Sequence[Credits], length: int) -> np.ndarray:
+def _advantages_of(
+    rows: Sequence[tuple[int, Node | None]], credits: Sequence[Credits], trained: Sequence[bool], length: int
+) -> np.ndarray:
     """Credit of each token of each row [B, T]; 0 behind a completion, and on rows that are not trained."""
     advantages = np.zeros((len(rows), length))
-    for line, (number, leaf) in zip(advantages, rows, strict=True):
-        if leaf is not None and leaf.id in credits[number].trained():
+    for line, (number, leaf), learned in zip(advantages, rows, trained, strict=True):
+        if leaf is not None and learned:
             along = path_credit(leaf, credits[number])
             line[: len(along)] = along
     return advantages

@@ -78,12 +78,14 @@ class Adaptive:
 
     def expand(self, trees: Sequence[Tree], state: State) -> tuple[list[set[int]], State]:
         """Trees after their first round, graded -> the ids of the leaves to grow from in each, and the state after it."""
-        easy = [tree for tree in trees if difficulty(tree) == 1] if self.attention else []
-        level = {id(tree): attended(tree) for tree in easy}
+        leaves = [first(tree) for tree in trees]
+        rates = [difficulty(alone) for alone, _ in leaves]
+        level = {i: attended(leaves[i][0]) for i, z in enumerate(rates) if self.attention and z == 1}
         if level:
             state = state | {"easy": self.moved(state.get("easy", {}), list(level.values()))}
         bar = state.get("easy", {}).get("mean", 0.0)
-        chosen = [set() if level.get(id(tree), math.inf) <= bar else self.choose(tree) for tree in trees]
+        dropped = [level.get(i, math.inf) <= bar for i in range(len(trees))]
+        chosen = [set() if drop else self.choose(tree, *own, z) for tree, own, z, drop in zip(trees, leaves, rates, dropped, strict=True)]
         return chosen, state
 
     def moved(self, easy: State, values: Sequence[float]) -> State:
@@ -92,13 +94,10 @@ class Adaptive:
         weight = len(values) / (count + len(values)) if self.alpha == 0 or count == 0 else self.alpha
         return {"count": count + len(values), "mean": mean + weight * (math.fsum(values) / len(values) - mean)}
 
-    def choose(self, tree: Tree) -> set[int]:
-        """The leaves of one tree to grow from."""
-        leaves = first(tree)
-        helped = {leaf.id for leaf in _graded(tree)} - {leaf.id for leaf in leaves}
+    def choose(self, tree: Tree, leaves: Sequence[Node], helped: set[int], z: float) -> set[int]:
+        """The ids of the leaves of one tree to grow from: all that had help, and of the graded ones without, a share `z` of which is right."""
         if self.rounding == "all" or not leaves:
             return {leaf.id for leaf in leaves} | helped
-        z = difficulty(tree)
         exact = len(leaves) * math.exp(-z)
         count = math.ceil(exact) if self.rounding == "ceil" else math.floor(exact + 0.5)
         rights, wrongs = ([leaf for leaf in leaves if (correct(leaf) > 0) == side] for side in (True, False))
@@ -114,21 +113,22 @@ def _graded(tree: Tree) -> list[Node]:
     return [leaf for leaf in paths(tree) if leaf.reward is not None]
 
 
-def first(tree: Tree) -> list[Node]:
-    """The graded paths that the policy wrote alone, from the prompt on."""
-    return [leaf for leaf in _graded(tree) if origin(leaf) is tree.root]
+def first(tree: Tree) -> tuple[list[Node], set[int]]:
+    """The graded paths that the policy wrote alone, from the prompt on, and the ids of the graded ones that had help."""
+    graded = _graded(tree)
+    alone = [leaf for leaf in graded if origin(leaf) is tree.root]
+    return alone, {leaf.id for leaf in graded} - {leaf.id for leaf in alone}
 
 
-def difficulty(tree: Tree) -> float:
+def difficulty(leaves: Sequence[Node]) -> float:
     """Share of the graded paths without help that are right; 0 where there is none."""
-    leaves = first(tree)
     return math.fsum(correct(leaf) for leaf in leaves) / len(leaves) if leaves else 0.0
 
 
-def attended(tree: Tree) -> float:
-    """Mean influence of the steps of a path, mean over the paths without help."""
+def attended(leaves: Sequence[Node]) -> float:
+    """Mean influence of the steps of a path, mean over the graded paths without help."""
     means = []
-    for leaf in first(tree):
+    for leaf in leaves:
         scores = [signal_of(leaf, "influence")[at] for at in steps_of(leaf)]
         means.append(math.fsum(scores) / max(len(scores), 1))
     return math.fsum(means) / max(len(means), 1)

@@ -37,6 +37,13 @@ def minibatches(
     return batches
 
 
+def step_stats(cut: Sequence[Minibatch], mix: Mix) -> dict[str, float]:
+    """What `mix.measure` says of a step's trees and of the leaves that its minibatches train."""
+    trees = [tree for part in cut for tree in part.trees]
+    trained = [[leaves for part in cut for leaves in part.selection.terms[m]] for m in range(len(mix.terms))]
+    return mix.measure(trees, trained) if trees else {}
+
+
 def parts(n: int, wanted: int) -> list[slice]:
     """n trees in at most `wanted` runs of whole trees, as even as can be."""
     count = min(n, wanted)

@@ -23,7 +23,7 @@ from ramulus.learn.objective.gate import openness
 from ramulus.learn.objective.gauges import counts, gauges
 from ramulus.learn.packing.annotate import annotate, annotate_ratio
 from ramulus.learn.packing.pack import pack
-from ramulus.learn.packing.weights import Selection, idle_entropy
+from ramulus.learn.packing.weights import idle_entropy
 from ramulus.learn.policy.learner import Evaluated, Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
@@ -39,7 +39,7 @@ from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import Logbook
 from ramulus.run.machine import Machine
 from ramulus.run.memory.step import USUAL_TOKENS
-from ramulus.run.minibatch import Minibatch, has_signal, minibatches
+from ramulus.run.minibatch import Minibatch, has_signal, minibatches, step_stats
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor
 from ramulus.run.runtime import device_of
@@ -125,7 +125,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.machine = Machine(device_of(self.run.device))
-        tokens = self.run.tokens_per_batch
+        self.begins, tokens = self.run.begins, self.run.tokens_per_batch
         self.stated: int = USUAL_TOKENS if tokens == "auto" else tokens
         self.tokens = self.state.lowered.get(str(self.stated), self.stated)
         self.numerics = numerics(device_of(self.run.device), self.engine.about)
@@ -180,13 +180,13 @@ class Trainer:
         if self.rest is not None:
             with clock("load"):
                 await self.rest()
+        trees = rollout.kept
         with clock("score"):
-            await self.score(rollout.kept)
+            await self.score(trees)
         with clock("credit"):
-            trees = rollout.kept
             credits = run.mix.credit(trees) if trees else []
-            shares, gate = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
-            gates = [shares[place] for place in rollout.places] if shares is not None else None
+            every, gate = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
+            gates = [every[place] for place in rollout.places] if every is not None else None
         with clock("pack"):
             cut = minibatches(trees, credits, gates, run.mix, run.minibatches)
         statistics = await self.learn(cut, number, clock)
@@ -213,9 +213,9 @@ class Trainer:
 
     async def score(self, trees: list[Tree]) -> None:
         """Write into the trees what the mix reads of them: log-probs by the learner, and signals."""
-        mix, signals = self.run.mix, self.rollouts.signals
-        await score(self.learner, trees, mix.columns - self.run.begins, known=signals.context.rides if signals else ())
-        if signals and (names := [name for name in mix.needs if name not in mix.columns]):
+        columns, signals = self.run.mix.columns, self.rollouts.signals
+        await score(self.learner, trees, columns - self.begins, known=signals.context.rides if signals else ())
+        if signals and (names := [name for name in self.run.mix.needs if name not in columns]):
             await signals(trees, names)
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
@@ -223,8 +223,7 @@ class Trainer:
         run, version = self.run, self.learner.version  # whose tokens these weights should give the recorded log-probs
         statistics = StepStatistics(len(cut), run.optimizer.rate(number, run.steps))
         with clock("pack"):
-            whole = Selection.joined([part.selection for part in cut]) if cut else None
-            stats = run.mix.measure([tree for part in cut for tree in part.trees], whole.terms) if whole else {}
+            stats = step_stats(cut, run.mix)
         for part in cut:
             with clock("pack"):
                 batches = self.packed(part, stats)
@@ -249,7 +248,7 @@ class Trainer:
 
     def packed(self, part: Minibatch, stats: dict[str, float]) -> list[TreeBatch]:
         """The rows of a minibatch."""
-        return pack(part.trees, part.credits, self.run.mix, self.tokens, stats=stats, selection=part.selection, begins=self.run.begins)
+        return pack(part.trees, part.credits, self.run.mix, self.tokens, stats=stats, selection=part.selection, begins=self.begins)
 
     async def accumulate(
         self, part: Minibatch, stats: dict[str, float], batches: list[TreeBatch]

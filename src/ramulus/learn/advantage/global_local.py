@@ -56,10 +56,12 @@ class GlobalLocal:
         leaves = graded(tree)
         if not leaves:
             return Credits(node={})
-        chosen = self.choose(tree, [leaf for leaf in leaves if self.unbranched or leaf.parent is not origin(leaf)])
+        places = begun(leaves)
+        trainable = {leaf.id for root, own in places for leaf in own if self.unbranched or leaf.parent is not root}
+        chosen = self.choose(tree, [leaf for leaf in leaves if leaf.id in trainable])
         trained = {leaf.id for leaf in chosen}
         value: dict[int, float] = {}
-        for root, own in begun(leaves):
+        for root, own in places:
             below = members(own)
             if self.form == "released" and (len(own) > 1 or self.lone == "reward"):
                 value |= released(root, below, trained)

@@ -16,7 +16,7 @@ from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.gate import GateWeights
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.fold import fold_down, fold_extra, targets
-from ramulus.learn.packing.weights import Extra, Selection, Share, select
+from ramulus.learn.packing.weights import Selection, select
 
 LOGPROBS = ("recomputed", "recomputed_tempered", "reference_model", "reference_model_tempered")
 
@@ -46,19 +46,14 @@ def pack(
     chosen = select(trees, credits, mix, gates, drop_idle) if selection is None else selection
     stats = mix.measure(trees, chosen.terms) if stats is None else stats
     rows = lay_out(trees, chosen.kept(), tokens_per_batch)
-    return [replace(columns(row, chosen.terms, credits, mix, dtype, chosen.extra, begins), stats=stats) for row in rows]
+    return [replace(columns(row, chosen, credits, mix, dtype, begins), stats=stats) for row in rows]
 
 
 def columns(
-    row: Layout,
-    terms: list[list[dict[int, Share]]],
-    credits: Sequence[Sequence[Credits]],
-    mix: Mix,
-    dtype: torch.dtype,
-    extra: list[Extra] | None = None,
-    begins: Collection[str] = (),
+    row: Layout, chosen: Selection, credits: Sequence[Sequence[Credits]], mix: Mix, dtype: torch.dtype, begins: Collection[str] = ()
 ) -> TreeBatch:
     """One row's TreeBatch: its layout, and every term's weights and credits folded down the paths of the row's own leaves."""
+    terms, scored = chosen.terms, mix.columns.difference(begins)
     folded = [
         fold_down(row, term, credit, part.authors) for part, term, credit in zip(mix.terms, terms, credits, strict=True)
     ]
@@ -70,9 +65,9 @@ def columns(
         for name in ("weight", "leaves", "gain", "pain", "leaf_credit", "leaf_weight")
     }
     parts |= {name: torch.from_numpy(column).to(dtype) for name, column in row.sampled().items()}
-    parts |= {name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in mix.columns.difference(begins)}
-    if extra is not None:
-        parts["extra_weight"] = torch.from_numpy(fold_extra(row, extra)).to(dtype)
+    parts |= {name: torch.from_numpy(row.signal(name)).to(dtype) for name in LOGPROBS if name in scored}
+    if chosen.extra is not None:
+        parts["extra_weight"] = torch.from_numpy(fold_extra(row, chosen.extra)).to(dtype)
     if mix.value:
         parts |= {
             name: torch.from_numpy(column).to(dtype) for name, column in targets(row, mix, terms, credits).items()

@@ -30,9 +30,8 @@ def shares(
     assert term.normaliser is not None  # Mix has seen to it
     counts: list[dict[int, int]] = []
     for tree, credit in zip(trees, credits, strict=True):
-        values = credit.token if credit.token is not None else credit.leaf
-        learned = learned_tokens(tree, term.authors)
-        counts.append({leaf: n for leaf, n in learned.items() if n and values.get(leaf) is not None})
+        trained, learned = credit.trained(), learned_tokens(tree, term.authors)
+        counts.append({leaf: n for leaf, n in learned.items() if n and leaf in trained})
     parts = [
         fork_shares(tree, count) if share == "each_fork" else dict.fromkeys(count, 1.0)
         for tree, count in zip(trees, counts, strict=True)
@@ -104,14 +103,6 @@ class Selection:
     def kept(self) -> list[set[int]]:
         """The leaves to pack, of each tree: trained by some term, and not left out."""
         return [{leaf for term in self.terms for leaf in term[i]} - out for i, out in enumerate(self.idle)]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Selection]) -> Selection:
-        """The selection of a forest from those of its parts, in the order of their trees."""
-        terms = zip(*(part.terms for part in parts), strict=True)
-        extras = [part.extra for part in parts if part.extra is not None]
-        extra = [tree for part in extras for tree in part] if extras else None
-        return cls([[tree for part in term for tree in part] for term in terms], [out for part in parts for out in part.idle], extra)
 
 
 def select(
