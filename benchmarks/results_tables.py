@@ -1,7 +1,8 @@
 """The tables of docs/results-smol.md: `python -m benchmarks.results_tables runs/smol/sums --baseline grpo`.
 
 Of a folder of sweeps (LABEL/seed-N below it, at any depth): the last evaluation at equal steps, sampled tokens and CPU seconds, by
-`ramulus compare`, and what a task that was not trained on made of each run. Markdown on standard output; --plots as in `compare`.
+`ramulus compare`, and what a task that was not trained on made of each run. Markdown on standard output; --plots as in `compare`. `--keep FOLDER`
+copies what the tables are made of, a few kilobytes a finished run, from which the same command makes them again.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ramulus.core.run_folder import final_evaluation
+from ramulus.core.run_folder import WHEN, final_evaluation
 from ramulus.look.compare.compare import estimate
+from ramulus.look.curves import find_runs, rows
 
+KEPT = ("step", "sampled", "trained", "cpu_seconds", "reward")  # of each row of metrics, beside its evaluations and seconds
 AXES = {"sampled": "sampled tokens", "cpu_seconds": "CPU seconds"}
 
 
@@ -81,14 +84,35 @@ def other_task(runs: list[dict[str, Any]]) -> list[str]:
     return [interval(pair[0] for pair in pairs), interval(pair[1] for pair in pairs), interval(after - before for before, after in pairs)]
 
 
+def keep(folders: Sequence[Path], out: Path) -> None:
+    """Of each finished run its seed, what its steps cost and scored, and its final evaluations: into OUT/LABEL/seed-N."""
+    for run in (run for run in find_runs(folders) if run.finished):
+        target = out / run.folder.parent.name / run.folder.name
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "run.json").write_text(json.dumps({"stages": [{"seed": run.seed}]}) + "\n")
+        (target / "summary.json").write_text("{}\n")
+        lines = []
+        for row in rows(run.folder / "metrics.jsonl"):
+            seconds = {name: row["seconds"][name] for name in ("step", "eval") if name in row.get("seconds", {})}
+            scored = {name: value for name, value in row.items() if name in KEPT or name.startswith("eval/")}
+            lines.append(json.dumps(scored | {"seconds": seconds}) + "\n")
+        (target / "metrics.jsonl").write_text("".join(lines))
+        for when in WHEN:
+            if (file := final_evaluation(run.folder, when)).is_file():
+                final_evaluation(target, when).write_text(json.dumps({"reward": json.loads(file.read_text())["reward"]}) + "\n")
+
+
 def main() -> None:
     """Read, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--baseline", default="results_smol-grpo")
     parser.add_argument("--plots", type=Path)
+    parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     folders = sorted({path.parent.parent for folder in args.folders for path in folder.rglob("run.json")})  # LABEL of LABEL/seed-N
+    if args.keep is not None:
+        keep(folders, args.keep)
     found = compared(folders, args.baseline, args.plots)
     greedy = {row["label"]: row for row in chosen(compared(folders, args.baseline, None, "eval/greedy"), "steps")}
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -98,14 +122,14 @@ def main() -> None:
     def median(label: str, cost: str) -> float:
         return statistics.median(run["totals"][cost] for run in runs[label])
 
-    rows = []
+    lines = []
     for row in chosen(found, "steps"):
         label = row["label"]
         least = [between(row["mean"], row["low"], row["high"]), between(greedy[label]["mean"], None, None)]
         least += [between(row["difference"], row["difference_low"], row["difference_high"], "+"), row["verdict"] or "baseline"]
         spent = [f"{median(label, cost) / 1000:.0f}k" for cost in ("sampled", "trained")] + [f"{median(label, 'cpu_seconds'):.0f}"]
-        rows.append([name(label), str(row["seeds"]), *least, *spent])
-    printed(["recipe", "seeds", "mean", "greedy", "minus GRPO, by seed", "", "sampled tokens", "trained tokens", "CPU seconds"], rows)
+        lines.append([name(label), str(row["seeds"]), *least, *spent])
+    printed(["recipe", "seeds", "mean", "greedy", "minus GRPO, by seed", "", "sampled tokens", "trained tokens", "CPU seconds"], lines)
     for axis, words in AXES.items():
         whole = chosen(found, axis)
         print(f"### At equal {words} ({whole[0]['budget']:,.0f})\n")
