@@ -246,7 +246,7 @@ def test_rows_that_memory_did_not_hold_stay_halved_at_a_resume(tmp_path: Path, m
             raise OutOfMemory("no room")
         return real(policy, mix, batches, left)
 
-    monkeypatch.setattr(in_process, "accumulated", small)
+    monkeypatch.setitem(in_process.CALLS, "accumulate", small)
     words = [f"tokens_per_batch={tokens}", "optimizer.decay=constant", "evals=none", "steps=4"]
     with pytest.warns(RuntimeWarning, match="memory did not hold"):
         assert launch(RECIPE, [f"out={tmp_path / 'whole'}", *words], False, False, Console(quiet=True)) == 0

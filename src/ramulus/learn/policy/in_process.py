@@ -24,7 +24,7 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Evaluated, Handle
+from ramulus.learn.policy.learner import Called, Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
 from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
@@ -62,7 +62,7 @@ def _worked(work: Callable[..., _T], *arguments: Any) -> _T:
         release_team()
 
 
-class InProcess:
+class InProcess(Called):
     """A Learner whose policy lives here; engines of this process can read its parameters."""
 
     features = frozenset({"in_place", "live"})
@@ -75,36 +75,14 @@ class InProcess:
         """How many updates the weights have had."""
         return self.policy.version
 
-    async def _do(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """What `work` answers; neither thread keeps OpenMP's threads while the other computes."""
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """What a call answers; neither thread keeps OpenMP's threads while the other computes."""
         release_team()
-        return await self.thread.do(_worked, work, *arguments)
-
-    async def score(
-        self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
-    ) -> list[Scored]:
-        """Columns of each row."""
-        return await self._do(scored, self.policy, rows, columns, influence)
+        return await self.thread.do(_worked, CALLS[name], self.policy, *arguments)
 
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
-        """Add the gradient of all rows."""
-        return await self._do(accumulated, self.policy, mix, batches, self.thread.left)
-
-    async def update(self, lr: float) -> dict[str, float]:
-        """One optimizer step."""
-        return await self._do(self.policy.update, lr)
-
-    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
-        """Weights to hand over."""
-        return await self._do(handed, self.policy, folder, live)
-
-    async def save(self, folder: Path) -> dict[str, Any]:
-        """Write a checkpoint's model and tensors."""
-        return await self._do(saved, self.policy, folder)
-
-    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take them back."""
-        await self._do(restored, self.policy, folder, state)
+        """Add the gradient of all rows, or of some of them where the wait is cancelled."""
+        return await self.call("accumulate", mix, batches, self.thread.left)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the thread."""
@@ -212,6 +190,17 @@ def restored(policy: TorchPolicy, folder: Path, state: dict[str, Any]) -> None:
     tensors |= _read_from(folder / "model", [name for name in (f"weights/{kept}" for kept in policy.kept()) if name not in tensors])
     policy.restore(tensors, state)
     restore_random_tensors(tensors)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "score": scored,
+    "accumulate": accumulated,
+    "update": lambda policy, lr: policy.update(lr),
+    "weights": handed,
+    "save": saved,
+    "restore": restored,
+}
+"""What is done with a policy for each call."""
 
 
 def _read_from(model: Path, names: Iterable[str]) -> dict[str, Tensor]:

@@ -89,3 +89,35 @@ class Learner(Protocol):
     def close(self) -> None:
         """Free threads and processes."""
         ...
+
+
+class Called:
+    """What `Learner` asks, as calls by name: where and how they are done is what its learners differ in."""
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """What the method of that name answers."""
+        raise NotImplementedError
+
+    async def score(self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
+        """Columns of each row."""
+        return await self.call("score", rows, columns, influence)  # type: ignore[no-any-return]
+
+    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
+        """Add the gradient of all rows."""
+        return await self.call("accumulate", mix, batches)  # type: ignore[no-any-return]
+
+    async def update(self, lr: float) -> dict[str, float]:
+        """One optimizer step."""
+        return await self.call("update", lr)  # type: ignore[no-any-return]
+
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
+        """Weights to hand over."""
+        return await self.call("weights", folder, live)  # type: ignore[no-any-return]
+
+    async def save(self, folder: Path) -> dict[str, Any]:
+        """Write a checkpoint's model and the rest."""
+        return await self.call("save", folder)  # type: ignore[no-any-return]
+
+    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take them back."""
+        await self.call("restore", folder, state)

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ramulus.learn.batch.score_row import Scored, ScoreRow
-from ramulus.learn.batch.tree_batch import TreeBatch
-from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.children import begin_child, carried, end_child, ignore_signals, portable
-from ramulus.learn.policy.in_process import Thread, accumulated, handed, restored, saved, scored
-from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Evaluated, Handle
+from ramulus.learn.policy.in_process import CALLS, Thread
+from ramulus.learn.policy.learner import Called
 from ramulus.learn.policy.torch_policy import TorchPolicy
 
-CALLS: dict[str, Callable[..., Any]] = {
-    "score": scored,
-    "accumulate": accumulated,
-    "update": TorchPolicy.update,
-    "weights": handed,
-    "save": saved,
-    "restore": restored,
-}
 
-
-class Separate:
+class Separate(Called):
     """A Learner in another process on this machine, with as many threads of torch as this one; engines take its weights from `weights`.
 
     `build` makes the policy there. What it raises, and what any call raises, is raised here.
@@ -76,31 +62,9 @@ class Separate:
             "go on from the last checkpoint with --resume"
         )
 
-    async def score(
-        self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None
-    ) -> list[Scored]:
-        """Columns of each row."""
-        return await self.thread.do(self._ask, "score", rows, columns, influence)
-
-    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
-        """Add the gradient of all rows."""
-        return await self.thread.do(self._ask, "accumulate", mix, batches)
-
-    async def update(self, lr: float) -> dict[str, float]:
-        """One optimizer step."""
-        return await self.thread.do(self._ask, "update", lr)
-
-    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
-        """Weights to hand over."""
-        return await self.thread.do(self._ask, "weights", folder)
-
-    async def save(self, folder: Path) -> dict[str, Any]:
-        """Write a checkpoint's model and tensors."""
-        return await self.thread.do(self._ask, "save", folder)
-
-    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take them back."""
-        await self.thread.do(self._ask, "restore", folder, state)
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """What the other process answers."""
+        return await self.thread.do(self._ask, name, *arguments)
 
     def close(self) -> None:
         """End the process."""

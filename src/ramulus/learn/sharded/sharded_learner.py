@@ -17,7 +17,7 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.in_process import Thread, in_a_new_folder, random_tensors, restore_random_tensors
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Evaluated, Handle
+from ramulus.learn.policy.learner import Called, Evaluated, Handle
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded.calls import RANK_CALLS, TOGETHER, build_here
 from ramulus.learn.sharded.checking import check_batches, check_rows, learns
@@ -30,7 +30,7 @@ from ramulus.learn.sharded.world import STANDING, World
 RANDOM = "random.safetensors"
 
 
-class ShardedLearner:
+class ShardedLearner(Called):
     """A Learner over the ranks of a world, whose rank 0 this process is; engines take its weights from `weights`."""
 
     features: frozenset[str] = frozenset()
@@ -90,9 +90,9 @@ class ShardedLearner:
         """What rank 0 answers to what all are told alike."""
         return self._ask(name, *[part] * self.world.size)[0]
 
-    async def score(self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None = None) -> list[Scored]:
-        """Columns of each row."""
-        return await self.thread.do(self._score, rows, columns, influence)
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """What the ranks answer together."""
+        return await self.thread.do(getattr(self, f"_{name}"), *arguments)
 
     def _score(self, rows: Sequence[ScoreRow], columns: Sequence[str], influence: Influence | None) -> list[Scored]:
         check_rows(self.policy, rows, columns)
@@ -109,10 +109,6 @@ class ShardedLearner:
                         scored.setdefault(name, column.new_zeros(len(whole)))
                     put_back([scored[name] for scored in per_row], row, column)
         return per_row
-
-    async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
-        """Add the gradient of all rows."""
-        return await self.thread.do(self._accumulate, mix, batches)
 
     def _accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
         check_batches(self.policy, mix, batches)
@@ -138,15 +134,10 @@ class ShardedLearner:
                     put_back([columns[name] for columns in per_batch], row, getattr(evaluated, name))
         return [Evaluated(**columns | ({} if i in warm else {"tempered": columns["plain"]})) for i, columns in enumerate(per_batch)]
 
-    async def update(self, lr: float) -> dict[str, float]:
-        """One optimizer step."""
-        return await self.thread.do(self._alike, "update", lr)  # type: ignore[no-any-return]
+    def _update(self, lr: float) -> dict[str, float]:
+        return self._alike("update", lr)  # type: ignore[no-any-return]
 
-    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
-        """Weights to hand over."""
-        return await self.thread.do(self._weights, folder)
-
-    def _weights(self, folder: Path | None) -> Handle:
+    def _weights(self, folder: Path | None, live: bool) -> Handle:
         state: dict[str, Tensor] = self._alike("weights")
         if folder is None:
             return state
@@ -156,20 +147,12 @@ class ShardedLearner:
         write_whole(folder, self.skeleton, self.tokenizer, state, check=not self.written)
         self.written = True
 
-    async def save(self, folder: Path) -> dict[str, Any]:
-        """Write a checkpoint's model and shards."""
-        return await self.thread.do(self._save, folder)
-
     def _save(self, folder: Path) -> dict[str, Any]:
         self._write(folder / "model", self._alike("weights"))
         self._alike("save", folder.absolute())  # another rank may be in another folder
         check_files(folder, LATE)
         save_file(random_tensors(), folder / RANDOM)
         return self.policy.state()
-
-    async def restore(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take them back, or what a learner of one process wrote."""
-        await self.thread.do(self._restore, folder, state)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         random = load_file(folder / RANDOM if (folder / RANDOM).exists() else folder / "tensors.safetensors")
