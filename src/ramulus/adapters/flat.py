@@ -47,22 +47,11 @@ def flat_paths(trees: Sequence[Tree], credits: Sequence[Credits] | None = None, 
     rows, trained = [], [credit.trained() for credit in credits or ()]
     for number, leaf in leaves:
         if credits is not None:
-            values = path_credit(leaf, credits[number]) if leaf.id in trained[number] else None
+            values = credits[number].along(leaf.id, own(leaf)) if leaf.id in trained[number] else None
         else:
             values = _written(leaf, column) if column is not None else None
         rows.append(_row(number, leaf, values, bare=credits is None and column is None))
     return rows
-
-
-def path_credit(leaf: Node, credits: Credits) -> np.ndarray:
-    """Credit of each sampled token on the path of a leaf, whichever way an advantage gives it: by token, by node, or for the path."""
-    nodes = own(leaf)
-    sizes = [len(node.tokens) for node in nodes]
-    if credits.token is not None:
-        return np.asarray(credits.token[leaf.id])
-    if credits.node is not None:
-        return np.repeat([credits.node.get(node.id, 0.0) for node in nodes], sizes)
-    return np.full(sum(sizes), credits.leaf[leaf.id])
 
 
 def own(leaf: Node) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ramulus.adapters.flat import path_credit
+from ramulus.adapters.flat import own
 from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
@@ -192,7 +192,7 @@ def _columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> 
     columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
     for number, leaf in rows:
         shown = leaf if leaf is not None else next(leaf for leaf in trees[number].leaves())
-        nodes = [node for node in shown.line() if node.author is Author.POLICY]
+        nodes = own(shown)
         tokens = [int(token) for node in nodes for token in node.tokens]
         columns["prompt_ids"].append(list(trees[number].task.prompt))
         columns["completion_ids"].append(tokens)
@@ -215,7 +215,7 @@ def _advantages_of(
     advantages = np.zeros((len(rows), length))
     for line, (number, leaf), learned in zip(advantages, rows, trained, strict=True):
         if leaf is not None and learned:
-            along = path_credit(leaf, credits[number])
+            along = credits[number].along(leaf.id, own(leaf))
             line[: len(along)] = along
     return advantages
 

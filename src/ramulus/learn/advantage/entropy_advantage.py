@@ -31,17 +31,9 @@ def _along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tupl
         for leaf in tree.leaves():
             path = [node for node in leaf.line() if node.author is Author.POLICY and node.tokens]
             if leaf.id in trained:
-                rows.append((leaf.id, path, credit_of(credit, leaf.id, path)))
+                rows.append((leaf.id, path, credit.along(leaf.id, path)))
         answer.append(rows)
     return answer
-
-
-def credit_of(credit: Credits, leaf: int, path: _Path) -> np.ndarray:
-    """The credit of each token of a trained path [L]."""
-    if credit.token is not None:
-        return np.asarray(credit.token[leaf], dtype=np.float64)
-    each = [credit.leaf[leaf] if credit.node is None else credit.node.get(node.id, 0.0) for node in path]
-    return np.repeat(np.asarray(each, dtype=np.float64), [len(node.tokens) for node in path])
 
 
 def recorded(path: _Path, name: str) -> np.ndarray:

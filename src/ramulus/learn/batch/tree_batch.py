@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ramulus.core.tree import Node
 
 Span = tuple[int, int, int, int]
 """(tree, node id, start, stop): the tokens [start, stop) of a row are those of this node of the forest's tree with this number."""
@@ -35,6 +39,13 @@ class Credits:
         """The ids of the leaves that are trained."""
         values = self.token if self.token is not None else self.leaf
         return {leaf for leaf, value in values.items() if value is not None}
+
+    def along(self, leaf: int, path: Sequence[Node]) -> np.ndarray:
+        """The credit of each token of the learned nodes on the path of a trained leaf, [L]."""
+        if self.token is not None:
+            return np.asarray(self.token[leaf], dtype=np.float64)
+        each = [self.leaf[leaf] if self.node is None else self.node.get(node.id, 0.0) for node in path]
+        return np.repeat(np.asarray(each, dtype=np.float64), [len(node.tokens) for node in path])
 
 
 @dataclass

@@ -45,7 +45,7 @@ def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: 
             leaf.verdict[name] = float(part.leaf)
             continue
         along = [node for node in leaf.line() if node.author in term.authors and node.tokens]
-        values = along_path(along, part, answer)
+        values = np.split(answer.along(leaf.id, along), np.cumsum([len(node.tokens) for node in along])[:-1])
         leaf.verdict[name] = float(np.concatenate(values).mean())
         for node, value in zip(along, values, strict=True):
             nodes[node.id] = node
@@ -65,11 +65,3 @@ def annotate_ratio(nodes: Nodes, batch: TreeBatch, tempered: Tensor) -> None:
     for tree, number, start, stop in batch.spans:
         if stop > start and trained[start]:
             nodes[tree][number].signals["ratio"] = ratio[start:stop]
-
-
-def along_path(along: Sequence[Node], part: Share, answer: Credits) -> list[np.ndarray]:
-    """The credit of each token of the learned nodes of a path where it is not one value a leaf, [L] each."""
-    if part.token is not None:
-        return np.split(part.token, np.cumsum([len(node.tokens) for node in along])[:-1])
-    nodes = answer.node or {}
-    return [np.full(len(node.tokens), nodes.get(node.id, 0.0)) for node in along]
