@@ -33,7 +33,7 @@ from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior, Itself
 from ramulus.learn.objective.shaped_reference import Blend, One, Power, Probable, Shaped
 from ramulus.learn.packing.pack import pack
-from ramulus.learn.packing.weights import shares
+from ramulus.learn.packing.weights import trained_leaves
 
 DEFAULT = Path(__file__).parent / "golden"
 COUNTS = {
@@ -384,7 +384,7 @@ def routing(case: dict) -> list:
     gates, _ = mix.gates(trees, {})
     got = {}
     for part, credit in zip(mix.terms, mix.credit(trees), strict=True):
-        for q, kept in enumerate(shares(trees, credit, part, mix.share, gates)):
+        for q, kept in enumerate(trained_leaves(trees, credit, part, mix.share, gates)):
             for i, leaf in enumerate(trees[q].leaves()):
                 if leaf.id in kept:
                     demo = leaf.author is Author.EXPERT

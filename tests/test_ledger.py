@@ -29,7 +29,7 @@ from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.learn.objective.gate import demonstrated
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.packing.annotate import names
-from ramulus.learn.packing.weights import Selection, Share
+from ramulus.learn.packing.weights import Selection, TrainedLeaf
 from ramulus.look.cost.account import FATES, PHASES, TOKENS
 from ramulus.look.cost.ledger import Cost, account, cost, costs
 from ramulus.look.cost.statement import read_statements
@@ -406,7 +406,7 @@ def test_a_gpu_tells_its_memory(tmp_path: Path) -> None:
 
 def test_a_part_without_signal_trains_nothing() -> None:
     both = Term(PLAIN.terms[0].estimator, (Author.POLICY, Author.EXPERT))
-    some, statistics = Share(1.0, 1, 1.0, None), StepStatistics(2, rate=0.0)
+    some, statistics = TrainedLeaf(1.0, 1, 1.0, None), StepStatistics(2, rate=0.0)
     chosen = Selection([[{1: some, 2: some}, {}], [{2: some, 3: some}, {}]], [{3}, set()])
     mix = Mix((*PLAIN.terms, both))
     for learns in (True, False):

@@ -72,7 +72,7 @@ class TreeRollouts:
                     f"steps_per_generation must be a multiple of num_generations (the prompt is {str(prompt)[:60]!r})"
                 )
         ids = trainer._tokenize_prompts([prompt for prompt, _ in groups])[0]
-        tasks = [Task(str(i), tuple(map(int, row)), str(prompt)) for i, ((prompt, _), row) in enumerate(zip(groups, ids, strict=True))]
+        tasks = [Task(str(i), tuple(map(int, tokens)), str(prompt)) for i, ((prompt, _), tokens) in enumerate(zip(groups, ids, strict=True))]
         copies = [count // wanted for _, count in groups]
         self._calls += 1
         seed = self._seed(trainer)
@@ -196,7 +196,7 @@ def _columns(trees: Sequence[Tree], rows: Sequence[tuple[int, Node | None]]) -> 
         tokens = [int(token) for node in nodes for token in node.tokens]
         columns["prompt_ids"].append(list(trees[number].task.prompt))
         columns["completion_ids"].append(tokens)
-        columns["logprobs"].append([float(number) for node in nodes for number in node.logprobs])
+        columns["logprobs"].append([float(logp) for node in nodes for logp in node.logprobs])
         columns["env_mask"].append([int(leaf is not None)] * len(tokens))
     return columns
 

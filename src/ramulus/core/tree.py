@@ -275,7 +275,7 @@ class Tree:
         return self.kept_order[1]
 
     def _preorder(self) -> Preorder:
-        """Walk the whole tree: its nodes in preorder, the row of the parent of each, the rows of the leaves."""
+        """Walk the whole tree: its nodes in preorder, the place of the parent of each, the places of the leaves."""
         nodes: list[Node] = []
         up: list[int] = []
         tips: list[int] = []

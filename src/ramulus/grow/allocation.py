@@ -24,10 +24,10 @@ class Even:
     spread: bool = False
 
     def __call__(self, leaves: Sequence[Node], total: int, segment: int, step: int) -> list[int]:
-        share, rest = divmod(total, len(leaves))
+        each, rest = divmod(total, len(leaves))
         if self.spread:
-            return [share + (i < rest) for i in range(len(leaves))]
-        return [share] * (len(leaves) - 1) + [share + rest]
+            return [each + (i < rest) for i in range(len(leaves))]
+        return [each] * (len(leaves) - 1) + [each + rest]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class ByLogprob:
         scores = [self.statistic(logprobs(leaf), segment) for leaf in leaves]
         temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperature(step)
         sign = -1.0 if self.favour == "low" else 1.0
-        share = softmax([sign * (x - min(scores)) / temperature for x in scores])
-        return [1 + more for more in largest_remainder(share, total - len(leaves))]
+        weights = softmax([sign * (x - min(scores)) / temperature for x in scores])
+        return [1 + more for more in largest_remainder(weights, total - len(leaves))]
 
     def statistic(self, logps: list[float], segment: int) -> float:
         """The number by which a path is judged."""

@@ -189,8 +189,8 @@ class BlockCut:
             return 0
         blocks = [logps[i : i + self.size] for i in range(0, len(logps), self.size)]
         sign = -1.0 if self.favour == "low" else 1.0
-        share = softmax([sign * math.fsum(block) / len(block) for block in blocks])
-        return dice.choices(range(len(blocks)), weights=share)[0] * self.size
+        weights = softmax([sign * math.fsum(block) / len(block) for block in blocks])
+        return dice.choices(range(len(blocks)), weights=weights)[0] * self.size
 
 
 @dataclass(frozen=True)

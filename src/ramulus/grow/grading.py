@@ -49,11 +49,11 @@ async def grade(
         tokens = tuple(leaf.response())
         path = Path(decode(list(tokens)), tokens, leaf.finish)
         calls.append([Call(reward, name, tree.task, path) for reward, _, name in rewards])
-    await settle_all([call for row in calls for call in row])
-    for leaf, row in zip(leaves, calls, strict=True):
+    await settle_all([call for of_leaf in calls for call in of_leaf])
+    for leaf, of_leaf in zip(leaves, calls, strict=True):
         total = 0.0
         leaf.verdict = {}
-        for call, (_, weight, name) in zip(row, rewards, strict=True):
+        for call, (_, weight, name) in zip(of_leaf, rewards, strict=True):
             total += weight * call.parts["reward"]
             leaf.verdict[f"{name}_reward" if name in NO_REWARD else name] = call.parts["reward"]
             for key, value in call.parts.items():

@@ -92,8 +92,8 @@ class Segments:
         just = sum(leaf.id >= tree.fresh for leaf in ended)
         room = max(self.target(living, ended) - finished, 0)
         total = max(len(living), min(room, self.branching * (just + len(living))))
-        shares = self.allocation(living, total, self.length, tree.step)
-        buds = [[Bud(leaf, 0, self.length, "branch")] * share for leaf, share in zip(living, shares, strict=True)]
+        counts = self.allocation(living, total, self.length, tree.step)
+        buds = [[Bud(leaf, 0, self.length, "branch")] * count for leaf, count in zip(living, counts, strict=True)]
         return [bud for group in buds for bud in group]
 
     def fall_back(self, tree: Tree, ended: list[Node]) -> list[Bud]:

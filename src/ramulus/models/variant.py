@@ -69,10 +69,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     scores = scores + bias.to(wide)[:, :, None]
     if variant.sinks is not None:
         sinks = variant.sinks.to(wide).view(1, key.shape[1], -1, 1, 1).expand(b, -1, -1, n, 1)
-        share = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        weight = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
     else:
-        share = scores.softmax(-1)
-    return (share @ value.to(wide)[:, :, None]).reshape(b, many, n, -1).to(query.dtype)
+        weight = scores.softmax(-1)
+    return (weight @ value.to(wide)[:, :, None]).reshape(b, many, n, -1).to(query.dtype)
 
 
 def sight_of(rule: Callable[..., Any], size: int | None) -> Sight | None:

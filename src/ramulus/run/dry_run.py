@@ -161,14 +161,14 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
         try:
             rollouts = AheadRollouts(rollouts_of(small, parts, parts.stop), 0, small.steps)
             trainer = Trainer(small, learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())
-            row = await trainer.step()
+            metrics = await trainer.step()
         finally:
             logbook.close()
-    seconds = row["seconds"]
+    seconds = metrics["seconds"]
     growing = seconds.get("grow", 0.0) + seconds.get("grade", 0.0)
     learning = seconds["step"] - growing - learner.seconds
-    tokens = row["sampled"], row["trained"], row.get("length", 0.0)
-    return TriedStep(int(row["trees"]), row.get("mixed", 1.0), *tokens, max(growing, 1e-9), learning, learner.seconds)
+    tokens = metrics["sampled"], metrics["trained"], metrics.get("length", 0.0)
+    return TriedStep(int(metrics["trees"]), metrics.get("mixed", 1.0), *tokens, max(growing, 1e-9), learning, learner.seconds)
 
 
 def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float, float, float]:

@@ -239,8 +239,8 @@ class Trainer:
                 self.read(statistics, part, batches, evaluated, version)
                 if self.writes(number):
                     nodes = nodes_of(part.trees)
-                    for batch, row in zip(batches, evaluated, strict=True):
-                        annotate_ratio(nodes, batch, row.tempered)
+                    for batch, now in zip(batches, evaluated, strict=True):
+                        annotate_ratio(nodes, batch, now.tempered)
             with clock("update"):
                 self.whole = False  # until the step is over: what went wrong before this has changed nothing that lasts
                 statistics.add_update(await self.learner.update(statistics.rate))
@@ -260,7 +260,7 @@ class Trainer:
         while True:
             try:
                 evaluated = await self.learner.accumulate(self.run.mix, batches)
-                return [batch.begun(row.tempered, row.plain) for batch, row in zip(batches, evaluated, strict=True)], evaluated
+                return [batch.begun(now.tempered, now.plain) for batch, now in zip(batches, evaluated, strict=True)], evaluated
             except OutOfMemory:
                 largest = max(len(batch.token) for batch in batches)
                 longest = max(int(batch.position.max()) + 1 for batch in batches)
@@ -282,9 +282,8 @@ class Trainer:
         """What the rows of a minibatch have shown, and the paths that were left out of them."""
         statistics.rows.append(idle_entropy(part.trees, part.selection, self.run.mix))
         for batch, (tempered, plain, entropy, values) in zip(batches, evaluated, strict=True):
-            row = (tempered, plain, entropy, batch)
-            row_gauges = gauges(self.run.mix, *row, version, values)
-            statistics.add_row(row_gauges, loss(self.run.mix, *row, values), counts(batch))
+            evaluation = (self.run.mix, tempered, plain, entropy, batch)
+            statistics.add_row(gauges(*evaluation, version, values), loss(*evaluation, values), counts(batch))
 
     def writes(self, number: int) -> bool:
         """Whether the trees of a step are kept."""

@@ -27,12 +27,12 @@ def _along(forest: Sequence[Tree], credits: Sequence[Credits]) -> list[list[tupl
     """Per tree and trained leaf: its id, its path, and the credit of each of the path's tokens [L]."""
     answer = []
     for tree, credit in zip(forest, credits, strict=True):
-        trained, rows = credit.trained(), []
+        trained, paths = credit.trained(), []
         for leaf in tree.leaves():
             path = [node for node in leaf.line() if node.author is Author.POLICY and node.tokens]
             if leaf.id in trained:
-                rows.append((leaf.id, path, credit.along(leaf.id, path)))
-        answer.append(rows)
+                paths.append((leaf.id, path, credit.along(leaf.id, path)))
+        answer.append(paths)
     return answer
 
 
@@ -68,8 +68,8 @@ class EntropyAdvantage:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         return [
-            Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in rows})
-            for rows in _along(forest, self.advantage(forest))
+            Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in paths})
+            for paths in _along(forest, self.advantage(forest))
         ]
 
     def raised(self, value: np.ndarray, entropy: np.ndarray) -> np.ndarray:
@@ -98,11 +98,11 @@ class ClipCov:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         trees = _along(forest, self.advantage(forest))
-        rows = [row for tree in trees for row in tree]
-        if not sum(len(value) for _, _, value in rows):
+        paths = [path for tree in trees for path in tree]
+        if not sum(len(value) for _, _, value in paths):
             return [Credits(token={leaf: value.tolist() for leaf, _, value in tree}) for tree in trees]
-        value = np.concatenate([value for _, _, value in rows])
-        cov = covariance(rows, "behavior")
+        value = np.concatenate([value for _, _, value in paths])
+        cov = covariance(paths, "behavior")
         near = np.flatnonzero((cov > self.low) & (cov < self.high)).tolist()
         most = min(len(near), max(1, at_most(self.share, len(value))))
         draw = random.Random(f"{forest[0].seed}/{forest[0].step}/clip-cov")
@@ -133,24 +133,24 @@ class Covarying:
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
         trees = _along(forest, self.advantage(forest))
-        cov = covariance([row for tree in trees for row in tree], self.column)
+        cov = covariance([path for tree in trees for path in tree], self.column)
         order = np.argsort(-cov, kind="stable")
         value = np.zeros(len(cov))
         value[order[: max(1, at_most(self.share, len(cov)))]] = self.value
         return cut(value, trees)
 
 
-def covariance(rows: Sequence[tuple[int, _Path, np.ndarray]], column: str) -> np.ndarray:
-    """How the advantage and the log-prob of each token of all rows vary together, [N]."""
-    if not sum(len(value) for _, _, value in rows):
+def covariance(paths: Sequence[tuple[int, _Path, np.ndarray]], column: str) -> np.ndarray:
+    """How the advantage and the log-prob of each token of all paths vary together, [N]."""
+    if not sum(len(value) for _, _, value in paths):
         return np.zeros(0)
-    value = np.concatenate([value for _, _, value in rows])
-    logp = np.concatenate([recorded(path, column) for _, path, _ in rows])
+    value = np.concatenate([value for _, _, value in paths])
+    logp = np.concatenate([recorded(path, column) for _, path, _ in paths])
     return np.asarray((value - value.mean()) * (logp - logp.mean()))
 
 
 def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, _Path, np.ndarray]]]) -> list[Credits]:
-    """A value for each token of all rows [N] as the credit of their leaves."""
+    """A value for each token of all paths [N] as the credit of their leaves."""
     sizes = [len(old) for tree in trees for _, _, old in tree]
     parts = iter(np.split(value, np.cumsum(sizes)[:-1]) if sizes else [])
     return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}) for tree in trees]

@@ -12,7 +12,7 @@ from ramulus.learn.batch.layout import column_of
 from ramulus.learn.batch.score_row import Nodes
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
 from ramulus.learn.objective.mix import Mix, Term
-from ramulus.learn.packing.weights import Selection, Share
+from ramulus.learn.packing.weights import Selection, TrainedLeaf
 
 
 def names(mix: Mix) -> list[str]:
@@ -33,7 +33,7 @@ def annotate(forest: Sequence[Tree], mix: Mix, credits: Sequence[Sequence[Credit
             annotate_tree(tree, answer, trained, term, name)
 
 
-def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, Share], term: Term, name: str) -> None:
+def annotate_tree(tree: Tree, answer: Credits, trained: dict[int, TrainedLeaf], term: Term, name: str) -> None:
     """One term's credit on one tree."""
     below: dict[int, list[np.ndarray]] = {}
     nodes: dict[int, Node] = {}

@@ -10,11 +10,11 @@ from ramulus.core.tree import Author
 from ramulus.learn.batch.layout import Layout
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.packing.weights import Extra, Share
+from ramulus.learn.packing.weights import Extra, TrainedLeaf
 
 
 def fold_down(
-    row: Layout, term: list[dict[int, Share]], credits: Sequence[Credits], authors: Sequence[Author]
+    row: Layout, term: list[dict[int, TrainedLeaf]], credits: Sequence[Credits], authors: Sequence[Author]
 ) -> dict[str, np.ndarray]:
     """One term on one row: weight, leaves, gain and pain [T]; credit and weight per leaf [K]."""
     parts = [term[tree].get(leaf.id) for tree, leaf, _ in row.leaves]
@@ -53,7 +53,7 @@ def fold_extra(row: Layout, extra: Sequence[Extra]) -> np.ndarray:
 
 
 def values(
-    row: Layout, parts: Sequence[Share | None], credits: Sequence[Credits], leaf: np.ndarray, node: np.ndarray
+    row: Layout, parts: Sequence[TrainedLeaf | None], credits: Sequence[Credits], leaf: np.ndarray, node: np.ndarray
 ) -> np.ndarray:
     """The credit of each pair of a trained leaf and a learned node above it; 0 where it differs from token to token."""
     value = np.array([part.leaf if part and part.leaf is not None else 0.0 for part in parts], dtype=np.float64)[leaf]
@@ -65,7 +65,7 @@ def values(
     )
 
 
-def fold_tokens(row: Layout, along: Sequence[int], part: Share, gain: np.ndarray, pain: np.ndarray) -> float:
+def fold_tokens(row: Layout, along: Sequence[int], part: TrainedLeaf, gain: np.ndarray, pain: np.ndarray) -> float:
     """Add a leaf's token credits to gain and pain [T] of the nodes `along` its path; returns their sum."""
     assert part.token is not None
     earned, seen = 0.0, 0
@@ -80,15 +80,15 @@ def fold_tokens(row: Layout, along: Sequence[int], part: Share, gain: np.ndarray
 
 
 def targets(
-    row: Layout, mix: Mix, terms: Sequence[Sequence[dict[int, Share]]], credits: Sequence[Sequence[Credits]]
+    row: Layout, mix: Mix, terms: Sequence[Sequence[dict[int, TrainedLeaf]]], credits: Sequence[Sequence[Credits]]
 ) -> dict[str, np.ndarray]:
     """What a row's values are regressed to [T]: mean target over the trained leaves below, its spread, and their weights' sum."""
     where = {(tree, id(node)): (start, stop) for tree, node, start, stop in row.nodes}
     weight, first, second = np.zeros((3, len(row)))
     for part, term, credit in zip(mix.terms, terms, credits, strict=True):
         for tree, leaf, _ in row.leaves:
-            share, target = term[tree].get(leaf.id), credit[tree].target
-            if share is None or target is None:
+            trained, target = term[tree].get(leaf.id), credit[tree].target
+            if trained is None or target is None:
                 continue
             wanted, seen = np.asarray(target[leaf.id]), 0
             for node in leaf.line():
@@ -97,9 +97,9 @@ def targets(
                 start, stop = where[tree, id(node)]
                 here = wanted[seen : seen + stop - start]
                 seen += stop - start
-                weight[start:stop] += share.weight
-                first[start:stop] += share.weight * here
-                second[start:stop] += share.weight * here**2
+                weight[start:stop] += trained.weight
+                first[start:stop] += trained.weight * here
+                second[start:stop] += trained.weight * here**2
     some = np.where(weight > 0, weight, 1.0)
     mean = first / some
     return {"target": mean, "target_spread": np.maximum(second / some - mean**2, 0.0), "target_weight": weight}

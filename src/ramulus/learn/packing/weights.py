@@ -14,7 +14,7 @@ from ramulus.learn.objective.gate import GateWeights, weigh
 from ramulus.learn.objective.mix import Mix, Term
 
 
-class Share(NamedTuple):
+class TrainedLeaf(NamedTuple):
     """A trained leaf of one term: what each of its learned tokens weighs, and its credit."""
 
     weight: float
@@ -23,9 +23,9 @@ class Share(NamedTuple):
     token: np.ndarray | None  # [learned] credit of each learned token, root to leaf
 
 
-def shares(
+def trained_leaves(
     trees: Sequence[Tree], credits: Sequence[Credits], term: Term, share: str, gates: Sequence[GateWeights] | None = None
-) -> list[dict[int, Share]]:
+) -> list[dict[int, TrainedLeaf]]:
     """The trained leaves of one term, per tree by leaf id, with weights that are final for the whole optimizer step."""
     assert term.normaliser is not None  # Mix has seen to it
     counts: list[dict[int, int]] = []
@@ -42,7 +42,7 @@ def shares(
     if gates is not None:
         weights = [_gated(*each, term) for each in zip(trees, counts, weights, gates, strict=True)]
     return [
-        {leaf: share_of(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
+        {leaf: trained_leaf(credit, leaf, n, w) for (leaf, n), w in zip(count.items(), weight, strict=True) if w}
         for credit, count, weight in zip(credits, counts, weights, strict=True)
     ]
 
@@ -62,14 +62,14 @@ def _gated(tree: Tree, count: dict[int, int], weights: Sequence[float], gate: Ga
     return [weight * by_id[leaf] for leaf, weight in zip(count, weights, strict=True)]
 
 
-def share_of(credit: Credits, leaf: int, learned: int, weight: float) -> Share:
-    """A leaf's share; raises ValueError where its credit does not have one value a learned token."""
+def trained_leaf(credit: Credits, leaf: int, learned: int, weight: float) -> TrainedLeaf:
+    """A trained leaf of one term; raises ValueError where its credit does not have one value a learned token."""
     if credit.token is None:
-        return Share(weight, learned, credit.leaf[leaf] if credit.node is None else None, None)
+        return TrainedLeaf(weight, learned, credit.leaf[leaf] if credit.node is None else None, None)
     tokens = np.asarray(credit.token[leaf], dtype=np.float64)
     if len(tokens) != learned:
         raise ValueError(f"leaf {leaf} has {learned} learned tokens but its credit holds {len(tokens)} values")
-    return Share(weight, learned, None, tokens)
+    return TrainedLeaf(weight, learned, None, tokens)
 
 
 def fork_shares(tree: Tree, trained: dict[int, int]) -> dict[int, float]:
@@ -96,7 +96,7 @@ Extra = dict[int, tuple[float, frozenset[Author]]]
 class Selection:
     """The leaves that an optimizer step trains: asked once, then read by packing, statistics, annotations and the ledger."""
 
-    terms: list[list[dict[int, Share]]]  # of each term, of each tree, by leaf id
+    terms: list[list[dict[int, TrainedLeaf]]]  # of each term, of each tree, by leaf id
     idle: list[set[int]]  # of each tree, those of them that nothing pulls at and that are left out
     extra: list[Extra] | None = None  # of each tree, where the Mix has a normaliser of its own
 
@@ -118,7 +118,7 @@ def select(
     """
     if mix.gate is not None and gates is None:
         raise ValueError("the mix has a gate: ask mix.gates(forest, state) and hand its answer to pack as gates=...")
-    terms = [shares(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
+    terms = [trained_leaves(trees, credit, term, mix.share, gates) for term, credit in zip(mix.terms, credits, strict=True)]
     left_out = idle(trees, terms, credits, mix) if drop_idle else [set() for _ in trees]
     return Selection(terms, left_out, extras(trees, terms, mix, gates) if mix.normaliser is not None else None)
 
@@ -146,10 +146,10 @@ def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Seq
     ]
 
 
-Trained = Sequence[dict[int, Share]]  # of one term, per tree by leaf id
+Trained = Sequence[dict[int, TrainedLeaf]]  # of one term, per tree by leaf id
 
 
-def pulls(leaf: Node, part: Share, credit: Credits, authors: Sequence[object]) -> bool:
+def pulls(leaf: Node, part: TrainedLeaf, credit: Credits, authors: Sequence[object]) -> bool:
     """Whether a trained leaf of a term has credit anywhere on its path."""
     if part.token is not None:
         return bool(part.token.any())

@@ -53,9 +53,9 @@ def logit_difference(model: Any, head: Head, patches: Sequence[Patch], way: Way,
     token, position, parent, end, lines = checked_trees(model, model_survey)
 
     def packed(dtype: torch.dtype) -> Tensor:
-        row = plan(parent, end, dtype, way, model_survey.sights)
+        tree = plan(parent, end, dtype, way, model_survey.sights)
         with attending(model), fused(patches), head.stopped() as states:
-            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
+            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=tree)
         return head.logits(states[0][0])
 
     dtype = next(model.parameters()).dtype
@@ -76,10 +76,10 @@ def answers_as_autocast(model: Any, head: Head, patches: Sequence[Patch], model_
     token, position, parent, end, _ = checked_trees(model, model_survey)
 
     def packed(dtype: torch.dtype, chosen: Sequence[Patch]) -> Tensor:
-        row = plan(parent, end, dtype, "auto", model_survey.sights)
+        tree = plan(parent, end, dtype, "auto", model_survey.sights)
         casting = torch.autocast(token.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         with casting, attending(model), fused(chosen), head.stopped() as given:
-            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=row)
+            model(input_ids=token[None], position_ids=position[None], attention_mask=None, use_cache=False, tree=tree)
             return head.logits(given[0][0])
 
     with widened(model):

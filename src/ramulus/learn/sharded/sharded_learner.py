@@ -100,14 +100,14 @@ class ShardedLearner(Called):
         if not parts:
             return [{} for _ in rows]
         shared = share_out(parts, self.world.size, max(map(len, rows)))
-        answers = self._ask("score", *[([assembled(rows, row) if row else None for row in mine], columns, influence) for mine in shared])
+        answers = self._ask("score", *[([assembled(rows, held) if held else None for held in mine], columns, influence) for mine in shared])
         per_row: list[Scored] = [{} for _ in rows]
         for mine, answer in zip(shared, answers, strict=True):
-            for row, scores in zip(mine, answer, strict=True):
-                for name, column in scores.items() if row else ():
+            for held, scores in zip(mine, answer, strict=True):
+                for name, column in scores.items() if held else ():
                     for scored, whole in zip(per_row, rows, strict=True):
                         scored.setdefault(name, column.new_zeros(len(whole)))
-                    put_back([scored[name] for scored in per_row], row, column)
+                    put_back([scored[name] for scored in per_row], held, column)
         return per_row
 
     def _accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
@@ -116,7 +116,7 @@ class ShardedLearner(Called):
         shared = share_out(parts, self.world.size, max(map(len, batches), default=0))
         answers: list[list[Evaluated]] = [[] for _ in shared]
         if parts:
-            answers = self._ask("accumulate", *[(mix, [assembled(batches, row) if row else None for row in mine]) for mine in shared])
+            answers = self._ask("accumulate", *[(mix, [assembled(batches, held) if held else None for held in mine]) for mine in shared])
         return self._evaluated(batches, shared, answers)
 
     def _evaluated(
@@ -128,10 +128,10 @@ class ShardedLearner(Called):
         per_batch = [{name: torch.zeros(len(batch), dtype=dtype) for name in names} for batch in batches]
         warm: set[int] = set()
         for mine, answer in zip(shared, answers, strict=True):
-            for row, evaluated in zip(mine, answer, strict=True):
-                warm |= {part.row for part in row if evaluated.tempered is not evaluated.plain}
+            for held, evaluated in zip(mine, answer, strict=True):
+                warm |= {part.row for part in held if evaluated.tempered is not evaluated.plain}
                 for name in names:
-                    put_back([columns[name] for columns in per_batch], row, getattr(evaluated, name))
+                    put_back([columns[name] for columns in per_batch], held, getattr(evaluated, name))
         return [Evaluated(**columns | ({} if i in warm else {"tempered": columns["plain"]})) for i, columns in enumerate(per_batch)]
 
     def _update(self, lr: float) -> dict[str, float]:

@@ -113,9 +113,9 @@ class ShardedPolicy(ActorCritic):
         norm, some = self._norm(held)
         step = some and math.isfinite(norm)
         if step:
-            share = min(self.clip / (norm + 1e-6), 1.0)
-            for gradient in held if share < 1 else ():
-                gradient.mul_(share)
+            scale = min(self.clip / (norm + 1e-6), 1.0)
+            for gradient in held if scale < 1 else ():
+                gradient.mul_(scale)
             set_rate(self.optimizer, lr)
             step_with(self.optimizer)
             self.stepping.round_off()
