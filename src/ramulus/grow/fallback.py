@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from ramulus.core.tree import Node
 from ramulus.grow.allocation import logprobs, softmax
@@ -121,10 +121,13 @@ class LongAnswered:
 
 
 Cut = Callable[[Node, random.Random, int], int]
-"""(finished path, dice, segment length) -> how many of the policy's own tokens to keep, 0 (none) to `own_length` - 1.
+"""(finished path, dice, segment length) -> how many of the policy's own tokens to keep, 0 (none) to `own_length` - 1."""
 
-A class attribute `one = True` asks for a single seed a round.
-"""
+
+class CutOptions(Protocol):
+    """What a cut may say of itself."""
+
+    one: bool = False  # whether it is asked for a single seed a round
 
 
 @dataclass(frozen=True)

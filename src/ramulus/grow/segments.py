@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author, Node, Tree, origin
 from ramulus.grow.allocation import Allocation, Even, First, MoreFirst
 from ramulus.grow.branching import Bud, depth, dice, own_depth, own_length, paths
-from ramulus.grow.fallback import Answered, Cut, RandomCut, Seeds
+from ramulus.grow.fallback import Answered, Cut, CutOptions, RandomCut, Seeds
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Segments:
         rest = self.target([], ended) - self.count(ended)
         chance = dice(tree, "fallback")
         order: Sequence[Node] = self.seeds([leaf for leaf in ended if leaf.finish != "pruned"], chance, self.length)
-        if getattr(self.fallback, "one", False):
+        if with_defaults(self.fallback, CutOptions).one:
             order = order[:1]
         buds: list[Bud] = []
         for leaf in order or [tree.root]:
