@@ -42,19 +42,9 @@ def several(reference: Form, answer: Form) -> bool:
     if one is not None and other is not None and (one.whole or other.whole):
         return one == other
     if not both or {reference.kind, answer.kind} & {"U", "-"}:  # type: ignore[union-attr]
-        if (
-            isinstance(reference, Many)
-            and isinstance(answer, Value | Quantity)
-            and reference.kind == "{"
-            and len(reference.items) == 1
-        ):
+        if isinstance(reference, Many) and reference.kind == "{" and len(reference.items) == 1 and isinstance(answer, Value | Quantity):
             return equal(reference.items[0], answer)
-        if (
-            isinstance(answer, Many)
-            and isinstance(reference, Value | Quantity)
-            and answer.kind == "{"
-            and len(answer.items) == 1
-        ):
+        if isinstance(answer, Many) and answer.kind == "{" and len(answer.items) == 1 and isinstance(reference, Value | Quantity):
             return equal(reference, answer.items[0])
         if not both or reference.kind != answer.kind or len(reference.items) != len(answer.items):  # type: ignore[union-attr]
             return False

@@ -40,12 +40,12 @@ class Sums:
         random.Random("sums").shuffle(sums)
         sums = sums[:TEST] if self.split == "test" else [*sums[TEST:], *EXAMPLES]
         drawn = random.Random(f"{self.seed}/{self.split}").sample(sums, len(sums))[: self.count]
-        shown = [turn for terms in EXAMPLES[: self.examples] for turn in (_turn("user", _question(terms)), _turn("assistant", _solution(terms)))]
+        shown = [turn for terms in EXAMPLES[: self.examples] for turn in turns(_question(terms), _solution(terms))]
         return [self._problem(terms, shown) for terms in drawn]
 
     def _problem(self, terms: tuple[int, ...], shown: list[dict[str, str]]) -> Problem:
         text = _question(terms)
-        return Problem(text, text, str(sum(terms)), (_solution(terms),), messages=(*shown, _turn("user", text)))
+        return Problem(text, text, str(sum(terms)), (_solution(terms),), messages=(*shown, *turns(text)))
 
 
 def check_amounts(source: Any, train: int, examples: int, what: str) -> None:
@@ -59,9 +59,9 @@ def check_amounts(source: Any, train: int, examples: int, what: str) -> None:
         raise ValueError(f"examples must be from 0 to {examples}, got {source.examples}")
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
-    """A turn of a chat."""
-    return {"role": role, "content": content}
+def turns(question: str, answer: str = "") -> list[dict[str, str]]:
+    """A question as a turn of the chat and, where there is one, its answer."""
+    return [{"role": "user", "content": question}, *([{"role": "assistant", "content": answer}] if answer else [])]
 
 
 def _question(terms: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 from ramulus.tasks.problem import Problem
-from ramulus.tasks.sums import check_amounts
+from ramulus.tasks.sums import check_amounts, turns
 
 TRAIN = 1200
 HELD = 12  # of the 64 pairs of numbers, of which no story is in train
@@ -49,12 +49,12 @@ class WordProblems:
         drawings = product(permutations(PEOPLE, 2), THINGS, numbers)
         stories = list({story[0]: story for drawing in drawings for story in _stories(*drawing)}.values())
         drawn = random.Random(f"{self.seed}/{self.split}").sample(stories, len(stories))[: self.count]
-        shown = [turn for question, work, answer in WORKED[: self.examples] for turn in _turns(question, _solution(work, answer))]
+        shown = [turn for question, work, answer in WORKED[: self.examples] for turn in turns(question, _solution(work, answer))]
         return [self._problem(story, shown) for story in drawn]
 
     def _problem(self, story: tuple[str, str, int], shown: list[dict[str, str]]) -> Problem:
         question, work, answer = story
-        return Problem(question, question, str(answer), (_solution(work, answer),), messages=(*shown, *_turns(question)))
+        return Problem(question, question, str(answer), (_solution(work, answer),), messages=(*shown, *turns(question)))
 
 
 def _stories(names: tuple[str, ...], things: str, numbers: tuple[int, ...]) -> list[tuple[str, str, int]]:
@@ -82,8 +82,3 @@ def _stories(names: tuple[str, ...], things: str, numbers: tuple[int, ...]) -> l
 
 def _solution(work: str, answer: int) -> str:
     return f"{work} The answer is \\boxed{{{answer}}}."
-
-
-def _turns(question: str, answer: str = "") -> list[dict[str, str]]:
-    """A question as a turn of the chat and, where there is one, its answer."""
-    return [{"role": "user", "content": question}, *([{"role": "assistant", "content": answer}] if answer else [])]
