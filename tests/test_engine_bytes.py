@@ -133,7 +133,7 @@ def test_the_doctor_says_what_training_takes(dtype: Any, bytes_each: int, tmp_pa
     rows, works = diagnosis.diagnose(str(tmp_path), dtype)
     said, many = dict(rows), sum(p.numel() for p in model.parameters())
     assert works
-    assert not made[0].masters.pairs
+    assert not made[0].masters.copies
     assert f", {bytes_each * many:.2f} GB with gradients and AdamW's two moments" in said["memory"]
     assert ("float32 copies" in said["memory"]) == (bytes_each == 18)
     whole = replace(run(dtype), mix=replace(grpo.recipe().mix, kl_coef=0.0))

@@ -41,7 +41,7 @@ def test_a_small_rate_moves_half_precision_weights() -> None:
 
 def test_float32_has_no_masters() -> None:
     policy = TorchPolicy(build())
-    assert not policy.masters.pairs
+    assert not policy.masters.copies
     assert all(policy.masters.stepped[name] is p for name, p in policy.trainable.items())
 
 
@@ -75,5 +75,6 @@ def test_a_checkpoint_of_before_is_read(tmp_path: Path) -> None:
     save_file(load_file(file) | {name: t.contiguous() for name, t in first.tensors().items()}, file)
     restored(second, tmp_path, state)
     assert all(torch.equal(p, first.trainable[name]) for name, p in second.trainable.items())
-    assert all(torch.equal(master, p.float()) for p, master in second.masters.pairs.values())
+    assert all(torch.equal(second.masters.stepped[name], second.trainable[name].float()) for name in second.masters.copies)
+    assert second.masters.copies
     learn(second, range(2, 3), 1e-3)

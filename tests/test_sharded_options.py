@@ -14,8 +14,9 @@ from conformance.learners import ranks, run
 from conformance.test_learner import rows
 from forests import forest
 from methods import METHODS
+from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.sharded.factory import Sharded
-from ramulus.learn.sharded.optimizer import Stepping, eight_bits
+from ramulus.learn.sharded.optimizer import eight_bits
 from tiny import build
 
 MIX = METHODS["grpo"].mix
@@ -44,18 +45,18 @@ async def stepped(one: Any, seeds: range) -> tuple[dict[str, torch.Tensor], list
 def test_copies_are_made_where_they_are_wanted() -> None:
     for dtype, exact, copies in ((torch.float32, True, 0), (torch.bfloat16, True, 1), (torch.bfloat16, False, 0)):
         parameter = torch.nn.Parameter(torch.ones(3, dtype=dtype))
-        stepping = Stepping({"w": parameter}, exact, None)
-        assert len(stepping.copies) == copies
+        masters = MasterWeights(exact)
+        masters.take({"w": parameter})
+        assert len(masters.copies) == copies
         parameter.grad = torch.full((3,), 0.5, dtype=dtype)
-        [gradient] = stepping.hold_gradients()
-        assert gradient.dtype == stepping.stepped["w"].dtype == (torch.float32 if copies else dtype)
+        [gradient] = masters.hold_gradients()
+        assert gradient.dtype == masters.stepped["w"].dtype == (torch.float32 if copies else dtype)
         with torch.no_grad():
-            stepping.stepped["w"] -= 2**-12  # lost in bfloat16
-        stepping.round_off()
-        stepping.clear()
-        assert parameter.grad is None
-        assert torch.equal(stepping.stepped["w"].to(dtype), parameter)
-        assert bool((stepping.stepped["w"] != 1).all()) == (stepping.stepped["w"].dtype == torch.float32)
+            masters.stepped["w"] -= 2**-12  # lost in bfloat16
+        masters.round_off()
+        assert (parameter.grad is None) == bool(copies)
+        assert torch.equal(masters.stepped["w"].to(dtype), parameter)
+        assert bool((masters.stepped["w"] != 1).all()) == (masters.stepped["w"].dtype == torch.float32)
 
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import shutil
 import traceback
 import warnings
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ramulus.core.new_folder import new_folder
 from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
@@ -154,11 +154,9 @@ def handed(policy: TorchPolicy, folder: Path | None, live: bool = False) -> Hand
 def in_a_new_folder(folder: Path, version: int, write: Callable[[Path], object]) -> str:
     """Have a folder in `folder` written, whole or not at all; of those before it one is kept, for an engine that still reads it."""
     final = folder / f"version-{version:06d}"
-    part = folder / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    write(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
+    with new_folder(final) as part:
+        write(part)
+        shutil.rmtree(final, ignore_errors=True)
     for old in sorted(folder.glob("version-*"))[:-2]:
         shutil.rmtree(old, ignore_errors=True)
     return str(final)

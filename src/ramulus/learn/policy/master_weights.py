@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-HALF = (torch.bfloat16, torch.float16)
+from ramulus.models.precision import HALVES
 
 
 class MasterWeights:
-    """What an optimizer steps in place of some parameters: float32 copies of those in half precision, the others themselves.
+    """What an optimizer steps in place of some parameters: themselves, or copies, in float32 of those in half precision, on `device` if one is given.
 
-    `exact` False makes no copies: the optimizer steps what the model computes with.
+    `exact` False makes no copies in float32. Of parameters that are spread over ranks it steps the part here, which `local` answers.
     """
 
-    def __init__(self, exact: bool = True) -> None:
-        self.exact = exact
-        self.stepped: dict[str, Tensor] = {}  # by the names of the parameters
-        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}  # (parameter, master) of those that are copies
+    def __init__(self, exact: bool = True, device: str | None = None, local: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+        self.exact, self.device, self.local = exact, device, local
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.stepped: dict[str, nn.Parameter] = {}  # by the names of the parameters
+        self.copies: list[str] = []  # names of those that are copies; the others share the memory of their parameters
 
     def take(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Add parameters by name, with float32 copies of the half-precision ones."""
+        """Add parameters by name."""
         for name, parameter in parameters.items():
-            master = parameter
-            if self.exact and parameter.dtype in HALF:
-                master = nn.Parameter(parameter.detach().float())
-                self.pairs[name] = (parameter, master)
-            self.stepped[name] = master
+            mine = self.local(parameter)
+            here = mine.detach()
+            master = here.to(self.device or here.device, torch.float32 if self.exact and here.dtype in HALVES else here.dtype)
+            self.parameters[name] = parameter
+            self.stepped[name] = parameter if master is here and mine is parameter else nn.Parameter(master)
+            self.copies += [] if master is here else [name]
 
     def hold_gradients(self) -> list[Tensor]:
-        """Give the masters the gradients of their parameters; everything that has a gradient now."""
-        for parameter, master in self.pairs.values():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        return [tensor for tensor in self.stepped.values() if tensor.grad is not None]
+        """Give what is stepped the gradients of its parameters; all that there are."""
+        for name, parameter in self.parameters.items():
+            stepped = self.stepped[name]
+            if stepped is not parameter:
+                stepped.grad = None if parameter.grad is None else self.local(parameter.grad).to(stepped.device, stepped.dtype)
+                parameter.grad = None
+        return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
 
     @torch.no_grad()
     def round_off(self) -> None:
-        """Set the parameters to their masters, rounded."""
-        for parameter, master in self.pairs.values():
-            parameter.copy_(master)
+        """Set the parameters to their copies, rounded."""
+        for name in self.copies:
+            self.local(self.parameters[name]).copy_(self.stepped[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The masters, for a checkpoint."""
-        return {f"master/{name}": master.detach() for name, (_, master) in self.pairs.items()}
+        """The copies, for a checkpoint."""
+        return {f"master/{name}": self.stepped[name].detach() for name in self.copies}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back `tensors()`; a checkpoint without masters has the parameters themselves."""
-        for name, (parameter, master) in self.pairs.items():
-            master.copy_(tensors.get(f"master/{name}", parameter))
+        for name in self.copies:
+            self.stepped[name].copy_(tensors.get(f"master/{name}", self.parameters[name]))

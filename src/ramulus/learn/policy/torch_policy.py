@@ -144,7 +144,7 @@ class TorchPolicy:
     def update(self, lr: float) -> dict[str, float]:
         """Clip, step and clear the gradients; where there are none, or the norm is not finite, only the latter (`skipped` is 1)."""
         held = self.masters.hold_gradients()
-        norm = float(nn.utils.clip_grad_norm_(held, self.clip)) if held else 0.0
+        norm = float(nn.utils.clip_grad_norm_(self.masters.stepped.values(), self.clip)) if held else 0.0
         step = bool(held) and math.isfinite(norm)
         if step:
             for group in self.optimizer.param_groups:

@@ -37,7 +37,7 @@ def write_shards(policy: ShardedPolicy, folder: Path) -> None:
     held: dict[str, Tensor] = {}
     with on_all_ranks():
         held |= {name: spread(policy, parameter, mine) for name, parameter, mine in kept_places(policy)}
-        for name, stepped in policy.stepping.stepped.items():
+        for name, stepped in policy.masters.stepped.items():
             for part, value in policy.optimizer.state.get(stepped, {}).items():
                 key = f"adam/{part}/{name}"
                 held[key] = spread(policy, policy.trainable[name], in_floats(value)) if part != "step" else value.cpu()
@@ -54,7 +54,7 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
     with on_all_ranks():
         files = asked_files(policy, folder)
     files.read()
-    policy.stepping.round_off()
+    policy.masters.round_off()
     policy.version, policy.skipped = int(state["version"]), int(state["skipped"])
 
 
@@ -68,7 +68,7 @@ def asked_files(policy: ShardedPolicy, folder: Path) -> WholeFiles | RankFiles:
             raise ValueError(f"the checkpoint has {held} {named}, the model wants {tuple(parameter.shape)}: resume with the model it is of")
         files.ask(named, spread(policy, parameter, torch.empty_like(mine, device="cpu")), mine)
     policy.optimizer.state.clear()
-    for name, stepped in policy.stepping.stepped.items():
+    for name, stepped in policy.masters.stepped.items():
         for part in (part for part in ADAM if f"adam/{part}/{name}" in files.shapes):
             like, key = moment(policy, stepped, part), f"adam/{part}/{name}"
             policy.optimizer.state[stepped][part] = like
@@ -130,7 +130,7 @@ def moment(policy: ShardedPolicy, stepped: Tensor, part: str) -> Tensor:
 
 def kept_places(policy: ShardedPolicy) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name in a checkpoint, parameter, this rank's numbers of it) of what is kept beside the moments."""
-    for name, stepped in policy.stepping.stepped.items():
+    for name, stepped in policy.masters.stepped.items():
         parameter = policy.trainable[name]
         yield f"{'weights' if stepped.dtype == parameter.dtype else 'master'}/{name}", parameter, stepped.detach()
     for name, parameter in policy.reference.named_parameters() if policy.reference is not None else ():

@@ -1,4 +1,4 @@
-"""What the optimizer steps on a rank: its own rows of each trained parameter, or copies of them in float32 or on the CPU."""
+"""The optimizer of a rank, which steps its own rows of each trained parameter."""
 
 from __future__ import annotations
 
@@ -12,41 +12,6 @@ from torch.distributed.tensor import DTensor
 
 from ramulus.learn.policy.value_head import SPEED
 from ramulus.learn.sharded.placing import Spread
-from ramulus.models.precision import HALVES
-
-
-class Stepping:
-    """Plain tensors that share their memory with the shards, or copies: in float32 of half precision if `exact`, on `device` if one is given."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], exact: bool, device: str | None) -> None:
-        self.parameters = dict(parameters)
-        self.stepped: dict[str, nn.Parameter] = {}
-        self.copies: list[str] = []
-        for name, parameter in parameters.items():
-            mine = local_part(parameter).detach()
-            dtype = torch.float32 if exact and mine.dtype in HALVES else mine.dtype
-            other = mine.to(device or mine.device, dtype)
-            self.stepped[name] = nn.Parameter(other)
-            if other is not mine:
-                self.copies.append(name)
-
-    def hold_gradients(self) -> list[Tensor]:
-        """Give what is stepped the gradients of its parameters; all that there are."""
-        for name, parameter in self.parameters.items():
-            stepped = self.stepped[name]
-            stepped.grad = None if parameter.grad is None else local_part(parameter.grad).to(stepped.device, stepped.dtype)
-        return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
-
-    @torch.no_grad()
-    def round_off(self) -> None:
-        """Set the parameters to their copies, rounded."""
-        for name in self.copies:
-            local_part(self.parameters[name]).copy_(self.stepped[name])
-
-    def clear(self) -> None:
-        """Forget all gradients."""
-        for name, parameter in self.parameters.items():
-            parameter.grad = self.stepped[name].grad = None
 
 
 def local_part(tensor: Tensor) -> Tensor:

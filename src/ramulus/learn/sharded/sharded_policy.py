@@ -20,11 +20,12 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import RowInfluence
 from ramulus.learn.policy.learner import Evaluated
+from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.narrow import Narrow
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.learn.policy.writing import read_back, write_model
-from ramulus.learn.sharded.optimizer import Stepping, optimizer_of, set_rate, step_with
+from ramulus.learn.sharded.optimizer import local_part, optimizer_of, set_rate, step_with
 from ramulus.learn.sharded.placing import Spread, copied, elsewhere, mesh_of, shard
 
 LEFT_OUT = ("optimizer", "masters", "trainable", "tokenizer")  # of a whole policy: what each rank makes anew
@@ -60,8 +61,9 @@ class ShardedPolicy(ActorCritic):
         names = (name for name, _ in self.model.named_parameters(remove_duplicate=False))
         first: dict[int, str] = {}
         self.tied = {name: first.setdefault(id(self.model.get_parameter(name)), name) for name in names}
-        self.stepping = Stepping(self.trainable, spread.float32_masters, "cpu" if spread.offload else None)
-        self.optimizer = optimizer_of(self.stepping.stepped, spread)
+        self.masters = MasterWeights(spread.float32_masters, "cpu" if spread.offload else None, local_part)
+        self.masters.take(self.trainable)
+        self.optimizer = optimizer_of(self.masters.stepped, spread)
 
     @classmethod
     def parts_of(cls, whole: TorchPolicy) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
@@ -109,7 +111,7 @@ class ShardedPolicy(ActorCritic):
 
     def update(self, lr: float) -> dict[str, float]:
         """Clip by the norm over all ranks, step and clear; where there is no gradient, or the norm is not finite, only the latter."""
-        held = self.stepping.hold_gradients()
+        held = self.masters.hold_gradients()
         norm, some = self._norm(held)
         step = some and math.isfinite(norm)
         if step:
@@ -118,10 +120,10 @@ class ShardedPolicy(ActorCritic):
                 gradient.mul_(scale)
             set_rate(self.optimizer, lr)
             step_with(self.optimizer)
-            self.stepping.round_off()
+            self.masters.round_off()
             self.version += 1
         self.skipped += not step
-        self.stepping.clear()
+        self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "skipped": float(not step)}
 
     def _norm(self, held: Sequence[Tensor]) -> tuple[float, bool]:
