@@ -18,11 +18,13 @@ from ramulus.core.store import read
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.grow.worth import Estimated
+from ramulus.learn.advantage.entropy_advantage import ClipCov, EntropyAdvantage
 from ramulus.learn.advantage.gae import GAE
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.batch.layout import lay_out
 from ramulus.learn.objective import gauges
 from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.kl_cov import kl_cov
 from ramulus.learn.objective.leaf_weight import EntropyWeight
 from ramulus.learn.objective.mask import Clip, Everything
 from ramulus.learn.objective.mix import Mix, Term
@@ -53,6 +55,20 @@ def test_gae_by_hand() -> None:
     del leaf.signals["value"]
     with pytest.raises(ValueError, match="has no values: score the forest with an ActorCritic"):
         GAE()([tree])
+
+
+@pytest.mark.parametrize("rule", [EntropyAdvantage, ClipCov])
+def test_an_advantage_over_gae_keeps_what_values_are_learned_from(rule: type) -> None:
+    trees = forest(3, tempered=True)
+    for node in (node for tree in trees for node in tree.walk()):
+        node.signals["value"] = column([0.1 * k for k in range(len(node.tokens))])
+    over = rule(GAE())
+    assert Mix((Term(Estimator(Clip(), Behavior(), over)),), value=0.5).needs == ("value",)
+    plain, raised = GAE()(trees), over(trees)
+    assert [credit.target for credit in raised] == [credit.target for credit in plain]
+    assert any(credit.target for credit in raised)
+    assert [credit.token for credit in raised] != [credit.token for credit in plain]
+    assert Mix(kl_cov(GAE()), value=0.5).needs == ("value",) * 3
 
 
 @pytest.mark.parametrize("size", ["one row", "cut", "shared"])

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.share import at_most
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.group import Advantage, GroupMean
 from ramulus.learn.batch.layout import joined
 from ramulus.learn.batch.tree_batch import Credits
 
@@ -50,8 +51,19 @@ def recorded(path: _Path, name: str) -> np.ndarray:
     return np.concatenate([np.zeros(0), *(np.asarray(node.logprobs, np.float64) + (node.kept or 0.0) for node in path)])
 
 
+class MadeOver:
+    """What an advantage reads that is made over another one: what that one reads."""
+
+    advantage: Any
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that the other advantage reads."""
+        return tuple(with_defaults(self.advantage, Advantage).needs)
+
+
 @dataclass(frozen=True)
-class EntropyAdvantage:
+class EntropyAdvantage(MadeOver):
     """Another advantage plus a bonus for uncertain tokens: A + min(alpha H, |A| / kappa) (arXiv 2506.14758).
 
     H is the entropy as sampled, in nats. With kappa above 1 no credit changes its sign, and what has none gets none.
@@ -67,9 +79,10 @@ class EntropyAdvantage:
             raise ValueError(f"EntropyAdvantage needs alpha >= 0 and kappa above 1, got {self.alpha} and {self.kappa}")
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
+        credits = self.advantage(forest)
         return [
-            Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in paths})
-            for paths in _along(forest, self.advantage(forest))
+            Credits(token={leaf: self.raised(value, recorded(path, "entropy")).tolist() for leaf, path, value in paths}, target=credit.target)
+            for credit, paths in zip(credits, _along(forest, credits), strict=True)
         ]
 
     def raised(self, value: np.ndarray, entropy: np.ndarray) -> np.ndarray:
@@ -78,7 +91,7 @@ class EntropyAdvantage:
 
 
 @dataclass(frozen=True)
-class ClipCov:
+class ClipCov(MadeOver):
     """Another advantage, 0 on a few tokens whose advantage and log-prob vary together the most (arXiv 2505.22617).
 
     Of the tokens with `low` < (A - mean A) (log p - mean log p) < `high`, as many as `share` of all, at least one, are drawn with a seed of the
@@ -97,21 +110,22 @@ class ClipCov:
             )
 
     def __call__(self, forest: Sequence[Tree]) -> list[Credits]:
-        trees = _along(forest, self.advantage(forest))
+        credits = self.advantage(forest)
+        trees, targets = _along(forest, credits), [credit.target for credit in credits]
         paths = [path for tree in trees for path in tree]
         if not sum(len(value) for _, _, value in paths):
-            return [Credits(token={leaf: value.tolist() for leaf, _, value in tree}) for tree in trees]
+            return cut(np.zeros(0), trees, targets)
         value = np.concatenate([value for _, _, value in paths])
         cov = covariance(paths, "behavior")
         near = np.flatnonzero((cov > self.low) & (cov < self.high)).tolist()
         most = min(len(near), max(1, at_most(self.share, len(value))))
         draw = random.Random(f"{forest[0].seed}/{forest[0].step}/clip-cov")
         value[draw.sample(near, most)] = 0.0
-        return cut(value, trees)
+        return cut(value, trees, targets)
 
 
 @dataclass(frozen=True)
-class Covarying:
+class Covarying(MadeOver):
     """`value` on the tokens whose advantage and log-prob vary together the most, 0 on all others: whom KL-Cov holds (arXiv 2505.22617).
 
     They are the `share` of all tokens, rounded down, at least one, with the largest (A - mean A) (log p - mean log p), with A of `advantage`;
@@ -137,7 +151,7 @@ class Covarying:
         order = np.argsort(-cov, kind="stable")
         value = np.zeros(len(cov))
         value[order[: max(1, at_most(self.share, len(cov)))]] = self.value
-        return cut(value, trees)
+        return cut(value, trees, [None] * len(trees))
 
 
 def covariance(paths: Sequence[tuple[int, _Path, np.ndarray]], column: str) -> np.ndarray:
@@ -149,8 +163,8 @@ def covariance(paths: Sequence[tuple[int, _Path, np.ndarray]], column: str) -> n
     return np.asarray((value - value.mean()) * (logp - logp.mean()))
 
 
-def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, _Path, np.ndarray]]]) -> list[Credits]:
-    """A value for each token of all paths [N] as the credit of their leaves."""
+def cut(value: np.ndarray, trees: Sequence[Sequence[tuple[int, _Path, np.ndarray]]], targets: Sequence[Any]) -> list[Credits]:
+    """A value for each token of all paths [N] as the credit of their leaves, with the targets of each tree's."""
     sizes = [len(old) for tree in trees for _, _, old in tree]
     parts = iter(np.split(value, np.cumsum(sizes)[:-1]) if sizes else [])
-    return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}) for tree in trees]
+    return [Credits(token={leaf: next(parts).tolist() for leaf, _, _ in tree}, target=target) for tree, target in zip(trees, targets, strict=True)]
