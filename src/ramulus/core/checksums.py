@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 CHECKSUMS = "checksums.json"
 SIDE_BY_SIDE = 4  # files read side by side
@@ -16,6 +17,14 @@ def digest_of(path: Path) -> str:
     """The digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def digest_of_all(things: Iterable[Any]) -> str:
+    """The digest of what things are, one after the other, by their representations."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for thing in things:
+        hasher.update(repr(thing).encode())
+    return hasher.hexdigest()
 
 
 def seal(folder: Path) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from ramulus.native.build import why
+from ramulus.run.doctor import version_of
 
 PACKAGES = ("ramulus", "torch", "transformers", "numpy")
 VARIABLES = (  # of the environment, by which libraries choose their kernels
@@ -21,7 +21,7 @@ VARIABLES = (  # of the environment, by which libraries choose their kernels
 
 def numerics(device: torch.device, engine: str) -> dict[str, str]:
     """Packages, processor, kernels, threads and precision of this process, and how its engine says that it decodes."""
-    facts = {name: _version(name) for name in PACKAGES}
+    facts = {name: version_of(name) or "not installed" for name in PACKAGES}  # ramulus may run from its sources
     facts |= {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "kernels": why()}
     facts |= {"threads": str(torch.get_num_threads()), "engine": engine}
     facts |= {"float32 products": torch.get_float32_matmul_precision()}
@@ -36,13 +36,6 @@ def other_numerics(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What is different, in words; "" where nothing is."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return "; ".join(f"{name} was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}" for name in names)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from its sources
-        return "not installed"
 
 
 def _processor() -> str:

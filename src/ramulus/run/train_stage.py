@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ramulus.core import run_folder
+from ramulus.core.checksums import digest_of_all
 from ramulus.core.task import Task
 from ramulus.run import checkpoint
 from ramulus.run.advice import Advice, Facts
@@ -48,10 +48,7 @@ class Session:
 
 def _digest(tasks: Sequence[Task]) -> str:
     """A fingerprint of ids, prompts, answers and demonstrations: resuming with other problems is refused."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for task in tasks:
-        hasher.update(repr((task.id, task.prompt, task.answer, task.demonstrations)).encode())
-    return hasher.hexdigest()
+    return digest_of_all((task.id, task.prompt, task.answer, task.demonstrations) for task in tasks)
 
 
 async def restore(run: Run, parts: Parts, console: Console) -> TrainerState:

@@ -50,9 +50,9 @@ def _label(group: str, name: str) -> str:
     return f"greedy, {text}" if group == GREEDY and name != "greedy" else text
 
 
-def _shown(name: str, value: float, sign: str = "") -> str:
+def shown_number(name: str, value: float, sign: str = "") -> str:
     """A value: a share in per cent, a reward, or a count."""
-    if name == "reward":
+    if name.endswith("reward"):
         return f"{value:{sign}.3f}"
     return f"{value:{sign}.1f}" if name in _COUNTS else f"{100 * value:{sign}.1f}"
 
@@ -101,7 +101,7 @@ def board(title: str, heads: Sequence[str], sets: Sequence[Scores], row: _Row) -
 def cells(name: str, columns: Sequence[Sequence[float]]) -> list[str]:
     """Value and interval of the only set."""
     low, high = interval_over(columns)
-    return [_shown(name, mean(columns[0])), f"{_shown(name, low)} to {_shown(name, high)}"]
+    return [shown_number(name, mean(columns[0])), f"{shown_number(name, low)} to {shown_number(name, high)}"]
 
 
 def halves(name: str, columns: Sequence[Sequence[float]], place: slice) -> list[str]:
@@ -112,7 +112,7 @@ def halves(name: str, columns: Sequence[Sequence[float]], place: slice) -> list[
 def about_half(name: str, columns: Sequence[Sequence[float]]) -> str:
     """The mean over sets, with half the width of its interval."""
     low, high = interval_over(columns)
-    return f"{_shown(name, mean([mean(column) for column in columns]))} ± {_shown(name, (high - low) / 2)}"
+    return f"{shown_number(name, mean([mean(column) for column in columns]))} ± {shown_number(name, (high - low) / 2)}"
 
 
 def differences_table(title: str, differences: Mapping[str, Mapping[str, PairedDifference]], this: str, other: str) -> Table:
@@ -128,8 +128,8 @@ def differences_table(title: str, differences: Mapping[str, Mapping[str, PairedD
         for name, gap in measures.items():
             if name.startswith("ties"):
                 continue
-            low, high = (_shown(name, end, "+") for end in gap["interval"])
-            values = (_shown(name, gap["this"]), _shown(name, gap["other"]), _shown(name, gap["difference"], "+"))
+            low, high = (shown_number(name, end, "+") for end in gap["interval"])
+            values = (shown_number(name, gap["this"]), shown_number(name, gap["other"]), shown_number(name, gap["difference"], "+"))
             table.add_row(_label(group, name), *values, f"{low} to {high}", "within noise" if gap["within_noise"] else "")
     return table
 

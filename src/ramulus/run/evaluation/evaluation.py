@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ramulus.core.checksums import digest_of_all
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Sampling
@@ -219,7 +220,4 @@ def fingerprint(model: torch.nn.Module, most: int = 256) -> str:
 
 def _digest(tasks: Sequence[Task]) -> str:
     """A digest of the problems as the model sees them and as they are graded."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for task in tasks:
-        hasher.update(repr((task.id, task.prompt, task.text, task.answer, task.extra)).encode())
-    return hasher.hexdigest()
+    return digest_of_all((task.id, task.prompt, task.text, task.answer, task.extra) for task in tasks)

@@ -13,6 +13,7 @@ from ramulus.core.tree import Tree
 from ramulus.engine.engine import Decode, Engine, Sampling
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.look.evaluation.scoreboard import shown_number
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import FinalEvaluation, Run
 from ramulus.run.step_progress import StepProgress, narrated
@@ -85,21 +86,16 @@ def table(before: ModelScores, after: ModelScores, samples: int, problems: int, 
     rows = {f"{name} at temperature 1": name, "greedy": "greedy" if "greedy" in after else "greedy_reward", f"pass@{k}": f"pass@{k}"}
     for label, row in rows.items():
         if row in after:
-            was = (_shown(before, row), _number(row, after[row] - before[row], "+")) if row in before else ("–", "")
+            was = (_shown(before, row), shown_number(row, after[row] - before[row], "+")) if row in before else ("–", "")
             drawn.add_row(label, was[0], _shown(after, row), was[1])
     drawn.add_section()
     for label, value in before.items():
         if COOLER in label:
-            drawn.add_row(label, _number(label.partition(COOLER)[0], value), "", "")
+            drawn.add_row(label, shown_number(label.partition(COOLER)[0], value), "", "")
     return drawn
-
-
-def _number(name: str, value: float, sign: str = "") -> str:
-    """A share in per cent, or a reward."""
-    return f"{value:{sign}.3f}" if name.endswith("reward") else f"{100 * value:{sign}.1f}"
 
 
 def _shown(measured: ModelScores, name: str) -> str:
     """The value with half the width of its 95 % interval."""
     low, high = measured["intervals"].get(name, (measured[name],) * 2)
-    return f"{_number(name, measured[name])} ± {_number(name, (high - low) / 2)}"
+    return f"{shown_number(name, measured[name])} ± {shown_number(name, (high - low) / 2)}"
