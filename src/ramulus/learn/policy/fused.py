@@ -80,9 +80,9 @@ class Gated(torch.autograd.Function):
         return dx, *(d.t() @ flat if want else None for d, want in ((dopened, wanted[1]), (drisen, wanted[2]))), ddown
 
 
-def norm(module: Any, x: Tensor) -> Tensor:
-    """What an RMSNorm module's forward answers."""
-    out: Tensor = RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+def norm(module: Any, x: Tensor, kind: type[torch.autograd.Function] = RMSNorm) -> Tensor:
+    """What an RMSNorm module's forward answers, by this kind of computation."""
+    out: Tensor = kind.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -97,13 +97,8 @@ def patches(model: nn.Module) -> list[Patch]:
     """The modules of a float32 model on a CPU whose forward can be replaced, and by what; adapters and unknown layers stay as they are."""
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         return []
-    listed: list[Patch] = []
-    for module in model.modules():
-        if is_known_norm(module):
-            listed.append((module, partial(norm, module)))
-        elif is_gated(module):
-            listed.append((module, partial(gated, module)))
-    return listed
+    ways: tuple[Any, ...] = (is_known_norm, norm), (is_gated, gated)
+    return [(module, partial(forward, module)) for module in model.modules() for knows, forward in ways if knows(module)]
 
 
 def is_known_norm(module: Any) -> bool:

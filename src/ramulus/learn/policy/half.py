@@ -18,7 +18,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from ramulus.learn.attention.tree_attention import tree_attention
 from ramulus.learn.policy import half_kernels
-from ramulus.learn.policy.fused import Patch, is_gated, is_known_norm
+from ramulus.learn.policy.fused import Patch, is_gated, is_known_norm, norm
 from ramulus.learn.policy.half_kernels import BFLOAT16, WHOLE_VECTORS
 from ramulus.learn.policy.narrow import Narrow
 from ramulus.models.code import runs_as
@@ -115,12 +115,6 @@ def _split(stacked: Tensor | None, kinds: list[tuple[int, torch.dtype]], wanted:
     return [part.to(kind) if want else None for part, (_, kind), want in zip(parts, kinds, wanted, strict=True)]
 
 
-def normed(module: Any, x: Tensor) -> Tensor:
-    """What an RMSNorm module's forward answers."""
-    out: Tensor = Norm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-    return out
-
-
 def half_gated(module: Any, narrow: Narrow, x: Tensor) -> Tensor:
     """What a gated feed-forward module's forward answers."""
     gate, up, down = (layer.weight for layer in (module.gate_proj, module.up_proj, module.down_proj))
@@ -161,16 +155,9 @@ def half_patches(model: nn.Module, narrow: Narrow) -> list[Patch]:
     """The modules of a model on a CPU whose forward can be replaced where it computes in bfloat16, and by what; others stay as they are."""
     if any(p.dtype not in (torch.float32, BFLOAT16) or p.device.type != "cpu" for p in model.parameters()) or half_kernels.half_library() is None:
         return []
-    listed: list[Patch] = []
-    for module in model.modules():
-        whole = all(size % WHOLE_VECTORS == 0 for p in module.parameters() for size in p.shape)
-        if is_known_norm(module) and whole:
-            listed.append((module, partial(normed, module)))
-        elif is_gated(module) and whole:
-            listed.append((module, partial(half_gated, module, narrow)))
-        elif is_attention(module) and whole:
-            listed.append((module, partial(half_attended, module, narrow)))
-    return listed
+    ways: tuple[Any, ...] = (is_known_norm, partial(norm, kind=Norm), ()), (is_gated, half_gated, (narrow,)), (is_attention, half_attended, (narrow,))
+    whole = [module for module in model.modules() if all(size % WHOLE_VECTORS == 0 for p in module.parameters() for size in p.shape)]
+    return [(module, partial(forward, module, *more)) for module in whole for knows, forward, more in ways if knows(module)]
 
 
 def is_attention(module: Any) -> bool:
