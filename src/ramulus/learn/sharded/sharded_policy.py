@@ -18,7 +18,6 @@ from ramulus.core.tree import Author
 from ramulus.learn.batch.score_row import ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.influence import RowInfluence
 from ramulus.learn.policy.learner import Evaluated
 from ramulus.learn.policy.master_weights import MasterWeights
 from ramulus.learn.policy.narrow import Narrow
@@ -38,9 +37,9 @@ class Root(nn.Module):
         super().__init__()
         self.model, self.critic = model, critic
 
-    def forward(self, policy: ShardedPolicy, row: Any, target: Tensor, bare: bool, rest: dict[str, Any]) -> Evaluated:
+    def forward(self, policy: ShardedPolicy, row: Any, target: Tensor, bare: bool, rest: tuple[Any, ...], more: dict[str, Any]) -> Evaluated:
         """A row's columns; one pass over all layers, whatever the row holds."""
-        return policy.pass_over(self.model, row, target, bare or not bool(target.any()), rest)
+        return policy.pass_over(self.model, row, target, bare or not bool(target.any()), rest, more)
 
 
 class ShardedPolicy(ActorCritic):
@@ -74,24 +73,13 @@ class ShardedPolicy(ActorCritic):
         ghosts = {key: ghost for root in roots for key, ghost in elsewhere(root, "meta").items()}
         return copied(kept, ghosts), [dict(root.named_parameters(remove_duplicate=False)) for root in roots]
 
-    def _logprobs(
-        self,
-        model: Any,
-        row: tuple[Tensor, Tensor, Tensor, Tensor],
-        target: Tensor,
-        temperature: Tensor | None,
-        entropy_grad: bool,
-        watch: RowInfluence | None = None,
-        bare: bool = False,
-        hot: bool = False,
-    ) -> Evaluated:
-        rest = {"temperature": temperature, "entropy_grad": entropy_grad, "watch": watch, "hot": hot}
-        columns: Evaluated = self.roots[id(model)](self, row, target, bare, rest)
+    def _logprobs(self, model: Any, row: Any, target: Tensor, *rest: Any, bare: bool = False, **more: Any) -> Evaluated:
+        columns: Evaluated = self.roots[id(model)](self, row, target, bare, rest, more)
         return columns
 
-    def pass_over(self, model: Any, row: Any, target: Tensor, bare: bool, rest: dict[str, Any]) -> Evaluated:
+    def pass_over(self, model: Any, row: Any, target: Tensor, bare: bool, rest: tuple[Any, ...], more: dict[str, Any]) -> Evaluated:
         """As TorchPolicy computes a row, once the root has its weights together."""
-        return super()._logprobs(model, row, target, bare=bare, **rest)
+        return super()._logprobs(model, row, target, *rest, **more | {"bare": bare})
 
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor | None:  # type: ignore[override]
         """Values [T], where there is a value head."""
