@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from ramulus.engine.engine import Request
+from ramulus.engine.factory import EngineFactory
 from ramulus.engine.local.factory import Local
 from ramulus.engine.pool import Lost
 from ramulus.run.placed_engine import PlacedEngine
 from ramulus.run.sampler import About, Built, SamplerProcess, packed, skeleton_of
+
+SMALL = Local(slots=8, threads=1)
 
 
 @dataclass
@@ -70,12 +73,13 @@ class Here:
 
 
 def placed(
-    model: Any, count: int = 2, timeout: float = 60.0, patience: float = 60.0, faults: dict[str, Any] | None = None, **options: Any
+    model: Any, count: int = 2, timeout: float = 60.0, patience: float = 60.0, faults: dict[str, Any] | None = None,
+    factory: EngineFactory = SMALL, **options: Any,
 ) -> tuple[PlacedEngine, Here]:
     """An engine over so many samplers, with the weights of the model as version 0."""
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
-    here = Here(pickle.dumps(Built(Local(slots=8, threads=1), skeleton_of(model), None, "cpu", threads, strict)), **(faults or {}))
+    here = Here(pickle.dumps(Built(factory, skeleton_of(model), None, "cpu", threads, strict)), **(faults or {}))
     engine = PlacedEngine(here, count, int(model.get_input_embeddings().num_embeddings), timeout, patience, None, **options)
 
     async def begin() -> None:

@@ -7,9 +7,9 @@ import math
 import socket
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,8 +19,12 @@ from conformance.subjects import scratch
 from engines import KERNELS
 from placed import placed
 from ramulus import Local, Ray, Remote, Sharded, Vllm
+from ramulus.engine.around import AroundEngine
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
+from ramulus.engine.factory import EngineTraits
 from ramulus.engine.pool import Lost
+from ramulus.engine.pushed import Held
+from ramulus.engine.weight_bytes import state_of_bytes, to_bytes
 from ramulus.learn.sharded.starting import serve_at
 from ramulus.run.cluster import connected
 from ramulus.run.config.resume import build
@@ -281,6 +285,64 @@ def test_a_load_that_fails_in_one_sampler_leaves_all_the_weights_that_were(how: 
     assert sampled(engine) == whole
     for one in here.started:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.model.parameters(), model.parameters(), strict=True))
+
+
+class OwnSender:
+    """Sends weights as bytes, by the sampler."""
+
+    def __init__(self, relay: Any, host: str, timeout: float) -> None:
+        self.relay = relay
+
+    def hold(self, weights: Any, version: int) -> Held:
+        return Held(Path(), version, tensors=weights, now=lambda: version)
+
+    async def send(self, new: Held, in_flight: bool) -> Any:
+        return await self.relay(to_bytes(new.tensors), new.version)
+
+    def close(self) -> None: ...
+
+
+class SentLocal(AroundEngine):
+    """The local engine, into which somebody sends weights."""
+
+    async def relay(self, *question: Any) -> Any:
+        body, version = question
+        await self.engine.load(state_of_bytes(body), version)
+        return f"has {version}"
+
+    def took(self, word: Any, name: str, version: int) -> None:
+        assert word == f"has {version}"
+
+    async def sample(self, requests: Any) -> list[Segment]:
+        return await self.engine.sample(requests)
+
+
+@dataclass(frozen=True)
+class OwnEngine:
+    """A factory of somebody's own, of which a run knows nothing but its traits."""
+
+    traits: ClassVar[EngineTraits] = EngineTraits(sender=OwnSender)
+
+    def __call__(self, model: Any, decode: Any) -> SentLocal:
+        return SentLocal(Local(slots=8, threads=1)(model, decode))
+
+
+@KERNELS
+def test_weights_go_straight_into_whatever_engine_has_a_sender() -> None:
+    model, other = scratch(0)[0], scratch(1)[0]
+    whole = sampled(placed(other)[0])
+    engine, here = placed(model, factory=OwnEngine(), sender=OwnSender)
+    assert "live" in engine.features
+
+    async def story() -> list[Segment]:
+        await engine.load(dict(other.state_dict()), 4)
+        here.lost["sample"] = 0
+        return await engine.sample(CROWD)
+
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        segments = asyncio.run(story())
+    assert [s.tokens for s in segments] == [s.tokens for s in whole]
+    assert {s.version for s in segments} == {4}
 
 
 def test_a_rank_that_does_not_reach_the_first_says_so_at_once() -> None:

@@ -21,7 +21,8 @@ from ramulus.learn.attention.tree_attention import block_mask, plan, tree_attent
 from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.policy.torch_learner import policy_of
 from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.learn.sharded.placing import copied, elsewhere, units
+from ramulus.learn.sharded.placing import units
+from ramulus.models.structure import copied, elsewhere
 from ramulus.recipes import attnrl, dapo, grpo, hapo, hpt, luffy, ramulus, sft, srft, treepo, treerl
 from test_attention import ROWS, columns, inputs, softmax
 from tiny import build

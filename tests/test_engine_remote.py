@@ -36,7 +36,6 @@ from ramulus.engine.remote.client import RemoteEngine
 from ramulus.engine.remote.factory import Remote
 from ramulus.engine.remote.listen import bind, listener
 from ramulus.engine.remote.server import Served
-from ramulus.engine.remote.weights import state_of_bytes, table_of_bytes, to_bytes
 from ramulus.engine.remote.wire import (
     HEADER,
     of_column,
@@ -49,6 +48,7 @@ from ramulus.engine.remote.wire import (
 )
 from ramulus.engine.toy import ToyEngine
 from ramulus.engine.vllm.factory import Vllm
+from ramulus.engine.weight_bytes import state_of_bytes, table_of_bytes, to_bytes
 from ramulus.grow.temperature import ByEntropy
 from ramulus.run.config.describe import recipe_text, to_json
 from ramulus.run.config.override import override

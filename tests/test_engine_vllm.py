@@ -24,9 +24,9 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
-from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.vllm.server import Server
 from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.engine.weight_bytes import to_bytes
 from ramulus.grow.branching import Star
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop

@@ -16,8 +16,9 @@ from forests import forest
 from methods import METHODS
 from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.sharded.factory import Sharded
-from ramulus.learn.sharded.placing import copied, elsewhere, units
+from ramulus.learn.sharded.placing import units
 from ramulus.learn.sharded.share import Piece, assembled, part_of, pieces, share_out
+from ramulus.models.structure import copied, elsewhere
 from ramulus.run.config.override import override
 from run_recipe import rl
 from tiny import build

@@ -33,11 +33,11 @@ from ramulus.engine.vllm.transfer import (
     packed_into,
     plain_handle,
     refuse_way,
-    store_on,
 )
 from ramulus.engine.vllm.vllm_engine import VllmEngine
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.native.meeting import store_on
 from ramulus.run.config.resume import build
 from tiny import build as tiny
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from conformance.subjects import scratch
 from ramulus.engine.engine import Request, Sampling, Segment, StopRule
-from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.engine.weight_bytes import to_bytes
 from vllm_servers import NEEDS, engine_at, process_of
 
 pytestmark = NEEDS

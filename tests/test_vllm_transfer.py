@@ -12,10 +12,10 @@ import pytest
 
 from conformance.subjects import forward_of, scratch
 from ramulus.engine.engine import Live, Request, Sampling, Segment
-from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.vllm import transfer
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.engine.weight_bytes import to_bytes
 from test_engine_vllm import LONG, apart, whole_forward
 from test_vllm_killed import LONG as CROWD
 from test_vllm_killed import same

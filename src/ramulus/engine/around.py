@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
-from ramulus.engine.engine import Engine, Weights
+from ramulus.engine.engine import Engine, SleepingEngine, Weights
 
 
 class AroundEngine:
@@ -24,7 +25,7 @@ class AroundEngine:
 
     async def sleep(self) -> None:
         """Have the engine give its memory back, where it has that feature."""
-        await self.engine.sleep()  # type: ignore[attr-defined]
+        await cast(SleepingEngine, self.engine).sleep()
 
     def counters(self) -> Mapping[str, int]:
         """The engine's counters."""

@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 Until = Callable[[list[int]], str | None]
 """Given the tokens sampled so far in this request, says why the text ends here, or None; asked after every token."""
@@ -43,6 +43,19 @@ RULE_FEATURES = {
 def rule_features(temperature: float | Temperature) -> frozenset[str]:
     """The names in RULE_FEATURES that a temperature has; a number has none."""
     return getattr(temperature, "features", frozenset())
+
+
+class EntropyRule(Protocol):
+    """A temperature rule with the feature "of_entropy"."""
+
+    def of_entropy(self, entropy: Any) -> Any:
+        """Entropies [B] in nats -> temperatures [B]."""
+        ...
+
+
+def entropy_rule(temperature: float | Temperature) -> EntropyRule | None:
+    """A temperature that has the feature "of_entropy"; None for another."""
+    return cast(EntropyRule, temperature) if "of_entropy" in rule_features(temperature) else None
 
 
 @dataclass(frozen=True)
@@ -189,6 +202,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End the processes that belong to it, if any; nothing follows."""
+        ...
+
+
+class SleepingEngine(Engine, Protocol):
+    """An engine with the feature "sleep"."""
+
+    async def sleep(self) -> None:
+        """Give the memory of keys and values back until it samples again."""
         ...
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ramulus.engine.affinity import Affinity
 from ramulus.engine.engine import COUNTERS, Request, Segment, Weights, together
-from ramulus.engine.pushed import Pushed
+from ramulus.engine.pushed import Held, Pushed
 
 TRIES = 3  # faults in a row, without an answer between, after which a call is given up
 BETWEEN = 0.2  # seconds more between one try and the next
@@ -281,6 +281,19 @@ class PoolEngine:
             server.loaded = ""
             if new is self._pushed or not isinstance(error, Exception):
                 raise
+
+    async def sent(self, server: Any, name: str, new: Held, send: Callable[[Held, bool], Awaitable[Any]]) -> Any:
+        """What a sampler, called so, answers once it was sent weights from where they are; None where these have been learned further, so that it
+        waits for the next. ConnectionError where no next ones may come."""
+        if not new.changed:
+            word = await send(new, self.in_flight)
+            if not new.changed:
+                return word
+        if self.waits(server):
+            remedy = "load weights again, or have copies of them sent: engine.weights='files', or with a cluster cluster.weights='objects'"
+            raise ConnectionError(f"{name} wants weights that have been learned further since they were loaded: {remedy}")
+        await asyncio.sleep(BETWEEN)
+        return None
 
     async def load(self, weights: Weights, version: int) -> None:
         """Give every sampler the tensors, or the path of a folder of safetensors, or of such a file, that its machine can read.

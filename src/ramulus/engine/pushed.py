@@ -1,17 +1,17 @@
-"""Weights on their way to samplers in other processes: files of safetensors in a folder that all of them read."""
+"""Weights on their way to samplers in other processes: files of safetensors in a folder that all of them read, or where they are."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ramulus.engine.remote.weights import to_bytes
+from ramulus.engine.weight_bytes import to_bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,22 @@ class Pushed:
         if self.crc is not None:
             with suppress(OSError):
                 self.path.unlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(Pushed):
+    """Weights that are sent from where they are, under the condition that they have not been learned further since."""
+
+    tensors: Mapping[str, Any]
+    now: Callable[[], int] = field(repr=False)  # their version
+
+    @property
+    def changed(self) -> bool:
+        """Whether they are other weights by now."""
+        return self.now() != self.version
+
+    def drop(self) -> None:
+        """Nothing: the tensors are the learner's."""
 
 
 def pushed(weights: Any, version: int, folder: Path, setting: str = "engine.folder") -> Pushed:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ramulus.engine.factory import engine_traits
 from ramulus.engine.pool import Lost
-from ramulus.engine.vllm.factory import Vllm
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
@@ -188,8 +188,8 @@ class Ground:
         carrier = RayCarrier(ray_library(), lambda place: self.options(self.samplers, place, how.cpus, how.gpus), _by_value(built), decode, self.host)
         folder = self._folder() if how.weights == "files" else None
         vocabulary = int(skeleton.get_input_embeddings().num_embeddings)
-        direct = run.engine.weights if how.weights == "direct" and isinstance(run.engine, Vllm) else ""
-        engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated, direct)
+        sender = engine_traits(run.engine).sender if how.weights == "direct" else None
+        engine = PlacedEngine(carrier, how.samplers, vocabulary, how.timeout, how.patience, folder, how.colocated, sender)
         self.engines.append(engine)
         await engine.begin()
         if how.colocated and "sleep" not in engine.features:

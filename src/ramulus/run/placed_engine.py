@@ -6,16 +6,16 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ramulus.engine.engine import Request, Segment, Weights, together
+from ramulus.engine.factory import SenderFactory
 from ramulus.engine.pool import TRIES, Lost, PoolEngine, Stale
-from ramulus.engine.pushed import Pushed, pushed
-from ramulus.engine.remote.weights import to_bytes
+from ramulus.engine.pushed import Held, Pushed, pushed
 from ramulus.engine.stops import check_request
-from ramulus.engine.vllm.server import Greeting
-from ramulus.engine.vllm.transfer import Held, Sender, held_weights, sent
+from ramulus.engine.weight_bytes import to_bytes
 from ramulus.run.sampler import About, versions
 
 _T = TypeVar("_T")
@@ -77,40 +77,23 @@ class PlacedSampler:
         return f"sampler {self.place}{where}"
 
 
-class Below:
-    """The vLLM server of a sampler, which passes on what is asked of it."""
-
-    def __init__(self, engine: PlacedEngine, sampler: PlacedSampler) -> None:
-        self.engine, self.sampler, self.timeout = engine, sampler, engine.timeout
-        self.url = ""
-        self.hello: Greeting
-
-    async def meet(self) -> None:
-        """Ask who it is now."""
-        self.url, self.hello = await self.engine.call(self.sampler, "meet")
-
-    async def ask(self, client: Any, method: str, path: str, content: Any = None, patience: float | None = None) -> Any:
-        """The JSON of one of the plug-in's addresses."""
-        return await self.engine.call(self.sampler, "tell", method, path, content, patience)
-
-
 class PlacedEngine(PoolEngine):
     """Samples in the processes of a carrier.
 
     `timeout`: seconds in which a process must have answered something, `patience` those in which it must have started: one that has not is ended,
     and another started in its place. `folder`: where weights are written for all to read; None hands them to the carrier. `rests`: the processes
-    are to sleep whenever nothing is sampled until the next load. `direct`: "gloo" or "nccl", by which weights go straight into the vLLM server of
-    each process; "" has the processes take them.
+    are to sleep whenever nothing is sampled until the next load. `sender`: by which weights go straight into the engine of each process; None has
+    the processes take them.
     """
 
     def __init__(
         self, carrier: Carrier, count: int, vocabulary: int, timeout: float, patience: float, folder: Path | None,
-        rests: bool = False, direct: str = "",
+        rests: bool = False, sender: SenderFactory | None = None,
     ) -> None:
         super().__init__([PlacedSampler(place) for place in range(count)])
         self.carrier, self.vocabulary, self.timeout, self.patience = carrier, vocabulary, timeout, patience
         self.folder, self.rests = folder, rests
-        self._senders = {server.place: Sender(direct, Below(self, server), host=carrier.address) for server in self.servers if direct}
+        self._senders = [sender(partial(self.call, server, "relay"), carrier.address, timeout) for server in self.servers] if sender else []
 
     async def begin(self) -> None:
         """Start all processes beside each other. ConnectionError where one cannot be, or is not like this one."""
@@ -204,7 +187,7 @@ class PlacedEngine(PoolEngine):
     def push(self, weights: Weights, version: int) -> Pushed:
         """Weights in a file that all read, with the carrier, or as they are for servers that get them straight."""
         if self._senders and isinstance(weights, Mapping):
-            return held_weights(weights, version)
+            return self._senders[0].hold(weights, version)
         if self.folder is not None or not isinstance(weights, dict):
             return pushed(weights, version, self.folder or Path(), "cluster.folder")
         return Handed(Path(), version, handle=self.carrier.keep(to_bytes(weights)))
@@ -212,7 +195,9 @@ class PlacedEngine(PoolEngine):
     async def give(self, server: PlacedSampler, new: Pushed) -> None:
         """Have a sampler take the weights."""
         if isinstance(new, Held):
-            await self._send(server, new)
+            if (word := await self.sent(server, server.name, new, self._senders[server.place].send)) is not None:
+                await self.call(server, "took", word, new.name, new.version)
+                server.loaded = new.name
             return
         try:
             await self.call(server, "load", new.handle if isinstance(new, Handed) else str(new.path), new.name, new.version)
@@ -220,15 +205,6 @@ class PlacedEngine(PoolEngine):
             remedy = "set cluster.folder to one that all machines share, or cluster.weights=objects"
             raise ConnectionError(f"{server.name} does not find the weights in {new.path}: {remedy}") from error
         server.loaded = new.name
-
-    async def _send(self, server: PlacedSampler, new: Held) -> None:
-        """Weights from where they are into the sampler's vLLM server; what is said in between goes by way of the sampler."""
-        sender = self._senders[server.place]
-        assert isinstance(sender.server, Below)
-        await sender.server.meet()
-        if greeting := await sent(self, server, sender, None, new):
-            await self.call(server, "took", greeting, new.name, new.version)
-            server.loaded = new.name
 
     async def forget(self, server: PlacedSampler) -> None:
         """Have it forget KV."""
@@ -253,6 +229,6 @@ class PlacedEngine(PoolEngine):
 
     def close(self) -> None:
         """End the senders and the sampler processes."""
-        for sender in self._senders.values():
+        for sender in self._senders:
             sender.close()
         self.carrier.finish([server.process for server in self.servers if server.process is not None])

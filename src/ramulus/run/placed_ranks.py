@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ramulus.engine.vllm.transfer import store_on
 from ramulus.learn.sharded.starting import LOOPBACK
 from ramulus.learn.sharded.world import World, gather_round
 from ramulus.models.errors import sentence
+from ramulus.native.meeting import store_on
 
 INSTALL = "install there what this machine has, or see to it that PYTHONPATH leads to it there"
 

@@ -8,14 +8,15 @@ import os
 import pickle
 import platform
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ramulus.engine.engine import Engine, Live, Request, Segment
+from ramulus.engine.engine import Live, Request, Segment, SleepingEngine
+from ramulus.engine.factory import EngineFactory, SentEngine, engine_traits
 from ramulus.engine.pool import Stale
-from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.engine.weight_bytes import state_of_bytes
 from ramulus.run.doctor import version_of
 
 _DECODE = "decode"  # what a call says in place of the thing that both sides have: the text of tokens
@@ -28,7 +29,7 @@ _Done = list[tuple[int, Segment]]
 class Built:
     """What a sampler is made of. `model`: its parameters are on the meta device, all else is as in the driver."""
 
-    factory: Callable[[Any, Any], Engine]
+    factory: EngineFactory
     model: Any
     decode: Any
     device: str
@@ -98,8 +99,8 @@ class SamplerProcess:
         torch.set_num_threads(built.threads)
         torch.use_deterministic_algorithms(built.strict)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        whole = getattr(built.factory, "reads_model", True)
-        self.decode, self.model = built.decode, with_numbers(built.model, built.device) if whole else built.model
+        reads = engine_traits(built.factory).reads_model
+        self.decode, self.model = built.decode, with_numbers(built.model, built.device) if reads else built.model
         self.engine = built.factory(self.model, built.decode)
         self.asleep = False
         features = frozenset(self.engine.features) - {"in_place", "live"}
@@ -125,8 +126,6 @@ class SamplerProcess:
 
     async def load(self, weights: Any, name: str, version: int) -> None:
         """Take weights: a path, or bytes of safetensors; done once, however often it is asked."""
-        from ramulus.engine.remote.weights import state_of_bytes
-
         if name == self.loaded and not self.asleep:
             return
         self._wake()
@@ -140,28 +139,19 @@ class SamplerProcess:
             raise
         self.loaded = name
 
-    async def meet(self) -> tuple[str, Any]:
-        """Address and last word of the vLLM server below, into which the driver sends weights straight."""
-        return self._vllm.one.url, self._vllm.one.hello
+    async def relay(self, *question: Any) -> Any:
+        """What the engine answers to the driver, which sends weights straight into it."""
+        return await cast(SentEngine, self.engine).relay(*question)
 
-    async def tell(self, method: str, path: str, content: Any, patience: float | None) -> Any:
-        """The JSON that the vLLM server below answers to one request of the driver."""
-        return await self._vllm.tell(method, path, content, patience)
-
-    async def took(self, greeting: Any, name: str, version: int) -> None:
+    async def took(self, word: Any, name: str, version: int) -> None:
         """The weights that it was sent are those that are meant from now on."""
-        self._vllm.took(greeting, name, version)
+        cast(SentEngine, self.engine).took(word, name, version)
         self.loaded = name
-
-    @property
-    def _vllm(self) -> VllmEngine:
-        assert isinstance(self.engine, VllmEngine)
-        return self.engine
 
     async def sleep(self) -> None:
         """Give back the memory of keys, values and weights until the next load."""
         if not self.asleep:
-            await self.engine.sleep()  # type: ignore[attr-defined]
+            await cast(SleepingEngine, self.engine).sleep()
             self.sizes = {storage: storage.nbytes() for storage in _storages(self.model)}
             for storage in self.sizes:
                 storage.resize_(0)
@@ -194,15 +184,15 @@ class RankProcess:
 
 
 def _storages(model: Any) -> list[Any]:
-    """The memory of a model's parameters, tied ones once."""
-    return list({p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}.values())
+    """The memory of a model's parameters, tied ones once; none of those that have no numbers."""
+    return list({p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters() if not p.is_meta}.values())
 
 
 def with_numbers(model: Any, device: str) -> Any:
     """The model on a device with small numbers in place of none, so that an engine's self-check has something to compare; tied stays tied."""
     import torch
 
-    from ramulus.learn.sharded.placing import copied
+    from ramulus.models.structure import copied
 
     generator = torch.Generator().manual_seed(0)
     parameters = {}
@@ -214,6 +204,6 @@ def with_numbers(model: Any, device: str) -> Any:
 
 def skeleton_of(model: Any) -> Any:
     """The model without its numbers, as it is before a learner changes anything in it."""
-    from ramulus.learn.sharded.placing import copied, elsewhere
+    from ramulus.models.structure import copied, elsewhere
 
     return copied(model, elsewhere(model, "meta"))

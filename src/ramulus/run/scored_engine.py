@@ -12,7 +12,7 @@ from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.around import AroundEngine
-from ramulus.engine.engine import Engine, Request, Segment, rule_features
+from ramulus.engine.engine import Engine, Request, Segment, entropy_rule
 from ramulus.learn.batch.score_row import score_rows
 from ramulus.learn.policy.learner import Learner
 
@@ -43,7 +43,7 @@ class ScoredEngine(AroundEngine):
         """One continuation of each, with its entropies."""
         for request in requests:
             rule = request.sampling.temperature
-            if callable(rule) and "of_entropy" not in rule_features(rule):
+            if callable(rule) and entropy_rule(rule) is None:
                 raise ValueError(f"{self.engine.about} does not record the temperatures of {rule}: sample with engine=Local()")
         segments = await self.engine.sample(requests)
         if segments:
@@ -98,6 +98,6 @@ class ScoredEngine(AroundEngine):
 
 def _fill_temperature(request: Request, segment: Segment, entropy: torch.Tensor) -> None:
     """Write down the temperatures that a rule gave, where the engine has not."""
-    rule = request.sampling.temperature
-    if callable(rule) and segment.temperature is None:
-        segment.temperature = array("f", rule.of_entropy(entropy).tolist())  # type: ignore[attr-defined]
+    rule = entropy_rule(request.sampling.temperature)
+    if rule is not None and segment.temperature is None:
+        segment.temperature = array("f", rule.of_entropy(entropy).tolist())

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from ramulus.engine.remote.factory import TOKEN, token_of
 from ramulus.engine.remote.listen import bind, is_loopback, listener
 from ramulus.engine.remote.server import Served
-from ramulus.engine.remote.weights import state_of_bytes, table_of_bytes
+from ramulus.engine.weight_bytes import state_of_bytes, table_of_bytes
 
 TOY = 8  # tokens of the toy model
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ramulus.engine.engine import Sampling, Temperature, rule_features
+from ramulus.engine.engine import Sampling, Temperature, entropy_rule, rule_features
 
 CHUNK = 512  # of the two-level inverse CDF
 FLAT = 2048  # vocabularies up to this size are summed in one level
@@ -59,8 +59,8 @@ class SamplingBatch:
         known = bool((entropy == entropy).all())  # NaN where some logits are -inf
         for rule, rows in self.rules:
             mine = logits if rows is None else logits[rows]
-            if known and "of_entropy" in rule_features(rule):
-                answer = rule.of_entropy(entropy if rows is None else entropy[rows])
+            if known and (by_entropy := entropy_rule(rule)) is not None:
+                answer = by_entropy.of_entropy(entropy if rows is None else entropy[rows])
             else:
                 answer = rule(mine)
             value = torch.as_tensor(answer, device=logits.device).to(out.dtype)

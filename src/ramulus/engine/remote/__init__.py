@@ -1,5 +1,5 @@
 """An engine in another process: `client.py` is an Engine that asks over HTTP, `server.py` puts any engine behind it.
 
-`wire.py` is all that both know: what travels, as versioned JSON. `weights.py` turns tensors into bytes and back. A client for another kind
-of server (vLLM, say) is one more client file; nothing outside this folder changes.
+`wire.py` is all that both know: what travels, as versioned JSON. A client for another kind of server (vLLM, say) is one more client file; nothing
+outside this folder changes.
 """

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from ramulus.engine.engine import Request, Segment
-from ramulus.engine.remote.weights import to_bytes
 from ramulus.engine.remote.wire import (
     ERRORS,
     HEADER,
@@ -24,6 +23,7 @@ from ramulus.engine.remote.wire import (
     requests_to_json,
     segment_of_json,
 )
+from ramulus.engine.weight_bytes import to_bytes
 
 FIRST = 3.0  # seconds in which a server that is just starting may appear
 RESUMED = 10  # times in one call that a server which was there again, for a while, is looked for anew

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ramulus.engine.engine import Decode
+from ramulus.engine.factory import EngineTraits
 from ramulus.engine.remote.client import RemoteEngine, check_url
 
 TOKEN = "RAMULUS_TOKEN"  # of the environment
@@ -38,6 +39,11 @@ class Remote:
         check_url(self.url)
         if not 0 < self.timeout < math.inf or not 0 <= self.reconnect < math.inf:
             raise ValueError(f"engine.timeout must be above 0 and engine.reconnect at least 0 seconds, got {self.timeout} and {self.reconnect}")
+
+    @property
+    def traits(self) -> EngineTraits:
+        """Its server samples, not this process."""
+        return EngineTraits(reads_model=False, servers=1, running="engine.url")
 
     def __call__(self, model: Any = None, decode: Decode | None = None) -> RemoteEngine:
         """The engine; ValueError where it has other tokens than the model that is trained. `decode` is not needed: servers read their own text."""

@@ -7,14 +7,16 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from ramulus.engine.engine import Decode
+from ramulus.engine.factory import EngineTraits
 from ramulus.engine.remote.client import check_url
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.server import Server
-from ramulus.engine.vllm.transfer import refuse_way
+from ramulus.engine.vllm.transfer import Relayed, refuse_way
 from ramulus.engine.vllm.vllm_engine import VllmEngine
 
 PYTHON = "RAMULUS_VLLM_PYTHON"  # of the environment: the Python that has vLLM
@@ -33,8 +35,6 @@ class Vllm:
         >>> Vllm(servers=2, slots=128).urls
         ()
     """
-
-    reads_model: ClassVar[bool] = False  # of the model that it is called with it takes the configuration alone
 
     urls: tuple[str, ...] = ()  # of servers that run already, started by `python -m ramulus_vllm.serve`; () starts some
     servers: int = 1  # that are started
@@ -69,6 +69,13 @@ class Vllm:
         if not all(0 < seconds < math.inf for seconds in (self.timeout, self.patience)) or not 0 <= self.reconnect < math.inf:
             times = f"{self.timeout}, {self.patience} and {self.reconnect}"
             raise ValueError(f"engine.timeout and engine.patience must be above 0 and engine.reconnect at least 0 seconds, got {times}")
+
+    @property
+    def traits(self) -> EngineTraits:
+        """Its servers sample, not this process; samplers of a cluster take weights by gloo or NCCL straight from the driver."""
+        sender = partial(Relayed, self.weights) if self.weights in ("gloo", "nccl") else None
+        sent_alone = "engine.weights='nccl'" if self.weights == "nccl" else ""
+        return EngineTraits(False, len(self.urls) or self.servers, "engine.urls" if self.urls else "", sender, sent_alone)
 
     def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
         """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""

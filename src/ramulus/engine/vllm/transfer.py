@@ -12,7 +12,6 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,12 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from ramulus.engine.engine import Live
-from ramulus.engine.pool import BETWEEN, Lost, PoolEngine
-from ramulus.engine.pushed import Pushed
+from ramulus.engine.factory import Relay
+from ramulus.engine.pool import Lost
+from ramulus.engine.pushed import Held
 from ramulus.engine.vllm.server import Greeting
 from ramulus.models.errors import sentence
+from ramulus.native.meeting import store_on
 
 _T = TypeVar("_T")
 BUCKET = 2**28  # bytes; a bucket is full with the tensor that brings it beyond
@@ -36,22 +37,6 @@ def refuse_way(way: str, device: str) -> None:
     """Raise ValueError where a learner on such a device cannot send weights this way."""
     if way in OF_GPUS and device != "cuda":
         raise ValueError(f"engine.weights={way!r} sends from a GPU, and the learner is on the {device}: take engine.weights='gloo' or 'files'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held(Pushed):
-    """Weights that are sent from where they are, under the condition that they have not been learned further since."""
-
-    tensors: Mapping[str, Any]
-    now: Callable[[], int] = field(repr=False)  # their version
-
-    @property
-    def changed(self) -> bool:
-        """Whether they are other weights by now."""
-        return self.now() != self.version
-
-    def drop(self) -> None:
-        """Nothing: the tensors are the learner's."""
 
 
 def held_weights(weights: Mapping[str, Any], version: int) -> Held:
@@ -247,20 +232,30 @@ class Sender:
                 group.abort()
 
 
-async def sent(pool: PoolEngine, server: Any, sender: Sender, client: Any, new: Held) -> Any:
-    """The word of a pool's server once it has the weights; None where these have been learned further, so that it waits for the next.
+class Relayed:
+    """A driver's end of the way into the one vLLM server of a sampler, which passes on what is asked of its server."""
 
-    ConnectionError where no next ones may come.
-    """
-    if not new.changed:
-        greeting = await sender.send(client, new, pool.in_flight)
-        if not new.changed:
-            return greeting
-    if pool.waits(server):
-        remedy = "load weights again, or take engine.weights='files', which keeps a copy"
-        raise ConnectionError(f"the vLLM server at {sender.server.url} wants weights that have been learned further since they were loaded: {remedy}")
-    await asyncio.sleep(BETWEEN)
-    return None
+    def __init__(self, way: str, relay: Relay, host: str, timeout: float) -> None:
+        self.relay, self.timeout, self.url = relay, timeout, ""
+        self.hello: Greeting
+        self.sender = Sender(way, self, host)
+
+    async def ask(self, client: Any, method: str, path: str, content: Any = None, patience: float | None = None) -> Any:
+        """The JSON of one of the plug-in's addresses."""
+        return await self.relay(method, path, content, patience)
+
+    def hold(self, weights: Mapping[str, Any], version: int) -> Held:
+        """The weights as they are sent."""
+        return held_weights(weights, version)
+
+    async def send(self, new: Held, in_flight: bool) -> Any:
+        """The server's word once it has the weights; which server it is now is asked first."""
+        self.url, self.hello = await self.relay()
+        return await self.sender.send(None, new, in_flight)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.sender.close()
 
 
 def _room(size: int, device: Any) -> Any:
@@ -289,16 +284,6 @@ def address_towards(url: str) -> str:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 10) as reached:
         return str(reached.getsockname()[0])
-
-
-def store_on(host: str, seconds: float) -> tuple[int, Any]:
-    """A store on an address of this machine: its port, and the store."""
-    import torch.distributed as dist
-
-    room = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    port, limit = room.getsockname()[1], timedelta(seconds=seconds)
-    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=room.detach())
-    return port, store
 
 
 def joined_group(way: str, store: Any, size: int, host: str, seconds: float) -> Any:

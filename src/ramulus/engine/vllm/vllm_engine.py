@@ -8,14 +8,15 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ramulus.engine.engine import Request, Segment, Weights
 from ramulus.engine.pool import BETWEEN, Fault, Lost, PoolEngine, Stale, Wrong
-from ramulus.engine.pushed import Pushed, pushed
+from ramulus.engine.pushed import Held, Pushed, pushed
 from ramulus.engine.vllm.server import PLUGIN, Greeting, Server, greeting_of
-from ramulus.engine.vllm.transfer import Held, Sender, held_weights, sent
+from ramulus.engine.vllm.transfer import Sender, held_weights
 from ramulus.engine.vllm.wire import Malformed, refuse, segment_of
 
 _LOOK = 10.0  # seconds that a server may take to say hello
@@ -117,29 +118,24 @@ class VllmEngine(PoolEngine):
         if isinstance(new, Elsewhere):
             raise Stale(f"the vLLM server at {server.url} has not the weights that were sent to it")
         if isinstance(new, Held):
-            if greeting := await sent(self, server, self._senders[server], self._here.client, new):
+            send = partial(self._senders[server].send, self._here.client)
+            if greeting := await self.sent(server, f"the vLLM server at {server.url}", new, send):
                 server.hello, server.loaded = greeting_of(greeting, server.url), new.name
             return
         body = {"path": str(new.path), "name": new.name, "version": new.version, "crc": new.crc, "in_flight": self.in_flight}
         server.hello = greeting_of(await server.ask(self._here.client, "POST", "load", body), server.url)
         server.loaded = new.name
 
-    @property
-    def one(self) -> Server:
-        """The one server, where another process sends weights straight into it."""
+    async def relay(self, *question: Any) -> Any:
+        """What its one server answers to whoever sends weights straight into it; asked nothing, its address and greeting."""
         [server] = self.servers
-        assert isinstance(server, Server)
-        return server
-
-    async def tell(self, method: str, path: str, content: Any, patience: float | None) -> Any:
-        """What its one server answers to who sends weights."""
         self._turn()
-        return await self.one.ask(self._here.client, method, path, content, patience)
+        return await server.ask(self._here.client, *question) if question else (server.url, server.hello)
 
-    def took(self, greeting: Any, name: str, version: int) -> None:
-        """Note that another process has sent its one server these weights; `greeting`: what the server answered to them."""
-        server = self.one
-        server.hello, server.loaded = greeting_of(greeting, server.url), name
+    def took(self, word: Any, name: str, version: int) -> None:
+        """Note that another process has sent its one server these weights; `word`: what the server answered to them."""
+        [server] = self.servers
+        server.hello, server.loaded = greeting_of(word, server.url), name
         self._pushed = Elsewhere(Path(), version, name=name)
         self._names.add(name)
         self._affinity.forget()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,16 +35,6 @@ def mesh_of(size: int, sharing: int, device: str) -> DeviceMesh:
     if sharing == size:
         return init_device_mesh(device, (size,), mesh_dim_names=("shard",))
     return init_device_mesh(device, (size // sharing, sharing), mesh_dim_names=("replicate", "shard"))
-
-
-def copied(thing: Any, parameters: Mapping[int, nn.Parameter]) -> Any:
-    """A deep copy in which parameters, by their ids, are those given; what is one object stays one."""
-    return copy.deepcopy(thing, dict(parameters))
-
-
-def elsewhere(model: nn.Module, device: str) -> dict[int, nn.Parameter]:
-    """For `copied`: each parameter of a model on another device ("meta" for none, which takes no memory), by the id of the old one."""
-    return {id(p): nn.Parameter(p.detach().to(device, copy=True), p.requires_grad) for p in model.parameters()}
 
 
 def units(model: nn.Module) -> list[nn.Module]:

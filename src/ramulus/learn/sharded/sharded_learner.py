@@ -22,10 +22,11 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded.calls import RANK_CALLS, TOGETHER, build_here
 from ramulus.learn.sharded.checking import check_batches, check_rows, learns
 from ramulus.learn.sharded.checkpoints import LATE, check_files
-from ramulus.learn.sharded.placing import Spread, copied, elsewhere
+from ramulus.learn.sharded.placing import Spread
 from ramulus.learn.sharded.sharded_policy import ShardedPolicy, write_whole
 from ramulus.learn.sharded.share import Piece, assembled, pieces, put_back, share_out
 from ramulus.learn.sharded.world import STANDING, World
+from ramulus.models.structure import copied, elsewhere
 
 RANDOM = "random.safetensors"
 

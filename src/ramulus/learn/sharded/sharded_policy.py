@@ -25,7 +25,8 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.policy.value_head import ActorCritic
 from ramulus.learn.policy.writing import read_back, write_model
 from ramulus.learn.sharded.optimizer import local_part, optimizer_of, set_rate, step_with
-from ramulus.learn.sharded.placing import Spread, copied, elsewhere, mesh_of, shard
+from ramulus.learn.sharded.placing import Spread, mesh_of, shard
+from ramulus.models.structure import copied, elsewhere
 
 LEFT_OUT = ("optimizer", "masters", "trainable", "tokenizer")  # of a whole policy: what each rank makes anew
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ramulus.core.task import Reward
-from ramulus.engine.engine import Decode, Engine
+from ramulus.engine.factory import EngineFactory
 from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import BoxedAnswer, Repeats
 from ramulus.learn.objective.mix import Mix
@@ -27,9 +27,6 @@ Model = Callable[[], tuple[Any, Any]]
 
 LearnerFactory = Callable[..., Any]
 """A frozen dataclass that builds the learner, called as `Torch` is."""
-
-EngineFactory = Callable[[Any, Decode], Engine]
-"""A frozen dataclass that builds the engine, given the learner's model in this process and what tells the text of tokens."""
 
 
 CALLED = {"tasks": 'File("problems.jsonl")', "evals": 'File("held-out.jsonl")', "branching": "Star(8)", "schedule": "Fixed(16)"}
