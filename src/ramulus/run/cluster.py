@@ -19,7 +19,7 @@ from typing import Any
 
 from ramulus.engine.factory import engine_traits
 from ramulus.engine.pool import Lost
-from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
 from ramulus.native.memory import free_memory, free_there
@@ -316,8 +316,8 @@ def grounded(run: Run) -> Iterator[Ground | None]:
     ground = Ground(run.cluster)
     try:
         ground.reserve()
-        if isinstance(run.learner, Sharded):
-            ground.lead(run.learner.timeout)
+        if (ranks := learner_traits(run.learner).ranks) is not None:
+            ground.lead(ranks.timeout)
         yield ground
     finally:
         ground.leave()

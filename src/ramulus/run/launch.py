@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
-from ramulus.learn.sharded.factory import Sharded
+from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.look.before_after import reward_line, turned
 from ramulus.look.viewer.show import draw_tree
@@ -106,7 +106,7 @@ def refuse_idle_ranks(plan: Plan) -> None:
     for run in plan.stages:
         if torchrun_size() > 1 and run.cluster is not None:
             raise ValueError(f"the cluster of {run.name} starts its ranks itself: leave torchrun out, and set cluster.trainers={torchrun_size()}")
-        if (ranks := torchrun_size()) > 1 and not isinstance(run.learner, Sharded):
+        if (ranks := torchrun_size()) > 1 and learner_traits(run.learner).ranks is None:
             raise ValueError(f"torchrun has started {ranks} processes, but {run.name} learns in one: set learner=sharded, or leave torchrun out")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ramulus.learn.factory import LearnerMemory, LearnerTraits
+
 if TYPE_CHECKING:
     from ramulus.learn.policy.learner import Learner
     from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -38,6 +40,11 @@ class Torch:
             raise ValueError(f"learner.device={self.device!r} is of a process of its own: set learner.process=true, or device=... for the run")
         if self.chunk < 1:
             raise ValueError(f"learner.chunk must be at least 1, got {self.chunk}")
+
+    @property
+    def traits(self) -> LearnerTraits:
+        """In a process of its own or not; what its memory depends on."""
+        return LearnerTraits(self.process, memory=LearnerMemory(self.chunk, self.float32_masters))
 
     def __call__(self, model: Any, tokenizer: Any, source: _Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
         """A learner of `model`, or where it has a process of its own of what `source` builds there; `options` are those of TorchPolicy."""

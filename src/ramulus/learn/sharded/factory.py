@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ramulus.learn.factory import LearnerMemory, LearnerTraits, Ranks
+
 if TYPE_CHECKING:
     from ramulus.learn.policy.learner import Learner
 
@@ -42,6 +44,12 @@ class Sharded:
             raise ValueError(f"learner.adam is 'exact' or '8bit', got {self.adam!r}")
         if self.chunk < 1:
             raise ValueError(f"learner.chunk must be at least 1, got {self.chunk}")
+
+    @property
+    def traits(self) -> LearnerTraits:
+        """Its ranks; what the memory of each depends on."""
+        memory = LearnerMemory(self.chunk, self.float32_masters, self.offload, self.adam == "8bit")
+        return LearnerTraits(True, Ranks(self.ranks, self.sharing, self.timeout), memory)
 
     def __call__(self, model: Any, tokenizer: Any, source: Any, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
         """A learner of a copy of `model`, over the ranks; `options` are those of TorchPolicy. `source` and `seed` are not needed."""

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ramulus.engine.factory import EngineTraits, engine_traits
+from ramulus.learn.factory import learner_traits
+
 _LONGEST = 1e9  # seconds that can be waited for
 
 
@@ -99,26 +102,24 @@ def _kept(cpus: float, gpus: float) -> dict[str, float]:
     return {name: float(count) for name, count in (("CPU", cpus), ("GPU", gpus)) if count}
 
 
-def _check_weights(how: Ray, vllm: Any) -> None:
-    """Raise ValueError where weights cannot go to servers as they are to."""
+def _check_weights(how: Ray, engine: EngineTraits) -> None:
+    """Raise ValueError where weights cannot go to samplers as they are to."""
     if how.weights == "direct":
         remedy = "take engine=Vllm(...) and set engine.weights to 'gloo' or 'nccl', or cluster.weights to 'objects'"
-        if vllm is None or vllm.weights not in ("gloo", "nccl"):
+        if engine.sender is None:
             raise ValueError(f"cluster.weights='direct' goes from the learner straight into vLLM servers by engine.weights: {remedy}")
-        if max(vllm.servers, len(vllm.urls)) > 1:
+        if engine.servers > 1:
             raise ValueError("cluster.weights='direct' knows one vLLM server for a sampler: set cluster.samplers in place of engine.servers or urls")
-    elif vllm is not None and vllm.weights == "nccl":
+    elif engine.sent_alone:
         remedy = "set cluster.weights='direct', or engine.weights to 'files', 'gloo' or 'ipc', which a sampler uses towards its server"
-        raise ValueError(f"engine.weights='nccl' goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
+        raise ValueError(f"{engine.sent_alone} goes from the learner to servers, but with a cluster weights come by cluster.weights: {remedy}")
 
 
 def _check_sent(run: Any) -> None:
     """Raise ValueError for a mix that a learner's processes cannot be sent."""
     from ramulus.learn.policy.children import carried
-    from ramulus.learn.policy.torch_learner import Torch
-    from ramulus.learn.sharded.factory import Sharded
 
-    if isinstance(run.learner, Sharded) or (isinstance(run.learner, Torch) and run.learner.process):
+    if learner_traits(run.learner).apart:
         try:
             carried(run.mix)
         except Exception as error:  # whatever a part of somebody's own does
@@ -130,24 +131,20 @@ def _check_sent(run: Any) -> None:
 
 def check_ground(run: Any) -> None:
     """Raise ValueError where a run's learner, or what its updates read, does not go with its cluster."""
-    from ramulus.engine.remote.factory import Remote
-    from ramulus.engine.vllm.factory import Vllm
-    from ramulus.learn.sharded.factory import Sharded
-
     _check_sent(run)
     how: Ray | None = run.cluster
     if how is None:
         return
-    if how.trainers > 1 and not isinstance(run.learner, Sharded):
+    engine, ranks = engine_traits(run.engine), learner_traits(run.learner).ranks
+    if how.trainers > 1 and ranks is None:
         raise ValueError(f"cluster.trainers={how.trainers} are ranks of a learner over many processes: set learner=sharded, or trainers=1")
-    if isinstance(run.learner, Sharded) and run.learner.ranks not in (None, how.trainers):
-        raise ValueError(f"learner.ranks={run.learner.ranks}, but cluster.trainers={how.trainers}: leave learner.ranks out, the cluster starts them")
-    if how.samplers > 1 and (isinstance(run.engine, Remote) or (isinstance(run.engine, Vllm) and run.engine.urls)):
-        named = "engine.url" if isinstance(run.engine, Remote) else "engine.urls"
+    if ranks is not None and ranks.count not in (None, how.trainers):
+        raise ValueError(f"learner.ranks={ranks.count}, but cluster.trainers={how.trainers}: leave learner.ranks out, the cluster starts them")
+    if how.samplers > 1 and engine.running:
         raise ValueError(
-            f"cluster.samplers={how.samplers} would all load their weights into the servers of {named}, each against the others: "
+            f"cluster.samplers={how.samplers} would all load their weights into the servers of {engine.running}, each against the others: "
             "set cluster.samplers=1, or an engine that every sampler starts itself"
         )
-    _check_weights(how, run.engine if isinstance(run.engine, Vllm) else None)
+    _check_weights(how, engine)
     if how.ahead and run.ahead:
         raise ValueError("ahead=1 grows the first round of the next trees, cluster.ahead all of them: set one of the two to 0")

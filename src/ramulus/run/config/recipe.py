@@ -13,6 +13,7 @@ from ramulus.core.task import Reward
 from ramulus.engine.factory import EngineFactory
 from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import BoxedAnswer, Repeats
+from ramulus.learn.factory import LearnerFactory
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.run.config.ground import Ray, check_ground
@@ -24,10 +25,6 @@ from ramulus.run.config.words import CLUSTER, HELD_OUT, LEARNER, LORA, MODEL, PR
 
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
-
-LearnerFactory = Callable[..., Any]
-"""A frozen dataclass that builds the learner, called as `Torch` is."""
-
 
 CALLED = {"tasks": 'File("problems.jsonl")', "evals": 'File("held-out.jsonl")', "branching": "Star(8)", "schedule": "Fixed(16)"}
 """Fields of a Run that are called, without a type that says so: one that is usual."""
