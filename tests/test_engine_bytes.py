@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from architectures import build
+from ramulus.engine.factory import engine_traits
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.forward import ModelForward
 from ramulus.engine.local.local_engine import LocalEngine
@@ -23,7 +24,7 @@ from ramulus.recipes import grpo
 from ramulus.run import diagnosis
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import Site, engine_dtype, own_dtype, step_memory
+from ramulus.run.memory.step import Site, own_dtype, sampling_of, step_memory
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 CONFIG = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
@@ -48,7 +49,7 @@ def test_the_plan_is_what_the_engine_does(dtype: str, precision: Any, adapters: 
         TorchPolicy(model, lora=Lora(4))
     engine = Local(memory_mb=8, precision=precision)(model)
     made, sizes = run(dtype, precision, adapters), sizes_of_model(model)
-    geometry, expected = engine.forward.geometry, engine_dtype(made, sizes, Site())
+    geometry, expected = engine.forward.geometry, engine_traits(made.engine).memory.dtype(sampling_of(made, sizes, Site()))
     kernels = engine.forward.name == "compiled"
     plan = step_memory(made, sizes, Site())
     if not kernels and (dtype, precision, adapters) != ("float16", "bfloat16", False):

@@ -33,7 +33,7 @@ from ramulus.run.launch import launch
 from ramulus.run.signals import SHIPPED
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
-PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown")
+PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown", "FewSlots")
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,53 @@ def test_every_room_has_a_floor() -> None:
     assert inside == {f"{room}/{part}" for room, parts in SUB_ROOMS.items() for part in parts}
 
 
+IMPLEMENTATIONS = (
+    "engine.local", "engine.remote", "engine.vllm", "engine.toy", "learn.policy.torch_learner", "learn.policy.torch_policy",
+    "learn.policy.in_process", "learn.policy.separate", "learn.sharded",
+)  # fmt: skip
+"""What engines and learners are made of. A run knows their protocols, and what factories say of them (`engine/factory.py`, `learn/factory.py`)."""
+
+MEETING = frozenset({"learn.sharded.world", "learn.sharded.starting", "learn.sharded.joining"})
+"""How processes that torchrun or a cluster has started become the ranks of a learner: whoever places them knows this, and not what they compute."""
+
+KNOWN = {
+    "run/config/recipe.py": {"engine.local.factory", "learn.policy.torch_learner"},  # what a recipe has that names no engine or no learner
+    "run/config/words.py": {"learn.policy.torch_learner", "learn.sharded.factory"},  # what `learner=torch` and `learner=sharded` stand for
+    "run/serve.py": {"engine.remote.factory", "engine.remote.listen", "engine.remote.server", "engine.toy"},  # serves an engine to other processes
+    "run/diagnosis.py": {"engine.local.factory", "learn.policy.torch_policy"},  # says what these two make of a model
+}
+"""What each file of run may know of them nevertheless, and why."""
+
+
+def known_to(source: str) -> set[str]:
+    """The implementations of engines and learners that a module imports."""
+    modules = {one.module.removeprefix("ramulus.") for one in imports(source) if one.module.startswith("ramulus.")}
+    return {name for name in modules if any(f"{name}.".startswith(f"{part}.") for part in IMPLEMENTATIONS)} - MEETING
+
+
+def probes(source: str) -> list[str]:
+    """Where an engine, a learner or the factory of one is asked for its class, or for an attribute that it may not have."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and len(node.args) > 1)
+    asked = [(ast.unparse(node), node.args) for node in calls if ast.unparse(node.func) in ("isinstance", "getattr", "hasattr")]
+    whose = ("engine", "learner", "factory")
+    named = "name"  # a variable: what stands around a learner hands on whatever it is asked for
+    return [text for text, (it, what, *_) in asked if isinstance(it, ast.Attribute) and it.attr in whose and ast.unparse(what) != named]
+
+
+def test_a_run_knows_no_implementation_of_an_engine_or_a_learner() -> None:
+    files = {place_of(file): file.read_text() for file in FILES if place_of(file).startswith("run/")}
+    assert {place: known for place, source in files.items() if (known := known_to(source))} == KNOWN
+    assert [probe for source in files.values() for probe in probes(source)] == []
+
+
+def test_a_run_that_knows_one_is_seen() -> None:
+    assert known_to("def f():\n    from ramulus.engine.local import kv") == {"engine.local.kv"}
+    assert known_to("from ramulus.learn.sharded.share import pieces\nfrom ramulus.learn.sharded.world import World") == {"learn.sharded.share"}
+    assert known_to("from ramulus.engine.factory import engine_traits") == set()
+    for probe in ("isinstance(run.engine, Vllm)", "getattr(run.learner, 'sharing', None)", "hasattr(built.factory, 'traits')"):
+        assert probes(probe) == [probe]
+
+
 def circles(arrows: dict[str, set[str]]) -> list[str]:
     """The modules that reach themselves."""
     found = []

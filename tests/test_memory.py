@@ -16,11 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from architectures import build as build_kind
 from ramulus.cli import main
+from ramulus.engine.factory import engine_traits
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.slots import SlotMemory
 from ramulus.learn.policy import torch_policy, writing
 from ramulus.learn.policy.in_process import InProcess
+from ramulus.learn.policy.kept import kept_by_layer, kept_bytes
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained, Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -29,9 +31,8 @@ from ramulus.models.smollm2 import fetch
 from ramulus.native.build import why
 from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
-from ramulus.run.memory.measure import kept_by_layer, kept_bytes
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, rows_in, step_memory, way_of
+from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, sampling_of, step_memory, way_of
 from ramulus.run.memory.work import paths_of, work_of
 
 TOKENS = 128, 384
@@ -126,7 +127,7 @@ def test_what_a_token_keeps_is_measured_on_the_loaded_model(kind: str, options: 
 
 def test_what_other_processes_keep_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner of several ranks has a policy too, whose passes wait for the other ranks."""
-    monkeypatch.setattr("ramulus.run.memory.measure.kept_bytes", lambda *given: pytest.fail("a pass"))
+    monkeypatch.setattr("ramulus.learn.policy.kept.kept_bytes", lambda *given: pytest.fail("a pass"))
     ranks = SimpleNamespace(policy=TorchPolicy(llama()))
     assert kept_by_layer(ranks, sizes_of(llama().config)) == 0.0
 
@@ -233,7 +234,8 @@ def test_rows_are_those_that_the_engine_makes() -> None:
     engine = LocalEngine(model, slots=64, memory=3 * 2**20)
     work = work_of(made)
     slots = SlotMemory(engine.forward.geometry, 64, 3 * 2**20)
-    assert rows_in(made, sizes_of_model(model), 3 * 2**20, work) == slots.room(-(-work.longest // 32) * 32) < 64
+    rows = engine_traits(made.engine).memory.rows(sampling_of(made, sizes_of_model(model), Site()), 3 * 2**20)
+    assert rows == slots.room(-(-work.longest // 32) * 32) < 64
 
 
 def test_the_work_of_a_step_is_read_off_the_rules() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ramulus import recipes
+from ramulus.engine import memory
 from ramulus.engine.local import factory
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy import torch_policy
@@ -115,14 +116,16 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(multiplied: bool, mo
     """Learner, engine and the memory plan agree."""
     for module in (factory, torch_policy):
         monkeypatch.setattr(module, "device_multiplies_bfloat16", lambda device: multiplied)
-    monkeypatch.setattr(memory_step, "multiplies_bfloat16", lambda: multiplied)
+    for module in (memory_step, memory):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda: multiplied)
     model, _ = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
     assert TorchPolicy(model, autocast="auto").autocast is multiplied
     engine, chosen = Local(precision="auto", memory_mb=8)(model), torch.bfloat16 if multiplied else torch.float32
     assert engine.forward.geometry.dtype == chosen
     here = replace(smol.recipe(), model="x", activation_checkpointing=False)
     sizes = sizes_of_model(model)
-    assert (memory_step.autocasts(here, Site()), memory_step.engine_dtype(here, sizes, Site())) == (multiplied, chosen)
+    assert memory_step.autocasts(here, Site()) is multiplied
+    assert here.engine.traits.memory.dtype(memory_step.sampling_of(here, sizes, Site())) == chosen
     assert memory_step.autocasts(here, Site("cuda"))
     assert memory_step.autocasts(replace(here, autocast=True), Site())
     assert Local(precision="auto", memory_mb=8)(model.to(torch.float64)).forward.geometry.dtype == torch.float64, "as the model is"

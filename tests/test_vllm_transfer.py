@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from conformance.subjects import forward_of, scratch
+from placed import placed
 from ramulus.engine.engine import Live, Request, Sampling, Segment
 from ramulus.engine.vllm import transfer
+from ramulus.engine.vllm.factory import Vllm
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.vllm_engine import VllmEngine
 from ramulus.engine.weight_bytes import to_bytes
@@ -57,6 +59,26 @@ def test_what_is_sampled_is_sampled_by_the_weights_that_were_sent(tmp_path: Path
         assert (await engine.sample([request]))[0].version == 8
 
     asyncio.run(story())
+
+
+def test_weights_go_straight_into_the_server_below_a_sampler() -> None:
+    """What is said in between goes by way of the sampler; one that takes its place greets the same server and is given them again."""
+    models = [scratch(seed, 64)[0] for seed in (0, 1)]
+    server = process_of("killed", models[0])
+    factory = Vllm(urls=(server.url,), key=server.key, weights="gloo")
+    engine, here = placed(models[0], 1, 300.0, factory=factory, sender=factory.traits.sender)
+
+    async def story() -> None:
+        await engine.load(dict(models[1].state_dict()), 3)
+        for _ in range(2):
+            [segment] = await engine.sample([Request(LONG, Sampling(4), seed=5)])
+            assert segment.version == 3
+            assert apart(forward_of(models[1]), LONG, segment.tokens, segment.logprobs) < 2e-5
+            here.lost["sample"] = 0
+
+    with pytest.warns(UserWarning, match="another is started in its place"):
+        asyncio.run(story())
+    assert len(here.started) == 2
 
 
 def test_weights_that_lack_something_are_refused_before_anything_is_changed() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ramulus.engine.engine import Decode, Engine
+from ramulus.engine.memory import EngineMemory
 from ramulus.engine.pushed import Held
 
 EngineFactory = Callable[[Any, Decode], Engine]
@@ -66,6 +67,7 @@ class EngineTraits:
     running: str = ""  # the setting that names these where they run already, "engine.url"; else it starts them
     sender: SenderFactory | None = None  # of weights, straight into the engine of a sampler on a cluster
     sent_alone: str = ""  # the setting by which it takes weights of a sender alone, and none that a sampler has
+    memory: EngineMemory = field(default_factory=EngineMemory)  # of what it samples with, in this process or another
 
 
 def engine_traits(factory: EngineFactory) -> EngineTraits:

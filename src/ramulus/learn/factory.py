@@ -9,8 +9,8 @@ from typing import Any
 LearnerFactory = Callable[[Any, Any, Any, bool, Mapping[str, Any], int], Any]
 """A frozen dataclass that builds the learner, a `Learner` of `policy/learner.py`.
 
-It is given the model and its tokenizer in this process, what builds both again, whether there is to be a value head, the options of TorchPolicy, and a
-seed. What it builds is the plainest kind, unless it has an attribute or property `traits`: a LearnerTraits.
+It is given the model and its tokenizer in this process, what builds both again, whether there is to be a value head, the options of TorchPolicy,
+and a seed. What it builds is the plainest kind, unless it has an attribute or property `traits`: a LearnerTraits.
 """
 
 

@@ -14,6 +14,7 @@ LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.us
 """The files of a control group's limit and of what it uses, by version 2 and 1."""
 LIMIT = "RAMULUS_MEMORY_MB"  # of the environment: what this process and those that it starts may take together, whatever else is free
 SHARES = "RAMULUS_GPU_SHARES"  # of the environment: processes among which a GPU is shared alike
+GB = 10**9  # bytes
 _THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given back when somebody needs it
 

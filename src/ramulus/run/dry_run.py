@@ -12,12 +12,12 @@ from rich.console import Console
 
 from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Path, Task
-from ramulus.engine.local.compiled import GB
 from ramulus.grow.schedule import Fixed, Schedule
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import cost
+from ramulus.native.memory import GB
 from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import build

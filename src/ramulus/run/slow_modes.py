@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ramulus.core import run_folder
+from ramulus.engine.factory import engine_traits
 from ramulus.native.build import why
 from ramulus.native.processors import allowed, busy_cores, cores, multiplies_bfloat16
 from ramulus.run.config.recipe import Run
@@ -70,6 +71,6 @@ def asked_in_bfloat16(run: Run) -> dict[str, str]:
     fields = {
         "autocast=true": ("autocast=false", run.autocast is True),
         "model.dtype=bfloat16": ("model.dtype=float32", getattr(run.model, "dtype", None) == "bfloat16"),
-        "engine.precision=bfloat16": ("engine.precision=float32", getattr(run.engine, "precision", None) == "bfloat16"),
+        "engine.precision=bfloat16": ("engine.precision=float32", engine_traits(run.engine).memory.precision == "bfloat16"),
     }
     return {asks: instead for asks, (instead, there) in fields.items() if there}

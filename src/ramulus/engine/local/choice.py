@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from ramulus.engine.local.check import verify_forward
-from ramulus.engine.local.compiled import GB, CompiledForward, misfit
+from ramulus.engine.local.compiled import CompiledForward, misfit
 from ramulus.engine.local.forward import Forward, ModelForward
 from ramulus.engine.local.fused import FusedForward, recognise
 from ramulus.engine.local.precision import sampled_in
 from ramulus.models.precision import HALVES
 from ramulus.models.survey import message_of
+from ramulus.native.memory import GB
 
 F = TypeVar("F", bound=FusedForward)
 WAYS = {"compiled": "compiled kernels", "fused": "torch's operations", "transformers": "the model's own modules"}  # by the name of the forward

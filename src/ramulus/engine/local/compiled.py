@@ -19,7 +19,7 @@ from ramulus.engine.local.kv import Reach, Slots
 from ramulus.engine.local.precision import copied_bytes, unserved
 from ramulus.engine.local.samples import Samples
 from ramulus.native.build import library
-from ramulus.native.memory import free_memory
+from ramulus.native.memory import GB, free_memory
 
 Part = tuple[Tensor, Tensor | None]
 """Weight [m, k] and bias [m] of one linear layer."""
@@ -38,7 +38,6 @@ DRAWS = {
     "ramulus_draw": (None, (ADDRESS, *(WORD,) * 4, *(ADDRESS,) * 2, WORD, *(ADDRESS,) * 3)),
 }
 
-GB = 10**9
 AT_ONCE = 2**30  # multiplications of one call of several steps, about 10 ms, after which others have a turn
 
 

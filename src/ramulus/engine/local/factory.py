@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramulus.engine.engine import Decode
+from ramulus.engine.factory import EngineTraits
+from ramulus.engine.memory import EngineMemory
 from ramulus.models.sizes import KERNELS, sizes_of_model
 from ramulus.native.memory import free_on
 from ramulus.native.processors import device_multiplies_bfloat16
@@ -42,6 +44,11 @@ class Local:
             )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"engine.threads must be at least 1, got {self.threads}: leave it out for all")
+
+    @property
+    def traits(self) -> EngineTraits:
+        """It samples in this process, and takes memory by these settings."""
+        return EngineTraits(memory=EngineMemory(self.slots, self.memory_mb, self.precision))
 
     def __call__(self, model: Any, decode: Decode | None = None) -> LocalEngine:
         """The engine that reads the parameters of `model`; `decode` is the text of tokens."""

@@ -12,7 +12,7 @@ import torch
 
 from ramulus.engine.engine import COUNTERS, Decode, Request, Segment
 from ramulus.engine.local.batch import COUNT, LEFT, POSITION, SLOT, STREAM, TOKEN, Batch
-from ramulus.engine.local.compiled import GB, CompiledForward, DecodeSteps
+from ramulus.engine.local.compiled import CompiledForward, DecodeSteps
 from ramulus.engine.local.forward import Forward
 from ramulus.engine.local.kv import ROUND, Reach, rounded
 from ramulus.engine.local.prefill import Prefill
@@ -22,7 +22,7 @@ from ramulus.engine.local.sequence import Group, Sequence
 from ramulus.engine.local.slots import SPARE, AlignedSlots, PooledSlots, SlotAllocator, SlotMemory
 from ramulus.engine.rng import uniforms
 from ramulus.engine.stops import watched
-from ramulus.native.memory import give_back
+from ramulus.native.memory import GB, give_back
 
 
 class Scheduler:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ramulus.engine.engine import Decode
 from ramulus.engine.factory import EngineTraits
+from ramulus.engine.memory import EngineMemory
 from ramulus.engine.remote.client import check_url
 from ramulus.engine.vllm.process import Process
 from ramulus.engine.vllm.server import Server
@@ -75,7 +76,8 @@ class Vllm:
         """Its servers sample, not this process; samplers of a cluster take weights by gloo or NCCL straight from the driver."""
         sender = partial(Relayed, self.weights) if self.weights in ("gloo", "nccl") else None
         sent_alone = "engine.weights='nccl'" if self.weights == "nccl" else ""
-        return EngineTraits(False, len(self.urls) or self.servers, "engine.urls" if self.urls else "", sender, sent_alone)
+        memory = EngineMemory(self.slots, self.memory_mb, self.precision, kernels=False, at_once=True)
+        return EngineTraits(False, len(self.urls) or self.servers, "engine.urls" if self.urls else "", sender, sent_alone, memory)
 
     def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
         """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""

@@ -26,6 +26,9 @@ from ramulus.run.config.words import CLUSTER, HELD_OUT, LEARNER, LORA, MODEL, PR
 Model = Callable[[], tuple[Any, Any]]
 """A frozen dataclass that builds (model, tokenizer): `learn.model.Pretrained` or `Scratch`."""
 
+UsualEngine = Local
+"""What samples where nobody says: in a recipe that names no engine, and for models that are evaluated, rolled out or served."""
+
 CALLED = {"tasks": 'File("problems.jsonl")', "evals": 'File("held-out.jsonl")', "branching": "Star(8)", "schedule": "Fixed(16)"}
 """Fields of a Run that are called, without a type that says so: one that is usual."""
 
@@ -165,7 +168,7 @@ class Run:
     learner: LearnerFactory = field(default_factory=Torch, metadata=LEARNER)  # Torch(...), Sharded(...): what trains
 
     # the machine
-    engine: EngineFactory = field(default_factory=Local)  # Local(...): what samples
+    engine: EngineFactory = field(default_factory=UsualEngine)  # Local(...): what samples
     cluster: Ray | None = field(default=None, metadata=CLUSTER)  # Ray(...): samplers and trainers in processes of their own, here or on many machines
     seed: int = 0
     threads: int | None = None  # of torch; None takes OMP_NUM_THREADS, else the cores that others leave free

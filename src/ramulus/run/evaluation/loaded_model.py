@@ -16,13 +16,12 @@ from ramulus.core.run_folder import model_folder
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Engine, Sampling
-from ramulus.engine.local.factory import Local
 from ramulus.grow.stop import Stop
 from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
-from ramulus.run.config.recipe import writable
+from ramulus.run.config.recipe import UsualEngine, writable
 from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.task_sets import TaskSets
@@ -71,7 +70,7 @@ def load_model(model: str, device: str, threads: int | None, slots: int, memory_
     net.to(device_of(device)).eval().requires_grad_(False)
     ends = eos_of(net, tokenizer)
     decode = Detokenizer(tokenizer, ends)
-    return LoadedModel(model, tokenizer, net, Local(slots, memory_mb)(net, decode), decode, ends, slots)
+    return LoadedModel(model, tokenizer, net, UsualEngine(slots, memory_mb)(net, decode), decode, ends, slots)
 
 
 def grow_trees(

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import run_folder
-from ramulus.engine.local.compiled import GB
-from ramulus.engine.local.factory import Local
-from ramulus.learn.policy.torch_learner import Torch
-from ramulus.learn.sharded.factory import Sharded
+from ramulus.engine.factory import engine_traits
+from ramulus.engine.memory import USUAL_MB
+from ramulus.learn.factory import learner_traits
+from ramulus.learn.policy.kept import kept_by_layer
 from ramulus.models.sizes import Sizes, sizes_of_model
+from ramulus.native.memory import GB
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text, written_json
-from ramulus.run.memory.measure import kept_by_layer
 from ramulus.run.memory.rooms import Room, rooms_here
-from ramulus.run.memory.step import USUAL_MB, USUAL_TOKENS, Site, StepMemory, rows_in, step_memory, wanted_bytes
+from ramulus.run.memory.step import USUAL_TOKENS, Site, StepMemory, sampling_of, step_memory
 from ramulus.run.memory.work import work_of
 
 _FILE = "memory.json"  # in the folder of a stage: the numbers that stand in place of auto, also when it goes on where less or more is free
@@ -62,20 +62,20 @@ def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here, learne
     if "tokens_per_batch" in auto:
         run = replace(run, tokens_per_batch=taken.tokens_per_batch)
     if "memory_mb" in auto:
-        assert isinstance(run.engine, Local)
-        run = replace(run, engine=replace(run.engine, memory_mb=taken.memory_mb))
+        engine: Any = run.engine
+        run = replace(run, engine=replace(engine, memory_mb=taken.memory_mb))
     return run, taken
 
 
 def _is_auto(run: Run) -> set[str]:
     """The fields that say "auto": tokens_per_batch, memory_mb, both or none."""
-    engine = isinstance(run.engine, Local) and run.engine.memory_mb == "auto"
+    engine = engine_traits(run.engine).memory.memory_mb == "auto"
     return ({"tokens_per_batch"} if run.tokens_per_batch == "auto" else set()) | ({"memory_mb"} if engine else set())
 
 
 def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learner: Any) -> Taken | None:
     """What fits; None for a learner or a model of which nothing is known."""
-    if not isinstance(run.learner, Torch | Sharded):
+    if learner_traits(run.learner).memory is None:
         return None
     try:
         sizes = sizes_of_model(model)
@@ -89,7 +89,8 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learne
     remark = f"of {fullest.free / GB:.1f} GB that are free{fullest.spelled} a step takes at most {needed[fullest] / GB:.1f}"
     if "memory_mb" in auto:
         samplers = sum(site.engine for room in rooms for site in (*room.here, *room.to_start))
-        many = f"{rows_in(run, sizes, engine_bytes, work_of(run), sampling_site(rooms))} sequences of {work_of(run).longest:,} tokens together"
+        rows = engine_traits(run.engine).memory.rows(sampling_of(run, sizes, sampling_site(rooms)), engine_bytes)
+        many = f"{rows} sequences of {work_of(run).longest:,} tokens together"
         remark += f"; keys and values take up to {engine_bytes / GB:.2f} GB{' in each sampler' if samplers > 1 else ''}, for {many}"
     if "tokens_per_batch" in auto:
         remark += f"; up to {tokens:,} tokens go through the model at once"
@@ -111,13 +112,13 @@ def fitted(run: Run, sizes: Sizes, rooms: Sequence[Room]) -> tuple[int, int]:
 
     First every path its minimum, then keys and values up to half of what is left, then tokens. A number that the recipe states stays.
     """
-    work, stated, says = work_of(run), run.tokens_per_batch, getattr(run.engine, "memory_mb", USUAL_MB)
-    there = sampling_site(rooms)
-    least, wanted = rounded_mb(2 * wanted_bytes(run, sizes, work, 1, there)), rounded_mb(wanted_bytes(run, sizes, work, site=there))
+    work, stated, engine = work_of(run), run.tokens_per_batch, engine_traits(run.engine).memory
+    sampling = sampling_of(run, sizes, sampling_site(rooms))
+    least, wanted = rounded_mb(2 * engine.wanted(sampling, 1)), rounded_mb(engine.wanted(sampling))
     most = max(USUAL_TOKENS, work.longest)
 
     def numbers(tokens: int, room: int) -> tuple[int, int]:
-        return (tokens if stated == "auto" else max(stated, work.longest)), (room if says == "auto" else says * MB)
+        return (tokens if stated == "auto" else max(stated, work.longest)), (room if engine.memory_mb == "auto" else engine.memory_mb * MB)
 
     def left(tokens: int, room: int) -> float:
         return min(each.free * USE - each.needed(run, sizes, *numbers(tokens, room)) for each in rooms)

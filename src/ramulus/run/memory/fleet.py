@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ramulus.engine.local.factory import Local
+from ramulus.engine.factory import EngineTraits, engine_traits
+from ramulus.engine.memory import EngineMemory
 from ramulus.models.sizes import Sizes
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.auto import fitting
 from ramulus.run.memory.rates import GPUS, Gpu, decode_rate, update_rate
-from ramulus.run.memory.step import MOMENTS, Site, StepMemory, engine_dtype, passes_to_score
+from ramulus.run.memory.rooms import sharing_of
+from ramulus.run.memory.step import MOMENTS, Site, StepMemory, passes_to_score, sampling_of
 from ramulus.run.memory.work import work_of
 
 _FEW = 8  # rows: a sampler that decodes fewer is spread over more GPUs
@@ -92,7 +95,7 @@ def together_on(trainers: int, count: int) -> int:
 
 def trainer_of(run: Run, sizes: Sizes, gpu: Gpu, trainers: int, count: int) -> tuple[int, StepMemory]:
     """How many trainers hold one copy of the weights, and what one takes: those of a machine, or all where that does not fit."""
-    per_copy = getattr(run.learner, "sharing", None)
+    per_copy = sharing_of(run)
     ways = [per_copy] if per_copy and trainers % per_copy == 0 else [together_on(trainers, count), trainers]
     for sharing in ways:
         memory = fitting(run, sizes, Site("cuda", shards=sharing, engine=False), gpu.memory, present=False)
@@ -103,7 +106,7 @@ def trainer_of(run: Run, sizes: Sizes, gpu: Gpu, trainers: int, count: int) -> t
 
 def samplers_of(run: Run, sizes: Sizes, most: int, free: float) -> Iterator[tuple[int, StepMemory]]:
     """The least GPUs, `most` at most, over which one sampler is spread so that it decodes more than a few rows, and what each takes."""
-    apart = replace(run, engine=decoder(run))
+    apart = replace(run, engine=Unbuilt(EngineTraits(memory=decoder(run))))
     for group in (1, 2, 4, 8):
         sampler = fitting(apart, sizes, Site("cuda", shards=group, learner=False), free, present=False)
         if group <= most and (2 * group > min(most, OF_A_MACHINE) or (sampler.peak <= free and sampler.rows >= _FEW)):
@@ -111,9 +114,21 @@ def samplers_of(run: Run, sizes: Sizes, most: int, free: float) -> Iterator[tupl
             return
 
 
-def decoder(run: Run) -> Local:
-    """The engine that is planned for a sampler's GPU."""
-    return Local(getattr(run.engine, "slots", 64), "auto", getattr(run.engine, "precision", None) or "bfloat16")
+@dataclass(frozen=True)
+class Unbuilt:
+    """An engine that is planned and never made."""
+
+    traits: EngineTraits
+
+    def __call__(self, model: Any, decode: Any) -> Any:
+        """There is none."""
+        raise NotImplementedError
+
+
+def decoder(run: Run) -> EngineMemory:
+    """The settings of the engine that is planned for a sampler's GPU."""
+    memory = engine_traits(run.engine).memory
+    return EngineMemory(memory.slots, "auto", memory.precision or "bfloat16")
 
 
 def way(
@@ -124,7 +139,7 @@ def way(
     sharing, trainer = turns or trainer_of(run, sizes, gpu, trainers, count)
     work = work_of(run)
     context = work.prompt + work.response / 2
-    itemsize = engine_dtype(replace(run, engine=decoder(run)), sizes, Site("cuda", learner=False)).itemsize
+    itemsize = decoder(run).dtype(sampling_of(run, sizes, Site("cuda", learner=False))).itemsize
     sampled = samplers * decode_rate(gpu, sizes, sampler.rows, context, itemsize, group)
     trained = trainers * update_rate(gpu, sizes, run.activation_checkpointing, context, passes_to_score(run))
     return Split(trainers, sharing, samplers, group, turns is not None, trainer, sampler, resident, sampled, trained)

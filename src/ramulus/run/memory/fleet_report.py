@@ -7,9 +7,9 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from ramulus.engine.local.compiled import GB
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.sizes import Sizes
+from ramulus.native.memory import GB
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.fleet import MOST_GPUS, OF_A_MACHINE, Split, count_of, splits, ways_that_fit
 from ramulus.run.memory.model import planned_sizes

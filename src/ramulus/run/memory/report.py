@@ -9,8 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ramulus.engine.local.compiled import GB
-from ramulus.native.memory import machine_memory
+from ramulus.native.memory import GB, machine_memory
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.auto import fitted
 from ramulus.run.memory.model import planned_sizes

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from ramulus.engine.remote.factory import Remote
-from ramulus.engine.vllm.factory import Vllm
-from ramulus.learn.sharded.factory import Sharded
+from ramulus.engine.factory import engine_traits
+from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.models.sizes import Sizes
 from ramulus.native.memory import free_memory, free_on
@@ -66,18 +65,25 @@ def site_of(run: Run, cuda: bool | None = None) -> Site:
     """What a run's device is, there or not; auto is a GPU where there is one."""
     if cuda is None:
         cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
-    shards = getattr(run.learner, "sharing", None) or ranks_here(run, cuda)
-    return Site("cuda" if cuda else "cpu", shards, engine=run.cluster is None and not isinstance(run.engine, Vllm | Remote))
+    here = run.cluster is None and not engine_traits(run.engine).servers
+    return Site("cuda" if cuda else "cpu", sharing_of(run) or ranks_here(run, cuda), engine=here)
+
+
+def sharing_of(run: Run) -> int | None:
+    """Ranks that hold one copy of the weights together, where the recipe says so."""
+    ranks = learner_traits(run.learner).ranks
+    return ranks.sharing if ranks is not None else None
 
 
 def ranks_here(run: Run, cuda: bool) -> int:
-    """Ranks of `learner=sharded` on this machine: those of torchrun, those of a cluster, as many as it says, or one a GPU; 1 for other learners."""
-    if not isinstance(run.learner, Sharded):
+    """Ranks of the learner on this machine: those of torchrun, those of a cluster, as many as it says, or one a GPU; 1 where it has none."""
+    ranks = learner_traits(run.learner).ranks
+    if ranks is None:
         return 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun_size()))
     if run.cluster is not None:
         return run.cluster.trainers
-    return here if here > 1 else run.learner.ranks or (max(1, torch.cuda.device_count()) if cuda else 1)
+    return here if here > 1 else ranks.count or (max(1, torch.cuda.device_count()) if cuda else 1)
 
 
 def further(site: Site) -> Site:
@@ -87,9 +93,9 @@ def further(site: Site) -> Site:
 
 def sites_of_samplers(run: Run, cuda: bool) -> tuple[Site, ...]:
     """What samples in a process of its own that the run starts here, or in one place of its cluster; () where that is rank 0, or not the run's."""
-    if isinstance(run.engine, Vllm):
-        return (Site("cuda" if cuda else "cpu", learner=False),) * (0 if run.engine.urls else run.engine.servers)
-    return (Site("cuda" if cuda else "cpu", learner=False),) if run.cluster is not None else ()
+    engine = engine_traits(run.engine)
+    count = engine.servers if engine.servers else int(run.cluster is not None)
+    return (Site("cuda" if cuda else "cpu", learner=False),) * (0 if engine.running else count)
 
 
 def rooms_here(run: Run, device: Any) -> list[Room]:
@@ -107,7 +113,7 @@ def rooms_of(run: Run, device: Any, machines: Sequence[Placement]) -> list[Room]
     how, cuda = run.cluster, str(device).startswith("cuda")
     assert how is not None
     counts = {machine.trainers for machine in machines if machine.trainers}
-    shards = getattr(run.learner, "sharing", None) or (counts.pop() if len(counts) == 1 else how.trainers)
+    shards = sharing_of(run) or (counts.pop() if len(counts) == 1 else how.trainers)
     first, sampler = replace(site_of(run, cuda), shards=shards), sites_of_samplers(run, how.gpus > 0)
     rooms = []
     for i, machine in enumerate(machines):

@@ -12,11 +12,9 @@ from typing import Literal
 
 import torch
 
-from ramulus.engine.local.kv import rounded
-from ramulus.engine.local.precision import asked_precision, copied_bytes, sampled_in, unserved
-from ramulus.engine.local.prefill import PIECE
-from ramulus.engine.local.slots import FOR_SLOTS
-from ramulus.engine.vllm.factory import Vllm
+from ramulus.engine.factory import engine_traits
+from ramulus.engine.memory import PlannedSampling
+from ramulus.learn.factory import LearnerMemory, learner_traits
 from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.native.processors import multiplies_bfloat16
@@ -27,11 +25,11 @@ Phase = Literal["grow", "score", "update", "step", "save"]
 MOMENTS: tuple[Phase, ...] = ("grow", "score", "update", "step", "save")
 SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed again", "update": "in the backward pass",
            "step": "in the optimizer's step", "save": "while a checkpoint is written"}  # fmt: skip
-USUAL_MB, USUAL_TOKENS = 1024, 8192  # what `auto` takes at least of keys and values, and at most of tokens a batch, where there is room
+USUAL_TOKENS = 8192  # what `auto` takes at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
 # feed-forward layer. "fused": learn/policy/fused.py; "narrow": learn/policy/half.py. The others are transformers' modules. Where a run is about to
-# begin it is measured instead (measure.py).
+# begin it is measured instead (learn/policy/kept.py).
 KEPT = {
     "fused": (16.0, 8.0, 8.0, 8.0),
     "plain": (24.0, 8.0, 8.0, 16.0),
@@ -114,15 +112,14 @@ def step_memory(run: Run, sizes: Sizes, site: Site = Site(), tokens: int | None 
     work = work_of(run)
     wanted = tokens or (USUAL_TOKENS if run.tokens_per_batch == "auto" else run.tokens_per_batch)
     tokens = max(1, min(max(wanted, work.longest), most_tokens(run, site, work)))
-    memory_mb = getattr(run.engine, "memory_mb", USUAL_MB)
-    room = engine_bytes or (wanted_bytes(run, sizes, work, site=site) if memory_mb == "auto" else memory_mb * 2**20)
-    rows = rows_in(run, sizes, room, work, site)
+    engine, sampling = engine_traits(run.engine).memory, sampling_of(run, sizes, site)
+    room = engine_bytes or engine.room(sampling)
     parts = [MemoryPart("libraries", LIBRARIES[site.kind])]
     if site.learner:
         parts += learner_parts(run, sizes, site, work, tokens)
     if site.engine:
-        parts += engine_parts(run, sizes, site, work, room, rows)
-    return StepMemory(tuple(part for part in parts if part.bytes), rows, tokens, work, sizes, room, max(wanted, work.longest))
+        parts += [MemoryPart(name, size) for name, size in engine.parts(sampling, room).items()]
+    return StepMemory(tuple(part for part in parts if part.bytes), engine.rows(sampling, room), tokens, work, sizes, room, max(wanted, work.longest))
 
 
 def most_tokens(run: Run, site: Site, work: Work) -> int:
@@ -130,11 +127,16 @@ def most_tokens(run: Run, site: Site, work: Work) -> int:
     return -(-work.trees // (run.minibatches * (site.shards if site.learner else 1))) * work.tree_tokens
 
 
+def memory_of(run: Run) -> LearnerMemory:
+    """What the memory of its learner depends on; what is usual where the learner does not say."""
+    return learner_traits(run.learner).memory or LearnerMemory()
+
+
 def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
     """What the model and its training take."""
-    own, many = own_dtype(run, sizes).itemsize, site.shards
-    masters = own == 2 and run.lora is None and getattr(run.learner, "float32_masters", True)
-    here = 0.0 if site.kind == "cuda" and getattr(run.learner, "offload", False) else 1.0  # of what the optimizer keeps
+    own, many, learner = own_dtype(run, sizes).itemsize, site.shards, memory_of(run)
+    masters = own == 2 and run.lora is None and learner.float32_masters
+    here = 0.0 if site.kind == "cuda" and learner.offload else 1.0  # of what the optimizer keeps
     trained = sizes.adapters(run.lora.rank, run.lora.targets) if run.lora is not None else sizes.parameters
     weights = sizes.parameters * own
     kept, working, scoring = activations(run, sizes, site, tokens)
@@ -143,7 +145,6 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     gradients = trained * width / many
     early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
-    eighths = getattr(run.learner, "adam", "exact") == "8bit"
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
     checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.first
@@ -154,7 +155,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("adapters", (trained * 4 if run.lora is not None else 0) / many),
         MemoryPart("float32 masters", here * master_bytes(trained, masters) / many),
         MemoryPart("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
-        MemoryPart("optimizer", here * (2 * trained if eighths else moment_bytes(trained, width, masters)) / many),
+        MemoryPart("optimizer", here * (2 * trained if learner.eighths else moment_bytes(trained, width, masters)) / many),
         MemoryPart("gradients", early + (reduced if run.lora is None else 0.0), ("update",)),
         MemoryPart("gradients", max(gradients, here * master_bytes(trained, masters) / many), ("step",)),
         MemoryPart("activations", kept, ("update",)),
@@ -213,7 +214,7 @@ def gathering(sizes: Sizes, own: int) -> tuple[float, float]:
 
 def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float, float, float]:
     """Bytes that the forward pass over so many tokens keeps; what the backward pass needs beside them; what a pass that keeps nothing needs."""
-    inner, head = sizes.inner, min(tokens, getattr(run.learner, "chunk", 1024)) * sizes.vocabulary
+    inner, head = sizes.inner, min(tokens, memory_of(run).chunk) * sizes.vocabulary
     rank = RANK * run.lora.rank if run.lora is not None else 0.0
     layer = tokens * (sizes.kept or (kept_of(way_of(run, site, sizes), sizes) + rank))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
@@ -257,67 +258,15 @@ def autocasts(run: Run, site: Site) -> bool:
     return site.kind == "cuda" or multiplies_bfloat16() if run.autocast == "auto" else run.autocast
 
 
-def engine_parts(run: Run, sizes: Sizes, site: Site, work: Work, room: int, rows: int) -> list[MemoryPart]:
-    """What sampling takes; `rows` decode together, `room` bytes may be keys and values."""
-    dtype, precision, many = own_dtype(run, sizes), engine_dtype(run, sizes, site), 1 if site.learner else site.shards
-    own, mine = dtype.itemsize, precision.itemsize
-    served = isinstance(run.engine, Vllm)  # it takes all its room when it starts
-    compiled, apart = by_kernels(run, sizes, site), samples_apart(run, site)
-    if compiled:
-        copy = copied_bytes(dtype, precision, sizes.matrices, sizes.vocabulary * sizes.hidden)
-    else:
-        copy = sizes.parameters * mine if precision != dtype or apart else 0
-    model = sizes.parameters * own if compiled and apart else 0
-    token = sizes.token_bytes(mine)
-    texts = work.trees * work.paths * rounded(work.longest) * token
-    held = min(room, texts) if compiled else min(room, (rows + 8) * rounded(work.longest) * token + texts)
-    held = room if served else held
-    logits = rows * sizes.vocabulary * 4 * (2 if compiled else 6)
-    passes = PIECE * (0.5 * sizes.hidden if compiled else sizes.hidden * 4 + sizes.inner * 3) * 4
-    samples = rows * 2 * run.response_limit * 40
-    name = "the kernels' copy of the weights" if compiled else "the sampler's copy of the weights"
-    working = logits / many + passes + (samples if site.kind == "cpu" else 0)
-    sizes_by_name = {"the sampler's model": model / many, name: copy / many, "keys and values": held / many, "decoding": working}
-    return [MemoryPart(part, size) for part, size in sizes_by_name.items()]
-
-
-def rows_in(run: Run, sizes: Sizes, room: int, work: Work, site: Site = Site()) -> int:
-    """Sequences of the longest kind that decode together where keys and values may take `room` bytes."""
-    slot = rounded(work.longest) * sizes.token_bytes(engine_dtype(run, sizes, site).itemsize)
-    return min(getattr(run.engine, "slots", 64), max(1, int(room * FOR_SLOTS) // slot))
-
-
-def wanted_bytes(run: Run, sizes: Sizes, work: Work, slots: int = 0, site: Site = Site()) -> int:
-    """Bytes of keys and values with which so many slots, or all of the engine, can be in use at once."""
-    slot = rounded(work.longest) * sizes.token_bytes(engine_dtype(run, sizes, site).itemsize)
-    if slots:
-        return int(slots * slot / FOR_SLOTS) + 1
-    return max(USUAL_MB * 2**20, int(getattr(run.engine, "slots", 64) * slot / FOR_SLOTS) + 1)
+def sampling_of(run: Run, sizes: Sizes, site: Site) -> PlannedSampling:
+    """What a step asks of the engine there."""
+    work, apart = work_of(run), not site.learner or learner_traits(run.learner).apart or site.shards > 1
+    adapted, gpus = run.lora is not None and not apart, 1 if site.learner else site.shards  # adapters are merged into a model of its own
+    texts, cuda = work.trees * work.paths, site.kind == "cuda"
+    return PlannedSampling(sizes, own_dtype(run, sizes), texts, work.longest, work.response, cuda, gpus, apart, adapted)
 
 
 def own_dtype(run: Run, sizes: Sizes) -> torch.dtype:
     """Of the weights that are trained: what the recipe says, or what files and config say where it leaves it to them."""
     stated = "float32" if isinstance(run.model, str) else getattr(run.model, "dtype", "auto")
     return getattr(torch, sizes.dtype if stated == "auto" else stated)  # type: ignore[no-any-return]
-
-
-def engine_dtype(run: Run, sizes: Sizes, site: Site) -> torch.dtype:
-    """What the engine computes with there."""
-    return _sampled_in(run, sizes, site, by_kernels(run, sizes, site))
-
-
-def by_kernels(run: Run, sizes: Sizes, site: Site) -> bool:
-    """Whether the compiled kernels decode there, where there is a compiler."""
-    there = site.kind == "cpu" and sizes.kind in KERNELS and not isinstance(run.engine, Vllm)
-    return there and unserved(own_dtype(run, sizes), _sampled_in(run, sizes, site, True)) is None
-
-
-def _sampled_in(run: Run, sizes: Sizes, site: Site, kernels: bool) -> torch.dtype:
-    asked = asked_precision(getattr(run.engine, "precision", None), own_dtype(run, sizes), site.kind == "cuda" or multiplies_bfloat16())
-    adapted = run.lora is not None and not samples_apart(run, site)
-    return sampled_in(own_dtype(run, sizes), asked, kernels, adapted)
-
-
-def samples_apart(run: Run, site: Site) -> bool:
-    """Whether the engine has a model of its own, into which adapters are merged, and not the learner's."""
-    return not site.learner or getattr(run.learner, "process", False) or site.shards > 1
