@@ -139,6 +139,9 @@ class Sender:
     async def send(self, client: Any, new: Held, in_flight: bool) -> Any:
         """The server's word once it has the weights. ValueError where it refuses them, Lost where it or the connection breaks."""
         server, listed = self.server, manifest(new.tensors)
+        greeting = await server.ask(client, "GET", "hello")
+        if greeting["loaded"] == new.name:  # it was lost for a while: sent again, they would wait for nobody
+            return greeting
         device = self._device(new.tensors)
         gpu = uuid_of(device)
         await server.ask(client, "POST", "fits", {"way": self.way, "gpu": gpu, "tensors": listed})
