@@ -36,7 +36,7 @@ def recipe():
         ("eval_limit=-1", "eval_limit must be at least 1"),
         ("final_evaluation=FinalEvaluation(limit=-1)", "final_evaluation.limit must be at least 1 (None takes all problems), got -1"),
         ("eval_every=True", "eval_every must be a whole number, got True"),
-        ('autocast="yes"', "autocast must be true or false, got 'yes'"),
+        ('autocast="yes"', "autocast must be true or false or auto, got 'yes'"),
         ("out=3", "out must be text, got 3"),
         ('on_long="dorp"', "on_long must be one of error, drop, got 'dorp'"),
         ("prompt_limit=None", "prompt_limit must be a whole number, got None"),

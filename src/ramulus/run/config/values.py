@@ -114,7 +114,7 @@ def describe(options: list[Any]) -> str:
     def one(option: Any) -> str:
         origin = get_origin(option) or option
         if origin is Literal:
-            return "one of " + ", ".join(map(str, get_args(option)))
+            return "one of " * (len(get_args(option)) > 1) + ", ".join(map(str, get_args(option)))
         if origin is tuple:
             inner = [one(arg) for arg in get_args(option) if arg is not Ellipsis]
             return f"a list like a,b of {inner[0] if inner else 'values'}"
