@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ SKIPS = TESTS / "skips.txt"
 # Before torch is first imported, here and in the processes that tests start: sums must not depend on the machine's load.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as what a script starts behind itself inherits; Ctrl-C is heard here and in what tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "ramulus", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

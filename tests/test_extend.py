@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.grow.schedule import Schedule
+from ramulus.learn.advantage.group import Advantage, GroupMean
 from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.objective.gauges import surrogate
 from ramulus.learn.objective.mask import Mask
@@ -175,3 +178,11 @@ def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
         assert len(again) == len(first) == 4
         assert all("surprise" in leaf.signals for leaf in first)
         assert not any("surprise" in leaf.signals for leaf in again), "nobody would read it"
+
+
+def test_a_part_with_its_defaults_is_that_part() -> None:
+    whole = with_defaults(GroupMean(), Advantage)
+    trees = [Tree.plant(Task("t", (1,), "t"))]
+    assert whole(trees) == GroupMean()(trees)
+    assert copy.deepcopy(whole).needs == whole.needs == ()
+    assert pickle.loads(pickle.dumps(whole)).column is None

@@ -33,7 +33,12 @@ class _WithDefaults:
     def __init__(self, part: object, kind: object) -> None:
         self._part, self._kind = part, kind
 
+    def __call__(self, *given: Any) -> Any:
+        return self._part(*given)  # type: ignore[operator]
+
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         own = getattr(self._part, name, _UNSAID)
         if own is not _UNSAID:
             return own

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ramulus.models.sizes import KERNELS, Sizes
-from ramulus.native.processors import multiplies_bfloat16
+from ramulus.native.processors import planned_in_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class EngineMemory:
     def _dtype(self, step: PlannedSampling, kernels: bool) -> torch.dtype:
         from ramulus.engine.local.precision import asked_precision, sampled_in
 
-        asked = asked_precision(self.precision, step.dtype, step.cuda or multiplies_bfloat16())
+        asked = asked_precision(self.precision, step.dtype, planned_in_bfloat16(step.cuda))
         return sampled_in(step.dtype, asked, kernels, step.adapted)
 
     def room(self, step: PlannedSampling) -> int:
@@ -98,8 +98,8 @@ class EngineMemory:
         if compiled:
             copy = copied_bytes(step.dtype, precision, sizes.matrices, sizes.vocabulary * sizes.hidden)
         else:
-            copy = sizes.parameters * precision.itemsize if precision != step.dtype or step.apart else 0
-        model = sizes.parameters * own if compiled and step.apart else 0
+            copy = sizes.parameters * precision.itemsize if precision != step.dtype else 0
+        model = sizes.parameters * own if step.apart and (compiled or not copy) else 0
         held = min(room, step.texts * sequence + (0 if compiled else (rows + 8) * sequence))
         logits = rows * sizes.vocabulary * 4 * (2 if compiled else 6)
         passes = PIECE * (0.5 * sizes.hidden if compiled else sizes.hidden * 4 + sizes.inner * 3) * 4

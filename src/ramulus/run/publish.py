@@ -51,14 +51,18 @@ def push_model(run: Path, repo: str, which: str, private: bool, console: Console
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository: give OWNER/NAME ({error})") from error
     hub = client or hub_client()
+    try:
+        seen = private and hub.repo_exists(repo) and not hub.model_info(repo).private
+    except HTTPError as error:
+        raise OSError(f"the hub did not answer for {repo}: {str(error).splitlines()[0]}; is the name yours, and may the token read?") from error
+    if seen:
+        raise ValueError(f"{repo} is public, and nothing was sent: add --public to send the model there, or name another")
     with tempfile.TemporaryDirectory(prefix="ramulus-push-") as scratch:
         folder = Path(scratch) / "model"
         step = export_model(run, folder, which, console)
         stage = model_folder(run, which)[0].parents[2]
         (folder / "README.md").write_text(model_card(stage, step, repo), encoding="utf-8")
         try:
-            if private and hub.repo_exists(repo) and not hub.model_info(repo).private:
-                raise ValueError(f"{repo} is public, and nothing was sent: add --public to send the model there, or name another")
             address = hub.create_repo(repo, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo, folder_path=str(folder), commit_message=f"step {step} of {stage.name}, by ramulus")
         except HTTPError as error:

@@ -11,8 +11,9 @@ import torch
 
 from ramulus.core import run_folder
 from ramulus.engine.factory import engine_traits
+from ramulus.learn.factory import learner_traits
 from ramulus.native.build import why
-from ramulus.native.processors import allowed, busy_cores, cores, multiplies_bfloat16
+from ramulus.native.processors import allowed, busy_cores, cores, device_multiplies_bfloat16, multiplies_bfloat16
 from ramulus.run.config.recipe import Run
 
 
@@ -48,8 +49,10 @@ def usual_threads() -> int:
 
 def slow_modes(run: Run, device: torch.device) -> list[str]:
     """A sentence for each mode of this run that makes it slower than it could be here; none on a GPU."""
+    here = run.autocast == "auto" and getattr(run.model, "dtype", "float32") not in ("bfloat16", "float16") and not learner_traits(run.learner).apart
     if device.type != "cpu":
-        return []
+        narrow = not here or device_multiplies_bfloat16(device)
+        return [] if narrow else ["updates in float32, as this GPU does not multiply bfloat16 (autocast=auto)"]
     sentences, threads, most = [], torch.get_num_threads(), cores()
     if (kernels := why()).startswith("none: "):
         sentences.append(f"slow: torch's operations in place of compiled kernels, as {kernels.removeprefix('none: ')}")
@@ -58,7 +61,7 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
         sentences.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
     elif threads == 1 < most:
         sentences.append(f"1 thread of {most}, as threads=1 says")
-    if run.autocast == "auto" and not multiplies_bfloat16():
+    if here and not multiplies_bfloat16():
         sentences.append("updates in float32, as this processor does not multiply bfloat16 (autocast=auto)")
     if (asked := asked_in_bfloat16(run)) and not multiplies_bfloat16():
         words, faster = " and ".join(asked), " and ".join(asked.values())

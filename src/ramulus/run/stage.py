@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ramulus.core.json_object import object_in
 from ramulus.core.recipe_part import RecipePart, with_defaults
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
@@ -223,15 +223,15 @@ def check_schedule(run: Run) -> None:
 
 
 def warn_of_rounding(run: Run, source: Model, start: Path | None) -> None:
-    """Warn where the stage before wrote wider weights than this one holds: adapters merged into half precision are, as rounded they lose most."""
+    """Warn where the stage before wrote wider weights than this one holds, as it does where adapters were merged into half precision."""
     dtype = getattr(source, "dtype", None)
     if start is None or dtype not in ("bfloat16", "float16"):
         return
-    settings = json.loads((start / "config.json").read_bytes())
+    settings = object_in(start / "config.json")
     if (written := settings.get("dtype", settings.get("torch_dtype"))) == "float32":
         warnings.warn(
-            f"the stage before {run.name} wrote weights in {written}, as adapters were merged into them, and model.dtype={dtype} rounds them, which "
-            f"loses most of what small steps taught: set {run.name}.model.dtype=float32",
+            f"the stage before {run.name} wrote weights in {written}, as with adapters, and model.dtype={dtype} rounds them, which loses most of "
+            f"what small steps taught: set {run.name}.model.dtype=float32",
             stacklevel=3,
         )
 

@@ -32,7 +32,7 @@ class Local:
 
     slots: int = 64  # sequences decoded together
     memory_mb: int | Literal["auto"] = "auto"  # of kept KV; the oldest is dropped beyond it and prefilled again
-    precision: Literal["auto", "float32", "bfloat16"] | None = None  # to sample in; None: the model's dtype; auto: bfloat16 where it is multiplied
+    precision: Literal["auto", "float32", "bfloat16"] | None = None  # None: the model's; auto: bfloat16 for float32 where it is multiplied
     threads: int | None = (
         None  # of torch while it decodes; None leaves all. Without a C compiler models of some hundred dimensions are faster with 1
     )

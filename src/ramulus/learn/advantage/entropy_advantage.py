@@ -61,6 +61,16 @@ class MadeOver:
         """The signals that the other advantage reads."""
         return tuple(with_defaults(self.advantage, Advantage).needs)
 
+    @property
+    def column(self) -> str | None:
+        """The log-probs that the other advantage reads."""
+        return with_defaults(self.advantage, Advantage).column
+
+    @property
+    def unbranched(self) -> bool | None:
+        """Whether the other advantage trains paths that nothing branches from."""
+        return with_defaults(self.advantage, Advantage).unbranched
+
 
 @dataclass(frozen=True)
 class EntropyAdvantage(MadeOver):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramulus.learn.factory import LearnerMemory, LearnerTraits, Ranks
+from ramulus.native.processors import device_multiplies_bfloat16
 
 if TYPE_CHECKING:
     from ramulus.learn.policy.learner import Learner
@@ -67,6 +68,8 @@ class Sharded:
         sharing = self.sharing or min(local, size)
         if size % sharing:
             raise ValueError(f"learner.sharing={sharing} does not divide {size} ranks: take a number that does")
+        if options.get("autocast") == "auto":  # asked of the ranks' device: the policy here is built on a copy that lies elsewhere
+            options = dict(options) | {"autocast": device_multiplies_bfloat16(model.device)}
         more = dict(options) | {"chunk": self.chunk, "attention": self.attention, "float32_masters": False}
         how = {name: options[name] for name in ("betas", "eps", "weight_decay") if name in options}
         how |= {"float32_masters": self.float32_masters, "offload": self.offload, "adam": self.adam, "seconds": self.timeout}

@@ -20,10 +20,12 @@ def inside(thing: Any) -> list[tuple[str, Any]]:
 
 
 def everything_in(thing: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of a thing and of all that lies in it, outermost first."""
+    """(dotted path, value) of a thing, of all fields in it and of those items of tuples and lists that may hold parts, outermost first."""
     yield path, thing
+    named = is_part(thing)
     for name, value in inside(thing):
-        yield from everything_in(value, f"{path}.{name}" if path else name)
+        if named or isinstance(value, tuple | list) or is_part(value):
+            yield from everything_in(value, f"{path}.{name}" if path else name)
 
 
 def parts_of(thing: Any) -> Iterator[Any]:

@@ -197,6 +197,10 @@ class Run:
             raise ValueError(
                 f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
             )
+        for name in ("engine", "learner"):
+            part = getattr(self, name)
+            if isinstance(part, type) and isinstance(getattr(part, "traits", None), property):
+                raise ValueError(f"{name} is the class {part.__name__}: write {part.__name__}(), with its settings in the brackets")
         if not callable(self.engine):
             raise ValueError(f"engine builds what samples, Local(slots=64) say; got {self.engine!r}")
         for name, usual in CALLED.items():

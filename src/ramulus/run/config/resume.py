@@ -6,13 +6,15 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ramulus.core import run_folder
 from ramulus.core.json_object import read_object
+from ramulus.engine.factory import engine_traits
 from ramulus.learn.objective.kl import KL
 from ramulus.run.config.describe import CLASS, brought_forward, changes, holds, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
@@ -46,6 +48,7 @@ FIXED = (
     "prompt_limit",
     "on_long",
 )  # a change would make it another run
+FORMER_PRECISION = "bfloat16"  # of engines of shipped recipes, which had autocast=true, before both were auto
 FORMER_DEFAULTS = {"tokens_per_batch": 8192, "engine.memory_mb": 1024}  # which a run that began with them keeps, though they are auto now
 SHAPED = ("mix", "schedule")  # numbers in them may change, their classes and the number of terms may not
 
@@ -128,10 +131,26 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
                 )
             overrides = _merge(still_meant(saved, source, stages), overrides)
             stages, top = build(source, overrides)
+            stages = as_begun(stages, saved["stages"], overrides)
             day = saved.get("date") or day
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
             refuse_fewer(stages)
         return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, () if isinstance(source, str) else source)
+
+
+def as_begun(stages: tuple[Run, ...], saved: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> tuple[Run, ...]:
+    """The stages in the numbers that they began with, where shipped recipes said bfloat16 and say auto now, and no override does."""
+    if any(word.endswith(("autocast=auto", "precision=auto", "bf16=auto")) for word in overrides) or len(stages) != len(saved):
+        return stages
+    answer = []
+    for run, before in zip(stages, saved, strict=True):
+        if run.autocast == "auto" and before.get("autocast") is True:
+            run = replace(run, autocast=True)
+        was, engine = before.get("engine"), cast(Any, run.engine)
+        if isinstance(was, Mapping) and was.get("precision") == FORMER_PRECISION and engine_traits(engine).memory.precision == "auto":
+            run = replace(run, engine=replace(engine, precision=FORMER_PRECISION))
+        answer.append(run)
+    return tuple(answer)
 
 
 def still_meant(saved: dict[str, Any], source: str | tuple[Run, ...], stages: tuple[Run, ...]) -> list[str]:

@@ -17,7 +17,7 @@ from ramulus.engine.memory import PlannedSampling
 from ramulus.learn.factory import LearnerMemory, learner_traits
 from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
-from ramulus.native.processors import multiplies_bfloat16
+from ramulus.native.processors import planned_in_bfloat16
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
 
@@ -254,8 +254,8 @@ def way_of(run: Run, site: Site, sizes: Sizes) -> str:
 
 
 def autocasts(run: Run, site: Site) -> bool:
-    """Whether a run multiplies in bfloat16 there; auto does on any GPU."""
-    return site.kind == "cuda" or multiplies_bfloat16() if run.autocast == "auto" else run.autocast
+    """Whether a run multiplies in bfloat16 there."""
+    return planned_in_bfloat16(site.kind == "cuda") if run.autocast == "auto" else run.autocast
 
 
 def sampling_of(run: Run, sizes: Sizes, site: Site) -> PlannedSampling:
