@@ -72,6 +72,7 @@ class Small:
 
     def __init__(self, learner: Any, run: Any, tokens: int) -> None:
         self.learner, self.run, self.tokens, self.stated, self.state = learner, run, tokens, tokens, TrainerState()
+        self.begins = run.begins
 
 
 def update() -> bool:
