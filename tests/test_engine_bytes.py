@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from architectures import build
+from ramulus.engine import memory
 from ramulus.engine.factory import engine_traits
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.local.forward import ModelForward
@@ -141,3 +142,13 @@ def test_the_doctor_says_what_training_takes(dtype: Any, bytes_each: int, tmp_pa
     parts = step_memory(whole, sizes_of_model(model), Site()).parts
     named = "weights", "float32 masters", "optimizer", "gradients"
     assert sum(part.bytes for part in parts if part.name in named and "step" in part.phases) == bytes_each * many
+
+
+def test_a_model_that_ranks_sample_with_on_a_gpu_is_counted_once() -> None:
+    sizes = sizes_of_model(Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()[0])
+    step = memory.PlannedSampling(sizes, torch.bfloat16, 8, 64, 32, cuda=True, apart=True)
+    parts = memory.EngineMemory(precision="auto").parts(step, 2**20)
+    assert parts["the sampler's model"] == 2 * sizes.parameters
+    assert parts["the sampler's copy of the weights"] == 0
+    served = memory.EngineMemory(precision="float32", kernels=False).parts(step, 2**20)
+    assert (served["the sampler's model"], served["the sampler's copy of the weights"]) == (0, 4 * sizes.parameters)

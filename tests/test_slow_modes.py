@@ -12,25 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ramulus import recipes
-from ramulus.engine import memory
-from ramulus.engine.local import factory
 from ramulus.engine.local.factory import Local
-from ramulus.learn.policy import torch_policy
-from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.model import Pretrained
 from ramulus.learn.policy.torch_learner import Torch
-from ramulus.learn.policy.torch_policy import TorchPolicy
-from ramulus.learn.sharded import factory as sharded_factory
-from ramulus.learn.sharded.factory import Sharded
-from ramulus.models.sizes import sizes_of_model
 from ramulus.native.processors import cores
-from ramulus.recipes import grpo, smol
+from ramulus.recipes import grpo
 from ramulus.run import slow_modes
-from ramulus.run.config.describe import to_json
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import as_begun
-from ramulus.run.memory import step as memory_step
-from ramulus.run.memory.step import Site
 
 CPU = torch.device("cpu")
 
@@ -109,9 +97,9 @@ def test_each_slow_mode_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch)
 def test_auto_is_never_slow_and_says_what_it_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_modes, "cores", torch.get_num_threads)
     auto = replace(run, model="x", autocast="auto", engine=Local(precision="auto"))
-    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(slow_modes, "device_multiplies_bfloat16", lambda device: True)
     assert not any("bfloat16" in said for said in slow_modes.slow_modes(auto, CPU))
-    monkeypatch.setattr(slow_modes, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(slow_modes, "device_multiplies_bfloat16", lambda device: False)
     (said,) = (said for said in slow_modes.slow_modes(auto, CPU) if "bfloat16" in said)
     assert said == "updates in float32, as this processor does not multiply bfloat16 (autocast=auto)"
     for other in (replace(auto, model=Pretrained("x", dtype="bfloat16")), replace(auto, learner=Torch(process=True, device="cuda"))):
@@ -119,69 +107,6 @@ def test_auto_is_never_slow_and_says_what_it_takes(run: Run, monkeypatch: pytest
     gpu = torch.device("cuda")
     monkeypatch.setattr(slow_modes, "device_multiplies_bfloat16", lambda device: device != gpu)
     assert slow_modes.slow_modes(auto, gpu) == ["updates in float32, as this GPU does not multiply bfloat16 (autocast=auto)"]
-
-
-@pytest.mark.parametrize("multiplied", [True, False])
-def test_auto_is_bfloat16_where_the_processor_multiplies_it(multiplied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learner, engine and the memory plan agree."""
-    for module in (factory, torch_policy):
-        monkeypatch.setattr(module, "device_multiplies_bfloat16", lambda device: multiplied)
-    for module in (memory_step, memory):
-        monkeypatch.setattr(module, "planned_in_bfloat16", lambda cuda: cuda or multiplied)
-    model, _ = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
-    assert TorchPolicy(model, autocast="auto").autocast is multiplied
-    engine, chosen = Local(precision="auto", memory_mb=8)(model), torch.bfloat16 if multiplied else torch.float32
-    assert engine.forward.geometry.dtype == chosen
-    here = replace(smol.recipe(), model="x", activation_checkpointing=False)
-    sizes = sizes_of_model(model)
-    assert memory_step.autocasts(here, Site()) is multiplied
-    assert here.engine.traits.memory.dtype(memory_step.sampling_of(here, sizes, Site())) == chosen
-    assert memory_step.autocasts(here, Site("cuda"))
-    assert memory_step.autocasts(replace(here, autocast=True), Site())
-    assert Local(precision="auto", memory_mb=8)(model.to(torch.float64)).forward.geometry.dtype == torch.float64, "as the model is"
-
-
-def test_ranks_take_what_their_device_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not what the processor does that holds the copy from which their policy is made."""
-    asked, given = [], []
-    monkeypatch.setattr(sharded_factory, "device_multiplies_bfloat16", lambda device: asked.append(device.type) or True)
-    monkeypatch.setattr("ramulus.learn.sharded.starting.start_ranks", lambda size, timeout: None)
-    monkeypatch.setattr("ramulus.learn.sharded.sharded_learner.sharded_learner", lambda *parts: given.append(parts[4]))
-    model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
-    Sharded(ranks=1)(model.to("meta"), tokenizer, None, False, {"autocast": "auto"}, 0)
-    assert (asked, [more["autocast"] for more in given]) == (["meta"], [True])
-
-
-@pytest.mark.parametrize(("field", "kind"), [("engine", Local), ("learner", Torch), ("learner", Sharded)])
-def test_a_class_in_place_of_an_object_is_refused(field: str, kind: type) -> None:
-    with pytest.raises(ValueError, match=rf"{field} is the class {kind.__name__}: write {kind.__name__}\(\)"):
-        replace(grpo.recipe(), **{field: kind})
-
-
-def test_a_run_that_began_in_bfloat16_goes_on_in_it() -> None:
-    now = (replace(grpo.recipe(), name="now"),)
-    before = [to_json(replace(now[0], autocast=True, engine=replace(now[0].engine, precision="bfloat16")))]
-    (run,) = as_begun(now, before, [])
-    assert (run.autocast, run.engine.precision) == (True, "bfloat16")
-    assert as_begun(now, before, ["bf16=auto"]) == now
-    assert as_begun(now, [to_json(now[0])], []) == now
-
-
-def test_a_model_that_ranks_sample_with_on_a_gpu_is_counted_once() -> None:
-    sizes = sizes_of_model(Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()[0])
-    step = memory.PlannedSampling(sizes, torch.bfloat16, 8, 64, 32, cuda=True, apart=True)
-    parts = memory.EngineMemory(precision="auto").parts(step, 2**20)
-    assert parts["the sampler's model"] == 2 * sizes.parameters
-    assert parts["the sampler's copy of the weights"] == 0
-    served = memory.EngineMemory(precision="float32", kernels=False).parts(step, 2**20)
-    assert (served["the sampler's model"], served["the sampler's copy of the weights"]) == (0, 4 * sizes.parameters)
-
-
-@pytest.mark.parametrize("module", sorted(Path(recipes.__path__[0]).glob("[a-z]*.py")), ids=lambda path: path.stem)
-def test_no_shipped_recipe_asks_a_processor_for_what_it_cannot_multiply(module: Path) -> None:
-    """On a laptop without bfloat16 such a product takes several times as long as one of float32."""
-    text = module.read_text()
-    assert not [word for word in ("autocast=True", '"autocast": True', 'precision="bfloat16"') if word in text]
 
 
 @pytest.mark.slow

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
+from ramulus.engine.local.factory import Local
+from ramulus.learn.policy.torch_learner import Torch
+from ramulus.learn.sharded.factory import Sharded
+from ramulus.recipes import grpo
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.override import override
 from ramulus.run.config.python_file import read_file
@@ -164,3 +169,9 @@ def test_a_run_may_be_written_beside_a_log(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text("# of a run that was killed before it wrote run.json")
     with prepare(str(Path(__file__).parent / "run_recipe.py"), [f"out={tmp_path}"]).held:
         pass
+
+
+@pytest.mark.parametrize(("field", "kind"), [("engine", Local), ("learner", Torch), ("learner", Sharded)])
+def test_a_class_in_place_of_an_object_is_refused(field: str, kind: type) -> None:
+    with pytest.raises(ValueError, match=rf"{field} is the class {kind.__name__}: write {kind.__name__}\(\)"):
+        replace(grpo.recipe(), **{field: kind})

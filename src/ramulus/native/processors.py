@@ -81,8 +81,7 @@ def device_multiplies_bfloat16(device: Any) -> bool:
 
 def planned_in_bfloat16(cuda: bool) -> bool:
     """Whether what takes bfloat16 where it is multiplied would take it, on a GPU or not; a GPU that is not here is taken to multiply it."""
-    if not cuda:
-        return multiplies_bfloat16()
     import torch
 
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    absent = cuda and not torch.cuda.is_available()
+    return absent or device_multiplies_bfloat16(torch.device("cuda" if cuda else "cpu"))

@@ -48,11 +48,9 @@ def usual_threads() -> int:
 
 
 def slow_modes(run: Run, device: torch.device) -> list[str]:
-    """A sentence for each mode of this run that makes it slower than it could be here; none on a GPU."""
-    here = run.autocast == "auto" and getattr(run.model, "dtype", "float32") not in ("bfloat16", "float16") and not learner_traits(run.learner).apart
+    """A sentence for each mode of this run that makes it slower than it could be here; on a GPU what `autocast=auto` takes alone."""
     if device.type != "cpu":
-        narrow = not here or device_multiplies_bfloat16(device)
-        return [] if narrow else ["updates in float32, as this GPU does not multiply bfloat16 (autocast=auto)"]
+        return taken_by_auto(run, device)
     sentences, threads, most = [], torch.get_num_threads(), cores()
     if (kernels := why()).startswith("none: "):
         sentences.append(f"slow: torch's operations in place of compiled kernels, as {kernels.removeprefix('none: ')}")
@@ -61,12 +59,19 @@ def slow_modes(run: Run, device: torch.device) -> list[str]:
         sentences.append(f"{threads} of {most} threads, {reason}; threads={most} takes all")
     elif threads == 1 < most:
         sentences.append(f"1 thread of {most}, as threads=1 says")
-    if here and not multiplies_bfloat16():
-        sentences.append("updates in float32, as this processor does not multiply bfloat16 (autocast=auto)")
+    sentences += taken_by_auto(run, device)
     if (asked := asked_in_bfloat16(run)) and not multiplies_bfloat16():
         words, faster = " and ".join(asked), " and ".join(asked.values())
         sentences.append(f"slow: {words} on a processor that does not multiply bfloat16; {faster} {'are' if len(asked) > 1 else 'is'} faster here")
     return sentences
+
+
+def taken_by_auto(run: Run, device: torch.device) -> list[str]:
+    """What `autocast=auto` takes on the learner's device, where that is float32."""
+    half = getattr(run.model, "dtype", "float32") in ("bfloat16", "float16")
+    if run.autocast != "auto" or half or learner_traits(run.learner).apart or device_multiplies_bfloat16(device):
+        return []
+    return [f"updates in float32, as this {'processor' if device.type == 'cpu' else 'GPU'} does not multiply bfloat16 (autocast=auto)"]
 
 
 def asked_in_bfloat16(run: Run) -> dict[str, str]:

@@ -77,7 +77,8 @@ class Vllm:
         sender = partial(Relayed, self.weights) if self.weights in ("gloo", "nccl") else None
         sent_alone = "engine.weights='nccl'" if self.weights == "nccl" else ""
         memory = EngineMemory(self.slots, self.memory_mb, self.precision, kernels=False, at_once=True)
-        return EngineTraits(False, len(self.urls) or self.servers, "engine.urls" if self.urls else "", sender, sent_alone, memory)
+        servers, running = len(self.urls) or self.servers, "engine.urls" if self.urls else ""
+        return EngineTraits(reads_model=False, servers=servers, running=running, sender=sender, sent_alone=sent_alone, memory=memory)
 
     def __call__(self, model: Any, decode: Decode | None = None) -> VllmEngine:
         """The engine, its servers started or greeted; ValueError where a server has other tokens than the model that is trained."""
