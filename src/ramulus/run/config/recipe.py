@@ -197,16 +197,7 @@ class Run:
             raise ValueError(
                 f"{missing[0]} cannot be {getattr(self, missing[0])!r}: leave it as the recipe has it, or give one there"
             )
-        for name in ("engine", "learner"):
-            part = getattr(self, name)
-            if isinstance(part, type) and isinstance(getattr(part, "traits", None), property):
-                raise ValueError(f"{name} is the class {part.__name__}: write {part.__name__}(), with its settings in the brackets")
-        if not callable(self.engine):
-            raise ValueError(f"engine builds what samples, Local(slots=64) say; got {self.engine!r}")
-        for name, usual in CALLED.items():
-            part = getattr(self, name)
-            if part is not None and not callable(part):
-                raise ValueError(f"{name} must be a part that can be called, {usual} say, got {part!r:.80}")
+        check_called(self)
         if not isinstance(self.mix, Mix):
             raise ValueError(f"mix must be a Mix of terms, got {self.mix!r:.80}")
         if not isinstance(self.temperature, int | float) and not callable(self.temperature):
@@ -257,6 +248,20 @@ class Run:
     def weighted(self) -> tuple[tuple[Reward, float, str], ...]:
         """(reward, weight, name) of each reward, as `grow.grade` takes them."""
         return named_rewards(self.rewards)
+
+
+def check_called(run: Any) -> None:
+    """Raise ValueError unless the parts that a run calls can be called, and are objects, not their classes."""
+    for name in ("engine", "learner"):
+        part = getattr(run, name)
+        if isinstance(part, type) and isinstance(getattr(part, "traits", None), property):
+            raise ValueError(f"{name} is the class {part.__name__}: write {part.__name__}(), with its settings in the brackets")
+    if not callable(run.engine):
+        raise ValueError(f"engine builds what samples, Local(slots=64) say; got {run.engine!r}")
+    for name, usual in CALLED.items():
+        part = getattr(run, name)
+        if part is not None and not callable(part):
+            raise ValueError(f"{name} must be a part that can be called, {usual} say, got {part!r:.80}")
 
 
 def check_ahead(ahead: int, mix: Any) -> None:

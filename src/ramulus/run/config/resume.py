@@ -97,9 +97,7 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
     Raises ValueError where the folder holds a run and neither was asked for, or where a change cannot be made in a running run.
     """
     if resume and fresh:
-        raise ValueError(
-            "--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one"
-        )
+        raise ValueError("--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one")
     source, day = absolute(recipe) if isinstance(recipe, str) else recipe, today()
     name = source if isinstance(source, str) else FROM_PYTHON
     stages, top = build(source, overrides)
@@ -125,10 +123,8 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
                     "(the old one is kept beside it), or choose another out=FOLDER"
                 )
             saved = read_saved(saved_at)
-            if saved["recipe"] != name:
-                raise ValueError(
-                    f"{top} holds a run of the recipe {saved['recipe']}, not of {name}: resume it with that one, or choose another out=FOLDER"
-                )
+            if (was := saved["recipe"]) != name:
+                raise ValueError(f"{top} holds a run of the recipe {was}, not of {name}: resume it with that one, or choose another out=FOLDER")
             overrides = _merge(still_meant(saved, source, stages), overrides)
             stages, top = build(source, overrides)
             stages = as_begun(stages, saved["stages"], overrides)
