@@ -12,6 +12,7 @@ from forests import forest
 from methods import METHODS
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
+from ramulus.engine.engine import Live
 from ramulus.learn.batch.score_row import nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.packing.pack import pack
@@ -50,6 +51,15 @@ def test_rows_and_mixes_are_pickled(name: str) -> None:
     for batch in pack(trees, mix.credit(trees), mix, 40, gates=gates):
         assert same(pickle.loads(pickle.dumps(batch)), batch)
     assert pickle.loads(pickle.dumps(mix)) == mix
+
+
+def test_live_parameters_are_a_copy_whose_version_stays_once_pickled() -> None:
+    now = [3]
+    live = Live({"a": torch.ones(2)}, lambda: now[0])
+    copy = pickle.loads(pickle.dumps(live))
+    now[0] = 4
+    assert (type(copy), copy.version(), live.version()) == (Live, 3, 4)
+    assert torch.equal(copy["a"], live["a"])
 
 
 def test_spans_name_the_nodes_of_every_token() -> None:

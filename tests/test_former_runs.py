@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ramulus
 from ramulus.cli import main
 from ramulus.core.run_folder import final_evaluation
 from ramulus.core.store import read
@@ -78,6 +79,30 @@ def test_a_recipe_that_imports_the_former_name_is_told_the_new_one(tmp_path: Pat
         find(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("from ramulus.learn.mask import Everything, Clip", "from ramulus import Everything, Clip"),
+        ("from ramulus.run.recipe import Weighted", "from ramulus import Weighted"),
+        ("from ramulus.learn.advantage import (\n    GroupMean,\n    Raw,\n)", "import GroupMean"),
+        ("from ramulus import Exam", "from ramulus import FinalEvaluation"),
+        ("from ramify.learn.mix import Mix\nfrom ramify.run.recipe import AdamW, Exam", "from ramulus import Mix, AdamW, FinalEvaluation"),
+    ],
+)
+def test_what_has_moved_is_told_with_the_line_that_imports_it(tmp_path: Path, text: str, line: str):
+    path = tmp_path / "mine.py"
+    path.write_text(text + "\n")
+    with pytest.raises(ImportError, match=r"mine\.py.*(any more|is called ramulus now)") as error:
+        find(str(path))
+    assert line in str(error.value)
+
+
+def test_a_former_class_asked_of_the_package_is_told_by_its_new_name():
+    with pytest.raises(AttributeError, match="no attribute 'Exam': write from ramulus import FinalEvaluation"):
+        _ = ramulus.Exam
+    assert not hasattr(ramulus, "Nowhere")
+
+
 def test_a_field_by_its_former_name_is_told_the_new_one(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Mix has no field 'leash' any more, it is mix\.kl_coef"):
         override(stages_of(RECIPE), ["mix.leash=0.02"])
@@ -105,7 +130,7 @@ def test_a_class_and_a_field_by_their_former_names_are_told_the_new_ones(tmp_pat
     path = tmp_path / "mine.py"
     for home in ("ramulus", "ramulus.run.config.recipe"):
         path.write_text(f"from {home} import Exam\n")
-        with pytest.raises(ValueError, match=rf"{home} has no 'Exam' any more, it is FinalEvaluation"):
+        with pytest.raises(ImportError, match=rf"{home} has no 'Exam' any more, it is FinalEvaluation: write from ramulus import FinalEvaluation"):
             find(str(path))
     head = "from dataclasses import replace\nfrom ramulus.recipes import grpo\n\n\n"
     path.write_text(head + "def recipe():\n    return replace(grpo.recipe(), exam=None)\n")

@@ -189,7 +189,8 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name: str) -> Any:
     """Load a public name from its room (PEP 562)."""
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'ramulus' has no attribute {name!r}")
+        lines = import_module("ramulus.run.config.package_classes").imports_of([name]) if name[:1].isupper() else ()
+        raise AttributeError(f"module 'ramulus' has no attribute {name!r}" + "".join(f": write {line}" for line in lines))
     value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

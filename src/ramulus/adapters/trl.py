@@ -16,8 +16,8 @@ from ramulus.adapters.flat import own
 from ramulus.core.recipe_part import with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.engine.engine import Sampling
-from ramulus.engine.local.local_engine import LocalEngine
+from ramulus.engine.engine import Engine, Sampling
+from ramulus.engine.local.factory import MIB, Local
 from ramulus.grow.branching import Star, length
 from ramulus.grow.growth import grow_forest
 from ramulus.grow.stop import Stop
@@ -55,7 +55,7 @@ class TreeRollouts:
     seed: int = 0
     trees: list[Tree] = field(default_factory=list)  # of the latest call
     rows: list[tuple[int, Node | None]] = field(default_factory=list)  # of the latest call: tree, and leaf, None for a filled row
-    _engine: LocalEngine | None = None
+    _engine: Engine | None = None
     _signals: Signals | None = None
     _calls: int = 0
 
@@ -94,8 +94,8 @@ class TreeRollouts:
         """Sample by the weights as they are now."""
         model, arguments = trainer.accelerator.unwrap_model(trainer.model), trainer.args
         if self._engine is None:
-            self._engine = LocalEngine(model, slots=self.slots, memory=self.memory, decode=trainer._tokenizer.decode)
-        await self._engine.load(None, self._engine.version + 1)
+            self._engine = Local(self.slots, max(1, self.memory // MIB))(model, trainer._tokenizer.decode)
+        await self._engine.load(None, self._calls)
         most = arguments.max_completion_length
         sampling = Sampling(most, arguments.temperature, arguments.top_p, arguments.top_k or 0, arguments.min_p or 0.0)
         stop = Stop(tuple(trainer.eos_token_ids), most, trainer._tokenizer.decode)

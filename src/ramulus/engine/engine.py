@@ -7,6 +7,7 @@ import os
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 Until = Callable[[list[int]], str | None]
@@ -20,11 +21,17 @@ Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
 
 
 class Live(dict[str, Any]):
-    """Name -> tensor of a learner's own parameters. `version`: how many updates they have had; with another than at the load, they are others."""
+    """Name -> tensor of a learner's own parameters. `version`: how many updates they have had; with another than at the load, they are others.
+
+    Pickled it is a copy, whose version stays.
+    """
 
     def __init__(self, parameters: Mapping[str, Any], version: Callable[[], int]) -> None:
         super().__init__(parameters)
         self.version = version
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Live, (dict(self), partial(int, self.version()))
 
 
 Temperature = Callable[[Any], Any]

@@ -22,6 +22,7 @@ from ramulus.look.viewer.show import draw_tree
 from ramulus.run.cluster import connected
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
+from ramulus.run.config.words import problems_word
 from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.interrupt import Interrupt, Stopped
@@ -30,6 +31,7 @@ from ramulus.run.runtime import Detokenizer
 from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
 from ramulus.run.train_stage import Session, catch_up, finished, train_stage
+from ramulus.tasks.files import File
 
 MOST_SHOWN = 10  # paths of a tree that is drawn when all is done
 
@@ -202,12 +204,9 @@ def segment_word(run: Run) -> str:
 def task_words(run: Run) -> str:
     """How the command line names the problems a run was trained on, and how they become prompts."""
     source = run.evals or run.tasks
-    kind = type(source).__name__
-    path = getattr(source, "path", "FILE")
-    name = {"ChainSum": "chain", "Sums": "sums", "WordProblems": "word_problems"}.get(kind, f"gym:{source.name}" if kind == "Gym" else path)
-    usual_words = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if kind == "File" else []
+    usual_words = [("prompt", "problem"), ("answer", "answer"), ("split", None)] if isinstance(source, File) else []
     options = [(word, getattr(source, word)) for word, usual in usual_words if getattr(source, word) not in (usual, None)]
     written = json.dumps(run.template_arguments) if run.template_arguments else None
     rendering = [("template", run.template), ("system", run.system), ("template-arguments", written)]
     options += [(word, value) for word, value in rendering if value]
-    return " ".join([shlex.quote(name), *(f"--{word} {shlex.quote(value)}" for word, value in options)])
+    return " ".join([shlex.quote(problems_word(source)), *(f"--{word} {shlex.quote(value)}" for word, value in options)])

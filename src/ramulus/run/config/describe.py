@@ -9,10 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ramulus.run.config.package_classes import FORMER_CLASSES
 from ramulus.run.config.parts import everything_in, is_part
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
-FORMER_CLASSES = {"Exam": "FinalEvaluation"}  # class by the name it had before: its name
 FORMER_FIELDS = {  # (class, field by the name it had before): its name
     ("ramulus.Mix", "leash"): "kl_coef",
     ("ramulus.Run", "exam"): "final_evaluation",

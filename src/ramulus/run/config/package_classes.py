@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
+FORMER_CLASSES = {"Exam": "FinalEvaluation"}  # class by the name it had before: its name
 
 
 def class_named(name: str) -> type | None:
@@ -21,6 +23,16 @@ def yaml_name(kind: type) -> str:
     """The name of a class of this package; with the end of its module, gate.Even, where two have it."""
     twins = homes().get(kind.__name__, ())
     return kind.__name__ if len(twins) < 2 else f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+
+
+def imports_of(names: Iterable[str]) -> list[str]:
+    """The lines that import these classes and functions of this package today, whatever they were called and wherever they were; others are left out."""
+    lines: dict[str, list[str]] = {}
+    public = importlib.import_module("ramulus").__all__
+    for name in dict.fromkeys(FORMER_CLASSES.get(name, name) for name in names):
+        for home in ("ramulus",) if name in public else homes().get(name, ()):
+            lines.setdefault(home, []).append(name)
+    return [f"from {home} import {', '.join(lines[home])}" for home in sorted(lines)]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import re
@@ -14,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ramulus.run.config.describe import FORMER_CLASSES
 from ramulus.run.config.kinds import check_kinds
-from ramulus.run.config.package_classes import class_named
+from ramulus.run.config.package_classes import FORMER_CLASSES, class_named, imports_of
 from ramulus.run.config.parts import is_part
 from ramulus.run.config.unknown import MOVED, unknown
 
@@ -56,13 +56,9 @@ def told_by_line(file: str, names: dict[str, Any]) -> Iterator[None]:
             raise type(error)(f"{_place(file, error)}: {error}") from error
         raise (error if _ours(error) else ValueError(f"{_place(file, error)}: {type(error).__name__}: {error}")) from error
     except ImportError as error:
-        where = _place(file, error)
-        if (error.name or "").split(".")[0] == "ramify":
-            raise ImportError(f"{file} imports ramify, which is called ramulus now: change its imports") from error
-        match = re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
-        if match is not None and match[1] in FORMER_CLASSES:
-            raise ValueError(f"{match[2]} has no {match[1]!r} any more, it is {FORMER_CLASSES[match[1]]}") from error
-        raise (error if _ours(error) else ImportError(f"{where}: {error}")) from error
+        if (moved := _moved(file, error)) is not None:
+            raise ImportError(moved) from error
+        raise (error if _ours(error) else ImportError(f"{_place(file, error)}: {error}")) from error
     except SyntaxError as error:
         line = f": {error.text.strip()!r}" if error.text else ""
         raise ValueError(f"{error.filename or file}, line {error.lineno}: {error.msg}{line}") from error
@@ -87,6 +83,24 @@ def _place(file: str, error: BaseException) -> str:
     here = Path(file).resolve()
     there = [number for frame, number in traceback.walk_tb(error.__traceback__) if Path(frame.f_code.co_filename).resolve() == here]
     return f"{file}, line {there[-1]}" if there else file
+
+
+def _moved(file: str, error: ImportError) -> str | None:
+    """What a file should import in place of what this package had at an earlier time; None for another error."""
+    module, missing = error.name or "", re.search(r"cannot import name '(\w+)' from '(ramulus\b[\w.]*)'", str(error))
+    source = Path(file).read_bytes() if Path(file).is_file() else b""  # a shipped recipe is named without its file
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
+    if module.split(".")[0] == "ramify":
+        names = [alias.name for node in imports if (node.module or "").split(".")[0] == "ramify" for alias in node.names]
+        lines = "".join(f"\n  {line}" for line in imports_of(names))
+        return f"{file} imports ramify, which is called ramulus now: change its imports" + f" to{lines}" * bool(lines)
+    gone = module.startswith("ramulus.") and isinstance(error, ModuleNotFoundError)
+    names = [alias.name for node in imports if gone and node.module == module for alias in node.names] + ([missing[1]] if missing else [])
+    lines = "; ".join(imports_of(names))
+    there = f"there is no {module} any more"
+    if missing:
+        there = f"{missing[2]} has no {missing[1]!r} any more" + f", it is {FORMER_CLASSES.get(missing[1])}" * (missing[1] in FORMER_CLASSES)
+    return f"{_place(file, error)}: {there}: write {lines}" if lines else None
 
 
 def cause(error: BaseException, names: dict[str, Any], where: str = "") -> str:

@@ -42,6 +42,14 @@ def problems(text: str, split: str = "train") -> Blank:
     return Blank(ChainSum, {"count": 1000 if split == "train" else 100, "split": split}) if text == "chain" else Blank(File, {"path": text})
 
 
+def problems_word(source: Any) -> str:
+    """The word that `problems` reads as such a source; FILE where it has none."""
+    if isinstance(source, Gym):
+        return f"gym:{source.name}"
+    named = {Sums: "sums", WordProblems: "word_problems", ChainSum: "chain"}
+    return str(source.path) if isinstance(source, File) else next((word for kind, word in named.items() if isinstance(source, kind)), "FILE")
+
+
 def rewards(text: str) -> Any:
     """`Boxed`, `mine.py:score`, or several with commas between, each of weight 1."""
     words = [word.strip() for word in text.split(",")]
