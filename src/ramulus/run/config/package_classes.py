@@ -26,9 +26,9 @@ def yaml_name(kind: type) -> str:
 
 
 def imports_of(names: Iterable[str]) -> list[str]:
-    """The lines that import these classes and functions of this package today, whatever they were called and wherever they were; others are left out."""
+    """The lines that import these classes and functions of this package today, by their former names too; what it does not have is left out."""
     lines: dict[str, list[str]] = {}
-    public = importlib.import_module("ramulus").__all__
+    public = re.findall(r"import (\w+) as \1", (PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     for name in dict.fromkeys(FORMER_CLASSES.get(name, name) for name in names):
         for home in ("ramulus",) if name in public else homes().get(name, ()):
             lines.setdefault(home, []).append(name)
