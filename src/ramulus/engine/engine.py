@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
+from ramulus.models.weights import Weights as Weights  # part of what this module offers
+
 Until = Callable[[list[int]], str | None]
 """Given the tokens sampled so far in this request, says why the text ends here, or None; asked after every token."""
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> text."""
-
-Weights = None | str | os.PathLike[str] | Mapping[Any, Any]
-"""None: in place, the engine shares the learner's parameters; a path: a folder of safetensors, or one such file; a mapping: name -> tensor."""
 
 
 class Live(dict[str, Any]):

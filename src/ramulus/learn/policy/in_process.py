@@ -24,9 +24,10 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Called, Evaluated, Handle
+from ramulus.learn.policy.learner import Called, Evaluated
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
+from ramulus.models.weights import Weights
 from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
 from ramulus.native.openmp import release_team
 
@@ -140,7 +141,7 @@ def in_memory(undo: Callable[[], None] | None = None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def handed(policy: TorchPolicy, folder: Path | None, live: bool = False) -> Handle:
+def handed(policy: TorchPolicy, folder: Path | None, live: bool = False) -> Weights:
     """A policy's weights for an engine elsewhere: a new folder in `folder`, of which the one before is kept, or tensors on the CPU.
 
     `live`: the parameters themselves, where they are. What LoRA was merged into is a copy and goes to the CPU in any case.

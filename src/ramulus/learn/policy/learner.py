@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,9 +12,7 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
-
-Handle = None | str | os.PathLike[str] | Mapping[str, Tensor]
-"""Weights for an engine: a folder of safetensors, or name -> tensor. None: in place, the engine reads the learner's own parameters."""
+from ramulus.models.weights import Weights
 
 
 class Evaluated(NamedTuple):
@@ -71,7 +68,7 @@ class Learner(Protocol):
         """One optimizer step with the gradients so far: `grad_norm`, and `skipped` is 1 where there was none or it was not finite."""
         ...
 
-    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Weights:
         """For an engine that cannot read them in place: a new folder of safetensors in `folder`, or without one tensors on the CPU.
 
         `live`, for a learner with that feature: the parameters themselves, on the device where they are; they are others once `version` is another.
@@ -110,7 +107,7 @@ class Called:
         """One optimizer step."""
         return await self.call("update", lr)  # type: ignore[no-any-return]
 
-    async def weights(self, folder: Path | None = None, live: bool = False) -> Handle:
+    async def weights(self, folder: Path | None = None, live: bool = False) -> Weights:
         """Weights to hand over."""
         return await self.call("weights", folder, live)  # type: ignore[no-any-return]
 

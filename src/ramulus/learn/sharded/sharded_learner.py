@@ -17,7 +17,7 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.in_process import Thread, in_a_new_folder, random_tensors, restore_random_tensors
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Called, Evaluated, Handle
+from ramulus.learn.policy.learner import Called, Evaluated
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded.calls import RANK_CALLS, TOGETHER, build_here
 from ramulus.learn.sharded.checking import check_batches, check_rows, learns
@@ -27,6 +27,7 @@ from ramulus.learn.sharded.sharded_policy import ShardedPolicy, write_whole
 from ramulus.learn.sharded.share import Piece, assembled, pieces, put_back, share_out
 from ramulus.learn.sharded.world import STANDING, World
 from ramulus.models.structure import copied, elsewhere
+from ramulus.models.weights import Weights
 
 RANDOM = "random.safetensors"
 
@@ -138,7 +139,7 @@ class ShardedLearner(Called):
     def _update(self, lr: float) -> dict[str, float]:
         return self._alike("update", lr)  # type: ignore[no-any-return]
 
-    def _weights(self, folder: Path | None, live: bool) -> Handle:
+    def _weights(self, folder: Path | None, live: bool) -> Weights:
         state: dict[str, Tensor] = self._alike("weights")
         if folder is None:
             return state
