@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from random import Random
+from typing import Any, ClassVar
 
 from ramulus.core.task import Path, Task
 from ramulus.core.tree import Node, Tree
 from ramulus.grow.adaptive import Adaptive
-from ramulus.grow.branching import Star
+from ramulus.grow.allocation import Even
+from ramulus.grow.branching import Star, paths
+from ramulus.grow.demonstration import Hinted
+from ramulus.grow.fallback import Anyone, RandomCut
 from ramulus.grow.forks import AttentionForks, EarlyForks, EntropyForks
 from ramulus.grow.prompts import PromptBatch
 from ramulus.grow.schedule import Fixed
+from ramulus.grow.segments import Segments
+from ramulus.grow.temperature import ByEntropy
 from ramulus.learn.advantage.global_local import GlobalLocal
+from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.batch.tree_batch import Credits
+from ramulus.learn.objective import gate
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.mask import DualClip
+from ramulus.learn.objective.mask import DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.learn.objective.token_weight import HighEntropy, Product
 from ramulus.run.config.recipe import Run
 from ramulus.run.signals import Concluded, ForwardInfluence, SignalContext
 from run_recipe import rl
@@ -84,6 +94,160 @@ def credited() -> Run:
     """An advantage that reads a signal of the recipe, behind a rule that reads none."""
     mix = Mix((Term(Estimator(DualClip(0.2, 0.28), Behavior(), Unlike())),))
     return replace(recipe(), branching=Star(4), schedule=Fixed(4), signals=(Change(),), mix=mix)
+
+
+def seen(trees: Sequence[Tree]) -> None:
+    """Raise KeyError unless every path of the policy's carries the signal "change"."""
+    for leaf in (leaf for tree in trees for leaf in paths(tree)):
+        leaf.signals["change"]
+
+
+@dataclass(frozen=True)
+class ChangeGate(gate.Even):
+    """A gate that reads a signal."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def __call__(self, tree: Tree, state: dict[str, Any]) -> tuple[gate.GateWeights, dict[str, Any]]:
+        seen([tree])
+        return super().__call__(tree, state)
+
+
+@dataclass(frozen=True)
+class ChangeClip(DualClip):
+    """A mask that reads a signal of the whole step."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        seen(forest)
+        return {}
+
+
+@dataclass(frozen=True)
+class ChangeBehavior(Behavior):
+    """A reference that reads a signal of the whole step."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        seen(forest)
+        return {}
+
+
+@dataclass(frozen=True)
+class ChangeHeat(ByEntropy):
+    """A temperature rule that reads a signal of the step before."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def measure(self, forest: Sequence[Tree]) -> dict[str, float] | None:
+        seen(forest)
+        return super().measure(forest)
+
+
+@dataclass(frozen=True)
+class ChangeCut(RandomCut):
+    """A cut that reads a signal of the path it cuts."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def __call__(self, leaf: Node, dice: Random, segment: int) -> int:
+        leaf.signals["change"]
+        return super().__call__(leaf, dice, segment)
+
+
+@dataclass(frozen=True)
+class ChangeSeeds(Anyone):
+    """An order of seeds that reads a signal of theirs."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def __call__(self, finished: Sequence[Node], dice: Random, segment: int) -> list[Node]:
+        for leaf in finished:
+            leaf.signals["change"]
+        return super().__call__(finished, dice, segment)
+
+
+@dataclass(frozen=True)
+class ChangeShares(Even):
+    """An allocation that reads a signal of the living paths."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def __call__(self, leaves: Sequence[Node], total: int, segment: int, step: int) -> list[int]:
+        for leaf in leaves:
+            leaf.signals["change"]
+        return super().__call__(leaves, total, segment, step)
+
+
+@dataclass(frozen=True)
+class ChangeRoots(Fixed):
+    """A schedule that reads a signal of the first round."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def expand(self, trees: Sequence[Tree], state: dict[str, Any]) -> tuple[list[set[int]], dict[str, Any]]:  # type: ignore[override]
+        seen(trees)
+        return [{leaf.id for leaf in tree.leaves()} for tree in trees], state
+
+
+@dataclass(frozen=True)
+class UnreadStar(Star):
+    """A star that reads nothing, after no round."""
+
+    rounds: ClassVar[int | None] = 0
+
+
+@dataclass(frozen=True)
+class Half(Fixed):
+    """Keeps about every other tree."""
+
+    def keep(self, tree: Tree) -> bool:
+        return sum(map(ord, tree.task.id)) % 2 == 0
+
+
+def of_change(**parts: Any) -> Run:
+    """A run in which nothing reads the signal of the recipe but what is given; half its trees are dropped."""
+    mask, reference = (parts.pop(name, usual) for name, usual in (("mask", DualClip(0.2, 0.28)), ("reference", Behavior())))
+    mix = Mix((Term(Estimator(mask, reference, GroupMean())),), gate=parts.pop("gate", None))
+    return replace(recipe(), **{"branching": Star(3), "schedule": Half(6), "signals": (Change(),), "mix": mix} | parts)
+
+
+def by_gate() -> Run:
+    return of_change(gate=ChangeGate())
+
+
+def by_mask() -> Run:
+    return of_change(mask=ChangeClip(0.2, 0.28))
+
+
+def by_inner_mask() -> Run:
+    return of_change(mask=Product((PerAuthor(ChangeClip(), Everything()), HighEntropy(0.5))))
+
+
+def by_reference() -> Run:
+    return of_change(reference=ChangeBehavior())
+
+
+def by_temperature() -> Run:
+    return of_change(temperature=ChangeHeat())
+
+
+def by_cut() -> Run:
+    return of_change(branching=Segments(4, 2, 4, fallback=ChangeCut(), seeds=Anyone()))
+
+
+def by_seeds() -> Run:
+    return of_change(branching=Hinted(Segments(4, 2, 4, seeds=ChangeSeeds()), 0))
+
+
+def by_allocation() -> Run:
+    return of_change(branching=Segments(4, 2, 4, allocation=ChangeShares(), fallback=None))
+
+
+def by_schedule() -> Run:
+    return of_change(branching=UnreadStar(3), schedule=ChangeRoots(6))
 
 
 def recomputed() -> Run:

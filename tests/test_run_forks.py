@@ -13,6 +13,7 @@ from ramulus.core.tree import Author, Tree
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run.launch import launch
 from ramulus.run.signals import SignalContext
+from run_forks import Half
 from test_resume import metrics, same
 
 HERE = Path(__file__).parent
@@ -109,6 +110,23 @@ def test_steps_in_which_every_tree_is_dropped_are_written_and_change_nothing(tmp
     assert train(tmp_path / "run", "steps=2", variant=":hopeless") == 0
     assert [(line["trees"], line["dropped"], line["updates"]) for line in metrics(tmp_path / "run")] == [(4, 4, 0)] * 2
     assert len(trees(tmp_path / "run")) == 8
+
+
+@pytest.mark.parametrize("reader", ["gate", "temperature", "schedule", "cut", "seeds", "allocation"])
+def test_who_sees_all_trees_finds_the_signal_in_all_of_them(tmp_path: Path, reader: str) -> None:
+    assert train(tmp_path / "run", "steps=2", variant=f":by_{reader}") == 0
+    leaves = [leaf for tree in trees(tmp_path / "run") for leaf in tree.leaves()]
+    assert len(leaves) >= 36
+    assert all("change" in leaf.signals for leaf in leaves)
+
+
+@pytest.mark.parametrize("reader", ["mask", "inner_mask", "reference"])
+def test_who_sees_what_is_learned_from_finds_the_signal_there_and_no_other_tree_has_it(tmp_path: Path, reader: str) -> None:
+    assert train(tmp_path / "run", "steps=2", variant=f":by_{reader}") == 0
+    kept = Half(6).keep
+    assert {kept(tree) for tree in trees(tmp_path / "run")} == {True, False}
+    for tree in trees(tmp_path / "run"):
+        assert all(("change" in leaf.signals) == kept(tree) for leaf in tree.leaves())
 
 
 def test_an_advantage_reads_a_signal_of_the_recipe(tmp_path: Path) -> None:

@@ -11,15 +11,19 @@ from typing import Any, ClassVar
 import pytest
 
 import run_forks
+from ramulus.core.recipe_part import needed
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
+from ramulus.grow.demonstration import Hinted
 from ramulus.grow.segments import Segments
 from ramulus.grow.worth import Estimated, LowValue
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.mask import Clip
 from ramulus.learn.objective.mix import Mix, Term
+from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior
+from ramulus.learn.objective.token_weight import Product
 from ramulus.run.config.override import override
 from ramulus.run.config.resume import read_saved
 from ramulus.run.signals import (
@@ -168,6 +172,92 @@ def test_a_name_that_nothing_provides_is_refused_before_work_begins(reader: str)
     }[reader]
     with pytest.raises(ValueError, match=rf"{name} needs the signal 'mood', which nothing provides \(.*ForwardInfluence provides influence"):
         check_signals(made)
+
+
+@dataclass(frozen=True)
+class MoodyPart:
+    """Any part, as far as its needs are concerned."""
+
+    features: frozenset[str] = frozenset()
+    needs: ClassVar[tuple[str, ...]] = ("mood",)
+
+    def __call__(self, *_: Any) -> Any: ...
+
+    def expand(self, *_: Any) -> Any: ...
+
+
+class MoodyRule:
+    """One that is no dataclass."""
+
+    needs = ("mood",)
+
+    def __call__(self, tree: Tree) -> list[Node]:
+        return []
+
+
+MOODY = MoodyPart()
+
+
+def term(**parts: Any) -> Mix:
+    return Mix((Term(Estimator(**{"mask": Clip(), "reference": Behavior(), "advantage": GroupMean()} | parts)),))
+
+
+@pytest.mark.parametrize("parts", [
+    {"mix": replace(term(), gate=MOODY)}, {"mix": term(mask=MOODY)}, {"mix": term(mask=Product((Clip(), PerAuthor(MOODY, Clip()))))},
+    {"mix": term(reference=MOODY)}, {"mix": term(leaf=MOODY)}, {"mix": term(advantage=MOODY)},
+    {"temperature": MoodyPart(frozenset({"stats"}))},
+    {"branching": Segments(4, 2, 4, fallback=MOODY)}, {"branching": Segments(4, 2, 4, seeds=MOODY)},
+    {"branching": Segments(4, 2, 4, allocation=MOODY)},
+    {"branching": Hinted(Hinted(Segments(4, 2, 4, fallback=MOODY)))}, {"pruning": (LowValue(MOODY, budget=1),)}, {"pruning": (MoodyRule(),)},
+])  # fmt: skip
+def test_every_part_that_reads_trees_is_served_or_refused(parts: dict[str, Any]) -> None:
+    @dataclass(frozen=True)
+    class Mood(Depth):
+        provides: ClassVar[tuple[str, ...]] = ("mood",)
+
+    run = replace(run_forks.recipe(), **parts)
+    with pytest.raises(ValueError, match=r"needs the signal 'mood', which nothing provides \("):
+        check_signals(run)
+    check_signals(replace(run, signals=(*run.signals, Mood())))
+    lists = run.mix.needs, needed(run.branching), needed(*run.pruning), needed(run.temperature)
+    assert [names for names in lists if "mood" in names] == [("mood",)]
+
+
+def test_a_first_round_is_chosen_before_there_is_any_signal() -> None:
+    with pytest.raises(ValueError, match=r"MoodyPart\(.*\) needs the signal 'mood', but the first round is chosen before anything is sampled"):
+        Segments(4, 2, 4, first=MOODY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", ["rewards", "tasks", "temperature", "answer", "learner", "engine"])
+def test_a_part_that_is_shown_no_tree_cannot_need_a_signal(place: str) -> None:
+    run = replace(run_forks.recipe(), **{place: MOODY})
+    with pytest.raises(ValueError, match=rf"MoodyPart needs the signal 'mood', but nothing shows {place} a tree to read it in: only branching, "):
+        check_signals(run)
+
+
+def test_the_value_head_is_missed_whoever_reads_it() -> None:
+    @dataclass(frozen=True)
+    class Sure(MoodyPart):
+        needs: ClassVar[tuple[str, ...]] = ("value",)
+
+    with pytest.raises(ValueError, match="Sure needs the signal 'value', but the run trains no value head: give the mix one"):
+        check_signals(replace(run_forks.recipe(), mix=replace(term(), gate=Sure())))
+
+
+def test_the_gate_is_served_in_all_trees_the_others_in_those_that_are_kept() -> None:
+    @dataclass(frozen=True)
+    class Deep(MoodyPart):
+        needs: ClassVar[tuple[str, ...]] = ("depth",)
+
+    @dataclass(frozen=True)
+    class Steps(MoodyPart):
+        needs: ClassVar[tuple[str, ...]] = ("depth", "steps")
+
+    trees = [Tree.plant(Task(name, (0,), name)) for name in "ab"]
+    leaves = [tree.add(tree.root, [0, 1], Author.POLICY, finish="eos") for tree in trees]
+    signals = Signals(provided((Depth(),)), SignalContext(None, Vocabulary()))  # type: ignore[arg-type]
+    asyncio.run(signals.before_update(replace(term(mask=Steps()), gate=Deep()), trees, trees[:1]))
+    assert [leaf.signals.keys() for leaf in leaves] == [{"depth", "steps"}, {"depth"}]
 
 
 def test_a_rule_and_a_schedule_say_what_they_read() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ramulus.adapters.flat import own
-from ramulus.core.recipe_part import with_defaults
+from ramulus.core.recipe_part import needed, with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.engine.engine import Engine, Sampling
@@ -27,7 +27,7 @@ from ramulus.learn.batch.tree_batch import Credits
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.run.event_loop import run_to_end
-from ramulus.run.signals import SignalContext, Signals, needed, provided
+from ramulus.run.signals import SignalContext, Signals, provided
 
 _VERSIONS = ("1.16",)  # of TRL that this was tried with
 _PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")  # losses that are divided by all rows, also those that hold no path

@@ -19,7 +19,7 @@ from torch import Tensor
 from ramulus.adapters.flat import flat_paths
 from ramulus.adapters.verl_engine import ClientEngine
 from ramulus.core import store
-from ramulus.core.recipe_part import with_defaults
+from ramulus.core.recipe_part import needed, with_defaults
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
 from ramulus.engine.engine import Sampling
@@ -31,7 +31,6 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.mask import Mask
 from ramulus.learn.objective.mix import signals_of
-from ramulus.run.signals import needed
 
 TRAINER = "ramulus_sync"
 _rows: ContextVar[Sequence[tuple[Tree, int] | None] | None] = ContextVar("_rows", default=None)

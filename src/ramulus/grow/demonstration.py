@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ramulus.core.recipe_part import needed
 from ramulus.core.tree import Tree, correct, demonstrations
 from ramulus.grow.branching import Branching, Bud, dice
 from ramulus.grow.grading import Rewards, grade
@@ -45,7 +46,7 @@ class Hinted:
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals that the rule inside reads."""
-        return self.branching.needs
+        return needed(self.branching)
 
     @property
     def rounds(self) -> int | None:

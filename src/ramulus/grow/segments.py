@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ramulus.core.recipe_part import with_defaults
+from ramulus.core.recipe_part import needed, with_defaults
 from ramulus.core.tree import Author, Node, Tree, origin
 from ramulus.grow.allocation import Allocation, Even, First, MoreFirst
 from ramulus.grow.branching import Bud, depth, dice, own_depth, own_length, paths
@@ -48,7 +48,6 @@ class Segments:
     least: int = 1
     rerolls: int = 0
 
-    needs: ClassVar[tuple[str, ...]] = ()
     rounds: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -64,10 +63,19 @@ class Segments:
             raise ValueError(f"the first round of Segments has 1 to width={self.width} paths, got first={self.first}")
         if isinstance(self.first, MoreFirst) and self.first.high < (self.first.low or self.branching):
             raise ValueError(f"{self.first} is below the branching factor {self.branching}: raise high, or set low")
+        if names := needed(self.first):
+            raise ValueError(
+                f"{self.first} needs the signal {names[0]!r}, but the first round is chosen before anything is sampled: leave needs out of the class"
+            )
         if self.tokens < 0 or self.rerolls < 0:
             raise ValueError(f"Segments needs tokens and rerolls >= 0 (0: none), got {self.tokens} and {self.rerolls}")
         if not 1 <= self.least <= self.width:
             raise ValueError(f"Segments needs 1 <= least <= width={self.width}, got least={self.least}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signals that the parts inside read."""
+        return needed(self.allocation, self.seeds, self.fallback)
 
     def __call__(self, tree: Tree) -> list[Bud]:
         known = paths(tree)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ramulus.core.recipe_part import RecipePart, with_defaults
+from ramulus.core.recipe_part import needed
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.grow.allocation import logprobs
 from ramulus.grow.branching import depth, paths
@@ -115,7 +115,7 @@ class LowValue:
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals that the estimate reads."""
-        return tuple(with_defaults(self.worth, RecipePart).needs)
+        return needed(self.worth)
 
     def __call__(self, tree: Tree) -> list[Node]:
         known = paths(tree)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ramulus.core import store
+from ramulus.core.recipe_part import needed
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree, correctness
 from ramulus.engine.engine import Engine, Sampling, rule_features
@@ -22,7 +23,7 @@ from ramulus.look.cost.ledger import Fate, cost, costs, fates
 from ramulus.look.evaluation.statistics import mean
 from ramulus.run.config.recipe import Run
 from ramulus.run.gated_engine import GatedEngine
-from ramulus.run.signals import Signals, needed
+from ramulus.run.signals import Signals
 from ramulus.run.step_progress import StepProgress
 from ramulus.tasks.grading_budget import grading_budget
 
@@ -151,6 +152,8 @@ class Rollouts:
             wanted, cursor["schedule"] = schedule([grown[i] for i in places], draws, cursor["schedule"])
             if wanted < 1:
                 if follows:
+                    if self.signals is not None:
+                        await self.signals(grown, needed(rule))
                     cursor["temperature"] = rule.measure(grown) or cursor.get("temperature")
                 return Rollout(grown, places[:asked], draws, asked, before, ahead, growth.engine.seconds), cursor
             if draws == 0 and (
@@ -289,7 +292,7 @@ class Growth:
         young = [tree for tree in grown if tree.rounds == 1 and self.expands]
         await together(self.judge(tree) for tree in young)
         last = run.branching.rounds
-        asking = [tree for tree in grown if last is None or tree.rounds <= last]
+        asking = [tree for tree in grown if last is None or tree.rounds <= max(last, 1)]  # a schedule looks after the first
         if self.signals is not None and self.names and asking:
             await self.signals(asking, self.names)
         if self.signals is not None and self.late:

@@ -1,4 +1,4 @@
-"""Signals: numbers of every token that rules, schedules and advantages read, each computed by an object of the recipe or a shipped one."""
+"""Signals: numbers of every token that parts of a recipe read, each computed by an object of the recipe or a shipped one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from functools import cached_property
 from inspect import isawaitable
 from typing import Any, ClassVar, Protocol
 
-from ramulus.core.recipe_part import RecipePart, with_defaults
+from ramulus.core.recipe_part import needed
 from ramulus.core.tree import Tree
+from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
@@ -173,7 +174,7 @@ class Signals:
 
     async def __call__(self, trees: Sequence[Tree], names: Iterable[str]) -> None:
         """Write these signals, and those that they are computed from. ValueError for a column that is not one number for each token."""
-        for provider in ordered(self.providers, names):
+        for provider in ordered(self.providers, names) if trees else ():
             columns = provider(trees, self.context)
             for node, name, values in await columns if isawaitable(columns) else columns:
                 if name not in provider.provides or len(values) != len(node.tokens):
@@ -182,6 +183,13 @@ class Signals:
                         f"a signal is one number for each, of a name it provides ({', '.join(provider.provides)})"
                     )
                 node.signals[name] = values if isinstance(values, array) else array("d", values)
+
+    async def before_update(self, mix: Mix, grown: Sequence[Tree], kept: Sequence[Tree]) -> None:
+        """Write what the parts of a Mix read in graded trees: its gate in all that were grown, the others in those that are kept and scored."""
+        gate, scored = needed(mix.gate), {id(tree) for tree in kept}
+        await self(grown, [name for name in gate if name not in mix.columns])
+        await self([tree for tree in grown if id(tree) not in scored], [name for name in gate if name in mix.columns])
+        await self(kept, [name for name in mix.needs if name not in gate and name not in mix.columns])
 
 
 def provided(signals: Sequence[Signal]) -> dict[str, Signal]:
@@ -208,7 +216,7 @@ def ordered(providers: Mapping[str, Signal], names: Iterable[str], reader: str =
         if name in above:
             raise ValueError(f"signals need each other in a circle: {' from '.join((*above, name))}")
         provider = providers[name]
-        for below in provider.needs:
+        for below in needed(provider):
             visit(below, type(provider).__name__, (*above, name))
         if provider not in order:
             order.append(provider)
@@ -216,8 +224,3 @@ def ordered(providers: Mapping[str, Signal], names: Iterable[str], reader: str =
     for name in names:
         visit(name, reader, ())
     return order
-
-
-def needed(*rules: Any) -> tuple[str, ...]:
-    """The signals that some rule reads."""
-    return tuple(dict.fromkeys(name for rule in rules for name in with_defaults(rule, RecipePart).needs))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ramulus.core.json_object import object_in
-from ramulus.core.recipe_part import RecipePart, with_defaults
+from ramulus.core.recipe_part import RecipePart, inside, needed, parts_of, readers, with_defaults
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
@@ -27,7 +27,6 @@ from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
 from ramulus.run import checkpoint
 from ramulus.run.cluster import Ground
-from ramulus.run.config.parts import parts_of
 from ramulus.run.config.recipe import Model, Run
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
@@ -38,10 +37,13 @@ from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.sampler import skeleton_of
 from ramulus.run.scored_engine import ScoredEngine, with_entropies
-from ramulus.run.signals import SignalContext, Signals, StateValue, needed, ordered, provided
+from ramulus.run.signals import SignalContext, Signals, StateValue, ordered, provided
 from ramulus.run.slow_modes import threads_of
 from ramulus.tasks.problem import check_ids
 from ramulus.tasks.self_check import unmatched
+
+SHOWN_TREES = ("branching", "schedule", "pruning", "temperature", "mix")
+"""The fields of a Run whose parts may read signals: a temperature rule when it measures a step's trees, a Mix when they are graded."""
 
 
 @dataclass(frozen=True)
@@ -160,18 +162,29 @@ def _check(run: Run, parts: Parts, config: Any) -> None:
 
 
 def check_signals(run: Run) -> None:
-    """Raise ValueError for a signal that nothing provides or two objects do, and for a rule or schedule that does not say what it reads."""
+    """Raise ValueError for a signal that nothing provides or two objects do, for a part that cannot read the one it needs, and for a rule or
+    schedule that does not say what it reads."""
     for part, names in ((run.branching, ("needs", "rounds")), (run.schedule, ("needs", "expand"))):
         for name in (name for name in names if not hasattr(part, name)):
             usual = "()" if name == "needs" else "None"
             raise ValueError(f"{type(part).__name__} has no {name!r}: write {name}: ClassVar = {usual} into the class, or what it reads")
     providers = provided(run.signals)
-    for reader in (run.branching, run.schedule, *run.pruning, *(term.estimator.advantage for term in run.mix.terms)):
-        if StateValue() in ordered(providers, needed(reader), type(reader).__name__) and not run.mix.value:
-            raise ValueError(
-                f"{type(reader).__name__} needs the signal 'value', but the run trains no value head: give the mix one (value=0.5 with the "
-                "advantage GAE), or judge paths by MeanLogprob or Agreement"
-            )
+    for place, thing in inside(run):
+        if place == "signals":  # each is asked where somebody reads it
+            continue
+        shown = place in SHOWN_TREES and (place != "temperature" or "stats" in rule_features(run.temperature))
+        for part, read in readers(inside(thing) if thing is run.mix else thing):
+            reader = type(part).__name__
+            if not shown:
+                raise ValueError(
+                    f"{reader} needs the signal {read[0]!r}, but nothing shows {place} a tree to read it in: only {', '.join(SHOWN_TREES[:3])}, mix "
+                    "and a temperature rule with the feature 'stats' read signals, so leave needs out of the class"
+                )
+            if StateValue() in ordered(providers, read, reader) and not run.mix.value:
+                raise ValueError(
+                    f"{reader} needs the signal 'value', but the run trains no value head: give the mix one (value=0.5 with the "
+                    "advantage GAE), or judge paths by MeanLogprob or Agreement"
+                )
 
 
 def check_engine(run: Run, engine: Engine) -> None:
@@ -195,7 +208,7 @@ def check_engine(run: Run, engine: Engine) -> None:
 
 def check_grown_ahead(run: Run, engine: Engine) -> None:
     """Raise ValueError where trees would ask the learner for something while it learns."""
-    reading = [part for part in (run.branching, run.schedule, *run.pruning) if needed(part)]
+    reading = [part for part in (run.branching, run.schedule, *run.pruning, run.temperature) if needed(part)]
     if run.cluster and run.cluster.ahead and (reading or isinstance(engine, ScoredEngine)):
         what = f"{type(reading[0]).__name__} reads what it computes" if reading else "it computes the entropies that the engine lacks"
         raise ValueError(f"with cluster.ahead={run.cluster.ahead} trees grow while the learner learns, but {what}: set cluster.ahead=0")

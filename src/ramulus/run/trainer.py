@@ -41,7 +41,7 @@ from ramulus.run.machine import Machine
 from ramulus.run.memory.step import USUAL_TOKENS
 from ramulus.run.minibatch import Minibatch, has_signal, minibatches, step_stats
 from ramulus.run.numerics import numerics
-from ramulus.run.rollouts import START, Cursor
+from ramulus.run.rollouts import START, Cursor, Rollout
 from ramulus.run.runtime import device_of
 from ramulus.run.saving import Saving, failure_of
 from ramulus.run.step_progress import StepProgress
@@ -182,7 +182,7 @@ class Trainer:
                 await self.rest()
         trees = rollout.kept
         with clock("score"):
-            await self.score(trees)
+            await self.score(rollout)
         with clock("credit"):
             credits = run.mix.credit(trees) if trees else []
             every, gate = run.mix.gates(rollout.grown, self.state.mix)  # a gate learns from trees that are dropped, too
@@ -211,12 +211,12 @@ class Trainer:
             raise
         return learned() | unwritten
 
-    async def score(self, trees: list[Tree]) -> None:
+    async def score(self, rollout: Rollout) -> None:
         """Write into the trees what the mix reads of them: log-probs by the learner, and signals."""
-        columns, signals = self.run.mix.columns, self.rollouts.signals
-        await score(self.learner, trees, columns - self.begins, known=signals.context.rides if signals else ())
-        if signals and (names := [name for name in self.run.mix.needs if name not in columns]):
-            await signals(trees, names)
+        mix, signals = self.run.mix, self.rollouts.signals
+        await score(self.learner, rollout.kept, mix.columns - self.begins, known=signals.context.rides if signals else ())
+        if signals:
+            await signals.before_update(mix, rollout.grown, rollout.kept)
 
     async def learn(self, cut: Sequence[Minibatch], number: int, clock: Clock) -> StepStatistics:
         """One optimizer step for each minibatch; those without signal change nothing."""

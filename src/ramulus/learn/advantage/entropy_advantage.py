@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ramulus.core.recipe_part import with_defaults
+from ramulus.core.recipe_part import needed, with_defaults
 from ramulus.core.share import at_most
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.advantage.group import Advantage, GroupMean
@@ -59,7 +59,7 @@ class MadeOver:
     @property
     def needs(self) -> tuple[str, ...]:
         """The signals that the other advantage reads."""
-        return tuple(with_defaults(self.advantage, Advantage).needs)
+        return needed(self.advantage)
 
     @property
     def column(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ramulus.core.recipe_part import with_defaults
+from ramulus.core.recipe_part import inside, needed, with_defaults
 from ramulus.core.tree import Author, Tree
 from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.batch.tree_batch import Credits, TreeBatch
@@ -143,7 +143,8 @@ class Mix:
             raise ValueError(
                 "a term's side is a weight of the Mix's gate, but the Mix has none: give it gate=Switch(), say, or leave side out"
             )
-        if not (math.isfinite(self.value) and (self.value > 0 if "value" in self.needs else self.value == 0)):
+        valued = "value" in needed(*(term.estimator.advantage for term in self.terms))
+        if not (math.isfinite(self.value) and (self.value > 0 if valued else self.value == 0)):
             raise ValueError(
                 f"value is the coefficient of a value head: above 0 with an advantage such as GAE, else 0; got {self.value}"
             )
@@ -161,8 +162,8 @@ class Mix:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The signals that some advantage reads."""
-        return tuple(name for term in self.terms for name in with_defaults(term.estimator.advantage, Advantage).needs)
+        """The signals that some part reads: the gate in every graded tree, the others in those that are learned from."""
+        return needed(*(value for _, value in inside(self)))
 
     @property
     def columns(self) -> set[str]:

@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.recipe_part import everything_in, is_part
 from ramulus.run.config.package_classes import FORMER_CLASSES
-from ramulus.run.config.parts import everything_in, is_part
 
 CLASS = "class"  # the key that names the class of a dataclass in JSON
 FORMER_FIELDS = {  # (class, field by the name it had before): its name

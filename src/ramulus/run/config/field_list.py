@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ramulus.core.recipe_part import is_part
 from ramulus.run.config.describe import to_python
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.override import override, word_of
-from ramulus.run.config.parts import is_part
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.values import describe, field_types, free, has_text, options_of
 

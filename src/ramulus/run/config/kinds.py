@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from ramulus.run.config.parts import everything_in, inside, is_part
+from ramulus.core.recipe_part import everything_in, inside, is_part
 from ramulus.run.config.values import describe, field_types, has_text, options_of
 
 

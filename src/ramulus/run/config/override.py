@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
-from ramulus.run.config.parts import is_part, paths_to
+from ramulus.core.recipe_part import is_part, paths_to
 from ramulus.run.config.short_names import long_name
 from ramulus.run.config.unknown import unknown
 from ramulus.run.config.values import BOOLS, NONES, field_types, free, has_text, options_of, parse, type_of_item

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ramulus.core.recipe_part import is_part
 from ramulus.run.config.kinds import check_kinds
 from ramulus.run.config.package_classes import FORMER_CLASSES, class_named, imports_of
-from ramulus.run.config.parts import is_part
 from ramulus.run.config.unknown import MOVED, unknown
 
 

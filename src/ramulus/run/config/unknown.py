@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from ramulus.run.config.parts import paths_to
+from ramulus.core.recipe_part import paths_to
 from ramulus.run.config.short_names import FIELDS, NOT_TAKEN
 
 MOVED = {

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from ramulus.run.config.parts import is_part
+from ramulus.core.recipe_part import is_part
 
 BOOLS = {"true": True, "True": True, "yes": True, "on": True, "false": False, "False": False, "no": False, "off": False}
 NONES = {"none": None, "None": None, "null": None}

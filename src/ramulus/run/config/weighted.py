@@ -11,9 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ramulus.core.recipe_part import inside
 from ramulus.core.task import Reward
 from ramulus.run.config.describe import to_json
-from ramulus.run.config.parts import inside
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from typing import Any, Literal, get_origin
 
 import yaml
 
+from ramulus.core.recipe_part import is_part
 from ramulus.run.config.describe import CLASS, to_json
 from ramulus.run.config.override import Blank, Word, whole_value, without_blanks, word_of
 from ramulus.run.config.package_classes import class_named, yaml_name
-from ramulus.run.config.parts import is_part
 from ramulus.run.config.python_file import cause, read_file
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.unknown import unknown
