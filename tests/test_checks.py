@@ -12,6 +12,7 @@ import run_forks
 import run_value
 from ramulus.grow.branching import Star
 from ramulus.grow.demonstration import Hinted
+from ramulus.grow.segments import Segments
 from ramulus.learn.advantage.group import GroupMean
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.mask import Clip
@@ -31,6 +32,7 @@ def test_an_adaptive_schedule_wants_a_rule_that_branches(rule: object) -> None:
     ):
         check_schedule(replace(run, branching=rule))
     check_schedule(trained_alone(replace(run, branching=rule)))
+    check_schedule(replace(run, branching=Hinted(Segments(4, 2, 4, branching=2))))
 
 
 def trained_alone(run: Run) -> Run:

@@ -24,6 +24,8 @@ from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
+from ramulus.grow.branching import paths
+from ramulus.grow.demonstration import Hinted
 from ramulus.grow.schedule import Schedule
 from ramulus.learn.advantage.group import Advantage, GroupMean
 from ramulus.learn.batch.tree_batch import Credits
@@ -75,6 +77,7 @@ def grown() -> Tree:
 def test_the_branching_rule_grows_again_from_the_most_surprising_token(page: ModuleType) -> None:
     rule, tree = page.SecondThoughts(3), Tree.plant(Task("t", (1,), "t"))
     assert len(rule(tree)) == 3
+    assert (rule.most_paths(), Hinted(rule, 2).most_paths()) == (6, 10)
     tree = grown()
     tree.rounds = 1
     for node, name, values in page.Surprise()([tree], None):
@@ -135,7 +138,7 @@ def test_what_a_part_leaves_out_is_said_by_its_protocol(page: ModuleType) -> Non
     assert fade.factor(1, none, none, None).tolist() == [1.0] * 3
     plain = with_defaults(lambda logp, batch: logp, Reference)
     assert (plain.column, plain.needs, plain.records, plain.potential(none, None)) == (None, (), (), None)
-    assert with_defaults(Dynamic(2, draws=5), Schedule).draws == 5
+    assert (with_defaults(Dynamic(2, draws=5), Schedule).draws, with_defaults(object(), Schedule).most_trees) == (5, None)
 
 
 @pytest.mark.parametrize("around", [lambda mask: mask, lambda mask: Product((Clip(), mask)), lambda mask: PerAuthor(mask, Clip())])
@@ -176,6 +179,7 @@ def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
         first = [leaf for leaf in tree.leaves() if leaf.why == "first"]
         again = [leaf for leaf in tree.leaves() if leaf.why == "again"]
         assert len(again) == len(first) == 4
+        assert len(paths(tree)) == page.SecondThoughts(4).most_paths()
         assert all("surprise" in leaf.signals for leaf in first)
         assert not any("surprise" in leaf.signals for leaf in again), "nobody would read it"
 

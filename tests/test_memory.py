@@ -33,7 +33,7 @@ from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, sampling_of, step_memory, way_of
-from ramulus.run.memory.work import paths_of, work_of
+from ramulus.run.memory.work import work_of
 
 TOKENS = 128, 384
 
@@ -239,8 +239,8 @@ def test_rows_are_those_that_the_engine_makes() -> None:
 
 
 def test_the_work_of_a_step_is_read_off_the_rules() -> None:
-    assert paths_of(treepo.recipe().branching) == treepo.recipe().branching.width
-    assert paths_of(treerl.recipe().branching) == 6 * (1 + 2 * 2)
+    assert work_of(treepo.recipe()).paths == treepo.recipe().branching.width
+    assert work_of(treerl.recipe()).paths == 6 * (1 + 2 * 2)
     work = work_of(quickstart_real.recipe())
     assert (work.trees, work.paths, work.longest, work.tokens) == (8, 8, 160 + 64, 8 * (160 + 8 * 64))
 

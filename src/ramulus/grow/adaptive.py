@@ -56,6 +56,11 @@ class Adaptive:
         """Trees of the first step."""
         return self.batch.first
 
+    @property
+    def most_trees(self) -> int | None:
+        """Trees of a step at most; None where the batch has no bound."""
+        return max(self.batch.first, self.batch.most) if self.batch.most else None
+
     def asked(self, state: State) -> int:
         """Trees of the next step."""
         return self.batch.size(state.get("batch", {}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author, Node, Tree
 
 
@@ -51,6 +52,31 @@ class Branching(Protocol):
     def __call__(self, tree: Tree) -> list[Bud]: ...
 
 
+class BranchingOptions(Protocol):
+    """What a branching rule may say of itself beside that."""
+
+    def most_paths(self, more: int = 0) -> int | None:
+        """Paths of a tree at most, with `more` that a rule around this one begins in the first round; None where nobody knows.
+
+        One around another that says nothing grows as many as that one.
+        """
+        inner = wrapped(self)
+        return None if inner is None else with_defaults(inner, BranchingOptions).most_paths(more)
+
+
+def wrapped(rule: Any) -> Branching | None:
+    """The rule that another one is around, which holds it as `branching`; None for one that stands alone."""
+    inner: Any = getattr(rule, "branching", None)
+    return inner if callable(inner) else None  # a number is how often something branches
+
+
+def innermost(rule: Branching) -> Branching:
+    """The rule that stands alone in those around it."""
+    while (inner := wrapped(rule)) is not None:
+        rule = inner
+    return rule
+
+
 @dataclass(frozen=True)
 class Star:
     """`n` independent paths from the root in one round: a GRPO group (arXiv 2402.03300); Star(0) samples nothing.
@@ -72,6 +98,10 @@ class Star:
 
     def __call__(self, tree: Tree) -> list[Bud]:
         return [Bud(tree.root, why="star") for _ in range(self.n)] if tree.rounds == 0 else []
+
+    def most_paths(self, more: int = 0) -> int:
+        """Paths of a tree, with `more` of a rule around this one."""
+        return self.n + more
 
 
 def paths(tree: Tree) -> list[Node]:

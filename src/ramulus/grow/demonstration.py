@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ramulus.core.recipe_part import needed
+from ramulus.core.recipe_part import needed, with_defaults
 from ramulus.core.tree import Tree, correct, demonstrations
-from ramulus.grow.branching import Branching, Bud, dice
+from ramulus.grow.branching import Branching, BranchingOptions, Bud, dice
 from ramulus.grow.grading import Rewards, grade
 from ramulus.grow.stop import Decode
 
@@ -52,6 +52,10 @@ class Hinted:
     def rounds(self) -> int | None:
         """The rounds of the rule inside; None without a limit."""
         return self.branching.rounds
+
+    def most_paths(self, more: int = 0) -> int | None:
+        """Paths of a tree at most, as the rule inside knows it, with the `n` hints and `more` of a rule around this one."""
+        return with_defaults(self.branching, BranchingOptions).most_paths(self.n + more)
 
     def __call__(self, tree: Tree) -> list[Bud]:
         buds = list(self.branching(tree))

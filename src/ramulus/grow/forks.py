@@ -45,6 +45,10 @@ class AttentionForks:
             return [Bud(tree.root, why="root") for _ in range(self.roots)]
         return [bud for leaf in newest(tree, self.rounds) for bud in self.fork(leaf)]
 
+    def most_paths(self, more: int = 0) -> int:
+        """Paths of a tree at most: all of a round may be branched in the next, those that a rule around this one began too."""
+        return (self.roots + more) * sum((self.points * self.branches) ** n for n in range(self.rounds + 1))
+
     def fork(self, leaf: Node) -> list[Bud]:
         """The buds inside one path."""
         starts, base = steps_of(leaf), above(leaf)
@@ -87,6 +91,10 @@ class EarlyForks:
         if tree.rounds == 0:
             return [Bud(tree.root, why="root") for _ in range(self.roots)]
         return [bud for leaf in newest(tree, self.rounds) for bud in self.fork(tree, leaf)]
+
+    def most_paths(self, more: int = 0) -> int:
+        """Paths of a tree at most: each of the first round is branched, those that a rule around this one began too."""
+        return (self.roots + more) * (1 + self.points * self.branches)
 
     def fork(self, tree: Tree, leaf: Node) -> list[Bud]:
         """The buds inside one path."""
@@ -148,6 +156,10 @@ class EntropyForks:
             return []
         tops = [node for node in tree.root.children if node.author is Author.POLICY and expanded(tree, node)]
         return [bud for top in tops for bud in self.fork(top)]
+
+    def most_paths(self, more: int = 0) -> int:
+        """Paths of a tree at most: each round branches below each of the first, those that a rule around this one began too."""
+        return (self.roots + more) * (1 + self.rounds * self.points * self.branches)
 
     def fork(self, top: Node) -> list[Bud]:
         """The buds below one root: the `points` highest scores, the earlier token in preorder where they are alike."""

@@ -38,6 +38,11 @@ class Schedule(Protocol):
         """How often it draws for one step, at most; one that says nothing draws once."""
         return 1
 
+    @property
+    def most_trees(self) -> int | None:
+        """Trees that a step trains on at most; None where nothing bounds them."""
+        return None
+
     def asked(self, state: State) -> int:
         """Trees wanted for the step that the state leads to; an adaptive schedule changes its mind from step to step."""
         ...
@@ -75,6 +80,11 @@ class Fixed:
 
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
         return (self.prompts if draws == 0 else 0), state
+
+    @property
+    def most_trees(self) -> int:
+        """Trees of every step."""
+        return self.prompts
 
     def keep(self, tree: Tree) -> bool:
         return True
@@ -114,6 +124,11 @@ class Dynamic:
     def __call__(self, kept: Sequence[Tree], draws: int, state: State) -> tuple[int, State]:
         missing = max(self.prompts - len(kept), 0)
         return (at_least(self.oversample, missing) if draws < self.draws else 0), state
+
+    @property
+    def most_trees(self) -> int:
+        """Trees that a step trains on, where it has them."""
+        return self.prompts
 
     def keep(self, tree: Tree) -> bool:
         """Whether the policy's graded paths differ in correctness, or in reward where one has none; a lone path is kept."""

@@ -89,6 +89,11 @@ class Segments:
             return self.branch(tree, living, ended)
         return self.fall_back(tree, ended) if self.fallback is not None else []
 
+    def most_paths(self, more: int = 0) -> int:
+        """Paths of a tree at most, rerolls among them; `more` of a rule around this one may be above `width` with those of the first round."""
+        first = self.width if callable(self.first) else self.first or self.branching
+        return max(self.width + self.rerolls, first + more)
+
     def first_round(self, tree: Tree) -> int:
         """Paths of the first round."""
         if self.first is None or isinstance(self.first, int):

@@ -120,7 +120,7 @@ async def pace_and_steps(run: Run, parts: Parts) -> tuple[Pace, list[TriedStep]]
     pace = await taste(run, parts, CONCURRENT)
     work = real(work_of(run), parts)
     tree = work.tree_tokens / pace.trained + (work.paths * work.response / pace.sampled if pace.sampled else 0.0)
-    trees = min(int(BUDGET / tree), work.trees, len(parts.tasks))
+    trees = min(int(BUDGET / tree), work.first, len(parts.tasks))
     if trees < 1:
         return pace, []
     await tried(run, parts, trees)
@@ -135,7 +135,7 @@ async def taste(run: Run, parts: Parts, most: int) -> Pace:
     """The pace of this machine: trees of at most so many short paths grown and graded, then evaluated as the learner evaluates them."""
     work = work_of(run)
     limit = min(TASTE, run.response_limit)
-    trees = max(1, min(work.trees, len(parts.tasks), most // work.paths))
+    trees = max(1, min(work.first, len(parts.tasks), most // work.paths))
     short = replace(run, schedule=Fixed(trees), response_limit=limit, ahead=0)
     stop = Stop(parts.stop.eos, limit, parts.decode, run.answer, run.repetition)
     rollouts = rollouts_of(short, parts, stop)
@@ -152,7 +152,7 @@ async def taste(run: Run, parts: Parts, most: int) -> Pace:
 
 async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
     """A step of training on so many trees, of which nothing is kept but a model in memory that is thrown away."""
-    whole = trees == work_of(run).trees
+    whole = trees == work_of(run).first
     learner = TimedUpdates(parts.learner)
     with TemporaryDirectory(prefix="ramulus-dry-run-") as folder:
         small = replace(run, out=folder, ahead=0, trees_every=0, minibatches=run.minibatches if whole else 1)
@@ -173,12 +173,12 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
 
 def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float, float, float]:
     """(tokens sampled, tokens trained, seconds) of a step of all trees by that of some; where groups are dropped, in as many draws as it takes."""
-    if step.trees >= work.trees:
+    if step.trees >= work.first:
         return step.sampled, step.trained, step.growing + step.learning + step.optimizer
     draws, grown, kept = with_defaults(run.schedule, Schedule).draws, 0.0, 0.0
     for _ in range(draws):
-        grown += work.trees - kept
-        kept += (work.trees - kept) * (step.mixed if draws > 1 else 1.0)
+        grown += work.first - kept
+        kept += (work.first - kept) * (step.mixed if draws > 1 else 1.0)
     more, learned = grown / step.trees, kept / (step.trees * (step.mixed if draws > 1 else 1.0) or 1.0)
     growing = step.sampled * more / pace.sampled if pace.sampled else step.growing * more
     return step.sampled * more, step.trained * learned, growing + step.learning * learned + step.optimizer * run.minibatches
@@ -205,14 +205,15 @@ def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) ->
     step, whole = (" to ".join(lasting(seconds) for seconds in sorted(many)) for many in (times, [each * run.steps + checked for each in times]))
     here = f"{pace.sampled:,.0f} tokens sampled and {trained:,.0f} trained a second" if samples else f"{trained:,.0f} tokens a second"
     memory = planned(run if not isinstance(run.model, str) else replace(run, model=model_path(run.model)))
-    visits = run.steps * work.trees / len(parts.tasks)
+    visits = run.steps * work.first / len(parts.tasks)
     return [
         f"problems: {len(parts.tasks)} to train on, {len(parts.evals)} held out; the longest prompt has {work.prompt} tokens",
-        f"a step: {work.trees} trees of {work.paths} paths{more}; {counted}",
+        f"a step: {work.spelled}{more}; {counted}",
         f"here: {here}",
         f"so a step takes {about} {step} and the run {about} {whole}{with_them}{rest}",
         f"memory: at most {memory.peak / GB:.2f} GB (`ramulus plan` says of what)",
         f"every problem is visited {visits:.1f} times in {run.steps} steps",
+        *work.assumed,
     ]
 
 

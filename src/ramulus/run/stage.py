@@ -18,7 +18,7 @@ from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import FEATURES, Engine, Sampling, rule_features
 from ramulus.grow.adaptive import Adaptive
-from ramulus.grow.branching import Star
+from ramulus.grow.branching import Star, innermost
 from ramulus.grow.grading import Call, settle_all
 from ramulus.grow.stop import Stop
 from ramulus.learn.advantage.group import Advantage
@@ -218,9 +218,7 @@ def check_schedule(run: Run) -> None:
     """Raise ValueError where an adaptive schedule would drop every tree, or count as trained what the advantage does not train."""
     if not isinstance(run.schedule, Adaptive):
         return
-    rule = run.branching
-    while hasattr(rule, "branching"):
-        rule = rule.branching
+    rule = innermost(run.branching)
     if isinstance(rule, Star) and not run.schedule.unbranched:
         raise ValueError(
             f"Adaptive trains no path that nothing branches from, and {rule} never branches, so that every tree would be dropped: "

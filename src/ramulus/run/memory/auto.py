@@ -96,7 +96,7 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learne
         remark += f"; up to {tokens:,} tokens go through the model at once"
     if needed[fullest] > fullest.free:
         remark += ": it does not fit; see `ramulus plan` for what takes how much"
-    return Taken(tokens, engine_bytes // MB or USUAL_MB, remark)
+    return Taken(tokens, engine_bytes // MB or USUAL_MB, "; ".join([remark, *work_of(run).assumed]))
 
 
 def fitting(run: Run, sizes: Sizes, site: Site, free: float, present: bool = True) -> StepMemory:

@@ -15,6 +15,7 @@ from ramulus.run.memory.fleet import MOST_GPUS, OF_A_MACHINE, Split, count_of, s
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.rates import GPUS, Gpu, published
 from ramulus.run.memory.step import MOMENTS, StepMemory
+from ramulus.run.memory.work import work_of
 
 SISTERS = ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-32B")
 COLUMNS = ("model", "GPUs", "trainers", "samplers", "GB", "rows", "sampled/s", "trained/s", "feeds")
@@ -41,7 +42,7 @@ def print_fleet(run: Run, gpus: str, console: Console) -> None:
             console.print(shortage(each, sizes, gpu, count, name), markup=False, highlight=False, soft_wrap=True)
     if best_ways[0]:
         console.print(parts_table(max(best_ways[0], key=lambda split: split.rate)))
-    for line in (LEGEND, said_of_rates()):
+    for line in (LEGEND, said_of_rates(), *work_of(run).assumed):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

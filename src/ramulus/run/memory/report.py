@@ -73,7 +73,8 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
     sentences = [
         f"at most {memory.peak / GB:.2f} GB, {SPELLED[memory.phase]}, with {memory.tokens:,} tokens going through the model at once",
         f"{memory.rows} sequences of {work.longest:,} tokens decode together, with {memory.engine_bytes / GB:.2f} GB for keys and values",
-        f"a step has {work.trees} trees of {work.paths} paths, at most {work.tokens:,} tokens",
+        f"a step has {work.spelled}, at most {work.tokens:,} tokens",
+        *work.assumed,
     ]
     others = beside(run, memory)
     together = memory.peak + sum(count * other.peak for _, count, other in others)

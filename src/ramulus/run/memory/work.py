@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ramulus.core.recipe_part import with_defaults
+from ramulus.grow.branching import BranchingOptions, innermost
+from ramulus.grow.schedule import Schedule
 from ramulus.run.config.recipe import Run
+
+USUAL_PATHS = 8  # of a tree, where its branching rule does not say
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,17 @@ class Work:
     """The work of one step at most; tokens as if every path ran to response_limit and shared its prompt alone."""
 
     trees: int
+    first: int  # trees of the first step, from which a schedule may go on to fewer or more
     paths: int  # of a tree, demonstrations among them
     prompt: int  # tokens, prompt_limit
     response: int  # tokens, response_limit
+    assumed: tuple[str, ...] = ()  # what no part of the recipe says, in sentences
+
+    @property
+    def spelled(self) -> str:
+        """Trees and paths, in words."""
+        later = f" (later up to {self.trees} trees)" if self.trees > self.first else ""
+        return f"{self.first} trees of {self.paths} paths{later}"
 
     @property
     def longest(self) -> int:
@@ -35,19 +47,15 @@ class Work:
 
 def work_of(run: Run) -> Work:
     """The work of a step of this run."""
-    batch = getattr(run.schedule, "batch", None)
-    trees = getattr(run.schedule, "prompts", None) or max(getattr(batch, "first", 1), getattr(batch, "most", 0))
-    return Work(int(trees), max(1, paths_of(run.branching) + run.demonstrations), run.prompt_limit, run.response_limit)
-
-
-def paths_of(rule: Any) -> int:
-    """Most paths of a tree that a branching rule grows, as its fields say; 8 for a rule of one's own that says nothing."""
-    while hasattr(rule, "branching") and not isinstance(rule.branching, int):
-        rule = rule.branching
-    for name in ("n", "width"):
-        if isinstance(getattr(rule, name, None), int):
-            return int(getattr(rule, name))
-    if hasattr(rule, "roots"):
-        grown = 1 + rule.points * rule.branches
-        return int(rule.roots * grown ** getattr(rule, "rounds", 1))
-    return 8
+    trees, paths = with_defaults(run.schedule, Schedule).most_trees, with_defaults(run.branching, BranchingOptions).most_paths()
+    first, assumed = run.schedule.asked({}), []
+    if trees is None:
+        assumed.append(
+            f"{type(run.schedule).__name__} does not bound the trees of a step: {first} were assumed, as in the first one "
+            "(schedule.batch.most bounds those of Adaptive, most_trees those of a schedule of your own)"
+        )
+    if paths is None:
+        rule = type(innermost(run.branching)).__name__
+        assumed.append(f"{rule} does not say how many paths a tree has at most: {USUAL_PATHS} were assumed (docs/extend.md: most_paths)")
+    trees, paths = first if trees is None else trees, USUAL_PATHS if paths is None else paths
+    return Work(trees, first, max(1, paths + run.demonstrations), run.prompt_limit, run.response_limit, tuple(assumed))
