@@ -16,7 +16,7 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree
-from ramulus.learn.attention import compiled
+from ramulus.learn.attention import kernels as compiled
 from ramulus.learn.attention.runs import PathByPath, runs
 from ramulus.learn.attention.tree_attention import TreePlan, attending, block_mask, plan, tree_attention, visible
 from ramulus.learn.batch.layout import Layout, lay_out

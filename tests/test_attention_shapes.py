@@ -15,7 +15,7 @@ from engines import KERNELS
 from forests import forest
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Node, Tree
-from ramulus.learn.attention.compiled import Stacked
+from ramulus.learn.attention.kernels import Stacked
 from ramulus.learn.attention.runs import PathByPath
 from ramulus.learn.attention.tree_attention import TreePlan, attending, plan, tree_attention
 from ramulus.learn.batch.layout import Layout, lay_out

@@ -8,7 +8,7 @@ from torch import nn
 
 from forests import forest
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.fused import fused, gated, norm, patches
+from ramulus.learn.policy.fused_layers import fused, gated, norm, patches
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from test_policy import LEARN_ALL, batches

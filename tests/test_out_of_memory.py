@@ -24,9 +24,9 @@ from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.local.prefill import Prefill
 from ramulus.engine.local.samples import Samples
 from ramulus.engine.local.scheduler import Scheduler
-from ramulus.learn.attention.compiled import Attention
+from ramulus.learn.attention.kernels import Attention
 from ramulus.learn.objective.mix import Mix
-from ramulus.learn.policy.fused import Gated, RMSNorm
+from ramulus.learn.policy.fused_layers import Gated, RMSNorm
 from ramulus.learn.policy.head import Head
 from ramulus.learn.policy.model import Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy

@@ -61,7 +61,7 @@ def test_else_they_are_compiled(lib: Path, damage: str) -> None:
 
 
 def test_every_source_is_among_them_with_every_flag_that_is_asked_for() -> None:
-    from ramulus.learn.attention.compiled import FLAGS
+    from ramulus.learn.attention.kernels import FLAGS
 
     made = prebuilt.bundled()
     assert {source for source, _ in made} == {path.name for path in prebuilt._HERE.glob("*.c")}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from engines import KERNELS, LANES
-from ramulus.learn.attention import compiled as stack
-from ramulus.learn.attention.compiled import Folding, Stacked
+from ramulus.learn.attention import kernels as stack
+from ramulus.learn.attention.kernels import Folding, Stacked
 from ramulus.learn.attention.runs import runs
 from ramulus.learn.attention.tree_attention import plan
 

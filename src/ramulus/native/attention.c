@@ -7,7 +7,7 @@
  * Queries, keys, values, answers and their gradients lie in memory as `stored`: real, or with -DBFLOAT16 bfloat16. What enters a product is stored
  * (of bfloat16 probabilities and pulls are rounded to it); sums, softmax, levels and what a watch adds up are in real.
  *
- * learn/attention/compiled.py calls it.
+ * learn/attention/kernels.py calls it.
  */
 #ifdef BFLOAT16
 #define BFLOAT

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
-from ramulus.learn.attention.compiled import Stacked, kernels
+from ramulus.learn.attention.kernels import Stacked, kernels
 from ramulus.learn.attention.runs import PathByPath, Runs, cheaper, fit, runs
 from ramulus.models.survey import attending_by
 from ramulus.models.variant import CAUSAL, Sight, Variant

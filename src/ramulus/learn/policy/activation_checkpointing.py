@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ramulus.learn.attention.tree_attention import attending
-from ramulus.learn.policy.fused import Patch, fused
+from ramulus.learn.policy.fused_layers import Patch, fused
 
 
 def checkpointed(model: nn.Module) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ramulus.learn.attention.tree_attention import Way, attending, plan
-from ramulus.learn.policy.fused import Patch, fused
+from ramulus.learn.policy.fused_layers import Patch, fused
 from ramulus.learn.policy.head import Head, head_of
 from ramulus.models.positions import context
 from ramulus.models.precision import is_half, widened

@@ -18,7 +18,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from ramulus.learn.attention.tree_attention import tree_attention
 from ramulus.learn.policy import half_kernels
-from ramulus.learn.policy.fused import Patch, is_gated, is_known_norm, norm
+from ramulus.learn.policy.fused_layers import Patch, is_gated, is_known_norm, norm
 from ramulus.learn.policy.half_kernels import BFLOAT16, WHOLE_VECTORS
 from ramulus.learn.policy.narrow import Narrow
 from ramulus.models.code import runs_as

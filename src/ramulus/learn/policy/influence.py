@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ramulus.core.tree import Author
-from ramulus.learn.attention.compiled import Folding, Stacked
+from ramulus.learn.attention.kernels import Folding, Stacked
 from ramulus.learn.attention.runs import runs
 from ramulus.learn.policy.steps import LEVELS, Separators, Steps, segment
 from ramulus.models.variant import CAUSAL, Sight, Variant

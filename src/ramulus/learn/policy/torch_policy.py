@@ -19,7 +19,7 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.policy.activation_checkpointing import checkpointed, recomputing
 from ramulus.learn.policy.check import answers_as_autocast, verify_policy
-from ramulus.learn.policy.fused import Patch, fused, patches
+from ramulus.learn.policy.fused_layers import Patch, fused, patches
 from ramulus.learn.policy.half import half_patches
 from ramulus.learn.policy.influence import Influence, RowInfluence, influences
 from ramulus.learn.policy.learner import Evaluated

@@ -28,8 +28,8 @@ SPELLED = {"grow": "while trees grow", "score": "while log-probs are computed ag
 USUAL_TOKENS = 8192  # what `auto` takes at most of tokens a batch, where there is room
 
 # Bytes that the forward pass keeps of one token in one layer for the backward pass: for each number of the hidden state, the queries, the keys, the
-# feed-forward layer. "fused": learn/policy/fused.py; "narrow": learn/policy/half.py. The others are transformers' modules. Where a run is about to
-# begin it is measured instead (learn/policy/kept.py).
+# feed-forward layer. "fused": learn/policy/fused_layers.py; "narrow": learn/policy/half.py. The others are transformers' modules. Where a run is
+# about to begin it is measured instead (learn/policy/kept.py).
 KEPT = {
     "fused": (16.0, 8.0, 8.0, 8.0),
     "plain": (24.0, 8.0, 8.0, 16.0),
