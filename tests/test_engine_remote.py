@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from queue import Queue
@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 import run_recipe
 from engines import small
-from ramulus.engine.engine import Request, Sampling, Segment, StopRule
+from ramulus.engine.engine import Request, Sampling, Segment, StopRule, known_rules, named_rules
 from ramulus.engine.local.local_engine import LocalEngine
 from ramulus.engine.remote.client import RemoteEngine
 from ramulus.engine.remote.factory import Remote
@@ -53,6 +53,7 @@ from ramulus.grow.temperature import ByEntropy
 from ramulus.run.config.describe import recipe_text, to_json
 from ramulus.run.config.override import override
 from ramulus.run.serve import Address
+from ramulus.run.stage import check_engine
 from served import ENVIRONMENT, TOKEN, Server, served
 
 RULE = ByEntropy(stats={"pivot": 0.1, "rms": 0.5, "above": 1.0, "below": 1.0})
@@ -178,6 +179,17 @@ def test_an_unknown_rule_is_refused_in_a_sentence(server: Server) -> None:
         ask(server.engine(), [Request((1,), Sampling(3, Mine()))])
     with pytest.raises(ValueError, match="make it a frozen dataclass"):
         ask(server.engine(), [Request((1,), Sampling(3, lambda logits: logits[:, 0]))])
+
+
+def test_an_unknown_rule_is_refused_before_work_begins(server: Server) -> None:
+    run = replace(run_recipe.rl(), engine=Remote(server.url), temperature=Mine())
+    with pytest.raises(ValueError, match=r"Mine\(heat=1.0\) is a temperature rule that Remote\(.*\) does not know \(it knows ByEntropy\)"):
+        check_engine(run, server.engine())
+    with pytest.raises(ValueError, match=r"<function .*<lambda> at .*> is a temperature rule that Remote\("):
+        check_engine(replace(run, temperature=lambda logits: logits[:, 0]), server.engine())
+    assert known_rules(server.engine().features) == ["ByEntropy"]
+    check_engine(replace(run, temperature=ByEntropy()), server.engine())
+    check_engine(run, toy())
 
 
 def test_the_token_is_asked_for_at_every_address(server: Server) -> None:
@@ -390,7 +402,9 @@ def test_a_load_that_is_not_waited_for_leaves_the_weights_that_were(how: str) ->
 def test_features_that_need_its_process_are_not_listed() -> None:
     with slow() as (there, _, url):
         features = RemoteEngine(url, TOKEN).features
-        assert features == there.features - {"sleep", "live", "in_place", "until"} == {"rules", "entropy", "kept"}
+        assert features - named_rules(RULES) == there.features - {"sleep", "live", "in_place", "until", "rules"} == {"entropy", "kept"}
+        assert known_rules(there.features) is None
+        assert known_rules(features) == [], "that server builds none"
 
 
 def test_a_client_that_leaves_takes_its_requests_along(server: Server) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,12 +15,24 @@ import pytest
 import torch
 
 from misbehaving import FAULTS, Misbehaving, half, misbehaving, started, stopped
-from ramulus.engine.engine import Request, Sampling, Segment, StopRule
+from ramulus.engine.engine import Request, Sampling, Segment, StopRule, known_rules
+from ramulus.engine.vllm.factory import Vllm
 from ramulus.engine.vllm.server import Server
 from ramulus.engine.vllm.vllm_engine import VllmEngine
+from ramulus.engine.vllm.wire import KNOWN_RULES
+from ramulus.run.stage import check_engine
+from run_recipe import rl
 
 CROWD = [Request((1, 2, 3 + i % 5), Sampling(4 + i), StopRule(frozenset({1})), seed=i) for i in range(9)]
 WEIGHTS = {"a": torch.ones(2)}
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A temperature rule that no server knows."""
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full(logits.shape[:1], 0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +51,14 @@ def engine(*servers: Misbehaving, timeout: float = 20.0, reconnect: float = 5.0,
     for one in met:
         one.meet(False, 1.0)
     return VllmEngine(met, Path(tempfile.mkdtemp()), reconnect, in_flight)
+
+
+def test_the_rules_that_a_server_knows_are_said_before_work_begins(server: Misbehaving) -> None:
+    one = engine(server)
+    assert known_rules(one.features) == list(KNOWN_RULES)
+    with pytest.raises(ValueError, match=r"Halved\(\) is a temperature rule that Vllm\(.*\) does not know \(it knows ByEntropy\): take one of these"):
+        check_engine(replace(rl(), engine=Vllm(), temperature=Halved()), one)
+    check_engine(replace(rl(), engine=Vllm()), one)
 
 
 async def loaded(one: VllmEngine, version: int = 3) -> VllmEngine:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from conformance.subjects import ALPHABET, ENGINES, Subject
 from engines import KERNELS
-from ramulus.engine.engine import COUNTERS, FEATURES, Live, Request, Sampling, Segment, StopRule
+from ramulus.engine.engine import (
+    COUNTERS,
+    FEATURES,
+    Live,
+    Request,
+    Sampling,
+    Segment,
+    StopRule,
+    known_rules,
+    named_rules,
+)
 from ramulus.grow.temperature import ByEntropy
 from vllm_servers import NEEDS
 
@@ -83,7 +93,7 @@ def test_a_stop_id_ends_a_text_and_is_its_last_token(subject: Subject) -> None:
 
 def test_what_was_not_recorded_is_absent(subject: Subject) -> None:
     [segment] = subject.sample(requests(1, top_k=3))
-    assert subject.engine.features <= set(FEATURES)
+    assert subject.engine.features - named_rules(known_rules(subject.engine.features) or ()) <= set(FEATURES)
     for name in ("entropy", "kept"):
         column = getattr(segment, name)
         assert (column is not None) == (name in subject.engine.features)
@@ -205,7 +215,21 @@ async def stopped_by_text(subject: Subject) -> None:
     assert "stop" in {segment.finish for segment in segments}
 
 
+@dataclass(frozen=True)
+class Halved:
+    """A temperature rule of one's own."""
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full(logits.shape[:1], 0.5)
+
+
 async def ruled(subject: Subject) -> None:
+    asked = subject.engine.sample(requests(2, temperature=Halved()))
+    if known_rules(subject.engine.features) is None:
+        assert len(await asked) == 2
+    else:
+        with pytest.raises(ValueError, match=r"the temperature rule.*Halved"):
+            await asked
     rule = ByEntropy(tau=0.1, stats={"pivot": 0.1, "rms": 0.5, "above": 1.0, "below": 1.0})
     assert len(await subject.engine.sample(requests(2, temperature=rule))) == 2
 
@@ -240,7 +264,7 @@ PROMISES = {
 
 def test_what_it_lists_it_can_do(subject: Subject) -> None:
     assert set(PROMISES) == set(FEATURES)
-    for feature in sorted(subject.engine.features):
+    for feature in sorted(subject.engine.features & set(FEATURES)):
         asyncio.run(PROMISES[feature](subject))
 
 

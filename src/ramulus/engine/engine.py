@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
@@ -159,7 +159,7 @@ class Segment:
 
 
 FEATURES = {
-    "rules": "temperature rules on logits",
+    "rules": "temperature rules on logits: any, unless it names those it knows (`named_rules`)",
     "until": "asks `until` after every token",
     "strings": "honours stop strings",
     "entropy": "records the entropy of what each token was drawn from",
@@ -169,6 +169,20 @@ FEATURES = {
     "in_place": "reads the parameters of the learner's model, so that `load(None, version)` takes what they are now",
     "live": "takes the learner's own parameters, as `Live`, and sends them on from where they are",
 }
+
+_NAMED = "rules/"  # what begins a feature that names a temperature rule
+
+
+def named_rules(names: Iterable[str]) -> frozenset[str]:
+    """The features of an engine that knows the temperature rules whose classes have these names, and no others."""
+    named = frozenset(_NAMED + name for name in names)
+    return named | {"rules"} if named else named
+
+
+def known_rules(features: Collection[str]) -> list[str] | None:
+    """The names of the temperature rules that an engine with these features knows; None where it takes any."""
+    named = sorted(name.removeprefix(_NAMED) for name in features if name.startswith(_NAMED))
+    return named if named or "rules" not in features else None
 
 
 class Engine(Protocol):
@@ -181,7 +195,7 @@ class Engine(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """What it can do beyond plain sampling: names of FEATURES."""
+        """What it can do beyond plain sampling: names of FEATURES, and with "rules" those of `named_rules` where it does not take any rule."""
         ...
 
     @property

@@ -16,7 +16,7 @@ from ramulus.core.recipe_part import RecipePart, inside, needed, parts_of, reade
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
-from ramulus.engine.engine import FEATURES, Engine, Sampling, rule_features
+from ramulus.engine.engine import FEATURES, Engine, Sampling, known_rules, rule_features
 from ramulus.grow.adaptive import Adaptive
 from ramulus.grow.branching import Star, innermost
 from ramulus.grow.grading import Call, settle_all
@@ -204,6 +204,12 @@ def check_engine(run: Run, engine: Engine) -> None:
                 f"{part} needs an engine with the feature {name!r} ({FEATURES[name]}), which {run.engine} has not: take engine=Local(), "
                 "or leave that part out"
             )
+    known = known_rules(engine.features)
+    if callable(run.temperature) and known is not None and type(run.temperature).__name__ not in known:
+        raise ValueError(
+            f"{run.temperature} is a temperature rule that {run.engine} does not know (it knows {', '.join(known)}): take one of these, or "
+            "engine=Local(), which takes any"
+        )
 
 
 def check_grown_ahead(run: Run, engine: Engine) -> None:

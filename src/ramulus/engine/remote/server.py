@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ramulus.engine.engine import Engine
+from ramulus.engine.engine import Engine, named_rules
 from ramulus.engine.remote.wire import (
     ERRORS,
     HEADER,
@@ -24,7 +24,7 @@ from ramulus.engine.remote.wire import (
     segment_to_json,
 )
 
-_CROSS = {"rules", "strings", "entropy", "kept", "in_flight"}  # features that need no function and no memory of the client here
+_CROSS = {"strings", "entropy", "kept", "in_flight"}  # features that need no function and no memory of the client here
 OCTETS = "application/octet-stream"
 
 
@@ -112,7 +112,8 @@ class Served:
 
     def hello(self) -> Hello:
         """What is said of this engine with every answer."""
-        features = tuple(sorted(self.engine.features & _CROSS))
+        rules = named_rules(self.rules) if "rules" in self.engine.features else frozenset()
+        features = tuple(sorted((self.engine.features & _CROSS) | rules))
         return Hello(
             self.instance, self.loaded, self.version, self.model, self.vocabulary, self.engine.limit, features, dict(self.engine.counters())
         )

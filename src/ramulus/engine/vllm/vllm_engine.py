@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ramulus.engine.engine import Request, Segment, Weights
+from ramulus.engine.engine import Request, Segment, Weights, named_rules
 from ramulus.engine.pool import BETWEEN, Fault, Lost, PoolEngine, Stale, Wrong
 from ramulus.engine.pushed import Held, Pushed, pushed
 from ramulus.engine.vllm.server import PLUGIN, Greeting, Server, greeting_of
 from ramulus.engine.vllm.transfer import Sender, held_weights
-from ramulus.engine.vllm.wire import Malformed, refuse, segment_of
+from ramulus.engine.vllm.wire import KNOWN_RULES, Malformed, refuse, segment_of
 
 _LOOK = 10.0  # seconds that a server may take to say hello
 
@@ -36,7 +36,7 @@ class VllmEngine(PoolEngine):
     `in_flight`: weights are swapped below requests on their way, which go on by the new ones, over keys and values of the new ones; else these end
     first. `weights`: "files", or the way by which tensors go straight into servers: "gloo", "nccl", "ipc"; folders are read as files in any case.
 
-    `features`: "rules", of which it knows ByEntropy; callers replay `until` and stop strings. Entropies, what truncation left, and the temperatures
+    `features`: "rules", those of KNOWN_RULES alone; callers replay `until` and stop strings. Entropies, what truncation left, and the temperatures
     of a rule are not recorded.
     """
 
@@ -56,7 +56,7 @@ class VllmEngine(PoolEngine):
             raise ValueError(f"the vLLM server at {servers[0].url} takes no weights by {weights}: {newer}, or set engine.weights='files'")
         self._senders = {server: Sender(weights, server) for server in servers} if weights != "files" else {}
         self.limit, self.vocabulary, self.rules = hellos[0].limit, hellos[0].vocabulary, hellos[0].rules
-        self.features = frozenset({"rules"} if self.rules else ()) | ({"in_flight"} if in_flight else set())
+        self.features = named_rules(KNOWN_RULES if self.rules else ()) | ({"in_flight"} if in_flight else set())
         self.features |= {"live"} if self._senders else set()
         places = ", ".join(server.url for server in servers)
         self.about = f"vLLM {hellos[0].vllm} at {places}"

@@ -12,6 +12,7 @@ from ramulus.engine.remote.wire import rule_to_json
 from ramulus.engine.stops import check_request
 
 TEMPERATURE = "ramulus_temperature"  # where a request names its temperature rule, for the plug-in
+KNOWN_RULES = ("ByEntropy",)  # the temperature rules that the plug-in builds
 SHARP = 0.01  # vLLM takes temperatures between 0 and this one for this one
 NONE = -9000.0  # vLLM writes -9999 for a log-prob that is no number or minus infinity
 
@@ -28,8 +29,9 @@ def refuse(request: Request, limit: int, vocabulary: int, rules: bool) -> None:
         raise ValueError("until and stop strings cannot be asked inside a vLLM server: ask them of what comes back")
     if callable(sampling.temperature):
         name = type(sampling.temperature).__name__
-        if name != "ByEntropy" or not rules:
-            raise ValueError(f"vLLM servers know the temperature rule ByEntropy, and not {name}: sample with engine=Local() for others")
+        if name not in KNOWN_RULES or not rules:
+            known = ", ".join(KNOWN_RULES)
+            raise ValueError(f"vLLM servers know the temperature rule {known}, and not {name}: sample with engine=Local() for others")
         rule_to_json(sampling.temperature)
     elif 0 < sampling.temperature < SHARP:
         raise ValueError(f"vLLM samples at temperature 0 (greedy) or at {SHARP} and above, not at {sampling.temperature}")
