@@ -18,7 +18,13 @@ _UNSAID = object()
 
 
 class RecipePart(Protocol):
-    """What any part of a recipe may say of itself."""
+    """What any part of a recipe may say of itself.
+
+    Example:
+        >>> from ramulus import GAE, EntropyAdvantage
+        >>> GAE().needs, EntropyAdvantage().records
+        (('value',), ('entropy',))
+    """
 
     needs: tuple[str, ...] = ()  # the signals that it reads in trees, which somebody provides (run/signals.py)
     records: tuple[str, ...] = ()  # what an engine must record of the tokens for it: "entropy"

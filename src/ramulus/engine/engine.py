@@ -186,7 +186,14 @@ def known_rules(features: Collection[str]) -> list[str] | None:
 
 
 class Engine(Protocol):
-    """Anything that can continue prefixes. Nothing else of an engine is used outside its room."""
+    """Anything that can continue prefixes. Nothing else of an engine is used outside its room.
+
+    Example:
+        >>> from ramulus import Engine, ToyEngine
+        >>> engine: Engine = ToyEngine(vocab=8, seed=0)
+        >>> "until" in engine.features, engine.counters()["sampled"]
+        (True, 0)
+    """
 
     @property
     def limit(self) -> int:

@@ -37,7 +37,14 @@ class Bud:
 
 
 class Branching(Protocol):
-    """One round of growth, a pure function of the tree; [] means that the tree is finished."""
+    """One round of growth, a pure function of the tree; [] means that the tree is finished.
+
+    Example:
+        >>> from ramulus import Branching, Star, Task, Tree
+        >>> rule: Branching = Star(4)
+        >>> len(rule(Tree.plant(Task("t", (1,), "t")))), rule.needs
+        (4, ())
+    """
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -53,7 +60,14 @@ class Branching(Protocol):
 
 
 class BranchingOptions(Protocol):
-    """What a branching rule may say of itself beside that."""
+    """What a branching rule may say of itself beside that.
+
+    Example:
+        >>> from ramulus import BranchingOptions, Star
+        >>> rule: BranchingOptions = Star(4)
+        >>> rule.most_paths(), rule.most_paths(more=2)
+        (4, 6)
+    """
 
     def most_paths(self, more: int = 0) -> int | None:
         """Paths of a tree at most, with `more` that a rule around this one begins in the first round; None where nobody knows.

@@ -30,6 +30,13 @@ class Hinted:
     The beginning is a share of the demonstration drawn evenly from [low, high] (as in Prefix-RFT, arXiv 2507.01679), at least one token and
     never all; its first segment is as long as those of `branching`. Such a path's own tokens are the policy's; gates do not count it as solved
     alone. A tree without a demonstration gets no hint.
+
+    Example:
+        >>> from ramulus import Author, Hinted, Star, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> shown = tree.add(tree.root, [2, 3, 4, 5], Author.EXPERT, finish="eos", reward=1.0)
+        >>> [bud.why for bud in Hinted(Star(2), n=1)(tree)]
+        ['star', 'star', 'hint']
     """
 
     branching: Branching

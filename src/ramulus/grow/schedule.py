@@ -15,7 +15,14 @@ State = dict[str, Any]
 
 
 class Schedule(Protocol):
-    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept."""
+    """Decides, after every draw, whether to draw more prompts for this step or to train on what was kept.
+
+    Example:
+        >>> from ramulus import Dynamic, Schedule
+        >>> schedule: Schedule = Dynamic(prompts=8, draws=2)
+        >>> [schedule([], draws, {})[0] for draws in range(3)]  # prompts to draw where no tree was kept
+        [8, 8, 0]
+    """
 
     @property
     def expand(self) -> Callable[[Sequence[Tree], State], tuple[list[set[int]], State]] | None:

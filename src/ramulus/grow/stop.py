@@ -17,10 +17,17 @@ Answer = Callable[[list[int], list[int], Decode, bool], bool]
 
 @dataclass(frozen=True)
 class BoxedAnswer:
-    """A complete `\\boxed{...}`, with any nesting of braces; escaped braces do not count.
+    r"""A complete `\boxed{...}`, with any nesting of braces; escaped braces do not count.
 
     Seen at the token that closes it, also where it began in an earlier segment; a box of more than `window` tokens is not.
     With `and_eos` the text goes on to EOS, and ends as an answer where there is a box anywhere in it.
+
+    Example:
+        >>> from ramulus import BoxedAnswer
+        >>> def decode(tokens):
+        ...     return "".join(map(chr, tokens))
+        >>> [BoxedAnswer()([], [*map(ord, text)], decode, False) for text in (r"\boxed{x^{2}", r"\boxed{x^{2}}")]
+        [False, True]
     """
 
     and_eos: bool = False
@@ -54,6 +61,13 @@ class Repeats:
 
     Tested at the end of a segment, as TreePO does, and with `every` > 0 each `every` tokens, on the segment's last `window`
     tokens. `first`: it goes before an answer, EOS or length that comes at the same token.
+
+    Example:
+        >>> from ramulus import Repeats
+        >>> def decode(tokens):
+        ...     return "".join(map(chr, tokens))
+        >>> [Repeats(width=4, times=3)(list(map(ord, text)), decode) for text in ("ab ab ab ab ab ab ", "once upon a time")]
+        [True, False]
     """
 
     width: int = 32

@@ -20,7 +20,15 @@ It may say its `needs`, as any RecipePart."""
 
 @dataclass(frozen=True)
 class MeanLogprob:
-    """The mean log-prob (nats) of a path's last `tokens` tokens as sampled; 0 takes the whole path."""
+    """The mean log-prob (nats) of a path's last `tokens` tokens as sampled; 0 takes the whole path.
+
+    Example:
+        >>> from ramulus import Author, MeanLogprob, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-0.5, -1.5])
+        >>> MeanLogprob()(tree, [leaf]), MeanLogprob(tokens=1)(tree, [leaf])
+        ([-1.0], [-1.5])
+    """
 
     tokens: int = 0
 
@@ -40,6 +48,13 @@ class Agreement:
     `partial` gives the partial answers in a response's tokens, in order (intermediate results, say). A path's last one is compared
     with what all other paths, ended and pruned ones too, have at the same place; below `least` such paths nothing can be told. Paths
     that branched after the answer share it and agree with each other: a crowd of late branches is sure of itself.
+
+    Example:
+        >>> from ramulus import Agreement, Author, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [token], Author.POLICY) for token in (2, 2, 3)]
+        >>> Agreement(partial=lambda tokens: [str(token) for token in tokens])(tree, leaves)
+        [0.5, 0.5, 0.0]
     """
 
     partial: Callable[[list[int]], Sequence[str]]
@@ -66,6 +81,13 @@ class Estimated:
 
     A run with a value head (`mix.value`, with an advantage such as GAE) supplies "value" after every round, for one more forward pass over
     the trees of the round: the value of the state before the token.
+
+    Example:
+        >>> from ramulus import Author, Estimated, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, signals={"value": [0.25, 0.75]})
+        >>> Estimated()(tree, [leaf])
+        [0.75]
     """
 
     signal: str = "value"
@@ -95,6 +117,13 @@ class LowValue:
     median of the living ones. What is saved is spent anew by Segments(rerolls=budget): pruned paths then use up no width, so the
     survivors branch more. A pruned path earns no reward and is in no mean and no gradient: what training then sees is biased towards
     paths that look good early, which is why no recipe prunes unless asked.
+
+    Example:
+        >>> from ramulus import Author, LowValue, MeanLogprob, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, logprobs=[logp]) for logp in (-0.1, -0.2, -3.0)]
+        >>> LowValue(MeanLogprob(), budget=1, margin=1.0)(tree) == [leaves[2]]
+        True
     """
 
     worth: Worth

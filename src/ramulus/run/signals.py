@@ -71,6 +71,12 @@ class Signal(Protocol):
 
     Answers (node, name, one number for each of its tokens), of whichever nodes it has something to say; what the learner scores is
     written by `SignalContext.score`. It may be async. The same trees in the same order must give the same numbers.
+
+    Example:
+        >>> from ramulus import AttentionForks, ForwardInfluence, Signal
+        >>> signal: Signal = ForwardInfluence(delta=4)
+        >>> signal.provides, AttentionForks(roots=2).needs
+        (('influence',), ('steps', 'influence'))
     """
 
     @property

@@ -33,6 +33,12 @@ class ForgetsCarry:
 
     A step from a to b crosses a ten when floor(a / 10) != floor(b / 10), so passing below zero counts too. It then writes
     b - 10 after a plus (8+7=5, 18+7=15) and b + 10 after a minus (13-7=16, 3-7=6, -4-8=-2), and goes on from what it wrote.
+
+    Example:
+        >>> import random
+        >>> from ramulus import ForgetsCarry
+        >>> ForgetsCarry(share=1.0)([8, 7, -9], random.Random(0))  # 8+7=5, 5-9=6
+        [5, 6]
     """
 
     share: float = 0.6

@@ -83,6 +83,13 @@ class GymScore:
     """The score of the task's own scorer, from 0 to 1, in a guarded worker; `correct` is 1 for a full score.
 
     An answer that the scorer cannot take within the limits, or that could run code in it, scores 0, with the `reason`.
+
+    Example:
+        >>> import asyncio
+        >>> from ramulus import GymScore, Path, Task
+        >>> task = Task("t", (1,), "t", extra={"gym": {"name": "chain_sum"}})
+        >>> asyncio.run(GymScore()(task, Path("no tags", (7,), "eos")))["reason"]
+        'no answer found'
     """
 
     extract: Extract = field(default_factory=Tagged, metadata=READ)

@@ -33,7 +33,14 @@ class Problem:
 
 
 class Source(Protocol):
-    """A frozen dataclass that lists problems, the same ones in the same order at every call."""
+    """A frozen dataclass that lists problems, the same ones in the same order at every call.
+
+    Example:
+        >>> from ramulus import ChainSum, Source
+        >>> source: Source = ChainSum(3)
+        >>> len(source()), source() == source()
+        (3, True)
+    """
 
     def __call__(self) -> list[Problem]:
         """Every problem of the source, in its order."""

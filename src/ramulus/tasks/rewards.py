@@ -36,7 +36,14 @@ class ExactAnswer:
 
 @dataclass(frozen=True)
 class Format:
-    """`correct` if the whole response matches the regular expression (`.` matches newlines), else `wrong`."""
+    """`correct` if the whole response matches the regular expression (`.` matches newlines), else `wrong`.
+
+    Example:
+        >>> from ramulus import Format, Path, Task
+        >>> score = Format(r"<think>.*</think>.*")
+        >>> score(Task("t", (1,), "t"), Path("<think>1+1</think>2", (7,), "eos")), score(Task("t", (1,), "t"), Path("2", (7,), "eos"))
+        (1.0, 0.0)
+    """
 
     pattern: str  # your own: a pattern with nested repeats can take exponential time on a hostile response
     correct: float = 1.0

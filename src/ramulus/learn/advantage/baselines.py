@@ -16,7 +16,15 @@ from ramulus.learn.batch.tree_batch import Credits
 
 @dataclass(frozen=True)
 class Raw:
-    """The reward itself (REINFORCE)."""
+    """The reward itself (REINFORCE).
+
+    Example:
+        >>> from ramulus import Author, Raw, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> list(Raw()([tree])[0].leaf.values())
+        [1.0, 0.0]
+    """
 
     over: Over = "policy"
 
@@ -26,7 +34,15 @@ class Raw:
 
 @dataclass(frozen=True)
 class Signed:
-    """+1 for a reward above `above`, else -1 (SRFT's self-rollouts; `grpo_balance` of LUFFY's code)."""
+    """+1 for a reward above `above`, else -1 (SRFT's self-rollouts; `grpo_balance` of LUFFY's code).
+
+    Example:
+        >>> from ramulus import Author, Signed, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> list(Signed()([tree])[0].leaf.values())
+        [1.0, -1.0]
+    """
 
     above: float = 0.0
     over: Over = "policy"
@@ -51,7 +67,15 @@ class Right:
 
 @dataclass(frozen=True)
 class Whitened:
-    """REINFORCE++: discounted rewards to go, shifted and scaled over all learned tokens of the batch (arXiv 2501.03262, eqs. 8-9)."""
+    """REINFORCE++: discounted rewards to go, shifted and scaled over all learned tokens of the batch (arXiv 2501.03262, eqs. 8-9).
+
+    Example:
+        >>> from ramulus import Author, Task, Tree, Whitened
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> [round(credit, 3) for credit in Whitened()([tree])[0].leaf.values()]
+        [0.707, -0.707]
+    """
 
     gamma: float = 1.0
     over: Over = "policy"
@@ -81,6 +105,14 @@ class SplitMean:
 
     A deviation of 0, or of a single leaf, counts as 1; a tree without a graded policy leaf has the mean 0. `lone`: what the policy's only leaf
     earns, and a demonstration that is the only leaf; with "reward" a single leaf's mean is 0, as in that code.
+
+    Example:
+        >>> from ramulus import Author, SplitMean, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> authors = (Author.POLICY, 0.0), (Author.POLICY, 1.0), (Author.EXPERT, 1.0)
+        >>> leaves = [tree.add(tree.root, [2], author, finish="eos", reward=reward) for author, reward in authors]
+        >>> list(SplitMean(std=False)([tree])[0].leaf.values())
+        [-0.5, 0.5, 0.5]
     """
 
     std: bool = True

@@ -77,6 +77,13 @@ class EntropyAdvantage(MadeOver):
     """Another advantage plus a bonus for uncertain tokens: A + min(alpha H, |A| / kappa) (arXiv 2506.14758).
 
     H is the entropy as sampled, in nats. With kappa above 1 no credit changes its sign, and what has none gets none.
+
+    Example:
+        >>> from ramulus import Author, EntropyAdvantage, Raw, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-1.0, -1.0], entropy=[0.5, 2.0], finish="eos", reward=1.0)
+        >>> EntropyAdvantage(Raw(), alpha=0.5)([tree])[0].token[leaf.id]
+        [1.25, 1.5]
     """
 
     advantage: Any = field(default_factory=GroupMean)
@@ -106,6 +113,14 @@ class ClipCov(MadeOver):
 
     Of the tokens with `low` < (A - mean A) (log p - mean log p) < `high`, as many as `share` of all, at least one, are drawn with a seed of the
     step's. Means, share and draw are over flattened tokens of the whole step; the tokens stay in every denominator.
+
+    Example:
+        >>> from ramulus import Author, ClipCov, Raw, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> right = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-0.5, -2.0], finish="eos", reward=1.0)
+        >>> wrong = tree.add(tree.root, [4, 5], Author.POLICY, logprobs=[-2.0, -2.0], finish="eos", reward=-1.0)
+        >>> list(ClipCov(Raw())([tree])[0].token.values())
+        [[0.0, 1.0], [-1.0, -1.0]]
     """
 
     advantage: Any = field(default_factory=GroupMean)
@@ -142,6 +157,14 @@ class Covarying(MadeOver):
     means and share are over flattened tokens of the whole step, and of equal ones the earlier are taken. p is what `column` says: "behavior", as
     sampled, or "recomputed" or "recomputed_tempered", the policy at the start of the step, which costs a forward pass unless the Mix reads it
     anyway.
+
+    Example:
+        >>> from ramulus import Author, Covarying, Raw, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> right = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-0.5, -2.0], finish="eos", reward=1.0)
+        >>> wrong = tree.add(tree.root, [4, 5], Author.POLICY, logprobs=[-2.0, -2.0], finish="eos", reward=-1.0)
+        >>> list(Covarying(Raw(), share=0.25)([tree])[0].token.values())
+        [[1.0, 0.0], [0.0, 0.0]]
     """
 
     advantage: Any = field(default_factory=GroupMean)

@@ -21,6 +21,14 @@ class GAE:
 
     The reward comes with the last token; a path's targets are its advantages plus values, before `whiten` shifts and scales the advantages
     over all learned tokens. In a tree each path has its own; a shared token learns from all below it.
+
+    Example:
+        >>> from ramulus import GAE, Author, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, finish="eos", reward=1.0, signals={"value": [0.25, 0.5]})
+        >>> [credit] = GAE(lam=1.0, whiten=False)([tree])
+        >>> credit.token[leaf.id], credit.target[leaf.id]
+        ([0.75, 0.5], [1.0, 1.0])
     """
 
     gamma: float = 1.0

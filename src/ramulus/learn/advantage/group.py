@@ -13,7 +13,17 @@ from ramulus.learn.batch.tree_batch import Credits
 
 
 class Advantage(RecipePart, Protocol):
-    """A forest -> the credits of each of its trees; the rest is what one may say of itself."""
+    """A forest -> the credits of each of its trees; the rest is what one may say of itself.
+
+    Example:
+        >>> from ramulus import Author, Credits, Task, Tree, graded
+        >>> def halved(forest):  # any callable is one
+        ...     return [Credits({leaf.id: leaf.reward / 2 for leaf in graded(tree)}) for tree in forest]
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=1.0)
+        >>> halved([tree])[0].leaf == {leaf.id: 0.5}
+        True
+    """
 
     column: str | None = None  # the log-probs that it reads of each node: "recomputed" or "recomputed_tempered" have the forest scored before
     unbranched: bool | None = None  # whether it trains paths that nothing branches from; None where it makes no difference between paths

@@ -181,6 +181,14 @@ class SegmentValue:
 
     A leaf's value is its size-weighted sub-group credit, an inner level's the plain mean of its children; `eta` > 0 discounts the level above
     by eta^(levels to the end).
+
+    Example:
+        >>> from ramulus import Author, SegmentValue, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> shared = tree.add(tree.root, [2, 3], Author.POLICY)
+        >>> leaves = [tree.add(shared, [token, 6], Author.POLICY, finish="eos", reward=reward) for token, reward in ((4, 1.0), (5, 0.0))]
+        >>> [[round(credit, 3) for credit in tokens] for tokens in SegmentValue(2)([tree])[0].token.values()]
+        [[0.0, 0.0, 1.323, 1.323], [0.0, 0.0, -1.323, -1.323]]
     """
 
     segment: int
@@ -224,6 +232,14 @@ class SegmentZScore:
     """As SegmentValue with rewards as leaf values, each level z-scored among its siblings, not whitened: in TreePO's released code only.
 
     A level without siblings keeps its value. `lone`: what the only leaf of a tree earns.
+
+    Example:
+        >>> from ramulus import Author, SegmentZScore, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> shared = tree.add(tree.root, [2, 3], Author.POLICY)
+        >>> leaves = [tree.add(shared, [token, 6], Author.POLICY, finish="eos", reward=reward) for token, reward in ((4, 1.0), (5, 0.0))]
+        >>> list(SegmentZScore(2)([tree])[0].token.values())
+        [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, -1.5, -1.5]]
     """
 
     segment: int

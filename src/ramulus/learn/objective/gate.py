@@ -153,7 +153,16 @@ SOFT = (
 
 @dataclass(frozen=True)
 class Soft:
-    """Weights by how many of a question's graded leaves are correct, its demonstrations counted (HPT's code, where they have no effect)."""
+    """Weights by how many of a question's graded leaves are correct, its demonstrations counted (HPT's code, where they have no effect).
+
+    Example:
+        >>> from ramulus import Author, Soft, Task, Tree
+        >>> tree = Tree.plant(Task("t", (1,), "t"))
+        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> weights, state = Soft()(tree, {})  # one of two is right
+        >>> weights[Author.POLICY], weights[Author.EXPERT]
+        (0.5, 0.125)
+    """
 
     table: Sequence[tuple[float, float, float]] = SOFT[0]
 

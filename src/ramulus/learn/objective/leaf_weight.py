@@ -15,7 +15,16 @@ from ramulus.learn.objective.reference import ColumnReader, logprobs_of
 
 
 class Leaf(ColumnReader, Protocol):
-    """(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0."""
+    """(sign of the advantage, log-probs [T], entropy [T], a term's batch) -> factor of each leaf's credit [K], at least 0.
+
+    Example:
+        >>> import torch
+        >>> from ramulus import Behavior, Clip, Estimator, GroupMean
+        >>> def halved(sign, logp, entropy, batch):  # any callable is one; this one takes what is wrong half as seriously
+        ...     return torch.ones_like(batch.leaf_weight) * (1.0 if sign > 0 else 0.5)
+        >>> Estimator(Clip(), Behavior(), GroupMean(), halved).columns
+        {'behavior'}
+    """
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor: ...
 
@@ -53,6 +62,15 @@ class SequenceRatio:
     """GSPO: the geometric mean of a path's token ratios, clipped as one number (arXiv 2507.18071, eqs. 5-7).
 
     Goes with Everything() and Itself(): the factor is the ratio where it is inside the clip, else 0.
+
+    Example:
+        >>> from ramulus import Author, Constant, Estimator, Everything, Itself, Mix, SequenceRatio, Task, Term, Tree, pack
+        >>> mix, tree = Mix((Term(Estimator(Everything(), Itself(), Constant(), SequenceRatio())),)), Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-1.0, -2.0], finish="eos", reward=1.0)
+        >>> [batch] = pack([tree], mix.credit([tree]), mix)
+        >>> moved = batch.behavior + torch.tensor([0.0, 0.2, 0.4])  # the prompt, and two tokens that have become more probable
+        >>> round(float(SequenceRatio().ratio(moved, batch.term(0))), 3)
+        1.35
     """
 
     low: float = 3e-4
@@ -84,6 +102,15 @@ class GeometricMean:
     """GMPO: the geometric mean of a path's token ratios, each clipped first (arXiv 2507.20673, eq. 4).
 
     Goes with the same Clip as mask, which takes the gradient of the clipped tokens, and with Itself(). The paper's range is [e^-0.4, e^0.4].
+
+    Example:
+        >>> from ramulus import Author, Constant, Estimator, Clip, Everything, GeometricMean, Itself, Mix, Task, Term, Tree, pack
+        >>> mix, tree = Mix((Term(Estimator(Clip(0.2, 0.2), Itself(), Constant(), GeometricMean(Clip(0.2, 0.2)))),)), Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-1.0, -2.0], finish="eos", reward=1.0)
+        >>> [batch] = pack([tree], mix.credit([tree]), mix)
+        >>> moved = batch.behavior + torch.tensor([0.0, 0.0, 1.0])  # the second token is cut off at a ratio of 1.2
+        >>> round(float(GeometricMean(Clip(0.2, 0.2))(1, moved, batch.entropy, batch.term(0))), 3)
+        1.095
     """
 
     clip: Clip = CLIP
@@ -107,6 +134,15 @@ class EntropyWeight:
     """SRFT: `scale` x exp(`slope` x mean entropy of the path), a constant of the gradient; 1 for negative credit (arXiv 2506.19767, eqs. 7-10).
 
     (0.5, -1) on demonstrations, (0.1, +1) on the policy's own right paths.
+
+    Example:
+        >>> from ramulus import Author, Constant, Estimator, EntropyWeight, Everything, Itself, Mix, Task, Term, Tree, pack
+        >>> mix, tree = Mix((Term(Estimator(Everything(), Itself(), Constant(), EntropyWeight(0.1, 1.0))),)), Tree.plant(Task("t", (1,), "t"))
+        >>> leaf = tree.add(tree.root, [2, 3], Author.POLICY, logprobs=[-1.0, -2.0], finish="eos", reward=1.0)
+        >>> [batch] = pack([tree], mix.credit([tree]), mix)
+        >>> entropy = torch.tensor([0.0, 0.5, 1.5])  # the mean along the path is 1 nat
+        >>> round(float(EntropyWeight(0.1, 1.0)(1, batch.behavior, entropy, batch.term(0))), 3)
+        0.272
     """
 
     scale: float

@@ -17,6 +17,14 @@ class Mask(ColumnReader, Protocol):
     """(sign of the advantage, log-probs [T], entropy [T], batch) -> factor [T], real and >= 0; nothing of it is differentiated.
 
     The rest is what one may say of itself.
+
+    Example:
+        >>> import torch
+        >>> from ramulus import Behavior, Estimator, GroupMean
+        >>> def sure(sign, logp, entropy, batch):  # any callable is one
+        ...     return (entropy < 0.5).to(logp.dtype)
+        >>> Estimator(sure, Behavior(), GroupMean()).mask(1, torch.zeros(2), torch.tensor([0.1, 0.9]), None).tolist()
+        [1.0, 0.0]
     """
 
     measure: Measure | None = None

@@ -60,7 +60,13 @@ class SequenceMean:
 
 @dataclass(frozen=True)
 class ConstantLength:
-    """Every leaf's token sum over one fixed length (Dr.GRPO, arXiv 2503.20783, section 3.2)."""
+    """Every leaf's token sum over one fixed length (Dr.GRPO, arXiv 2503.20783, section 3.2).
+
+    Example:
+        >>> from ramulus import ConstantLength
+        >>> ConstantLength(10)([[(2, 1.0), (4, 1.0)]])
+        [[0.05, 0.05]]
+    """
 
     length: int
 
@@ -75,7 +81,13 @@ class ConstantLength:
 
 @dataclass(frozen=True)
 class QuestionMean:
-    """Every question of the step weighs 1/Q, its leaves alike, each spread over its tokens."""
+    """Every question of the step weighs 1/Q, its leaves alike, each spread over its tokens.
+
+    Example:
+        >>> from ramulus import QuestionMean
+        >>> QuestionMean()([[(2, 1.0), (2, 1.0)], [(4, 1.0)]])  # two questions, the second with one path of four tokens
+        [[0.125, 0.125], [0.125]]
+    """
 
     def __call__(self, leaves: Leaves) -> list[list[float]]:
         return [[share / (len(tree) * len(leaves) * n) for n, share in tree] for tree in leaves]

@@ -21,6 +21,12 @@ class PerAuthor:
     """`expert` on the tokens of demonstrations, `policy` on all others: both masks, or both references.
 
     A term for rollouts and demonstrations together has one normaliser over both, as the mixed loss of LUFFY has (arXiv 2504.14945, eq. 5).
+
+    Example:
+        >>> from ramulus import Behavior, Estimator, Everything, GroupMean, PerAuthor, Shaped
+        >>> luffy = Estimator(Everything(), PerAuthor(policy=Behavior(), expert=Shaped(0.1)), GroupMean(std=False, over="all"))
+        >>> luffy.columns
+        {'behavior'}
     """
 
     policy: Any

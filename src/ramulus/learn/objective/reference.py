@@ -27,7 +27,16 @@ class ColumnReader(RecipePart, Protocol):
 
 
 class Reference(ColumnReader, Protocol):
-    """(log-probs [T], batch) -> log pi_ref [T]; the rest is what one may say of itself."""
+    """(log-probs [T], batch) -> log pi_ref [T]; the rest is what one may say of itself.
+
+    Example:
+        >>> import torch
+        >>> from ramulus import Estimator, Everything, GroupMean
+        >>> def even(logp, batch):  # any callable is one; this one has every token as probable as the others of a hundred
+        ...     return torch.full_like(logp, 0.01).log()
+        >>> Estimator(Everything(), even, GroupMean()).columns  # it reads nothing that is recorded or scored
+        set()
+    """
 
     measure: Measure | None = None
 

@@ -20,7 +20,14 @@ _COLUMNS = (None, "behavior", "recomputed")
 
 @dataclass(frozen=True)
 class One:
-    """A behaviour policy taken as certain: the ratio is the probability itself (offline RL, arXiv 2509.04419, table 1)."""
+    """A behaviour policy taken as certain: the ratio is the probability itself (offline RL, arXiv 2509.04419, table 1).
+
+    Example:
+        >>> import torch
+        >>> from ramulus import One
+        >>> One().potential(torch.tensor([0.25, 0.5]).log(), None).tolist()
+        [0.25, 0.5]
+    """
 
     def __call__(self, logp: Tensor, batch: TreeBatch) -> Tensor:
         return torch.zeros_like(logp)
@@ -35,6 +42,13 @@ class Shaped:
     """LUFFY's policy shaping u = f(pi) = pi / (pi + gamma) (arXiv 2504.14945, eq. 6), or f(pi) / f(pi_old) with a column.
 
     The gradient is that of pi, times gamma / (pi + gamma)^2: tokens far from the policy pull more.
+
+    Example:
+        >>> import torch
+        >>> from ramulus import Shaped
+        >>> shaped = Shaped(gamma=0.1).potential(torch.tensor([0.1, 0.9]).log(), None)
+        >>> [round(float(f), 2) for f in shaped]
+        [0.5, 0.9]
     """
 
     gamma: float = 0.1
@@ -110,6 +124,14 @@ class Capped:
     """CISPO: the importance ratio, clipped to [1 - low, 1 + high], is a constant weight of log pi (arXiv 2506.13585, eqs. 4-5).
 
     No token loses its gradient. The paper sets no floor: low=1.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from ramulus import Capped
+        >>> batch = SimpleNamespace(behavior=torch.tensor([0.5, 0.5]).log())  # of a TreeBatch it reads nothing else
+        >>> [round(float(w), 2) for w in Capped(high=0.28).weight(torch.tensor([0.3, 0.9]).log(), batch)]
+        [0.6, 1.28]
     """
 
     low: float = 1.0

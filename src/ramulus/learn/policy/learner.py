@@ -35,6 +35,14 @@ class Learner(Protocol):
 
     Calls are awaited one after the other; no call blocks the event loop for as long as it takes. A learner whose call was cancelled is in the
     middle of something, and only `close` may follow.
+
+    Example:
+        >>> from ramulus import Learner, Scratch, Torch
+        >>> model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+        >>> learner: Learner = Torch()(model, tokenizer, None, False, {}, 0)
+        >>> learner.version, "in_place" in learner.features
+        (0, True)
+        >>> learner.close()
     """
 
     @property

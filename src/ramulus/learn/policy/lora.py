@@ -22,7 +22,13 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class Lora:
-    """Train low-rank adapters and keep the model's own weights as they are."""
+    """Train low-rank adapters and keep the model's own weights as they are.
+
+    Example:
+        >>> from ramulus import Lora
+        >>> Lora(rank=8).targets
+        'all-linear'
+    """
 
     rank: int = 16
     alpha: int = 32  # the adapters' output is scaled by alpha / rank

@@ -17,6 +17,13 @@ class ActorCritic(TorchPolicy):
 
     The head starts at 0, learns at SPEED times the policy's rate, and is kept in checkpoints but not in the model's folder. Takes what
     TorchPolicy takes.
+
+    Example:
+        >>> import torch
+        >>> from ramulus import ActorCritic, Scratch
+        >>> model, tokenizer = Scratch("0123456789+=?", hidden=16, layers=1, heads=2, kv_heads=1)()
+        >>> ActorCritic(model).read(torch.ones(2, 16), torch.tensor([0, 0])).tolist()
+        [0.0, 0.0]
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, **options: Any) -> None:
