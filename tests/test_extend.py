@@ -24,6 +24,7 @@ from ramulus.core.store import read
 from ramulus.core.task import Path as Answer
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
+from ramulus.engine.engine import RULE_FEATURES, rule_features
 from ramulus.grow.branching import paths
 from ramulus.grow.demonstration import Hinted
 from ramulus.grow.schedule import Schedule
@@ -38,7 +39,7 @@ from ramulus.run.launch import launch
 from ramulus.run.signals import SHIPPED
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
-PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "Brief", "FirstTimeShown", "FewSlots")
+PARTS = ("SecondThoughts", "Surprise", "MedianBaseline", "FadeOut", "HotWhereTorn", "Brief", "FirstTimeShown", "FewSlots")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,21 @@ def test_a_mask_that_says_nothing_of_its_textbook_loss_has_none(page: ModuleType
     assert surrogate(mix, batch.behavior, batch.behavior, batch.entropy, batch) is None
 
 
+def test_the_temperature_rises_above_the_mean_entropy_of_the_step_before(page: ModuleType) -> None:
+    rule, logits = page.HotWhereTorn(), torch.tensor([[0.0, 0.0], [9.0, 0.0], [1.0, 0.0]])
+    assert rule_features(rule) == set(RULE_FEATURES) == {name for name, _ in re.findall(r'^\| `"(\w+)"` \| (.*) \|$', PAGE.read_text(), re.M)}
+    assert rule.given(None)(logits).tolist() == [1.0] * 3
+    tree = grown()
+    assert rule.measure([tree]) is None
+    for leaf in tree.leaves():
+        leaf.entropy = column([0.25] * 6)
+    later = rule.given(rule.measure([tree]))
+    assert later == page.HotWhereTorn(usual=0.25)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(later(logits), 1 + 0.3 * (entropy - 0.25).clamp(0, 1))
+    assert sorted(later(logits).gt(1).tolist()) == [False, True, True]
+
+
 def test_the_reward_falls_with_length(page: ModuleType) -> None:
     task = Task("t", (1,), "t")
 
@@ -175,6 +191,10 @@ def test_they_train_together(page: ModuleType, tmp_path: Path) -> None:
     state = json.loads((path_of(out, 2) / "state.json").read_text())
     assert len(state["mix"]) == 6, "the gate's state: every question that was seen"
     assert set(state["mix"].values()) == {True}
+    assert json.loads((path_of(out, 2) / "state.json").read_text())["cursor"]["temperature"].keys() == {"usual"}
+    every = [{x for tree in read(file) for node in tree.walk() for x in node.column("temperature")} for file in sorted((out / "trees").iterdir())]
+    assert every[0] <= {1.0}
+    assert max(every[1]) > 1.0
     for tree in (tree for file in sorted((out / "trees").iterdir()) for tree in read(file)):
         first = [leaf for leaf in tree.leaves() if leaf.why == "first"]
         again = [leaf for leaf in tree.leaves() if leaf.why == "again"]
