@@ -10,6 +10,7 @@ from rich.console import Console
 
 import run_forks
 import run_value
+from ramulus import Ray
 from ramulus.grow.branching import Star
 from ramulus.grow.demonstration import Hinted
 from ramulus.grow.segments import Segments
@@ -20,7 +21,7 @@ from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.reference import Behavior
 from ramulus.run.config.recipe import Run
 from ramulus.run.launch import launch
-from ramulus.run.stage import check_schedule, check_signals
+from ramulus.run.stage import check_grown_ahead, check_schedule, check_signals
 
 
 @pytest.mark.parametrize("rule", [Star(4), Hinted(Star(4), 2), Hinted(Hinted(Star(4)))])
@@ -49,6 +50,13 @@ def test_the_schedule_and_the_advantage_train_the_same_paths(tmp_path: Path) -> 
         launch(recipe, [f"out={tmp_path / 'run'}", "schedule.unbranched=true"], False, False, Console(quiet=True))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     check_schedule(trained_alone(run_forks.recipe()))
+
+
+def test_trees_that_grow_ahead_ask_no_learner() -> None:
+    run = replace(run_value.plain(), cluster=Ray(ahead=1))
+    check_grown_ahead(run, asks_learner=False)
+    with pytest.raises(ValueError, match=r"with cluster.ahead=1 .* it computes the entropies that the engine lacks: set cluster.ahead=0"):
+        check_grown_ahead(run, asks_learner=True)
 
 
 def test_a_value_needs_a_head() -> None:

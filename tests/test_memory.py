@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from ramulus.learn.policy.kept import kept_by_layer, kept_bytes
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained, Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.sharded.sharded_learner import ShardedLearner
 from ramulus.models.sizes import PUBLISHED, sizes_of, sizes_of_model
 from ramulus.models.smollm2 import fetch
 from ramulus.native.build import why
 from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
+from ramulus.run.dry_run import TimedUpdates
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, sampling_of, step_memory, way_of
 from ramulus.run.memory.work import work_of
@@ -113,7 +116,8 @@ def test_what_a_token_keeps_is_measured_on_the_loaded_model(kind: str, options: 
     policy, sizes = TorchPolicy(model, **options), sizes_of_model(model)
     learner = InProcess(policy)
     layers, weights = policy.layers, {name: x.clone() for name, x in model.state_dict().items()}
-    each = kept_by_layer(learner, sizes)
+    each = asyncio.run(kept_by_layer(learner, sizes))
+    assert asyncio.run(kept_by_layer(TimedUpdates(learner), sizes)) == each, "what stands around it hands it on"
     learner.close()
     assert policy.layers is layers
     assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
@@ -125,11 +129,23 @@ def test_what_a_token_keeps_is_measured_on_the_loaded_model(kind: str, options: 
     assert kept[1] - kept[0] == pytest.approx(many - few, rel=0.1)
 
 
-def test_what_other_processes_keep_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+class Measuring:
+    """A learner of one's own that knows what it keeps."""
+
+    features = frozenset({"measured"})
+
+    async def kept_bytes(self, tokens: int) -> int:
+        return 1000 + tokens * (8 * 96 + 3 * 500)
+
+
+def test_a_learner_of_ones_own_is_asked_and_one_that_does_not_measure_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner of several ranks has a policy too, whose passes wait for the other ranks."""
+    sizes = sizes_of(llama().config)
+    assert asyncio.run(kept_by_layer(Measuring(), sizes)) == 500
+    assert asyncio.run(kept_by_layer(Measuring(), replace(sizes, positions=40))) == 0.0
     monkeypatch.setattr("ramulus.learn.policy.kept.kept_bytes", lambda *given: pytest.fail("a pass"))
-    ranks = SimpleNamespace(policy=TorchPolicy(llama()))
-    assert kept_by_layer(ranks, sizes_of(llama().config)) == 0.0
+    ranks: Any = SimpleNamespace(policy=TorchPolicy(llama()), features=ShardedLearner.features)
+    assert asyncio.run(kept_by_layer(ranks, sizes)) == 0.0
 
 
 def test_sizes_are_those_of_the_model() -> None:

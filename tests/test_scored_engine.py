@@ -95,11 +95,12 @@ def test_calls_that_wait_share_a_pass_and_a_failure() -> None:
 def test_only_who_needs_them_gets_them() -> None:
     model, _ = scratch(0)
     engine, learner = Silent(LocalEngine(model)), InProcess(TorchPolicy(model))
-    assert with_entropies(engine, learner, [RULE]).features == {"rules", "entropy"}
-    assert isinstance(with_entropies(engine, learner, [HighEntropy()]), ScoredEngine)
-    assert with_entropies(engine, learner, [object()]) is engine
+    for part in (RULE, HighEntropy()):
+        scored, asks_learner = with_entropies(engine, learner, [part])
+        assert (scored.features, asks_learner) == ({"rules", "entropy"}, True)
+    assert with_entropies(engine, learner, [object()]) == (engine, False)
     full = LocalEngine(model)
-    assert with_entropies(full, learner, [RULE]) is full
+    assert with_entropies(full, learner, [RULE]) == (full, False)
     hot = requests(1, temperature=lambda logits: logits[:, 0] * 0 + 1)
     with pytest.raises(ValueError, match="does not record the temperatures of"):
         asyncio.run(ScoredEngine(engine, learner).sample(hot))

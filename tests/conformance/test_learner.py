@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ from ramulus.learn.objective.mix import Mix
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.policy.children import UNHEARD
 from ramulus.learn.policy.influence import Influence
-from ramulus.learn.policy.learner import Evaluated, Learner
+from ramulus.learn.policy.learner import Evaluated, Learner, MeasuredLearner
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.scoring import score, score_now
 from ramulus.learn.policy.separate import Separate
@@ -167,6 +167,17 @@ def test_a_folder_of_weights_is_handed_over(kind: str, tmp_path: Path) -> None:
     assert [folder.name for folder, _ in handed] == [f"version-{n:06d}" for n in (2, 4, 6, 8)]
     assert [folder.exists() for folder, _ in handed] == [False, False, True, True], "an engine may still read the one before"
     assert any(not torch.equal(handed[0][1][name], tensor) for name, tensor in handed[1][1].items())
+
+
+def test_what_one_measures_grows_with_tokens_and_changes_nothing(kind: str) -> None:
+    tiny = Tiny()
+    with learner(kind, tiny) as one:
+        assert one.features <= {"in_place", "live", "measured"}
+        assert ("measured" in one.features) == (kind == "in process")
+        if "measured" in one.features:
+            few, more, many = (run(cast(MeasuredLearner, one).kept_bytes(tokens)) for tokens in (8, 16, 24))
+            assert 0 < more - few == many - more
+            assert near(run(one.weights()), tiny().weights(), exact(kind))
 
 
 def test_errors_are_those_of_a_policy_at_hand(kind: str) -> None:

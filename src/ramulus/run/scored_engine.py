@@ -19,10 +19,10 @@ from ramulus.learn.policy.learner import Learner
 _Batch = tuple[Sequence[Request], Sequence[Segment], "asyncio.Future[None]"]
 
 
-def with_entropies(engine: Engine, learner: Learner, parts: Iterable[object]) -> Engine:
-    """The engine, with entropies by the learner where some part of a recipe reads them and the engine records none."""
-    wanted = any("entropy" in with_defaults(part, RecipePart).records for part in parts)
-    return ScoredEngine(engine, learner) if wanted and "entropy" not in engine.features else engine
+def with_entropies(engine: Engine, learner: Learner, parts: Iterable[object]) -> tuple[Engine, bool]:
+    """The engine, with entropies by the learner where some part of a recipe reads them and the engine records none; whether that is so."""
+    lacking = "entropy" not in engine.features and any("entropy" in with_defaults(part, RecipePart).records for part in parts)
+    return ScoredEngine(engine, learner) if lacking else engine, lacking
 
 
 class ScoredEngine(AroundEngine):

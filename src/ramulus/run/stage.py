@@ -36,7 +36,7 @@ from ramulus.run.prompts import prompts_of
 from ramulus.run.rollouts import Rollouts
 from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.sampler import skeleton_of
-from ramulus.run.scored_engine import ScoredEngine, with_entropies
+from ramulus.run.scored_engine import with_entropies
 from ramulus.run.signals import SignalContext, Signals, StateValue, ordered, provided
 from ramulus.run.slow_modes import threads_of
 from ramulus.tasks.problem import check_ids
@@ -59,6 +59,7 @@ class Parts:
     stop: Stop
     run: Run  # with numbers where it said auto
     taken: Taken
+    asks_learner: bool = False  # the engine, for entropies that it does not record
     rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
 
 
@@ -91,12 +92,12 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
         undo.callback(learner.close)
         run, taken = settled(run, model, device_of(run.device), _rooms(ground), learner)
         placed = run_to_end(ground.engine(run, skeleton, decode)) if ground is not None else None
-        engine = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
+        engine, asks_learner = with_entropies(placed or run.engine(model, decode), learner, parts_of(run))
         if placed is None:
             undo.callback(engine.close)
         limits = (run.eval_limit, run.final_evaluation.limit if run.final_evaluation else None)
         rest = placed.sleep if placed is not None and placed.rests else None
-        parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, rest)
+        parts = Parts(learner, engine, tasks, evals[: limits[0]], (final_tasks or evals)[: limits[1]], decode, stop, run, taken, asks_learner, rest)
         _check(run, parts, model.config)
         undo.pop_all()
     return parts
@@ -127,7 +128,7 @@ def _check(run: Run, parts: Parts, config: Any) -> None:
     if not parts.tasks:
         raise ValueError(f"no task of {run.name} is left to train on: raise prompt_limit={run.prompt_limit}")
     check_schedule(run)
-    check_grown_ahead(run, parts.engine)
+    check_grown_ahead(run, parts.asks_learner)
     check_engine(run, parts.engine)
     samples = bool(run.branching(Tree.plant(parts.tasks[0])))
     if samples and not run.weighted():
@@ -212,10 +213,10 @@ def check_engine(run: Run, engine: Engine) -> None:
         )
 
 
-def check_grown_ahead(run: Run, engine: Engine) -> None:
-    """Raise ValueError where trees would ask the learner for something while it learns."""
+def check_grown_ahead(run: Run, asks_learner: bool) -> None:
+    """Raise ValueError where trees would ask the learner for something while it learns, or the engine does, which then `asks_learner`."""
     reading = [part for part in (run.branching, run.schedule, *run.pruning, run.temperature) if needed(part)]
-    if run.cluster and run.cluster.ahead and (reading or isinstance(engine, ScoredEngine)):
+    if run.cluster and run.cluster.ahead and (reading or asks_learner):
         what = f"{type(reading[0]).__name__} reads what it computes" if reading else "it computes the entropies that the engine lacks"
         raise ValueError(f"with cluster.ahead={run.cluster.ahead} trees grow while the learner learns, but {what}: set cluster.ahead=0")
 

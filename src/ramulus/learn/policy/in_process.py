@@ -24,6 +24,7 @@ from ramulus.learn.batch.score_row import Scored, ScoreRow
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.influence import Influence
+from ramulus.learn.policy.kept import kept_in_layers
 from ramulus.learn.policy.learner import Called, Evaluated
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
@@ -64,12 +65,11 @@ def _worked(work: Callable[..., _T], *arguments: Any) -> _T:
 
 
 class InProcess(Called):
-    """A Learner whose policy lives here; engines of this process can read its parameters."""
-
-    features = frozenset({"in_place", "live"})
+    """A Learner whose policy lives here; engines of this process can read its parameters. On a CPU a MeasuredLearner."""
 
     def __init__(self, policy: TorchPolicy) -> None:
         self.policy, self.thread = policy, Thread()
+        self.features = frozenset({"in_place", "live"} | ({"measured"} if policy.device.type == "cpu" else set()))  # a GPU would compile
 
     @property
     def version(self) -> int:
@@ -84,6 +84,10 @@ class InProcess(Called):
     async def accumulate(self, mix: Mix, batches: Sequence[TreeBatch]) -> list[Evaluated]:
         """Add the gradient of all rows, or of some of them where the wait is cancelled."""
         return await self.call("accumulate", mix, batches, self.thread.left)  # type: ignore[no-any-return]
+
+    async def kept_bytes(self, tokens: int) -> int:
+        """What a forward pass keeps for the backward pass."""
+        return await self.call("kept_bytes", tokens)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the thread."""
@@ -196,6 +200,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "accumulate": accumulated,
     "update": lambda policy, lr: policy.update(lr),
     "weights": handed,
+    "kept_bytes": kept_in_layers,
     "save": saved,
     "restore": restored,
 }

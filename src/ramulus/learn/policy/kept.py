@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 
-from ramulus.learn.policy.in_process import InProcess
+from ramulus.learn.policy.learner import Learner, MeasuredLearner
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.sizes import Sizes
 
@@ -14,19 +14,23 @@ SHORT, LONG = 32, 96  # tokens of the two rows: what does not grow with them (co
 BELOW_AND_ABOVE = 8.0  # bytes of each number of the hidden state that the embeddings and the last norm keep
 
 
-def kept_by_layer(learner: Any, sizes: Sizes) -> float:
-    """Bytes that a layer keeps of a token, every layer's mean; 0 where the learner computes in other processes, or on a GPU, which would compile."""
+async def kept_by_layer(learner: Learner, sizes: Sizes) -> float:
+    """Bytes that a layer keeps of a token, every layer's mean; 0 where the learner does not measure it, or knows too few positions."""
     longest = min(LONG, sizes.positions)
-    if not isinstance(learner, InProcess) or learner.policy.device.type != "cpu" or longest < 2 * SHORT:
-        return 0.0  # of ranks, one alone must not compute: it would wait for the others
-    policy = learner.policy
-    layers, policy.layers = policy.layers, []  # all of a layer, also where only its input is kept
+    if "measured" not in learner.features or longest < 2 * SHORT:
+        return 0.0
+    few, many = [await cast(MeasuredLearner, learner).kept_bytes(tokens) for tokens in (SHORT, longest)]
+    return max(0.0, (many - few) / (longest - SHORT) - BELOW_AND_ABOVE * sizes.hidden) / sizes.layers
+
+
+def kept_in_layers(policy: TorchPolicy, tokens: int) -> int:
+    """`kept_bytes` with all of every layer, also where only its input is kept."""
+    layers, policy.layers = policy.layers, []
     try:
-        few, many = (kept_bytes(policy, tokens) for tokens in (SHORT, longest))
+        return kept_bytes(policy, tokens)
     finally:
         policy.layers = layers
         policy.narrow.forget()
-    return max(0.0, (many - few) / (longest - SHORT) - BELOW_AND_ABOVE * sizes.hidden) / sizes.layers
 
 
 def kept_bytes(policy: TorchPolicy, tokens: int) -> int:

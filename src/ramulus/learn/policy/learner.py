@@ -52,7 +52,8 @@ class Learner(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """"in_place": an engine of this process can read its parameters, which then need no `weights`. "live": these can be the parameters."""
+        """"in_place": an engine of this process can read its parameters, which then need no `weights`. "live": these can be the parameters.
+        "measured": it is a MeasuredLearner."""
         ...
 
     async def score(
@@ -93,6 +94,17 @@ class Learner(Protocol):
 
     def close(self) -> None:
         """Free threads and processes."""
+        ...
+
+
+class MeasuredLearner(Learner, Protocol):
+    """A learner with the feature "measured", which `auto` asks before the first step: it computes in one process, on a CPU."""
+
+    async def kept_bytes(self, tokens: int) -> int:
+        """Bytes that the forward pass over a path of so many tokens keeps for the backward pass, whether a layer is computed again there or not.
+
+        The model's own weights and its head are not counted.
+        """
         ...
 
 

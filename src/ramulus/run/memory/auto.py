@@ -13,10 +13,12 @@ from ramulus.engine.factory import engine_traits
 from ramulus.engine.memory import USUAL_MB
 from ramulus.learn.factory import learner_traits
 from ramulus.learn.policy.kept import kept_by_layer
+from ramulus.learn.policy.learner import Learner
 from ramulus.models.sizes import Sizes, sizes_of_model
 from ramulus.native.memory import GB
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text, written_json
+from ramulus.run.event_loop import run_to_end
 from ramulus.run.memory.rooms import Room, rooms_here
 from ramulus.run.memory.step import USUAL_TOKENS, Site, StepMemory, sampling_of, step_memory
 from ramulus.run.memory.work import work_of
@@ -42,10 +44,11 @@ class Taken:
         replace_text(folder / _FILE, json.dumps({"tokens_per_batch": self.tokens_per_batch, "memory_mb": self.memory_mb}))
 
 
-def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here, learner: Any = None) -> tuple[Run, Taken]:
+def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here, learner: Learner | None = None) -> tuple[Run, Taken]:
     """The run with numbers in place of auto: those that it began with, else what fits beside `model` and its learner, on their `device`, now.
 
-    `rooms`: what its processes share, and what is free there. What a token's forward pass keeps is measured on the `learner` that is given.
+    `rooms`: what its processes share, and what is free there. What a token's forward pass keeps is asked of the `learner` that is given,
+    if it measures that.
     """
     auto = _is_auto(run)
     longest = run.prompt_limit + run.response_limit
@@ -73,7 +76,7 @@ def _is_auto(run: Run) -> set[str]:
     return ({"tokens_per_batch"} if run.tokens_per_batch == "auto" else set()) | ({"memory_mb"} if engine else set())
 
 
-def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learner: Any) -> Taken | None:
+def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learner: Learner | None) -> Taken | None:
     """What fits; None for a learner or a model of which nothing is known."""
     if learner_traits(run.learner).memory is None:
         return None
@@ -81,8 +84,8 @@ def _fitting(run: Run, model: Any, rooms: Sequence[Room], auto: set[str], learne
         sizes = sizes_of_model(model)
     except ValueError:
         return None
-    if "tokens_per_batch" in auto:
-        sizes = replace(sizes, kept=kept_by_layer(learner, sizes))
+    if "tokens_per_batch" in auto and learner is not None:
+        sizes = replace(sizes, kept=run_to_end(kept_by_layer(learner, sizes)))
     tokens, engine_bytes = fitted(run, sizes, rooms)
     needed = {room: room.needed(run, sizes, tokens, engine_bytes) for room in rooms}
     fullest = max(rooms, key=lambda room: needed[room] / max(1.0, room.free))
