@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ramulus.cli import main
 from ramulus.learn.policy.model import Pretrained, Scratch
@@ -222,6 +223,61 @@ def test_training_starts_from_adapters(folder: Path, adapter: Path) -> None:
         assert model.state_dict().keys() == SMALL()[0].state_dict().keys()
         torch.testing.assert_close(model(ids).logits, right, atol=1e-5, rtol=1e-5)
         assert tokenizer.eos_token == "<eos>"
+        assert all(parameter.requires_grad for parameter in model.parameters()), "all of it is trained"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    ],
+)
+def test_adapters_of_the_ends_of_a_tied_model_are_of_one_end(folder: Path, tmp_path: Path, options: dict) -> None:
+    """The same logits as by peft, also once written and read again; the head and the embeddings are two matrices where they must be."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    base, tokenizer = Pretrained(str(folder))()
+    config = type(base.config)(**base.config.to_dict() | {"tie_word_embeddings": True})
+    base = type(base)(config).float()
+    for part in (base, tokenizer):
+        part.save_pretrained(tmp_path / "tied")
+    tuned = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **options))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) / 4)
+    tuned.peft_config["default"].base_model_name_or_path = str(tmp_path / "tied")
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids, ends = torch.tensor([[4, 5, 6, 7]]), "norm" not in options.get("modules_to_save", ())
+    right = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "tied"), tmp_path / "adapter").eval()(ids).logits
+    with pytest.warns(UserWarning, match="from here on it has two") if ends else nullcontext():
+        model, _ = Pretrained(str(tmp_path / "tied"), adapter=str(tmp_path / "adapter"))()
+    torch.testing.assert_close(model(ids).logits, right, atol=1e-5, rtol=1e-5)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert (model.get_input_embeddings().weight is not model.get_output_embeddings().weight) == ends
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "written")
+    torch.testing.assert_close(Pretrained(str(tmp_path / "written"))()[0](ids).logits, right, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_that_cannot_be_added_to_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    biased = LoraConfig(r=2, target_modules=["o_proj"], lora_bias=True, init_lora_weights=False)
+    prompts, prefixes = (kind(task_type="CAUSAL_LM", num_virtual_tokens=2) for kind in (PromptTuningConfig, PrefixTuningConfig))
+    for name, config, words in (
+        ("biased", biased, "of the kind LORA, cannot be added to weights: "),
+        ("prompts", prompts, "of the kind PROMPT_TUNING, which is added to prompts, not to weights"),
+        ("prefixes", prefixes, "of the kind PREFIX_TUNING, which is added to prompts, not to weights"),
+    ):
+        tuned = get_peft_model(Pretrained(str(folder))()[0], config)
+        tuned.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=words):
+            Pretrained(str(folder), adapter=str(tmp_path / name))()
 
 
 def test_adapters_that_do_not_fit_are_refused(folder: Path, adapter: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -206,6 +207,23 @@ def test_activation_checkpointing_changes_nothing(family: str) -> None:
     assert all(torch.equal(plain[name], again[name]) for name in plain)
     assert not any(module.training for module in policy.model.modules())
     assert policy.model.config._attn_implementation != "ramulus_tree"
+
+
+@pytest.mark.parametrize("kind", ["opt", "biogpt"])
+def test_activation_checkpointing_wakes_no_dropout_of_a_layer_itself(kind: str) -> None:
+    """Layers that ask their own flag in functions: dropout as these models ship it."""
+    torch.manual_seed(0)
+    small = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+    small |= {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {"intermediate_size": 32}
+    config = AutoConfig.for_model(kind, **small, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    model, trees = AutoModelForCausalLM.from_config(config).float(), forest(4)
+    plain = gradients(TorchPolicy(model), trees)
+    model.zero_grad(set_to_none=True)
+    again = gradients(TorchPolicy(model, activation_checkpointing=True), trees)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient)
+    assert not any(module.training for module in model.modules())
 
 
 def test_chunked_head_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

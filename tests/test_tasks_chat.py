@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,25 @@ def test_arguments_reach_the_template_and_unknown_ones_are_refused() -> None:
         render(problem, tokenizer, template="{problem}", arguments={"enable_thinking": False})
     with pytest.raises(ValueError, match="are for a chat template, and this tokenizer has no chat template"):
         render(problem, characters(), arguments={"enable_thinking": False})
+
+
+def test_columns_that_are_asked_for_hold_whatever_a_run_was_trained_on(tmp_path: Path) -> None:
+    """Each by itself; what is not asked for is as in the run's file."""
+    line = {"problem": "1+1?", "answer": "2", "question": "2+2?", "final": "4"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    run = SimpleNamespace(tasks=File("train.jsonl", prompt="question", answer="final"), prompt_limit=64, date="", examples=None, weighted=lambda: ())
+    run = SimpleNamespace(**vars(run), template=None, system=None, template_arguments=None)
+    for asked, trained, expected in (
+        ({"prompt": "problem", "answer": "answer"}, run, ("1+1?", "2")),
+        ({"prompt": "problem"}, run, ("1+1?", "4")),
+        ({}, run, ("2+2?", "4")),
+        ({}, None, ("1+1?", "2")),
+        ({"answer": "final"}, None, ("1+1?", "4")),
+    ):
+        ((_, (task,), _),) = TaskSets((str(tmp_path / "p.jsonl"),), 1, ProblemOptions(**asked), run=trained).read(characters())
+        assert (task.text, task.answer) == expected
+    with pytest.raises(ValueError, match="all 1 problems are among the worked examples"):
+        TaskSets((str(tmp_path / "p.jsonl"),), None, ProblemOptions(examples=str(tmp_path / "p.jsonl"))).read(characters())
 
 
 def test_arguments_on_the_command_line_of_an_evaluation() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from ramulus.core.task import Path, Reward, Task
 from ramulus.core.text import last_box
 from ramulus.run.runtime import Detokenizer
-from ramulus.tasks.answers import LastBox, LastLine, Tagged, Whole
+from ramulus.tasks.answers import LastBox, LastLine, LastNumber, Tagged, Whole
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import Problem, render
 from ramulus.tasks.rewards import ExactAnswer, Format, Overlong, Unmarked
@@ -83,6 +83,37 @@ def test_last_box_is_linear_on_hostile_text(text: str) -> None:
 )
 def test_extracts(extract: object, text: str, found: str | None) -> None:
     assert extract(text) == found  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("4 apples and 1,000 pears are 1,004 pieces.", "1004"), ("5-3", "3"), ("x is -3.", "-3"), ("(2)-3", "3"), ("40%", "40"), ("2/3", "2/3"),
+        (".5", ".5"), ("-.5", "-.5"), ("so it is...5", "5"), ("a.5", "5"), ("v2.5", "2.5"), ("1e5", "1e5"), ("1.5e-3", "1.5e-3"), ("2e", "2"),
+        ("\u22125", "-5"), ("5\u22123", "3"), ("1e\u22123", "1e-3"), ("-$5", "-5"), ("-\\$5", "-5"), ("$-5$", "-5"), ("$18", "18"), ("€.5", ".5"),
+        ("1\u202f000\u202f000", "1000000"), (r"1{,}234", "1234"), (r"\$1\,234", "1234"), ("1,2,3", "3"), ("1,234,56", "56"), ("1 and 2", "2"),
+        (r"\frac{1}{2}", "1/2"), (r"$-\dfrac{3}{4}$", "-3/4"), ("none", None), ("", None),
+        ("7" + " none" * 5000, "7"), ("1,234" + "." * 1000, "1234"), ("8" * 1500, "8" * 1500), ("x" * 998 + "123", "123"),
+        ("-123" + "x" * 997, "-123"),
+    ],
+)  # fmt: skip
+def test_the_last_number(text: str, found: str | None) -> None:
+    assert LastNumber()(text) == found
+
+
+@pytest.mark.parametrize("text", [",111" * 100_000 + "1", "1,111," * 100_000, "1" * 400_000 + "x", "-" * 400_000, ".1" * 200_000, "1/1" * 100_000])
+def test_the_last_number_of_hostile_text_takes_no_time(text: str) -> None:
+    began = time.process_time()
+    LastNumber()(text)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("reference", ["1,234", "$18", "2,500 ", "3/4", "#### 72"])
+def test_the_number_in_a_reference_counts_where_the_last_number_of_an_answer_does(reference: str) -> None:
+    reward, task = ExactAnswer(LastNumber()), Task("t", (), "?", reference)
+    assert reward(task, path(f"So it is {reference}."))["correct"] == 1
+    assert reward(task, path("So it is 17."))["correct"] == 0
+    assert unmatched(reward, [task]) == []
 
 
 def test_exact_answer() -> None:
@@ -159,6 +190,10 @@ def test_a_template_that_begins_as_the_tokenizer_does_begins_once(template: str,
         (ExactAnswer(), "5 \n", ""),
         (ExactAnswer(LastLine()), "5\n6", "gives '6'"),
         (ExactAnswer(Tagged()), "a<answer>b", "gives 'b'"),
+        (ExactAnswer(LastNumber()), "1,234", ""),
+        (ExactAnswer(LastNumber()), "red", "no answer is found in 'red'"),
+        (Boxed(extract=LastNumber()), "$1,234", ""),
+        (Boxed(extract=LastNumber()), "x+1", "'x+1' gives '1'"),
         (Format("x"), "", ""),
     ],
 )

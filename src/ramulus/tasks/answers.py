@@ -55,7 +55,9 @@ class Tagged:
 
 @dataclass(frozen=True)
 class LastNumber:
-    """The number that stands last, without commas between its thousands: `-3`, `1,234.5`, `2/3`, `40%` as `40`.
+    r"""The number that stands last, without what stands between its thousands, a currency or a percent sign.
+
+    `-3`, `.5`, `1,234.5`, `2/3`, `1e5`, `40%` as `40`, `-$5` as `-5`, `\frac{1}{2}` as `1/2`; a minus sign of typographers is a minus sign.
 
     Example:
         >>> from ramulus.tasks.answers import LastNumber
@@ -64,8 +66,14 @@ class LastNumber:
     """
 
     def __call__(self, text: str) -> str | None:
-        numbers = _NUMBER.findall(text)
-        return numbers[-1].replace(",", "") if numbers else None
+        end, span = len(text), _SPAN  # of a long text only the end is read
+        while end > 0:
+            start = max(0, end - span)
+            numbers = list(_NUMBER.finditer(text, start, end))
+            if numbers and (start == 0 or numbers[-1].start() > start):
+                return _written(numbers[-1])
+            end, span = (end, 2 * span) if numbers else (start, _SPAN)  # one that begins where the reading did may be part of a longer one
+        return None
 
 
 def extraction(text: str) -> Extract:
@@ -78,7 +86,22 @@ def extraction(text: str) -> Extract:
     return _WORDS[text]()
 
 
-_NUMBER = re.compile(r"(?:(?<![\w.)\]])-)?(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?")
+def _written(number: re.Match[str]) -> str:
+    """A number that was met, as one writes it to a computer."""
+    sign, over, under, number_itself = number.group("sign", "over", "under", "number")
+    plain = _BETWEEN.sub("", number_itself).replace("\u2212", "-") if over is None else f"{over}/{under}"
+    return f"-{plain}" if sign else plain
+
+
+_SPAN = 1000  # characters
+_BETWEEN = re.compile(r",|\{,\}|\\,|[\u00a0\u2009\u202f]")  # thousands
+_NUMBER = re.compile(
+    rf"""(?P<sign>(?<![\w.)\]])[-\u2212](?=\\?[$€£]?[.\d]|\\[dt]?frac))? (?:\\?[$€£])?
+    (?: \\[dt]?frac\{{(?P<over>\d+)\}}\{{(?P<under>\d+)\}}
+    | (?P<number> (?: \d{{1,3}}(?:(?:{_BETWEEN.pattern})\d{{3}})+(?!(?:{_BETWEEN.pattern})?\d) | \d+ | (?<![\w.])(?=\.\d) )
+      (?:\.\d+)? (?:[eE][-+\u2212]?\d+(?!\w))? (?:/\d+(?:\.\d+)?)? ) )""",
+    re.VERBOSE,
+)
 _WORDS: dict[str, Callable[[], Extract]] = {"box": LastBox, "number": LastNumber, "line": LastLine, "whole": Whole}
 READ = {"read": extraction}
 """The metadata of a field that is written so on the command line."""
@@ -92,4 +115,4 @@ def response_with(extract: Extract, answer: str) -> str | None:
         return f"<{extract.tag}>{answer}</{extract.tag}>"
     if isinstance(extract, LastLine):
         return f"{extract.prefix}{answer}"
-    return answer if isinstance(extract, Whole | LastNumber) and extract(answer) == answer.strip() else None
+    return answer if isinstance(extract, Whole | LastNumber) else None

@@ -41,12 +41,15 @@ def after_examples(
     """(problems, template, text before every prompt) that show the examples before each problem, behind a system message that it has; problems
     among them are left out.
 
-    `chat`: as turns of the chat template; else the template, or the bare text, is written once for each, with its solution and an empty line.
+    `chat`: as turns of the chat template; else the template, or the bare text, is written once for each, with its solution and an empty line. Raises
+    ValueError where no problem is left.
     """
     if not examples:
         return list(problems), template, ""
     given_away = {example.question for example in examples}
     kept = [problem for problem in problems if problem.text not in given_away]
+    if problems and not kept:
+        raise ValueError(f"all {len(problems)} problems are among the worked examples: take examples from another file, or other problems")
     if len(kept) < len(problems):
         warnings.warn(f"left out {len(problems) - len(kept)} of {len(problems)} problems, which are among the examples", stacklevel=2)
     if template is None and chat:

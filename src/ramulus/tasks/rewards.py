@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ramulus.core.task import Path, Reward, Task
-from ramulus.tasks.answers import READ, Extract, Whole
+from ramulus.tasks.answers import READ, Extract, LastNumber, Whole
 from ramulus.tasks.problem import references
 
 
@@ -30,8 +30,12 @@ class ExactAnswer:
     def __call__(self, task: Task, path: Path) -> dict[str, Any]:
         fold: Callable[[str], str] = str.casefold if self.ignore_case else str
         answer = self.extract(path.text)
-        right = answer is not None and fold(answer) in {fold(reference.strip()) for reference in references(task)}
+        right = answer is not None and fold(answer) in {fold(self.expected(reference)) for reference in references(task)}
         return {"reward": self.correct if right else self.wrong, "correct": float(right), "answer": answer or ""}
+
+    def expected(self, reference: str) -> str:
+        """What an answer is compared with: the reference, or where the last number counts the one in it, as `1234` in `$1,234`."""
+        return (self.extract(reference) if isinstance(self.extract, LastNumber) else None) or reference.strip()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 from ramulus.core.task import Reward, Task
-from ramulus.tasks.answers import response_with
-from ramulus.tasks.equality import wording
+from ramulus.tasks.answers import LastNumber, response_with
+from ramulus.tasks.equality import same, wording
 from ramulus.tasks.forms import Wording, forms
 from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import Problem, references
@@ -39,9 +39,11 @@ def why_not(reward: Boxed | ExactAnswer, reference: str) -> str:
     if answer is None:
         return f"no answer is found in {response[:60]!r}"
     if isinstance(reward, ExactAnswer):
-        return "" if answer == reference.strip() else f"{response[:60]!r} gives {answer[:60]!r}"
+        return "" if answer == reward.expected(reference) else f"{response[:60]!r} gives {answer[:60]!r}"
     if len(answer) > reward.longest:
         return f"it has {len(answer)} characters, more than {reward.longest}"
+    if isinstance(reward.extract, LastNumber):
+        return f"{response[:60]!r} gives {answer[:60]!r}" if same(reference, answer) is False else ""
     if wording(answer) != wording(reference) or not wording(reference):
         return f"{reference[:60]!r} is not right against itself"
     if _PROSE.search(reference) and all(isinstance(form, Wording) for form in forms(reference)):

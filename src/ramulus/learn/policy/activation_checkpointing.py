@@ -29,12 +29,13 @@ def checkpointed(model: nn.Module) -> list[Any]:
 def recomputing(layers: Sequence[Any], model: nn.Module, quick: Sequence[Patch] = ()) -> Iterator[None]:
     """Inside, each layer keeps only its input for the backward pass.
 
-    A layer checkpoints in training mode only; its own flag is set and its children's are not, so no dropout wakes up. The backward pass may
-    run outside of `attending`, so the recomputation attends by itself, and computes the modules in `quick` as the forward pass did.
+    A layer checkpoints in training mode only: its own flag is set, its children's are not, and not its own while it computes, so no dropout wakes
+    up. The backward pass may run outside of `attending`, so the recomputation attends by itself, and computes the modules in `quick` as the forward
+    pass did.
     """
     for layer in layers:
         layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = partial(again, model, quick)
+        layer._gradient_checkpointing_func = partial(again, layer, model, quick)
     try:
         yield
     finally:
@@ -42,10 +43,19 @@ def recomputing(layers: Sequence[Any], model: nn.Module, quick: Sequence[Patch] 
             layer.gradient_checkpointing = layer.training = False
 
 
-def again(model: nn.Module, quick: Sequence[Patch], forward: Callable[..., Any], *inputs: Any) -> Any:
-    """Run `forward`, and once more in the backward pass."""
+def again(layer: nn.Module, model: nn.Module, quick: Sequence[Patch], forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a layer's `forward`, and once more in the backward pass."""
     contexts = lambda: (nullcontext(), as_before(model, quick))  # noqa: E731
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return checkpoint(partial(calm, layer, forward), *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def calm(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a layer's `forward` out of training mode."""
+    before, layer.training = layer.training, False
+    try:
+        return forward(*inputs)
+    finally:
+        layer.training = before
 
 
 @contextmanager

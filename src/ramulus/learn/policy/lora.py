@@ -117,9 +117,10 @@ def say_share(model: Any, sizes: dict[str, int]) -> None:
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapters that peft wrote in `folder` added to its weights, a plain model again.
+    """The model with the adapters that peft wrote in `folder` added to its weights, a plain model again, all of which can be trained.
 
-    Raises ImportError without peft; ValueError for a folder that holds no adapters, or those of another model.
+    Where they are of the head or of the embeddings, and the model has one matrix for both, it has two afterwards. Raises ImportError without peft;
+    ValueError for a folder that holds no adapters, those of another model, or such as cannot be added to weights.
     """
     try:
         from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -131,6 +132,11 @@ def with_adapter(model: Any, folder: Path) -> Any:
         check_weights(file)
     try:
         config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / ADAPTER} is not read: {sentence(error)}") from error
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ValueError(f"the adapters in {folder} are of the kind {_kind(config)}, which is added to prompts, not to weights: train from LoRA's")
+    try:
         config.inference_mode = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,7 +149,35 @@ def with_adapter(model: Any, folder: Path) -> Any:
     if missing or report.unexpected_keys:
         first = sorted(missing or report.unexpected_keys)[0]
         raise ValueError(f"the adapters in {folder} are not of this model: {first} is on one side only; set model.path to theirs")
-    return wrapped.merge_and_unload()
+    untie(wrapped)
+    try:
+        plain = wrapped.merge_and_unload()
+    except (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"the adapters in {folder}, of the kind {_kind(config)}, cannot be added to weights: {sentence(error)}") from error
+    return plain.requires_grad_(True)
+
+
+def _kind(config: Any) -> str:
+    """What peft calls a kind of adapters."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def untie(wrapped: Any) -> None:
+    """Where adapters are of the head or of the embeddings alone, and both are one matrix, give the head a copy, with a warning."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+    from torch.nn import Parameter
+
+    model: Any = wrapped.get_base_model()
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    adapted = [isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends]
+    plain: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else getattr(end, "original_module", end) for end in ends]
+    if None in ends or plain[0].weight is not plain[1].weight or not any(adapted):
+        return
+    plain[1].weight = Parameter(plain[1].weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    warnings.warn("the adapters are of the head or of the embeddings, which this model has as one matrix: from here on it has two", stacklevel=3)
 
 
 @contextmanager

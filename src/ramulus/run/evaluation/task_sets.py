@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ramulus.core.task import Reward, Task
@@ -24,8 +24,8 @@ class ProblemOptions:
     """How problems become prompts, and where the model runs.
 
     Attributes:
-        prompt: column of a file that holds the problems; verl's columns are known.
-        answer: column of a file that holds the answers.
+        prompt: column of a file that holds the problems, by default that of the run's file, or `problem`; verl's columns are known.
+        answer: column of a file that holds the answers, by default that of the run's file, or `answer`.
         split: of a Hugging Face dataset.
         prompt_limit: the longest prompt, by default that of the run, or 2048 tokens; longer ones are left out, and counted.
         template: prompt with {problem} in it, in place of the chat template; this and the next two are by default those of the run.
@@ -40,8 +40,8 @@ class ProblemOptions:
         threads: of torch; all cores by default.
     """
 
-    prompt: str = "problem"
-    answer: str = "answer"
+    prompt: str | None = None
+    answer: str | None = None
     split: str | None = None
     prompt_limit: int | None = None
     template: str | None = None
@@ -85,7 +85,7 @@ class TaskSets:
         longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
         date = how.date or (run.date if run is not None else "") or date
         for spec in self.specs:
-            source, rewards = self._set(spec)
+            source, rewards = self._set(spec, len(shown))
             if how.extract is not None:
                 rewards = extracting(rewards, extraction(how.extract))
             examples = worked_examples(shown, extraction_of(rewards))
@@ -103,22 +103,21 @@ class TaskSets:
             return self.run.examples() if self.run is not None and self.run.examples is not None else []
         if self.options.examples.lower() == "none":
             return []
-        how = self._columns()
-        return File(self.options.examples, prompt=how.prompt, answer=how.answer, split=how.split, demonstration=how.solution)()
+        prompt, answer = self._columns()
+        return File(self.options.examples, prompt=prompt, answer=answer, split=self.options.split, demonstration=self.options.solution)()
 
-    def _columns(self) -> ProblemOptions:
-        """The options, with the columns of the run's file where none are asked for."""
-        how, run = self.options, self.run
-        if run is not None and isinstance(run.tasks, File) and (how.prompt, how.answer) == (ProblemOptions.prompt, ProblemOptions.answer):
-            return replace(how, prompt=run.tasks.prompt, answer=run.tasks.answer or how.answer)
-        return how
+    def _columns(self) -> tuple[str, str]:
+        """The columns of a file that hold problems and answers, each as asked for, or as the run's file has it, or as is usual."""
+        how, trained = self.options, self.run.tasks if self.run is not None else None
+        usual = trained if isinstance(trained, File) else File("")
+        return how.prompt or usual.prompt, how.answer or usual.answer or "answer"
 
-    def _set(self, spec: str) -> tuple[Source, Rewards]:
-        """Problems and what grades them."""
+    def _set(self, spec: str, more: int) -> tuple[Source, Rewards]:
+        """Problems, `more` than the limit as some may be among the worked examples, and what grades them."""
         run = self.run
         if spec == HELD_OUT_SET and run is not None:
             return self._held_out() or run.tasks, self.rewards or run.weighted()
-        source, reward = _source_of(spec, self.limit, self._columns())
+        source, reward = _source_of(spec, self.limit and self.limit + more, self._columns(), self.options.split)
         by_run = run is not None and isinstance(source, File) and run.weighted()
         return source, self.rewards or by_run or [(reward, 1.0, "correct answer")]
 
@@ -149,7 +148,7 @@ class TaskSets:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
 
-def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[Source, Reward]:
+def _source_of(spec: str, limit: int | None, columns: tuple[str, str], split: str | None) -> tuple[Source, Reward]:
     """Problems and their grader: `chain`, `sums`, `word_problems`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
@@ -163,4 +162,4 @@ def _source_of(spec: str, limit: int | None, options: ProblemOptions) -> tuple[S
         return Sums(min(limit or TEST, TEST), "test"), Boxed()
     if spec == "word_problems":
         return WordProblems(min(limit or TEST, TEST), "test"), Boxed()
-    return File(spec, prompt=options.prompt, answer=options.answer, split=options.split, limit=limit), Boxed()
+    return File(spec, prompt=columns[0], answer=columns[1], split=split, limit=limit), Boxed()
