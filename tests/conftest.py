@@ -16,7 +16,6 @@ from rich.console import Console
 
 from ramulus.look.curves import flat
 from ramulus.look.glossary import unexplained
-from ramulus.run.launch import launch
 
 TESTS = Path(__file__).parent
 SKIPS = TESTS / "skips.txt"
@@ -123,6 +122,8 @@ class StrictSkips:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The six steps of run_recipe.py as the command makes them; tests compare with it or copy it, and leave it as it is."""
+    from ramulus.run.launch import launch  # seconds, which tests of the suite itself need not wait
+
     out = tmp_path_factory.mktemp("whole") / "run"
     assert launch(str(Path(__file__).parent / "run_recipe.py"), [f"out={out}"], False, False, Console(quiet=True)) == 0
     return out

@@ -66,14 +66,11 @@ ROWS = rows()
 
 
 def ancestors(parent: Tensor) -> Tensor:
-    """[T, T] bool, by walking up: an independent statement of who sees whom."""
-    seen = torch.zeros(len(parent), len(parent), dtype=torch.bool)
-    for token in range(len(parent)):
-        at = token
-        seen[token, at] = True
-        while int(parent[at]) != at:
-            at = int(parent[at])
-            seen[token, at] = True
+    """[T, T] bool: what its parent sees, and itself; an independent statement of who sees whom."""
+    seen = torch.eye(len(parent), dtype=torch.bool)
+    for token, above in enumerate(parent.tolist()):
+        if above != token:
+            seen[token] |= seen[above]
     return seen
 
 

@@ -134,7 +134,7 @@ def encoded(quick: bool) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(trees())
 def test_a_line_is_lossless(tree: Tree) -> None:
     """By json and by the quick encoder."""
@@ -255,7 +255,7 @@ def peaks(path: Path, count: int) -> dict[str, int]:
 @SUFFIX
 def test_memory_does_not_grow_with_the_trees_of_a_file(tmp_path: Path, name: str) -> None:
     peaks(tmp_path / name, 8)  # what is made once in a process
-    few, many = peaks(tmp_path / name, 24), peaks(tmp_path / name, 100)
+    few, many = peaks(tmp_path / name, 12), peaks(tmp_path / name, 48)
     for work in ("writing", "reading", "mending"):
         assert many[work] < 1.5 * few[work], f"{work} holds more than a few trees"
     assert many["holding"] > 3 * few["holding"], "the bounds could not fail"

@@ -157,7 +157,7 @@ class Gardener:
             assert self.tree.value(node) == (sum(rewards) / len(rewards) if rewards else None)
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(MOVES)
 def test_handles_keep_their_end(moves: list[tuple[str, int, int, int, bool]]) -> None:
     Gardener(Tree.plant(TASK)).play(moves)
