@@ -1,12 +1,17 @@
-"""What stands for problems on the command line is what a run names in its last lines."""
+"""What stands for problems and segments on the command line is what a run names in its last lines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from ramulus.grow.branching import Star
+from ramulus.grow.demonstration import Hinted
+from ramulus.grow.segments import Segments
 from ramulus.run.config.words import problems, problems_word
+from ramulus.run.launch import segment_word
 from ramulus.tasks.files import File
 from ramulus.tasks.sums import Sums
 
@@ -34,3 +39,12 @@ def test_a_source_of_ones_own_is_not_taken_for_a_shipped_one_of_its_name():
     assert problems_word(lambda tokenizer: []) == "FILE"
     assert problems_word(Harder(3)) == "sums"
     assert problems_word(Mine("a b.jsonl")) == "a b.jsonl"
+
+
+def test_segments_are_those_of_the_rule_inside():
+    @dataclass(frozen=True)
+    class Longer:
+        length: int = 7
+
+    rules = {Segments(4, 2, 16): " --segment 16", Hinted(Segments(4, 2, 16)): " --segment 16", Star(4): "", Longer(): ""}
+    assert {rule: segment_word(SimpleNamespace(branching=rule)) for rule in rules} == rules  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
+from ramulus.grow.branching import innermost
+from ramulus.grow.segments import Segments
 from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.look.before_after import reward_line, turned
@@ -197,8 +199,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def segment_word(run: Run) -> str:
     """How the command line asks for segments as long as those of a run."""
-    length = getattr(run.branching, "length", None)
-    return f" --segment {length}" if isinstance(length, int) else ""
+    rule = innermost(run.branching)
+    return f" --segment {rule.length}" if isinstance(rule, Segments) else ""
 
 
 def task_words(run: Run) -> str:
