@@ -128,8 +128,9 @@ class Call:
             if not isinstance(key, str) or not isinstance(value, Real | str):
                 remedy = "the parts of a reward are numbers or strings by name"
                 raise RewardError(f"{self} returned {value!r} as {key!r}: {remedy}")
-        if not isinstance(called := parts.get("correct", 0.0), Real) or not math.isfinite(float(called)):
-            raise RewardError(f"{self} returned {called!r} as 'correct': it must be a number or a bool")
+        if not isinstance(called := parts.get("correct", 0.0), Real) or not 0 <= float(called) <= 1:
+            remedy = "it must be 1 or True where the path solves its task, 0 or False where not, or a share between"
+            raise RewardError(f"{self} returned {called!r} as 'correct': {remedy}")
         self.parts = {key: value if isinstance(value, str) else float(value) for key, value in parts.items()}
 
     def __str__(self) -> str:
