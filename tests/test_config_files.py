@@ -15,6 +15,7 @@ import yaml
 
 from ramulus.cli import main
 from ramulus.core.tree import Author
+from ramulus.grow.branching import Star
 from ramulus.learn.policy.lora import Lora
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.field_list import comments_of, field_rows
@@ -125,11 +126,23 @@ def test_parts_of_ones_own_file(tmp_path: Path):
         ("recipe: 5\n", r"run\.yaml: recipe must be the name or the file of a recipe, got 5"),
         ("recipe: [grpo]\n", r"recipe must be the name or the file of a recipe, got \['grpo'\]"),
         ("recipe: !!python/object/apply:os.getcwd []\n", "is no YAML"),
+        ("recipe: grpo\nsteps: 7\nsteps: 9\n", r"line 3 is no YAML: 'steps' stands there twice"),
+        ("recipe: grpo\noptimizer: {lr: 1.0e-5, lr: 2.0e-5}\n", r"line 2 is no YAML: 'lr' stands there twice"),
+        ("recipe: quickstart\nstages:\n- {name: treepo, steps: 9}\n- {name: treepo, seed: 1}\n", "stages has two stages of one name"),
     ],
 )
 def test_a_file_that_cannot_be(tmp_path: Path, text: str, said: str):
     with pytest.raises(ValueError, match=said):
         stages_of(written(tmp_path, text))
+
+
+def test_what_all_stages_are_given_lies_under_what_one_says_of_the_same_part(tmp_path: Path):
+    text = "recipe: quickstart\noptimizer: {lr: 1.0e-5, weight_decay: 0.1}\nstages:\n- {name: treepo, optimizer: {warmup: 3}}\n"
+    first, second = (stage.optimizer for stage in stages_of(written(tmp_path, text)))
+    assert (first.lr, first.weight_decay, second.lr, second.weight_decay, second.warmup) == (1e-5, 0.1, 1e-5, 0.1, 3)
+    assert first.warmup == stages_of("quickstart")[0].optimizer.warmup
+    text = "recipe: quickstart\nbranching: {class: Segments, width: 8, depth: 2}\nstages: [{name: treepo, branching: {class: Star, n: 3}}]\n"
+    assert stages_of(written(tmp_path, text))[1].branching == Star(3)
 
 
 def test_members_of_enumerations_and_days(tmp_path: Path):

@@ -124,9 +124,13 @@ def test_columns_that_are_asked_for_hold_whatever_a_run_was_trained_on(tmp_path:
         ({}, run, ("2+2?", "4")),
         ({}, None, ("1+1?", "2")),
         ({"answer": "final"}, None, ("1+1?", "4")),
+        ({"answer": "none"}, run, ("2+2?", "")),
     ):
         ((_, (task,), _),) = TaskSets((str(tmp_path / "p.jsonl"),), 1, ProblemOptions(**asked), run=trained).read(characters())
         assert (task.text, task.answer) == expected
+    run.tasks = File("train.jsonl", prompt="question", answer=None, keep=("final",))
+    ((_, (task,), _),) = TaskSets((str(tmp_path / "p.jsonl"),), 1, run=run).read(characters())
+    assert (task.answer, task.extra) == ("", {"final": "4"}), "what the run's rewards read"
     with pytest.raises(ValueError, match="all 1 problems are among the worked examples"):
         TaskSets((str(tmp_path / "p.jsonl"),), None, ProblemOptions(examples=str(tmp_path / "p.jsonl"))).read(characters())
 

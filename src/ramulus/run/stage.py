@@ -278,7 +278,7 @@ def warn_of_leaks(run: Run, parts: Parts) -> None:
 
 
 async def probe(run: Run, parts: Parts) -> None:
-    """Ask every reward about a response that repeats the problem: one that raises or gives NaN is found before anything is sampled."""
-    task = parts.tasks[0]
-    response = Response(task.text, task.prompt, "eos")
-    await settle_all([Call(reward, name, task, response) for reward, _, name in run.weighted()])
+    """Ask every reward about a response that repeats the first problem of each set: what raises or gives NaN is found before anything is sampled."""
+    asked = [tasks[0] for tasks in (parts.tasks, parts.evals, parts.final_tasks) if tasks]
+    firsts = {task.id: (task, Response(task.text, task.prompt, "eos")) for task in asked}
+    await settle_all([Call(reward, name, *first) for first in firsts.values() for reward, _, name in run.weighted()])

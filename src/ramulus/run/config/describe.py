@@ -42,14 +42,24 @@ def brought_forward(value: Any) -> Any:
     return _own(value) if isinstance(value, str) else value
 
 
-def to_json(value: Any) -> Any:
-    """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`, and no field that its repr hides."""
+def is_bare(value: Any) -> bool:
+    """Whether an object is its class and nothing more: of one at the top of a module, without attributes of its own."""
+    kind = type(value)
+    return kind.__module__ != "builtins" and kind.__qualname__.isidentifier() and getattr(value, "__dict__", None) == {}
+
+
+def to_json(value: Any, where: str = "") -> Any:
+    """Plain JSON of nested dataclasses, tuples and functions; a dataclass carries its class name under `class`, and no field that its repr hides.
+
+    Raises ValueError, with the dotted path from `where` on, for an object that cannot be written so.
+    """
+    at = f"{where}." if where else ""
     if is_part(value):
-        return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.repr}
+        return {CLASS: qualified(type(value))} | {f.name: to_json(getattr(value, f.name), f"{at}{f.name}") for f in fields(value) if f.repr}
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item, f"{at}{key}") for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        return [to_json(item, f"{at}{i}") for i, item in enumerate(value)]
     if isinstance(value, set | frozenset):
         return sorted((to_json(item) for item in value), key=repr)
     if isinstance(value, float) and not math.isfinite(value):
@@ -63,14 +73,17 @@ def to_json(value: Any) -> Any:
     if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
         return {
             CLASS: "functools.partial",
-            "func": to_json(value.func),
-            "args": to_json(value.args),
-            "keywords": to_json(value.keywords),
+            "func": to_json(value.func, where),
+            "args": to_json(value.args, where),
+            "keywords": to_json(value.keywords, where),
         }
     if hasattr(value, "__qualname__"):
         return qualified(value)
+    if is_bare(value):
+        return {CLASS: qualified(type(value))}
     raise ValueError(
-        f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared"
+        f"{where}: " * bool(where)
+        + f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared"
     )
 
 
@@ -115,7 +128,7 @@ def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
         head, tail = ("(", ",)" if len(value) == 1 else ")") if isinstance(value, tuple) else ("[", "]")
         parts = [to_python(item, indent + 4, width) for item in value]
     else:
-        return getattr(value, "__qualname__", None) or repr(value)
+        return getattr(value, "__qualname__", None) or (f"{type(value).__name__}()" if is_bare(value) else repr(value))
     line = head + ", ".join(parts) + tail
     if indent + len(line) <= width and "\n" not in line:
         return line
@@ -127,7 +140,7 @@ def recipe_text(run: Any) -> str:
     """A Python module that builds `run`, for people to read; nothing of ramulus ever executes it."""
     text = to_python(run)
     names: dict[str, list[str]] = {}
-    kinds = {type(value) for _, value in everything_in(run) if is_part(value) or isinstance(value, Enum)}
+    kinds = {type(value) for _, value in everything_in(run) if is_part(value) or isinstance(value, Enum) or is_bare(value)}
     for kind in (kind for kind in kinds if re.search(rf"\b{kind.__qualname__}\b", text)):
         names.setdefault(kind.__module__, []).append(kind.__qualname__)
     imports = "\n".join(f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names))

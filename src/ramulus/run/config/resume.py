@@ -80,14 +80,16 @@ class Plan:
 
 
 def build(recipe: str | tuple[Run, ...], overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
-    """The stages of a recipe, or these stages, with their overrides, each with its folder, and the top folder."""
+    """The stages of a recipe, or these stages, with their overrides, each with its folder, and the top folder. ValueError for what is not saved."""
     stages = override(stages_of(recipe) if isinstance(recipe, str) else recipe, overrides)
+    for stage in stages:
+        to_json(stage)
     if len(stages) == 1:
         return stages, stages[0].folder
     if alone := [word for word in overrides for stage in stages if word.startswith(f"{stage.name}.") and field_meant(stage, word) == "out"]:
         raise ValueError(f"{alone[0]}: the stages of a recipe lie in one folder: set out=FOLDER")
     name = Path(split_name(recipe)[0]).stem if isinstance(recipe, str) else "-".join(stage.name for stage in stages)
-    top = Path(stages[-1].out or f"runs/{name}")
+    top = Path(stages[-1].out or f"runs/{name}").expanduser()
     return tuple(replace(stage, out=str(top / f"{i}-{stage.name}")) for i, stage in enumerate(stages, 1)), top
 
 
@@ -100,7 +102,7 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
         raise ValueError("--resume and --fresh exclude each other: go on with the run in the folder, or begin a new one")
     source, day = absolute(recipe) if isinstance(recipe, str) else recipe, today()
     name = source if isinstance(source, str) else FROM_PYTHON
-    stages, top = build(source, overrides)
+    stages, top = located(source, overrides) if resume else build(source, overrides)
     folders = [top, *(stage.folder for stage in stages)]
     saved_at = top / "run.json"
     notes: list[str] = []
@@ -132,6 +134,17 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
             notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
             refuse_fewer(stages)
         return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, () if isinstance(source, str) else source)
+
+
+def located(source: str | tuple[Run, ...], overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
+    """As `build`, for a run that is there: overrides that say nothing without those it was begun with only have to name its folder."""
+    try:
+        return build(source, overrides)
+    except ValueError:
+        stages, top = build(source, [word for word in overrides if word.partition("=")[0].strip() == "out"])
+        if not (top / "run.json").exists():
+            raise
+        return stages, top
 
 
 def as_begun(stages: tuple[Run, ...], saved: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> tuple[Run, ...]:

@@ -95,17 +95,40 @@ def _laid_over(stages: tuple[Run, ...], listed: Any, given: dict[str, Any]) -> t
     if not isinstance(listed, list) or not all(isinstance(stage, dict) and isinstance(stage.get("name"), str) for stage in listed):
         raise ValueError(f"{STAGES} is a list of mappings, each with the name of its stage")
     of = {stage["name"]: stage for stage in listed}
+    if len(of) < len(listed):
+        raise ValueError(f"{STAGES} has two stages of one name: it has {', '.join(stage['name'] for stage in listed)}")
     if stages and (strange := [name for name in of if name not in [stage.name for stage in stages]]):
         raise ValueError(f"the recipe has no stage {strange[0]!r}: it has {', '.join(stage.name for stage in stages)}")
     if stages:
-        return tuple(_part(Run, given | of.get(stage.name, {}), stage, "") for stage in stages)
-    return tuple(_part(Run, given | stage, None, "") for stage in listed)
+        return tuple(_part(Run, _under(of.get(stage.name, {}), given), stage, "") for stage in stages)
+    return tuple(_part(Run, _under(stage, given), None, "") for stage in listed)
+
+
+def _under(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A stage's own fields with those that all stages are given under them, mapping by mapping; one of another class is the stage's alone."""
+    laid = dict(given) if own.get(CLASS) in (None, given.get(CLASS)) else {}
+    for name, item in own.items():
+        below = laid.get(name)
+        laid[name] = _under(item, below) if isinstance(item, dict) and isinstance(below, dict) else item
+    return laid
+
+
+class _Mappings(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping; YAML's own reader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _content(file: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _Mappings)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ramulus.core.task import Reward, Task
@@ -25,7 +25,7 @@ class ProblemOptions:
 
     Attributes:
         prompt: column of a file that holds the problems, by default that of the run's file, or `problem`; verl's columns are known.
-        answer: column of a file that holds the answers, by default that of the run's file, or `answer`.
+        answer: column of a file that holds the answers, by default that of the run's file, or `answer`; `none` for problems without.
         split: of a Hugging Face dataset.
         prompt_limit: the longest prompt, by default that of the run, or 2048 tokens; longer ones are left out, and counted.
         template: prompt with {problem} in it, in place of the chat template; this and the next two are by default those of the run.
@@ -103,21 +103,24 @@ class TaskSets:
             return self.run.examples() if self.run is not None and self.run.examples is not None else []
         if self.options.examples.lower() == "none":
             return []
-        prompt, answer = self._columns()
-        return File(self.options.examples, prompt=prompt, answer=answer, split=self.options.split, demonstration=self.options.solution)()
+        return replace(self._file(self.options.examples), demonstration=self.options.solution)()
 
-    def _columns(self) -> tuple[str, str]:
-        """The columns of a file that hold problems and answers, each as asked for, or as the run's file has it, or as is usual."""
+    def _file(self, path: str) -> File:
+        """A file read as the run's file is, whose columns hold where no others are asked for; further ones where the run's rewards grade."""
         how, trained = self.options, self.run.tasks if self.run is not None else None
-        usual = trained if isinstance(trained, File) else File("")
-        return how.prompt or usual.prompt, how.answer or usual.answer or "answer"
+        like = trained if isinstance(trained, File) else File("")
+        asked: dict[str, Any] = {name: word for name in ("prompt", "answer") if (word := getattr(how, name)) is not None}
+        if asked.get("answer", "").lower() == "none":
+            asked["answer"] = None
+        keep = like.keep if self.rewards is None else ()
+        return File(path, split=how.split, layout=like.layout, keep=keep, **{"prompt": like.prompt, "answer": like.answer} | asked)
 
     def _set(self, spec: str, more: int) -> tuple[Source, Rewards]:
         """Problems, `more` than the limit as some may be among the worked examples, and what grades them."""
         run = self.run
         if spec == HELD_OUT_SET and run is not None:
             return self._held_out() or run.tasks, self.rewards or run.weighted()
-        source, reward = _source_of(spec, self.limit and self.limit + more, self._columns(), self.options.split)
+        source, reward = _source_of(spec, self.limit and self.limit + more, self._file(spec))
         by_run = run is not None and isinstance(source, File) and run.weighted()
         return source, self.rewards or by_run or [(reward, 1.0, "correct answer")]
 
@@ -148,7 +151,7 @@ class TaskSets:
         return {name: rule for name, rule in rules.items() if rule is not None}
 
 
-def _source_of(spec: str, limit: int | None, columns: tuple[str, str], split: str | None) -> tuple[Source, Reward]:
+def _source_of(spec: str, limit: int | None, file: File) -> tuple[Source, Reward]:
     """Problems and their grader: `chain`, `sums`, `word_problems`, `gym:NAME`, or a file of boxed mathematics."""
     if spec == "chain":
         return ChainSum(limit or 100, "test"), ChainAnswer()
@@ -162,4 +165,4 @@ def _source_of(spec: str, limit: int | None, columns: tuple[str, str], split: st
         return Sums(min(limit or TEST, TEST), "test"), Boxed()
     if spec == "word_problems":
         return WordProblems(min(limit or TEST, TEST), "test"), Boxed()
-    return File(spec, prompt=columns[0], answer=columns[1], split=split, limit=limit), Boxed()
+    return replace(file, limit=limit), Boxed()
