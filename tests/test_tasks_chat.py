@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from ramulus.core.task import Task
 from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.run.runtime import eos_of
 from ramulus.tasks.chat import ChatTemplate, arguments_of, content_text
-from ramulus.tasks.examples import WorkedExample, after_examples
+from ramulus.tasks.examples import WorkedExample, after_examples, worked_examples
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, check_ids, render
+from ramulus.tasks.sums import Sums
 from test_tasks_render import characters
 from tiny import build
 
@@ -204,6 +206,72 @@ def test_a_chat_that_ends_with_an_answer_is_no_prompt_but_may_be_a_demonstration
     longer = [*chat, {"role": "user", "content": "and 1+3?"}]
     (problem,) = File(rows(tmp_path, {"messages": longer, "answer": "4"}), prompt="messages")()
     assert [m["role"] for m in problem.messages] == ["user", "assistant", "user"], "turns in the middle stay"
+
+
+DEAF = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+SYSTEM, ASKED, SAID, AGAIN = ({"role": r, "content": c} for r, c in zip(("system", "user", "assistant", "user"), ("in a box", "1+1?", "2", "and 3?")))
+
+
+@pytest.mark.parametrize(
+    ("template", "form", "chat", "refused"),
+    [
+        (None, None, (SYSTEM, ASKED), "'in a box' of the role 'system', but only .* show it, and this tokenizer has no chat template"),
+        (PLAIN, "q: {problem}", (SYSTEM, ASKED), "and a template was given: put it before {problem} in template="),
+        (PLAIN, "q: {problem}", (ASKED, SAID, AGAIN), "'2' of the role 'assistant'"),
+        (None, None, (SAID, AGAIN), "'2' of the role 'assistant'"),
+        (None, None, (ASKED, {"role": "tool", "content": "2"}, AGAIN), "of the role 'tool'"),
+        (DEAF, None, (SYSTEM, ASKED), "'in a box' of the role 'system', but the chat template of .* leaves it out"),
+        ("{{ messages[-1].content }}", None, (ASKED, SAID, AGAIN), "'1+1?' of the role 'user', but the chat template of .* leaves it out"),
+        (PLAIN, None, (SYSTEM, ASKED, SAID, AGAIN), None),
+        (DEAF, None, (ASKED, SAID, AGAIN), None),
+        (DEAF, None, (SYSTEM | {"content": ""}, ASKED), None),
+        (None, "q: {problem}", (ASKED, AGAIN), None),
+    ],
+)
+def test_a_turn_that_would_be_left_out_is_refused(tmp_path: Path, template: str | None, form: str | None, chat: tuple, refused: str | None) -> None:
+    tokenizer = chatty(template) if template else characters()
+    problems = File(rows(tmp_path, {"messages": chat, "answer": "4"}), prompt="messages")()
+    if refused is None:
+        render(problems, tokenizer, form)
+        return
+    with pytest.raises(ValueError, match="problem 'rows-0' has the message .*" + re.escape(refused).replace(r"\.\*", ".*")):
+        render(problems, tokenizer, form)
+    alone = File(rows(tmp_path, {"messages": chat, "answer": "4"}), prompt=f"messages.{len(chat) - 1}.content")()
+    assert len(render(alone, tokenizer, form)) == 1, "as the sentence says"
+
+
+def test_worked_turns_before_a_text_of_its_own_are_left_out_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="the worked examples in the chats of 3 problems are left out, as only a chat template shows them"):
+        tasks = render(Sums(3)(), characters())
+    assert len(tasks) == 3
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "reasoning_content", "images"])
+def test_what_a_message_holds_beside_its_text_is_not_lost(tmp_path: Path, name: str) -> None:
+    turn = SAID | {"content": None, name: [{"id": 1}]}
+    path = rows(tmp_path, {"messages": [ASKED, turn, AGAIN], "shown": [turn], "problem": "1+1?", "answer": "4"})
+    with pytest.raises(ValueError, match=rf"line 1: a message of the role 'assistant' has '{name}', .*leave such rows out"):
+        File(path, prompt="messages")()
+    with pytest.raises(ValueError, match=rf"line 1: a message of the role 'assistant' has '{name}'"):
+        File(path, demonstration="shown")()
+    empty = rows(tmp_path, {"messages": [ASKED, SAID | {name: None}, AGAIN | {name: []}], "answer": "4"})
+    assert len(File(empty, prompt="messages")()) == 1
+
+
+def test_a_prompt_that_goes_with_images_is_refused(tmp_path: Path) -> None:
+    verl = {"prompt": [{"role": "user", "content": "<image>what?"}], "reward_model": {"ground_truth": "4"}, "images": [{"bytes": "x"}]}
+    for row, form in ((verl, {}), (verl, {"prompt": "prompt"}), ({"problem": "<image>what?", "answer": "4", "image": "x.png"}, {})):
+        with pytest.raises(ValueError, match=r"line 1: the prompt goes with the images? of column 'images?', and only text can be read"):
+            File(rows(tmp_path, row), **form)()
+    for row in (verl | {"images": []}, {"problem": "what?", "answer": "4", "image": "ubuntu"}, {"problem": "<image>?", "answer": "4"}):
+        assert len(File(rows(tmp_path, row))()) == 1
+
+
+def test_an_example_of_several_turns_is_refused(tmp_path: Path) -> None:
+    path = rows(tmp_path, {"messages": [ASKED, SAID, AGAIN, SAID], "answer": "4"})
+    with pytest.raises(ValueError, match="the example 'rows-0' is a chat of several turns"):
+        worked_examples(File(path, prompt="messages", demonstration="messages")(), None)
+    assert len(worked_examples(Sums(2)(), None)) == 2
 
 
 def test_a_message_without_a_role_is_refused() -> None:

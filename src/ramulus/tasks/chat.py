@@ -85,13 +85,15 @@ class ChatTemplate:
                 )
         return f"the chat template of {self.name!r} refuses the problems: {one_line(error)}; write the prompts yourself with template=..."
 
-    def drops(self, role: str) -> bool:
-        """Whether the template leaves the text of such a message out, and says nothing."""
-        chat = [{"role": role, "content": _SAID}, {"role": "user", "content": "How many?"}]
+    def left_out(self, roles: Sequence[str]) -> list[int]:
+        """Which messages of a chat of such roles the template leaves out, and says nothing."""
+        texts = [f"{i:04d} apples." for i in range(len(roles))]
+        chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         try:
-            return _SAID not in self.render(chat, tokenize=False, add_generation_prompt=True)
+            written = self.render(chat, tokenize=False, add_generation_prompt=True)
         except Exception:  # it says something: `prompts` will tell
-            return False
+            return []
+        return [i for i, text in enumerate(texts) if text not in written]
 
     def turn_end(self) -> int | None:
         """The token that the template writes behind an assistant's text; None where that is text like any other, or nothing."""

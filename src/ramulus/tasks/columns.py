@@ -40,6 +40,11 @@ def _paths(row: dict[str, Any]) -> list[str]:
     return paths
 
 
+LOST = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "videos", "audio")
+"""What a message may hold beside its role and content that a chat template would write."""
+MEDIA = ("images", "videos", "audios", "image", "video", "audio")  # columns of what marks in the prompt stand for
+
+
 def is_chat(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -53,7 +58,7 @@ def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tup
 
     ValueError for a chat that ends with one and is not split: the solution would stand in the prompt.
     """
-    messages = tuple({"role": m["role"], "content": content_text(m["content"], where)} for m in value) if is_chat(value) else None
+    messages = tuple({"role": m["role"], "content": _turn_text(m, where)} for m in value) if is_chat(value) else None
     last = None
     if messages is not None and messages[-1]["role"] == "assistant":
         if not split:
@@ -70,6 +75,24 @@ def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tup
     if not text or not text.strip():
         raise ValueError(f"{where}: column {column!r} is an empty prompt: remove the row, or name another column")
     return messages, text, last
+
+
+def _turn_text(message: dict[str, Any], where: str) -> str:
+    """The text of a message; ValueError where more than text would be lost."""
+    for name in LOST:
+        if message.get(name):
+            raise ValueError(
+                f"{where}: a message of the role {message['role']!r} has {name!r}, {str(message[name])[:60]!r}, and only its content is read: "
+                "write it into the content, or leave such rows out"
+            )
+    return content_text(message["content"], where)
+
+
+def check_media(row: dict[str, Any], prompt: str, where: str, verl: bool) -> None:
+    """Raise ValueError for a row whose prompt goes with images, videos or sound in another column: one with a mark such as <image>, or of verl's."""
+    for name in MEDIA:
+        if row.get(name) not in (None, "", [], {}) and (f"<{name.removesuffix('s')}>" in prompt or (verl and name.endswith("s"))):
+            raise ValueError(f"{where}: the prompt goes with the {name} of column {name!r}, and only text can be read: leave such rows out")
 
 
 def read_answers(value: Any, where: str, column: str) -> tuple[str, ...]:
@@ -99,7 +122,7 @@ def spelled(value: Any) -> str | None:
 
 def read_demonstrations(value: Any, where: str, column: str) -> tuple[str, ...]:
     if is_chat(value):
-        value = [content_text(m["content"], where) for m in value if m["role"] == "assistant"]
+        value = [_turn_text(m, where) for m in value if m["role"] == "assistant"]
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ramulus.tasks.answers import Extract, response_with
-from ramulus.tasks.problem import Problem
+from ramulus.tasks.problem import Problem, stands_alone
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class WorkedExample:
 def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> list[WorkedExample]:
     r"""The problems with their first demonstration, else with their answer alone; where `extract` finds no answer in it, one that it finds is added.
 
-    Raises ValueError for a problem that has neither.
+    Raises ValueError for a problem that has neither, and for one whose chat has turns that its text has not.
     """
     shown = []
     for problem in problems:
         if not problem.demonstrations and not problem.answer.strip():
             raise ValueError(f"the example {problem.id!r} has neither a demonstration nor an answer: name its column, examples.answer=...")
+        roles = {message["role"] for message in problem.messages or ()}
+        if not roles <= {"system", "user"} and not stands_alone(problem):
+            raise ValueError(f"the example {problem.id!r} is a chat of several turns, of which only the user's would be shown: leave it out")
         response = response_with(extract, problem.answer) if extract is not None and problem.answer.strip() else problem.answer
         solution = problem.demonstrations[0] if problem.demonstrations else response or problem.answer
         if extract is not None and response and extract(solution) is None:

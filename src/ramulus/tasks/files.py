@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ramulus.tasks.columns import field_of, is_verl, plain, read_answers, read_demonstrations, read_prompt
+from ramulus.tasks.columns import check_media, field_of, is_verl, plain, read_answers, read_demonstrations, read_prompt
 from ramulus.tasks.problem import Problem
 from ramulus.tasks.rows import files_of, read_rows
 
@@ -83,6 +83,7 @@ class File:
         prompt, answer = (VERL["prompt"], VERL["answer"]) if verl else (self.prompt, self.answer)
         both = self.demonstration == prompt  # a chat that ends with its solution
         messages, text, last = read_prompt(field_of(row, prompt, where), where, prompt, split=both)
+        check_media(row, text, where, verl)
         answers = () if answer is None else read_answers(field_of(row, answer, where), where, answer)
         if answer is not None and not answers:
             return None

@@ -70,16 +70,18 @@ def render(
     `system` is put before chats that have no system message. `arguments` go to the chat template (enable_thinking, say), and so does the `date`
     where it writes one, YYYY-MM-DD; "" is today. Prompts above `limit` tokens raise, or with on_long="drop" are left out and counted in a
     warning. Demonstrations get no special tokens but one at the end: that of an assistant's turn in the chat template, else EOS. Raises ValueError
-    for an empty problem or demonstration, a chat that ends with an assistant's turn or that the template refuses, a duplicate id, a tokenizer
-    without EOS, a template without `{problem}`.
+    for an empty problem or demonstration, a chat that ends with an assistant's turn, that the template refuses or of which a message would be left
+    out, a duplicate id, a tokenizer without EOS, a template without `{problem}`.
     """
     if on_long not in ("error", "drop"):
         raise ValueError(f'on_long must be "error" or "drop", got {on_long!r}')
     chats = chat_template(tokenizer, arguments, date) if template is None else None
-    _check(tokenizer, template, system, chats, arguments)
+    why = "a template was given" if template is not None else "this tokenizer has no chat template"
+    _check(tokenizer, template, system, chats, arguments, why)
     problems, seen = list(problems), set[str]()
     for problem in problems:
         _check_problem(problem, seen)
+    _check_turns(problems, system, chats, why)
     prompts = _prompts(problems, tokenizer, template, system, chats, before)
     fitting = list(_fitting(zip(problems, prompts, strict=True), limit, on_long))
     shown = iter(_demonstrations([problem for problem, _ in fitting], tokenizer, chats.turn_end() if chats else None))
@@ -127,7 +129,9 @@ def _fitting(
             )
 
 
-def _check(tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None, arguments: Mapping[str, Any] | None) -> None:
+def _check(
+    tokenizer: Any, template: str | None, system: str | None, chats: ChatTemplate | None, arguments: Mapping[str, Any] | None, why: str
+) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer {name_of(tokenizer)!r} has no EOS token, "
@@ -137,12 +141,11 @@ def _check(tokenizer: Any, template: str | None, system: str | None, chats: Chat
         raise ValueError(
             f"the prompt template {template!r} has no {{problem}} in it: say where the problem's text goes"
         )
-    why = "a template was given" if template is not None else "this tokenizer has no chat template"
     if system is not None and chats is None:
         raise ValueError(
             f"the system prompt {system[:60]!r} needs a chat template, and {why}: write it into the template"
         )
-    if system is not None and chats is not None and chats.drops("system"):
+    if system is not None and chats is not None and 0 in chats.left_out(("system", "user")):
         raise ValueError(f"the chat template of {chats.name!r} leaves system messages out: put {system[:60]!r} before {{problem}} in template=...")
     if arguments and chats is None:
         raise ValueError(f"template_arguments={dict(arguments)!r} are for a chat template, and {why}: leave them out")
@@ -168,6 +171,42 @@ def _check_problem(problem: Problem, seen: set[str]) -> None:
         if not text.isascii() and (torn := _SURROGATES.search(text)):
             shown = text[max(torn.start() - 20, 0) : torn.end()]
             raise ValueError(f"{where} holds half of a character, {shown!r}, which no tokenizer reads: a text was cut inside it; mend or remove it")
+
+
+def _check_turns(problems: Sequence[Problem], system: str | None, chats: ChatTemplate | None, why: str) -> None:
+    """Raise ValueError where a message would be left out: by the chat template, or since there is none, which leaves the text of the problem.
+
+    Where that text is the last turn alone, as of made problems that come after worked ones, the turns before are left out with a warning.
+    """
+    lost: dict[tuple[str, ...], list[int]] = {}  # of chats with these roles
+    shortened = 0
+    for problem in problems:
+        chat = _chat(problem, system) if problem.messages else []
+        roles = tuple(message["role"] for message in chat)
+        if roles not in lost:
+            lost[roles] = chats.left_out(roles) if chats else [i for i, role in enumerate(roles) if role != "user"]
+        left = next((chat[i] for i in lost[roles] if chat[i]["content"].strip() or chat[i].get("tool_calls")), None)
+        if left is None:
+            continue
+        if chats is None and stands_alone(problem):
+            shortened += 1
+            continue
+        cause = f"the chat template of {chats.name!r} leaves it out" if chats else f"only a chat template would show it, and {why}"
+        raise ValueError(
+            f"problem {problem.id!r} has the message {left['content'][:60]!r} of the role {left['role']!r}, but {cause}: put it before "
+            "{problem} in template=... and name the user's text alone as the column of prompts (messages.1.content, say), or leave such problems out"
+        )
+    if shortened:
+        warnings.warn(
+            f"the worked examples in the chats of {shortened} problems are left out, as only a chat template shows them, and {why}", stacklevel=3
+        )
+
+
+def stands_alone(problem: Problem) -> bool:
+    """Whether the text of a problem is the last turn of its chat and the user began, so that the turns before are worked examples."""
+    messages = problem.messages or ()
+    roles = [message["role"] for message in messages]
+    return roles[:1] == ["user"] and "system" not in roles and content_text(messages[-1].get("content"), problem.id) == problem.text
 
 
 def _prompts(
