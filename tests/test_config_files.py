@@ -141,7 +141,8 @@ def test_what_all_stages_are_given_lies_under_what_one_says_of_the_same_part(tmp
     first, second = (stage.optimizer for stage in stages_of(written(tmp_path, text)))
     assert (first.lr, first.weight_decay, second.lr, second.weight_decay, second.warmup) == (1e-5, 0.1, 1e-5, 0.1, 3)
     assert first.warmup == stages_of("quickstart")[0].optimizer.warmup
-    text = "recipe: quickstart\nbranching: {class: Segments, width: 8, depth: 2}\nstages: [{name: treepo, branching: {class: Star, n: 3}}]\n"
+    rules = "branching: {class: Segments, width: 8, depth: 2, length: 4}\nstages: [{name: treepo, branching: {class: Star, n: 3}}]\n"
+    text = f"recipe: quickstart\n{rules}"
     assert stages_of(written(tmp_path, text))[1].branching == Star(3)
 
 
