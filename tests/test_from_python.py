@@ -19,6 +19,7 @@ from rich.console import Console
 
 import ramulus
 from ramulus import Callback, CheckpointSaved, EvaluationDone, Result, StepDone, StopTraining
+from ramulus.cli import main
 from ramulus.core import run_folder
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
@@ -28,6 +29,12 @@ from run_stages import recipe as stages
 from test_resume import RECIPE, metrics, same
 
 pytestmark = pytest.mark.usefixtures("torch_as_it_was")
+
+
+def command(*words: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return int(stopped.value.code or 0)
 
 
 class Diary(Callback):
@@ -106,6 +113,24 @@ def test_any_function_is_a_reward(tmp_path: Path) -> None:
     assert {leaf.reward for tree in shown.trees for leaf in tree.leaves()} == {0.0, 1.0}
     assert all((wanted in shown.decode(leaf.response())) == leaf.reward for leaf in tree.leaves())
     assert json.loads((result.folder / "run.json").read_text())["recipe"] == "ramulus.train"
+
+
+def test_a_run_of_objects_says_commands_that_work_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, grader = tmp_path / "run", tmp_path / "mine.py"
+    grader.write_text("def score(task, path):\n    return 1\n")
+    ramulus.train(rl(), steps=1, eval_every=0, rewards=lambda task, path: 1, out=out)
+    lines = capsys.readouterr().out.splitlines()
+    for word, more in (("eval", ["--samples", "1"]), ("rollout", ["--width", "2"])):
+        line = next(line.split(" # ")[0] for line in lines if f"ramulus {word}" in line)
+        words = line.replace("FILE.py:NAME", f"{grader}:score").split()[1:]
+        assert command(*words, "--limit", "1", *more) == 0
+        assert command(word, out) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "it was trained from objects of Python, which no command can rebuild): name --tasks FILE and --reward FILE.py:NAME" in said
+        assert command(word, out, "--tasks", "chain") == 2
+        assert "rebuild): name --reward FILE.py:NAME" in " ".join(capsys.readouterr().err.split())
+    assert command("train", RECIPE, f"out={out}", "--resume") == 2
+    assert "go on with the same call of ramulus.train and resume=True" in capsys.readouterr().err
 
 
 def test_a_callback_that_fails_is_said_once_and_changes_nothing(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

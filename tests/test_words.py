@@ -16,9 +16,12 @@ from ramulus.run.config.describe import recipe_text, to_json
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.resume import build, prepare
 from ramulus.run.config.weighted import Weighted
-from ramulus.run.config.words import problems, problems_word
+from ramulus.run.config.words import problems, problems_word, reward_word
 from ramulus.run.launch import segment_word
+from ramulus.tasks.chain import ChainAnswer
 from ramulus.tasks.files import File
+from ramulus.tasks.math import Boxed
+from ramulus.tasks.rewards import Overlong
 from ramulus.tasks.sums import Sums
 
 
@@ -95,3 +98,8 @@ def test_segments_are_those_of_the_rule_inside():
 
     rules = {Segments(4, 2, 16): " --segment 16", Hinted(Segments(4, 2, 16)): " --segment 16", Star(4): "", Longer(): ""}
     assert {rule: segment_word(SimpleNamespace(branching=rule)) for rule in rules} == rules  # type: ignore[arg-type]
+
+
+def test_the_word_of_a_reward_is_that_of_the_usual_one():
+    assert [reward_word(one) for one in (Boxed(), ChainAnswer())] == ["Boxed", "ChainAnswer"]
+    assert {reward_word(one) for one in (Boxed(wrong=-1.0), (), Boxed, Overlong(8, 4), lambda task, path: 1)} == {"FILE.py:NAME"}

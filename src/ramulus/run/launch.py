@@ -23,8 +23,8 @@ from ramulus.look.before_after import reward_line, turned
 from ramulus.look.viewer.show import draw_tree
 from ramulus.run.cluster import connected
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import Plan, prepare, replace_text, written_json
-from ramulus.run.config.words import problems_word
+from ramulus.run.config.resume import FROM_PYTHON, Plan, prepare, replace_text, written_json
+from ramulus.run.config.words import problems_word, reward_word
 from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.interrupt import Interrupt, Stopped
@@ -155,16 +155,24 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
     if last.final_evaluation is not None:
         with suppress(store.StoreError, OSError):  # a damaged file of trees: there is nothing to show
             show_tree(last, console)
-    folder, words = shlex.quote(str(plan.folder)), task_words(last)
     headline = f"\ndone in {clock(seconds)}; everything is in {plan.folder}. What you can do with it:"
     console.out(headline, highlight=False)
-    for command, purpose in (
-        (f"ramulus view {folder}", "curves and trees in the browser"),
-        (f"ramulus rollout {folder} --tasks {words}{segment_word(last)}", "watch the model solve problems, as trees"),
-        (f"ramulus eval {folder}", "measure it"),
-        (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),
-    ):
+    for command, purpose in next_commands(plan):
         console.out(f"  {command:<60}  # {purpose}", highlight=False)
+
+
+def next_commands(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """(command, what it is for) of what can be done with a finished run; they name what it was trained with where no command can rebuild that."""
+    folder, last = shlex.quote(str(plan.folder)), plan.stages[-1]
+    tasks, reward, limit = f" --tasks {task_words(last)}", "", ""
+    if plan.recipe == FROM_PYTHON:
+        reward, limit = f" --reward {reward_word(last.rewards)}", f" --max-tokens {last.response_limit}"
+    return (
+        (f"ramulus view {folder}", "curves and trees in the browser"),
+        (f"ramulus rollout {folder}{tasks}{reward}{segment_word(last)}", "watch the model solve problems, as trees"),
+        (f"ramulus eval {folder}{tasks + reward + limit if reward else ''}", "measure it"),
+        (f"ramulus export {folder} my-model", "a plain Hugging Face folder"),
+    )
 
 
 def show_tree(run: Run, console: Console) -> None:

@@ -126,6 +126,9 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
                 )
             saved = read_saved(saved_at)
             if (was := saved["recipe"]) != name:
+                if was == FROM_PYTHON:
+                    go_on = "go on with the same call of ramulus.train and resume=True"
+                    raise ValueError(f"{top} holds a run that was trained from objects of Python: {go_on}, or choose another out=FOLDER")
                 raise ValueError(f"{top} holds a run of the recipe {was}, not of {name}: resume it with that one, or choose another out=FOLDER")
             overrides = _merge(still_meant(saved, source, stages), overrides)
             stages, top = build(source, overrides)

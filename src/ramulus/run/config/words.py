@@ -78,6 +78,12 @@ def reward(word: str) -> Any:
     raise ValueError(f"there is no reward {word!r}.{guess} There are {', '.join(REWARDS)}, or give one of your own, FILE.py:FUNCTION")
 
 
+def reward_word(given: Any) -> str:
+    """The word that `reward` reads as such a reward; FILE.py:NAME where it has none."""
+    usual = (Boxed(), ExactAnswer(), GymScore(), ChainAnswer())
+    return next((type(one).__name__ for one in usual if type(one) is type(given) and one == given), "FILE.py:NAME")
+
+
 def instance(kind: type, where: str) -> Any:
     """An object of a class of one's own, made without arguments. Raises ValueError where it wants some, or does not grade."""
     try:

@@ -11,7 +11,7 @@ from ramulus.grow.grading import Rewards
 from ramulus.learn.policy.model import Pretrained
 from ramulus.run.config.override import without_blanks
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import build, read_saved
+from ramulus.run.config.resume import FROM_PYTHON, build, read_saved
 from ramulus.run.config.weighted import named_rewards
 from ramulus.run.config.words import rewards as rewards_named
 from ramulus.run.evaluation.task_sets import HELD_OUT_SET, ProblemOptions, TaskSets
@@ -28,10 +28,9 @@ def asked_sets(model: str, tasks: tuple[str, ...], limit: int | None, options: P
     try:
         run = trained_by(model)
     except (ValueError, OSError, ImportError) as error:
-        if not tasks:
-            raise ValueError(f"what {model} was trained on cannot be read ({error}): name --tasks, and --reward") from error
-        if rewards is None:
-            raise ValueError(f"the rewards of {model} cannot be read ({error}): name --reward, Boxed say") from error
+        missing = ["--tasks FILE"] * (not tasks) + ["--reward FILE.py:NAME (or Boxed, say)"] * (rewards is None)
+        if missing:
+            raise ValueError(f"what {model} was trained with cannot be read ({error}): name {' and '.join(missing)}") from error
     if not tasks and run is None:
         raise ValueError(f"{model} is no run, whose held-out problems would be taken: name --tasks FILE, gym:NAME, chain, sums or word_problems")
     return TaskSets(tasks or (HELD_OUT_SET,), limit, options, rewards, run)
@@ -49,6 +48,8 @@ def trained_by(model: str) -> Run | None:
     if top is None or not (run_folder.is_run(folder)):
         return None
     saved = read_saved(top / "run.json")
+    if saved["recipe"] == FROM_PYTHON:
+        raise ValueError("it was trained from objects of Python, which no command can rebuild")
     stages, _ = build(saved["recipe"], [*saved["overrides"], f"out={top}"])
     trained = [stage for stage in stages if run_folder.steps(stage.folder)] or list(stages)
     run = next((stage for stage in stages if stage.folder.name == folder.name and folder != top), trained[-1])
