@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from ramulus.tasks.chain import ChainSum
+from ramulus.tasks.examples import WorkedExample, after_examples, worked_examples
+from ramulus.tasks.math import Boxed
 from ramulus.tasks.problem import PORTION, Problem, references, render
+from ramulus.tasks.self_check import unmatched
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=?{}\\ .:\n"
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -101,6 +105,48 @@ def test_long_prompts_raise_or_are_dropped_and_counted() -> None:
 def test_bad_input(problems: list[Problem], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(problems, characters(), **options)
+
+
+LOOP: dict[str, Any] = {}
+LOOP["again"] = LOOP
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        (None, "a source of problems gave a NoneType"),
+        ([{"id": "a", "text": "1+1?"}], "problem 1 of the source is a dict"),
+        ([Problem("a", "x"), "1+1?"], "problem 2 of the source is a str, '1.1.': make it a Problem"),
+        ([Problem(7, "x")], "problem 1 of the source has id='7' of the type int: an id is text"),
+        ([Problem("a", 11)], "problem 'a' has text='11' of the type int"),
+        ([Problem("a", None)], "problem 'a' has text='None' of the type NoneType"),
+        ([Problem("a", "x", 2)], "problem 'a' has answer='2' of the type int: an answer is text"),
+        ([Problem("a", "x", ["2", "3"])], r"problem 'a' has answer=.* of the type list: .* extra={'answers': \[...\]} lists them"),
+        ([Problem("a", "x", demonstrations="12")], "problem 'a' has demonstrations='12' of the type str: give a tuple of texts"),
+        ([Problem("a", "x", demonstrations=(1,))], "problem 'a' has demonstrations=.*: a demonstration is text"),
+        ([Problem("a", "x", extra=[1])], "problem 'a' has extra=.* of the type list"),
+        ([Problem("a", "x", messages={"role": "user", "content": "x"})], "problem 'a' has messages=.* of the type dict"),
+        ([Problem("a", "x", extra={"f": len})], "problem 'a' has an extra that cannot be written into trees, <built-in function len> is a "),
+        ([Problem("a", "x", extra={"f": [Fraction(1, 2)]})], "problem 'a' has an extra that cannot be written into trees, .*Fraction"),
+        ([Problem("a", "x", extra=LOOP)], "problem 'a' has an extra that cannot be written into trees, .*: use plain str"),
+    ],
+)
+def test_fields_of_other_types_are_refused_before_work(problems: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render(problems, characters())
+    with pytest.raises(ValueError, match=message):
+        after_examples(problems, [WorkedExample("1+1?", "2")], None, chat=False)
+    with pytest.raises(ValueError, match=message):
+        worked_examples(problems, None)
+
+
+def test_extras_that_trees_hold_are_taken_and_further_answers_are_texts() -> None:
+    extra = {"set": {1}, "tuple": (1, 2), 3: float("nan"), "answers": ["2", "3"]}
+    (task,) = render([Problem("a", "x", "2", ["two"], extra)], characters())
+    assert references(task) == ("2", "3")
+    for answers in ("23", 23, [2, 3], {"2": 1}):
+        with pytest.raises(ValueError, match=r"problem 'a' has .* as extra\['answers'\]: give a list of texts"):
+            unmatched(Boxed(), [Problem("a", "x", "2", extra={"answers": answers})])
 
 
 def test_tokenizer_without_eos() -> None:

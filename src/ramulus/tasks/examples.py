@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ramulus.tasks.answers import Extract, response_with
-from ramulus.tasks.problem import Problem, stands_alone
+from ramulus.tasks.problem import Problem, check_fields, stands_alone
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class WorkedExample:
 def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> list[WorkedExample]:
     r"""The problems with their first demonstration, else with their answer alone; where `extract` finds no answer in it, one that it finds is added.
 
-    Raises ValueError for a problem that has neither, and for one whose chat has turns that its text has not.
+    Raises ValueError as `check_fields` does, for a problem that has neither, and for one whose chat has turns that its text has not.
     """
     shown = []
-    for problem in problems:
+    for problem in check_fields(problems):
         if not problem.demonstrations and not problem.answer.strip():
             raise ValueError(f"the example {problem.id!r} has neither a demonstration nor an answer: name its column, examples.answer=...")
         roles = {message["role"] for message in problem.messages or ()}
@@ -45,10 +45,11 @@ def after_examples(
     among them are left out.
 
     `chat`: as turns of the chat template; else the template, or the bare text, is written once for each, with its solution and an empty line. Raises
-    ValueError where no problem is left.
+    ValueError where no problem is left, and as `check_fields` does.
     """
+    problems = check_fields(problems)
     if not examples:
-        return list(problems), template, ""
+        return problems, template, ""
     given_away = {example.question for example in examples}
     kept = [problem for problem in problems if problem.text not in given_away]
     if problems and not kept:

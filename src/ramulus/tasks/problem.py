@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, Literal, Protocol
 
+from ramulus.core.tagged_json import encode
 from ramulus.core.task import Task
 from ramulus.tasks.chat import ChatTemplate, chat_template, content_text, name_of
 
@@ -48,8 +51,48 @@ class Source(Protocol):
 
 
 def references(task: Task | Problem) -> tuple[str, ...]:
-    """Every reference answer; any of them counts."""
-    return tuple(task.extra.get("answers") or (task.answer,))
+    """Every reference answer; any of them counts. Raises ValueError where extra["answers"] holds no texts."""
+    answers = task.extra.get("answers") or (task.answer,)
+    if not isinstance(answers, list | tuple | set | frozenset) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"problem {task.id!r} has {str(answers)[:60]!r} as extra['answers']: give a list of texts, any of which is right")
+    return tuple(answers)
+
+
+_FIELDS: tuple[tuple[str, type[Any] | UnionType, str], ...] = (
+    ("id", str, "an id is text"),
+    ("text", str, "give text"),
+    ("answer", str, "an answer is text; where several are right, extra={'answers': [...]} lists them"),
+    ("demonstrations", list | tuple, "give a tuple of texts, with a comma behind a single one"),
+    ("extra", dict, "give a dict of plain values"),
+    ("messages", list | tuple | None, "give a tuple of dicts with role and content"),
+)  # of a Problem: what each may be, and the remedy
+
+
+def check_fields(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems as a list. Raises ValueError for what is no Problem, and for fields of other types, or that no tree at rest can hold."""
+    if not isinstance(problems, Iterable):
+        raise ValueError(f"a source of problems gave a {type(problems).__name__}: it must return a list of Problem(id, text, answer)")
+    problems = list(problems)
+    for number, problem in enumerate(problems, 1):
+        if not isinstance(problem, Problem):
+            raise ValueError(
+                f"problem {number} of the source is a {type(problem).__name__}, {str(problem)[:60]!r}: make it a Problem(id, text, answer)"
+            )
+        name = repr(problem.id) if isinstance(problem.id, str) else f"{number} of the source"
+        for field_name, kind, remedy in _FIELDS:
+            value = getattr(problem, field_name)
+            if not isinstance(value, kind):
+                raise ValueError(f"problem {name} has {field_name}={str(value)[:60]!r} of the type {type(value).__name__}: {remedy}")
+        if not all(isinstance(text, str) for text in problem.demonstrations):
+            raise ValueError(f"problem {name} has demonstrations={str(problem.demonstrations)[:60]!r}: a demonstration is text")
+        try:
+            json.dumps(encode(problem.extra))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"problem {name} has an extra that cannot be written into trees, {error}: use plain str, int, float, bool, None, list, tuple, set "
+                "and dict"
+            ) from None
+    return problems
 
 
 def render(
@@ -70,15 +113,15 @@ def render(
     `system` is put before chats that have no system message. `arguments` go to the chat template (enable_thinking, say), and so does the `date`
     where it writes one, YYYY-MM-DD; "" is today. Prompts above `limit` tokens raise, or with on_long="drop" are left out and counted in a
     warning. Demonstrations get no special tokens but one at the end: that of an assistant's turn in the chat template, else EOS. Raises ValueError
-    for an empty problem or demonstration, a chat that ends with an assistant's turn, that the template refuses or of which a message would be left
-    out, a duplicate id, a tokenizer without EOS, a template without `{problem}`.
+    as `check_fields` does, for an empty problem or demonstration, a chat that ends with an assistant's turn, that the template refuses or of which a
+    message would be left out, a duplicate id, a tokenizer without EOS, a template without `{problem}`.
     """
     if on_long not in ("error", "drop"):
         raise ValueError(f'on_long must be "error" or "drop", got {on_long!r}')
     chats = chat_template(tokenizer, arguments, date) if template is None else None
     why = "a template was given" if template is not None else "this tokenizer has no chat template"
     _check(tokenizer, template, system, chats, arguments, why)
-    problems, seen = list(problems), set[str]()
+    problems, seen = check_fields(problems), set[str]()
     for problem in problems:
         _check_problem(problem, seen)
     _check_turns(problems, system, chats, why)
