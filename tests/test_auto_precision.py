@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,19 @@ from ramulus.engine import memory
 from ramulus.engine.local import factory
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy import torch_policy
-from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.torch_learner import Torch
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded import factory as sharded_factory
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.models.sizes import sizes_of_model
+from ramulus.native.processors import device_of
 from ramulus.recipes import grpo, smol
 from ramulus.run.config.describe import to_json
 from ramulus.run.config.resume import as_begun
 from ramulus.run.memory import step as memory_step
 from ramulus.run.memory.step import Site
+from ramulus.run.stage import warn_of_float16
 
 
 @pytest.mark.parametrize("multiplied", [True, False])
@@ -70,3 +74,44 @@ def test_no_shipped_recipe_asks_a_processor_for_what_it_cannot_multiply(module: 
     """On a laptop without bfloat16 such a product takes several times as long as one of float32."""
     text = module.read_text()
     assert not [word for word in ("autocast=True", '"autocast": True', 'precision="bfloat16"') if word in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mps", "device=mps: models run on cpu or cuda here"),
+        ("meta", "device=meta: models run on cpu or cuda here"),
+        ("nowhere", "device=nowhere: not a device"),
+        ("cuda:7", "device=cuda:7: there are 2 CUDA devices here, the first is cuda:0"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_for_a_run_and_for_a_learner_of_its_own(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=words):
+        device_of(name)
+    model, tokenizer = Scratch("01")()
+    with pytest.raises(ValueError, match=words):
+        Torch(process=True, device=name)(model, tokenizer, Scratch("01"), False, {}, 0)
+    assert str(device_of("cuda:1")) == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device=cuda: torch .* sees no CUDA device here"):
+        device_of("cuda")
+
+
+def test_weights_that_lose_what_is_learned_are_said(tmp_path: Path) -> None:
+    """Gradients in float16, and adapters added to half precision."""
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = Scratch("0123")()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapters")
+    for dtype in ("float32", "bfloat16", "float16"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model, _ = Pretrained(str(tmp_path / "model"), adapter=str(tmp_path / "adapters"), dtype=dtype)()
+            warn_of_float16(grpo.recipe(), model)
+        words = "\n".join(str(warning.message) for warning in caught)
+        assert (f"adapters are added to weights in {dtype}" in words) == (dtype != "float32")
+        assert ("learns through weights in float16" in words) == (dtype == "float16")

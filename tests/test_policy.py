@@ -226,6 +226,20 @@ def test_activation_checkpointing_wakes_no_dropout_of_a_layer_itself(kind: str) 
     assert not any(module.training for module in model.modules())
 
 
+def test_adapters_are_not_brought_back_onto_another_model() -> None:
+    """Only they are in a checkpoint; one that says nothing of the model below is of an earlier version."""
+    models = [build(), build(), build()]
+    with torch.no_grad():
+        models[2].model.layers[0].mlp.up_proj.weight += 1
+    one, same, other = (TorchPolicy(model, lora=Lora(2)) for model in models)
+    tensors, state = one.tensors(), one.state()
+    same.restore(tensors, state)
+    with pytest.raises(ValueError, match="the model below the adapters is another than the run began with"):
+        other.restore(tensors, state)
+    other.restore(tensors, {name: value for name, value in state.items() if name != "below"})
+    assert "below" not in TorchPolicy(build()).state()
+
+
 def test_chunked_head_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trees = forest(6)
     whole = gradients(TorchPolicy(build()), trees)

@@ -1,4 +1,4 @@
-"""How many processors this process may use, which ones, how busy they are, and whether they multiply bfloat16."""
+"""How many processors this process may use, which ones, how busy they are, and whether they multiply bfloat16; which devices are there."""
 
 from __future__ import annotations
 
@@ -85,3 +85,22 @@ def planned_in_bfloat16(cuda: bool) -> bool:
 
     absent = cuda and not torch.cuda.is_available()
     return absent or device_multiplies_bfloat16(torch.device("cuda" if cuda else "cpu"))
+
+
+def device_of(name: str) -> Any:
+    """cpu, cuda, cuda:1, as torch has them; auto takes cuda where there is one. Raises ValueError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name}: not a device; use cpu, cuda, cuda:1 or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name}: models run on cpu or cuda here; use one of these, or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch {torch.__version__} sees no CUDA device here; use device=cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: there are {torch.cuda.device_count()} CUDA devices here, the first is cuda:0")
+    return device

@@ -76,19 +76,6 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def device_of(name: str) -> torch.device:
-    """cpu, cuda, cuda:1; auto takes cuda where there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name}: not a device; use cpu, cuda, cuda:1 or auto") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: torch {torch.__version__} sees no CUDA device here; use device=cpu or auto")
-    return device
-
-
 def eos_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a response: the tokenizer's EOS, those of the model's config and generation settings, and what the chat template writes
     behind an assistant's turn.

@@ -25,6 +25,7 @@ from ramulus.learn.advantage.group import Advantage
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.model import Pretrained
 from ramulus.models.positions import beyond
+from ramulus.native.processors import device_of
 from ramulus.run import checkpoint
 from ramulus.run.cluster import Ground
 from ramulus.run.config.recipe import Model, Run
@@ -34,7 +35,7 @@ from ramulus.run.memory.auto import Rooms, Taken, settled
 from ramulus.run.memory.rooms import rooms_here, rooms_of
 from ramulus.run.prompts import prompts_of
 from ramulus.run.rollouts import Rollouts
-from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, model_path, quiet, set_threads
+from ramulus.run.runtime import Detokenizer, encode_quickly, eos_of, model_path, quiet, set_threads
 from ramulus.run.sampler import skeleton_of
 from ramulus.run.scored_engine import with_entropies
 from ramulus.run.signals import SignalContext, Signals, StateValue, ordered, provided
@@ -85,6 +86,7 @@ def build_parts(run: Run, start: Path | None, ground: Ground | None = None) -> P
     ends = eos_of(model, tokenizer)
     decode = Detokenizer(tokenizer, ends)
     stop = Stop(ends, run.response_limit, decode, run.answer, run.repetition)
+    warn_of_float16(run, model)
     model = model.to(device_of(run.device))
     skeleton = skeleton_of(model) if ground is not None else None
     with ExitStack() as undo:  # what began ends again where anything is refused
@@ -252,6 +254,13 @@ def warn_of_rounding(run: Run, source: Model, start: Path | None) -> None:
             f"what small steps taught: set {run.name}.model.dtype=float32",
             stacklevel=3,
         )
+
+
+def warn_of_float16(run: Run, model: Any) -> None:
+    """Warn where gradients would be in float16, most of which are 0 at the size of a usual step: nothing scales the loss."""
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        lost = "gradients below 6e-8 are 0 in float16, which is most of them in a step of many tokens"
+        warnings.warn(f"{run.name} learns through weights in float16: {lost}; set model.dtype=bfloat16 or float32", stacklevel=3)
 
 
 def warn_of_references(run: Run, tasks: Sequence[Task]) -> None:

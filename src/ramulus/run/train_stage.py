@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ramulus.core import run_folder
 from ramulus.core.checksums import digest_of_all
 from ramulus.core.task import Task
+from ramulus.native.processors import device_of
 from ramulus.run import checkpoint
 from ramulus.run.advice import Advice, Facts
 from ramulus.run.ahead import AheadRollouts, ripe_of_json
@@ -25,7 +26,6 @@ from ramulus.run.evaluation.final_evaluation import ModelScores, evaluate_model,
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.logbook import Logbook
 from ramulus.run.numerics import numerics, other_numerics
-from ramulus.run.runtime import device_of
 from ramulus.run.slow_modes import slow_modes
 from ramulus.run.stage import Parts, build_parts, probe, rollouts_of
 from ramulus.run.trackers import Trackers

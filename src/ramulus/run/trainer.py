@@ -29,6 +29,7 @@ from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import decoding
 from ramulus.look.evaluation.evaluate import evaluate
 from ramulus.native.memory import OutOfMemory
+from ramulus.native.processors import device_of
 from ramulus.run.ahead import AheadRollouts, ripe_to_json
 from ramulus.run.callbacks import CheckpointSaved, EvaluationDone, Listeners, StepDone
 from ramulus.run.checkpoint import Generators
@@ -42,7 +43,6 @@ from ramulus.run.memory.step import USUAL_TOKENS
 from ramulus.run.minibatch import Minibatch, has_signal, minibatches, step_stats
 from ramulus.run.numerics import numerics
 from ramulus.run.rollouts import START, Cursor, Rollout
-from ramulus.run.runtime import device_of
 from ramulus.run.saving import Saving, failure_of
 from ramulus.run.step_progress import StepProgress
 from ramulus.run.step_statistics import StepStatistics, loss

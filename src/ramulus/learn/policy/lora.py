@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ramulus.learn.policy.model_files import ADAPTER, check_weights
 from ramulus.models.errors import sentence
+from ramulus.models.precision import is_half
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +151,9 @@ def with_adapter(model: Any, folder: Path) -> Any:
         first = sorted(missing or report.unexpected_keys)[0]
         raise ValueError(f"the adapters in {folder} are not of this model: {first} is on one side only; set model.path to theirs")
     untie(wrapped)
+    if is_half(model):
+        words = f"adapters are added to weights in {str(model.dtype).removeprefix('torch.')}, which rounds most of what they learned away"
+        warnings.warn(f"{words} where that is small: set model.dtype=float32", stacklevel=3)
     try:
         plain = wrapped.merge_and_unload()
     except (RuntimeError, ValueError, AttributeError, TypeError, NotImplementedError) as error:

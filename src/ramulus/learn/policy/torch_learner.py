@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ramulus.learn.factory import LearnerMemory, LearnerTraits
+from ramulus.native.processors import device_of
 
 if TYPE_CHECKING:
     from ramulus.learn.policy.learner import Learner
@@ -54,7 +55,7 @@ class Torch:
         more = dict(options) | {"chunk": self.chunk, "attention": self.attention, "float32_masters": self.float32_masters}
         if not self.process:
             return InProcess(policy_of(model, tokenizer, value, more))
-        return Separate(Build(source, self.device or str(model.device), seed, value, more))
+        return Separate(Build(source, str(device_of(self.device)) if self.device else str(model.device), seed, value, more))
 
 
 @dataclass(frozen=True)

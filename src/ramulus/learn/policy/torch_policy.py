@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -292,7 +294,18 @@ class TorchPolicy:
 
     def state(self) -> dict[str, Any]:
         """What belongs beside `tensors()`, as plain JSON."""
-        return {"version": self.version, "skipped": self.skipped}
+        return {"version": self.version, "skipped": self.skipped} | ({"below": self.below} if self.wrapped is not None else {})
+
+    @cached_property
+    def below(self) -> str:
+        """A digest of the frozen weights below adapters: of up to 256 numbers of each, spread over it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in sorted(self.model.named_parameters()):
+            if not parameter.requires_grad:
+                flat = parameter.detach().flatten()
+                digest.update(f"{name} {tuple(parameter.shape)}".encode())
+                digest.update(flat[:: max(1, len(flat) // 256)][:256].double().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -300,6 +313,11 @@ class TorchPolicy:
 
         Raises ValueError where the checkpoint is of another model.
         """
+        if self.wrapped is not None and state.get("below", self.below) != self.below:
+            raise ValueError(
+                "the model below the adapters is another than the run began with, and adapters of one mean nothing on another: bring the old one "
+                "back under that name, or begin a new run with --fresh"
+            )
         weights = dict(self.kept())
         if any(name.startswith("weights/") for name in tensors):
             _fill(weights, tensors, "weights/")

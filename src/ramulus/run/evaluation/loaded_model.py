@@ -21,13 +21,14 @@ from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
 from ramulus.look.viewer.show import bill, draw_tree
+from ramulus.native.processors import device_of
 from ramulus.run.config.recipe import UsualEngine, writable
 from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import reading
-from ramulus.run.runtime import Detokenizer, device_of, encode_quickly, eos_of, quiet, set_threads
+from ramulus.run.runtime import Detokenizer, encode_quickly, eos_of, quiet, set_threads
 from ramulus.run.screen import unfailing
 
 
