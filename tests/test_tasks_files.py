@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets
 from ramulus.tasks.columns import plain, read_answers
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, references
+from test_tasks_render import characters
 
 VERL = Path(__file__).parents[2] / "shared" / "data" / "verl"
 needs_data = pytest.mark.skipif(not VERL.is_dir(), reason="needs the benchmarks in ../shared/data/verl")
@@ -123,6 +125,51 @@ def test_hugging_face_datasets_from_disk(tmp_path: Path) -> None:
         File(str(tmp_path / "two"))()
     with pytest.raises(ValueError, match="no split 'dev'"):
         File(str(tmp_path / "two"), split="dev")()
+
+
+def test_a_split_or_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    for name, split in (("bare", None), ("train", "train")):
+        datasets.Dataset.from_list(ROWS, split=split and datasets.NamedSplit(split)).save_to_disk(str(tmp_path / name))
+    paths = {name: write(tmp_path, name, ROWS) for name in ("a.jsonl", "a.json", "a.csv", "a.parquet")}
+    for path in paths.values():
+        with pytest.raises(ValueError, match="is a file, which has no splits: leave split='test' out"):
+            File(path, split="test")()
+        with pytest.raises(ValueError, match="is a file, which has no configurations: leave config='main' out"):
+            File(path, config="main")()
+    with pytest.raises(ValueError, match=r"a\.csv' is a file, which has no splits"):
+        File(f"{tmp_path / 'train'},{paths['a.csv']}", split="train")()
+    for name, why in (("bare", "was saved as one dataset, which has no splits"), ("train", "was saved as the split 'train' alone")):
+        with pytest.raises(ValueError, match=f"{why}: leave split='validation' out"):
+            File(str(tmp_path / name), split="validation")()
+        with pytest.raises(ValueError, match=r"was saved with the configuration .*: leave config='main' out"):
+            File(str(tmp_path / name), config="main")()
+    assert len(File(str(tmp_path / "train"), split="train")()) == len(ROWS)
+
+
+def test_a_split_on_the_command_line_is_for_the_sets_that_have_some(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": one, "test": one.select([0])}).save_to_disk(str(tmp_path / "two"))
+    asked = TaskSets((str(tmp_path / "two"), write(tmp_path, "a.jsonl", ROWS)), None, ProblemOptions(split="test"))
+    with pytest.warns(UserWarning, match=r"--split test says nothing of .*a\.jsonl: it is a file, which has no splits") as warned:
+        assert [len(tasks) for _, tasks, _ in asked.read(characters())] == [1, len(ROWS)]
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="says nothing of"):
+        assert len(TaskSets((f"{tmp_path}/*.jsonl",), None, ProblemOptions(split="test")).read(characters())[0][1]) == len(ROWS)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name, text in (("a.csv", "problem,answer,answer\nx,1,2\n"), ("a.tsv", "problem\tanswer\tproblem\nx\t1\ty\n")):
+        (tmp_path / name).write_text(text)
+    pq.write_table(pa.Table.from_arrays([pa.array(["1"])] * 3, names=["problem", "answer", "answer"]), tmp_path / "a.parquet")
+    for name, twice in (("a.csv", "answer"), ("a.tsv", "problem"), ("a.parquet", "answer")):
+        with pytest.raises(ValueError, match=f"{name} has several columns named '{twice}', of which only the last would be read"):
+            File(str(tmp_path / name))()
+    (tmp_path / "b.csv").write_text("problem,answer,,\nx,1,,\n")
+    assert len(File(str(tmp_path / "b.csv"))()) == 1
 
 
 def test_a_folder_of_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

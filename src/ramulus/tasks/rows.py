@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from ramulus.core.json_object import object_in
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # ("line 3", {...}) or ("row 3", {...}); both count from 1
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,14 +41,30 @@ def read_rows(path: str, split: str | None, config: str | None, limit: int | Non
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a number of rows, at least 1, got {limit}")
+    if split is not None and (why := no_split(path, split)):
+        raise ValueError(f"{path!r} {why}: leave split={split!r} out")
     file = Path(path).expanduser()
     if file.is_file():
+        if config is not None:
+            raise ValueError(f"{path!r} is a file, which has no configurations: leave config={config!r} out")
         if file.suffix not in READERS:
             raise ValueError(
                 f"{path!r} is no {', '.join(READERS)} file: convert it, or give a folder that Hugging Face datasets can load"
             )
         return islice(READERS[file.suffix](file), limit)
     return islice(_dataset(path, file, split, config, limit), limit)
+
+
+def no_split(path: str, split: str) -> str:
+    """Why that split cannot be chosen in a file or folder, the first where there are several; "" where it may be."""
+    place = Path(next(iter(files_of(path)), path)).expanduser()
+    if place.is_file():
+        return "is a file, which has no splits"
+    saved = object_in(place / "state.json")  # of one dataset, by save_to_disk
+    own = saved.get("_split")
+    if not saved or own == split:
+        return ""
+    return f"was saved as the split {own!r} alone" if own else "was saved as one dataset, which has no splits"
 
 
 def _jsonl(file: Path) -> Rows:
@@ -94,7 +113,9 @@ def _csv(file: Path) -> Rows:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(file))
         try:
-            for row in _decoded(iter(reader), file):
+            for number, row in enumerate(_decoded(iter(reader), file)):
+                if not number:
+                    _check_names(reader.fieldnames or (), file)
                 if None in row or None in row.values():
                     raise ValueError(
                         f"{file}, line {reader.line_num} has more or fewer fields than the {len(reader.fieldnames or ())} of the header"
@@ -102,6 +123,12 @@ def _csv(file: Path) -> Rows:
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
             raise ValueError(f"{file}, line {reader.reader.line_num} is not CSV: {error}") from None
+
+
+def _check_names(names: Sequence[str], file: Path) -> None:
+    """Raise ValueError where two columns have one name; those without a name hold nothing that is asked for."""
+    if twice := next((name for name, count in Counter(names).items() if name and count > 1), None):
+        raise ValueError(f"{file} has several columns named {twice!r}, of which only the last would be read: rename or remove the others")
 
 
 def _delimiter(file: Path) -> str:
@@ -127,6 +154,7 @@ def _parquet(file: Path) -> Rows:
         raise ImportError(f'reading {file} needs pyarrow: pip install "ramulus[data]"') from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        _check_names(table.schema_arrow.names, file)
         number = 0
         for batch in table.iter_batches(1024):
             for row in batch.to_pylist():
@@ -168,5 +196,7 @@ def _dataset(path: str, folder: Path, split: str | None, config: str | None, lim
             what = "several splits" if split is None else f"no split {split!r}"
             raise ValueError(f"the dataset {path!r} has {what}: choose one of {', '.join(splits)} as split")
         dataset = dataset[split]
+    if saved and config not in (None, dataset.config_name):
+        raise ValueError(f"the dataset {path!r} was saved with the configuration {dataset.config_name!r}: leave config={config!r} out")
     size = len(dataset) if limit is None else min(limit, len(dataset))
     yield from ((f"row {index + 1}", dataset[index]) for index in range(size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ramulus.tasks.chat import arguments_of, chat_template
 from ramulus.tasks.examples import after_examples, worked_examples
 from ramulus.tasks.files import File
 from ramulus.tasks.problem import Problem, Source, render
+from ramulus.tasks.rows import no_split
 from ramulus.tasks.sums import TEST, Sums
 from ramulus.tasks.word_problems import WordProblems
 
@@ -113,7 +115,10 @@ class TaskSets:
         if asked.get("answer", "").lower() == "none":
             asked["answer"] = None
         keep = like.keep if self.rewards is None else ()
-        return File(path, split=how.split, layout=like.layout, keep=keep, **{"prompt": like.prompt, "answer": like.answer} | asked)
+        why = how.split and no_split(path, how.split)
+        if why:
+            warnings.warn(f"--split {how.split} says nothing of {path}: it {why}", stacklevel=2)
+        return File(path, split=None if why else how.split, layout=like.layout, keep=keep, **{"prompt": like.prompt, "answer": like.answer} | asked)
 
     def _set(self, spec: str, more: int) -> tuple[Source, Rewards]:
         """Problems, `more` than the limit as some may be among the worked examples, and what grades them."""
