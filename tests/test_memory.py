@@ -35,7 +35,18 @@ from ramulus.recipes import grpo, hapo, quickstart_real, treepo, treerl
 from ramulus.run.config.recipe import Run
 from ramulus.run.dry_run import TimedUpdates
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.step import KEPT, MOMENTS, RANK, Site, activations, kept_of, sampling_of, step_memory, way_of
+from ramulus.run.memory.step import (
+    KEPT,
+    MOMENTS,
+    RANK,
+    Site,
+    activations,
+    casts_of,
+    kept_of,
+    sampling_of,
+    step_memory,
+    way_of,
+)
 from ramulus.run.memory.work import work_of
 
 TOKENS = 128, 384
@@ -317,3 +328,23 @@ def test_a_run_on_a_real_model_takes_what_was_planned() -> None:
     env = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=root, check=True)
     assert float(done.stdout.split()[-1]) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [None, Lora(4)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_autocast_keeps_of_weights_is_measured(dtype: str, lora: Lora | None, checkpointing: bool) -> None:
+    """The part of what a pass keeps that does not grow with its tokens; frozen weights are kept by the graph, which checkpointing cuts by layers."""
+    config = LlamaConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2, vocab_size=64)
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    sizes, run = sizes_of_model(model), replace(grpo.recipe(), lora=lora, autocast=True, activation_checkpointing=checkpointing)
+    run = replace(run, model=Pretrained("some", dtype=dtype))
+    planned = casts_of(run, sizes, Site("cuda"))
+    if checkpointing:
+        whole = casts_of(replace(run, activation_checkpointing=False), sizes, Site("cuda"))
+        assert planned == (whole / 4 if lora else whole)
+        return
+    policy = TorchPolicy(model, lora=lora, autocast=True)
+    policy.patches = []  # transformers' own layers, as on a GPU
+    few, many = kept_bytes(policy, 32), kept_bytes(policy, 64)
+    assert planned == pytest.approx(2 * few - many, abs=0.15e6)  # of 1.3 MB

@@ -95,6 +95,7 @@ def test_kernels_are_the_dense_mask(
             )
 
 
+@pytest.mark.slow
 def test_long_paths_take_more_than_one_tile_of_scores() -> None:
     """A path so long that the heads of one token fill the room for scores, and branches at its end."""
     trunk = 12_000

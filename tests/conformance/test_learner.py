@@ -93,7 +93,7 @@ def each() -> Iterator[Any]:
     """Every learner with every method; those in other processes with all but one or two where there is time."""
     for kind in LEARNERS:
         for name in NAMES:
-            slow = (kind == "over two ranks" and name != "grpo_leash_bonus") or (kind == "in another process" and name not in ("treepo", "ppo"))
+            slow = (kind == "over two ranks" and name != "grpo_leash_bonus") or (kind == "in another process" and name != "ppo")
             yield pytest.param(kind, name, marks=pytest.mark.slow if slow else ())
 
 

@@ -15,8 +15,8 @@ from ramulus.models.positions import UNBOUNDED, context, rope_limit
 from ramulus.models.precision import is_half
 from ramulus.models.survey import Survey
 from ramulus.native.build import why
-from ramulus.native.memory import free_memory
-from ramulus.native.processors import multiplies_bfloat16
+from ramulus.native.memory import free_on
+from ramulus.native.processors import device_multiplies_bfloat16, device_of
 from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.lock import reading
 from ramulus.run.memory.step import training_bytes
@@ -36,6 +36,9 @@ def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
     source = replace(source_of(name), dtype=dtype)
     with reading(Path(source.path).parent):
         model, tokenizer = source()
+    device = device_of("auto")
+    if sum(p.nbytes for p in model.parameters()) < free_on(device):
+        model = model.to(device)
     rows = [("model", f"{type(model).__name__} ({model.config.model_type}), {sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M parameters")]
     engine, token_bytes = _sampled(model)
     learner, model_survey = _learned(model)
@@ -48,7 +51,7 @@ def diagnose(name: str, dtype: Dtype = "float32") -> tuple[_Rows, bool]:
 def _sampled(model: Any) -> tuple[str, int | None]:
     """How it is sampled, and bytes of a token's keys and values; None for them where it is refused."""
     try:
-        engine = Local()(model)
+        engine = Local(precision="auto")(model)
     except ValueError as error:
         return f"refused: {error}", None
     return engine.about, engine.forward.geometry.token_bytes
@@ -56,7 +59,7 @@ def _sampled(model: Any) -> tuple[str, int | None]:
 
 def _learned(model: Any) -> tuple[str, Survey | None]:
     try:
-        policy = TorchPolicy(model, float32_masters=False)
+        policy = TorchPolicy(model, float32_masters=False, autocast="auto")
     except ValueError as error:
         return f"refused: {error}", None
     own = sum(not layer.plain for layer in policy.survey.layers.values())
@@ -81,8 +84,9 @@ def _context(model: Any) -> str:
 
 def _precision(model: Any) -> str:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    here = "multiplies" if multiplies_bfloat16() else "does not multiply"
-    return f"weights in {dtype}; this processor {here} bfloat16"
+    here = "multiplies bfloat16" if device_multiplies_bfloat16(model.device) else "does not multiply bfloat16"
+    taken = "bfloat16" if device_multiplies_bfloat16(model.device) else "float32"
+    return f"weights in {dtype}; this {'processor' if model.device.type == 'cpu' else 'GPU'} {here}: autocast=auto takes {taken} for float32 weights"
 
 
 def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
@@ -101,6 +105,6 @@ def _memory(model: Any, token_bytes: int | None) -> Iterator[tuple[str, str]]:
     trained = sum(training_bytes(p.numel(), p.dtype.itemsize) for p in model.parameters())
     copies = " and the float32 copies that it steps" if is_half(model) else ""
     beside = f"{trained / _GB:.2f} GB with gradients and AdamW's two moments{copies}"
-    yield "memory", f"{weights / _GB:.2f} GB of weights, {beside}; {free_memory() / _GB:.1f} GB are free"
+    yield "memory", f"{weights / _GB:.2f} GB of weights, {beside}; {free_on(model.device) / _GB:.1f} GB are free"
     if token_bytes is not None:
         yield "keys and values", f"{token_bytes / 1024:.1f} KiB a token, {token_bytes * 1000 * 64 / _GB:.2f} GB for 64 texts of 1,000 tokens"

@@ -218,8 +218,7 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
     rank = RANK * run.lora.rank if run.lora is not None else 0.0
     layer = tokens * (sizes.kept or (kept_of(way_of(run, site, sizes), sizes) + rank))
     backward, forward = (tokens * (a * sizes.hidden + b * inner) for a, b in (BACKWARD, FORWARD))
-    casts = 2.0 * sizes.active if autocasts(run, site) and run.lora is None else 0.0  # of the weights, which autocast keeps as long as the graph
-    casts *= 1.0 if site.shards == 1 else 2 / sizes.layers
+    casts = casts_of(run, sizes, site)
     logits = head * LOGITS
     if way_of(run, site, sizes) == "narrow":  # copies of the weights as long as the update, the head's twice; its logits' pulls in bfloat16
         casts, logits = 0.0, 2.0 * min(tokens * sizes.vocabulary, 2**28) + sizes.vocabulary * sizes.hidden * 8.0 + 2.0 * sizes.active
@@ -228,6 +227,16 @@ def activations(run: Run, sizes: Sizes, site: Site, tokens: int) -> tuple[float,
         kept = ends + sizes.layers * tokens * sizes.hidden * min(4.0, own_dtype(run, sizes).itemsize)
         return kept, max(layer + backward, logits, casts + head * SCORED), max(forward, head * SCORED)
     return ends + sizes.layers * layer, max(backward, logits) + casts, max(forward, head * SCORED)
+
+
+def casts_of(run: Run, sizes: Sizes, site: Site) -> float:
+    """Bytes of the float32 weights in bfloat16 that autocast keeps: all as long as the graph, frozen ones as long as their layer's part of it."""
+    if not autocasts(run, site) or own_dtype(run, sizes).itemsize == 2:
+        return 0.0
+    whole = 2.0 * (sizes.active if run.lora is None else sum(inputs * outputs for _, inputs, outputs in sizes.linear))
+    if site.shards > 1:
+        return whole * 2 / sizes.layers
+    return whole / sizes.layers if run.lora is not None and run.activation_checkpointing else whole
 
 
 def kept_of(way: str, sizes: Sizes) -> float:
