@@ -151,7 +151,7 @@ def test_a_callback_stops_a_run_which_then_goes_on(whole: Path, tmp_path: Path, 
     def enough() -> None:
         raise StopTraining("the reward <is> high")
 
-    result = ramulus.train(rl(), callbacks=[Diary(enough)], out=tmp_path / "run")
+    result = ramulus.train(rl(), callbacks=Diary(enough), out=tmp_path / "run")
     assert result.stopped == "Diary.on_step: the reward <is> high"
     assert "&lt;is&gt;" in result._repr_html_()
     assert [row["step"] for row in result.metrics] == [1, 2]
@@ -168,7 +168,7 @@ def test_stopping_at_the_last_step_is_an_end(tmp_path: Path) -> None:
     def enough() -> None:
         raise StopTraining
 
-    assert ramulus.train(rl(), steps=2, callbacks=[Diary(enough)], out=tmp_path / "run", quiet=True).stopped == ""
+    assert ramulus.train(rl(), steps=np.int64(2), seed=np.int64(0), callbacks=[Diary(enough)], out=tmp_path / "run", quiet=True).stopped == ""
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -232,12 +232,23 @@ def test_several_runs_are_stages(tmp_path: Path) -> None:
         ("nonsense", {}, "there is no recipe 'nonsense'"),
         (rl(), {"learning_rate": 1e-3}, "Run has no field 'learning_rate'. Did you mean optimizer.lr"),
         (rl(), {"steps": 0}, "steps must be at least 1"),
+        ([rl(), rl()], {}, "two stages of ramulus.train have the same name: rl, rl; give each one of its own"),
+        (stages(), {"name": "x"}, "two stages of ramulus.train have the same name: x, x"),
+        (rl(), {"callbacks": [Diary]}, r"callbacks holds the class Diary: write Diary\(\)"),
+        (rl(), {"callbacks": Diary}, r"callbacks holds the class Diary: write Diary\(\)"),
+        (rl(), {"callbacks": print}, "callbacks holds <built-in function print>, which has no on_begin: let its class derive from ramulus.Callback"),
+        (rl(), {"callbacks": None}, "callbacks holds None"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(run: Any, fields: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         ramulus.train(run, out=tmp_path / "run", **fields)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_in_place_of_an_override_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'an override is text, as "steps=100", got Run.*several stages are one list'):
+        ramulus.train(rl(), rl(), out=tmp_path / "run")  # type: ignore[arg-type]
 
 
 def test_a_result_is_read_from_any_run(whole: Path, tmp_path: Path) -> None:

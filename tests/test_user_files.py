@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from ramulus import (
+    AdamW,
+    Behavior,
+    Boxed,
+    BoxedAnswer,
+    ByEntropy,
+    Clip,
+    Estimator,
+    ExactAnswer,
+    Fixed,
+    GroupMean,
+    Lora,
+    Mix,
+    Star,
+    Sums,
+    Term,
+    Weighted,
+)
 from ramulus.core.task import Path as Response
 from ramulus.core.task import Task
 from ramulus.engine.local.factory import Local
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.recipes import grpo
+from ramulus.run.config.describe import recipe_text, to_json
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.override import override
 from ramulus.run.config.python_file import read_file
@@ -171,7 +194,47 @@ def test_a_run_may_be_written_beside_a_log(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("field", "kind"), [("engine", Local), ("learner", Torch), ("learner", Sharded)])
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("engine", Local), ("learner", Torch), ("learner", Sharded), ("rewards", Boxed), ("tasks", Sums), ("branching", Star), ("schedule", Fixed),
+        ("answer", BoxedAnswer), ("lora", Lora), ("optimizer", AdamW), ("temperature", ByEntropy),
+    ],
+)  # fmt: skip
 def test_a_class_in_place_of_an_object_is_refused(field: str, kind: type) -> None:
     with pytest.raises(ValueError, match=rf"{field} is the class {kind.__name__}: write {kind.__name__}\(\)"):
         replace(grpo.recipe(), **{field: kind})
+
+
+def test_a_class_in_a_tuple_or_a_part_is_refused_by_its_place() -> None:
+    for rewards, path in (((Boxed(), ExactAnswer), "rewards.1"), ((Weighted(Boxed),), "rewards.0.reward"), (Guarded(Boxed), "rewards.reward")):
+        with pytest.raises(ValueError, match=rf"^{path} is the class \w+: write \w+\(\)"):
+            replace(grpo.recipe(), rewards=rewards)
+    estimator = Estimator(Clip, Behavior(), GroupMean())
+    with pytest.raises(ValueError, match=r"^mix.terms.0.estimator.mask is the class Clip: write Clip\(\)"):
+        replace(grpo.recipe(), mix=Mix((Term(estimator),)))
+
+    class Build:
+        """What builds an engine when it is called may be a class."""
+
+        def __init__(self, model: Any, decode: Any) -> None: ...
+
+    assert replace(grpo.recipe(), engine=Build).engine is Build
+
+
+def test_numbers_of_numpy_are_taken_as_the_numbers_they_are() -> None:
+    optimizer = AdamW(lr=np.float32(0.5), betas=(np.float32(0.5), 0.999), warmup=np.int32(3))  # type: ignore[arg-type]
+    run = replace(grpo.recipe(), seed=np.int64(3), steps=np.int64(9), optimizer=optimizer, rewards=(Weighted(Boxed(), np.float32(2)),))  # type: ignore[arg-type]
+    plain = replace(grpo.recipe(), seed=3, steps=9, optimizer=AdamW(lr=0.5, betas=(0.5, 0.999), warmup=3), rewards=(Weighted(Boxed(), 2.0),))
+    assert recipe_text(run) == recipe_text(plain)
+    assert json.dumps(to_json(run)) == json.dumps(to_json(plain))
+    assert "np." not in recipe_text(replace(run, temperature=np.float64(0.7)))
+    for fields, words in (
+        ({"activation_checkpointing": np.True_}, "must be true or false, got np.True_: write True"),
+        ({"seed": torch.tensor(3)}, r"must be a whole number, got tensor\(3\): write 3"),
+        ({"seed": np.float32(3)}, "must be a whole number, got 3.0: write 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(run, **fields)
+    with pytest.raises(ValueError, match=r"template_arguments\.budget: int64 cannot stand in a recipe: write 3"):
+        to_json(replace(run, template_arguments={"budget": np.int64(3)}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,6 +121,23 @@ class Callback:
 
     def on_end(self, event: TrainingEnded) -> None:
         """After the last step, or after the one at which the run was stopped."""
+
+
+EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""The methods that a callback has."""
+
+
+def callbacks_of(given: Any) -> tuple[Callback, ...]:
+    """The callbacks that are given, or the one. Raises ValueError for what is none."""
+    several = isinstance(given, Iterable) and not isinstance(given, Callback)
+    callbacks = tuple(given) if several else (given,)
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise ValueError(f"callbacks holds the class {callback.__name__}: write {callback.__name__}(), an object of it")
+        if missing := [name for name in EVENTS if not callable(getattr(callback, name, None))]:
+            remedy = "let its class derive from ramulus.Callback"
+            raise ValueError(f"callbacks holds {callback!r:.80}, which has no {missing[0]}: {remedy}")
+    return callbacks
 
 
 _Happened = TypeVar("_Happened", bound=Event)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ramulus.run.callbacks import Callback
+from ramulus.run.callbacks import Callback, callbacks_of
 from ramulus.run.checkpoint import Generators
-from ramulus.run.config.find import stages_of
+from ramulus.run.config.find import refuse_same_names, stages_of
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import prepare
 from ramulus.run.config.unknown import unknown
@@ -32,7 +32,7 @@ _PAUSE = 2.0  # seconds between the lines of steps in a notebook, where they wou
 def train(
     run: Run | Sequence[Run] | str,
     *overrides: str,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     out: str | Path | None = None,
     resume: bool = False,
     fresh: bool = False,
@@ -50,7 +50,9 @@ def train(
     Raises ValueError, OSError or ImportError, with the remedy, for what cannot work, before any work.
     """
     began = time.monotonic()
-    stages = _stages(run, changed)
+    stages, listening = _stages(run, changed), callbacks_of(callbacks)
+    if wrong := [word for word in overrides if not isinstance(word, str)]:
+        raise ValueError(f"an override is text, as \"steps=100\", got {wrong[0]!r:.80}; several stages are one list, and fields by value have names")
     words = [*overrides, *([f"out={out}"] if out is not None else [])]
     console = _console(quiet)
     plan = prepare(stages, words, resume, fresh)
@@ -59,7 +61,7 @@ def train(
             console.out(f"changed since the run was saved: {note}", highlight=False)
         refuse_rework(plan)
         earlier = sum(seconds_worked(stage) for stage in plan.stages)
-        session = Session(console, interrupt, tuple(callbacks), _PAUSE if Console().is_jupyter else 0.0)
+        session = Session(console, interrupt, listening, _PAUSE if Console().is_jupyter else 0.0)
         try:
             run_stages(plan, session)
         except (Stopped, KeyboardInterrupt) as stopped:
@@ -80,7 +82,9 @@ def _stages(run: Run | Sequence[Run] | str, changed: dict[str, Any]) -> tuple[Ru
     for name in changed:
         if name not in known:
             raise ValueError(unknown(name, Run, known, name, stages[-1]))
-    return tuple(replace(stage, **changed) for stage in stages)
+    stages = tuple(replace(stage, **changed) for stage in stages)
+    refuse_same_names(stages, "ramulus.train")
+    return stages
 
 
 def _stopped(folder: Path, stopped: BaseException, interrupt: Interrupt, session: Session, nothing: bool) -> Result:

@@ -79,12 +79,11 @@ def to_json(value: Any, where: str = "") -> Any:
         }
     if hasattr(value, "__qualname__"):
         return qualified(value)
-    if is_bare(value):
+    number = getattr(value, "shape", None) == ()  # of numpy or torch
+    if is_bare(value) and not number:
         return {CLASS: qualified(type(value))}
-    raise ValueError(
-        f"{where}: " * bool(where)
-        + f"{type(value).__name__} cannot stand in a recipe: make it a frozen dataclass, so that a run can be saved and compared"
-    )
+    remedy = f"write {value.item()!r}" if number else "make it a frozen dataclass, so that a run can be saved and compared"
+    raise ValueError(f"{where}: " * bool(where) + f"{type(value).__name__} cannot stand in a recipe: {remedy}")
 
 
 def is_default(field: Field[Any], value: Any) -> bool:
@@ -118,8 +117,8 @@ def to_python(value: Any, indent: int = 0, width: int = 100) -> str:
     """Python text that builds `value`: fields at their defaults are left out, long calls get a line per field."""
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"float({str(value)!r})"
+    if isinstance(value, float):  # numpy's too
+        return repr(float(value)) if math.isfinite(value) else f"float({str(value)!r})"
     if is_part(value):
         shown = [f for f in fields(value) if f.init and f.repr and not is_default(f, getattr(value, f.name))]
         head, tail = f"{type(value).__name__}(", ")"

@@ -123,6 +123,12 @@ def stages_of(recipe: str) -> tuple[Run, ...]:
     wrong = [stage for stage in stages if not isinstance(stage, Run)]
     if wrong or not stages:
         raise ValueError(f"{function}() in {name} must return a Run or a tuple of Runs, got {answer!r:.80}")
-    if len({stage.name for stage in stages}) < len(stages):
-        raise ValueError(f"two stages of {recipe} have the same name: {', '.join(stage.name for stage in stages)}")
+    refuse_same_names(stages, recipe)
     return stages
+
+
+def refuse_same_names(stages: tuple[Run, ...], of: str) -> None:
+    """Raise ValueError where two stages have the same name, by which each is asked for."""
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two stages of {of} have the same name: {', '.join(names)}; give each one of its own, Run(name=...)")

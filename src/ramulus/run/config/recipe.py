@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from ramulus.learn.factory import LearnerFactory
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.policy.torch_learner import Torch
 from ramulus.run.config.ground import Ray, check_ground
-from ramulus.run.config.kinds import check_kinds
+from ramulus.run.config.kinds import check_kinds, refuse_classes, take_numbers
 from ramulus.run.config.override import Word
 from ramulus.run.config.tracking import Tracking
 from ramulus.run.config.weighted import Weighted, named_rewards
@@ -191,6 +191,7 @@ class Run:
     tracking: Tracking = field(default_factory=Tracking)  # project, name, tags, tables of completions
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         needed = ("name", "model", "tasks", "branching", "schedule", "mix")
         missing = [name for name in needed if not getattr(self, name)]
         if missing:
@@ -252,10 +253,8 @@ class Run:
 
 def check_called(run: Any) -> None:
     """Raise ValueError unless the parts that a run calls can be called, and are objects, not their classes."""
-    for name in ("engine", "learner"):
-        part = getattr(run, name)
-        if isinstance(part, type) and isinstance(getattr(part, "traits", None), property):
-            raise ValueError(f"{name} is the class {part.__name__}: write {part.__name__}(), with its settings in the brackets")
+    for name in (part.name for part in fields(Run)):
+        refuse_classes(getattr(run, name), name, name)
     if not callable(run.engine):
         raise ValueError(f"engine builds what samples, Local(slots=64) say; got {run.engine!r}")
     for name, usual in CALLED.items():
