@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ramulus.cli import main
 from ramulus.learn.policy.model import Pretrained, Scratch
@@ -191,6 +191,40 @@ def test_a_tokenizer_that_keeps_them_is_not_warned_of(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         Pretrained(str(folder))()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_weights_in_8_bits_by_blocks_are_plain_ones(tmp_path: Path, dtype: str) -> None:
+    """Dequantised wherever they are read, of one dtype, and written like any other."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=20)
+    model, (_, tokenizer) = LlamaForCausalLM(config), SMALL()
+    written: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if weight.dim() < 2 or "embed" in name or "lm_head" in name:
+            written[name] = weight.to(torch.bfloat16)
+            continue
+        tall, wide = -(-weight.shape[0] // 128), -(-weight.shape[1] // 128)
+        scale = torch.full((tall, wide), float(weight.abs().max()) / 448)
+        written[name] = (weight / scale[0, 0]).to(torch.float8_e4m3fn)
+        written[f"{name}_scale_inv"] = scale
+        model.get_parameter(name).data = written[name].float() * scale[0, 0]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "fp8")
+    save_file(written, tmp_path / "fp8" / "model.safetensors", {"format": "pt"})
+    eighth = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
+    configure(tmp_path / "fp8", quantization_config=eighth, dtype="bfloat16")
+    wanted = getattr(torch, "bfloat16" if dtype == "auto" else dtype)
+    with pytest.warns(UserWarning, match=rf"in 8 bits, dequantised to {str(wanted).removeprefix('torch.')}"):
+        read, _ = Pretrained(str(tmp_path / "fp8"), dtype=dtype)()
+    assert {parameter.dtype for parameter in read.parameters()} == {wanted}
+    ids = torch.tensor([[4, 5, 6, 7]])
+    torch.testing.assert_close(read(ids).logits.float(), model(ids).logits, rtol=0, atol=0.02)
+    for part in (read, tokenizer):
+        part.save_pretrained(tmp_path / "again")
+    again, _ = Pretrained(str(tmp_path / "again"), dtype=dtype)()
+    assert torch.equal(again(ids).logits, read(ids).logits)
+    assert all(parameter.requires_grad for parameter in read.parameters())
 
 
 # adapters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,32 @@ def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
         )
     if broken := [key for key, p in model.named_parameters() if not torch.isfinite(p.detach().sum(dtype=torch.float32))]:
         raise ValueError(f"the weights of {name} are not all finite numbers: {named(broken)}: download or copy the folder again")
+    if "quantization_config" in options and "gguf_file" not in options:
+        leave_dequantised(model, options["dtype"])
     return model
+
+
+def dequantising(config: Any) -> dict[str, Any]:
+    """What transformers is told, besides, of a checkpoint in 8 bits by blocks (quant_method fp8), so that its weights are plain numbers anywhere."""
+    stated = getattr(config, "quantization_config", None)
+    if not isinstance(stated, dict) or stated.get("quant_method") != "fp8":
+        return {}
+    from transformers import FineGrainedFP8Config
+
+    return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+
+
+def leave_dequantised(model: Any, dtype: Any) -> None:
+    """Make a model whose weights were dequantised one of `dtype` like any other, which can be trained and saved; "auto" is bfloat16."""
+    dtype = "bfloat16" if dtype == "auto" else dtype
+    for parameter in model.parameters():  # rotary frequencies, which are buffers, stay float32
+        parameter.data = parameter.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
+    kept = [one for one in getattr(model, "_weight_conversions", None) or () if not any("scale" in name for name in one.source_patterns)]
+    if hasattr(model, "_weight_conversions"):
+        model._weight_conversions = kept
+    warnings.warn(f"the weights are in 8 bits, dequantised to {dtype}: what is trained are these rounded weights", stacklevel=4)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Pretrained:
         """Model and tokenizer of a folder, or of the hub where it is None."""
         from transformers import AutoConfig
 
-        from ramulus.learn.policy.loading import load_weights, silent
+        from ramulus.learn.policy.loading import dequantising, load_weights, silent
         from ramulus.learn.policy.tokenizer import read_tokenizer
 
         name = str(start or self.path)
@@ -110,7 +110,7 @@ class Pretrained:
             tokenizer = read_tokenizer(name, **options)
             with silent():
                 config = self.extended(AutoConfig.from_pretrained(name, **options))
-            model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options)
+            model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options, **dequantising(config))
         except ValueError as error:
             raise ValueError(f"cannot load the model {self.path!r}: {error}") from error
         return model, tokenizer
