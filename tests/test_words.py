@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ramulus.grow.branching import Star
 from ramulus.grow.demonstration import Hinted
 from ramulus.grow.segments import Segments
-from ramulus.run.config.describe import recipe_text, to_json
+from ramulus.run.config.describe import is_bare, recipe_text, to_json
 from ramulus.run.config.find import stages_of
 from ramulus.run.config.resume import build, prepare
 from ramulus.run.config.weighted import Weighted
@@ -74,6 +76,7 @@ def test_an_object_of_a_class_without_fields_stands_in_a_recipe_and_another_is_r
     assert to_json(kept)["rewards"] == {"class": "test_words.Always"}
     assert "rewards=Always()," in recipe_text(kept)
     assert "from test_words import Always" in recipe_text(kept)
+    assert not any(is_bare(thing) for thing in (torch.ones(3), np.ones(3), Counting(), object(), 3, "a", [], SimpleNamespace()))
     for reward, path in ((Counting(), "rewards"), ((Weighted(Counting()),), "rewards.0.reward")):
         with pytest.raises(ValueError, match=rf"^{path}: Counting cannot stand in a recipe: make it a frozen dataclass"):
             build((replace(run, rewards=reward),), [])

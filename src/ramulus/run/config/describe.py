@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 import re
 from dataclasses import MISSING, Field, fields
@@ -45,7 +46,12 @@ def brought_forward(value: Any) -> Any:
 def is_bare(value: Any) -> bool:
     """Whether an object is its class and nothing more: of one at the top of a module, without attributes of its own."""
     kind = type(value)
-    return kind.__module__ != "builtins" and kind.__qualname__.isidentifier() and getattr(value, "__dict__", None) == {}
+    if kind.__module__ == "builtins" or not kind.__qualname__.isidentifier() or getattr(value, "__dict__", None) != {}:
+        return False
+    try:
+        return bool(value.__reduce_ex__(2) == (copyreg.__newobj__, (kind,), None, None, None))  # type: ignore[attr-defined]
+    except Exception:  # it keeps something that is not to be seen
+        return False
 
 
 def to_json(value: Any, where: str = "") -> Any:
