@@ -407,7 +407,7 @@ def test_numbers_of_numpy_and_torch_are_rewards(value: object) -> None:
 @pytest.mark.parametrize(("called", "taken"), [(0.1 * 3 + 0.7 + 1e-16, 1.0), (1.0000000000000002, 1.0), (-1e-17, 0.0), (True, 1.0), (0.25, 0.25)])
 def test_a_share_that_misses_1_by_rounding_is_1(called: float, taken: float) -> None:
     tree = graded(((lambda task, path: {"reward": 1.0, "correct": called}, 1.0, "r"),))
-    assert {leaf.verdict["correct"] for leaf in paths(tree)} == {taken}
+    assert paths(tree)[0].verdict["correct"] == taken
 
 
 @pytest.mark.parametrize("value", [np.array([1.0, 2.0]), np.array([]), torch.ones(2), np.float32("nan"), np.array("1")])

@@ -22,7 +22,7 @@ from ramulus.grow.threads import in_thread
 Rewards = Sequence[tuple[Reward, float, str]]
 """(reward, weight in the total, name of its part in the verdict) of each."""
 
-ROUNDING = 1e-6  # by which a share that was added up may miss 0 or 1
+_SLACK = 1e-6  # by which a share that was added up may miss 0 or 1
 NO_REWARD = ("correct", "answer")  # names in a verdict that no reward's value takes: it is NAME_reward there
 PATIENCE = 0.005  # seconds for which the plain rewards of a tree share one thread
 
@@ -129,7 +129,7 @@ class Call:
             if not isinstance(key, str) or not isinstance(value, Real | str):
                 remedy = "the parts of a reward are numbers or strings by name"
                 raise RewardError(f"{self} returned {value!r} as {key!r}: {remedy}")
-        if not isinstance(called := parts.get("correct", 0.0), Real) or not -ROUNDING <= float(called) <= 1 + ROUNDING:
+        if not isinstance(called := parts.get("correct", 0.0), Real) or not -_SLACK <= float(called) <= 1 + _SLACK:
             remedy = "it must be 1 or True where the path solves its task, 0 or False where not, or a share between"
             raise RewardError(f"{self} returned {called!r} as 'correct': {remedy}")
         if "correct" in parts:
