@@ -225,6 +225,24 @@ def test_log_probs_that_fail_are_computed_in_smaller_rows(tmp_path: Path, monkey
         torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_later_steps_compute_log_probs_in_rows_that_memory_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, most = TorchPolicy._score_row, 60
+
+    def limited(policy: TorchPolicy, model: Any, row: Any, *rest: Any) -> Any:
+        if len(row) > most:
+            raise MemoryError
+        return whole(policy, model, row, *rest)
+
+    monkeypatch.setattr(TorchPolicy, "_score_row", limited)
+    counts = []
+    for steps in (1, 3):
+        with pytest.warns(RuntimeWarning, match="while log-probs were computed again") as caught:
+            train(tmp_path / str(steps), f"steps={steps}")
+        counts.append(sum("log-probs were computed again" in str(warning.message) for warning in caught))
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of Linux")
 @pytest.mark.parametrize("part", ["engine", "update"])

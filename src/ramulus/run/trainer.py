@@ -17,7 +17,7 @@ from ramulus.core import store
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Engine, Live, Sampling, Weights
-from ramulus.learn.batch.score_row import nodes_of
+from ramulus.learn.batch.score_row import ROW, nodes_of
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.gate import openness
 from ramulus.learn.objective.gauges import counts, gauges
@@ -120,6 +120,7 @@ class Trainer:
     whole: bool = True  # weights and state belong together: not in the middle of an update
     listeners: Listeners = field(default_factory=Listeners)
     grown: list[Tree] = field(default_factory=list)  # of the last step, for those who listen
+    scored: int = ROW  # tokens of a row of which log-probs are computed again
     late: dict[str, float] = field(default_factory=dict)  # seconds of what came after the last line of metrics
     rest: Callable[[], Awaitable[None]] | None = None  # called when nothing is sampled until the next load
 
@@ -214,7 +215,8 @@ class Trainer:
     async def score(self, rollout: Rollout) -> None:
         """Write into the trees what the mix reads of them: log-probs by the learner, and signals."""
         mix, signals = self.run.mix, self.rollouts.signals
-        await score(self.learner, rollout.kept, mix.columns - self.begins, known=signals.context.rides if signals else ())
+        known = signals.context.rides if signals else ()
+        self.scored = await score(self.learner, rollout.kept, mix.columns - self.begins, known=known, tokens=self.scored)
         if signals:
             await signals.before_update(mix, rollout.grown, rollout.kept)
 

@@ -23,18 +23,21 @@ async def score(
     columns: Collection[str],
     influence: Influence | None = None,
     known: Collection[str] = (),
-) -> None:
+    tokens: int = ROW,
+) -> int:
     """Have a forest scored and write the columns into its nodes' signals; names that no learner computes are left alone.
+
+    `tokens` of a row are tried first; returns those that memory held.
 
     `influence` is read in the forward pass of "recomputed", or in one of its own. Columns in `known` stay where nodes have them, by the same
     weights, and only paths that lack some are passed.
     """
-    tokens, before = ROW, 2**62
+    before = 2**62
     while True:
         try:
             for rows, names, watched, take in passes(forest, columns, influence, known, tokens):
                 take(await learner.score(rows, names, watched))
-            return
+            return tokens
         except OutOfMemory:
             failed = max(map(len, rows))
             if failed >= before:  # it holds one path
