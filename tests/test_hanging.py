@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from ramulus.core import run_folder
+from ramulus.grow import threads as grow_threads
 from ramulus.grow.grading import RewardError
 from ramulus.grow.threads import DaemonThreads
 from ramulus.run import interrupt, slow_rewards
@@ -117,6 +118,29 @@ def test_threads_end_with_the_process_and_are_used_again():
     assert len(names) <= 2
     with pytest.raises(ZeroDivisionError):
         threads.submit(lambda: 1 / 0).result(5)
+
+
+def test_calls_that_hang_and_are_given_up_take_no_thread_from_others(monkeypatch: pytest.MonkeyPatch):
+    """As many as there are threads, twice over, some of them still without a thread."""
+    monkeypatch.setattr(grow_threads, "THREADS", DaemonThreads(3))
+    gate = threading.Event()
+
+    async def given_up() -> None:
+        calls = [asyncio.ensure_future(grow_threads.in_thread(gate.wait)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    for _ in range(2):
+        asyncio.run(given_up())
+        assert asyncio.run(asyncio.wait_for(grow_threads.in_thread(lambda: 3), 5)) == 3
+    assert grow_threads.THREADS.count <= 3
+    gate.set()
+    end = time.monotonic() + 5
+    while grow_threads.THREADS.forsaken and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not grow_threads.THREADS.forsaken, "threads of calls that were given up end with them"
 
 
 # where a run is begun

@@ -26,6 +26,7 @@ class DaemonThreads(Executor):
         """Begin without threads, as in a process that was forked."""
         self.calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self.counts, self.idle, self.waiting, self.count = threading.Lock(), 0, 0, 0  # threads without work, calls without a thread, threads
+        self.forsaken: set[Future[Any]] = set()  # calls at work that nobody waits for
 
     def submit(self, call: Callable[..., _T], /, *arguments: Any, **named: Any) -> Future[_T]:
         """A call for the next thread that is free."""
@@ -57,7 +58,21 @@ class DaemonThreads(Executor):
                 else:
                     future.set_result(answer)
                     del answer
+            with self.counts:
+                if future in self.forsaken:
+                    self.forsaken.discard(future)
+                    return
             del future, call
+
+    def forsake(self, future: Future[Any]) -> None:
+        """Nobody waits for a call any more: where it is at work, its thread ends with it, and another may take its place now."""
+        with self.counts:
+            if future.running() and future not in self.forsaken:
+                self.forsaken.add(future)
+                self.count -= 1
+                if self.waiting > self.idle and self.count < self.most:
+                    self.count += 1
+                    threading.Thread(target=self.work, name=f"grading-{self.count}", daemon=True).start()
 
 
 THREADS = DaemonThreads(min(32, (os.cpu_count() or 1) + 4))
@@ -68,4 +83,9 @@ if hasattr(os, "register_at_fork"):
 async def in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
     """What `call` answers or raises, from a thread that nobody waits for once this is cancelled."""
     run = partial(contextvars.copy_context().run, call, *arguments)
-    return await asyncio.get_running_loop().run_in_executor(THREADS, run)
+    future = THREADS.submit(run)
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        THREADS.forsake(future)
+        raise
