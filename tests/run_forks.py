@@ -113,26 +113,24 @@ class ChangeGate(gate.Even):
         return super().__call__(tree, state)
 
 
+class MeasuresChange:
+    """What measures a signal of the whole step."""
+
+    needs: ClassVar[tuple[str, ...]] = ("change",)
+
+    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
+        seen(forest)
+        return {}
+
+
 @dataclass(frozen=True)
-class ChangeClip(DualClip):
+class ChangeClip(MeasuresChange, DualClip):
     """A mask that reads a signal of the whole step."""
 
-    needs: ClassVar[tuple[str, ...]] = ("change",)
-
-    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
-        seen(forest)
-        return {}
-
 
 @dataclass(frozen=True)
-class ChangeBehavior(Behavior):
+class ChangeBehavior(MeasuresChange, Behavior):
     """A reference that reads a signal of the whole step."""
-
-    needs: ClassVar[tuple[str, ...]] = ("change",)
-
-    def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
-        seen(forest)
-        return {}
 
 
 @dataclass(frozen=True)

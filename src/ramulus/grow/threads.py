@@ -33,13 +33,15 @@ class DaemonThreads(Executor):
         future: Future[_T] = Future()
         with self.counts:
             self.waiting += 1
-            new = self.waiting > self.idle and self.count < self.most
-            self.count += new
-            name = f"grading-{self.count}"
-        self.calls.put((future, partial(call, *arguments, **named)))
-        if new:
-            threading.Thread(target=self.work, name=name, daemon=True).start()
+            self.calls.put((future, partial(call, *arguments, **named)))
+            self.staff()
         return future
+
+    def staff(self) -> None:
+        """Begin a thread where a call has none and one more may be; whoever asks holds `counts`."""
+        if self.waiting > self.idle and self.count < self.most:
+            self.count += 1
+            threading.Thread(target=self.work, name=f"grading-{self.count}", daemon=True).start()
 
     def work(self) -> None:
         """Take calls from the queue and run them one after another, until the process ends."""
@@ -70,9 +72,7 @@ class DaemonThreads(Executor):
             if future.running() and future not in self.forsaken:
                 self.forsaken.add(future)
                 self.count -= 1
-                if self.waiting > self.idle and self.count < self.most:
-                    self.count += 1
-                    threading.Thread(target=self.work, name=f"grading-{self.count}", daemon=True).start()
+                self.staff()
 
 
 THREADS = DaemonThreads(min(32, (os.cpu_count() or 1) + 4))

@@ -84,9 +84,9 @@ def _context(model: Any) -> str:
 
 def _precision(model: Any) -> str:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    here = "multiplies bfloat16" if device_multiplies_bfloat16(model.device) else "does not multiply bfloat16"
-    taken = "bfloat16" if device_multiplies_bfloat16(model.device) else "float32"
-    return f"weights in {dtype}; this {'processor' if model.device.type == 'cpu' else 'GPU'} {here}: autocast=auto takes {taken} for float32 weights"
+    here, taken = ("multiplies", "bfloat16") if device_multiplies_bfloat16(model.device) else ("does not multiply", "float32")
+    place = "processor" if model.device.type == "cpu" else "GPU"
+    return f"weights in {dtype}; this {place} {here} bfloat16: autocast=auto takes {taken} for float32 weights"
 
 
 def _tokens(model: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:

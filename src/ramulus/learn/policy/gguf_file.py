@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ramulus.learn.policy.loading import load_weights, named, silent
+from ramulus.learn.policy.loading import load_weights, named, silent, unquantised
 from ramulus.learn.policy.model_files import COPY_AGAIN, refuse_other
 from ramulus.models.errors import sentence
 from ramulus.models.splits import mend_split
@@ -173,14 +173,11 @@ def load_gguf(file: Path, reader: Any, config: Any, dtype: str, rope_given: bool
     if unread:
         rope = ", or give its rotary positions by model.rope" if all(name.startswith("rope_") for name in unread) else ""
         raise ValueError(f"transformers has no place for {named(unread)} of {file.name}, and would compute something else: {SAFE}{rope}")
-    model.hf_quantizer, model.is_quantized = None, False  # it calls itself quantised, and would neither train nor be saved
-    model.config.__dict__.pop("quantization_config", None)
+    unquantised(model)
     model.config.name_or_path = str(file)
     ends = [reader.fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ENDS if f"tokenizer.ggml.{name}_token_id" in reader.fields]
     if len(set(ends)) > 1:
         model.generation_config.eos_token_id = list(dict.fromkeys(ends))
-    for name in ("quantization_method", "_is_quantized"):
-        model.__dict__.pop(name, None)
     kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
     most = kinds.most_common(1)[0][0]
     done = f"read as {dtype}" if most in ("F32", "F16", "BF16") else f"dequantised to {dtype}: what is trained are these rounded weights"

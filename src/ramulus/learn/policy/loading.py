@@ -42,8 +42,6 @@ def load_weights(name: str, extra: bool = False, **options: Any) -> Any:
         )
     if broken := [key for key, p in model.named_parameters() if not torch.isfinite(p.detach().sum(dtype=torch.float32))]:
         raise ValueError(f"the weights of {name} are not all finite numbers: {named(broken)}: download or copy the folder again")
-    if "quantization_config" in options and "gguf_file" not in options:
-        leave_dequantised(model, options["dtype"])
     return model
 
 
@@ -57,17 +55,24 @@ def dequantising(config: Any) -> dict[str, Any]:
     return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
-def leave_dequantised(model: Any, dtype: Any) -> None:
+def unquantised(model: Any) -> None:
+    """Have a model whose weights were dequantised call itself plain: as a quantised one it would neither train nor be saved."""
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config.__dict__.pop("quantization_config", None)
+    for name in ("quantization_method", "_is_quantized"):
+        model.__dict__.pop(name, None)
+
+
+def leave_dequantised(model: Any, dtype: str) -> None:
     """Make a model whose weights were dequantised one of `dtype` like any other, which can be trained and saved; "auto" is bfloat16."""
     dtype = "bfloat16" if dtype == "auto" else dtype
     for parameter in model.parameters():  # rotary frequencies, which are buffers, stay float32
-        parameter.data = parameter.data.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    model.hf_quantizer, model.is_quantized = None, False
-    model.config.__dict__.pop("quantization_config", None)
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    unquantised(model)
     kept = [one for one in getattr(model, "_weight_conversions", None) or () if not any("scale" in name for name in one.source_patterns)]
     if hasattr(model, "_weight_conversions"):
         model._weight_conversions = kept
-    warnings.warn(f"the weights are in 8 bits, dequantised to {dtype}: what is trained are these rounded weights", stacklevel=4)
+    warnings.warn(f"the weights are in 8 bits, dequantised to {dtype}: what is trained are these rounded weights", stacklevel=3)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Pretrained:
         """Model and tokenizer of a folder, or of the hub where it is None."""
         from transformers import AutoConfig
 
-        from ramulus.learn.policy.loading import dequantising, load_weights, silent
+        from ramulus.learn.policy.loading import dequantising, leave_dequantised, load_weights, silent
         from ramulus.learn.policy.tokenizer import read_tokenizer
 
         name = str(start or self.path)
@@ -110,9 +110,12 @@ class Pretrained:
             tokenizer = read_tokenizer(name, **options)
             with silent():
                 config = self.extended(AutoConfig.from_pretrained(name, **options))
-            model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options, **dequantising(config))
+            quantised = dequantising(config)
+            model = load_weights(name, self.extra_weights, config=config, dtype=self.dtype, **options, **quantised)
         except ValueError as error:
             raise ValueError(f"cannot load the model {self.path!r}: {error}") from error
+        if quantised:
+            leave_dequantised(model, self.dtype)
         return model, tokenizer
 
     def of_gguf(self, file: Path) -> tuple[Any, Any]:
