@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ramulus.cli import main
 from ramulus.engine.local.factory import Local, usual_memory
 from ramulus.engine.vllm.factory import Vllm
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Scratch
+from ramulus.learn.policy.torch_learner import Torch
 from ramulus.models.sizes import sizes_of_model
 from ramulus.recipes import quickstart
 from ramulus.run.config.recipe import Run
@@ -22,6 +24,8 @@ from ramulus.run.config.resume import build
 from ramulus.run.memory import rooms
 from ramulus.run.memory.auto import USE, Taken, fitted, fitting, settled
 from ramulus.run.memory.model import planned_sizes
+from ramulus.run.memory.report import beside as beside_rank_0
+from ramulus.run.memory.report import planned
 from ramulus.run.memory.rooms import PRESENT, Placement, rooms_here, rooms_of
 from ramulus.run.memory.step import Site, step_memory
 
@@ -104,6 +108,30 @@ def test_processes_on_one_machine_share_what_is_free(words: tuple[str, ...], fre
     assert taken_by(made, 200 * GB)[0] >= room
 
 
+def test_a_learner_with_a_process_of_its_own_is_planned_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cpu": 30 * GB, "cuda:0": 20 * GB, "cuda:1": 9 * GB}
+    monkeypatch.setattr(rooms, "free_on", lambda device: free[str(device)])
+    made = run(learner=Torch(process=True, device="cuda:1"), device="cuda:0")
+    assert planned(made).named("the sampler's model") == 0
+    assert [kind for kind, _, _ in beside_rank_0(made, planned(made))] == ["sampler"]
+    monkeypatch.setattr(rooms, "device_of", torch.device)
+    learns, samples = rooms_here(made, "cuda:0")
+    assert (learns.free, samples.free) == (9 * GB, 20 * GB)
+    assert [(site.kind, site.engine, site.learner) for room in (learns, samples) for site in room.here] == [
+        ("cuda", False, True), ("cuda", True, False),
+    ]  # fmt: skip
+    on_cpu = rooms_here(replace(made, learner=Torch(process=True, device="cpu")), "cuda:0")
+    assert [(room.free, room.here[0].kind) for room in on_cpu] == [(30 * GB, "cpu"), (20 * GB, "cuda")]
+    [shared] = rooms_here(replace(made, learner=Torch(process=True, device="cuda")), "cuda")
+    assert (shared.free, len(shared.here)) == (20 * GB, 2)
+    [alone] = rooms_here(replace(made, learner=Torch()), "cuda:1")
+    assert (alone.free, len(alone.here)) == (9 * GB, 1)
+    sizes = planned_sizes(made)
+    apart, together = fitted(made, sizes, [learns, samples]), fitted(made, sizes, [replace(shared, free=9 * GB)])
+    assert apart[0] >= together[0]
+    assert apart[1] >= together[1]
+
+
 def test_samplers_on_machines_of_their_own_take_what_is_free_there() -> None:
     made = beside(SHARED["two samplers"])
     sizes = planned_sizes(made)
@@ -172,6 +200,9 @@ def test_what_was_taken_is_said_once_and_kept(tmp_path: Path, monkeypatch: pytes
     assert settled(replace(made, tokens_per_batch=64), made.model()[0], "cpu")[0].tokens_per_batch == 64
     (tmp_path / "other" / "memory.json").unlink()  # a run of before there was an auto
     old = replace(made, out=str(tmp_path / "other"))
+    monkeypatch.setattr(rooms, "free_on", lambda device: 0.0)
+    assert settled(old, made.model()[0], "cpu")[1].tokens_per_batch < 8192  # what it began with no longer fits
+    monkeypatch.setattr(rooms, "free_on", lambda device: 9 * GB)
     assert settled(old, made.model()[0], "cpu")[1] == Taken(8192, 1024)
 
 

@@ -22,6 +22,7 @@ from ramulus.engine.toy import ToyEngine
 from ramulus.grow.stop import Stop
 from ramulus.learn.policy.model import Pretrained
 from ramulus.look.evaluation.evaluate import evaluate
+from ramulus.run.config.describe import to_json
 from ramulus.run.evaluation import evaluation, progress
 from ramulus.run.evaluation.answers import naming
 from ramulus.run.evaluation.loaded_model import LoadedModel, load_model
@@ -59,13 +60,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("model") / "tiny", LETTERS)
 
 
-def test_the_model_of_a_run_is_loaded_as_the_run_allowed_it(model: Path, tmp_path: Path) -> None:
-    """Named as the run, or as a checkpoint's model."""
+@pytest.mark.parametrize("recipe", ["grpo", "ramulus.train", "no_such_file.py"])
+def test_the_model_of_a_run_is_loaded_as_the_run_allowed_it(recipe: str, model: Path, tmp_path: Path) -> None:
+    """Named as the run, or as a checkpoint's model, though its recipe was an object of Python or cannot be read any more."""
     checkpoint = tmp_path / "run/checkpoints/step-000001"
     shutil.copytree(model, checkpoint / "model")
     (checkpoint / "state.json").write_text("{}")
-    words = [f"model={model}", "model.trust_remote_code=true", "model.extra_weights=true", "model.padded_tokens=true", "tasks=chain"]
-    (tmp_path / "run/run.json").write_text(json.dumps({"format": 3, "recipe": "grpo", "overrides": words}))
+    allowed = to_json(Pretrained(str(model), trust_remote_code=True, extra_weights=True, padded_tokens=True))
+    stages = [{"name": "rl", "model": allowed, "out": str(tmp_path / "run")}]
+    (tmp_path / "run/run.json").write_text(json.dumps({"format": 3, "recipe": recipe, "overrides": [], "stages": stages}))
     for name in (tmp_path / "run", checkpoint / "model"):
         source = source_of(str(name))
         assert source == Pretrained(str(checkpoint / "model"), extra_weights=True, trust_remote_code=True, padded_tokens=True)

@@ -31,7 +31,7 @@ from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.segments import Segments
 from ramulus.grow.stop import Stop
 from ramulus.recipes import grpo
-from ramulus.run.dry_run import Pace, estimated
+from ramulus.run.dry_run import Pace, drawn_at_most, estimated
 from ramulus.run.memory.auto import settled
 from ramulus.run.memory.report import planned, remarks
 from ramulus.run.memory.work import work_of
@@ -155,6 +155,7 @@ def test_a_rule_around_another_asks_it() -> None:
 def test_the_trees_of_a_step() -> None:
     schedules = Fixed(5), Dynamic(6, oversample=1.5), *(Adaptive(PromptBatch(4, 40, most=most)) for most in (9, 3, 0))
     assert [schedule.most_trees for schedule in schedules] == [5, 6, 9, 4, None]
+    assert [drawn_at_most(run, work_of(run)) for run in (replace(grpo.recipe(), schedule=schedule) for schedule in schedules[:2])] == [5, 27]
     works = [work_of(replace(grpo.recipe(), schedule=schedule)) for schedule in schedules]
     assert [(work.first, work.trees, len(work.assumed)) for work in works] == [(5, 5, 0), (6, 6, 0), (4, 9, 0), (4, 4, 0), (4, 4, 1)]
     assert [works[2].spelled, works[3].spelled] == ["4 trees of 8 paths (later up to 9 trees)", "4 trees of 8 paths"]

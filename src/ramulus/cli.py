@@ -21,7 +21,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ramulus import __version__
 from ramulus.adapters.command import export
-from ramulus.native.memory import allocation_failed
+from ramulus.native.memory import OutOfMemory, allocation_failed
 from ramulus.run.config.find import check_named, yaml_of
 from ramulus.run.doctor_command import doctor
 from ramulus.run.evaluation.commands import eval_, rollout
@@ -300,12 +300,19 @@ def main(argv: list[str] | None = None) -> None:
         memory = allocation_failed(error)
         if "--debug" in words or (isinstance(error, RuntimeError) and not memory):
             raise
-        remedy = ": lower tokens_per_batch, engine.slots or engine.memory_mb" if memory else ""
+        remedy = f": {remedy_of(error)}" if memory else ""
         complain("; ".join([str(error) or "out of memory", *getattr(error, "__notes__", ())]) + remedy)
         sys.exit(2)
     finally:
         warnings.formatwarning = usual
         let_go()
+
+
+def remedy_of(failure: BaseException) -> str:
+    """What to do about an allocation that failed: of a row or of keys and values, which can be fewer; else of the model or its optimizer."""
+    if isinstance(failure, OutOfMemory):
+        return "lower tokens_per_batch, engine.slots or engine.memory_mb"
+    return "`ramulus plan RECIPE` says what takes how much; adapters (lora), model.dtype=bfloat16 or a smaller model take less"
 
 
 def run(words: list[str]) -> int:

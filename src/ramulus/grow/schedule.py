@@ -50,6 +50,11 @@ class Schedule(Protocol):
         """Trees that a step trains on at most; None where nothing bounds them."""
         return None
 
+    @property
+    def most_drawn(self) -> int | None:
+        """Trees that are grown for a step at most; None: those that it trains on, once for each draw."""
+        return None
+
     def asked(self, state: State) -> int:
         """Trees wanted for the step that the state leads to; an adaptive schedule changes its mind from step to step."""
         ...
@@ -136,6 +141,11 @@ class Dynamic:
     def most_trees(self) -> int:
         """Trees that a step trains on, where it has them."""
         return self.prompts
+
+    @property
+    def most_drawn(self) -> int:
+        """Trees that a step grows where every draw leaves all of them missing."""
+        return self.draws * at_least(self.oversample, self.prompts)
 
     def keep(self, tree: Tree) -> bool:
         """Whether the policy's graded paths differ in correctness, or in reward where one has none; a lone path is kept."""

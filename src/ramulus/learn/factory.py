@@ -46,6 +46,8 @@ class LearnerTraits:
     apart: bool = False  # it trains another model, in processes of its own or in this one too: what it is told is pickled, an engine here has its own
     ranks: Ranks | None = None  # where it may be several processes
     memory: LearnerMemory | None = None  # None: nothing is known of it, so that `auto` takes what is usual
+    process: bool = False  # it trains in a process of its own beside this one
+    device: str | None = None  # on which it trains; None: the run's
 
 
 def learner_traits(factory: LearnerFactory) -> LearnerTraits:

@@ -9,7 +9,10 @@ from typing import Any
 from ramulus.models.errors import sentence
 
 KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # the model types that the compiled kernels decode
-_QWEN = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "vocab_size": 152064, "tie_word_embeddings": False}
+_QWEN = {
+    "model_type": "qwen2", "dtype": "bfloat16", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 def _qwen(hidden: int, inner: int, layers: int, heads: int, key_heads: int, **other: Any) -> dict[str, Any]:

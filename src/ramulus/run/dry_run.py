@@ -176,12 +176,20 @@ def whole_step(run: Run, work: Work, pace: Pace, step: TriedStep) -> tuple[float
     if step.trees >= work.first:
         return step.sampled, step.trained, step.growing + step.learning + step.optimizer
     draws, grown, kept = with_defaults(run.schedule, Schedule).draws, 0.0, 0.0
+    share = drawn_at_most(run, work) / (draws * work.trees)  # that a draw asks for, of those that are missing
     for _ in range(draws):
-        grown += work.first - kept
-        kept += (work.first - kept) * (step.mixed if draws > 1 else 1.0)
+        drawn = share * (work.first - kept)
+        grown += drawn
+        kept = min(float(work.first), kept + drawn * (step.mixed if draws > 1 else 1.0))
     more, learned = grown / step.trees, kept / (step.trees * (step.mixed if draws > 1 else 1.0) or 1.0)
     growing = step.sampled * more / pace.sampled if pace.sampled else step.growing * more
     return step.sampled * more, step.trained * learned, growing + step.learning * learned + step.optimizer * run.minibatches
+
+
+def drawn_at_most(run: Run, work: Work) -> int:
+    """Trees that are grown for a step at most."""
+    schedule = with_defaults(run.schedule, Schedule)
+    return schedule.draws * work.trees if schedule.most_drawn is None else schedule.most_drawn
 
 
 def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) -> list[str]:
@@ -189,7 +197,7 @@ def estimated(run: Run, parts: Parts, pace: Pace, steps: Sequence[TriedStep]) ->
     work = real(work_of(run), parts)
     samples = bool(pace.sampled)
     draws = with_defaults(run.schedule, Schedule).draws
-    most = draws * work.trees * (work.paths - run.demonstrations) * work.response if samples else 0
+    most = drawn_at_most(run, work) * (work.paths - run.demonstrations) * work.response if samples else 0
     more = f", in up to {draws} draws where groups are dropped" if draws > 1 else ""
     counted, trained, length = f"at most {tokens_said(samples, most, work.tokens)}", pace.trained, float(work.response)
     times, about = [(most / pace.sampled if samples else 0.0) + work.tokens / pace.trained], "up to"

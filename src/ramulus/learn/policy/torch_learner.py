@@ -44,8 +44,9 @@ class Torch:
 
     @property
     def traits(self) -> LearnerTraits:
-        """In a process of its own or not; what its memory depends on."""
-        return LearnerTraits(self.process, memory=LearnerMemory(self.chunk, self.float32_masters))
+        """In a process of its own or not, and on which device; what its memory depends on."""
+        memory = LearnerMemory(self.chunk, self.float32_masters)
+        return LearnerTraits(self.process, memory=memory, process=self.process, device=self.device)
 
     def __call__(self, model: Any, tokenizer: Any, source: _Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
         """A learner of `model`, or where it has a process of its own of what `source` builds there; `options` are those of TorchPolicy."""

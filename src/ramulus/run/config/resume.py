@@ -19,12 +19,14 @@ from ramulus.learn.objective.kl import KL
 from ramulus.run.config.describe import CLASS, brought_forward, changes, holds, recipe_text, to_json, with_later_fields
 from ramulus.run.config.find import absolute, split_name, stages_of
 from ramulus.run.config.override import override, split
+from ramulus.run.config.own_code import changed_code, code_digests
 from ramulus.run.config.recipe import Run, writable
 from ramulus.run.config.short_names import long_name
 from ramulus.run.lock import Lock, check_free
 from ramulus.tasks.chat import today
 
 _FORMAT = 3
+CODE = "code"  # in run.json: digests of the code of one's own that each stage uses, by file
 AS_GIVEN = "given"  # in run.json: the stages that were given as objects, before overrides
 FROM_PYTHON = "ramulus.train"  # what stands for the recipe of a run that was given as an object: only Python can go on with it
 FORMER = "ramify"  # what the package, and the recipe that joins everything, were called in format 1
@@ -76,7 +78,18 @@ class Plan:
         for stage in self.stages:
             replace_text(stage.folder / "recipe.py", recipe_text(stage))
         content["stages"] = [to_json(stage) for stage in self.stages]
+        content[CODE] = code_of(self.stages)
         replace_text(path, json.dumps(content, indent=1))
+
+
+def code_of(stages: Sequence[Run]) -> list[dict[str, str]]:
+    """Digests of the code of one's own that stages use, by file."""
+    return [code_digests(stage, *(reward for reward, _, _ in stage.weighted())) for stage in stages]
+
+
+def changed_since(saved: Mapping[str, Any], stages: Sequence[Run]) -> list[str]:
+    """A sentence for each file of one's own whose code was changed since a run was saved."""
+    return [f"the code in {name} that the recipe uses was changed" for name in changed_code(saved.get(CODE, ()), code_of(stages))]
 
 
 def build(recipe: str | tuple[Run, ...], overrides: list[str]) -> tuple[tuple[Run, ...], Path]:
@@ -134,7 +147,7 @@ def prepare(recipe: str | tuple[Run, ...], overrides: list[str], resume: bool = 
             stages, top = build(source, overrides)
             stages = as_begun(stages, saved["stages"], overrides)
             day = saved.get("date") or day
-            notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages)
+            notes = _compare(saved["stages"], [to_json(stage) for stage in stages], stages) + changed_since(saved, stages)
             refuse_fewer(stages)
         return Plan(name, tuple(overrides), stages, top, tuple(notes), held.pop_all(), day, () if isinstance(source, str) else source)
 

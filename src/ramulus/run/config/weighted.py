@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
-from ramulus.core.recipe_part import inside
 from ramulus.core.task import Reward
 from ramulus.run.config.describe import to_json
+from ramulus.run.config.own_code import code_digests
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,9 @@ def named_rewards(rewards: Any) -> tuple[tuple[Reward, float, str], ...]:
 
 
 def reward_digest(rewards: tuple[tuple[Reward, float, str], ...]) -> str:
-    """A digest of what rewards are: their settings, and the files of those that are not ramulus' own."""
-    hasher = blake2b(json.dumps([[name, weight, _settings(reward)] for reward, weight, name in rewards]).encode(), digest_size=16)
-    for file in sorted({file for reward, _, _ in rewards for file in _files(reward)}):
-        hasher.update(file.read_bytes())
-    return hasher.hexdigest()
+    """A digest of what rewards are: their settings, and the code of those that are not ramulus' own."""
+    described = [[name, weight, _settings(reward), code_digests(reward)] for reward, weight, name in rewards]
+    return blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 
 def _settings(reward: Any) -> Any:
@@ -62,14 +57,3 @@ def _settings(reward: Any) -> Any:
         return to_json(reward)
     except ValueError:
         return type(reward).__qualname__
-
-
-def _files(reward: Any) -> Iterator[Path]:
-    """The files of a reward's code, and of those that it holds."""
-    for held in (getattr(reward, "func", None), *(value for _, value in inside(reward))):
-        if callable(held):
-            yield from _files(held)
-    module = getattr(reward, "__module__", type(reward).__module__)
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file and not module.startswith("ramulus.") and Path(file).is_file():
-        yield Path(file)

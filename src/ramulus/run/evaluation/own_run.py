@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ramulus.core import run_folder
 from ramulus.grow.grading import Rewards
@@ -41,13 +42,19 @@ def rewards_by_name(reward: str) -> Rewards:
     return named_rewards(without_blanks(rewards_named(reward), "--reward"))
 
 
+def saved_of(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The top folder of a run or of one of its stages, and its run.json; None for what is no run."""
+    top = next((path for path in (folder, folder.parent) if (path / "run.json").is_file()), None)
+    return None if top is None or not run_folder.is_run(folder) else (top, read_saved(top / "run.json"))
+
+
 def trained_by(model: str) -> Run | None:
     """The stage of a run whose model is evaluated, rebuilt from its recipe; None for what is no run."""
     folder = Path(model).expanduser()
-    top = next((path for path in (folder, folder.parent) if (path / "run.json").is_file()), None)
-    if top is None or not (run_folder.is_run(folder)):
+    there = saved_of(folder)
+    if there is None:
         return None
-    saved = read_saved(top / "run.json")
+    top, saved = there
     if saved["recipe"] == FROM_PYTHON:
         raise ValueError("it was trained from objects of Python, which no command can rebuild")
     stages, _ = build(saved["recipe"], [*saved["overrides"], f"out={top}"])
@@ -60,9 +67,19 @@ def source_of(model: str) -> Pretrained:
     """What loads a model folder, hub name or the model of a run's checkpoint; that of a run with the code, weights and vocabulary that it allowed."""
     path = Path(model).expanduser()
     inside = path.name == "model" and path.parent.parent.name == "checkpoints"
-    run = None
-    with suppress(ValueError, OSError, ImportError):  # of a recipe that cannot be read any more
-        run = trained_by(str(path.parents[2]) if inside else model)
-    named = run.model if run is not None and isinstance(run.model, Pretrained) else Pretrained(model)
-    allowed = {name: getattr(named, name) for name in ("extra_weights", "trust_remote_code", "padded_tokens")}
+    named: dict[str, Any] = {}
+    with suppress(ValueError, OSError, TypeError, LookupError):  # of a run.json that cannot be read any more
+        named = saved_model(path.parents[2] if inside else path)
+    allowed = {name: named[name] for name in ("extra_weights", "trust_remote_code", "padded_tokens") if name in named}
     return Pretrained(model_path(model), **allowed)
+
+
+def saved_model(folder: Path) -> dict[str, Any]:
+    """What run.json says of the model of a stage, or of the last stage of a run that has begun; {} where it says nothing."""
+    there = saved_of(folder)
+    if there is None:
+        return {}
+    begun = [folder.name] if folder != there[0] else [path.name for path in run_folder.stage_folders(folder)]
+    stages = [stage for stage in there[1]["stages"] if isinstance(stage["model"], dict)]
+    mine = [stage for stage in stages if Path(stage["out"] or "").name in begun] or stages
+    return dict(mine[-1]["model"]) if mine else {}

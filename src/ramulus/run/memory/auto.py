@@ -58,10 +58,10 @@ def settled(run: Run, model: Any, device: Any, rooms: Rooms = rooms_here, learne
     if (run.folder / _FILE).exists():
         kept = written_json(run.folder / _FILE)
         taken = Taken(max(int(kept["tokens_per_batch"]), longest), int(kept["memory_mb"]))
-    elif run_folder.steps(run.folder):  # it began before there was an auto
-        taken = usual
     else:
         taken = _fitting(run, model, rooms(run, device), auto, learner) or usual
+        if run_folder.steps(run.folder) and taken.tokens_per_batch >= usual.tokens_per_batch and taken.memory_mb >= usual.memory_mb:
+            taken = usual  # it began before there was an auto, and goes on as it was where that fits
     if "tokens_per_batch" in auto:
         run = replace(run, tokens_per_batch=taken.tokens_per_batch)
     if "memory_mb" in auto:

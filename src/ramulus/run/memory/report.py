@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from ramulus.native.memory import GB, machine_memory
+from ramulus.native.processors import device_of
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.auto import fitted
 from ramulus.run.memory.model import planned_sizes
-from ramulus.run.memory.rooms import further, ranks_here, rooms_here, site_of, sites_of_samplers
+from ramulus.run.memory.rooms import (
+    are_here,
+    asking_site,
+    further,
+    on_gpu,
+    ranks_here,
+    rooms_here,
+    site_of,
+    sites_of_samplers,
+)
 from ramulus.run.memory.step import MOMENTS, SPELLED, Site, StepMemory, step_memory
 
 
@@ -25,9 +34,9 @@ def planned(run: Run, site: Site | None = None) -> StepMemory:
     """
     sizes, there = planned_sizes(run), site or site_of(run)
     elsewhere = run.cluster is not None and not run.cluster.alone
-    if site is not None or elsewhere or (there.kind == "cuda" and not torch.cuda.is_available()):
+    if site is not None or elsewhere or not are_here(run):
         return step_memory(run, sizes, there)
-    rooms = rooms_here(run, "cpu" if there.kind == "cpu" else "cuda:0")
+    rooms = rooms_here(run, device_of(run.device))
     return step_memory(run, sizes, there, *fitted(run, sizes, [replace(room, here=(), to_start=room.here + room.to_start) for room in rooms]))
 
 
@@ -35,9 +44,9 @@ def beside(run: Run, memory: StepMemory) -> list[tuple[str, int, StepMemory]]:
     """(kind, how many, what each takes of a step) of the processes of a run beside rank 0, whose memory is given."""
     there = site_of(run)
     ranks = (further(there),) * (ranks_here(run, there.kind == "cuda") - 1)
-    cluster = run.cluster
-    samplers = sites_of_samplers(run, cluster.gpus > 0 if cluster else there.kind == "cuda") * (cluster.samplers if cluster else 1)
-    kinds = [("rank", ranks), ("sampler", samplers)]
+    cluster, gpu = run.cluster, on_gpu(run.device)
+    samplers = sites_of_samplers(run, cluster.gpus > 0 if cluster else gpu) * (cluster.samplers if cluster else 1)
+    kinds = [("rank", ranks), ("asking" if samplers else "sampler", asking_site(run, gpu)), ("sampler", samplers)]
     stated = memory.tokens_per_batch, memory.engine_bytes
     return [(kind, len(sites), step_memory(run, memory.sizes, sites[0], *stated)) for kind, sites in kinds if sites]
 
@@ -80,10 +89,11 @@ def remarks(run: Run, memory: StepMemory) -> list[str]:
     together = memory.peak + sum(count * other.peak for _, count, other in others)
     if others:
         whose = {"rank": ("the other rank", "each of the other {} ranks"), "sampler": ("the sampler", "each of {} samplers")}
+        whose["asking"] = ("the process that asks it", "")
         each = [f"{whose[kind][count > 1].format(count)} takes at most {other.peak / GB:.2f} GB" for kind, count, other in others]
         mine = "rank 0" if ranks_here(run, site.kind == "cuda") > 1 else "the process that learns"
         sentences.append(f"that is {mine}{', which samples too' if site.engine else ''}; {', '.join(each)}")
     here = machine_memory()
-    if site.kind == "cpu" and (run.cluster is None or run.cluster.alone):
+    if site.kind == "cpu" and not on_gpu(run.device) and (run.cluster is None or run.cluster.alone):
         sentences.append(f"this machine has {here / GB:.1f} GB" + ("" if together <= here else ": it does not fit"))
     return sentences

@@ -15,6 +15,7 @@ from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.models.sizes import Sizes
 from ramulus.native.memory import free_memory, free_on
+from ramulus.native.processors import device_of
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.step import MOMENTS, Phase, Site, StepMemory, step_memory
 
@@ -62,11 +63,38 @@ class Room:
 
 
 def site_of(run: Run, cuda: bool | None = None) -> Site:
-    """What a run's device is, there or not; auto is a GPU where there is one."""
+    """Where a run learns: its device or its learner's own, there or not; auto is a GPU where there is one."""
+    learner = learner_traits(run.learner)
     if cuda is None:
-        cuda = run.device.startswith("cuda") or (run.device == "auto" and torch.cuda.is_available())
-    here = run.cluster is None and not engine_traits(run.engine).servers
+        cuda = on_gpu(learner.device or run.device)
+    here = run.cluster is None and not engine_traits(run.engine).servers and not learner.process
     return Site("cuda" if cuda else "cpu", sharing_of(run) or ranks_here(run, cuda), engine=here)
+
+
+def on_gpu(name: str) -> bool:
+    """Whether a device of a recipe is a GPU, there or not."""
+    return name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+
+
+def are_here(run: Run) -> bool:
+    """Whether the devices on which a run learns and samples are there."""
+    try:
+        return bool(device_of(run.device) and device_of(learner_traits(run.learner).device or run.device))
+    except ValueError:
+        return False
+
+
+def numbered(device: Any) -> torch.device:
+    """A device of torch, a GPU with its number."""
+    where = torch.device(device)
+    return torch.device(where.type, where.index or 0) if where.type == "cuda" else where
+
+
+def asking_site(run: Run, cuda: bool) -> tuple[Site, ...]:
+    """This process of a run whose learner has one of its own: it samples, if no other does; () where the learner is in this one."""
+    if not learner_traits(run.learner).process:
+        return ()
+    return (Site("cuda" if cuda else "cpu", engine=run.cluster is None and not engine_traits(run.engine).servers, learner=False),)
 
 
 def sharing_of(run: Run) -> int | None:
@@ -99,13 +127,19 @@ def sites_of_samplers(run: Run, cuda: bool) -> tuple[Site, ...]:
 
 
 def rooms_here(run: Run, device: Any) -> list[Room]:
-    """The rooms of a run that is all on this machine, on whose `device` it learns."""
-    cuda = str(device).startswith("cuda")
+    """The rooms of a run that is all on this machine: on `device`, and where its learner has a device of its own on that."""
+    sampled, named = numbered(device), learner_traits(run.learner).device
+    own = numbered(device_of(named)) if named else sampled
+    cuda = own.type == "cuda"
     ranks = ranks_here(run, cuda)
     if (how := run.cluster) is not None:
-        return rooms_of(run, device, [Placement(ranks, how.samplers, free_memory(), float(free_on(device)))])
+        return rooms_of(run, own, [Placement(ranks, how.samplers, free_memory(), float(free_on(own)))])
     first, beside = site_of(run, cuda), -(-ranks // max(1, torch.cuda.device_count())) if cuda else ranks  # on the GPU of rank 0
-    return [Room(free_on(device), (first, *[further(first)] * (beside - 1)), sites_of_samplers(run, cuda))]
+    learners, gpu = (first, *[further(first)] * (beside - 1)), sampled.type == "cuda"
+    asking, started = asking_site(run, gpu), sites_of_samplers(run, gpu)
+    if own == sampled:
+        return [Room(free_on(own), (*learners, *asking), started)]
+    return [Room(free_on(own), learners), Room(free_on(sampled), asking, started)]
 
 
 def rooms_of(run: Run, device: Any, machines: Sequence[Placement]) -> list[Room]:

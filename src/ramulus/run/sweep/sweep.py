@@ -21,7 +21,7 @@ from ramulus.run.config.describe import changes, holds, to_json, with_later_fiel
 from ramulus.run.config.find import absolute, split_name
 from ramulus.run.config.override import split
 from ramulus.run.config.recipe import Run
-from ramulus.run.config.resume import brief, build, field_meant, read_saved, replace_text
+from ramulus.run.config.resume import brief, build, changed_since, field_meant, read_saved, replace_text
 from ramulus.run.interrupt import Interrupt
 from ramulus.run.lock import Lock
 from ramulus.run.screen import unfailing
@@ -90,6 +90,7 @@ def _check(job: Job) -> None:
             differences.append(f"{name} was {there.get(name, 'not set')}, is now {overrides.get(name, 'not set')}")
     if not differences:
         differences = edited(saved["stages"], job.stages)
+        differences += changed_since(saved, job.stages)
     if differences:
         raise ValueError(
             f"{job.folder} holds another run: {'; '.join(differences)}. Ask for what it holds, choose another --out, or move the folder away"
