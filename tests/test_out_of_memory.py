@@ -215,6 +215,19 @@ def test_a_path_that_memory_does_not_hold_ends_the_run_in_a_sentence(
 
 
 @pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize(("place", "name"), [(TorchPolicy, "update"), (Scratch, "__call__")], ids=["the optimizer", "the model"])
+def test_what_takes_less_is_named_where_the_model_does_not_fit(
+    place: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(place, name, fails(0, getattr(place, name), RuntimeError(CPU), times=10**6))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", RECIPE, f"out={tmp_path / 'run'}", "steps=1"])
+    assert stopped.value.code == 2
+    assert "`ramulus plan RECIPE` says what takes how much; adapters (lora)" in (said := capsys.readouterr().err)
+    assert "tokens_per_batch" not in said
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
 def test_log_probs_that_fail_are_computed_in_smaller_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["steps=1", "model.dtype=float64"]  # its KL term asks for the reference model's log-probs
     expected, _ = train(tmp_path / "expected", *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +273,26 @@ def test_an_example_of_several_turns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the example 'rows-0' is a chat of several turns"):
         worked_examples(File(path, prompt="messages", demonstration="messages")(), None)
     assert len(worked_examples(Sums(2)(), None)) == 2
+
+
+def test_the_name_and_the_call_of_a_message_reach_the_chat_template(tmp_path: Path) -> None:
+    answer = {"role": "tool", "content": "4", "name": "sum", "tool_call_id": "c1", "weight": 0.5}
+    [problem] = File(rows(tmp_path, {"messages": [ASKED, answer, AGAIN | {"name": "Ann"}], "answer": "4"}), prompt="messages")()
+    assert problem.messages is not None
+    kept = [sorted(turn.keys() - {"content", "role"}) for turn in problem.messages]
+    assert kept == [[], ["name", "tool_call_id"], ["name"]]
+
+
+def test_examples_whose_system_message_the_problems_lack_are_said(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    [alike] = worked_examples(File(rows(tmp_path, {"messages": [system, ASKED], "answer": "4"}), prompt="messages")(), None)
+    asked, bare = Problem("a", "x", messages=(system, {"role": "user", "content": "x"})), Problem("b", "y")
+    with pytest.warns(UserWarning, match=r"the system messages of 1 worked examples, the first 'Be brief\.', are not shown"):
+        after_examples([asked, bare], [alike], None, chat=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after_examples([asked], [alike], None, chat=True)
+        after_examples([asked, bare], [WorkedExample("q", "s")], None, chat=True)
 
 
 def test_a_message_without_a_role_is_refused() -> None:

@@ -200,6 +200,8 @@ def bad(tmp_path: Path, name: str, content: str | bytes) -> str:
         ("a.jsonl", "\n\n", "has no rows"),
         ("a.jsonl", '{"problem": "x", "answer": " "}', "has no rows with an answer"),
         ("a.json", "[{]", "line 1 is not JSON"),
+        ("a.jsonl", '{"problem": "x", "answer": "1", "answer": "2"}', "a.jsonl, line 1: an object has several fields named 'answer'"),
+        ("a.json", '[{"problem": "x", "answer": "1", "more": {"a": 1, "a": 2}}]', "a.json: an object has several fields named 'a'"),
         ("a.json", '{"problem": 1}', "holds a JSON dict, a list of objects"),
         ("a.json", "[]", "has no rows"),
         ("a.csv", "problem,answer\nx,1\ny\n", "line 3 has more or fewer fields than the 2 of the header"),

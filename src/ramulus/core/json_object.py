@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,19 @@ def read_object(path: Path, remedy: str = "") -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         wrong = error
     raise ValueError(f"{path} is damaged ({wrong}){': ' if remedy else ''}{remedy}")
+
+
+def finite_json(value: Any) -> Any:
+    """A value that JSON can hold: null for numbers that are not finite, lists for sets."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [finite_json(item) for item in value]
+    return value
+
+
+def finite_text(content: Any, indent: int | None = None) -> str:
+    """JSON that every program reads: null for numbers that are not finite."""
+    return json.dumps(finite_json(content), indent=indent, allow_nan=False)

@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
+from ramulus.core.json_object import finite_text
 from ramulus.grow.branching import innermost
 from ramulus.grow.segments import Segments
 from ramulus.learn.factory import learner_traits
@@ -151,7 +152,7 @@ def conclude(plan: Plan, console: Console, seconds: float) -> None:
             console.print(table(accuracies["before"], accuracies["after"], samples, after["problems"], start, last.name))  # type: ignore[arg-type]
             for line in (reward_line(_rewards(last), last.name), *turned(before, after)):
                 console.print(line, highlight=False, soft_wrap=True)
-    replace_text(plan.folder / "summary.json", json.dumps(summary, indent=1))
+    replace_text(plan.folder / "summary.json", finite_text(summary, 1))
     if last.final_evaluation is not None:
         with suppress(store.StoreError, OSError):  # a damaged file of trees: there is nothing to show
             show_tree(last, console)

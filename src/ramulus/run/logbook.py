@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ramulus.core.json_object import object_of
+from ramulus.core.json_object import finite_text, object_of
 from ramulus.look.progress import Bar
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import replace_text
@@ -47,7 +46,7 @@ class Logbook:
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One step: a line of JSON, whole or not at all. Raises OSError."""
-        line = memoryview(json.dumps({"step": step} | finite(metrics), allow_nan=False).encode() + b"\n")
+        line = memoryview(finite_text({"step": step} | metrics).encode() + b"\n")
         try:
             written = 0
             while written < len(line):
@@ -143,14 +142,6 @@ def step_of_row(line: bytes) -> int | None:
     row = object_of(line) if line.endswith(b"\n") else None
     step = (row or {}).get("step")
     return step if isinstance(step, int) and step > 0 else None
-
-
-def finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics with None in place of what JSON has no number for."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
 
 
 def rows_of(path: Path) -> Iterator[Mapping[str, Any]]:

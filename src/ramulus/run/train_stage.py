@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 
 from ramulus.core import run_folder
 from ramulus.core.checksums import digest_of_all
+from ramulus.core.json_object import finite_text
 from ramulus.core.task import Task
 from ramulus.native.processors import device_of
 from ramulus.run import checkpoint
@@ -181,7 +181,7 @@ async def evaluate_once(run: Run, parts: Parts, when: str, session: Session, lis
     measured: ModelScores = await session.interrupt.abandonable(work)
     await parts.engine.reset()  # what the evaluation left in the engine's memory must not touch training
     step = 0 if start else run.steps
-    replace_text(path, json.dumps(measured | {"seconds": time.monotonic() - began, "step": step}))
+    replace_text(path, finite_text(measured | {"seconds": time.monotonic() - began, "step": step}))
     brief = scores(measured, how.samples)
     listeners.tell(lambda it: it.on_evaluation, EvaluationDone(run, step, session.say, brief, path, when))
 

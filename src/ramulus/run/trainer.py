@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import store
+from ramulus.core.json_object import finite_text
 from ramulus.core.task import Task
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Engine, Live, Sampling, Weights
@@ -358,7 +358,7 @@ class Trainer:
         )
         await self.engine.reset()  # a resumed run does not repeat this evaluation: leave no trace of it
         path = run.folder / "evals" / f"{step:06d}.json"
-        replace_text(path, json.dumps(scores))
+        replace_text(path, finite_text(scores))
         names = {f"mean@{run.eval_samples}": "mean", "greedy": "greedy", "reward": "reward", "greedy_reward": "greedy_reward", "length": "length"}
         brief = {f"eval/{name}": scores[measure] for measure, name in names.items() if measure in scores}
         self.listeners.tell(lambda it: it.on_evaluation, EvaluationDone(run, step, self.logbook.say, brief, path))

@@ -42,6 +42,7 @@ def _paths(row: dict[str, Any]) -> list[str]:
 
 LOST = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "videos", "audio")
 """What a message may hold beside its role and content that a chat template would write."""
+KEPT_BESIDE = ("name", "tool_call_id")  # what a message may hold that is kept beside its role and content
 MEDIA = ("images", "videos", "audios", "image", "video", "audio")  # columns of what marks in the prompt stand for
 
 
@@ -58,7 +59,7 @@ def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tup
 
     ValueError for a chat that ends with one and is not split: the solution would stand in the prompt.
     """
-    messages = tuple({"role": m["role"], "content": _turn_text(m, where)} for m in value) if is_chat(value) else None
+    messages = tuple(_turn(m, where) for m in value) if is_chat(value) else None
     last = None
     if messages is not None and messages[-1]["role"] == "assistant":
         if not split:
@@ -75,6 +76,12 @@ def read_prompt(value: Any, where: str, column: str, split: bool = False) -> tup
     if not text or not text.strip():
         raise ValueError(f"{where}: column {column!r} is an empty prompt: remove the row, or name another column")
     return messages, text, last
+
+
+def _turn(message: dict[str, Any], where: str) -> dict[str, str]:
+    """A message with its text, and what else of it a chat template may write."""
+    named = {name: message[name] for name in KEPT_BESIDE if isinstance(message.get(name), str) and message[name]}
+    return {"role": message["role"], "content": _turn_text(message, where), **named}
 
 
 def _turn_text(message: dict[str, Any], where: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ramulus.tasks.answers import Extract, response_with
+from ramulus.tasks.chat import content_text
 from ramulus.tasks.problem import Problem, check_fields, stands_alone
 
 
@@ -16,6 +17,7 @@ class WorkedExample:
 
     question: str
     solution: str
+    system: str = ""  # the system message that stood before it, which is shown nowhere
 
 
 def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> list[WorkedExample]:
@@ -34,7 +36,7 @@ def worked_examples(problems: Iterable[Problem], extract: Extract | None) -> lis
         solution = problem.demonstrations[0] if problem.demonstrations else response or problem.answer
         if extract is not None and response and extract(solution) is None:
             solution = f"{solution}\n{response}"
-        shown.append(WorkedExample(problem.text, solution))
+        shown.append(WorkedExample(problem.text, solution, system_text(problem)))
     return shown
 
 
@@ -50,6 +52,7 @@ def after_examples(
     problems = check_fields(problems)
     if not examples:
         return problems, template, ""
+    _warn_of_systems(problems, examples)
     given_away = {example.question for example in examples}
     kept = [problem for problem in problems if problem.text not in given_away]
     if problems and not kept:
@@ -63,6 +66,22 @@ def after_examples(
     gaps = ["" if text.endswith(("\n", " ")) else " " for text in texts]
     shown = "".join(f"{text}{gap}{example.solution}\n\n" for text, gap, example in zip(texts, gaps, examples, strict=True))
     return kept, form, shown
+
+
+def system_text(problem: Problem) -> str:
+    """The system message of a problem's chat; "" where it has none."""
+    return next((content_text(turn.get("content"), problem.id) for turn in problem.messages or () if turn["role"] == "system"), "")
+
+
+def _warn_of_systems(problems: Sequence[Problem], examples: Sequence[WorkedExample]) -> None:
+    """Warn of examples that had another system message than the problems after them, as it is not shown."""
+    theirs = {system_text(problem) for problem in problems}
+    if other := [example.system for example in examples if example.system and theirs - {example.system}]:
+        warnings.warn(
+            f"the system messages of {len(other)} worked examples, the first {other[0][:60]!r}, are not shown, and not every problem has the same: "
+            "set system=... for a message before all",
+            stacklevel=3,
+        )
 
 
 def _messages(problem: Problem, examples: Sequence[WorkedExample]) -> tuple[dict[str, str], ...]:

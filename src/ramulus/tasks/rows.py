@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -72,7 +73,7 @@ def _jsonl(file: Path) -> Rows:
         for number, line in _decoded(enumerate(lines, 1), file):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=partial(_fields, f"{file}, line {number}"))
                 except json.JSONDecodeError as error:
                     raise ValueError(
                         f"{file}, line {number} is not JSON ({error.msg} at column {error.colno}): {line[:60]!r}"
@@ -89,7 +90,7 @@ def _decoded(lines: Iterator[Any], file: Path) -> Iterator[Any]:
 
 def _json(file: Path) -> Rows:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        rows = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_fields, str(file)))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{file}, line {error.lineno} is not JSON ({error.msg}); for one object a line name the file .jsonl"
@@ -100,6 +101,15 @@ def _json(file: Path) -> Rows:
         raise ValueError(f"{file} holds a JSON {type(rows).__name__}, a list of objects was expected")
     for number, row in enumerate(rows, 1):
         yield f"row {number}", _object(row, file, f"row {number}")
+
+
+def _fields(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where two of its fields have one name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{where}: an object has several fields named {twice!r}, of which only the last would be read: rename or remove the others")
+    return row
 
 
 def _object(row: Any, file: Path, where: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ramulus.core import store
+from ramulus.core.json_object import finite_json
 from ramulus.core.tree import Tree
 from ramulus.look.cost.ledger import account
 from ramulus.look.curves import flat
@@ -20,7 +21,7 @@ from ramulus.look.viewer.files import Changed, Lines, Metrics
 from ramulus.look.viewer.reports import answers_in, difference_rows, step_of, table_rows
 from ramulus.look.viewer.runs import Entry, NothingShown, Shelf
 from ramulus.look.viewer.text import Text
-from ramulus.look.viewer.tree_json import finite_json, leaf_json, node_json, step_row, tree_json
+from ramulus.look.viewer.tree_json import leaf_json, node_json, step_row, tree_json
 
 _COLUMNS = re.compile(
     rb'(?:"(?:logprobs|kept|entropy|temperature)":(?:\[[^\[\]]*\]|\{"\$array":\[[^\[\]]*\[[^\[\]]*\]\]\}),)+'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from statistics import pstdev
@@ -260,14 +259,3 @@ def skeleton(outline: Outline) -> list[list[Any]]:
         [place.get(outline.up[i], -1), outline.start[i], len(nodes[i].tokens), outline.leaves[i], outline.value(i)]
         for i in kept
     ]
-
-
-def finite_json(value: Any) -> Any:
-    """A value that JSON can hold: null for numbers that are not finite, lists for sets."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [finite_json(item) for item in value]
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ramulus.core.json_object import finite_text
 from ramulus.look.evaluation.measures import Row, Scores, report_of, scores_of
 from ramulus.look.evaluation.paired import against, compared, tree_gains
 from ramulus.look.evaluation.scoreboard import boards, differences_table, note, overall, problems_csv, results_csv
@@ -93,13 +93,13 @@ class Report:
         if out.suffix == ".json":
             for one in self.outcome.sets:
                 self.content["tasks"][one.spec] |= {"answers": one.rows}
-            replace_text(out, json.dumps(self.content, indent=1))
+            replace_text(out, finite_text(self.content, 1))
             return
         plain = Console(width=WIDE, file=io.StringIO(), color_system=None)
         for table in self.all_tables(WIDE):
             _show(plain, table)
         lines = [line.rstrip() for line in plain.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-        replace_text(out / "results.json", json.dumps(self.content, indent=1))
+        replace_text(out / "results.json", finite_text(self.content, 1))
         replace_text(out / "results.csv", results_csv(self.names, self.scores, self.gaps))
         replace_text(out / "problems.csv", problems_csv(self.names, self.scores))
         replace_text(out / "results.txt", "\n".join([*lines, *filter(None, self.notes), ""]))
