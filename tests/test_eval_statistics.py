@@ -137,6 +137,14 @@ def test_a_single_problem_that_differs_is_noise():
     assert not difference([[1.0] * 20, [0.5] * 20], [[0.9] * 20, [0.4] * 20])["within_noise"]
 
 
+@pytest.mark.parametrize("problems", [30, 100, 1319])
+@pytest.mark.parametrize("moved", [4, 5, 6])
+def test_fewer_than_six_problems_that_changed_are_noise(problems: int, moved: int) -> None:
+    found = difference([[1.0] * problems], [[0.0] * moved + [1.0] * (problems - moved)])
+    assert found["within_noise"] == (moved < 6)
+    assert difference([[1.0] * 2, [1.0] * 3], [[0.0] * 2, [0.0] * 3])["within_noise"]
+
+
 def test_the_interval_over_sets_resamples_each_by_itself():
     first, second = [0.0, 1.0] * 15, [0.0, 0.5, 1.0] * 10
     low, high = interval_over([first, second])

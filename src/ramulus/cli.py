@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ramulus import __version__
 from ramulus.adapters.command import export
+from ramulus.look.terminal import new_console
 from ramulus.native.memory import OutOfMemory, allocation_failed
 from ramulus.run.config.find import check_named, yaml_of
 from ramulus.run.doctor_command import doctor
@@ -60,9 +60,9 @@ def train(words: Asked = (), config: Path | None = None, dry_run: bool = False, 
     if dry_run:
         from ramulus.run.dry_run import rehearse
 
-        return rehearse(recipe, overrides, Console())
+        return rehearse(recipe, overrides, new_console())
     with in_torchrun() as leads, collecting_seldom():  # torchrun starts this command many times: all but rank 0 serve its learner
-        return launch(recipe, overrides, resume, fresh, Console(), began) if leads else 0
+        return launch(recipe, overrides, resume, fresh, new_console(), began) if leads else 0
 
 
 def recipe_words(words: Sequence[str], config: Path | None = None) -> tuple[str, list[str]]:
@@ -93,7 +93,7 @@ def config(words: Asked = (), config: Path | None = None) -> int:
 
     base = yaml_of(recipe)
     text = to_yaml(absolute(recipe) if base is None else None, override(stages_of(recipe), overrides))
-    Console().out(text, highlight=False, end="")
+    new_console().out(text, highlight=False, end="")
     return 0
 
 
@@ -113,7 +113,7 @@ def plan(words: Asked = (), config: Path | None = None, gpus: str | None = None)
     from ramulus.run.memory.report import print_plan
 
     stages = build(recipe, overrides)[0]
-    print_plan(stages, Console()) if gpus is None else print_fleet(stages[-1], gpus, Console())
+    print_plan(stages, new_console()) if gpus is None else print_fleet(stages[-1], gpus, new_console())
     return 0
 
 
@@ -135,7 +135,7 @@ def sweep(words: Words, seeds: tuple[int, ...], out: Path, jobs: int | None = No
         check_named(recipe)
     from ramulus.run.sweep.sweep import sweep as run_sweep
 
-    return run_sweep(recipes, overrides, seeds, out, Console(), jobs, threads)
+    return run_sweep(recipes, overrides, seeds, out, new_console(), jobs, threads)
 
 
 def _compare(
@@ -169,7 +169,7 @@ def _compare(
     from ramulus.look.compare.compare import compare as compare_runs
     from ramulus.look.compare.tables import publish
 
-    publish(compare_runs(runs, metric, baseline, fractions, finished, slack), Console(), csv, latex, json, plots)
+    publish(compare_runs(runs, metric, baseline, fractions, finished, slack), new_console(), csv, latex, json, plots)
     return 0
 
 
@@ -185,7 +185,7 @@ def recipes() -> int:
         for function, purpose in variants(FOLDER / f"{name}.py").items():
             if function != USUAL:
                 table.add_row(f"{name}:{function}", purpose)
-    console = Console()
+    console = new_console()
     console.print(table)
     console.print(
         "\nramulus train NAME, or the path of a Python file with a function recipe() (mine.py:small calls another function of it); "
@@ -206,7 +206,7 @@ def push(folder: RunFolder, repo: tyro.conf.Positional[str], which: Literal["las
     """
     from ramulus.run.publish import push_model
 
-    console = Console()
+    console = new_console()
     console.out(f"{folder} is now at {push_model(folder, repo, which, not public, console)}", highlight=False)
     return 0
 
@@ -233,7 +233,7 @@ def view(
     """
     from ramulus.look.viewer.viewer import view as show
 
-    return show(runs, host, port, tokenizer, open, out, steps, Console())
+    return show(runs, host, port, tokenizer, open, out, steps, new_console())
 
 
 def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps: bool = False) -> int:
@@ -248,8 +248,8 @@ def ledger(runs: _Runs, json: Path | None = None, csv: Path | None = None, steps
     from ramulus.look.cost.statement import read_statements, statement_tables, step_tables, write_csv, write_json
 
     statements = read_statements(runs)
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=200)
+    terminal = new_console()
+    console = terminal if terminal.is_terminal else new_console(width=200)
     for statement in statements:
         for part in [*statement_tables(statement), *(step_tables(statement) if steps else ())]:
             console.print(part, highlight=False)
@@ -327,7 +327,7 @@ def run(words: list[str]) -> int:
             recipe, overrides = recipe_words(named, Path(flag[-1]) if flag else None)
             from ramulus.run.config.field_list import show_fields
 
-            return show_fields(recipe, overrides, Console())
+            return show_fields(recipe, overrides, new_console())
     status: Any = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="ramulus", description=_ABOUT, args=words, config=(FlagCreatePairsOff,)
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
+
+from ramulus.look.terminal import new_console
 
 _RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 _OutFolder = Annotated[Positional[Path], arg(metavar="OUT")]
@@ -32,7 +33,7 @@ def export(
         steps: which steps' trees, as in 5,10,15; by default all.
         credit: the advantage whose credit is written, where paths have that of several.
     """
-    console = Console()
+    console = new_console()
     if trees is None and (steps or credit is not None):
         raise ValueError("--steps and --credit are of trees: name a trainer with --trees, or leave them out")
     if trees is not None and which != "last":

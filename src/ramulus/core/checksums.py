@@ -20,11 +20,22 @@ def digest_of(path: Path) -> str:
 
 
 def digest_of_all(things: Iterable[Any]) -> str:
-    """The digest of what things are, one after the other, by their representations."""
+    """The digest of what things are, one after the other, by their representations; the order in which sets are walked leaves it as it is."""
     hasher = hashlib.blake2b(digest_size=16)
     for thing in things:
-        hasher.update(repr(thing).encode())
+        hasher.update(repr(_ordered(thing)).encode())
     return hasher.hexdigest()
+
+
+def _ordered(thing: Any) -> Any:
+    """A thing with lists in place of the sets in it, which every process walks in an order of its own."""
+    if isinstance(thing, set | frozenset):
+        return sorted(map(_ordered, thing), key=repr)
+    if type(thing) is dict:
+        return {name: _ordered(value) for name, value in thing.items()}
+    if type(thing) in (tuple, list) and not all(type(item) is int for item in thing):
+        return type(thing)(map(_ordered, thing))
+    return thing
 
 
 def seal(folder: Path) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ramulus.core.json_object import read_object
+from ramulus.core.json_object import object_in, read_object
 from ramulus.core.run_folder import is_run, moved_aside, natural, stage_folders
 
 AXES = {
@@ -80,7 +81,7 @@ def runs_in(folder: Path, depth: int = 3) -> Iterator[Path]:
     if is_run(folder):
         yield folder
     elif depth:
-        sweep = load_json(folder / "sweep.json")
+        sweep = sweep_in(folder)
         order = {label: i for i, label in enumerate(sweep.get("labels", []))}
         inside = [path for path in folder.iterdir() if path.is_dir() and not moved_aside(path)]
         for path in sorted(inside, key=lambda path: (order.get(path.name, len(order)), natural(path.name))):
@@ -121,6 +122,15 @@ def described(folder: Path, label: str) -> Found:
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON file; empty where there is none. ValueError names a damaged one."""
     return read_object(path, "bring it back, or leave this run out") if path.is_file() else {}
+
+
+def sweep_in(folder: Path) -> dict[str, Any]:
+    """What a sweep says of itself in its folder; {} where there is none, with a warning where it is damaged, as only the order of labels is lost."""
+    path = folder / "sweep.json"
+    content = object_in(path)
+    if path.is_file() and not content:
+        warnings.warn(f"{path} is damaged, so the labels stand in the order of their names; the same sweep writes it anew", stacklevel=2)
+    return content
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

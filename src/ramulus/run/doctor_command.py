@@ -8,6 +8,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
+from ramulus.look.terminal import new_console
 from ramulus.run.config.find import check_named
 
 
@@ -33,7 +34,7 @@ def doctor(
 
     from ramulus.run.doctor import machine, packages
 
-    console, table = Console(), Table(box=None, show_header=False)
+    console, table = new_console(), Table(box=None, show_header=False)
     if cluster:
         return look_at_cluster(words, address, shared, console)
     if len(words) > 1 or address or shared:

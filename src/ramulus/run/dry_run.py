@@ -17,6 +17,7 @@ from ramulus.grow.stop import Stop
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.scoring import score
 from ramulus.look.cost.ledger import cost
+from ramulus.look.terminal import new_console
 from ramulus.native.memory import GB
 from ramulus.run.ahead import AheadRollouts
 from ramulus.run.config.recipe import Run
@@ -157,7 +158,7 @@ async def tried(run: Run, parts: Parts, trees: int) -> TriedStep:
     with TemporaryDirectory(prefix="ramulus-dry-run-") as folder:
         small = replace(run, out=folder, ahead=0, trees_every=0, minibatches=run.minibatches if whole else 1)
         small = small if whole else replace(small, schedule=Fixed(trees))
-        logbook = Logbook(small, Console(quiet=True))
+        logbook = Logbook(small, new_console(quiet=True))
         try:
             rollouts = AheadRollouts(rollouts_of(small, parts, parts.stop), 0, small.steps)
             trainer = Trainer(small, learner, parts.engine, rollouts, [], logbook, Interrupt(), TrainerState())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ramulus.look.terminal import new_console
 from ramulus.run.callbacks import Callback, callbacks_of
 from ramulus.run.checkpoint import Generators
 from ramulus.run.config.find import refuse_same_names, stages_of
@@ -61,7 +62,7 @@ def train(
             console.out(f"changed since the run was saved: {note}", highlight=False)
         refuse_rework(plan)
         earlier = sum(seconds_worked(stage) for stage in plan.stages)
-        session = Session(console, interrupt, listening, _PAUSE if Console().is_jupyter else 0.0)
+        session = Session(console, interrupt, listening, _PAUSE if new_console().is_jupyter else 0.0)
         try:
             run_stages(plan, session)
         except (Stopped, KeyboardInterrupt) as stopped:
@@ -102,8 +103,8 @@ def _stopped(folder: Path, stopped: BaseException, interrupt: Interrupt, session
 
 def _console(quiet: bool) -> Console:
     """Where a run speaks: plain text in a notebook, and nothing that fails to be written raises."""
-    in_notebook = Console().is_jupyter  # whose kernel sets FORCE_COLOR, which rich takes for a terminal
-    console = Console(quiet=quiet, force_jupyter=False, force_terminal=False if in_notebook else None, no_color=in_notebook or None)
+    in_notebook = new_console().is_jupyter  # whose kernel sets FORCE_COLOR, which rich takes for a terminal
+    console = new_console(quiet=quiet, force_jupyter=False, force_terminal=False if in_notebook else None, no_color=in_notebook or None)
     console.file = Screen(console.file)  # type: ignore[assignment]
     return console
 

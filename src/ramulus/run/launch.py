@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from ramulus.core import run_folder, store
 from ramulus.core.json_object import finite_text
@@ -21,7 +20,7 @@ from ramulus.grow.segments import Segments
 from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.joining import torchrun_size
 from ramulus.look.before_after import reward_line, turned
-from ramulus.look.viewer.show import draw_tree
+from ramulus.look.viewer.show import decoder_of, draw_tree
 from ramulus.run.cluster import connected
 from ramulus.run.config.recipe import Run
 from ramulus.run.config.resume import FROM_PYTHON, Plan, prepare, replace_text, written_json
@@ -30,7 +29,6 @@ from ramulus.run.evaluation.final_evaluation import scores, table
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.interrupt import Interrupt, Stopped
 from ramulus.run.logbook import clock, rows_of
-from ramulus.run.runtime import Detokenizer
 from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
 from ramulus.run.train_stage import Session, catch_up, finished, train_stage
@@ -182,8 +180,9 @@ def show_tree(run: Run, console: Console) -> None:
     for tree in store.read(written[-1]) if written else ():
         rewards = [leaf.reward for leaf in tree.leaves()]
         if len(set(rewards)) > 1 and len(rewards) <= MOST_SHOWN:
-            folder = run_folder.path_of(run.folder, run_folder.steps(run.folder)[-1]) / "model"
-            decode = Detokenizer(AutoTokenizer.from_pretrained(folder))
+            decode = decoder_of(written[-1])
+            if decode is None:
+                return
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
             console.print(draw_tree(tree, decode))
             return

@@ -14,6 +14,7 @@ from ramulus.engine.remote.factory import TOKEN, token_of
 from ramulus.engine.remote.listen import bind, is_loopback, listener
 from ramulus.engine.remote.server import Served
 from ramulus.engine.weight_bytes import state_of_bytes, table_of_bytes
+from ramulus.look.terminal import new_console
 
 TOY = 8  # tokens of the toy model
 
@@ -64,7 +65,7 @@ def serve(
         device: cpu, cuda, cuda:1, or auto.
         threads: of torch; all cores by default.
     """
-    address, console = Address(host, port, token, expose), Console()
+    address, console = Address(host, port, token, expose), new_console()
     secret = address.given or secrets.token_urlsafe(32)
 
     def ready(url: str) -> None:

@@ -115,7 +115,7 @@ class Mlflow:
 
     def write(self, step: int, metrics: dict[str, float], table: Table) -> None:
         now = int(time.time() * 1000)
-        names = {name: name.replace("@", "_at_") for name in metrics}  # MLflow takes no @
+        names = {name: re.sub(r"[^\w./ :-]", "_", name.replace("@", "_at_")) for name in metrics}  # what MLflow takes
         rows = [self.metric(names[name], float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
         self.client.log_batch(self.id, metrics=rows)
         if table:
@@ -129,6 +129,11 @@ class Mlflow:
 def tracked_name(run: Run) -> str:
     """What a run is called where people see it; every seed has a name of its own."""
     return f"{run.tracking.name or run.name}-seed{run.seed}"
+
+
+def plain_name(name: str) -> str:
+    """A name of letters, digits, dots, dashes and underscores, as part of an id: services refuse slashes, colons and quotes there."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
 
 
 MARKS = re.compile(r"[\\`*_~\[\]()!|:#+-]")  # what Markdown, or a renderer that makes links of addresses, takes for more than text
@@ -259,7 +264,7 @@ class Trackers(Callback):
         """Of a run that has done `step` steps; `decode` is the text of its tokens. ImportError for a tracker that is not installed."""
         self.path = run.folder / FILE
         saved = object_in(self.path)
-        self.id = str(saved.get("id") or (former_id(run) if step else f"{tracked_name(run)}-{secrets.token_hex(4)}"))
+        self.id = str(saved.get("id") or (former_id(run) if step else f"{plain_name(tracked_name(run))}-{secrets.token_hex(4)}"))
         counts = saved["sent"] if isinstance(saved.get("sent"), dict) else {}
         sent = {name: min(count, step) for name, count in counts.items() if isinstance(count, int)}
         self.followers = [Follower(name, opened, run, sent.get(name, step), decode) for name, opened in trackers_of(run, self.id)]

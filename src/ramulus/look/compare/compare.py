@@ -224,6 +224,8 @@ def direction(gap: Estimate | None) -> str:
         return "no common seed"
     if gap.half is None:
         return "one seed: cannot tell"
+    if gap.n == 2 and gap.half <= 1e-12 < abs(gap.mean):
+        return "two equal differences: cannot tell"  # by chance, as few problems make coarse steps: their spread is not 0
     return NOISE if abs(gap.mean) <= gap.half + 1e-12 else HIGHER if gap.mean > 0 else LOWER
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from ramulus.look.compare.compare import Axis, Comparison, Difference, Estimate, Place
 from ramulus.look.curves import AXES
 from ramulus.look.spreadsheet import csv_of
-from ramulus.look.terminal import safe, unbroken
+from ramulus.look.terminal import new_console, safe, unbroken
 
 EARLY = 0.9  # a value that was measured before this share of the budget is pointed out
 SPECIAL = {
@@ -28,7 +28,7 @@ def publish(
     comparison: Comparison, console: Console, csv: Path | None, latex: Path | None, json: Path | None, plots: Path | None
 ) -> None:  # fmt: skip
     """Show a comparison, and write it wherever it is wanted."""
-    wide = console if console.is_terminal else Console(file=console.file, width=240)
+    wide = console if console.is_terminal else new_console(file=console.file, width=240)
     for part in tables(comparison, wide.width):
         wide.print(part, highlight=False)
     for line in (_rules(comparison), *comparison.notes, *noise_notes(comparison)):

@@ -15,7 +15,7 @@ from ramulus.core.run_folder import WHEN, final_evaluation, stage_folders
 from ramulus.look.cost.account import FATES, PHASES, PREFIXES, SOURCES, UPDATES, account, added, share
 from ramulus.look.curves import flat, load_json, rows, runs_in
 from ramulus.look.spreadsheet import csv_of
-from ramulus.look.terminal import safe
+from ramulus.look.terminal import safe, styled
 
 Account = dict[str, Any]
 WHOLE = "run"  # the column of all stages together
@@ -83,7 +83,7 @@ def statement_tables(statement: Statement) -> Iterator[str | Table]:
     """Headings and tables for a terminal; lines that are 0 everywhere are left out."""
     accounts = statement.accounts()
     last = accounts.get(WHOLE) or next(iter(accounts.values()))
-    yield f"[bold]{safe(str(statement.folder))}[/bold]  {headline(last)}"
+    yield f"{styled('bold', str(statement.folder))}  {headline(last)}"
     for title, group, names in (
         ("tokens by source", "tokens", SOURCES),
         ("sampled tokens by fate", "tokens", FATES),

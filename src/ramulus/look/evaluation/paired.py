@@ -10,6 +10,7 @@ from typing import Any
 from ramulus.look.evaluation.measures import EQUAL_TOKENS, INDEPENDENT, TREE, Columns, Row, Scores, scores_of
 from ramulus.look.evaluation.statistics import interval_over, mean
 
+FEWEST = 6  # problems that must differ: five that all went one way do so by chance one time in 16 (sign test)
 PairedDifference = dict[str, Any]
 """this, other, difference, its 95 % interval, within_noise; of the means over one or several sets of problems."""
 
@@ -18,13 +19,14 @@ def difference(this: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
     """The mean over sets of paired differences; the problems of each set are resampled in pairs.
 
     Within noise: the 95 % interval holds 0, or the difference is less than 1.96 standard errors (a bootstrap is too narrow where
-    few problems differ), or there are fewer than two problems.
+    few problems differ), or fewer than FEWEST problems differ.
     """
     gaps = [[a - b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in zip(this, other, strict=True)]
     low, high = interval_over(gaps)
     means = {"this": mean([mean(values) for values in this]), "other": mean([mean(values) for values in other])}
     gap = mean([mean(values) for values in gaps])
-    noise = low <= 0 <= high or abs(gap) < 1.96 * error(gaps) or sum(map(len, gaps)) < 2
+    moved = sum(value != 0 for values in gaps for value in values)
+    noise = low <= 0 <= high or abs(gap) < 1.96 * error(gaps) or moved < FEWEST
     return means | {"difference": gap, "interval": (low, high), "within_noise": noise}
 
 

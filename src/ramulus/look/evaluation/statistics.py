@@ -146,7 +146,7 @@ def resampled(values: Sequence[float], seed: int) -> np.ndarray:
     return column[resamples(seed, len(column))].sum(1) / len(column)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def resamples(seed: int, n: int) -> np.ndarray:
     """Which n of n values, with replacement, make each resampled mean [RESAMPLES, n]; the columns of one evaluation share it."""
     drawn = random.Random(f"{seed}/interval/{n}")

@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
+from rich.text import Text as Line
 from rich.tree import Tree as Drawing
 
 from ramulus.core import store
@@ -19,7 +20,7 @@ from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
 from ramulus.look.cost.ledger import Cost
 from ramulus.look.stages import loose_files, step_files, tokenizer_of
-from ramulus.look.terminal import safe
+from ramulus.look.terminal import new_console, safe, styled
 from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, scale_of
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import judgement, right
@@ -32,8 +33,8 @@ def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
 
     What goes on without a fork stands below, not further in; nor do branches below DEEP forks, which are marked.
     """
-    named, text = safe(str(tree.task.id)), safe(str(tree.task.text), width)
-    drawing = Drawing(f"[bold]{named}[/bold]" + (f"  {text}" if tree.task.text != tree.task.id else ""))
+    text = f"  {safe(str(tree.task.text), width)}" if tree.task.text != tree.task.id else ""
+    drawing = Drawing(_drawn(styled("bold", str(tree.task.id)) + text))
     places = {tree.root.id: (drawing, drawing, 0)}  # of each node where it hangs, what hangs below it, and how deep that is
     for node in tree.walk():
         if node.parent is not None:
@@ -41,8 +42,13 @@ def draw_tree(tree: Tree, decode: Decode, width: int = 100) -> Drawing:
             flat = node.parent.parent is not None and (len(node.parent.children) == 1 or depth >= DEEP)
             here = beside if flat else below
             mark = "[dim]⋯[/dim] " if flat and depth >= DEEP and len(node.parent.children) > 1 else ""
-            places[node.id] = here, here.add(mark + _label(node, decode, width)), depth if flat else depth + 1
+            places[node.id] = here, here.add(_drawn(mark + _label(node, decode, width))), depth if flat else depth + 1
     return drawing
+
+
+def _drawn(markup: str) -> Line:
+    """A line of the drawing; words between colons stay words on any console."""
+    return Line.from_markup(markup, emoji=False)
 
 
 def _label(node: Node, decode: Decode, width: int) -> str:
@@ -107,14 +113,14 @@ class Shown:
         return f"and {self.more} more: show them with limit={len(self.trees) + self.more}" if self.more else ""
 
     def __rich__(self) -> Group:
-        head = [f"[dim]{safe(self.place)}[/dim]"] if self.place else []
+        head = [_drawn(styled("dim", self.place))] if self.place else []
         return Group(*head, *(draw_tree(tree, self.decode) for tree in self.trees), *([self.rest()] if self.more else []))
 
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=160, color_system=None, force_jupyter=False)
+        console = new_console(file=StringIO(), width=160, color_system=None, force_jupyter=False)
         console.print(self)
         return str(console.file.getvalue()).rstrip()  # type: ignore[attr-defined]
 

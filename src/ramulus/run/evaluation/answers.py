@@ -22,7 +22,9 @@ from ramulus.run.lock import LOCK_FILE
 from ramulus.tasks.chat import today
 
 _FORMAT = 1
-SETTINGS = "eval.json"
+SETTINGS, RESULTS = "eval.json", "results.json"
+PROMPTING = ("template", "system", "template_arguments", "examples")  # settings: what stands around each problem
+LATER = (REWARD_CODE, *PROMPTING)  # settings that earlier evaluations did not write down; the digest of their problems tells of changes
 ENDINGS = {"sampled": "", "tree": "-tree", "greedy": "-greedy"}
 
 
@@ -116,7 +118,7 @@ def settle(folder: Path, model: str, settings: dict[str, Any], sets: dict[str, A
     path = folder / SETTINGS
     if path.is_file():
         saved = read_settings(path)
-        later = {name: settings[name] for name in (REWARD_CODE,) if name in settings and name not in saved["settings"]}  # not written down then
+        later = {name: settings[name] for name in LATER if name in settings and name not in saved["settings"]}
         differing = changed(saved["settings"] | later, settings)
         differing += [
             f"the problems of {name} are others" for name in sets if saved["sets"].get(name, sets[name]) != sets[name]
@@ -162,10 +164,13 @@ class Earlier:
     model: str
     settings: dict[str, Any]
     rows: dict[str, list[Row]]
+    whole: bool = True  # the settings are all that there were; files of before they were written down hold some
 
 
 def earlier(path: Path) -> Earlier | None:
     """The evaluation in a .json file or in a folder; None for anything else, which may be a model. ValueError for one that is damaged."""
+    if path.is_file() and path.name in (SETTINGS, RESULTS) and (path.parent / SETTINGS).is_file():
+        path = path.parent
     if path.suffix == ".json" and path.is_file():
         return from_json(path)
     if not (path / SETTINGS).is_file():
@@ -188,10 +193,10 @@ def from_json(path: Path) -> Earlier:
         rows = {names[spec]: scores["answers"] for spec, scores in saved["tasks"].items()}
         settings = {name: saved[name] for name in ("seed", "max_tokens")}
         settings |= {name: scores[name] for scores in saved["tasks"].values() for name in ("samples", "temperature")}
-        return Earlier(saved["model"], saved.get("settings", settings), rows)
+        return Earlier(saved["model"], saved.get("settings", settings), rows, "settings" in saved)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path} is no evaluation with answers ({error!r}): name what `ramulus eval --out` wrote"
+            f"{path} is no evaluation with answers ({error!r}): name the folder, or the .json file, that `ramulus eval --out` was given"
         ) from error
 
 

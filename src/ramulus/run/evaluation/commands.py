@@ -8,9 +8,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from ramulus.look.terminal import new_console
 from ramulus.run.evaluation.task_sets import ProblemOptions
 
 ModelPath = Annotated[Positional[str], arg(metavar="MODEL")]
@@ -86,7 +86,7 @@ def eval_(
     sets = asked_sets(model, tasks, limit, problem, reward)
     grown = (samples if width is None else width, segment, branching) if tree else None
     plan = plan_of(samples if independent else 0, temperature, top_p, greedy, grown, max_tokens, seed, chunk)
-    return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, Console())
+    return run_evaluation(model, opener, sets, plan, whole_numbers(k), against, out, new_console())
 
 
 def evaluate_by_harness(opener: Callable[[str], Any], harness: list[str], tasks: tuple[str, ...], options: dict[str, Any]) -> int:
@@ -96,7 +96,7 @@ def evaluate_by_harness(opener: Callable[[str], Any], harness: list[str], tasks:
 
     check_alone(harness[0], tasks, [options["problem"].examples, options["problem"].extract, options["reward"]])
     refuse_unused(f"lm_eval:{harness[0]} samples and prompts in ways of its own", **options_set(options))
-    return run_harness(opener(options["model"]), harness, options["limit"], options["out"], Console())
+    return run_harness(opener(options["model"]), harness, options["limit"], options["out"], new_console())
 
 
 def options_set(given: Mapping[str, Any]) -> dict[str, bool]:
@@ -149,4 +149,4 @@ def rollout(
     sets = asked_sets(model, tasks, limit, problem, reward)
     rule: Any = Star(width) if star else Segments(width, depth, segment, branching)
     loaded = load_model(model, problem.device, problem.threads, problem.slots)
-    return grow_trees(loaded, sets, rule, temperature, depth * segment, seed, out, Console())
+    return grow_trees(loaded, sets, rule, temperature, depth * segment, seed, out, new_console())

@@ -21,16 +21,18 @@ from ramulus.grow.grading import Rewards
 from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
+from ramulus.models.errors import sentence
 from ramulus.run.config.recipe import writable
 from ramulus.run.evaluation.answers import SETTINGS, Answers, Earlier, day_begun, earlier, naming, read_settings, settle
 from ramulus.run.evaluation.loaded_model import LoadedModel
+from ramulus.run.evaluation.own_run import source_of
 from ramulus.run.evaluation.plan import SamplingPlan
 from ramulus.run.evaluation.progress import Count
 from ramulus.run.evaluation.results import EvaluatedModel, Report, Set, share_a_set
 from ramulus.run.evaluation.task_sets import TaskSets
 from ramulus.run.event_loop import run_to_end
 from ramulus.run.lock import Lock
-from ramulus.run.runtime import model_path
+from ramulus.run.memory.model import config_of
 from ramulus.run.screen import unfailing
 from ramulus.run.slow_rewards import SlowRewards
 
@@ -101,7 +103,7 @@ def folder_against(folder: Path, model: str) -> Path:
 
 def rival_of(against: str, task_sets: TaskSets) -> Earlier | None:
     """The earlier evaluation to compare with; None for a model. Raises an error for neither, and for other sets of problems."""
-    rival = earlier(Path(against))
+    rival = earlier(Path(against).expanduser())
     if rival is None:
         there(against)
     else:
@@ -110,10 +112,11 @@ def rival_of(against: str, task_sets: TaskSets) -> Earlier | None:
 
 
 def there(model: str) -> None:
-    """Raise FileNotFoundError for a path where there is nothing; a hub's name is not looked up."""
-    path = Path(model_path(model)).expanduser()
-    if not path.exists() and (path.suffix == ".json" or model.startswith(("/", ".", "~")) or model.count("/") > 1):
-        raise FileNotFoundError(f"there is neither a model nor an evaluation at {model}: check --against")
+    """Raise FileNotFoundError for what is no model, here or on the hub."""
+    try:
+        config_of(source_of(model))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"there is neither a model nor an evaluation at {model}: check --against; {sentence(error)}") from error
 
 
 def evaluate_one(
@@ -128,7 +131,7 @@ def evaluate_one(
     kinds = plan.kinds(stop.max_tokens)
     chunk = plan.chunk or max(1, WAVES * loaded.slots // plan.answers)
     settings = settings_of(plan, loaded, stop, list(kinds), chunk) | task_sets.graders
-    settings |= {name: repr(rule) for name, rule in task_sets.stops.items()}
+    settings |= task_sets.endings | task_sets.prompting
     names = naming([spec for spec, _, _ in sets])
     if folder is not None:
         digests = {

@@ -20,6 +20,7 @@ from ramulus.grow.stop import Stop
 from ramulus.look.cost.ledger import cost
 from ramulus.look.evaluation.evaluate import sample_graded
 from ramulus.look.progress import Bar
+from ramulus.look.terminal import new_console
 from ramulus.look.viewer.show import bill, draw_tree
 from ramulus.native.processors import device_of
 from ramulus.run.config.recipe import UsualEngine, writable
@@ -133,7 +134,7 @@ def export_model(run: Path, out: Path, which: str, console: Console | None = Non
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty: choose a new folder")
     with new_folder(out) as part, reading(folder.parent):
-        copy(folder, part, console or Console(quiet=True))
+        copy(folder, part, console or new_console(quiet=True))
     return step
 
 

@@ -15,8 +15,10 @@ from ramulus.core.json_object import finite_text
 from ramulus.look.evaluation.measures import Row, Scores, report_of, scores_of
 from ramulus.look.evaluation.paired import against, compared, tree_gains
 from ramulus.look.evaluation.scoreboard import boards, differences_table, note, overall, problems_csv, results_csv
+from ramulus.look.terminal import new_console
 from ramulus.run.config.resume import brief, replace_text
-from ramulus.run.evaluation.answers import Earlier
+from ramulus.run.config.weighted import REWARD_CODE
+from ramulus.run.evaluation.answers import RESULTS, Earlier
 
 WIDE = 240  # columns where there is no terminal: a file or a pipe wraps nothing
 MACHINE = (
@@ -95,11 +97,11 @@ class Report:
                 self.content["tasks"][one.spec] |= {"answers": one.rows}
             replace_text(out, finite_text(self.content, 1))
             return
-        plain = Console(width=WIDE, file=io.StringIO(), color_system=None)
+        plain = new_console(width=WIDE, file=io.StringIO(), color_system=None)
         for table in self.all_tables(WIDE):
             _show(plain, table)
         lines = [line.rstrip() for line in plain.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-        replace_text(out / "results.json", finite_text(self.content, 1))
+        replace_text(out / RESULTS, finite_text(self.content, 1))
         replace_text(out / "results.csv", results_csv(self.names, self.scores, self.gaps))
         replace_text(out / "problems.csv", problems_csv(self.names, self.scores))
         replace_text(out / "results.txt", "\n".join([*lines, *filter(None, self.notes), ""]))
@@ -154,10 +156,11 @@ def _compare(outcome: EvaluatedModel, rival: Earlier, ks: Sequence[int]) -> dict
 
 def differing(rival: Earlier, outcome: EvaluatedModel) -> list[str]:
     """Each setting that differs and may change what is measured, in words."""
-    known = {name: value for name, value in rival.settings.items() if name not in MACHINE}
-    here = {name: outcome.settings.get(name) for name in known}
+    there, here = rival.settings, outcome.settings
+    unsaid = {REWARD_CODE} if there.get("rewards") != here.get("rewards") else set()  # the names of the rewards say it
+    names = [name for name in dict.fromkeys([*there, *(here if rival.whole else ())]) if name not in unsaid.union(MACHINE)]
     return [
-        f"{name} {brief(known[name])} there, {brief(here[name])} here" for name in known if known[name] != here[name]
+        f"{name} {brief(there.get(name))} there, {brief(here.get(name))} here" for name in names if there.get(name) != here.get(name)
     ]
 
 
@@ -170,4 +173,4 @@ def versus_tables(versus: dict[str, Any], other: str) -> list[Table]:
 
 def _show(console: Console, table: Table) -> None:
     """Print a table; as wide as it is where no terminal must hold it."""
-    (console if console.is_terminal else Console(file=console.file, width=WIDE, color_system=None)).print(table)
+    (console if console.is_terminal else new_console(file=console.file, width=WIDE, color_system=None)).print(table)

@@ -6,9 +6,13 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ramulus.core.checksums import digest_of_all
+from ramulus.core.recipe_part import is_part
 from ramulus.core.task import Reward, Task
 from ramulus.grow.grading import Rewards
+from ramulus.run.config.own_code import code_digests
 from ramulus.run.config.weighted import REWARD_CODE, reward_digest
+from ramulus.run.evaluation.answers import PROMPTING
 from ramulus.run.prompts import extracting, extraction_of
 from ramulus.tasks.answers import extraction
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -78,11 +82,7 @@ class TaskSets:
     def read(self, tokenizer: Any, date: str = "") -> list[tuple[str, list[Task], Rewards]]:
         """(name, tasks, graders) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
         how, run, sets = self.options, self.run, []
-        template, system, arguments = how.template, how.system, arguments_of(how.template_arguments)
-        if run is not None:
-            template = run.template if template is None and system is None and arguments is None else template
-            system = run.system if system is None and how.template is None else system
-            arguments = run.template_arguments if arguments is None and how.template is None else arguments
+        template, system, arguments = self._around()
         shown = self._examples()
         longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
         date = how.date or (run.date if run is not None else "") or date
@@ -98,6 +98,24 @@ class TaskSets:
                 raise ValueError(f"no problem of {spec} has a prompt of at most {longest} tokens: raise --prompt-limit")
             sets.append((spec, tasks[: self.limit], rewards))
         return sets
+
+    def _around(self) -> tuple[str | None, str | None, dict[str, Any] | None]:
+        """Template, system message and what else the chat template reads: as asked for, else those of the run."""
+        how, run = self.options, self.run
+        template, system, arguments = how.template, how.system, arguments_of(how.template_arguments)
+        if run is not None:
+            template = run.template if template is None and system is None and arguments is None else template
+            system = run.system if system is None and how.template is None else system
+            arguments = run.template_arguments if arguments is None and how.template is None else arguments
+        return template, system, arguments
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """What stands around each problem, if anything: template, system message, what the chat template reads, a digest of worked examples."""
+        shown = self._examples()
+        examples = digest_of_all((problem.text, problem.answer, problem.demonstrations) for problem in shown) if shown else None
+        named = dict(zip(PROMPTING, (*self._around(), examples), strict=True))
+        return {name: value for name, value in named.items() if value is not None}
 
     def _examples(self) -> list[Problem]:
         """The worked problems that are shown before each one."""
@@ -154,6 +172,18 @@ class TaskSets:
         """What ends a response of the run besides its end and its length: `answer` and `repetition` of a `Stop`, where it has them."""
         rules = {} if self.run is None else {"answer": self.run.answer, "repetition": self.run.repetition}
         return {name: rule for name, rule in rules.items() if rule is not None}
+
+    @property
+    def endings(self) -> dict[str, str]:
+        """The same as text that means the same in another process: one's own code by its digest."""
+        return {name: ending_text(rule) for name, rule in self.stops.items()}
+
+
+def ending_text(rule: Any) -> str:
+    """A rule as text, which for a function, or an object that is no dataclass, is its name; with a digest of code that is not ramulus' own."""
+    shown = repr(rule) if is_part(rule) else getattr(rule, "__qualname__", type(rule).__qualname__)
+    code = code_digests(rule)
+    return f"{shown} {code}" if code else shown
 
 
 def _source_of(spec: str, limit: int | None, file: File) -> tuple[Source, Reward]:

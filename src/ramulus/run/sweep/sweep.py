@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ramulus.look.curves import load_json
+from ramulus.look.curves import sweep_in
 from ramulus.look.terminal import printable
 from ramulus.native.memory import shared_among
 from ramulus.native.processors import cores
@@ -155,7 +155,7 @@ def _swept(
 
 def recipes_and_labels(recipes: Sequence[str], out: Path) -> dict[str, list[str]]:
     """The recipes and labels of a folder's sweeps, those of an earlier one first: the first is what `compare` holds the others against."""
-    before = load_json(out / "sweep.json")
+    before = sweep_in(out)
     these = {"recipes": [absolute(recipe) for recipe in recipes], "labels": [label_of(recipe) for recipe in recipes]}
     return {name: list(dict.fromkeys([*before.get(name, []), *now])) for name, now in these.items()}
 
