@@ -100,7 +100,7 @@ def test_a_verdict_that_the_next_measurement_may_undo_is_unsure():
     assert paired(on_time, Place("b", those, those)).verdict == "higher"
     assert paired(on_time, Place("b", those, {0: 0.6, 1: 0.7, 2: 0.8})).verdict == "higher (unsure)"
     assert paired(Place("b", those, {0: 0.6, 1: 0.7, 2: 0.8}), on_time).verdict == "lower (unsure)"
-    assert paired(on_time, Place("b", those, {0: 0.45, 1: 0.55})).verdict == "higher"  # closer, but still higher
+    assert paired(on_time, Place("b", those, {0: 0.45, 1: 0.55, 2: 0.65})).verdict == "higher"  # closer, but still higher
     assert Difference(2, estimate([0.1, -0.1]), sure=False).verdict == "within noise"
 
 
