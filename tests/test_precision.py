@@ -39,6 +39,25 @@ def test_a_small_rate_moves_half_precision_weights() -> None:
     assert shares[False] < 0.6 * shares[True]
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "critic"])
+def test_many_rows_add_up_as_few_do(kind: str) -> None:
+    """In half precision a sum of equal addends stands still at some 256 of them."""
+    dtype = torch.bfloat16 if kind == "critic" else getattr(torch, kind)
+    policy = (ActorCritic if kind == "critic" else TorchPolicy)(build().to(dtype))
+    [row, *_] = batches(forest(3), 40)
+
+    def held(times: int) -> torch.Tensor:
+        for _ in range(times):
+            policy.accumulate(LEARN_ALL, row)
+        gradients = policy.masters.hold_gradients()
+        whole = torch.cat([gradient.flatten().clone() for gradient in gradients])
+        policy.discard()
+        assert not policy.masters.hold_gradients()
+        return whole
+
+    torch.testing.assert_close(held(400) / 400, held(1), rtol=1e-3, atol=1e-6)
+
+
 def test_float32_has_no_masters() -> None:
     policy = TorchPolicy(build())
     assert not policy.masters.copies

@@ -157,8 +157,9 @@ def test_scores_of_the_model_and_of_the_reference_model(kind: str, size: int) ->
     assert off(found[1][1], found[0][1]) < 1e-10
 
 
-def test_shards_are_read_by_any_number_of_ranks(tmp_path: Path) -> None:
-    mix = METHODS["ppo"].mix
+@pytest.mark.parametrize("kind", ["plain", "lora"])
+def test_shards_are_read_by_any_number_of_ranks(kind: str, tmp_path: Path) -> None:
+    mix, options = METHODS["ppo"].mix, {"reference_model": True} | ({"lora": Lora(2, 4)} if kind == "lora" else {})
 
     async def begun(one: Any) -> Any:
         await story(one, mix, 1)
@@ -175,7 +176,8 @@ def test_shards_are_read_by_any_number_of_ranks(tmp_path: Path) -> None:
     def made() -> Any:
         net: Any = build(double=True)
         net.tiny = Tiny()
-        return Sharded()(net, None, None, True, {"reference_model": True}, 0)
+        torch.manual_seed(3)
+        return Sharded()(net, None, None, True, options, 0)
 
     try:
         ranks(2)
@@ -190,6 +192,11 @@ def test_shards_are_read_by_any_number_of_ranks(tmp_path: Path) -> None:
             ends.append(run(gone_on(one)))
             one.close()
         ranks(2)
+        one = made()
+        if kind == "lora":
+            with pytest.raises(ValueError, match="the model below the adapters is another than the run began with"):
+                run(one.restore(tmp_path / "saved", state | {"below": "another"}))
+        one.close()
         one, state = made(), None
         whole = run(gone_on(one))
         one.close()

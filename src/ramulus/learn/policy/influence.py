@@ -296,19 +296,20 @@ class Influence:
 
 
 def influences(rows: Sequence[ScoreRow], watches: Sequence[RowInfluence]) -> list[Tensor]:
-    """[T] of each row: the FCI of each token's step, its mean over the paths seen that share the token, on whichever row; 0 on no such path."""
+    """[T] of each row: the FCI of each token's step, its mean over the paths seen that share the token; 0 on no such path.
+
+    A node may stand on several rows, and several times on one, each time with others of its paths.
+    """
     nodes: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # of each node so far: sum and number
     for row, watch in zip(rows, watches, strict=True):
         total, seen = (np.zeros(len(row)) for _ in range(2))
-        spans = [(nodes.get((tree, node)), slice(start, stop)) for tree, node, start, stop in row.spans]
-        for before, place in spans:
-            if before is not None:
-                total[place], seen[place] = before
         for path, score in watch.scores():
             response = path.line[path.prompt :]
             total[response] += np.repeat(score, np.diff([*path.steps.starts, path.steps.length]))
             seen[response] += 1
-        nodes |= {(tree, node): (total[start:stop], seen[start:stop]) for tree, node, start, stop in row.spans}
+        for tree, node, start, stop in row.spans:
+            before = nodes.get((tree, node), (0.0, 0.0))
+            nodes[tree, node] = before[0] + total[start:stop], before[1] + seen[start:stop]
     columns = []
     for row in rows:
         column = np.zeros(len(row))

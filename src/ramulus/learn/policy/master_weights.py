@@ -32,14 +32,24 @@ class MasterWeights:
             self.stepped[name] = parameter if master is here and mine is parameter else nn.Parameter(master)
             self.copies += [] if master is here else [name]
 
-    def hold_gradients(self) -> list[Tensor]:
-        """Give what is stepped the gradients of its parameters; all that there are."""
+    def add_gradients(self) -> None:
+        """Add the gradients of parameters to those of their copies: between two rows, as the sum of many is lost in half precision."""
         for name, parameter in self.parameters.items():
             stepped = self.stepped[name]
-            if stepped is not parameter:
-                stepped.grad = None if parameter.grad is None else self.local(parameter.grad).to(stepped.device, stepped.dtype)
+            if stepped is not parameter and parameter.grad is not None:
+                gradient = self.local(parameter.grad).to(stepped.device, stepped.dtype)
+                stepped.grad = gradient if stepped.grad is None else stepped.grad.add_(gradient)
                 parameter.grad = None
+
+    def hold_gradients(self) -> list[Tensor]:
+        """Give what is stepped the gradients of its parameters; all that there are."""
+        self.add_gradients()
         return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
+
+    def discard(self) -> None:
+        """Drop the gradients so far."""
+        for each in (*self.parameters.values(), *self.stepped.values()):
+            each.grad = None
 
     @torch.no_grad()
     def round_off(self) -> None:

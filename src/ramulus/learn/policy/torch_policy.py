@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -127,6 +127,7 @@ class TorchPolicy:
 
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
+        self.masters.add_gradients()
         batch = batch.to(self.device)
         evaluated = self.evaluate(batch, mix.entropy_bonus != 0, tempered=mix.tempered, hot=mix.entropy_tempered)
         loss = mix.loss(evaluated.tempered, evaluated.plain, evaluated.entropy, batch, evaluated.value)
@@ -136,8 +137,7 @@ class TorchPolicy:
 
     def discard(self) -> None:
         """Drop the gradients so far: the optimizer step begins anew."""
-        for parameter in self.trainable.values():
-            parameter.grad = None
+        self.masters.discard()
 
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor | None:
         """What a value head says of the state before each token [T], from hidden states [T, d]; this policy has none."""
@@ -307,17 +307,21 @@ class TorchPolicy:
                 digest.update(flat[:: max(1, len(flat) // 256)][:256].double().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def check_below(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError where a checkpoint's adapters are of another model."""
+        if self.wrapped is not None and state.get("below", self.below) != self.below:
+            raise ValueError(
+                "the model below the adapters is another than the run began with, and adapters of one mean nothing on another: bring the old one "
+                "back under that name, or begin a new run with --fresh"
+            )
+
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take back `tensors()` and `state()`, bit for bit and in place, so that an engine that shares the weights sees them.
 
         Raises ValueError where the checkpoint is of another model.
         """
-        if self.wrapped is not None and state.get("below", self.below) != self.below:
-            raise ValueError(
-                "the model below the adapters is another than the run began with, and adapters of one mean nothing on another: bring the old one "
-                "back under that name, or begin a new run with --fresh"
-            )
+        self.check_below(state)
         weights = dict(self.kept())
         if any(name.startswith("weights/") for name in tensors):
             _fill(weights, tensors, "weights/")

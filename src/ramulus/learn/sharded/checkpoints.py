@@ -52,6 +52,7 @@ def read_shards(policy: ShardedPolicy, folder: Path, state: dict[str, Any]) -> N
     Raises ValueError where the checkpoint is of another model.
     """
     with on_all_ranks():
+        policy.check_below(state)
         files = asked_files(policy, folder)
     files.read()
     policy.masters.round_off()

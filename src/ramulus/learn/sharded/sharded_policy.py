@@ -68,6 +68,8 @@ class ShardedPolicy(ActorCritic):
     @classmethod
     def parts_of(cls, whole: TorchPolicy) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
         """The structure of a policy, to be sent to the other ranks, and its numbers: of the model, and of the reference model if it keeps one."""
+        if whole.wrapped is not None:
+            assert whole.below  # which is read while the weights are whole, and kept
         roots = [Root(whole.model, whole.critic), *([Root(whole.reference)] if whole.reference is not None else [])]
         kept = {name: value for name, value in vars(whole).items() if name not in LEFT_OUT}
         kept |= {"patches": [], "reference_patches": [], "head": replace(whole.head, narrow=None), "narrow": Narrow()}  # kernels know no shards
@@ -90,6 +92,7 @@ class ShardedPolicy(ActorCritic):
         """Add the gradient of one row, or of none: a pad whose gradient is exactly zero, for ranks that have rows left."""
         if batch is not None:
             return super().accumulate(mix, batch)
+        self.masters.add_gradients()
         row = pad_row()
         token, position, parent, end = (x.to(self.device) for x in (row.token, row.position, row.parent, row.end))
         target = row.author.to(self.device) == int(Author.POLICY)

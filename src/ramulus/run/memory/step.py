@@ -143,7 +143,8 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     several = tokens < most_tokens(run, site, work)  # then the gradients of other rows are there all the time
     width = own if run.lora is None else 4  # adapters are float32
     gradients = trained * width / many
-    early = gradients if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
+    summed = here * master_bytes(trained, masters) / many  # of the rows before, in float32
+    early = gradients + summed if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
@@ -157,7 +158,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
         MemoryPart("reference model", (weights if run.mix.kl_coef and run.lora is None else 0) / many),
         MemoryPart("optimizer", here * (2 * trained if learner.eighths else moment_bytes(trained, width, masters)) / many),
         MemoryPart("gradients", early + (reduced if run.lora is None else 0.0), ("update",)),
-        MemoryPart("gradients", max(gradients, here * master_bytes(trained, masters) / many), ("step",)),
+        MemoryPart("gradients", max(gradients, summed), ("step",)),
         MemoryPart("activations", kept, ("update",)),
         MemoryPart("freed between activations", holes, ("update",)),
         MemoryPart("one layer and the head", working, ("update",)),
