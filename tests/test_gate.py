@@ -16,7 +16,7 @@ from ramulus.learn.advantage.baselines import Right
 from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.objective.entropy_signal import AdaptiveClip, Redistribution
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.gate import Even, Smooth, Switch, beta_cdf, draws
+from ramulus.learn.objective.gate import SOFT, Even, Smooth, Soft, Switch, beta_cdf, draws
 from ramulus.learn.objective.mask import Everything
 from ramulus.learn.objective.mix import Mix, QuestionMean, Term, TokenMean
 from ramulus.learn.objective.per_author import PerAuthor
@@ -56,6 +56,31 @@ def test_the_switch_by_hand() -> None:
     assert sides(Switch(0.0), star(None, None)) == (0, 1), "paths without a reward say nothing"
     assert sides(Even(), star(0.0, 0.0)) == (1, 1)
     assert Switch(0.0, off=0.5)(star(0.0, 1.0), {})[0] == {POLICY: 0, EXPERT: 0, "off": 1}
+
+
+@pytest.mark.parametrize("rewards", [(), (None,), (None, None)], ids=["no rollout", "one filtered", "all filtered"])
+def test_a_question_without_a_graded_rollout_is_one_that_none_solved(rewards: tuple[float | None, ...]) -> None:
+    for threshold, off, want in (
+        (-1.0, None, (1, 0, 0)),  # below 0 a demonstration is never shown
+        (-0.1, None, (1, 0, 0)),
+        (-1.0, -0.5, (1, 0, 0)),
+        (-1.0, 0.0, (0, 0, 1)),
+        (-0.5, 0.25, (0, 0, 1)),
+        (0.0, None, (0, 1, 0)),
+        (0.25, 0.5, (0, 1, 0)),
+    ):
+        weights, _ = Switch(threshold, off)(star(*rewards), {})
+        assert (weights[POLICY], weights[EXPERT], weights["off"]) == want, (threshold, off)
+        assert weights == Switch(threshold, off)(star(0.0), {})[0]
+
+
+@pytest.mark.parametrize("gate", [Switch(0.0), Switch(0.0, off=1.0), Smooth(), *(Soft(table) for table in SOFT)])
+@pytest.mark.parametrize("rewards", [(), (None,), (0.0,), (1.0,), (0.0,) * 7 + (1.0,), (1.0, 0.0)])
+def test_a_question_without_a_demonstration_stays_with_its_rollouts(gate, rewards: tuple[float | None, ...]) -> None:
+    failed = star(*rewards, None, demo=False)
+    failed.add(failed.root, [3], EXPERT, finish="eos")  # a demonstration that failed its check is none
+    for tree in (star(*rewards, demo=False), failed):
+        assert gate(tree, {})[0] == {POLICY: 1, EXPERT: 0, "off": 0}
 
 
 def test_the_verdict_counts_and_a_helped_path_does_not() -> None:
