@@ -13,11 +13,12 @@ from ramulus.learn.batch.layout import lay_out
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
 from ramulus.learn.objective.leaf_weight import EntropyWeight, GeometricMean, SequenceRatio, along, fold
-from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 from ramulus.learn.objective.shaped_reference import Blend, Capped, Power, Probable, Shaped
+from ramulus.learn.objective.token_weight import Product
 from ramulus.learn.packing.pack import pack
 
 
@@ -92,6 +93,36 @@ def test_a_demonstration_without_a_sampler_is_refused_where_one_is_read() -> Non
         else:
             with pytest.raises(ValueError, match="has no log-probs of a sampler"):
                 pack(trees, mix.credit(trees), mix)
+
+
+SPARING = PerAuthor(Clip(), Everything())  # reads nothing at demonstrations
+
+
+@pytest.mark.parametrize(
+    ("mask", "fine"),
+    [
+        (Product((SPARING, Everything())), True),
+        (Product((Everything(), SPARING)), True),
+        (Product((Product((SPARING,)), Probable())), True),
+        (PerAuthor(Product((Clip(), Everything())), SPARING), True),
+        (PerAuthor(Clip(), Product((SPARING, Probable()))), True),
+        (Product((SPARING, Clip())), False),
+        (Product((Everything(), DualClip())), False),
+        (PerAuthor(Everything(), Product((Everything(), Clip()))), False),
+        (PerAuthor(SPARING, PerAuthor(Everything(), Clip())), False),
+    ],
+)
+def test_nested_masks_read_a_sampler_where_one_inside_does(mask: Product | PerAuthor, fine: bool) -> None:
+    trees = forest(0)
+    estimator = Estimator(mask, Itself(), GroupMean(over="all"))
+    mix = Mix((Term(estimator, (Author.POLICY, Author.EXPERT)),))
+    assert estimator.reads(Author.EXPERT) == (set() if fine else {"behavior"})
+    if fine:
+        assert estimator.reads(Author.POLICY) == {"behavior"} == mix.columns
+        assert pack(trees, mix.credit(trees), mix)
+    else:
+        with pytest.raises(ValueError, match="has no log-probs of a sampler"):
+            pack(trees, mix.credit(trees), mix)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ class Product:
         """The one column that the parts take ratios against; None where none reads one."""
         return next(iter(self.columns), None)
 
+    def column_of(self, author: Author) -> str | None:
+        """What some part reads at the tokens of one author; None where none does."""
+        return next((column for mask in self.masks if (column := mask.column_of(author)) is not None), None)
+
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the parts need of the step; a signal that several of them share is measured once."""
         sources = dict.fromkeys(mask.signal or part for part, mask in zip(self.parts, self.masks, strict=True) if mask.measure is not None)
