@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +177,33 @@ def test_a_batch_without_one_side_is_finite_and_right(trees: list[Tree], weights
         (grad,) = torch.autograd.grad(loss, logp)
         assert bool(grad.isfinite().all())
         assert bool((grad[row.author == int(EXPERT)] < 0).all()), "demonstrations pull up"
+
+
+OFF = replace(SFT, side="off")
+
+
+@pytest.mark.parametrize(
+    ("terms", "gate", "opened"),
+    [  # how far the rollouts and the demonstration are open: a leaf counts once, however many terms train it
+        ((RL, SFT), Even(), (1, 1)),
+        ((RL, SFT, OFF), Even(), (1, 1)),
+        ((RL, replace(RL, side=POLICY), SFT), Even(), (1, 1)),
+        ((RL, SFT, replace(SFT, side=EXPERT)), Even(), (1, 1)),
+        ((RL, replace(RL, side="off"), SFT, replace(SFT, side=POLICY), OFF), Even(), (1, 1)),
+        ((RL, replace(RL, side=POLICY), SFT, replace(SFT, side=EXPERT)), lambda tree, state: ({POLICY: 0.25, EXPERT: 0.75}, state), (0.25, 0.75)),
+        ((RL, SFT, OFF), lambda tree, state: ({POLICY: 0.5, EXPERT: 0.25, "off": 0.5}, state), (0.5, 0.75)),
+        ((RL, SFT, OFF), lambda tree, state: ({POLICY: 0.5, EXPERT: 0.75, "off": 0.5}, state), (0.5, 1)),
+        ((RL, SFT), lambda tree, state: ({POLICY: 2.0, EXPERT: 1.0}, state), (2, 1)),  # a gate may count a question twice
+    ],
+)
+def test_a_leaf_of_several_terms_counts_once_in_the_bonus(terms: tuple[Term, ...], gate, opened: tuple[float, float]) -> None:
+    mix, tree = Mix(terms, entropy_bonus=0.01, normaliser=TokenMean(), gate=gate), star(0.0, 1.0)
+    (row,) = pack([tree], mix.credit([tree]), mix, 0, torch.float64, gates=mix.gates([tree], {})[0])
+    rollout, shown = opened
+    total = 2 * 2 * rollout + 3 * shown  # two rollouts of two tokens, a demonstration of three
+    for author, want in ((POLICY, rollout), (EXPERT, shown)):
+        here = row.extra_weight[row.author == int(author)]
+        torch.testing.assert_close(here, torch.full_like(here, want / total))
 
 
 def test_the_rare_right_rollouts_of_a_shown_question_are_kept() -> None:

@@ -44,9 +44,14 @@ def demonstrated(tree: Tree) -> bool:
     return bool(demonstrations(tree))
 
 
+def side_of(leaf: Node, side: Author | str | None) -> Author | str:
+    """Whose weight a leaf takes by a term's `side`: that of its author where that is None."""
+    return side if side is not None else Author.EXPERT if leaf.author is Author.EXPERT else Author.POLICY
+
+
 def weigh(leaf: Node, side: Author | str | None, weights: GateWeights) -> float:
     """A leaf's weight: that of `side`, or of its author where that is None. Raises ValueError for a side that the gate does not know."""
-    side = side if side is not None else Author.EXPERT if leaf.author is Author.EXPERT else Author.POLICY
+    side = side_of(leaf, side)
     if side not in weights:
         raise ValueError(
             f"a term's side is {side!r}, but the gate weighs {list(weights)}: take one of these, or another gate"
