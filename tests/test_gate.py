@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ramulus.learn.advantage.baselines import Right
 from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.objective.entropy_signal import AdaptiveClip, Redistribution
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.gate import Even, Smooth, Switch, beta_cdf, draws
+from ramulus.learn.objective.gate import SOFT, Even, Smooth, Soft, Switch, beta_cdf, draws
 from ramulus.learn.objective.mask import Everything
 from ramulus.learn.objective.mix import Mix, QuestionMean, Term, TokenMean
 from ramulus.learn.objective.per_author import PerAuthor
@@ -56,6 +57,31 @@ def test_the_switch_by_hand() -> None:
     assert sides(Switch(0.0), star(None, None)) == (0, 1), "paths without a reward say nothing"
     assert sides(Even(), star(0.0, 0.0)) == (1, 1)
     assert Switch(0.0, off=0.5)(star(0.0, 1.0), {})[0] == {POLICY: 0, EXPERT: 0, "off": 1}
+
+
+@pytest.mark.parametrize("rewards", [(), (None,), (None, None)], ids=["no rollout", "one filtered", "all filtered"])
+def test_a_question_without_a_graded_rollout_is_one_that_none_solved(rewards: tuple[float | None, ...]) -> None:
+    for threshold, off, want in (
+        (-1.0, None, (1, 0, 0)),  # below 0 a demonstration is never shown
+        (-0.1, None, (1, 0, 0)),
+        (-1.0, -0.5, (1, 0, 0)),
+        (-1.0, 0.0, (0, 0, 1)),
+        (-0.5, 0.25, (0, 0, 1)),
+        (0.0, None, (0, 1, 0)),
+        (0.25, 0.5, (0, 1, 0)),
+    ):
+        weights, _ = Switch(threshold, off)(star(*rewards), {})
+        assert (weights[POLICY], weights[EXPERT], weights["off"]) == want, (threshold, off)
+        assert weights == Switch(threshold, off)(star(0.0), {})[0]
+
+
+@pytest.mark.parametrize("gate", [Switch(0.0), Switch(0.0, off=1.0), Smooth(), *(Soft(table) for table in SOFT)])
+@pytest.mark.parametrize("rewards", [(), (None,), (0.0,), (1.0,), (0.0,) * 7 + (1.0,), (1.0, 0.0)])
+def test_a_question_without_a_demonstration_stays_with_its_rollouts(gate, rewards: tuple[float | None, ...]) -> None:
+    failed = star(*rewards, None, demo=False)
+    failed.add(failed.root, [3], EXPERT, finish="eos")  # a demonstration that failed its check is none
+    for tree in (star(*rewards, demo=False), failed):
+        assert gate(tree, {})[0] == {POLICY: 1, EXPERT: 0, "off": 0}
 
 
 def test_the_verdict_counts_and_a_helped_path_does_not() -> None:
@@ -151,6 +177,33 @@ def test_a_batch_without_one_side_is_finite_and_right(trees: list[Tree], weights
         (grad,) = torch.autograd.grad(loss, logp)
         assert bool(grad.isfinite().all())
         assert bool((grad[row.author == int(EXPERT)] < 0).all()), "demonstrations pull up"
+
+
+OFF = replace(SFT, side="off")
+
+
+@pytest.mark.parametrize(
+    ("terms", "gate", "opened"),
+    [  # how far the rollouts and the demonstration are open: a leaf counts once, however many terms train it
+        ((RL, SFT), Even(), (1, 1)),
+        ((RL, SFT, OFF), Even(), (1, 1)),
+        ((RL, replace(RL, side=POLICY), SFT), Even(), (1, 1)),
+        ((RL, SFT, replace(SFT, side=EXPERT)), Even(), (1, 1)),
+        ((RL, replace(RL, side="off"), SFT, replace(SFT, side=POLICY), OFF), Even(), (1, 1)),
+        ((RL, replace(RL, side=POLICY), SFT, replace(SFT, side=EXPERT)), lambda tree, state: ({POLICY: 0.25, EXPERT: 0.75}, state), (0.25, 0.75)),
+        ((RL, SFT, OFF), lambda tree, state: ({POLICY: 0.5, EXPERT: 0.25, "off": 0.5}, state), (0.5, 0.75)),
+        ((RL, SFT, OFF), lambda tree, state: ({POLICY: 0.5, EXPERT: 0.75, "off": 0.5}, state), (0.5, 1)),
+        ((RL, SFT), lambda tree, state: ({POLICY: 2.0, EXPERT: 1.0}, state), (2, 1)),  # a gate may count a question twice
+    ],
+)
+def test_a_leaf_of_several_terms_counts_once_in_the_bonus(terms: tuple[Term, ...], gate, opened: tuple[float, float]) -> None:
+    mix, tree = Mix(terms, entropy_bonus=0.01, normaliser=TokenMean(), gate=gate), star(0.0, 1.0)
+    (row,) = pack([tree], mix.credit([tree]), mix, 0, torch.float64, gates=mix.gates([tree], {})[0])
+    rollout, shown = opened
+    total = 2 * 2 * rollout + 3 * shown  # two rollouts of two tokens, a demonstration of three
+    for author, want in ((POLICY, rollout), (EXPERT, shown)):
+        here = row.extra_weight[row.author == int(author)]
+        torch.testing.assert_close(here, torch.full_like(here, want / total))
 
 
 def test_the_rare_right_rollouts_of_a_shown_question_are_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from forests import forest
 from ramulus.core.tree import Author, Tree
@@ -12,12 +13,14 @@ from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.batch.layout import lay_out
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
+from ramulus.learn.objective.gauges import surrogate
 from ramulus.learn.objective.leaf_weight import EntropyWeight, GeometricMean, SequenceRatio, along, fold
-from ramulus.learn.objective.mask import Clip, Everything
+from ramulus.learn.objective.mask import Clip, DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term
 from ramulus.learn.objective.per_author import PerAuthor
 from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 from ramulus.learn.objective.shaped_reference import Blend, Capped, Power, Probable, Shaped
+from ramulus.learn.objective.token_weight import HighEntropy, IcePop, ImportanceWeight, Product
 from ramulus.learn.packing.pack import pack
 
 
@@ -92,6 +95,102 @@ def test_a_demonstration_without_a_sampler_is_refused_where_one_is_read() -> Non
         else:
             with pytest.raises(ValueError, match="has no log-probs of a sampler"):
                 pack(trees, mix.credit(trees), mix)
+
+
+CLIP = Clip(0.2, 0.25, "recomputed")
+
+
+def path_of(batch: TreeBatch, leaf: int) -> list[int]:
+    """The learned tokens above a leaf of a row."""
+    token, line = int(batch.leaf_token[leaf]), []
+    while True:
+        line += [token] if batch.leaves[token] > 0 else []
+        above = int(batch.parent[token])
+        if above == token or above < 0:
+            return line
+        token = above
+
+
+def by_path(leaf: SequenceRatio | GeometricMean, logp: Tensor, batch: TreeBatch, factor: Tensor) -> Tensor:
+    """GSPO-token and its like for GMPO: each token holds its path's ratio, whose gradient there is the token's own, times a constant."""
+    assert batch.recomputed is not None
+    total = logp.new_zeros(())
+    for k in range(len(batch.leaf_token)):
+        path, credit = path_of(batch, k), float(batch.leaf_weight[k] * batch.leaf_credit[k])
+        sign = 1 if credit > 0 else -1
+        if isinstance(leaf, GeometricMean):
+            apart = CLIP.clamp(sign, logp, logp, batch) - batch.recomputed
+            ratio = apart[path].mean().detach().exp() * (apart[path] - apart[path].detach()).exp()
+        else:
+            ratio = (logp - batch.recomputed)[path].mean().detach().exp() * (logp[path] - logp[path].detach()).exp()
+            ratio = ratio.clamp(max=1 + leaf.high) if sign > 0 else ratio.clamp(min=1 - leaf.low)
+        total = total - credit * (factor[path] * ratio).sum()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("mask", "known"),
+    [
+        (None, True),
+        (IcePop(0.9, 1.2), True),
+        (IcePop(0.999, 1.001), True),
+        (ImportanceWeight(1.5), True),
+        (HighEntropy(0.4), True),
+        (HighEntropy(0.4, rescale=True), True),
+        (Product((ImportanceWeight(2.0), HighEntropy(0.5))), True),
+        (lambda sign, logp, entropy, batch: (batch.entropy > 1).to(logp.dtype), False),  # says nothing of its textbook loss
+    ],
+)
+@pytest.mark.parametrize("leaf", [SequenceRatio(0.2, 0.1, "recomputed"), GeometricMean(CLIP)], ids=["gspo", "gmpo"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_one_ratio_a_path_is_weighed_as_its_gradient(seed: int, leaf: SequenceRatio | GeometricMean, mask, known: bool) -> None:
+    own = CLIP if isinstance(leaf, GeometricMean) else Everything()
+    rule = Estimator(own if mask is None else Product((own, mask)), Itself(), GroupMean(), leaf, recomputed_tempered=True)
+    trees, mix = forest(seed), Mix((Term(rule),))
+    (row,) = pack(trees, mix.credit(trees), mix, 0, torch.float64)
+    batch, generator = mix.term(row, 0), torch.Generator().manual_seed(seed)
+    assert batch.recomputed is not None
+    logp = (batch.recomputed + 0.3 * torch.randn(len(row), generator=generator, dtype=torch.float64)).requires_grad_()
+    answer = surrogate(mix, logp, logp, row.entropy, row)
+    if not known:
+        assert answer is None
+        return
+    factor = torch.ones_like(logp) if mask is None else mask(1, logp, row.entropy, batch)
+    want = by_path(leaf, logp, batch, factor.detach())
+    assert answer == pytest.approx(want.item(), rel=1e-10, abs=1e-12)
+    (theirs,), (ours,) = (torch.autograd.grad(loss, logp) for loss in (want, mix.loss(logp, logp, row.entropy, row)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert (answer == 0) == (not bool(factor[batch.leaves > 0].any()))
+
+
+SPARING = PerAuthor(Clip(), Everything())  # reads nothing at demonstrations
+
+
+@pytest.mark.parametrize(
+    ("mask", "fine"),
+    [
+        (Product((SPARING, Everything())), True),
+        (Product((Everything(), SPARING)), True),
+        (Product((Product((SPARING,)), Probable())), True),
+        (PerAuthor(Product((Clip(), Everything())), SPARING), True),
+        (PerAuthor(Clip(), Product((SPARING, Probable()))), True),
+        (Product((SPARING, Clip())), False),
+        (Product((Everything(), DualClip())), False),
+        (PerAuthor(Everything(), Product((Everything(), Clip()))), False),
+        (PerAuthor(SPARING, PerAuthor(Everything(), Clip())), False),
+    ],
+)
+def test_nested_masks_read_a_sampler_where_one_inside_does(mask: Product | PerAuthor, fine: bool) -> None:
+    trees = forest(0)
+    estimator = Estimator(mask, Itself(), GroupMean(over="all"))
+    mix = Mix((Term(estimator, (Author.POLICY, Author.EXPERT)),))
+    assert estimator.reads(Author.EXPERT) == (set() if fine else {"behavior"})
+    if fine:
+        assert estimator.reads(Author.POLICY) == {"behavior"} == mix.columns
+        assert pack(trees, mix.credit(trees), mix)
+    else:
+        with pytest.raises(ValueError, match="has no log-probs of a sampler"):
+            pack(trees, mix.credit(trees), mix)
 
 
 @pytest.mark.parametrize(

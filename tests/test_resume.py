@@ -337,6 +337,16 @@ def test_a_kl_term_needs_the_reference_model_that_the_checkpoints_hold(tmp_path:
     assert train(tmp_path / "on", "steps=2", "mix.kl_coef=0") == 0
 
 
+@pytest.mark.parametrize("where", ["here", "apart"])
+def test_a_reward_that_draws_goes_on_bit_for_bit_wherever_the_learner_is(tmp_path: Path, where: str):
+    recipe = f"{HERE / 'run_drawn.py'}:{where}"
+    assert train(tmp_path / "whole", recipe=recipe) == 0
+    assert train(tmp_path / "run", "steps=2", recipe=recipe) == 0
+    checkpoint.seed_all(99)  # another process would begin anywhere
+    assert train(tmp_path / "run", "steps=3", recipe=recipe) == 0
+    same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_an_existing_run_is_not_overwritten(whole: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

@@ -28,6 +28,7 @@ from ramulus.grow.branching import Star
 from ramulus.grow.grading import grade
 from ramulus.grow.schedule import Dynamic, Fixed
 from ramulus.grow.stop import Stop
+from ramulus.learn.policy.in_process import random_tensors, restore_random_tensors
 from ramulus.run import checkpoint
 from ramulus.run.config.describe import changes, recipe_text, to_json
 from ramulus.run.config.find import find
@@ -237,13 +238,37 @@ def test_nothing_is_pickled(tmp_path: Path):
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
-def test_random_states_come_back(tmp_path: Path):
+def draws() -> tuple[float, ...]:
+    return random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.rand(()).item(), torch.randn(()).item()
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["saved at once", "drawn from before the learner saved"])
+@pytest.mark.parametrize("odd", [False, True])
+def test_random_states_come_back(tmp_path: Path, odd: bool, between: bool):
     checkpoint.seed_all(3)
-    write(tmp_path, 1)
-    first = (random.random(), np.random.rand(), np.random.randn())
+    if odd:
+        draws()  # half of a pair of normal numbers is kept for the next call
+    generators = checkpoint.Generators.now()
+    first = draws()
+    if not between:
+        generators.restore()
+    held = random_tensors()  # as a learner in this process keeps them
+    write(tmp_path, 1, random=generators.plain())
     checkpoint.seed_all(4)
+    restore_random_tensors(held)
     checkpoint.restore_random(checkpoint.read_state(tmp_path, 1))
-    assert (random.random(), np.random.rand(), np.random.randn()) == first
+    assert draws() == first
+
+
+def test_a_checkpoint_of_before_leaves_torch_to_the_learner(tmp_path: Path):
+    checkpoint.seed_all(3)
+    held, former = random_tensors(), checkpoint.Generators.now().plain()
+    first = draws()
+    write(tmp_path, 1, random={name: former[name] for name in ("python", "numpy")})
+    checkpoint.seed_all(4)
+    restore_random_tensors(held)
+    checkpoint.restore_random(checkpoint.read_state(tmp_path, 1))
+    assert draws() == first
 
 
 # a run, small

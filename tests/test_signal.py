@@ -17,7 +17,7 @@ from ramulus.core.share import at_least, at_most
 from ramulus.core.task import Task
 from ramulus.core.tree import Author, Tree, column
 from ramulus.learn.advantage.entropy_advantage import ClipCov, Covarying, EntropyAdvantage
-from ramulus.learn.advantage.group import GroupMean
+from ramulus.learn.advantage.group import Constant, GroupMean
 from ramulus.learn.advantage.subgroup import learned
 from ramulus.learn.advantage.token_group import TokenGroupMean
 from ramulus.learn.batch.tree_batch import TreeBatch
@@ -30,10 +30,11 @@ from ramulus.learn.objective.entropy_signal import (
     quantiles,
 )
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.gate import Even, Switch
+from ramulus.learn.objective.gate import Even, Switch, demonstrated
 from ramulus.learn.objective.mask import Clip, DualClip, Everything
 from ramulus.learn.objective.mix import Mix, Term
-from ramulus.learn.objective.reference import Behavior, Recomputed
+from ramulus.learn.objective.per_author import PerAuthor
+from ramulus.learn.objective.reference import Behavior, Itself, Recomputed
 from ramulus.learn.objective.token_weight import HighEntropy, ImportanceWeight, Product
 from ramulus.learn.packing.pack import pack
 from ramulus.learn.packing.weights import select
@@ -253,6 +254,36 @@ def test_forking_tokens_are_a_share_of_the_flattened_tokens(share: float) -> Non
     assert share <= got < share + 0.1
     rescaled = HighEntropy(share, rescale=True)(1, batch.recomputed, batch.entropy, batch)
     assert float((rescaled * trained).sum()) == pytest.approx(float(trained.sum()))
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("authors", [(Author.EXPERT,), (Author.POLICY, Author.EXPERT)])
+def test_forking_tokens_leave_demonstrations_as_they_are(authors: tuple[Author, ...], share: float, rescale: bool) -> None:
+    trees, rule = forest(0, tempered=True), HighEntropy(share, rescale)
+    for mask in (rule, Product((rule, Everything())), PerAuthor(rule, rule)):
+        mix = Mix((Term(Estimator(mask, Itself(), GroupMean(over="all")), authors),))
+        batch = pack(trees, mix.credit(trees), mix, dtype=torch.float64)[0].term(0)
+        weight = mask(1, batch.behavior, batch.entropy, batch)
+        policy = batch.author == int(Author.POLICY)
+        assert bool((batch.leaves[batch.author == int(Author.EXPERT)] > 0).any())
+        assert bool((weight[~policy] == 1).all())
+        assert mask.factor(1, batch.behavior, batch.entropy, batch).equal(weight)
+        sampled = batch.leaves * policy
+        size = float((weight * sampled).sum())
+        assert size == pytest.approx(float(sampled.sum())) if rescale else size <= float(sampled.sum())
+
+
+@pytest.mark.parametrize("mask", [HighEntropy(), HighEntropy(1.0, rescale=True), Product((Everything(), HighEntropy(0.5)))])
+def test_a_step_of_nothing_but_demonstrations_has_forking_tokens_too(mask: object) -> None:
+    trees = [tree for tree in forest(4, tempered=True) if demonstrated(tree)]
+    shown = Term(Estimator(Everything(), Itself(), Constant(over="expert")), (Author.EXPERT,))
+    mix = Mix((Term(Estimator(mask, Itself(), GroupMean())), shown), gate=Switch(threshold=1.0))
+    (batch,) = pack(trees, mix.credit(trees), mix, gates=mix.gates(trees, {})[0])
+    assert not bool((batch.leaves[0] > 0).any())
+    logp = torch.zeros(len(batch), requires_grad=True)
+    mix.loss(logp, logp, batch.entropy, batch).backward()
+    torch.testing.assert_close(-logp.grad, batch.weight[1])
 
 
 TAKEN = [(0.2, 10, 2), (0.2, 11, 3), (0.1, 100, 10), (0.5, 3, 2), (0.07, 100, 7), (1.0, 5, 5), (0.01, 5, 1)]

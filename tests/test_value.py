@@ -150,6 +150,39 @@ def test_values_are_those_of_separate_paths_and_learn() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "autocast"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True), (torch.float64, False)],
+)
+def test_values_are_computed_in_at_least_float32(kind: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ActorCritic(build("qwen2", double=kind == torch.float64).to(kind), autocast=autocast, clip=float("inf"))
+    with torch.no_grad():
+        policy.critic.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+        policy.critic.bias.fill_(0.7)
+    seen: list[tuple[Tensor, Tensor]] = []
+    real = ActorCritic.read
+
+    def read(self: ActorCritic, hidden: Tensor, parent: Tensor) -> Tensor:
+        answer = real(self, hidden, parent)
+        seen.append((hidden.detach()[parent], answer))
+        return answer
+
+    monkeypatch.setattr(ActorCritic, "read", read)
+    trees = forest(5)
+    score_now(policy, trees, {"value"})
+    for batch in pack(trees, PPO.credit(trees), PPO, 0, torch.float64):
+        policy.accumulate(PPO, batch)
+    weight, bias = policy.critic.weight.detach().double()[0], policy.critic.bias.detach().double()
+    for hidden, answer in seen:
+        assert answer.dtype == torch.promote_types(kind, torch.float32)
+        torch.testing.assert_close(answer.detach().double(), hidden.double() @ weight + bias, rtol=1e-5, atol=1e-5)
+    assert len(seen) > 1
+    for number in policy.critic.parameters():
+        assert number.grad is not None
+        assert number.grad.dtype == number.dtype == kind
+        assert bool(number.grad.any())
+
+
 def test_ppo_runs_and_resumes(tmp_path: Path) -> None:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     quiet = Console(quiet=True)

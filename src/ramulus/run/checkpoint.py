@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on bit for bit, written beside the old ones and renamed into place.
 
 A checkpoint is a folder `checkpoints/step-000123` with `model/` (a plain Hugging Face folder), `tensors.safetensors` (optimizer and
-random states) and `state.json`. checksums.json holds the digest of each file. A killed write leaves a `.part` folder that
-nobody reads. Nothing is pickled.
+the learner's random states) and `state.json` (with those of this process). checksums.json holds the digest of each file. A killed write
+leaves a `.part` folder that nobody reads. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -213,16 +213,19 @@ class Generators:
         torch.set_rng_state(self.torch)
 
     def plain(self) -> dict[str, Any]:
-        """Python's and numpy's as JSON, for a checkpoint; those of torch are the learner's to keep."""
+        """The three states as JSON, for a checkpoint; a learner keeps those of the process and the devices that it computes on."""
         kind, keys, place, has_gauss, gauss = self.numpy
-        return {"python": self.python, "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]}
+        numbers = [kind, np.asarray(keys).tolist(), place, has_gauss, gauss]
+        return {"python": self.python, "numpy": numbers, "torch": bytes(self.torch.tolist()).hex()}
 
 
 def restore_random(state: dict[str, Any]) -> None:
-    """Set these generators to where the checkpoint found them; those of torch are the learner's."""
+    """Set these generators to where the checkpoint found them, after a learner has set those that it keeps; older checkpoints lack torch's."""
     version, internal, gauss = state["random"]["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["random"]["numpy"]))
+    if "torch" in state["random"]:
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["random"]["torch"])), dtype=torch.uint8))
 
 
 def seed_all(seed: int) -> None:

@@ -18,6 +18,8 @@ GateWeights = dict[Author | str, float]
 Gate = Callable[[Tree, _State], tuple[GateWeights, _State]]
 """(a graded tree, state) -> (its weights, state)."""
 
+_ROLLOUTS: GateWeights = {Author.POLICY: 1.0, Author.EXPERT: 0.0, "off": 0.0}  # learned from alone
+
 MOST = 300  # terms of a continued fraction
 
 
@@ -42,9 +44,14 @@ def demonstrated(tree: Tree) -> bool:
     return bool(demonstrations(tree))
 
 
+def side_of(leaf: Node, side: Author | str | None) -> Author | str:
+    """Whose weight a leaf takes by a term's `side`: that of its author where that is None."""
+    return side if side is not None else Author.EXPERT if leaf.author is Author.EXPERT else Author.POLICY
+
+
 def weigh(leaf: Node, side: Author | str | None, weights: GateWeights) -> float:
     """A leaf's weight: that of `side`, or of its author where that is None. Raises ValueError for a side that the gate does not know."""
-    side = side if side is not None else Author.EXPERT if leaf.author is Author.EXPERT else Author.POLICY
+    side = side_of(leaf, side)
     if side not in weights:
         raise ValueError(
             f"a term's side is {side!r}, but the gate weighs {list(weights)}: take one of these, or another gate"
@@ -73,8 +80,8 @@ class Switch:
     """HPT: rollouts where the share of solved ones is above `threshold`, else the demonstration (arXiv 2509.04419, eqs. 8-10).
 
     Published thresholds: 0 (Qwen2.5-Math), 2/8 (LLaMA-3.1-8B); below 0 it never shows a demonstration. Up to the share `off` the
-    demonstration is learned by the term whose side is "off" (off-policy RL in the released code). A question without a demonstration
-    stays with its rollouts.
+    demonstration is learned by the term whose side is "off" (off-policy RL in the released code). A question without a graded rollout
+    counts as one that none solved; one without a demonstration stays with its rollouts.
 
     Example:
         >>> from ramulus import Author, Switch, Task, Tree
@@ -99,9 +106,9 @@ class Switch:
         solved, slack = marks(tree), 1e-9  # a threshold such as 1/3 is not exact
         rate = sum(solved) / len(solved) if solved else 0.0
         off = self.threshold if self.off is None else self.off
-        if not demonstrated(tree) or (solved and rate > off + slack):
-            return {Author.POLICY: 1.0, Author.EXPERT: 0.0, "off": 0.0}, state
-        shown = not solved or rate <= self.threshold + slack
+        if not demonstrated(tree) or rate > off + slack:
+            return dict(_ROLLOUTS), state
+        shown = rate <= self.threshold + slack
         return {Author.POLICY: 0.0, Author.EXPERT: float(shown), "off": float(not shown)}, state
 
 
@@ -138,7 +145,7 @@ class Smooth:
         good, bad = good + math.fsum(solved), bad + len(solved) - math.fsum(solved)
         state = state | {tree.task.id: [good, bad]} if solved else state
         if not demonstrated(tree):
-            return {Author.POLICY: 1.0, Author.EXPERT: 0.0, "off": 0.0}, state
+            return dict(_ROLLOUTS), state
         below = beta_cdf(self.threshold, self.prior[0] + good, self.prior[1] + bad)
         return {Author.POLICY: 1.0 - below, Author.EXPERT: below, "off": 0.0}, state
 
@@ -155,10 +162,15 @@ SOFT = (
 class Soft:
     """Weights by how many of a question's graded leaves are correct, its demonstrations counted (HPT's code, where they have no effect).
 
+    A question without a demonstration stays with its rollouts.
+
     Example:
         >>> from ramulus import Author, Soft, Task, Tree
         >>> tree = Tree.plant(Task("t", (1,), "t"))
-        >>> leaves = [tree.add(tree.root, [2], Author.POLICY, finish="eos", reward=r) for r in (1.0, 0.0)]
+        >>> leaves = [
+        ...     tree.add(tree.root, [2], author, finish="eos", reward=reward)
+        ...     for author, reward in ((Author.POLICY, 0.0), (Author.EXPERT, 1.0))
+        ... ]
         >>> weights, state = Soft()(tree, {})  # one of two is right
         >>> weights[Author.POLICY], weights[Author.EXPERT]
         (0.5, 0.125)
@@ -167,6 +179,8 @@ class Soft:
     table: Sequence[tuple[float, float, float]] = SOFT[0]
 
     def __call__(self, tree: Tree, state: _State) -> tuple[GateWeights, _State]:
+        if not demonstrated(tree):
+            return dict(_ROLLOUTS), state
         graded = [leaf for leaf in tree.leaves() if leaf.reward is not None]
         solved = math.fsum(correct(leaf) for leaf in graded) / max(len(graded), 1)
         policy, off, sft = self.table[round((len(self.table) - 1) * solved)]

@@ -11,7 +11,7 @@ from ramulus.core.recipe_part import with_defaults
 from ramulus.core.tree import Author
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.estimator import Estimator
-from ramulus.learn.objective.leaf_weight import Leaf, along, fold
+from ramulus.learn.objective.leaf_weight import Leaf, fold
 from ramulus.learn.objective.mask import Behind, Mask
 from ramulus.learn.objective.mix import Mix
 from ramulus.learn.objective.reference import Reference
@@ -39,12 +39,18 @@ def surrogate(
 
 
 def objective(rule: Estimator, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor | None:
-    """What the textbook loss of one term is the negative of, on the term's batch; None where it is not known."""
-    leaf = with_defaults(rule.leaf, Leaf)
+    """What the textbook loss of one term is the negative of, on the term's batch; None where it is not known.
+
+    Where a path has one ratio, each of its tokens holds it, times the factor of the mask there (GSPO-token, arXiv 2507.18071, section 4.3).
+    """
+    leaf, mask = with_defaults(rule.leaf, Leaf), with_defaults(rule.mask, Mask)
     up, down = (leaf.potential(sign, logp, entropy, batch) for sign in (1, -1))
-    if up is not None and down is not None:  # one ratio a path: the sum over leaves of weight x tokens x credit x potential
-        credit = batch.leaf_weight * along(torch.ones_like(logp), batch) * batch.leaf_credit
-        return (credit.clamp(min=0) * up + credit.clamp(max=0) * down).sum()
+    if up is not None and down is not None:
+        if any(mask.clamp(sign, logp, entropy, batch) is None for sign in (1, -1)):
+            return None
+        credit = batch.leaf_weight * batch.leaf_credit
+        gain, pain = fold(credit.clamp(min=0) * up, batch), fold(credit.clamp(max=0) * down, batch)
+        return (gain * mask.factor(1, logp, entropy, batch) + pain * mask.factor(-1, logp, entropy, batch)).sum()
     gain, pain = rule.pulls(logp, entropy, batch)
     up, down = (value(rule, sign, logp, entropy, batch) for sign in (1, -1))
     return None if up is None or down is None else (gain * up + pain * down).sum()

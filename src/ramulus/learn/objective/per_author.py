@@ -50,7 +50,7 @@ class PerAuthor:
 
     def column_of(self, author: Author) -> str | None:
         """What the part for the tokens of one author reads."""
-        return with_defaults(self.expert if author is Author.EXPERT else self.policy, ColumnReader).column
+        return with_defaults(self.expert if author is Author.EXPERT else self.policy, ColumnReader).column_of(author)
 
     @property
     def masks(self) -> tuple[Mask, Mask]:

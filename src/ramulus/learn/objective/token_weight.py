@@ -50,6 +50,10 @@ class Product:
         """The one column that the parts take ratios against; None where none reads one."""
         return next(iter(self.columns), None)
 
+    def column_of(self, author: Author) -> str | None:
+        """What some part reads at the tokens of one author; None where none does."""
+        return next((column for mask in self.masks if (column := mask.column_of(author)) is not None), None)
+
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
         """What the parts need of the step; a signal that several of them share is measured once."""
         sources = dict.fromkeys(mask.signal or part for part, mask in zip(self.parts, self.masks, strict=True) if mask.measure is not None)
@@ -85,7 +89,8 @@ class HighEntropy:
 
     As many as `share` of them, rounded up; over the whole step, each token counted as often as trained leaves lie below it. Tokens of one
     entropy, such as one token below several leaves, are in or out together: those at the threshold are in. Denominators stay those of all tokens,
-    unless `rescale`: then the loss is the mean over the chosen ones.
+    unless `rescale`: then the sampled tokens that are chosen share the weight of all sampled ones. 1 on tokens that the policy did not write,
+    which were not sampled: they are neither counted nor rescaled.
 
     Example:
         >>> from ramulus import Clip, HighEntropy, Product
@@ -102,14 +107,14 @@ class HighEntropy:
             raise ValueError(f"HighEntropy's share must be in (0, 1], got {self.share}")
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
-        """The threshold in nats, and the share of tokens at or above it."""
+        """The threshold in nats, and the share of tokens at or above it; 0 and 1 where no sampled token is trained."""
         entropy, counts = flattened(forest, keep)
-        if not len(entropy):
-            return {}
-        order = np.argsort(-entropy, kind="stable")
-        wanted = at_least(self.share, int(counts.sum()))
-        threshold = float(entropy[order[np.searchsorted(np.cumsum(counts[order]), wanted)]])
-        chosen = float(counts[entropy >= threshold].sum() / counts.sum())
+        threshold, chosen = 0.0, 1.0
+        if len(entropy):
+            order = np.argsort(-entropy, kind="stable")
+            wanted = at_least(self.share, int(counts.sum()))
+            threshold = float(entropy[order[np.searchsorted(np.cumsum(counts[order]), wanted)]])
+            chosen = float(counts[entropy >= threshold].sum() / counts.sum())
         return {f"forks/{self.share:g}/threshold": threshold, f"forks/{self.share:g}/share": chosen}
 
     def __call__(self, sign: int, logp: Tensor, entropy: Tensor, batch: TreeBatch) -> Tensor:
@@ -118,7 +123,8 @@ class HighEntropy:
         # a float32 column rounds to either side of a threshold in float64: compare as rounded
         threshold = batch.entropy.new_tensor(batch.stats[f"forks/{self.share:g}/threshold"])
         chosen = (batch.entropy >= threshold).to(logp.dtype)
-        return chosen / batch.stats[f"forks/{self.share:g}/share"] if self.rescale else chosen
+        chosen = chosen / batch.stats[f"forks/{self.share:g}/share"] if self.rescale else chosen
+        return torch.where(batch.author == int(Author.POLICY), chosen, 1.0)
 
     factor = __call__
     clamp = unmoved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from ramulus.core.tree import Author, Node, Tree
 from ramulus.learn.batch.tree_batch import Credits
-from ramulus.learn.objective.gate import GateWeights, weigh
+from ramulus.learn.objective.gate import GateWeights, side_of, weigh
 from ramulus.learn.objective.mix import Mix, Term
 
 
@@ -124,7 +125,10 @@ def select(
 
 
 def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Sequence[GateWeights] | None) -> list[Extra]:
-    """The weights of every leaf that some term trains by the Mix's own normaliser: a leaf counts once, times what the gate says of it."""
+    """The weights of every leaf that some term trains by the Mix's own normaliser: a leaf counts once, times what the gate says of it.
+
+    Where terms of several sides train it, that is the sum of what the gate says of each side, at most 1 or the largest of them.
+    """
     assert mix.normaliser is not None
     per_tree: list[dict[int, tuple[float, frozenset[Author], int]]] = []
     for index, tree in enumerate(trees):
@@ -134,7 +138,7 @@ def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Seq
         for leaf in tree.leaves():
             mine = [part for part, term in zip(mix.terms, terms, strict=True) if leaf.id in term[index]]
             if mine:
-                opened = 1.0 if gates is None else sum(weigh(leaf, side, gates[index]) for side in {part.side for part in mine})
+                opened = 1.0 if gates is None else openings(leaf, mine, gates[index])
                 authors = frozenset(author for part in mine for author in part.authors)
                 count = sum(len(node.tokens) for node in leaf.line() if node.author in authors)
                 chosen[leaf.id] = parts[leaf.id] * opened, authors, count
@@ -144,6 +148,12 @@ def extras(trees: Sequence[Tree], terms: Sequence[Trained], mix: Mix, gates: Seq
         {leaf: (weight, authors) for (leaf, (_, authors, _)), weight in zip(chosen.items(), each, strict=True)}
         for chosen, each in zip(per_tree, weights, strict=True)
     ]
+
+
+def openings(leaf: Node, terms: Sequence[Term], gate: GateWeights) -> float:
+    """How far a gate opens a leaf to these terms together: the sum over their sides, at most 1 or the largest of them."""
+    weights = [weigh(leaf, side, gate) for side in sorted({side_of(leaf, term.side) for term in terms}, key=str)]
+    return min(math.fsum(weights), max(1.0, *weights))
 
 
 Trained = Sequence[dict[int, TrainedLeaf]]  # of one term, per tree by leaf id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -39,6 +40,8 @@ class ActorCritic(TorchPolicy):
         self.optimizer.add_param_group(group)
 
     def read(self, hidden: Tensor, parent: Tensor) -> Tensor:
-        """Hidden states [T, d], parent [T] -> values [T], in at least float32."""
-        values: Tensor = self.critic(hidden[parent].to(self.dtype))[:, 0]
-        return values if values.dtype == torch.float64 else values.float()
+        """Hidden states [T, d], parent [T] -> values [T], computed in at least float32, under autocast too."""
+        kind = torch.promote_types(self.critic.weight.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):  # which would narrow it
+            values: Tensor = F.linear(hidden[parent].to(kind), self.critic.weight.to(kind), self.critic.bias.to(kind))
+        return values[:, 0]
