@@ -141,22 +141,28 @@ def test_rules_touch_only_their_rows_and_are_recorded() -> None:
     assert mixed.temperature == [0.5, 1.0, 0.5, 0.0]
 
 
+SIZES = [9, 2048, 3000, 151936 // 8 + 3]  # of one level and of two, whole chunks and a last one that is short
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("value", [float("nan"), -0.5, float("inf")])
-def test_a_rule_that_gives_nonsense_is_named(value: float) -> None:
+def test_a_rule_that_gives_nonsense_is_named(value: float, size: int) -> None:
     with pytest.raises(ValueError, match="temperature rule"):
-        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: torch.full((len(logits),), value))
+        sample(torch.randn(2, size), grid(2), temperature=lambda logits: torch.full((len(logits),), value))
     with pytest.raises(ValueError, match="shape"):
-        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: logits)
+        sample(torch.randn(2, size), grid(2), temperature=lambda logits: logits)
 
 
 BROKEN = {"NaN": [math.nan, 0.0, 1.0], "inf": [0.0, math.inf, 1.0], "inf beside -inf": [-math.inf, math.inf, 0.0], "nothing": [-math.inf] * 3}
 SETTINGS = [{}, {"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}]
 
 
+@pytest.mark.parametrize("size", [3, *SIZES])
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("sampling", [*SETTINGS, {"temperature": lambda logits: torch.ones(len(logits))}])
-def test_logits_that_are_no_numbers_are_named(name: str, sampling: dict) -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0], BROKEN[name]])
+def test_logits_that_are_no_numbers_are_named(name: str, sampling: dict, size: int) -> None:
+    left_out = torch.full((2, size - 3), -math.inf if name == "nothing" else 0.0)
+    logits = torch.cat((torch.tensor([[0.0, 1.0, 2.0], BROKEN[name]]), left_out), 1)
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
         sample(logits, grid(2), **sampling)
 

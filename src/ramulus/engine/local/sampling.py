@@ -186,7 +186,7 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     columns = chunk[:, None] * CHUNK + torch.arange(CHUNK, device=weights.device)
     inside = weights.gather(1, columns.clamp(max=n - 1)).double().masked_fill(columns >= n, 0.0).cumsum(-1)
     inner, _ = _search(inside, (target - before[:, 0]).clamp(min=0), scaled=True)
-    return chunk * CHUNK + inner
+    return (chunk * CHUNK + inner).clamp(max=n - 1)  # the last chunk may be short: clamped, as in `_search`, for NaN alone
 
 
 def _search(totals: Tensor, target: Tensor, scaled: bool = False) -> tuple[Tensor, Tensor]:
