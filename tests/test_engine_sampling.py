@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from ramulus.engine.engine import Sampling
+from ramulus.engine.engine import HOTTEST, Sampling
 from ramulus.engine.local.sampling import Drawn, SamplingBatch, draw, inverse_cdf
 from ramulus.engine.toy import draw_token
 
@@ -124,6 +125,42 @@ def test_greedy_and_mixed_rows() -> None:
     all_cold = sample(logits, torch.zeros(3), temperature=0.0)
     assert all_cold.tokens == best
     assert all_cold.logprobs == [0.0] * 3
+
+
+@pytest.mark.parametrize("temperature", [7e-46, 1e-46, 1e-300, 5e-324])
+@pytest.mark.parametrize("beside", [{}, {"temperature": 0.7}, {"top_k": 3}])
+def test_a_temperature_that_float32_rounds_to_zero_is_greedy(temperature: float, beside: dict) -> None:
+    """By the number that logits are really divided by, alone and beside rows that are not."""
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    u = torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64)
+    others = [Sampling(8, **beside)] * 2
+    rows = [[Sampling(8, temperature=t), *others] for t in (temperature, 0.0)]
+    out, wanted = (draw(logits, SamplingBatch(row, CPU, torch.float32), u) for row in rows)
+    assert (out.tokens, out.logprobs, out.kept, out.entropy) == (wanted.tokens, wanted.logprobs, wanted.kept, wanted.entropy)
+    alone = sample(logits, u, temperature=temperature)
+    assert (alone.tokens, alone.logprobs) == (logits.argmax(-1).tolist(), [0.0] * 3)
+
+
+@pytest.mark.parametrize("temperature", [math.inf, math.nan, -math.inf, -0.1, 1e39, "0.7", None])
+def test_a_temperature_that_is_none_is_refused(temperature: Any) -> None:
+    with pytest.raises(ValueError, match="temperature must be a number from 0"):
+        Sampling(8, temperature=temperature)
+    assert Sampling(8, temperature=HOTTEST).temperature == HOTTEST
+
+
+@pytest.mark.parametrize("others", [{}, {"top_k": 3}, {"temperature": 0.7}])
+def test_a_log_prob_that_is_no_number_is_named(others: dict) -> None:
+    class Zero:
+        """Says that it never answers 0, and does."""
+
+        features = frozenset({"positive"})
+
+        def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(logits),), 1e-46)
+
+    knobs = SamplingBatch([Sampling(8, temperature=Zero()), Sampling(8, **others)], CPU, torch.float32)
+    with pytest.raises(ValueError, match=r"log-prob is NaN at temperature 0\.0"):
+        draw(torch.randn(2, 50, generator=torch.Generator().manual_seed(2)), knobs, grid(2))
 
 
 def test_rules_touch_only_their_rows_and_are_recorded() -> None:
