@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,6 +147,14 @@ def test_a_temperature_that_is_none_is_refused(temperature: Any) -> None:
     with pytest.raises(ValueError, match="temperature must be a number from 0"):
         Sampling(8, temperature=temperature)
     assert Sampling(8, temperature=HOTTEST).temperature == HOTTEST
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "top_k"])
+@pytest.mark.parametrize("value", [8.0, 0.5, math.nan, math.inf, "8", None, True, [8]])
+def test_counts_are_whole_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got "):
+        Sampling(**{"max_tokens": 8} | {name: value})
+    assert Sampling(np.int64(8), top_k=np.int32(2)).truncates  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("others", [{}, {"top_k": 3}, {"temperature": 0.7}])

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Protocol, cast
 
 from ramulus.models.weights import Weights as Weights  # part of what this module offers
@@ -83,6 +83,9 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in (("max_tokens", self.max_tokens), ("top_k", self.top_k)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not callable(self.temperature) and not (isinstance(self.temperature, Real) and 0 <= self.temperature <= HOTTEST):
