@@ -101,19 +101,55 @@ def test_requests_that_arrive_late_and_at_random_points_are_right() -> None:
     assert worst(model, [r for r, _ in done], [s for _, s in done]) < 1e-5
 
 
-def test_a_failure_reaches_everyone_and_the_engine_survives() -> None:
+def test_a_failure_reaches_everyone_and_the_engine_survives(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LocalEngine(small(), slots=2, memory=MANY)
 
-    def broken(tokens: list[int]) -> str | None:
-        raise RuntimeError("no such rule")
+    def broken() -> int:
+        raise RuntimeError("no such step")
 
     async def crowd() -> list[Any]:
-        requests = [ask(line(4, i), seed=i, until=broken if i == 1 else (lambda t: None)) for i in range(5)]
-        return await asyncio.gather(*[one(engine, r) for r in requests], return_exceptions=True)
+        return await asyncio.gather(*[one(engine, ask(line(4, i), seed=i)) for i in range(5)], return_exceptions=True)
 
-    assert [str(e) for e in asyncio.run(crowd())] == ["no such rule"] * 5
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._scheduler, "step", broken)
+        assert [str(e) for e in asyncio.run(crowd())] == ["no such step"] * 5
     requests = mixed(5)
     assert worst(engine.model, requests, run(engine, requests)) < 1e-5
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such rule"), KeyError(3), MemoryError("no more"), StopIteration(), AssertionError()])
+@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("slots", [2, 8])
+def test_an_until_that_fails_ends_its_own_call_alone(slots: int, way: str, error: Exception) -> None:
+    """The other requests of that call end with it, those that wait as well; those of other calls get the tokens that they get alone."""
+    engine = LocalEngine(small(), slots=slots, memory=MANY, **WAYS[way])
+    asked = [0]
+
+    def broken(tokens: list[int]) -> str | None:
+        asked[0] += 1
+        if len(tokens) == 3:
+            raise error
+        return None
+
+    fine = [ask(line(4, i), seed=i, max_tokens=6 + i) for i in range(6)]
+    doomed = [ask(line(4, 9), seed=9, max_tokens=20, until=broken), ask(line(4, 8), seed=8, max_tokens=20)]
+    doomed += [ask(line(3, i), seed=i, max_tokens=20, until=broken) for i in range(6)]
+
+    async def crowd() -> list[Any]:
+        calls = [one(engine, request) for request in fine]
+        return await asyncio.gather(*calls[:3], engine.sample(doomed), *calls[3:], return_exceptions=True)
+
+    told = asyncio.run(crowd())
+    wrong = told.pop(3)
+    if isinstance(error, StopIteration):
+        assert isinstance(wrong, RuntimeError)
+        assert wrong.__cause__ is error
+    else:
+        assert wrong is error
+    before = asked[0]
+    assert [segment.tokens for segment in told] == [segment.tokens for segment in run(engine, fine)]
+    assert asked[0] == before <= 3 * slots
+    assert not engine._scheduler.busy
 
 
 def test_cancelled_requests_leave_the_others_alone() -> None:

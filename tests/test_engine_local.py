@@ -72,6 +72,16 @@ def test_threads_are_set_for_the_engine_alone() -> None:
         LocalEngine(small(), threads=0)
 
 
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_a_temperature_that_float32_rounds_to_zero_is_greedy_in_every_way(way: str) -> None:
+    engine = LocalEngine(small(), slots=4, memory=MANY, **WAYS[way])
+    cold, tiny = (
+        run(engine, [ask(line(5, 1), temperature=t, **cut) for cut in ({}, {"top_k": 3}, {"until": None})] + [ask(line(5, 2))]) for t in (0.0, 1e-46)
+    )
+    assert [s.tokens for s in tiny] == [s.tokens for s in cold]
+    assert [s.logprobs.tolist() for s in tiny[:3]] == [[0.0] * 8] * 3
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.25)])
 @pytest.mark.parametrize("way", EVERY_WAY)
 def test_other_dtypes(dtype: torch.dtype, tolerance: float, way: str) -> None:

@@ -218,6 +218,30 @@ def test_another_protocol_and_nonsense_are_answered_in_a_sentence(server: Server
     assert httpx2.get(f"{server.url}v1/other", headers=known | {HEADER: "1"}).status_code == 404
 
 
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"max_tokens": 8.5}, "max_tokens must be a whole number, got 8.5"),
+    ({"max_tokens": "8"}, "max_tokens must be a whole number, got '8'"),
+    ({"top_k": 2.5}, "top_k must be a whole number, got 2.5"),
+    ({"temperature": math.inf}, "temperature must be a number from 0"),
+    ({"temperature": {"rule": "ByEntropy", "fields": {"stats": {"median": 0.5}}}}, "stats are numbers named pivot"),
+    ({"temperature": {"rule": "ByEntropy", "fields": {"stats": {"pivot": math.nan, "rms": 1.0}}}}, "got pivot=nan"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), WRONG)
+def test_settings_that_no_token_can_be_drawn_by_are_refused_before_any_is(server: Server, wrong: dict[str, object], text: str) -> None:
+    known = {"authorization": f"Bearer {TOKEN}", HEADER: "1"}
+    hello = httpx2.get(f"{server.url}v1/hello", headers=known).json()
+    content = requests_to_json([Request((1, 2), Sampling(4), StopRule())])
+    content["kinds"][0]["sampling"] |= wrong
+    body = json.dumps(content | {"instance": hello["instance"], "loaded": hello["loaded"]})
+    answer = httpx2.post(f"{server.url}v1/sample", content=body, headers=known)
+    assert answer.status_code == 400
+    assert answer.json()["kind"] == "ValueError"
+    assert text in answer.json()["error"]
+    assert answer.json()["counters"]["sampled"] == hello["counters"]["sampled"]
+
+
 def test_nobody_there_and_somebody_else_there() -> None:
     with pytest.raises(ConnectionError, match=r"no engine server answers at http://127.0.0.1:9 .*ramulus serve"):
         RemoteEngine("http://127.0.0.1:9/", TOKEN, reconnect=0.2)

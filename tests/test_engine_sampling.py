@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ramulus.engine.engine import Sampling
+from ramulus.engine.engine import HOTTEST, Sampling
 from ramulus.engine.local.sampling import Drawn, SamplingBatch, draw, inverse_cdf
 from ramulus.engine.toy import draw_token
 
@@ -126,6 +128,50 @@ def test_greedy_and_mixed_rows() -> None:
     assert all_cold.logprobs == [0.0] * 3
 
 
+@pytest.mark.parametrize("temperature", [7e-46, 1e-46, 1e-300, 5e-324])
+@pytest.mark.parametrize("beside", [{}, {"temperature": 0.7}, {"top_k": 3}])
+def test_a_temperature_that_float32_rounds_to_zero_is_greedy(temperature: float, beside: dict) -> None:
+    """By the number that logits are really divided by, alone and beside rows that are not."""
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    u = torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64)
+    others = [Sampling(8, **beside)] * 2
+    rows = [[Sampling(8, temperature=t), *others] for t in (temperature, 0.0)]
+    out, wanted = (draw(logits, SamplingBatch(row, CPU, torch.float32), u) for row in rows)
+    assert (out.tokens, out.logprobs, out.kept, out.entropy) == (wanted.tokens, wanted.logprobs, wanted.kept, wanted.entropy)
+    alone = sample(logits, u, temperature=temperature)
+    assert (alone.tokens, alone.logprobs) == (logits.argmax(-1).tolist(), [0.0] * 3)
+
+
+@pytest.mark.parametrize("temperature", [math.inf, math.nan, -math.inf, -0.1, 1e39, "0.7", None])
+def test_a_temperature_that_is_none_is_refused(temperature: Any) -> None:
+    with pytest.raises(ValueError, match="temperature must be a number from 0"):
+        Sampling(8, temperature=temperature)
+    assert Sampling(8, temperature=HOTTEST).temperature == HOTTEST
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "top_k"])
+@pytest.mark.parametrize("value", [8.0, 0.5, math.nan, math.inf, "8", None, True, [8]])
+def test_counts_are_whole_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got "):
+        Sampling(**{"max_tokens": 8} | {name: value})
+    assert Sampling(np.int64(8), top_k=np.int32(2)).truncates  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("others", [{}, {"top_k": 3}, {"temperature": 0.7}])
+def test_a_log_prob_that_is_no_number_is_named(others: dict) -> None:
+    class Zero:
+        """Says that it never answers 0, and does."""
+
+        features = frozenset({"positive"})
+
+        def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(logits),), 1e-46)
+
+    knobs = SamplingBatch([Sampling(8, temperature=Zero()), Sampling(8, **others)], CPU, torch.float32)
+    with pytest.raises(ValueError, match=r"log-prob is NaN at temperature 0\.0"):
+        draw(torch.randn(2, 50, generator=torch.Generator().manual_seed(2)), knobs, grid(2))
+
+
 def test_rules_touch_only_their_rows_and_are_recorded() -> None:
     def rule(logits: torch.Tensor) -> torch.Tensor:
         return 0.5 + logits.amax(-1) * 0
@@ -141,22 +187,28 @@ def test_rules_touch_only_their_rows_and_are_recorded() -> None:
     assert mixed.temperature == [0.5, 1.0, 0.5, 0.0]
 
 
+SIZES = [9, 2048, 3000, 151936 // 8 + 3]  # of one level and of two, whole chunks and a last one that is short
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("value", [float("nan"), -0.5, float("inf")])
-def test_a_rule_that_gives_nonsense_is_named(value: float) -> None:
+def test_a_rule_that_gives_nonsense_is_named(value: float, size: int) -> None:
     with pytest.raises(ValueError, match="temperature rule"):
-        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: torch.full((len(logits),), value))
+        sample(torch.randn(2, size), grid(2), temperature=lambda logits: torch.full((len(logits),), value))
     with pytest.raises(ValueError, match="shape"):
-        sample(torch.randn(2, 9), grid(2), temperature=lambda logits: logits)
+        sample(torch.randn(2, size), grid(2), temperature=lambda logits: logits)
 
 
 BROKEN = {"NaN": [math.nan, 0.0, 1.0], "inf": [0.0, math.inf, 1.0], "inf beside -inf": [-math.inf, math.inf, 0.0], "nothing": [-math.inf] * 3}
 SETTINGS = [{}, {"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}]
 
 
+@pytest.mark.parametrize("size", [3, *SIZES])
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("sampling", [*SETTINGS, {"temperature": lambda logits: torch.ones(len(logits))}])
-def test_logits_that_are_no_numbers_are_named(name: str, sampling: dict) -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0], BROKEN[name]])
+def test_logits_that_are_no_numbers_are_named(name: str, sampling: dict, size: int) -> None:
+    left_out = torch.full((2, size - 3), -math.inf if name == "nothing" else 0.0)
+    logits = torch.cat((torch.tensor([[0.0, 1.0, 2.0], BROKEN[name]]), left_out), 1)
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
         sample(logits, grid(2), **sampling)
 

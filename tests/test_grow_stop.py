@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growing import EOS
+from ramulus.core.text import BOX, closed
 from ramulus.grow.stop import BoxedAnswer, Repeats, Stop, has_box, repeats
 
 
@@ -93,6 +94,45 @@ def test_one_token_may_close_a_box_and_more() -> None:
     assert stop([1], [3]) == "answer"
     assert stop([], [4]) == "answer"
     assert stop([], [3]) is None
+
+
+@pytest.mark.parametrize("boundary", ["segments", "tokens"])
+@pytest.mark.parametrize("piece", ["\\}", "a\\}", "\\{b\\}", "\\}\\}", "\\\\\\}", "x^{2}", "}", "}\\}", "} }"])
+def test_an_older_box_is_not_completed_again(piece: str, boundary: str) -> None:
+    words = ["", "\\boxed{3}", " then S=", piece, " and \\boxed{4", "}", "\\"]
+
+    def decode(tokens: list[int]) -> str:
+        return "".join(words[token] for token in tokens)
+
+    def ask(*tokens: int) -> str | None:
+        """What is said after the last token, with the others before it in an earlier segment or in this one."""
+        before, last = list(tokens[:-1]), list(tokens[-1:])
+        return stop(before, last) if boundary == "segments" else stop([], before + last)
+
+    stop = Stop((0,), 99, decode, BoxedAnswer())
+    assert ask(1, 3) is None
+    assert ask(1, 2, 3) is None
+    assert ask(*[1, 2] * 20, 3) is None
+    assert ask(1, 2, 4, 6, 5) is None, "its brace is escaped by the token before"
+    assert ask(1, 2, 3, 4, 5) == "answer", "a new box does"
+
+
+PIECES = ["\\boxed{", "\\boxed{3}", "{", "}", "\\", "\\{", "\\}", "x", "}}", "} \\}", " "]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30), st.integers(0, 20))
+def test_only_a_box_that_the_last_token_completes_ends_the_text(words: list[str], before: int) -> None:
+    """Boxes of the response before, which may have gone on behind them, count no more than none at all."""
+
+    def decode(tokens: list[int]) -> str:
+        return "".join(words[token] for token in tokens)
+
+    def boxes(tokens: list[int]) -> int:
+        return sum(pair.command == BOX for pair in closed(decode(tokens)))
+
+    stop, tokens = Stop((), 999, decode, BoxedAnswer()), list(range(len(words)))
+    for end in range(before + 1, len(words) + 1):
+        assert (stop(tokens[:before], tokens[before:end]) == "answer") == (boxes(tokens[:end]) > boxes(tokens[: end - 1]))
 
 
 def test_a_box_beyond_the_window_is_not_seen() -> None:

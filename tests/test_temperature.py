@@ -91,6 +91,17 @@ def test_impossible_tokens_do_not_spoil_it() -> None:
         ({"tau": 0.2}, "stay above 0"),
         ({"tau": 1.0, "kind": "signed"}, "stay above 0"),
         ({"tau": -0.1}, "stay above 0"),
+        ({"tau": 0.2 - 1e-9}, "stay above 0"),
+        ({"base": 1e-46}, "base above 0"),
+        ({"base": 1e39}, "base above 0"),
+        ({"base": math.nan}, "base above 0"),
+        ({"stats": {}}, "stats are numbers named pivot, rms"),
+        ({"stats": [1, 2]}, "stats are numbers named pivot, rms"),
+        ({"stats": STATS | {"median": 1.0}}, "stats are numbers named pivot, rms"),
+        ({"stats": {"pivot": 0.1}}, "stats are numbers named pivot, rms"),
+        ({"stats": {"pivot": 0.1, "rms": 0.5}, "kind": "signed"}, "stats are numbers named pivot, rms"),
+        *(({"stats": STATS | {name: value}}, f"got {name}=") for name in STATS for value in (math.nan, math.inf, "1", None)),
+        *(({"stats": STATS | {name: -1.0}}, f"got {name}=") for name in STATS if name != "pivot"),
     ],
 )
 def test_what_cannot_be(wrong: dict, said: str) -> None:

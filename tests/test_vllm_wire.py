@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from array import array
 from copy import deepcopy
 from dataclasses import replace
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from conformance.subjects import scratch
 from ramulus.engine.affinity import Affinity
 from ramulus.engine.engine import Request, Sampling, StopRule
 from ramulus.engine.pushed import pushed
 from ramulus.engine.vllm.factory import Vllm
-from ramulus.engine.vllm.server import greeting_of
+from ramulus.engine.vllm.process import Process
+from ramulus.engine.vllm.server import Server, greeting_of
 from ramulus.engine.vllm.wire import Malformed, calls_of, refuse, segment_of
 from ramulus.grow.temperature import ByEntropy
 from ramulus.run.config.describe import recipe_text, to_json
@@ -173,3 +177,78 @@ def test_what_a_recipe_says_is_checked_and_its_key_is_shown_nowhere(monkeypatch:
     for wrong, said in (({"servers": 0}, "servers"), ({"urls": "http://x"}, "tuple"), ({"urls": ("x",)}, "tuple"), ({"timeout": 0}, "timeout")):
         with pytest.raises(ValueError, match=said):
             Vllm(**wrong)  # type: ignore[arg-type]
+
+
+class Begun:
+    """Servers that are started: processes that sleep, and what each says of itself."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, greetings: list[dict[str, Any]], fails: str = "") -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        words = iter(greetings)
+
+        def start(process: Process) -> None:
+            process.running = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE, start_new_session=True)
+            self.processes.append(process.running)
+
+        def wait(process: Process, answers: Any) -> None:
+            if fails:
+                raise RuntimeError(fails.format(log=process.log))
+
+        def meet(server: Server, expose: bool, patience: float) -> None:
+            server.hello = greeting_of(GREETING | next(words), server.url)
+
+        monkeypatch.setattr(Process, "start", start)
+        monkeypatch.setattr(Process, "wait", wait)
+        monkeypatch.setattr(Server, "meet", meet)
+
+    def ended(self) -> bool:
+        """Whether no process is left; one that is goes now."""
+        left = [process for process in self.processes if process.poll() is None]
+        for process in left:
+            process.kill()
+            process.wait()
+        return not left
+
+
+REFUSALS: list[tuple[dict[str, Any], list[dict[str, Any]], type[Exception], str]] = [
+    ({"in_flight": True}, [{"vllm": "0.31.0"}] * 2, ValueError, "does not say which weights"),
+    ({"weights": "gloo"}, [{}] * 2, ValueError, "takes no weights by gloo"),
+    ({}, [{}, {"limit": 32}], ConnectionError, "is not like that at"),
+    ({}, [{"vocabulary": 7}] * 2, ValueError, "serve the same model"),
+    ({}, [{}, {"protocol": 7}], ConnectionError, "speaks protocol 7"),
+    ({"python": "/nowhere/python"}, [{}] * 2, FileNotFoundError, "run `make vllm`"),
+    ({"urls": ("http://127.0.0.1:9",)}, [{"vllm": "0.1.0"}], ConnectionError, "install one of those"),
+    ({"urls": ("http://127.0.0.1:9",), "in_flight": True}, [{"vllm": "0.31.0"}], ValueError, "does not say which weights"),
+]
+
+
+@pytest.mark.parametrize(("options", "greetings", "kind", "text"), REFUSALS)
+def test_servers_that_are_refused_are_ended_and_leave_no_folder(
+    options: dict[str, Any], greetings: list[dict[str, Any]], kind: type[Exception], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Begun(monkeypatch, greetings)
+    factory = Vllm(**{"servers": 2, "python": sys.executable, "folder": str(tmp_path)} | options)
+    with pytest.raises(kind, match=text):
+        factory(scratch(0)[0])
+    assert len(begun.processes) == (0 if "urls" in options or "/nowhere" in options.get("python", "") else 2)
+    assert begun.ended()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_stays_where_a_message_names_a_log_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Begun(monkeypatch, [{}] * 2, "it ended while it started (all of it: {log})")
+    with pytest.raises(RuntimeError, match="it ended while it started") as failed:
+        Vllm(servers=2, python=sys.executable, folder=str(tmp_path))(scratch(0)[0])
+    [folder] = tmp_path.iterdir()
+    assert f"{folder}/server-0.log" in str(failed.value)
+    assert begun.ended()
+
+
+def test_servers_that_fit_go_on_until_the_engine_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scratch(0)[0]
+    begun = Begun(monkeypatch, [{"vocabulary": int(model.config.vocab_size)}] * 2)
+    engine = Vllm(servers=2, python=sys.executable, folder=str(tmp_path))(model)
+    assert [process.poll() for process in begun.processes] == [None, None]
+    engine.close()
+    assert begun.ended()
+    assert list(tmp_path.iterdir()) == []

@@ -112,9 +112,9 @@ def has_box(text: str) -> bool:
     return any(pair.command == BOX for pair in closed(text))
 
 
-def ends_in_box(text: str, closing: int) -> tuple[bool, bool]:
-    r"""(whether one of the last `closing` braces completes a \boxed{...}, whether the text reaches back far enough to tell)."""
-    last = list(closed(text))[-closing:] if closing else []
+def ends_in_box(text: str, begin: int) -> tuple[bool, bool]:
+    r"""(whether a brace at `begin` or behind it completes a \boxed{...}, whether the text reaches back far enough to tell)."""
+    last = [pair for pair in closed(text) if pair.end >= begin]
     if any(pair.command == BOX for pair in last):
         return True, True
     return False, all(pair.start > BOX_REACH for pair in last)

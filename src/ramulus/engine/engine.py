@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Protocol, cast
 
 from ramulus.models.weights import Weights as Weights  # part of what this module offers
@@ -37,6 +38,8 @@ Temperature = Callable[[Any], Any]
 
 A class attribute `features`, a frozenset of the names in RULE_FEATURES, says what more it can do.
 """
+
+HOTTEST = 1e38  # of temperatures that are numbers: float32 holds it
 
 RULE_FEATURES = {
     "of_entropy": "its method of_entropy maps entropies [B] in nats, which the engine has already, to temperatures [B]",
@@ -80,10 +83,13 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in (("max_tokens", self.max_tokens), ("top_k", self.top_k)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if isinstance(self.temperature, int | float) and not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0 (0 is greedy), got {self.temperature}")
+        if not callable(self.temperature) and not (isinstance(self.temperature, Real) and 0 <= self.temperature <= HOTTEST):
+            raise ValueError(f"temperature must be a number from 0 (greedy) to {HOTTEST:g}, or a rule, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:

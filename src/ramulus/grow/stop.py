@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 
 from ramulus.core.text import ends_in_box, has_box
 from ramulus.engine.engine import Decode, StopRule, Until
-from ramulus.engine.stops import ends_in
+from ramulus.engine.stops import agreeing, ends_in
 
 Answer = Callable[[list[int], list[int], Decode, bool], bool]
 """(response before this segment, its tokens so far, decode, whether EOS just came) -> whether the answer is complete."""
@@ -40,16 +40,16 @@ class BoxedAnswer:
     def __call__(self, response: list[int], new: list[int], decode: Decode, ended: bool) -> bool:
         if self.and_eos:
             return ended and has_box(decode(response + new))
-        closing = braces_in(decode, new[-1])
-        return closing > 0 and self.closes(response, new, decode, closing)
+        return has_brace(decode, new[-1]) and self.closes(response, new, decode)
 
-    def closes(self, response: list[int], new: list[int], decode: Decode, closing: int) -> bool:
-        """Whether one of the last `closing` braces completes a box; decodes no further back than it must."""
+    def closes(self, response: list[int], new: list[int], decode: Decode) -> bool:
+        """Whether a brace in the text of the last token completes a box; decodes no further back than it must."""
         size = 32
         while True:
             take = min(size, self.window)
             tail = new[-take:] if len(new) >= take else response[max(len(response) - take + len(new), 0) :] + new
-            boxed, whole = ends_in_box(decode(tail), closing)
+            text = decode(tail)
+            boxed, whole = ends_in_box(text, agreeing(decode(tail[:-1]), text) if len(tail) > 1 else 0)
             if boxed or whole or take == self.window or len(tail) == len(response) + len(new):
                 return boxed
             size *= 2
@@ -146,9 +146,9 @@ class Stop:
 
 
 @lru_cache(maxsize=1 << 18)
-def braces_in(decode: Decode, token: int) -> int:
-    """Closing braces in the text of one token; remembered, since it is asked at every token."""
-    return decode([token]).count("}")
+def has_brace(decode: Decode, token: int) -> bool:
+    """Whether there is a closing brace in the text of one token; remembered, since it is asked at every token."""
+    return "}" in decode([token])
 
 
 def repeats(items: str | tuple[int, ...], width: int, times: int) -> bool:

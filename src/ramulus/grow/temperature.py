@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from ramulus.core.tree import Author, Tree
 
 SMALLEST = 1e-8  # nats; entropies of a step below it count as it, as in the released code
+STATS = ("pivot", "rms", "above", "below")  # what a step is measured by
+_BASES = (1e-20, 1e20)  # that float32 holds, and all temperatures by them
+_APART = 1e-6  # of tau's product from 1, so that float32 does not round temperatures to 0
 _SAMPLED = 1e-6  # nats; the same for the token to be sampled
 
 
@@ -40,15 +44,27 @@ class ByEntropy:
     records: ClassVar[tuple[str, ...]] = ("entropy",)  # what an engine must record for it
 
     def __post_init__(self) -> None:
-        if not 0 < self.base < math.inf or not 0 <= self.pivot <= 1:
-            raise ValueError(f"ByEntropy needs base above 0 and a pivot in [0, 1], got {self.base} and {self.pivot}")
+        if not _BASES[0] <= self.base <= _BASES[1] or not 0 <= self.pivot <= 1:
+            least, most = _BASES
+            raise ValueError(f"ByEntropy needs base above 0 ({least:g} to {most:g}) and a pivot in [0, 1], got {self.base} and {self.pivot}")
         if self.kind not in ("zscore", "signed", "released"):
             raise ValueError(f"ByEntropy's kind is 'zscore', 'signed' or 'released', got {self.kind!r}")
         most = self.limit if self.kind == "zscore" else 1.0
-        if not (most > 0 and 0 <= self.tau * most < 1):
+        if not (most > 0 and 0 <= self.tau * most <= 1 - _APART):
             raise ValueError(
-                f"ByEntropy's temperature must stay above 0: tau * {most:g} must be in [0, 1), got tau={self.tau}"
+                f"ByEntropy's temperature must stay above 0: tau * {most:g} must be in [0, {1 - _APART:g}], got tau={self.tau}"
             )
+        if self.stats is not None:
+            self.check(self.stats)
+
+    def check(self, stats: Any) -> None:
+        """Raise ValueError for stats that are none of `measure`'s, so that no token is asked of them."""
+        needed = ("pivot", "rms") if self.kind == "zscore" else STATS
+        if not isinstance(stats, Mapping) or not set(needed) <= set(stats) <= set(STATS):
+            raise ValueError(f"ByEntropy's stats are numbers named {', '.join(STATS)} (None for the first step), got {stats!r}")
+        for name, value in stats.items():
+            if not isinstance(value, Real) or not math.isfinite(value) or (name != "pivot" and value < 0):
+                raise ValueError(f"ByEntropy's stats must be finite, and but for pivot at least 0, got {name}={value!r}: take them from measure")
 
     def measure(self, forest: Sequence[Tree]) -> dict[str, float] | None:
         """Plain JSON for the next step's `stats`: pivot and scales of the policy's tokens; None where nothing was sampled."""

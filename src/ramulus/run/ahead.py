@@ -67,7 +67,7 @@ class AheadRollouts:
         if self.most:
             after = self.ripe[-1][1] if self.ripe else cursor
             self.growing = asyncio.create_task(self._grow(step + len(self.ripe) + 1, min(step + self.most, self.last), after))
-        return rollout, cursor
+        return self.with_ripe(rollout, cursor)
 
     async def _grow(self, first: int, last: int, cursor: Cursor) -> None:
         """Grow the rollouts of some steps."""
@@ -78,11 +78,15 @@ class AheadRollouts:
 
     async def settled(self, rollout: Rollout, cursor: Cursor) -> tuple[Rollout, Cursor]:
         """A step's rollout and cursor, once nothing grows any more, with what was grown for later steps."""
-        if self.growing is None:
-            return rollout, cursor
         growing, self.growing = self.growing, None
-        await growing
-        return replace(rollout, ahead=self.sampled), cursor | ({RIPE: list(self.ripe)} if self.ripe else {})
+        if growing is not None:
+            await growing
+        return self.with_ripe(rollout, cursor)
+
+    def with_ripe(self, rollout: Rollout, cursor: Cursor) -> tuple[Rollout, Cursor]:
+        """A step's rollout and cursor with what is ripe for later steps by now, whatever grows still or has failed."""
+        counted = replace(rollout, ahead=self.sampled) if self.sampled else rollout
+        return counted, cursor | ({RIPE: list(self.ripe)} if self.ripe else {})
 
     async def renewed(
         self,

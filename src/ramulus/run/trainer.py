@@ -192,7 +192,7 @@ class Trainer:
             cut = minibatches(trees, credits, gates, run.mix, run.minibatches)
         statistics = await self.learn(cut, number, clock)
 
-        def learned() -> dict[str, Any]:
+        def learned(rollout: Rollout, cursor: Cursor) -> dict[str, Any]:
             """The step is done but for its evaluation and its row: what it was, and where the next one begins."""
             with clock("ledger"):
                 metrics = rollout.metrics(statistics.fates) | decoding(counters, self.engine.counters()) | statistics.metrics() | openness(gates)
@@ -207,10 +207,10 @@ class Trainer:
                 unwritten = self.write_trees(rollout.grown, cut, number)
             loading = self.rollouts.renewed(rollout, cursor, self.engine, partial(hand_over, self.learner, self.engine), clock)
             rollout, cursor = await self.interrupt.ending(loading)
-        except BaseException:
-            self.state.pending = learned()  # whatever goes wrong now, its update is made: whoever goes on has it evaluated and written
+        except BaseException:  # its update is made, whatever goes wrong: whoever goes on has it evaluated and written, with what is ripe
+            self.state.pending = learned(*self.rollouts.with_ripe(rollout, cursor))
             raise
-        return learned() | unwritten
+        return learned(rollout, cursor) | unwritten
 
     async def score(self, rollout: Rollout) -> None:
         """Write into the trees what the mix reads of them: log-probs by the learner, and signals."""

@@ -197,7 +197,7 @@ class LocalEngine:
         return loop
 
     async def _drive(self) -> None:
-        """Steps until there is nothing to do; a failure reaches all who wait."""
+        """Steps until there is nothing to do; a failure reaches all who wait, but for that of an `until`, which is its caller's own."""
         scheduler = self._scheduler
         try:
             answered = 1

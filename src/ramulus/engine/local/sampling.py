@@ -41,11 +41,13 @@ class SamplingBatch:
         self.rules: list[tuple[Any, Tensor | None]] = [
             (rule, None if whole else torch.tensor(rows, device=device)) for rule, rows in groups.values()
         ]
-        self.temperature = torch.tensor(fixed, device=device, dtype=dtype)  # [B], 1 where a rule decides
+        temperature = torch.tensor(fixed, dtype=dtype)
+        held = temperature.tolist()  # rounded: what logits are divided by may be 0 or 1 where the number is not quite
+        self.temperature = temperature.to(device)  # [B], 1 where a rule decides
         self.fixed = fixed
-        self.plain = not groups and all(t == 1 for t in fixed)
-        self.greedy = not groups and all(t == 0 for t in fixed)
-        self.some_greedy = any("positive" not in rule_features(rule) for rule, _ in self.rules) or any(t == 0 for t in fixed)
+        self.plain = not groups and all(t == 1 for t in held)
+        self.greedy = not groups and all(t == 0 for t in held)
+        self.some_greedy = any("positive" not in rule_features(rule) for rule, _ in self.rules) or any(t == 0 for t in held)
         cut = [i for i, s in enumerate(samplings) if s.truncates]
         self.cut = torch.tensor(cut, device=device) if cut else None  # [R] rows that are truncated
         chosen = [samplings[i] for i in cut]
@@ -163,6 +165,8 @@ def _recorded(
             raise ValueError("the model's logits are NaN or infinite: look for a diverged update or an overflow in its dtype")
         lists[2] = torch.where(plain.isinf(), 0.0, -plain.exp() * plain).sum(-1).tolist()
     temperatures = checked(lists[-1], sampling) if sampling.rules else sampling.fixed
+    if math.isnan(sum(lists[1])) and (wrong := [t for t, x in zip(temperatures, lists[1], strict=True) if x != x]):
+        raise ValueError(f"a token's log-prob is NaN at temperature {wrong[0]}: let a rule that is 'positive' answer 1e-30 at least")
     mass = lists[3] if kept is not None else [0.0] * len(temperatures)
     return Drawn([int(t) for t in lists[0]], lists[1], mass, lists[2], temperatures)
 
@@ -186,7 +190,7 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     columns = chunk[:, None] * CHUNK + torch.arange(CHUNK, device=weights.device)
     inside = weights.gather(1, columns.clamp(max=n - 1)).double().masked_fill(columns >= n, 0.0).cumsum(-1)
     inner, _ = _search(inside, (target - before[:, 0]).clamp(min=0), scaled=True)
-    return chunk * CHUNK + inner
+    return (chunk * CHUNK + inner).clamp(max=n - 1)  # the last chunk may be short: clamped, as in `_search`, for NaN alone
 
 
 def _search(totals: Tensor, target: Tensor, scaled: bool = False) -> tuple[Tensor, Tensor]:

@@ -139,13 +139,13 @@ class Scheduler:
         self.batch.clear()
         self._newcomers = []
         self.waiting.clear()
-        for future in dict.fromkeys(sequence.group.future for sequence in sequences):
-            if future.done() or future.get_loop().is_closed():
+        for group in dict.fromkeys(sequence.group for sequence in sequences):
+            if group.future.done() or group.future.get_loop().is_closed():
                 continue
             if error is None:
-                future.cancel()
+                group.future.cancel()
             else:
-                future.set_exception(error)
+                group.fail(error)
 
     def admit(self) -> None:
         """Let waiting sequences run, first come first served."""
@@ -235,13 +235,7 @@ class Scheduler:
         batch = self.batch
         tokens = self.samples.last(batch.n)[0]
         rows = batch.ended(tokens)
-        finishes: dict[int, str] = {}
-        for sequence in batch.asking:
-            sequence.tokens.append(int(tokens[sequence.row]))
-            assert sequence.until is not None
-            finish = sequence.until(sequence.tokens)
-            if finish is not None:
-                finishes[sequence.row] = finish
+        finishes = self._finishes(tokens)
         if any(future.done() for future in batch.futures):
             rows = list(range(batch.n))
         elif finishes:
@@ -255,6 +249,23 @@ class Scheduler:
                 ended.append((ending, reason))
         columns = self.samples.read([sequence for sequence, _ in ended])
         return sum(self._finish(*end, *read) for end, read in zip(ended, columns, strict=True))
+
+    def _finishes(self, tokens: np.ndarray) -> dict[int, str]:
+        """Rows of which their `until` says that the text ends; one that fails ends what its caller asked for, with the error, and nothing else."""
+        finishes: dict[int, str] = {}
+        for sequence in self.batch.asking:
+            if sequence.over:
+                continue
+            sequence.tokens.append(int(tokens[sequence.row]))
+            assert sequence.until is not None
+            try:
+                finish = sequence.until(sequence.tokens)
+            except Exception as error:
+                sequence.group.fail(error)
+                continue
+            if finish is not None:
+                finishes[sequence.row] = finish
+        return finishes
 
     def _finish(self, sequence: Sequence, finish: str | None, tokens: array[int], columns: list[array[float]]) -> bool:
         """The sequence leaves; whether its group is answered now, or wants no answer any more."""

@@ -17,6 +17,14 @@ class Group:
     segments: list[Segment | None]
     left: int  # how many are not answered yet
 
+    def fail(self, error: BaseException) -> None:
+        """Let whoever waits have the error; a StopIteration, which no future takes, as what a coroutine makes of it."""
+        taken: BaseException = error
+        if isinstance(error, StopIteration):
+            taken = RuntimeError(f"a function of this request raised {type(error).__name__}: let it return None where the text goes on")
+            taken.__cause__ = error
+        self.future.set_exception(taken)
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:

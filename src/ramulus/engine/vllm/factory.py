@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -86,8 +87,20 @@ class Vllm:
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="ramulus-vllm-", dir=self.folder or None))
-        servers = self.met() if self.urls else self.started(model, folder)
-        engine = VllmEngine(servers, folder, self.reconnect, self.in_flight, self.weights)
+        servers: list[Server] = []
+        try:
+            servers += self.met() if self.urls else self.started(model, folder)
+            return self.fitting(VllmEngine(servers, folder, self.reconnect, self.in_flight, self.weights), model)
+        except BaseException as error:
+            for server in servers:
+                if server.process is not None:
+                    server.process.stop()
+            if str(folder) not in str(error):  # else whoever reads it is sent to its logs
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def fitting(self, engine: VllmEngine, model: Any) -> VllmEngine:
+        """The engine; closed, and ValueError, where it has other tokens than the model that is trained."""
         wanted = int(model.config.get_text_config().vocab_size)
         if wanted != engine.vocabulary:
             engine.close()
