@@ -169,7 +169,25 @@ def test_a_token_without_entropy_is_refused() -> None:
     leaf = tree.add(tree.root, [2, 3], Author.POLICY, finish="eos", reward=1.0)
     with pytest.raises(ValueError, match="no recorded entropies"):
         EntropySignal().measure([tree], [{leaf.id}])
-    assert EntropySignal().measure([tree], [set()]) == {}
+
+
+@pytest.mark.parametrize("signal", [EntropySignal(), EntropySignal(scale="rank"), EntropySignal(0.5, signed=False)])
+@pytest.mark.parametrize("kind", [AdaptiveClip, Redistribution])
+def test_a_step_of_demonstrations_alone_is_learned(kind: type, signal: EntropySignal) -> None:
+    """A gate may close every rollout of a step: then there is no entropy to measure, and none of their tokens is asked about."""
+    policy = Term(Estimator(kind(signal=signal), Recomputed(), GroupMean()))
+    shown = Term(Estimator(Everything(), Itself(), Constant()), authors=(Author.EXPERT,))
+    mix = Mix((policy, shown), gate=Switch(threshold=1.0))
+    trees = [tree for tree in forest(4) if demonstrated(tree)]
+    gates, _ = mix.gates(trees, {})
+    batches = pack(trees, mix.credit(trees), mix, gates=gates)
+    assert batches
+    for batch in batches:
+        logp = torch.full((len(batch),), -1.0, dtype=torch.float64, requires_grad=True)
+        mix.loss(logp, logp, batch.entropy, batch).backward()
+        assert logp.grad is not None
+        assert not logp.grad[batch.author == int(Author.POLICY)].any()
+        assert logp.grad[batch.author == int(Author.EXPERT)].any()
 
 
 @pytest.mark.parametrize("mask", [AdaptiveClip(), Redistribution(), HighEntropy()])

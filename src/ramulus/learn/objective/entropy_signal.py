@@ -16,6 +16,7 @@ from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.objective.mask import Clip, unmoved
 from ramulus.learn.objective.reference import logprobs_of
 
+NOTHING = "untrained"  # a number of a step that trains none of the policy's tokens
 RANKS = 128  # intervals between the quantiles that a rank is read from
 
 
@@ -82,9 +83,9 @@ class EntropySignal:
             raise ValueError(f"EntropySignal's scale is 'extremes' or 'rank', got {self.scale!r}")
 
     def measure(self, forest: Sequence[Tree], keep: Sequence[Collection[int]]) -> dict[str, float]:
-        """Pivot and scales of the step, for `__call__`; {} where no token is trained."""
+        """Pivot and scales of the step, for `__call__`, which then answers 0 where none of the policy's tokens is trained."""
         entropy, counts = flattened(forest, keep)
-        return self.statistics(entropy, counts) if len(entropy) else {}
+        return self.statistics(entropy, counts) if len(entropy) else {self.name(NOTHING): 1.0}
 
     def statistics(self, entropy: np.ndarray, counts: np.ndarray) -> dict[str, float]:
         """Entropies [N] > 0 in number and how often each counts [N] -> the same."""
@@ -104,6 +105,8 @@ class EntropySignal:
 
     def __call__(self, entropy: Tensor, stats: dict[str, float]) -> Tensor:
         """Entropies [...] in nats and the step's numbers -> h [...]; raises ValueError where they were not measured."""
+        if self.name(NOTHING) in stats:
+            return torch.zeros_like(entropy)
         if self.name("pivot" if self.scale == "extremes" else "rank/0") not in stats:
             raise ValueError(f"the batch holds no statistics for {self}: pack with a mix whose mask measures them")
         logs = entropy.clamp(min=self.eps).log()
