@@ -50,7 +50,7 @@ NASTY = "50%_of $x & {y} #1 ~^\\ <b>"
 
 
 def test_latex_shows_every_label(tmp_path: Path):
-    text = latex_text(compare([sweep(tmp_path, {"grpo": [{4: 0.5}] * 2, NASTY: [{4: 0.25}] * 2})]))
+    text = latex_text(compare([sweep(tmp_path, {"grpo": [{4: 0.5}] * 3, NASTY: [{4: 0.25}] * 3})]))
     shown = r"50\%\_of \$x \& \{y\} \#1 \textasciitilde{}\textasciicircum{}\textbackslash{} \textless{}b\textgreater{}"
     assert shown in text
     assert r"$-0.250 \pm 0.000$ & lower \\" in text
@@ -62,14 +62,14 @@ def test_latex_shows_every_label(tmp_path: Path):
 
 
 def test_csv_keeps_every_label(tmp_path: Path):
-    labels = {"=1+1": [{4: 0.5}] * 2, 'a,"b"': [{4: 0.25}] * 2, "-x": [{4: 0.25}] * 2}
+    labels = {"=1+1": [{4: 0.5}] * 3, 'a,"b"': [{4: 0.25}] * 3, "-x": [{4: 0.25}] * 3}
     text = csv_text(compare([sweep(tmp_path, labels)], fractions=[1.0]))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["label"] for row in rows[:3]] == ["'=1+1", 'a,"b"', "'-x"]  # a spreadsheet computes neither
     assert [row["baseline"] for row in rows[:3]] == ["'=1+1"] * 3
     assert len(rows) == 15
     first, second = rows[0], rows[1]
-    assert (first["axis"], first["budget"], first["seeds"], first["mean"]) == ("steps", "4.0", "2", "0.5")
+    assert (first["axis"], first["budget"], first["seeds"], first["mean"]) == ("steps", "4.0", "3", "0.5")
     assert (second["difference"], second["difference_low"], second["verdict"]) == ("-0.25", "-0.25", "lower")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ramulus.look.viewer.show import draw_tree
 from ramulus.look.viewer.tree_json import step_row
 from ramulus.run.advice import Facts, entropy_collapsing
 from ramulus.run.callbacks import Callback, Listeners, StepDone
+from ramulus.run.config.describe import to_json
 from ramulus.run.config.weighted import named_rewards, reward_digest
 from ramulus.run.evaluation.answers import settle
 from ramulus.run.evaluation.evaluation import folder_against
@@ -167,6 +169,9 @@ def test_grades_of_another_reward_are_not_taken_for_this_ones(tmp_path: Path) ->
     digests = [reward_digest(tuple(rewards_by_name(name))) for name in (one, other, "Boxed", "ExactAnswer")]
     assert len(set(digests)) == 4
     assert reward_digest(tuple(rewards_by_name(one))) == digests[0]
+    [(reward, weight, name)] = rewards_by_name("Boxed")
+    alone = blake2b(json.dumps([[name, weight, to_json(reward)]]).encode(), digest_size=16).hexdigest()
+    assert digests[2] == alone, "as evaluations of before wrote it"
     settings = {"rewards": ["1 x score"], "code of the rewards": digests[0]}
     settle(tmp_path / "out", "m", settings, {})
     settle(tmp_path / "out", "m", settings, {})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ramulus.run.config.own_code import changed_code, code_digests
+from ramulus.run.config.own_code import _reached, changed_code, code_digests
 from ramulus.run.config.resume import prepare
 from ramulus.run.sweep.sweep import planned_jobs
 
@@ -110,3 +110,19 @@ def test_a_changed_reward_is_said_when_a_run_goes_on_and_refused_in_a_sweep(tmp_
         assert again.notes == ("the code in own_recipe.py that the recipe uses was changed",)
     with pytest.raises(ValueError, match=r"holds another run: the code in own_recipe\.py that the recipe uses was changed"):
         planned_jobs([str(file)], [], [0], out, 1)
+
+
+LINES = "import near.by", "from near import by", "from near.by import TARGET", "from . import by", "from .by import TARGET"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_modules_in_folders_and_beside_by_a_dot_count(line: str, tmp_path: Path) -> None:
+    place = tmp_path if "." in line.split()[1][:1] else tmp_path / "near"
+    place.mkdir(exist_ok=True)
+    file = tmp_path / "mine.py"
+    file.write_text(f"{line}\ndef score(task, path):\n    return by and TARGET and near\n")
+    texts = []
+    for target in (4, 5):
+        (place / "by.py").write_text(f"TARGET = {target}\n")
+        texts.append(sorted(_reached(file, "score")))
+    assert texts[0] != texts[1]

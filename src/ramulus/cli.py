@@ -312,7 +312,7 @@ def remedy_of(failure: BaseException) -> str:
     """What to do about an allocation that failed: of a row or of keys and values, which can be fewer; else of the model or its optimizer."""
     if isinstance(failure, OutOfMemory):
         return "lower tokens_per_batch, engine.slots or engine.memory_mb"
-    return "`ramulus plan RECIPE` says what takes how much; adapters (lora), model.dtype=bfloat16 or a smaller model take less"
+    return "`ramulus plan RECIPE` says what takes how much; adapters (lora), model.dtype=bfloat16, less engine.memory_mb or a smaller model help"
 
 
 def run(words: list[str]) -> int:

@@ -19,14 +19,15 @@ def new_console(**options: Any) -> Console:
 
 def safe(text: str, width: int | None = None) -> str:
     """One line without control characters or rich markup; the middle is left out beyond `width` characters. `styled` puts a tag of rich around it."""
-    line = escape(printable(text.replace("\n", "⏎").replace("\t", "⇥"), width))
-    return line[:-1] if line.endswith("\\") else line  # which `escape` doubled, for a tag behind it
+    line = printable(text.replace("\n", "⏎").replace("\t", "⇥"), width)
+    return escape(line.rstrip("\\")) + line[len(line.rstrip("\\")) :]
 
 
 def styled(style: str, text: str) -> str:
     """The same between tags of rich."""
-    line = safe(text)
-    return f"[{style}]{line}{chr(92) * line.endswith(chr(92))}[/{style}]"
+    line = printable(text.replace("\n", "⏎").replace("\t", "⇥"))
+    end = line[len(line.rstrip("\\")) :]
+    return f"[{style}]{escape(line.rstrip(chr(92)))}{2 * end}[/{style}]"  # before a tag two stand for one
 
 
 def printable(text: str, most: int | None = None) -> str:

@@ -182,6 +182,7 @@ def show_tree(run: Run, console: Console) -> None:
         if len(set(rewards)) > 1 and len(rewards) <= MOST_SHOWN:
             decode = decoder_of(written[-1])
             if decode is None:
+                console.out("\nthe model has no tokenizer.json, by which its trees would be shown here", highlight=False)
                 return
             console.print(f"\none of the last trees, step {tree.step} (tokens, text, how it ended):", highlight=False)
             console.print(draw_tree(tree, decode))

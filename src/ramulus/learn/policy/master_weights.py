@@ -32,18 +32,21 @@ class MasterWeights:
             self.stepped[name] = parameter if master is here and mine is parameter else nn.Parameter(master)
             self.copies += [] if master is here else [name]
 
-    def add_gradients(self) -> None:
-        """Add the gradients of parameters to those of their copies: between two rows, as the sum of many is lost in half precision."""
+    def add_gradients(self, every: bool = False) -> None:
+        """Add the gradients of parameters to those of wider copies: between two rows, as the sum of many is lost in half precision.
+
+        `every`: to those of all copies, at the end of a step.
+        """
         for name, parameter in self.parameters.items():
             stepped = self.stepped[name]
-            if stepped is not parameter and parameter.grad is not None:
+            if stepped is not parameter and parameter.grad is not None and (every or stepped.dtype != parameter.dtype):
                 gradient = self.local(parameter.grad).to(stepped.device, stepped.dtype)
                 stepped.grad = gradient if stepped.grad is None else stepped.grad.add_(gradient)
                 parameter.grad = None
 
     def hold_gradients(self) -> list[Tensor]:
         """Give what is stepped the gradients of its parameters; all that there are."""
-        self.add_gradients()
+        self.add_gradients(every=True)
         return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
 
     def discard(self) -> None:

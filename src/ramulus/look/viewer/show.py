@@ -20,7 +20,7 @@ from ramulus.core.tree import Author, Node, Tree, called_correct
 from ramulus.engine.engine import Decode
 from ramulus.look.cost.ledger import Cost
 from ramulus.look.stages import loose_files, step_files, tokenizer_of
-from ramulus.look.terminal import new_console, safe, styled
+from ramulus.look.terminal import new_console, printable, safe, styled
 from ramulus.look.viewer.picture import Scale, clean, legend, paint, picture, scale_of
 from ramulus.look.viewer.text import Text
 from ramulus.look.viewer.tree_json import judgement, right
@@ -59,10 +59,10 @@ def _label(node: Node, decode: Decode, width: int) -> str:
     if node.children:
         return text
     known = isinstance(node.reward, int | float)
-    reward = "" if node.reward is None else f"  reward {node.reward:g}" if known else f"  reward {safe(str(node.reward), width)}"
+    reward = "" if node.reward is None else f"  reward {node.reward:g}" if known else f"  reward {printable(str(node.reward), width)}"
     called = called_correct(node)
     color = "default" if known and called is None else "green" if called else "red"
-    return f"{text}  [{color}]{safe(str(node.finish or 'alive'), width)}{reward}[/{color}]"
+    return f"{text}  {styled(color, printable(str(node.finish or 'alive'), width) + reward)}"
 
 
 def bill(spent: Cost) -> str:

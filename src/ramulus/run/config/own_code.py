@@ -75,7 +75,9 @@ def _beside(file: Path, statement: ast.stmt) -> Iterator[tuple[Path, str]]:
     """Name and text of the modules that a statement imports from beside a file."""
     for node in ast.walk(statement):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        for path in (file.with_name(f"{name.split('.')[0]}.py") for name in names):
+        if isinstance(node, ast.ImportFrom):
+            above = [node.module] if node.module else []
+            names += above + [".".join([*above, alias.name]) for alias in node.names]  # what is imported may be a module itself
+        for path in {file.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names}:
             if path.is_file() and path != file:
                 yield path, ast.unparse(ast.parse(path.read_text()))

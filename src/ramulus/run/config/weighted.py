@@ -47,7 +47,7 @@ def named_rewards(rewards: Any) -> tuple[tuple[Reward, float, str], ...]:
 
 def reward_digest(rewards: tuple[tuple[Reward, float, str], ...]) -> str:
     """A digest of what rewards are: their settings, and the code of those that are not ramulus' own."""
-    described = [[name, weight, _settings(reward), code_digests(reward)] for reward, weight, name in rewards]
+    described = [[name, weight, _settings(reward), *([code] if (code := code_digests(reward)) else [])] for reward, weight, name in rewards]
     return blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 

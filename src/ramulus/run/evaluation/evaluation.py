@@ -20,6 +20,7 @@ from ramulus.grow.branching import Branching
 from ramulus.grow.grading import Rewards
 from ramulus.grow.growth import together
 from ramulus.grow.stop import Stop
+from ramulus.learn.policy.hub import NoConfig
 from ramulus.look.evaluation.evaluate import numbers, sample_graded
 from ramulus.models.errors import sentence
 from ramulus.run.config.recipe import writable
@@ -115,6 +116,8 @@ def there(model: str) -> None:
     """Raise FileNotFoundError for what is no model, here or on the hub."""
     try:
         config_of(source_of(model))
+    except NoConfig:  # it may hold a GGUF, which brings its own
+        return
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"there is neither a model nor an evaluation at {model}: check --against; {sentence(error)}") from error
 

@@ -80,6 +80,6 @@ def saved_model(folder: Path) -> dict[str, Any]:
     if there is None:
         return {}
     begun = [folder.name] if folder != there[0] else [path.name for path in run_folder.stage_folders(folder)]
-    stages = [stage for stage in there[1]["stages"] if isinstance(stage["model"], dict)]
+    stages = there[1]["stages"]
     mine = [stage for stage in stages if Path(stage["out"] or "").name in begun] or stages
-    return dict(mine[-1]["model"]) if mine else {}
+    return dict(mine[-1]["model"]) if mine and isinstance(mine[-1]["model"], dict) else {}

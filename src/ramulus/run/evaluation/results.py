@@ -18,7 +18,7 @@ from ramulus.look.evaluation.scoreboard import boards, differences_table, note, 
 from ramulus.look.terminal import new_console
 from ramulus.run.config.resume import brief, replace_text
 from ramulus.run.config.weighted import REWARD_CODE
-from ramulus.run.evaluation.answers import RESULTS, Earlier
+from ramulus.run.evaluation.answers import LATER, RESULTS, Earlier
 
 WIDE = 240  # columns where there is no terminal: a file or a pipe wraps nothing
 MACHINE = (
@@ -157,8 +157,9 @@ def _compare(outcome: EvaluatedModel, rival: Earlier, ks: Sequence[int]) -> dict
 def differing(rival: Earlier, outcome: EvaluatedModel) -> list[str]:
     """Each setting that differs and may change what is measured, in words."""
     there, here = rival.settings, outcome.settings
-    unsaid = {REWARD_CODE} if there.get("rewards") != here.get("rewards") else set()  # the names of the rewards say it
-    names = [name for name in dict.fromkeys([*there, *(here if rival.whole else ())]) if name not in unsaid.union(MACHINE)]
+    unsaid = {name for name in LATER if name not in there}.union(MACHINE)
+    unsaid |= {REWARD_CODE} if there.get("rewards") != here.get("rewards") else set()  # their names say it
+    names = [name for name in dict.fromkeys([*there, *(here if rival.whole else ())]) if name not in unsaid]
     return [
         f"{name} {brief(there.get(name))} there, {brief(here.get(name))} here" for name in names if there.get(name) != here.get(name)
     ]

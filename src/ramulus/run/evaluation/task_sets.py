@@ -111,11 +111,10 @@ class TaskSets:
 
     @property
     def prompting(self) -> dict[str, Any]:
-        """What stands around each problem, if anything: template, system message, what the chat template reads, a digest of worked examples."""
+        """What stands around each problem, None where nothing does: template, system message, what the chat template reads, a digest of examples."""
         shown = self._examples()
         examples = digest_of_all((problem.text, problem.answer, problem.demonstrations) for problem in shown) if shown else None
-        named = dict(zip(PROMPTING, (*self._around(), examples), strict=True))
-        return {name: value for name, value in named.items() if value is not None}
+        return dict(zip(PROMPTING, (*self._around(), examples), strict=True))
 
     def _examples(self) -> list[Problem]:
         """The worked problems that are shown before each one."""

@@ -196,7 +196,7 @@ def moment_bytes(trained: int, width: int, masters: bool) -> int:
 def training_bytes(trained: int, width: int) -> int:
     """Bytes that all weights take while they are trained, at most: themselves, what the optimizer keeps of them, their gradients."""
     masters = width == 2
-    return trained * width + 2 * master_bytes(trained, masters) + moment_bytes(trained, width, masters) + trained * width * (not masters)
+    return trained * width + 2 * master_bytes(trained, masters) + moment_bytes(trained, width, masters) + trained * width
 
 
 def passes_to_score(run: Run) -> int:
