@@ -15,10 +15,10 @@ import pytest
 from ramulus.core.checksums import digest_of_all
 from ramulus.grow.stop import BoxedAnswer
 from ramulus.look.curves import sweep_in
-from ramulus.run.evaluation.answers import PROMPTING, Earlier, earlier, settle
+from ramulus.run.evaluation.answers import Earlier, earlier, settle
 from ramulus.run.evaluation.evaluation import there
 from ramulus.run.evaluation.results import EvaluatedModel, differing
-from ramulus.run.evaluation.task_sets import ProblemOptions, TaskSets, ending_text
+from ramulus.run.evaluation.task_sets import PROMPTING, ProblemOptions, TaskSets, ending_text
 from ramulus.run.sweep.sweep import recipes_and_labels
 from ramulus.run.trackers import plain_name
 

@@ -18,12 +18,12 @@ from ramulus.look.evaluation.evaluate import answers_of
 from ramulus.look.evaluation.measures import Row
 from ramulus.run.config.resume import brief, replace_text
 from ramulus.run.config.weighted import REWARD_CODE
+from ramulus.run.evaluation.task_sets import PROMPTING
 from ramulus.run.lock import LOCK_FILE
 from ramulus.tasks.chat import today
 
 _FORMAT = 1
 SETTINGS, RESULTS = "eval.json", "results.json"
-PROMPTING = ("template", "system", "template_arguments", "examples")  # settings: what stands around each problem
 LATER = (REWARD_CODE, *PROMPTING)  # settings that earlier evaluations did not write down; the digest of their problems tells of changes
 ENDINGS = {"sampled": "", "tree": "-tree", "greedy": "-greedy"}
 

@@ -12,7 +12,6 @@ from ramulus.core.task import Reward, Task
 from ramulus.grow.grading import Rewards
 from ramulus.run.config.own_code import code_digests
 from ramulus.run.config.weighted import REWARD_CODE, reward_digest
-from ramulus.run.evaluation.answers import PROMPTING
 from ramulus.run.prompts import extracting, extraction_of
 from ramulus.tasks.answers import extraction
 from ramulus.tasks.chain import ChainAnswer, ChainSum
@@ -62,6 +61,7 @@ class ProblemOptions:
     threads: int | None = None
 
 
+PROMPTING = ("template", "system", "template_arguments", "examples")  # settings of an evaluation: what stands around each problem
 HELD_OUT_SET = "evals"  # the set of problems that a run holds out
 
 

@@ -194,9 +194,9 @@ def moment_bytes(trained: int, width: int, masters: bool) -> int:
 
 
 def training_bytes(trained: int, width: int) -> int:
-    """Bytes that all weights take while they are trained, at most: themselves, what the optimizer keeps of them, their gradients."""
+    """Bytes that all weights take in the optimizer's step: themselves, what the optimizer keeps of them, their gradients."""
     masters = width == 2
-    return trained * width + 2 * master_bytes(trained, masters) + moment_bytes(trained, width, masters) + trained * width
+    return trained * width + 2 * master_bytes(trained, masters) + moment_bytes(trained, width, masters) + trained * width * (not masters)
 
 
 def passes_to_score(run: Run) -> int:
