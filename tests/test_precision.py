@@ -55,7 +55,8 @@ def test_many_rows_add_up_as_few_do(kind: str) -> None:
         assert not policy.masters.hold_gradients()
         return whole
 
-    torch.testing.assert_close(held(400) / 400, held(1), rtol=1e-3, atol=1e-6)
+    one, many = held(1), held(400)
+    assert float((many / 400 - one).norm() / one.norm()) < 0.01
 
 
 def test_float32_has_no_masters() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ramulus.models.precision import HALVES
+
+ROWS_TOGETHER = 16  # rows whose gradients add up in half precision: beyond some 256 a sum stands still
 
 
 class MasterWeights:
@@ -18,6 +20,7 @@ class MasterWeights:
 
     def __init__(self, exact: bool = True, device: str | None = None, local: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
         self.exact, self.device, self.local = exact, device, local
+        self.rows = 0  # whose gradients the parameters hold
         self.parameters: dict[str, nn.Parameter] = {}
         self.stepped: dict[str, nn.Parameter] = {}  # by the names of the parameters
         self.copies: list[str] = []  # names of those that are copies; the others share the memory of their parameters
@@ -32,25 +35,31 @@ class MasterWeights:
             self.stepped[name] = parameter if master is here and mine is parameter else nn.Parameter(master)
             self.copies += [] if master is here else [name]
 
-    def add_gradients(self, every: bool = False) -> None:
-        """Add the gradients of parameters to those of wider copies: between two rows, as the sum of many is lost in half precision.
+    def begin_row(self) -> None:
+        """Before the gradient of a row is added: those of every ROWS_TOGETHER rows before it go to wider copies, if there are any."""
+        if self.rows == ROWS_TOGETHER:
+            self._move([name for name, stepped in self.stepped.items() if stepped.dtype != self.parameters[name].dtype])
+            self.rows = 0
+        self.rows += 1
 
-        `every`: to those of all copies, at the end of a step.
-        """
-        for name, parameter in self.parameters.items():
-            stepped = self.stepped[name]
-            if stepped is not parameter and parameter.grad is not None and (every or stepped.dtype != parameter.dtype):
+    def _move(self, names: Iterable[str]) -> None:
+        """Add the gradients of some parameters to those of their copies."""
+        for name in names:
+            parameter, stepped = self.parameters[name], self.stepped[name]
+            if stepped is not parameter and parameter.grad is not None:
                 gradient = self.local(parameter.grad).to(stepped.device, stepped.dtype)
                 stepped.grad = gradient if stepped.grad is None else stepped.grad.add_(gradient)
                 parameter.grad = None
 
     def hold_gradients(self) -> list[Tensor]:
         """Give what is stepped the gradients of its parameters; all that there are."""
-        self.add_gradients(every=True)
+        self._move(self.parameters)
+        self.rows = 0
         return [stepped.grad for stepped in self.stepped.values() if stepped.grad is not None]
 
     def discard(self) -> None:
         """Drop the gradients so far."""
+        self.rows = 0
         for each in (*self.parameters.values(), *self.stepped.values()):
             each.grad = None
 

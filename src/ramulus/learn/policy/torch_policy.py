@@ -127,7 +127,7 @@ class TorchPolicy:
 
     def accumulate(self, mix: Mix, batch: TreeBatch) -> Evaluated:
         """Add the gradient of the mix on one row; returns what `evaluate` does, detached."""
-        self.masters.add_gradients()
+        self.masters.begin_row()
         batch = batch.to(self.device)
         evaluated = self.evaluate(batch, mix.entropy_bonus != 0, tempered=mix.tempered, hot=mix.entropy_tempered)
         loss = mix.loss(evaluated.tempered, evaluated.plain, evaluated.entropy, batch, evaluated.value)

@@ -92,7 +92,7 @@ class ShardedPolicy(ActorCritic):
         """Add the gradient of one row, or of none: a pad whose gradient is exactly zero, for ranks that have rows left."""
         if batch is not None:
             return super().accumulate(mix, batch)
-        self.masters.add_gradients()
+        self.masters.begin_row()
         row = pad_row()
         token, position, parent, end = (x.to(self.device) for x in (row.token, row.position, row.parent, row.end))
         target = row.author.to(self.device) == int(Author.POLICY)

@@ -15,6 +15,7 @@ import torch
 from ramulus.engine.factory import engine_traits
 from ramulus.engine.memory import PlannedSampling
 from ramulus.learn.factory import LearnerMemory, learner_traits
+from ramulus.learn.policy.master_weights import ROWS_TOGETHER
 from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.native.processors import planned_in_bfloat16
@@ -143,8 +144,8 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     several = tokens < most_tokens(run, site, work)  # then the gradients of other rows are there all the time
     width = own if run.lora is None else 4  # adapters are float32
     gradients = trained * width / many
-    summed = here * master_bytes(trained, masters) / many  # of the rows before, in float32
-    early = gradients + summed if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
+    summed = here * master_bytes(trained, masters) / many  # of rows before, in float32
+    early = gradients + summed * (tokens * ROWS_TOGETHER < most_tokens(run, site, work)) if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
