@@ -145,7 +145,8 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     width = own if run.lora is None else 4  # adapters are float32
     gradients = trained * width / many
     summed = here * master_bytes(trained, masters) / many  # of rows before, in float32
-    early = gradients + summed * (tokens * ROWS_TOGETHER < most_tokens(run, site, work)) if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
+    held = gradients + summed * (tokens * ROWS_TOGETHER < most_tokens(run, site, work))
+    early = held if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
     holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing else 0.0
