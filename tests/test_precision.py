@@ -55,8 +55,8 @@ def test_many_rows_add_up_as_few_do(kind: str) -> None:
         assert not policy.masters.hold_gradients()
         return whole
 
-    one, many = held(1), held(400)
-    assert float((many / 400 - one).norm() / one.norm()) < 0.01
+    one, many = held(1), held(300)
+    assert float((many / 300 - one).norm() / one.norm()) < 0.01
 
 
 def test_float32_has_no_masters() -> None:

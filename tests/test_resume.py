@@ -337,7 +337,7 @@ def test_a_kl_term_needs_the_reference_model_that_the_checkpoints_hold(tmp_path:
     assert train(tmp_path / "on", "steps=2", "mix.kl_coef=0") == 0
 
 
-@pytest.mark.parametrize("where", ["here", "apart"])
+@pytest.mark.parametrize("where", ["here", pytest.param("apart", marks=pytest.mark.slow)])
 def test_a_reward_that_draws_goes_on_bit_for_bit_wherever_the_learner_is(tmp_path: Path, where: str):
     recipe = f"{HERE / 'run_drawn.py'}:{where}"
     assert train(tmp_path / "whole", recipe=recipe) == 0
