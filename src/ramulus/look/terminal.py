@@ -19,15 +19,20 @@ def new_console(**options: Any) -> Console:
 
 def safe(text: str, width: int | None = None) -> str:
     """One line without control characters or rich markup; the middle is left out beyond `width` characters. `styled` puts a tag of rich around it."""
-    line = printable(text.replace("\n", "⏎").replace("\t", "⇥"), width)
-    return escape(line.rstrip("\\")) + line[len(line.rstrip("\\")) :]
+    return "".join(_escaped(text, width))
 
 
 def styled(style: str, text: str) -> str:
     """The same between tags of rich."""
-    line = printable(text.replace("\n", "⏎").replace("\t", "⇥"))
-    end = line[len(line.rstrip("\\")) :]
-    return f"[{style}]{escape(line.rstrip(chr(92)))}{2 * end}[/{style}]"  # before a tag two stand for one
+    line, end = _escaped(text)
+    return f"[{style}]{line}{2 * end}[/{style}]"  # before a tag two backslashes stand for one
+
+
+def _escaped(text: str, width: int | None = None) -> tuple[str, str]:
+    """One line without control characters or rich markup, and the backslashes at its end, which mean something only before a tag."""
+    line = printable(text.replace("\n", "⏎").replace("\t", "⇥"), width)
+    body = line.rstrip("\\")
+    return escape(body), line[len(body) :]
 
 
 def printable(text: str, most: int | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ramulus.core.checksums import digest_of_all
@@ -83,7 +84,7 @@ class TaskSets:
         """(name, tasks, graders) of each set; prompts that are too long are left out with a warning. `date` is what chat templates may write."""
         how, run, sets = self.options, self.run, []
         template, system, arguments = self._around()
-        shown = self._examples()
+        shown = self._examples
         longest = how.prompt_limit or (run.prompt_limit if run is not None else 2048)
         date = how.date or (run.date if run is not None else "") or date
         for spec in self.specs:
@@ -112,10 +113,11 @@ class TaskSets:
     @property
     def prompting(self) -> dict[str, Any]:
         """What stands around each problem, None where nothing does: template, system message, what the chat template reads, a digest of examples."""
-        shown = self._examples()
+        shown = self._examples
         examples = digest_of_all((problem.text, problem.answer, problem.demonstrations) for problem in shown) if shown else None
         return dict(zip(PROMPTING, (*self._around(), examples), strict=True))
 
+    @cached_property
     def _examples(self) -> list[Problem]:
         """The worked problems that are shown before each one."""
         if self.options.examples is None:

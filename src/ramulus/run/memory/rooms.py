@@ -67,8 +67,12 @@ def site_of(run: Run, cuda: bool | None = None) -> Site:
     learner = learner_traits(run.learner)
     if cuda is None:
         cuda = on_gpu(learner.device or run.device)
-    here = run.cluster is None and not engine_traits(run.engine).servers and not learner.process
-    return Site("cuda" if cuda else "cpu", sharing_of(run) or ranks_here(run, cuda), engine=here)
+    return Site("cuda" if cuda else "cpu", sharing_of(run) or ranks_here(run, cuda), engine=samples_itself(run) and not learner.process)
+
+
+def samples_itself(run: Run) -> bool:
+    """Whether the process that a run began in samples: no cluster and no servers do."""
+    return run.cluster is None and not engine_traits(run.engine).servers
 
 
 def on_gpu(name: str) -> bool:
@@ -79,9 +83,11 @@ def on_gpu(name: str) -> bool:
 def are_here(run: Run) -> bool:
     """Whether the devices on which a run learns and samples are there."""
     try:
-        return bool(device_of(run.device) and device_of(learner_traits(run.learner).device or run.device))
+        for name in (run.device, learner_traits(run.learner).device or run.device):
+            device_of(name)
     except ValueError:
         return False
+    return True
 
 
 def numbered(device: Any) -> torch.device:
@@ -94,7 +100,7 @@ def asking_site(run: Run, cuda: bool) -> tuple[Site, ...]:
     """This process of a run whose learner has one of its own: it samples, if no other does; () where the learner is in this one."""
     if not learner_traits(run.learner).process:
         return ()
-    return (Site("cuda" if cuda else "cpu", engine=run.cluster is None and not engine_traits(run.engine).servers, learner=False),)
+    return (Site("cuda" if cuda else "cpu", engine=samples_itself(run), learner=False),)
 
 
 def sharing_of(run: Run) -> int | None:
