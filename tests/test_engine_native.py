@@ -57,8 +57,8 @@ def test_every_width_of_vector_passes_the_self_check(kind: str, lanes: str) -> N
         assert verify_forward(forward, forward.reference) < 1e-5
 
 
-@pytest.mark.parametrize("flag", [None, "-DWIDENED"])
-def test_bfloat16_passes_the_self_check_with_and_without_the_instruction(flag: str | None, lanes: str) -> None:
+@pytest.mark.parametrize("flag", [None, "-DWIDENED", "-DUNTILED"])
+def test_bfloat16_passes_the_self_check_with_and_without_the_instructions(flag: str | None, lanes: str) -> None:
     """Within what the model's own forward in bfloat16 rounds; odd sizes make pairs of inputs that are not whole, heads of 48 no whole vectors."""
     odd = {"head_dim": 48, "num_key_value_heads": 1, "hidden_size": 52, "intermediate_size": 77, "vocab_size": 37}
     for kind, fields in (("qwen2", {}), ("qwen3", odd), ("llama", odd)):

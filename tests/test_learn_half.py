@@ -35,7 +35,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "n
 wide = partial(build, **WIDE)
 
 
-@pytest.fixture(params=[(), ("-DWIDENED",), *(pytest.param((f"-DLANES={n}",), marks=pytest.mark.slow) for n in (8, 4))])
+@pytest.fixture(params=[(), ("-DWIDENED",), ("-DUNTILED",), *(pytest.param((f"-DLANES={n}",), marks=pytest.mark.slow) for n in (8, 4))])
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of this processor and of others."""
     monkeypatch.setattr(half_kernels, "HALF_FLAGS", request.param)

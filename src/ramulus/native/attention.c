@@ -40,8 +40,9 @@ typedef struct {
     real *answer;        /* [FEW][dim] */
     real *scores, *pulls; /* [rows][line] */
     stored *narrow;      /* [rows][line]: of bfloat16 */
-    stored *query_panel, *given_panel; /* [dim / P][FEW / PAIR][P][PAIR] */
+    stored *query_panel, *given_panel; /* [dim / P][FEW / PAIR][P][PAIR]; turned: [dim][FEW] */
     int64_t *token;      /* [depth] */
+    int turned;          /* whether dkey and dvalue are [dim][depth], as the matrix unit sums them */
 } Stack;
 
 ALWAYS int64_t line(int64_t depth) { return stride(depth); }
@@ -65,6 +66,13 @@ static Stack stack_of(real *room, const Row *row, const Shape *s) {
     for (int i = 0; i < 4; i++) *rows[i] = (stored *)room, room += FEW * k.dim;
     k.dkey = room, k.dvalue = room + k.depth * k.dim, k.answer = room + 2 * k.depth * k.dim, room = k.answer + FEW * k.dim;
     k.scores = room, k.pulls = room + held(k.depth, s), k.narrow = (stored *)(room + 2 * held(k.depth, s));
+#ifdef MATRIX
+    k.turned = matrix();
+    if (k.turned) { /* whole steps of inputs are met, those beyond a run's end with weights of 0 */
+        memset(k.value, 0, k.depth * k.dim * sizeof(stored));
+        memset(k.turned_key, 0, k.depth * k.dim * sizeof(stored));
+    }
+#endif
     return k;
 }
 
@@ -146,31 +154,44 @@ static void push(Stack *k, const Row *row, int64_t run, const Tensor *key, const
         if (!backward) continue;
         flat(k->turned_key, k->depth, at, a, dim);
         upright(k->turned_value, even(dim), at, b, dim);
-        memset(k->dkey + at * k->dim, 0, k->dim * sizeof(real));
-        memset(k->dvalue + at * k->dim, 0, k->dim * sizeof(real));
+    }
+    if (!backward) return;
+    int64_t first = row->before[run], count = at - first, lines = k->turned ? k->dim : count, length = k->turned ? count : k->dim;
+    for (int64_t i = 0; i < lines; i++) {
+        int64_t from = k->turned ? i * k->depth + first : (first + i) * k->dim;
+        memset(k->dkey + from, 0, length * sizeof(real));
+        memset(k->dvalue + from, 0, length * sizeof(real));
     }
 }
 
-/* out[n, P] = x[n, k] times one panel. */
-ALWAYS void meet(int n, const stored *x, int64_t ldx, const stored *w, int64_t k, real *out, int64_t ldo) {
-#ifdef BFLOAT16
-    for (int r = 0; r < n; r += R) {
-        int some = n - r < R ? n - r : R;
-        TILES(tile_of_pairs, some, x + r * ldx, ldx, w, k, out + r * ldo, ldo, 0)
+/* out[n, P * count] = x[n, k] times panels, `apart` numbers from one to the next. */
+ALWAYS void meet(int n, const stored *x, int64_t ldx, const stored *w, int64_t apart, int64_t count, int64_t k, real *out, int64_t ldo) {
+#ifdef MATRIX
+    if (matrix()) {
+        by_matrix(n, x, ldx, (Lines){(const char *)w, P * sizeof(word), apart * sizeof(stored), count, 0}, k, out, ldo, 0);
+        return;
     }
-#else
-    panel(n, x, ldx, w, k, out, ldo, 0);
 #endif
+    for (int64_t c = 0; c < count; c++, w += apart, out += P) {
+#ifdef BFLOAT16
+        for (int r = 0; r < n; r += R) {
+            int some = n - r < R ? n - r : R;
+            TILES(tile_of_pairs, some, x + r * ldx, ldx, w, k, out + r * ldo, ldo, 0)
+        }
+#else
+        panel(n, x, ldx, w, k, out, ldo, 0);
+#endif
+    }
 }
 
 /* scores[n, count) = x [n, dim] times the panels of the stack. */
 static void against(int n, const stored *x, int64_t ldx, const stored *panels, int64_t dim, int64_t count, real *scores, int64_t lds) {
-    for (int64_t c = 0; c < count; c += P) meet(n, x, ldx, panels + c * even(dim), even(dim), scores + c, lds);
+    meet(n, x, ldx, panels, even(dim) * P, padded(count) / P, even(dim), scores, lds);
 }
 
-/* out[n, padded dim] = weights [n, count] times lines of the stack. */
-static void through(int n, const stored *weights, int64_t ldw, const stored *lines, int64_t depth, int64_t dim, int64_t count, real *out) {
-    for (int64_t c = 0; c < dim; c += P) meet(n, weights, ldw, lines + c * depth, even(count), out + c, dim);
+/* out[n, padded dim] = weights [n, count], zeros behind, times lines of the stack. */
+static void through(int n, const stored *weights, int64_t ldw, const Stack *k, const stored *lines, int64_t dim, int64_t count, real *out) {
+    meet(n, weights, ldw, lines, k->depth * P, padded(dim) / P, k->turned ? padded(count) : even(count), out, k->dim);
 }
 
 #ifdef BFLOAT16
@@ -216,8 +237,17 @@ static const stored *squeezed(int n, const real *rows, int64_t line, int64_t cou
 #endif
 }
 
-/* sums[count, dim] += weights [n, count] turned (of bfloat16 in pairs of rows), times panels [dim / P][FEW][P] of n rows. */
-static void across(int n, const real *weights, int64_t ldw, int64_t count, const stored *panels, int64_t dim, real *sums) {
+/* sums[count, dim] += weights [n, count] turned (of bfloat16 in pairs of rows), times panels [dim / P][FEW][P] of n rows; or where the stack is turned,
+ * sums[dim, count] += panels [dim][FEW] times them. */
+static void across(int n, const real *weights, int64_t ldw, int64_t count, const stored *panels, const Stack *k, real *sums) {
+    int64_t dim = k->dim;
+#ifdef MATRIX
+    if (k->turned) {
+        Lines lines = {(const char *)weights, 2 * ldw * sizeof(real), P * sizeof(real), padded(count) / P, 0};
+        by_matrix((int)dim, panels, FEW, lines, even(n), sums, k->depth, 1);
+        return;
+    }
+#endif
     for (int64_t c = 0; c < dim; c += P)
         for (int64_t j = 0; j < count; j += R) {
             int64_t some = count - j < R ? count - j : R;
@@ -227,6 +257,20 @@ static void across(int n, const real *weights, int64_t ldw, int64_t count, const
             TILES(tile, some, weights + j, 1, ldw, panels + c * FEW, n, sums + j * dim + c, dim, 1)
 #endif
         }
+}
+
+/* Row r of the rows that `across` meets; zeros beside the last. */
+ALWAYS void aside(const Stack *k, stored *panels, int64_t r, const stored *x, int64_t dim) {
+#ifdef MATRIX
+    if (k->turned) {
+        for (int64_t i = 0; i < dim; i++) {
+            panels[i * FEW + r] = x[i];
+            if (r % PAIR == 0) panels[i * FEW + r + 1] = 0;
+        }
+        return;
+    }
+#endif
+    flat(panels, FEW, r, x, dim);
 }
 
 /* Rows that fit: as many tokens as their scores, and the buffers, have room for. */
@@ -294,7 +338,7 @@ static void answer(Stack *k, const Row *row, int64_t run, const Shape *s, int64_
                     for (int64_t e = watch->first[token]; e < watch->first[token + 1]; e++)
                         fold(k->scores + r * lds, watch->weight[e] * factor, watch->limit[e], watch->sums + head * watch->columns + watch->base[e]);
             }
-            through(n, squeezed(n, k->scores, lds, padded(deep), k->narrow), lds, k->value, k->depth, k->dim, deep, k->answer);
+            through(n, squeezed(n, k->scores, lds, padded(deep), k->narrow), lds, k, k->value, dim, deep, k->answer);
             for (int r = 0; r < n; r++) {
                 real *numbers = k->answer + r * k->dim;
                 for (int64_t i = 0; i < dim; i++) numbers[i] *= factors[r];
@@ -340,8 +384,8 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
                 take(q, query->at + token * query->token + head * query->head, dim);
                 take(d, given->at + token * given->token + head * given->head, dim);
                 delta[r] = inner(d, out + (token * s->heads + head) * dim, dim);
-                flat(k->query_panel, FEW, r, q, dim);
-                flat(k->given_panel, FEW, r, d, dim);
+                aside(k, k->query_panel, r, q, dim);
+                aside(k, k->given_panel, r, d, dim);
             }
             against(n, k->query, k->dim, k->key, dim, deep, k->scores, lds);
             against(n, k->given, k->dim, k->turned_value, dim, deep, k->pulls, lds);
@@ -357,13 +401,13 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
                 }
                 for (int64_t j = whole; j < padded(deep); j++) p[j] = g[j] = 0;
             }
-            through(n, squeezed(n, k->pulls, lds, padded(deep), k->narrow), lds, k->turned_key, k->depth, k->dim, deep, k->answer);
+            through(n, squeezed(n, k->pulls, lds, padded(deep), k->narrow), lds, k, k->turned_key, dim, deep, k->answer);
 #ifdef BFLOAT16
             pair_up(n, k->scores, lds, padded(deep));
             pair_up(n, k->pulls, lds, padded(deep));
 #endif
-            across(n, k->scores, lds, deep, k->given_panel, k->dim, k->dvalue);
-            across(n, k->pulls, lds, deep, k->query_panel, k->dim, k->dkey);
+            across(n, k->scores, lds, deep, k->given_panel, k, k->dvalue);
+            across(n, k->pulls, lds, deep, k->query_panel, k, k->dkey);
             for (int r = 0; r < n; r++) {
                 const real *numbers = k->answer + r * k->dim;
                 put(dquery->at + (t + r / heads) * dquery->token + (h * shared + first + r % heads) * dquery->head, numbers, dim);
@@ -375,11 +419,17 @@ static void pull(Stack *k, const Row *row, int64_t run, const Shape *s, int64_t 
 
 /* Write down the gradients of the keys and values from depth `from` to `to`, which no later query sees. */
 static void pop(Stack *k, int64_t from, int64_t to, int64_t h, int64_t dim, const Tensor *dkey, const Tensor *dvalue) {
-    for (int64_t at = from; at < to; at++) {
-        int64_t t = k->token[at];
-        put(dkey->at + t * dkey->token + h * dkey->head, k->dkey + at * k->dim, dim);
-        put(dvalue->at + t * dvalue->token + h * dvalue->head, k->dvalue + at * k->dim, dim);
-    }
+    const Tensor *all[] = {dkey, dvalue};
+    const real *sums[] = {k->dkey, k->dvalue};
+    for (int64_t at = from; at < to; at++)
+        for (int i = 0; i < 2; i++) {
+            const real *numbers = sums[i] + at * k->dim;
+            if (k->turned) {
+                for (int64_t d = 0; d < dim; d++) k->answer[d] = sums[i][d * k->depth + at];
+                numbers = k->answer;
+            }
+            put(all[i]->at + k->token[at] * all[i]->token + h * all[i]->head, numbers, dim);
+        }
 }
 
 void ramulus_attention_backward(const Row *row, const Shape *s, const Tensor *query, const Tensor *key, const Tensor *value, const Tensor *given,

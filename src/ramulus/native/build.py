@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ramulus.native.prebuilt import brought_for
+from ramulus.native.prebuilt import abilities, brought_for
 
 HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", f"-I{HERE}")
@@ -83,9 +83,20 @@ def why() -> str:
         library("decode.c", {})
     except Unavailable as error:
         return f"none: {error}"
+    unit = ", with the matrix unit (AMX) for bfloat16" if has_matrix_unit() else ""
     if (brought := brought_for("decode.c", ())) is not None:
-        return f"brought by the package, for {brought.stem.rpartition('-')[2]}"
-    return f"compiled by {compiler()[0]}"
+        return f"brought by the package, for {brought.stem.rpartition('-')[2]}{unit}"
+    return f"compiled by {compiler()[0]}{unit}"
+
+
+def has_matrix_unit() -> bool:
+    """Whether the kernels multiply bfloat16 by AMX here: processor, kernel of the system and compiler must all know it."""
+    if "amx_bf16" not in abilities():
+        return False
+    try:
+        return bool(library("layers.c", {"ramulus_matrix": (ctypes.c_int64, ())}).ramulus_matrix())
+    except Unavailable:
+        return False
 
 
 def compiler() -> list[str]:

@@ -11,6 +11,7 @@
 #define DOTS
 #endif
 #define PAIR 2 /* inputs that lie beside each other in a panel */
+#define CLOSE 64 /* rows that meet a panel one after the other, so that their inputs stay in the second cache */
 typedef uint16_t cell;
 typedef uint32_t word;
 typedef cell cells __attribute__((vector_size(W * sizeof(cell)), aligned(sizeof(cell)), may_alias));
@@ -69,14 +70,26 @@ ALWAYS void tile_of_pairs(const int n, const cell *x, const int64_t rs, const ce
     }
 }
 
-/* As `panel` of vectors.h: out[n, P] += x[n, k] w. Where k is odd, x and the panel have a zero behind it. */
-static void gain(int n, const cell *x, int64_t ldx, const cell *w, int64_t k, float *out, int64_t ldo) {
-    int count = (n + R - 1) / R;
-    for (int64_t from = 0; from < k; from += PAIR * DEEP) {
-        int64_t some = k - from < PAIR * DEEP ? k - from : PAIR * DEEP;
-        for (int t = 0; t < count; t++) {
-            int first = (int)((int64_t)n * t / count), last = (int)((int64_t)n * (t + 1) / count);
-            TILES(tile_of_pairs, last - first, x + first * ldx + from, ldx, w + from * P, some, out + first * ldo, ldo, 1)
+#include "matrix.h"
+
+/* As `panel` of vectors.h: out[n, P] = or += x[n, k] w. Where k is odd, x and the panel have a zero behind it. */
+static void gain(int n, const cell *x, int64_t ldx, const cell *w, int64_t k, float *out, int64_t ldo, int add) {
+#ifdef MATRIX
+    if (matrix()) {
+        by_matrix(n, x, ldx, (Lines){(const char *)w, P * sizeof(word), 0, 1, FAR}, (k + 1) / PAIR * PAIR, out, ldo, add);
+        return;
+    }
+#endif
+    for (int row = 0; row < n; row += CLOSE) {
+        int some_rows = n - row < CLOSE ? n - row : CLOSE, count = (some_rows + R - 1) / R;
+        for (int64_t from = 0; from < k; from += PAIR * DEEP) {
+            int64_t some = k - from < PAIR * DEEP ? k - from : PAIR * DEEP;
+            for (int t = 0; t < count; t++) {
+                int first = row + some_rows * t / count, last = row + some_rows * (t + 1) / count;
+                const cell *rows = x + first * ldx + from;
+                if (add || from) { TILES(tile_of_pairs, last - first, rows, ldx, w + from * P, some, out + first * ldo, ldo, 1) }
+                else { TILES(tile_of_pairs, last - first, rows, ldx, w, some, out + first * ldo, ldo, 0) }
+            }
         }
     }
 }
@@ -86,5 +99,5 @@ typedef float cell;
 ALWAYS vf widen(const cell *x) { return load(x); }
 ALWAYS float single(const cell *x) { return *x; }
 ALWAYS void narrow(cell *x, vf v) { store(x, v); }
-ALWAYS void gain(int n, const cell *x, int64_t ldx, const cell *w, int64_t k, float *out, int64_t ldo) { panel(n, x, ldx, w, k, out, ldo, 1); }
+ALWAYS void gain(int n, const cell *x, int64_t ldx, const cell *w, int64_t k, float *out, int64_t ldo, int add) { panel(n, x, ldx, w, k, out, ldo, add); }
 #endif

@@ -9,7 +9,7 @@
  */
 #include "cells.h"
 
-#define CHUNK 64 /* tokens whose activations are kept at once */
+#define CHUNK 128 /* tokens whose activations are kept at once */
 #ifndef FEW
 #define FEW 12 /* tokens a thread up to which threads share out the matrices instead */
 #endif
@@ -32,9 +32,10 @@ ALWAYS int64_t wide(const Shape *s) { return stride((s->heads + 2 * s->kv_heads)
 /* The same in cells. */
 ALWAYS int64_t broad(const Shape *s) { return wide(s) * (int64_t)(sizeof(float) / sizeof(cell)); }
 
-ALWAYS void begin(int n, const float *bias, float *out, int64_t ldo) {
+/* Begin sums with a bias. */
+ALWAYS void begin(int n, const float *bias, float *out, int64_t ldo, const int add) {
     for (int r = 0; r < n; r++)
-        for (int i = 0; i < P; i += W) store(out + r * ldo + i, bias ? load(bias + i) : (vf){0});
+        for (int i = 0; i < P; i += W) store(out + r * ldo + i, add ? load(out + r * ldo + i) + load(bias + i) : load(bias + i));
 }
 
 /* Inputs of a panel. */
@@ -43,16 +44,15 @@ ALWAYS int64_t even(int64_t k) { return (k + PAIR - 1) / PAIR * PAIR; }
 /* Columns [from, to) of a matrix, whole panels. */
 typedef struct { int64_t from, to; } Span;
 
+/* One panel of columns, from c on, to where out begins: out[n, P] = x[n, k] w + bias, or out += that. */
+static void one_panel(int n, const cell *x, int64_t ldx, Matrix m, int64_t c, int64_t k, float *out, int64_t ldo, int add) {
+    if (m.bias) begin(n, m.bias + c, out, ldo, add);
+    gain(n, x, ldx, m.weight + c * even(k), k, out, ldo, add || m.bias);
+}
+
 /* Those columns of out[n, ldo] = x[n, k] w + bias, or out += that. */
 static void product(int n, const cell *x, int64_t ldx, Matrix m, int64_t k, Span span, float *out, int64_t ldo, int add) {
-    for (int64_t c = span.from; c < span.to; c += P) {
-        const float *bias = m.bias ? m.bias + c : NULL;
-        if (!add) begin(n, bias, out + c, ldo);
-        else if (bias)
-            for (int r = 0; r < n; r++)
-                for (int i = 0; i < P; i += W) store(out + r * ldo + c + i, load(out + r * ldo + c + i) + load(bias + i));
-        gain(n, x, ldx, m.weight + c * even(k), k, out + c, ldo);
-    }
+    for (int64_t c = span.from; c < span.to; c += P) one_panel(n, x, ldx, m, c, k, out + c, ldo, add);
 }
 
 /* What a row's RMSNorm multiplies it by, besides its weight. */
@@ -77,10 +77,8 @@ static void unit(int n, const float *x, int64_t ldx, int64_t d, float epsilon, c
 static void gated(int n, const cell *x, int64_t ldx, const Layer *layer, int64_t k, Span span, cell *act, int64_t lda) {
     float gate[CHUNK * P], up[CHUNK * P];
     for (int64_t c = span.from; c < span.to; c += P) {
-        begin(n, layer->gate.bias ? layer->gate.bias + c : NULL, gate, P);
-        begin(n, layer->up.bias ? layer->up.bias + c : NULL, up, P);
-        gain(n, x, ldx, layer->gate.weight + c * even(k), k, gate, P);
-        gain(n, x, ldx, layer->up.weight + c * even(k), k, up, P);
+        one_panel(n, x, ldx, layer->gate, c, k, gate, P, 0);
+        one_panel(n, x, ldx, layer->up, c, k, up, P, 0);
         for (int r = 0; r < n; r++)
             for (int i = 0; i < P; i += W) {
                 vf g = load(gate + r * P + i);
@@ -149,9 +147,15 @@ ALWAYS vf inner(const cell *q, const cell *key, int64_t dim) {
     return sum;
 }
 
-/* score[0..count) = scale q k_j, and -inf up to a whole vector. */
-static void scores(const cell *q, const cell *keys, int64_t dim, int64_t count, float scale, float *score) {
+/* Ask memory for n cells. */
+ALWAYS void expect(const cell *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(cell)) __builtin_prefetch(x + i);
+}
+
+/* score[0..count) = scale q k_j, and -inf up to a whole vector; asks for as many `values` meanwhile. */
+static void scores(const cell *q, const cell *keys, const cell *values, int64_t dim, int64_t count, float scale, float *score) {
     for (int64_t j = 0; j < count; j += W) {
+        if (values) expect(values + j * dim, (count - j < W ? count - j : W) * dim);
         vf sum[W];
         for (int i = 0; i < W; i++) sum[i] = (vf){0};
         int64_t some = count - j < W ? count - j : W, d = 0;
@@ -192,44 +196,47 @@ static float soften(float *score, int64_t count) {
 
 #define BESIDE (W == 16 ? 4 : 2) /* heads that meet a value at once: their sums stay in registers */
 
-/* out = factor * sum over j of weight[j] value_j, for `some` heads, at most BESIDE, and `vectors` W numbers of each. */
-ALWAYS void gather(const int some, const int vectors, const float *weight, int64_t ldw, const cell *value, int64_t dim, int64_t count,
-                   const float *factor, cell *out) {
+/* out = factor * sum over j of weight[j] value_j, for `some` heads, at most BESIDE, and `vectors` W numbers of each; asks for what lies at `next`
+ * meanwhile. */
+ALWAYS void gather(const int some, const int vectors, const float *weight, int64_t ldw, const cell *value, const cell *next, int64_t dim,
+                   int64_t count, const float *factor, cell *out) {
     vf sum[BESIDE][4];
     for (int h = 0; h < some; h++)
         for (int v = 0; v < vectors; v++) sum[h][v] = (vf){0};
-    for (int64_t j = 0; j < count; j++)
+    for (int64_t j = 0; j < count; j++) {
+        expect(next + j * dim, vectors * W);
         for (int v = 0; v < vectors; v++) {
             vf x = widen(value + j * dim + v * W);
             for (int h = 0; h < some; h++) sum[h][v] += weight[h * ldw + j] * x;
         }
+    }
     for (int h = 0; h < some; h++)
         for (int v = 0; v < vectors; v++) narrow(out + h * dim + v * W, sum[h][v] * factor[h]);
 }
 
 #define GATHER(N, ...) case N: if (four) gather(N, 4, __VA_ARGS__); else gather(N, 1, __VA_ARGS__); break;
 
-/* One token's query heads of one key head over `count` positions of its slot: q [shared, dim] -> out [shared, dim]. */
-static void attend(const cell *q, const cell *keys, const cell *values, int64_t shared, int64_t dim, int64_t count, float scale, float *score,
-                   cell *out) {
+/* One token's query heads of one key head over `count` positions of its slot: q [shared, dim] -> out [shared, dim]. `next`: keys that are met next. */
+static void attend(const cell *q, const cell *keys, const cell *values, const cell *next, int64_t shared, int64_t dim, int64_t count, float scale,
+                   float *score, cell *out) {
     int64_t line = (count + W - 1) / W * W;
     for (int64_t h = 0; h < shared; h += BESIDE) {
         int some = shared - h < BESIDE ? (int)(shared - h) : BESIDE;
         float factor[BESIDE];
         for (int i = 0; i < some; i++) {
-            scores(q + (h + i) * dim, keys, dim, count, scale, score + i * line);
+            scores(q + (h + i) * dim, keys, h || i ? NULL : values, dim, count, scale, score + i * line);
             factor[i] = soften(score + i * line, count);
         }
         for (int64_t d = 0; d < dim;) {
             int four = dim - d >= 4 * W;
-            const cell *value = values + d;
+            const cell *value = values + d, *ahead = h + BESIDE < shared ? value : next + d;
             cell *to = out + h * dim + d;
             switch (some) {
-                GATHER(1, score, line, value, dim, count, factor, to)
-                GATHER(2, score, line, value, dim, count, factor, to)
+                GATHER(1, score, line, value, ahead, dim, count, factor, to)
+                GATHER(2, score, line, value, ahead, dim, count, factor, to)
 #if W == 16
-                GATHER(3, score, line, value, dim, count, factor, to)
-                GATHER(4, score, line, value, dim, count, factor, to)
+                GATHER(3, score, line, value, ahead, dim, count, factor, to)
+                GATHER(4, score, line, value, ahead, dim, count, factor, to)
 #endif
             }
             d += four ? 4 * W : W;
@@ -269,7 +276,8 @@ static void look(const Model *m, const Shape *s, const Slots *slots, const Pass 
         for (int64_t h = 0; h < s->kv_heads; h++) {
             const cell *keys = slots->store + ((2 * l * slots->rows + p->slot[t]) * s->kv_heads + h) * line + from * dim;
             const cell *values = keys + slots->rows * s->kv_heads * line;
-            attend(queries + t * joined + h * shared * dim, keys, values, shared, dim, count - from, p->scale, score,
+            const cell *next = h + 1 < s->kv_heads || r + 1 == n ? keys + line : keys + ((p->slot[t + 1] - p->slot[t]) * s->kv_heads - h) * line;
+            attend(queries + t * joined + h * shared * dim, keys, values, next, shared, dim, count - from, p->scale, score,
                    heard + r * all + h * shared * dim);
         }
     }

@@ -116,19 +116,11 @@ static void scores_of(const Head *h, real scale, real *scores, int64_t line) {
     int64_t last = padded(h->words);
 #pragma omp parallel for schedule(dynamic) num_threads(h->threads)
     for (int64_t c = 0; c < last; c += P) {
-        for (int64_t r = 0; r < h->rows; r += R) {
-            int n = (int)(h->rows - r < R ? h->rows - r : R);
-            for (int64_t k = 0; k < h->width; k += PAIR * DEEP) {
-                int64_t some = h->width - k < PAIR * DEEP ? h->width - k : PAIR * DEEP;
-                const cell *x = h->x + r * h->width + k, *w = h->panels + c * h->width + k * P;
-                if (k) { TILES(tile_of_pairs, n, x, h->width, w, some, scores + r * line + c, line, 1) }
-                else { TILES(tile_of_pairs, n, x, h->width, w, some, scores + r * line + c, line, 0) }
-            }
-            for (int i = 0; i < n; i++) {
-                real *row = scores + (r + i) * line;
-                if (scale != 1) store(row + c, load(row + c) * scale), store(row + c + W, load(row + c + W) * scale);
-                for (int64_t j = h->words > c ? h->words : c; j < c + P; j++) row[j] = -INFINITY;
-            }
+        gain((int)h->rows, h->x, h->width, h->panels + c * h->width, h->width, scores + c, line, 0);
+        for (int64_t r = 0; r < h->rows; r++) {
+            real *row = scores + r * line;
+            if (scale != 1) store(row + c, load(row + c) * scale), store(row + c + W, load(row + c + W) * scale);
+            for (int64_t j = h->words > c ? h->words : c; j < c + P; j++) row[j] = -INFINITY;
         }
     }
 }
@@ -194,3 +186,12 @@ void ramulus_head_pull(int64_t rows, int64_t words, int64_t line, int64_t thread
 }
 
 int64_t ramulus_panel(void) { return P; }
+
+/* Whether products of bfloat16 go through a matrix unit here. */
+int64_t ramulus_matrix(void) {
+#ifdef MATRIX
+    return matrix();
+#else
+    return 0;
+#endif
+}

@@ -32,9 +32,10 @@ class Kind:
 
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_MATRIX = ("-mamx-tile", "-mamx-bf16")  # the kernels ask at run time whether there is one
 PROCESSORS: dict[str, tuple[Kind, ...]] = {
     "x86_64": (
-        Kind("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+        Kind("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16", *_MATRIX), _V4 | {"avx512_bf16"}),
         Kind("avx512", ("-march=x86-64-v4",), _V4),
         Kind("avx2", ("-march=x86-64-v3",), _V3),
         Kind("baseline", ("-march=x86-64",)),

@@ -69,7 +69,7 @@ def copy_bytes(fused: FusedForward, precision: torch.dtype) -> int:
 
 def _joined(parts: Sequence[Part], norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weights [m, k] of stacked layers, and their biases [m] in float32; None where no part has one. A norm's weight makes them float32."""
-    weight = torch.cat([w for w, _ in parts])
+    weight = parts[0][0] if len(parts) == 1 else torch.cat([w for w, _ in parts])
     if norm is not None:
         weight = weight.float() * norm.float()
     biases = [w.new_zeros(len(w)) if b is None else b for w, b in parts]
@@ -118,7 +118,9 @@ class Panels:
     def refresh(self) -> None:
         """Copy the weights as they are now, adapters merged, to where the old ones were."""
         flat, bias = _joined([(self.matrices.whole(weight), bias) for weight, bias in self.parts], self.norm)
-        flat = F.pad(flat.to(self.weight.dtype), (0, -flat.shape[1] % self.pair))
+        flat = flat.to(self.weight.dtype).contiguous()
+        if odd := -flat.shape[1] % self.pair:
+            flat = F.pad(flat, (0, odd))
         words, target = (x.view(torch.int32) if self.pair == 2 else x for x in (flat, self.weight.flatten(2)))  # a pair is moved as one
         count, inputs, width = target.shape
         whole = len(flat) // width
