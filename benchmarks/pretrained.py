@@ -60,7 +60,7 @@ def generated(model: Any, prompts: Tensor, new: int) -> list[Tensor]:
 
 
 class Worker(Piped):
-    """Another engine in its own environment and process; answers with the lengths of its responses, and counts its own CPU seconds."""
+    """Another engine in its own environment and process; answers with its responses, and counts its own CPU seconds."""
 
     def __init__(self, name: str, script: str, python: str, *arguments: object) -> None:
         alone = {
@@ -71,10 +71,14 @@ class Worker(Piped):
         print(f"{name}: {self.hello['version']}", flush=True)
         self.seconds = 0.0
 
-    def __call__(self, prompts: Tensor, new: int) -> list[range]:
-        told = self.asked({"prompts": prompts.tolist(), "new": new})
+    def responses(self, prompts: list[list[int]], new: int, forget: bool = False) -> list[list[int]]:
+        """Of that many tokens; `forget`: nothing is known of former texts."""
+        told = self.asked({"prompts": prompts, "new": new, "forget": forget})
         self.seconds += told["seconds"]
-        return [range(length) for length in told["lengths"]]
+        return list(told["tokens"])
+
+    def __call__(self, prompts: Tensor, new: int) -> list[list[int]]:
+        return self.responses(prompts.tolist(), new)
 
 
 def contender(name: str, args: argparse.Namespace) -> Callable[[Tensor, int], list[Any]]:

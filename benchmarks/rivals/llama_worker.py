@@ -1,7 +1,8 @@
 """llama.cpp on this machine's CPU, one batch at a time. Runs where `llama-cpp-python` is installed; speaks JSON lines as `vllm_worker.py`.
 
 Started with a GGUF file, threads, the most rows and the most tokens of one text. All prompts of a batch go through the model together, then
-one token of every sequence at a time, drawn at temperature 1 by llama.cpp's own sampler from the whole distribution. Nothing is kept.
+one token of every sequence at a time, drawn at temperature 1 by llama.cpp's own sampler from the whole distribution. With `remember` the sequences of
+the batch before stay, and a text begins with what it shares with one of them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from vllm_worker import serve  # beside this file
 class Engine:
     """A model and a context with room for `rows` sequences of `most` tokens."""
 
-    def __init__(self, path: str, threads: int, rows: int, most: int) -> None:
+    def __init__(self, path: str, threads: int, rows: int, most: int, remember: bool) -> None:
         cpp.llama_backend_init()
         self.model = cpp.llama_model_load_from_file(path.encode(), cpp.llama_model_default_params())
         asked = cpp.llama_context_default_params()
-        asked.n_ctx, asked.n_batch, asked.n_ubatch, asked.n_seq_max = rows * most, rows * most, 512, rows
+        self.rows, self.remember = rows, remember
+        sequences = 2 * rows if remember else rows  # those of the batch before, and of this one
+        asked.n_ctx, asked.n_batch, asked.n_ubatch, asked.n_seq_max = sequences * most, rows * most, 512, sequences
+        asked.kv_unified = remember  # cells that sequences share
         asked.n_threads = asked.n_threads_batch = threads
         self.context = cpp.llama_init_from_model(self.model, asked)
         if not self.model or not self.context:
             raise RuntimeError(f"llama.cpp cannot take {path} with {rows} sequences of {most} tokens")
+        self.held: dict[int, list[int]] = {}  # the tokens whose keys and values a sequence has
         self.batch = cpp.llama_batch_init(rows * most, 0, 1)
         self.drawers = [cpp.llama_sampler_init_dist(seed) for seed in range(rows)]
 
@@ -38,28 +43,57 @@ class Engine:
         if code:
             raise RuntimeError(f"llama_decode answered {code}")
 
-    def generate(self, prompts: list[list[int]], new: int) -> list[int]:
-        """The length of each response."""
+    def forget(self) -> None:
+        """Drop all keys and values."""
         cpp.llama_memory_clear(cpp.llama_get_memory(self.context), True)
-        texts = [(token, at, row, at == len(prompt) - 1) for row, prompt in enumerate(prompts) for at, token in enumerate(prompt)]
+        self.held = {}
+
+    def begin(self, prompts: list[list[int]]) -> tuple[list[int], list[int]]:
+        """A sequence for each prompt, and how many of its tokens are in it already; those of the batch before are gone afterwards."""
+        if not self.remember:
+            self.forget()
+            return list(range(len(prompts))), [0] * len(prompts)
+        memory, former = cpp.llama_get_memory(self.context), self.held
+        first = 0 if not former or min(former) >= self.rows else self.rows
+        rows, known = [first + i for i in range(len(prompts))], []
+        for row, prompt in zip(rows, prompts):
+            common, source = max(((shared(prompt, text), one) for one, text in former.items()), default=(0, 0))
+            known.append(min(common, len(prompt) - 1))  # the last token's logits are wanted
+            if known[-1]:
+                cpp.llama_memory_seq_cp(memory, source, row, 0, known[-1])
+        for row in former:
+            cpp.llama_memory_seq_rm(memory, row, -1, -1)
+        return rows, known
+
+    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+        """The response to each."""
+        rows, known = self.begin(prompts)
+        texts = [(prompt[at], at, row, at == len(prompt) - 1) for row, prompt, n in zip(rows, prompts, known) for at in range(n, len(prompt))]
         self.run(texts)
         places = [i for i, (*_, wanted) in enumerate(texts) if wanted]
-        lengths = [0] * len(prompts)
+        responses: list[list[int]] = [[] for _ in prompts]
         for turn in range(new):
-            drawn = [cpp.llama_sampler_sample(self.drawers[row], self.context, place) for row, place in enumerate(places)]
-            lengths = [length + 1 for length in lengths]
+            drawn = [cpp.llama_sampler_sample(drawer, self.context, place) for drawer, place in zip(self.drawers, places)]
+            for response, token in zip(responses, drawn):
+                response.append(token)
             if turn < new - 1:
-                self.run([(token, len(prompts[row]) + turn, row, True) for row, token in enumerate(drawn)])
+                self.run([(token, len(prompt) + turn, row, True) for token, prompt, row in zip(drawn, prompts, rows)])
                 places = list(range(len(prompts)))
-        return lengths
+        self.held = {row: prompt + response[:-1] for row, prompt, response in zip(rows, prompts, responses)}
+        return responses
+
+
+def shared(one: list[int], other: list[int]) -> int:
+    """Tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def main() -> None:
     """Answer every line, until there is none."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes elsewhere
-    engine = Engine(sys.argv[1], *map(int, sys.argv[2:5]))
-    serve(channel, cpp.__version__, engine.generate)
+    engine = Engine(sys.argv[1], *map(int, sys.argv[2:5]), "remember" in sys.argv[5:])
+    serve(channel, cpp.__version__, engine.generate, engine.forget)
 
 
 if __name__ == "__main__":
