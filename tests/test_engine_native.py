@@ -312,3 +312,17 @@ def test_an_engine_says_how_it_decodes() -> None:
     odd = small(hidden_size=8)
     assert "heads of a multiple of" in LocalEngine(odd, slots=1, memory=MANY).about
     assert "the model in float64" in LocalEngine(model.double(), slots=1, memory=MANY).about
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_weights_that_begin_in_the_middle_of_a_pair_are_read(precision: torch.dtype) -> None:
+    """Parts of one flat tensor, as what trains by flat parameters leaves them."""
+    model = small("llama", dtype=precision)
+    expected = forward_of(model, precision=precision)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            flat = torch.empty(module.weight.numel() + 1, dtype=precision)
+            flat[1:] = module.weight.detach().flatten()
+            module.weight.data = flat[1:].view_as(module.weight)
+    moved = forward_of(model, precision=precision)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(expected._matrices(), moved._matrices(), strict=True))

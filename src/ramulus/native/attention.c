@@ -68,10 +68,6 @@ static Stack stack_of(real *room, const Row *row, const Shape *s) {
     k.scores = room, k.pulls = room + held(k.depth, s), k.narrow = (stored *)(room + 2 * held(k.depth, s));
 #ifdef MATRIX
     k.turned = matrix();
-    if (k.turned) { /* whole steps of inputs are met, those beyond a run's end with weights of 0 */
-        memset(k.value, 0, k.depth * k.dim * sizeof(stored));
-        memset(k.turned_key, 0, k.depth * k.dim * sizeof(stored));
-    }
 #endif
     return k;
 }
@@ -143,6 +139,12 @@ ALWAYS void flat(stored *panels, int64_t depth, int64_t at, const stored *x, int
     }
 }
 
+/* Zeros from line `at` of panels to the end of a step: whole steps are met, and what lies there met before is of another branch. */
+ALWAYS void close_step(const Stack *k, stored *panels, int64_t at) {
+    for (int64_t c = 0; c < k->dim; c += P)
+        memset(panels + (c / P * k->depth + even(at)) * P, 0, (padded(at) - even(at)) * P * sizeof(stored));
+}
+
 /* Put the run's tokens on the stack, in place of what was below its parent. */
 static void push(Stack *k, const Row *row, int64_t run, const Tensor *key, const Tensor *value, int64_t h, int64_t dim, int backward) {
     int64_t at = row->before[run];
@@ -155,7 +157,9 @@ static void push(Stack *k, const Row *row, int64_t run, const Tensor *key, const
         flat(k->turned_key, k->depth, at, a, dim);
         upright(k->turned_value, even(dim), at, b, dim);
     }
+    if (k->turned) close_step(k, k->value, at);
     if (!backward) return;
+    if (k->turned) close_step(k, k->turned_key, at);
     int64_t first = row->before[run], count = at - first, lines = k->turned ? k->dim : count, length = k->turned ? count : k->dim;
     for (int64_t i = 0; i < lines; i++) {
         int64_t from = k->turned ? i * k->depth + first : (first + i) * k->dim;

@@ -83,20 +83,28 @@ def why() -> str:
         library("decode.c", {})
     except Unavailable as error:
         return f"none: {error}"
-    unit = ", with the matrix unit (AMX) for bfloat16" if has_matrix_unit() else ""
     if (brought := brought_for("decode.c", ())) is not None:
-        return f"brought by the package, for {brought.stem.rpartition('-')[2]}{unit}"
-    return f"compiled by {compiler()[0]}{unit}"
+        return f"brought by the package, for {brought.stem.rpartition('-')[2]}"
+    return f"compiled by {compiler()[0]}"
 
 
 def has_matrix_unit() -> bool:
-    """Whether the kernels multiply bfloat16 by AMX here: processor, kernel of the system and compiler must all know it."""
+    """Whether the kernels multiply bfloat16 by AMX here: processor, system and compiler must all know it."""
     if "amx_bf16" not in abilities():
         return False
     try:
         return bool(library("layers.c", {"ramulus_matrix": (ctypes.c_int64, ())}).ramulus_matrix())
     except Unavailable:
         return False
+
+
+def multiplying() -> str:
+    """By what the kernels multiply bfloat16, for a person, where the processor has a matrix unit; else nothing."""
+    if "amx_bf16" not in abilities():
+        return ""
+    if has_matrix_unit():
+        return "; bfloat16 by the matrix unit (AMX)"
+    return "; bfloat16 by vectors, which are slower than the matrix unit (AMX) that compiler or system refuse"
 
 
 def compiler() -> list[str]:

@@ -75,12 +75,12 @@ def machine() -> list[tuple[str, str]]:
     if importlib.util.find_spec("torch"):
         import torch
 
-        from ramulus.native.build import why
+        from ramulus.native.build import multiplying, why
         from ramulus.native.memory import free_memory
 
         free = free_memory() / 1e9
         rows.append(("torch threads", str(torch.get_num_threads())))
-        rows.append(("kernels for CPUs", why()))
+        rows.append(("kernels for CPUs", why() + multiplying()))
         rows.append(("free memory", f"{free:.1f} GB: less engine.memory_mb, the kernels' copy of the weights must fit into it"))
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):

@@ -121,6 +121,8 @@ class Panels:
         flat = flat.to(self.weight.dtype).contiguous()
         if odd := -flat.shape[1] % self.pair:
             flat = F.pad(flat, (0, odd))
+        elif flat.storage_offset() % self.pair or flat.stride(0) % self.pair:  # a part of a larger tensor that begins in the middle of a pair
+            flat = flat.clone(memory_format=torch.contiguous_format)
         words, target = (x.view(torch.int32) if self.pair == 2 else x for x in (flat, self.weight.flatten(2)))  # a pair is moved as one
         count, inputs, width = target.shape
         whole = len(flat) // width
