@@ -48,29 +48,40 @@ class Engine:
         cpp.llama_memory_clear(cpp.llama_get_memory(self.context), True)
         self.held = {}
 
-    def begin(self, prompts: list[list[int]]) -> tuple[list[int], list[int]]:
-        """A sequence for each prompt, and how many of its tokens are in it already; those of the batch before are gone afterwards."""
+    def begin(self, prompts: list[list[int]]) -> list[int]:
+        """A sequence for each prompt, with all of it but its last token; what prompts share, and share with the batch before, is computed once.
+
+        The sequences of the batch before are gone afterwards.
+        """
         if not self.remember:
             self.forget()
-            return list(range(len(prompts))), [0] * len(prompts)
         memory, former = cpp.llama_get_memory(self.context), self.held
         first = 0 if not former or min(former) >= self.rows else self.rows
-        rows, known = [first + i for i in range(len(prompts))], []
+        rows, texts, copies = [first + i for i in range(len(prompts))], [], []
+        begun: dict[tuple[int, ...], int] = {}
         for row, prompt in zip(rows, prompts):
-            common, source = max(((shared(prompt, text), one) for one, text in former.items()), default=(0, 0))
-            known.append(min(common, len(prompt) - 1))  # the last token's logits are wanted
-            if known[-1]:
-                cpp.llama_memory_seq_cp(memory, source, row, 0, known[-1])
+            whole = tuple(prompt[:-1])
+            if self.remember and whole in begun:
+                copies.append((begun[whole], row))
+                continue
+            begun[whole] = row
+            common, source = max(((shared(prompt[:-1], text), one) for one, text in former.items()), default=(0, 0))
+            if common:
+                cpp.llama_memory_seq_cp(memory, source, row, 0, common)
+            texts += [(token, at, row, False) for at, token in enumerate(whole) if at >= common]
+        if texts:
+            self.run(texts)
+        for source, row in copies:
+            cpp.llama_memory_seq_cp(memory, source, row, -1, -1)
         for row in former:
             cpp.llama_memory_seq_rm(memory, row, -1, -1)
-        return rows, known
+        return rows
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
         """The response to each."""
-        rows, known = self.begin(prompts)
-        texts = [(prompt[at], at, row, at == len(prompt) - 1) for row, prompt, n in zip(rows, prompts, known) for at in range(n, len(prompt))]
-        self.run(texts)
-        places = [i for i, (*_, wanted) in enumerate(texts) if wanted]
+        rows = self.begin(prompts)
+        self.run([(prompt[-1], len(prompt) - 1, row, True) for row, prompt in zip(rows, prompts)])
+        places = list(range(len(prompts)))
         responses: list[list[int]] = [[] for _ in prompts]
         for turn in range(new):
             drawn = [cpp.llama_sampler_sample(drawer, self.context, place) for drawer, place in zip(self.drawers, places)]
@@ -78,7 +89,6 @@ class Engine:
                 response.append(token)
             if turn < new - 1:
                 self.run([(token, len(prompt) + turn, row, True) for token, prompt, row in zip(drawn, prompts, rows)])
-                places = list(range(len(prompts)))
         self.held = {row: prompt + response[:-1] for row, prompt, response in zip(rows, prompts, responses)}
         return responses
 
