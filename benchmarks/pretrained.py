@@ -146,6 +146,13 @@ def told(off: Tensor) -> str:
     return f"{float(off.std()):.1e}, {float(off.abs().mean()):.1e}, {float(off.abs().max()):.1e}"
 
 
+def add_rivals(parser: argparse.ArgumentParser) -> None:
+    """The options that say where other engines are."""
+    parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="the Python of vLLM's environment, which `make vllm` makes")
+    parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="files of the model for llama.cpp, each a contender")
+    parser.add_argument("--llama", default=".venv-llama/bin/python", help="the Python of an environment with llama-cpp-python")
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,9 +163,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=40_000, help="ids of prompts are below it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS + VLLM, default=CONTENDERS)
-    parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="the Python of vLLM's environment, which `make vllm` makes")
-    parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="files of the model for llama.cpp, each a contender")
-    parser.add_argument("--llama", default=".venv-llama/bin/python", help="the Python of an environment with llama-cpp-python")
+    add_rivals(parser)
     parser.add_argument("--mismatch", action="store_true", help="compare log-probs instead of speed")
     args = parser.parse_args()
     rows = mismatches(args) if args.mismatch else measured(args)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.pairing import interleave, ratio, record, spread, table
-from benchmarks.pretrained import Worker, cpu_seconds, loaded
+from benchmarks.pretrained import Worker, add_rivals, cpu_seconds, loaded
 from benchmarks.rollout import Case, counted, plant
 from ramulus.core.tree import Tree
 from ramulus.engine.engine import Request, Sampling, Segment
@@ -138,9 +138,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=128, help="tokens of each path")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vllm", default=".venv-vllm/bin/python", help="the Python of vLLM's environment, which `make vllm` makes")
-    parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="files of the model for llama.cpp, each a contender")
-    parser.add_argument("--llama", default=".venv-llama/bin/python", help="the Python of an environment with llama-cpp-python")
+    add_rivals(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     collect_seldom()  # as the command line does after its imports
