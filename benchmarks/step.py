@@ -245,11 +245,11 @@ def rows_of(
 
 
 def measure(
-    setting: Setting, micros: list[int], repeats: int, folder: Path, shape: str, clock: str
+    setting: Setting, micros: list[int], repeats: int, folder: Path, shape: str, clock: str, pages: bool
 ) -> tuple[list[dict[str, Any]], float]:
     """The rows of the table, and how far the gradients of one batch are apart."""
     mine = {name: Mine(setting.run(name, folder), setting.exact) for name in ("grpo", "treepo")}
-    workers = {f"TRL {micro} rows a pass": Worker(setting.rival(micro, folder), setting.threads) for micro in micros}
+    workers = {f"TRL {micro} rows a pass": Worker(setting.rival(micro, folder), setting.threads, pages) for micro in micros}
     try:
         collect_seldom()  # as the command line does after its imports
         first = next(iter(workers.values()))
@@ -292,12 +292,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=0, help="of a step; 0: 4, of the quickstart's model 64")
     parser.add_argument("--width", type=int, default=0, help="trajectories of a prompt; 0: 8")
     parser.add_argument("--response", type=int, default=128, help="tokens of each response, of equal lengths")
+    parser.add_argument("--large-pages", action="store_true", help="of memory for TRL too, which ramulus's command asks for and TRL does not")
     parser.add_argument("--engine-threads", type=int, help="of torch while ramulus samples; by default as they are")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(args, Path(folder))
         total = setting.prompts * setting.width
-        rows, apart = measure(setting, args.micro or [total // 4, total // 8], args.repeats, Path(folder), args.shape, args.clock)
+        micros = args.micro or [total // 4, total // 8]
+        rows, apart = measure(setting, micros, args.repeats, Path(folder), args.shape, args.clock, args.large_pages)
     print(table(rows))
     print(f"\ngradient of TRL's first batch: relative difference {apart:.1e}\n")
     print(json.dumps({"benchmark": "step", "machine": machine(args.device), "gradient": apart, "rows": rows}))

@@ -5,6 +5,7 @@ Only in the first life of the group; the shipped code runs unchanged up to the m
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def arm(moment: str, number: int) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(170, exit=True)  # a life takes some 15 s: who waits for ever says where
     rank, moment, number, *words = sys.argv[1:]
     if rank == os.environ["RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         arm(moment, int(number))

@@ -24,12 +24,13 @@ KILLS = [
     (0, "growing", 3), (1, "waiting", 9), (0, "scoring", 2), (1, "scoring", 2), (0, "learning", 4), (1, "learning", 4), (0, "stepping", 3),
     (1, "stepping", 3), (1, "gathering", 4), (0, "writing the model", 2), (1, "writing shards", 2), (0, "renaming", 2),
 ]  # fmt: skip
+WATCHED = "import faulthandler; faulthandler.dump_traceback_later(250, exit=True); from torch.distributed.run import main; main()"
 pytestmark = pytest.mark.slow
 
 
 def torchrun(out: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Two ranks, begun again once; the output is theirs."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    launcher = [sys.executable, "-c", WATCHED, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     return subprocess.run([*launcher, *command, *WORDS, f"out={out}"], env=ENV, capture_output=True, text=True, timeout=280, check=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.rivals.worker import Piped
+from ramulus.native.memory import LARGE_PAGES
 
 HERE = Path(__file__).parent
 HOME = HERE.parent / ".rivals"
@@ -43,14 +44,14 @@ def trl() -> Path:
 
 
 class Worker(Piped):
-    """TRL's GRPOTrainer in its own environment, one step at a time; `settings` are those of `trl_worker.py`."""
+    """TRL's GRPOTrainer in its own environment, one step at a time; `settings` are those of `trl_worker.py`. `pages`: large ones."""
 
-    def __init__(self, settings: dict[str, Any], threads: int) -> None:
+    def __init__(self, settings: dict[str, Any], threads: int, pages: bool = False) -> None:
         self.folder = tempfile.TemporaryDirectory()
         chosen = Path(self.folder.name) / "settings.json"
         chosen.write_text(json.dumps(settings | {"out": self.folder.name, "threads": threads}))
         self.spent = 0.0  # CPU seconds of the process, all threads, when it last told
-        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | ({LARGE_PAGES: "1"} if pages else {})
         super().__init__("TRL's worker", [trl(), HERE / "trl_worker.py", chosen], threads, quiet)
         self.versions = self.hello
 

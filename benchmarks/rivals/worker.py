@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ramulus.native.memory import LARGE_PAGES
+
 
 class Piped:
-    """The process of a command, `name` in errors; `extra` is added to its environment. Its first line is `hello`."""
+    """The process of a command, `name` in errors; `extra` is added to its environment, without our large pages. Its first line is `hello`."""
 
     def __init__(self, name: str, command: Sequence[str | Path], threads: int, extra: Mapping[str, str]) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"} | extra
+        usual = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
+        environment = usual | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"} | extra
         self.name, self.log = name, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True, bufsize=1

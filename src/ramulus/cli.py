@@ -21,7 +21,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from ramulus import __version__
 from ramulus.adapters.command import export
 from ramulus.look.terminal import new_console
-from ramulus.native.memory import OutOfMemory, allocation_failed
+from ramulus.native.memory import OutOfMemory, allocation_failed, ask_for_large_pages
 from ramulus.run.config.find import check_named, yaml_of
 from ramulus.run.doctor_command import doctor
 from ramulus.run.evaluation.commands import eval_, rollout
@@ -286,6 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # a short wait, then sleep: waking up for every small operation costs more
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    ask_for_large_pages()
     for library in ("torchao", "torch.utils._pytree"):  # what torchao cannot load or registers, wherever transformers meets it
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stdout.isatty():

@@ -22,7 +22,7 @@ from ramulus.engine.pool import Lost
 from ramulus.learn.factory import learner_traits
 from ramulus.learn.sharded.starting import start_ranks
 from ramulus.learn.sharded.world import STANDING
-from ramulus.native.memory import free_memory, free_there
+from ramulus.native.memory import LARGE_PAGES, free_memory, free_there
 from ramulus.native.processors import cores
 from ramulus.run.config.ground import Ray
 from ramulus.run.config.recipe import Run
@@ -34,7 +34,7 @@ from ramulus.run.ray_carrier import RayCarrier
 from ramulus.run.sampler import Built, RankProcess
 
 SENT = (
-    "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM", "HF_HOME", "HF_HUB_OFFLINE",
+    "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", LARGE_PAGES, "TOKENIZERS_PARALLELISM", "HF_HOME", "HF_HUB_OFFLINE",
     "RAMULUS_KERNELS", "RAMULUS_VLLM_PYTHON", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
 )  # fmt: skip
 """What of the driver's environment its processes on other machines have, too."""

@@ -76,12 +76,13 @@ def machine() -> list[tuple[str, str]]:
         import torch
 
         from ramulus.native.build import multiplying, why
-        from ramulus.native.memory import free_memory
+        from ramulus.native.memory import free_memory, large_pages
 
         free = free_memory() / 1e9
         rows.append(("torch threads", str(torch.get_num_threads())))
         rows.append(("kernels for CPUs", why() + multiplying()))
         rows.append(("free memory", f"{free:.1f} GB: less engine.memory_mb, the kernels' copy of the weights must fit into it"))
+        rows.append(("large pages", large_pages()))
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):
                 card = torch.cuda.get_device_properties(i)

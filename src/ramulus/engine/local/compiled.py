@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,8 +111,12 @@ class Panels:
         self.parts, self.matrices, self.norm = parts, matrices, norm if dtype == torch.float32 else None
         columns, inputs = sum(len(w) for w, _ in parts), parts[0][0].shape[1]
         count, self.pair = -(-columns // width), 4 // dtype.itemsize
-        self.weight = torch.zeros(count, -(-inputs // self.pair), width, self.pair, dtype=dtype, device="cpu")
+        self.shape = count, -(-inputs // self.pair), width, self.pair
         self.bias = torch.zeros(count * width, **FLOAT) if any(b is not None for _, b in parts) else None
+
+    def place(self, room: Tensor) -> None:
+        """Take the weights over into this room, a number for each and for the padding."""
+        self.weight = room.view(self.shape).zero_()
         self.refresh()
 
     @torch.no_grad()
@@ -188,6 +193,7 @@ class CompiledForward(FusedForward):
         width = 2 * lanes
         self.panels = [PanelLayer(layer, width, precision, self.matrices) for layer in self.layers]
         self.last = Panels((self.head,), width, precision, self.matrices, self.norm)
+        self._place(precision)
         self._read()
         rows, hidden = self.head[0].shape
         self.vocabulary = min(rows, self.reference.drawn or rows)
@@ -205,7 +211,14 @@ class CompiledForward(FusedForward):
         self.model = self._model()
 
     def _matrices(self) -> list[Panels]:
-        return [self.last, *(matrix for layer in self.panels for matrix in layer.matrices)]
+        return [*(matrix for layer in self.panels for matrix in layer.matrices), self.last]
+
+    def _place(self, precision: torch.dtype) -> None:
+        """Lay all matrices into one block in the order in which a pass reads them: what it asks of memory ahead may be of the next one."""
+        sizes = [math.prod(matrix.shape) for matrix in self._matrices()]
+        block = torch.empty(sum(sizes), dtype=precision, device="cpu")
+        for matrix, room in zip(self._matrices(), block.split(sizes), strict=True):
+            matrix.place(room)
 
     @property
     def nbytes(self) -> int:
