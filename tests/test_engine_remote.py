@@ -297,6 +297,7 @@ def test_a_hung_server_ends_at_the_deadline() -> None:
         assert ask(engine, crowd()) == ask(toy(), crowd())
 
 
+@pytest.mark.slow
 def test_a_server_that_was_started_again_gets_its_weights_and_gives_the_same_tokens() -> None:
     with served("toy") as server:
         engine, here = server.engine(), toy()

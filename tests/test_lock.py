@@ -34,6 +34,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_live_run_is_left_alone_and_a_killed_one_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "run"
     process = start(out, "steps=400", "save_every=2", "eval_every=0")

@@ -62,6 +62,7 @@ def test_every_part_of_a_recipe_comes_back_as_it_went(recipe: str) -> None:
     assert seen > 10
 
 
+@pytest.mark.slow
 def test_they_come_back_in_another_process() -> None:
     runs = [run for recipe in RECIPES for run in stages_of(recipe)]
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], input=pickle.dumps(runs), capture_output=True, check=True)

@@ -84,6 +84,7 @@ def test_weights_and_metrics_move(whole: Path):
     assert all(line["grad_norm"] > 0 for line in metrics(whole))
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(whole: Path, tmp_path: Path):
     killed(tmp_path / "run", "checkpoint", 3)
     assert list((tmp_path / "run" / "checkpoints").glob(".*.part"))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
 import methods  # noqa: F401  # its parts are unpickled in the other process, which must import it before methods_hpt
+from ramulus.learn.policy import separate
 from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.learner import Learner
 from ramulus.learn.policy.separate import Separate
@@ -56,9 +60,19 @@ def over_two_ranks(tiny: Tiny) -> Learner:
     return Sharded()(model, None, None, tiny.value, tiny.options, 0)
 
 
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["conformance.learners", "ramulus.learn.policy.separate"])
+
+
+def in_another_process(tiny: Tiny) -> Learner:
+    """A learner in a process of its own, forked from one that has loaded all that it needs: that takes longer than what is asked of it."""
+    with mock.patch.object(separate, "multiprocessing", SimpleNamespace(get_context=lambda _: FORKED)):
+        return Separate(tiny)
+
+
 LEARNERS: dict[str, Callable[[Tiny], Learner]] = {
     "in process": lambda tiny: InProcess(tiny()),
-    "in another process": Separate,
+    "in another process": in_another_process,
     "over two ranks": over_two_ranks,
 }
 
