@@ -43,6 +43,11 @@ KINDS = {  # what is struck: how its process is called, and by which signal
 MEASURED = ("seconds", "cpu_seconds", "gpu", "memory", "rss", "prefilled", "prefix_reused", "rows", "reserved", "peak", "disk")
 
 
+def of_ray(process: int) -> list[str]:
+    """The names of Ray's processes below one; its folder stands in the paths of a server of forks, too."""
+    return [name for name in below(process).values() if "ray" in name and "multiprocessing.forkserver" not in name]
+
+
 def below(process: int) -> dict[int, str]:
     """The processes below one, and what they are called."""
     parents, names = {}, {}

@@ -18,7 +18,7 @@ from ramulus.run.cluster import Ground, connected, join
 from ramulus.run.config.resume import build
 from ramulus.run.launch import launch
 from ramulus.run.memory.rooms import rooms_of
-from run_cluster_kills import below
+from run_cluster_kills import of_ray
 from test_remote_training import equal
 from test_resume import metrics
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1] / "src"), str(Path(__file__).parent)])
     with connected(ROOM):
         yield
-    assert not [name for name in below(os.getpid()).values() if "ray" in name], "processes of Ray are left"
+    assert not of_ray(os.getpid()), "processes of Ray are left"
 
 
 def train(variant: str, out: Path, *changes: str) -> Path:

@@ -18,7 +18,7 @@ from ramulus import Ray
 from ramulus.core import store
 from ramulus.core.tree import Author, Node
 from ramulus.run.cluster import RayCarrier, connected
-from run_cluster_kills import below
+from run_cluster_kills import below, of_ray
 from test_resume import metrics
 from test_vllm_training import grown, train
 from vllm_servers import HERE, NEEDS
@@ -40,7 +40,7 @@ def cluster() -> Iterator[None]:
         while cores() - before and time.monotonic() < end:
             time.sleep(0.2)
         assert not cores() - before, "a server's own processes outlive its sampler"
-    assert not [name for name in below(os.getpid()).values() if "ray" in name], "processes of Ray are left"
+    assert not of_ray(os.getpid()), "processes of Ray are left"
 
 
 def cores() -> set[str]:
