@@ -34,7 +34,7 @@ def kilobytes(**env: str) -> int:
 
 @given
 def test_large_blocks_lie_in_large_pages() -> None:
-    assert kilobytes() > 100_000  # a system whose memory is in pieces gives fewer
+    assert kilobytes() > 10_000  # of 268,000: a system whose memory is in pieces gives fewer
 
 
 @given
