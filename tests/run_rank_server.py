@@ -63,12 +63,12 @@ def lived(life: int, port: int, ask: dict[str, Any]) -> list[int]:
         late = time.monotonic() - began > LONGEST
         if here and (late or any(statuses)):
             time.sleep(1)
-            for process in here:
-                os.kill(process, signal.SIGUSR1 if late else signal.SIGKILL)
             if late:
-                time.sleep(2)
                 for process in here:
-                    os.kill(process, signal.SIGKILL)
+                    os.kill(process, signal.SIGUSR1)
+                time.sleep(2)
+            for process in here:
+                os.kill(process, signal.SIGKILL)
     return statuses
 
 

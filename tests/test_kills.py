@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fork_server import fork_server
 from ramulus.core import run_folder
 from ramulus.core.run_folder import stage_folders
 from test_recipes_run import ONE_STAGE
@@ -30,22 +28,13 @@ Serve = Callable[[str, Path, int], dict]
 def serve() -> Iterator[Serve]:
     """Runs a recipe in a fork of a process that has imported everything, killed at a tick; 0 lets it live."""
     env = ENV | {"PYTHONPATH": os.pathsep.join([str(HERE), ENV["PYTHONPATH"]])}
-    command = [sys.executable, str(HERE / "run_kill_server.py")]
-    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    with fork_server(HERE / "run_kill_server.py", env) as ask:
 
-    def run(variant: str, out: Path, kill_at: int) -> dict:
-        steps = ["steps=5", "save_every=2", "keep=2"]
-        ask = {"recipe": f"{RECIPE}:{variant}", "out": str(out), "overrides": steps, "kill_at": kill_at}
-        process.stdin.write(json.dumps(ask) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        def run(variant: str, out: Path, kill_at: int) -> dict:
+            steps = ["steps=5", "save_every=2", "keep=2"]
+            return ask({"recipe": f"{RECIPE}:{variant}", "out": str(out), "overrides": steps, "kill_at": kill_at})
 
-    yield run
-    process.stdin.close()
-    assert process.wait(20) == 0
+        yield run
 
 
 @pytest.mark.parametrize("variant", RECIPES)

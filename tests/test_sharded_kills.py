@@ -5,17 +5,18 @@ By torchrun itself twice; else by a process that has imported everything and beg
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fork_server import fork_server
 from ramulus.core import run_folder
 from test_resume import metrics
 
@@ -31,6 +32,7 @@ KILLS = [
     (1, "gathering", 4), (0, "writing the model", 2), (0, "renaming", 2),
 ]  # fmt: skip
 WATCHED = "import faulthandler; faulthandler.dump_traceback_later(250, exit=True); from torch.distributed.run import main; main()"
+Lives = Callable[[Mapping[str, Any]], list[list[int]]]
 pytestmark = pytest.mark.slow
 
 
@@ -64,27 +66,14 @@ def test_a_rank_that_is_killed_under_torchrun_changes_nothing(rank: int, moment:
 
 
 @pytest.fixture(scope="module")
-def lives() -> Iterator[Callable[[dict[str, object]], list[list[int]]]]:
+def lives() -> Iterator[Lives]:
     """Runs two ranks, begun again if one is killed; the statuses of each life's ranks."""
-    process = subprocess.Popen([sys.executable, str(HERE / "run_rank_server.py")], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-
-    def run(ask: dict[str, object]) -> list[list[int]]:
-        process.stdin.write(json.dumps(ask) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield run
-    process.stdin.close()
-    assert process.wait(20) == 0
+    with fork_server(HERE / "run_rank_server.py", ENV) as ask:
+        yield ask
 
 
 @pytest.mark.parametrize(("rank", "moment", "number"), KILLS)
-def test_a_killed_rank_changes_nothing(
-    rank: int, moment: str, number: int, whole: Path, lives: Callable[[dict[str, object]], list[list[int]]], tmp_path: Path
-) -> None:
+def test_a_killed_rank_changes_nothing(rank: int, moment: str, number: int, whole: Path, lives: Lives, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     told = lives({"rank": rank, "moment": moment, "number": number, "words": [*WORDS, f"out={out}"], "log": str(log)})
     assert len(told) == 2, log.read_text()[-3000:]
