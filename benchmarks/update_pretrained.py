@@ -25,6 +25,7 @@ from benchmarks.update import GRPO, resident
 from ramulus.core.tree import Tree, column
 from ramulus.learn.batch.tree_batch import TreeBatch
 from ramulus.learn.packing.pack import pack
+from ramulus.learn.policy.in_process import keep_blocks_of
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained
 from ramulus.learn.policy.torch_policy import TorchPolicy
@@ -50,6 +51,7 @@ def policy_of(name: str, model: Any) -> TorchPolicy:
     """One of the contenders around a model in float32."""
     lora = Lora(rank=16, alpha=32) if name.startswith("lora") else None
     policy = TorchPolicy(model, autocast=not name.endswith("float32"), lora=lora)
+    keep_blocks_of(policy)  # as the learner of a run does
     if name.endswith("autocast"):
         policy.patches, policy.head = [], replace(policy.head, narrow=None)
     return policy

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ramulus.native.blocks import drop_blocks, idle_bytes
+
 CGROUP, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """The files of a control group's limit and of what it uses, by version 2 and 1."""
@@ -23,14 +25,14 @@ CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given
 
 def free_memory() -> int:
     """Bytes that can be taken now without swapping: what the system calls available, or less
-    where the limit of a control group (a container's) or LIMIT leaves less.
+    where the limit of a control group (a container's) or LIMIT leaves less; and what waits for torch's next blocks.
 
     Where the system does not say, half of the machine's memory; where it does not say that either, 2 GiB.
     """
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min([*(available or [machine_memory() // 2]), *_container(), *_limit()])
+    return min([*(available or [machine_memory() // 2]), *_container(), *_limit()]) + idle_bytes()
 
 
 def _limit() -> list[int]:
@@ -145,20 +147,27 @@ def _of_c(name: str) -> Callable[..., int] | None:
         return None
 
 
-def give_back() -> None:
-    """Return to the system what has been freed: the C library keeps smaller blocks, and fragments them, where large ones are given back at once."""
+def give_back(blocks: bool = True) -> None:
+    """Return to the system what has been freed and the C library keeps; of torch's blocks that wait, on a CPU, all, or `blocks=False` those
+    that are more than what is free besides."""
     if (trim := _of_c("malloc_trim")) is not None:
         trim(0)
+    if blocks or 2 * idle_bytes() > free_memory():
+        drop_blocks()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
+def large_pages_asked() -> bool:
+    """Whether torch is to ask for large pages."""
+    return os.environ.get(LARGE_PAGES) == "1"
+
+
 def ask_for_large_pages() -> None:
     """Have torch, if it has not allocated yet, ask the system for pages of 2 MB below blocks of as much or more.
 
-    A block is the system's again once it is freed, so that an update touches much memory for the first time, page by page: by pages of 4 kB that
-    takes up to a third of its time.
+    An update touches much memory for the first time, page by page: by pages of 4 kB that takes up to a third of its time.
     """
     if PAGES.is_dir():
         os.environ.setdefault(LARGE_PAGES, "1")
@@ -168,7 +177,7 @@ def large_pages() -> str:
     """Whether torch gets large pages here, in words."""
     if not PAGES.is_dir():
         return "this system has none"
-    if os.environ.get(LARGE_PAGES) != "1":
+    if not large_pages_asked():
         return f"not asked for: {LARGE_PAGES}=1 makes updates on a CPU faster"
     if "[never]" in (PAGES / "enabled").read_text():
         return f"refused by the system: `echo madvise > {PAGES}/enabled` as root makes updates on a CPU faster"

@@ -186,7 +186,7 @@ class LocalEngine:
                     mine.copy_(theirs)
         self.forward.refresh()
         if self.native_bytes > 2**26:
-            give_back()  # adapters that were merged on the way
+            give_back(blocks=False)  # adapters that were merged on the way
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         """The running loop; whatever an earlier, closed one left behind is dropped."""

@@ -29,7 +29,8 @@ from ramulus.learn.policy.learner import Called, Evaluated
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
 from ramulus.models.weights import Weights
-from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
+from ramulus.native.blocks import keep_blocks, leave_blocks
+from ramulus.native.memory import OutOfMemory, allocation_failed, give_back, large_pages_asked
 from ramulus.native.openmp import release_team
 
 _T = TypeVar("_T")
@@ -67,8 +68,8 @@ def _worked(work: Callable[..., _T], *arguments: Any) -> _T:
 class InProcess(Called):
     """A Learner whose policy lives here; engines of this process can read its parameters. On a CPU a MeasuredLearner."""
 
-    def __init__(self, policy: TorchPolicy) -> None:
-        self.policy, self.thread = policy, Thread()
+    def __init__(self, policy: TorchPolicy, keeps: bool = False) -> None:
+        self.policy, self.thread, self.keeps = policy, Thread(), keeps and keep_blocks_of(policy)
         self.features = frozenset({"in_place", "live"} | ({"measured"} if policy.device.type == "cpu" else set()))  # a GPU would compile
 
     @property
@@ -90,8 +91,11 @@ class InProcess(Called):
         return await self.call("kept_bytes", tokens)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; blocks of memory are no longer kept."""
         self.thread.close()
+        if self.keeps:
+            self.keeps = False
+            leave_blocks()
 
 
 def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], left: Event | None = None) -> list[Evaluated]:
@@ -112,7 +116,12 @@ def accumulated(policy: TorchPolicy, mix: Mix, batches: Sequence[TreeBatch], lef
 def give_back_after(policy: TorchPolicy) -> None:
     """Return the memory of activations to the system: else the optimizer, the engine and a checkpoint need theirs beside what the C library keeps."""
     if is_large(policy):
-        give_back()
+        give_back(blocks=False)
+
+
+def keep_blocks_of(policy: TorchPolicy) -> bool:
+    """Keep the memory that its tensors leave, where that is worth it; whether it is."""
+    return policy.device.type == "cpu" and is_large(policy) and keep_blocks(large_pages_asked())
 
 
 def is_large(policy: TorchPolicy) -> bool:

@@ -55,7 +55,7 @@ class Torch:
 
         more = dict(options) | {"chunk": self.chunk, "attention": self.attention, "float32_masters": self.float32_masters}
         if not self.process:
-            return InProcess(policy_of(model, tokenizer, value, more))
+            return InProcess(policy_of(model, tokenizer, value, more), keeps=True)
         return Separate(Build(source, str(device_of(self.device)) if self.device else str(model.device), seed, value, more))
 
 
@@ -73,10 +73,14 @@ class Build:
         import torch
         from transformers.utils import logging
 
+        from ramulus.learn.policy.in_process import keep_blocks_of
+
         logging.disable_progress_bar()
         torch.manual_seed(self.seed)
         model, tokenizer = self.source()
-        return policy_of(model.to(self.device), tokenizer, self.value, self.options)
+        policy = policy_of(model.to(self.device), tokenizer, self.value, self.options)
+        keep_blocks_of(policy)
+        return policy
 
 
 def policy_of(model: Any, tokenizer: Any, value: bool, options: Mapping[str, Any]) -> TorchPolicy:
