@@ -153,6 +153,18 @@ def test_long_texts_grow_the_tables() -> None:
     assert worst(model, requests, run(engine, requests)) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_rows_than_are_kept_at_once_change_nothing(dtype: torch.dtype) -> None:
+    """Prompts and a crowd around 128 and 256 tokens, which a thread meets in parts: the same bits alone and together."""
+    model = small(dtype=dtype, max_position_embeddings=600)
+    requests = [ask(line(n, n), seed=n, max_tokens=3) for n in (127, 128, 129, 255, 256, 257, 520)]
+    requests += [ask(line(3 + i % 5, i), seed=i, max_tokens=3) for i in range(270)]
+    together = run(LocalEngine(model, slots=300, memory=MANY, threads=1), requests)
+    assert worst(model, requests, together) < (1e-5 if dtype == torch.float32 else 0.3)
+    for i in (*range(7), 100, 276):
+        assert run(LocalEngine(model, slots=1, memory=MANY, threads=1), [requests[i]]) == [together[i]]
+
+
 def test_several_tokens_a_row_give_no_logits() -> None:
     forward = forward_of(small())
     slots = Slots(forward.geometry)

@@ -9,7 +9,11 @@
  */
 #include "cells.h"
 
-#define CHUNK 128 /* tokens whose activations are kept at once */
+#ifdef MATRIX /* its processors have 2 MB of second cache a core */
+#define CHUNK 256 /* tokens whose activations are kept at once */
+#else
+#define CHUNK 128
+#endif
 #ifndef FEW
 #define FEW 12 /* tokens a thread up to which threads share out the matrices instead */
 #endif
