@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ramulus.native import blocks, memory
 from ramulus.native.blocks import drop_blocks, idle_bytes, keep_blocks, leave_blocks
 
-pytestmark = pytest.mark.skipif("kept" not in blocks.kept_blocks(), reason="blocks are not kept here")
+pytestmark = pytest.mark.skipif(blocks.blocks_refused() != "", reason="blocks are not kept here")
 MEGABYTE = 2**20
 
 
@@ -35,7 +35,8 @@ def block(megabytes: float, value: int) -> torch.Tensor:
 
 def alone(code: str, **env: str) -> str:
     """What a process of its own prints in which blocks are kept."""
-    begun = "import os, resource, threading, torch\nfrom ramulus.native.blocks import *\nfrom ramulus.native.memory import *\nassert keep_blocks(False)\n"
+    imports = "import os, resource, threading, torch\nfrom ramulus.native.blocks import *\nfrom ramulus.native.memory import *\n"
+    begun = f"{imports}assert keep_blocks(False)\n"
     done = subprocess.run([sys.executable, "-c", begun + code], env=os.environ | env, capture_output=True, text=True, timeout=120)
     assert not done.returncode, done.stderr
     return done.stdout
@@ -205,7 +206,7 @@ def test_who_says_so_leaves_them_to_torch(name: str, monkeypatch: pytest.MonkeyP
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not keep_blocks(False)
-    assert blocks.kept_blocks() == f"{name}=0 leaves them to torch"
+    assert blocks.blocks_refused() == f"{name}=0 leaves them to torch"
     assert idle_bytes() == 0
     drop_blocks()
 
@@ -216,4 +217,4 @@ def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.warns(RuntimeWarning, match=r"memory that tensors leave is not kept: no C compiler \(CC=no-such-compiler\) was found"):
         assert not keep_blocks(False)
-    assert "a quarter longer" in blocks.kept_blocks()
+    assert "a quarter longer" in blocks.blocks_refused()

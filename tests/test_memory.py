@@ -27,6 +27,7 @@ from ramulus.learn.policy.kept import kept_by_layer, kept_bytes
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained, Scratch
 from ramulus.learn.policy.torch_policy import TorchPolicy
+from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.sharded_learner import ShardedLearner
 from ramulus.models.sizes import PUBLISHED, sizes_of, sizes_of_model
 from ramulus.models.smollm2 import fetch
@@ -36,6 +37,7 @@ from ramulus.run.config.recipe import Run
 from ramulus.run.dry_run import TimedUpdates
 from ramulus.run.memory.model import planned_sizes
 from ramulus.run.memory.step import (
+    HOLES,
     KEPT,
     MOMENTS,
     RANK,
@@ -223,6 +225,21 @@ def test_parts_scale_as_what_they_are() -> None:
     more = step_memory(run(), planned_sizes(run()), engine_bytes=2**20)
     assert more.named("keys and values") == 2**20
     assert more.rows < one.rows
+
+
+def test_holes_are_planned_where_blocks_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of adapters' layers on a CPU, without a compiler, and in ranks of their own."""
+    adapted = run(lora=Lora(8))
+
+    def holes(made: Run) -> float:
+        memory = step_memory(made, planned_sizes(made), tokens=1024)
+        return memory.named("freed between activations") / memory.named("activations")
+
+    for reason, share in (("", 0.0), ("no compiler", HOLES)):
+        monkeypatch.setattr("ramulus.run.memory.step.blocks_refused", lambda reason=reason: reason)
+        assert holes(adapted) == pytest.approx(share)
+        assert holes(replace(adapted, learner=Sharded(ranks=2))) == pytest.approx(HOLES)
+        assert holes(run()) == 0.0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -31,6 +31,7 @@ class LearnerMemory:
     float32_masters: bool = True  # the optimizer steps float32 copies of weights in half precision
     offload: bool = False  # what it keeps is not in a GPU's memory
     eighths: bool = False  # moments of a byte a weight
+    keeps_blocks: bool = False  # of memory that tensors leave, on a CPU where that can be done
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,15 @@ def leave_blocks() -> None:
         _kept.ramulus_keep(False, False)
 
 
-def kept_blocks() -> str:
-    """Whether blocks are kept here, in words."""
+def blocks_refused() -> str:
+    """Why blocks cannot be kept here, or ""."""
     if reason := _refused():
         return reason
     try:
         library("blocks.cpp", _SIGNATURES, *_flags())
     except Unavailable as error:
         return f"no, and updates take up to a quarter longer: {error}"
-    return "kept for the next ones while a model of 64 MB or more is trained on the CPU"
+    return ""
 
 
 def _refused() -> str:

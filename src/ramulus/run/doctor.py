@@ -75,7 +75,7 @@ def machine() -> list[tuple[str, str]]:
     if importlib.util.find_spec("torch"):
         import torch
 
-        from ramulus.native.blocks import kept_blocks
+        from ramulus.native.blocks import blocks_refused
         from ramulus.native.build import multiplying, why
         from ramulus.native.memory import free_memory, large_pages
 
@@ -84,7 +84,7 @@ def machine() -> list[tuple[str, str]]:
         rows.append(("kernels for CPUs", why() + multiplying()))
         rows.append(("free memory", f"{free:.1f} GB: less engine.memory_mb, the kernels' copy of the weights must fit into it"))
         rows.append(("large pages", large_pages()))
-        rows.append(("blocks that tensors leave", kept_blocks()))
+        rows.append(("blocks that tensors leave", blocks_refused() or "kept for the next ones while a model of 64 MB or more is trained on the CPU"))
         if torch.cuda.is_available():
             for i in range(torch.cuda.device_count()):
                 card = torch.cuda.get_device_properties(i)

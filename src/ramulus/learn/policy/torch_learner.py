@@ -45,7 +45,7 @@ class Torch:
     @property
     def traits(self) -> LearnerTraits:
         """In a process of its own or not, and on which device; what its memory depends on."""
-        memory = LearnerMemory(self.chunk, self.float32_masters)
+        memory = LearnerMemory(self.chunk, self.float32_masters, keeps_blocks=True)
         return LearnerTraits(self.process, memory=memory, process=self.process, device=self.device)
 
     def __call__(self, model: Any, tokenizer: Any, source: _Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
