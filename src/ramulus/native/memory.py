@@ -159,9 +159,9 @@ def give_back(blocks: bool = True) -> None:
         torch.cuda.empty_cache()
 
 
-def large_pages_asked() -> bool:
-    """Whether torch is to ask for large pages."""
-    return os.environ.get(LARGE_PAGES) == "1"
+def large_pages_refused() -> bool:
+    """Whether somebody wants no large pages."""
+    return os.environ.get(LARGE_PAGES) == "0"
 
 
 def ask_for_large_pages() -> None:
@@ -177,7 +177,7 @@ def large_pages() -> str:
     """Whether torch gets large pages here, in words."""
     if not PAGES.is_dir():
         return "this system has none"
-    if not large_pages_asked():
+    if os.environ.get(LARGE_PAGES) != "1":
         return f"not asked for: {LARGE_PAGES}=1 makes updates on a CPU faster"
     if "[never]" in (PAGES / "enabled").read_text():
         return f"refused by the system: `echo madvise > {PAGES}/enabled` as root makes updates on a CPU faster"

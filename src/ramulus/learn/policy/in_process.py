@@ -30,7 +30,7 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
 from ramulus.models.weights import Weights
 from ramulus.native.blocks import keep_blocks, leave_blocks
-from ramulus.native.memory import OutOfMemory, allocation_failed, give_back, large_pages_asked
+from ramulus.native.memory import OutOfMemory, allocation_failed, give_back, large_pages_refused
 from ramulus.native.openmp import release_team
 
 _T = TypeVar("_T")
@@ -121,7 +121,7 @@ def give_back_after(policy: TorchPolicy) -> None:
 
 def keep_blocks_of(policy: TorchPolicy) -> bool:
     """Keep the memory that its tensors leave, where that is worth it; whether it is."""
-    return policy.device.type == "cpu" and is_large(policy) and keep_blocks(large_pages_asked())
+    return policy.device.type == "cpu" and is_large(policy) and keep_blocks(not large_pages_refused())
 
 
 def is_large(policy: TorchPolicy) -> bool:
