@@ -26,6 +26,7 @@ from ramulus.learn.policy.in_process import InProcess
 from ramulus.learn.policy.kept import kept_by_layer, kept_bytes
 from ramulus.learn.policy.lora import Lora
 from ramulus.learn.policy.model import Pretrained, Scratch
+from ramulus.learn.policy.torch_learner import Torch
 from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.learn.sharded.factory import Sharded
 from ramulus.learn.sharded.sharded_learner import ShardedLearner
@@ -228,17 +229,19 @@ def test_parts_scale_as_what_they_are() -> None:
 
 
 def test_holes_are_planned_where_blocks_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of adapters' layers on a CPU, without a compiler, and in ranks of their own."""
+    """Of adapters' layers on a CPU: of small models, without a compiler, and in processes of their own."""
     adapted = run(lora=Lora(8))
 
-    def holes(made: Run) -> float:
-        memory = step_memory(made, planned_sizes(made), tokens=1024)
+    def holes(made: Run, parameters: int = 10**8) -> float:
+        memory = step_memory(made, replace(planned_sizes(made), parameters=parameters), tokens=1024)
         return memory.named("freed between activations") / memory.named("activations")
 
     for reason, share in (("", 0.0), ("no compiler", HOLES)):
         monkeypatch.setattr("ramulus.run.memory.step.blocks_refused", lambda reason=reason: reason)
         assert holes(adapted) == pytest.approx(share)
-        assert holes(replace(adapted, learner=Sharded(ranks=2))) == pytest.approx(HOLES)
+        assert holes(adapted, 10**6) == pytest.approx(HOLES)
+        for learner in (Sharded(ranks=2), Torch(process=True)):
+            assert holes(replace(adapted, learner=learner)) == pytest.approx(HOLES)
         assert holes(run()) == 0.0
 
 

@@ -12,10 +12,13 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 #include <utility>
 
@@ -33,10 +36,11 @@ struct Idle { size_t size; uint64_t age; };
 class Blocks final : public c10::Allocator {
   public:
     c10::Allocator *before = nullptr; /* whose the small blocks are, and who says that there is no memory */
-    bool keeps = false, large_pages = false;
+    std::atomic<bool> keeps{false};   /* else every block is the one before's: who stays installed can free by hand what either gave */
+    bool large_pages = false;
 
     c10::DataPtr allocate(size_t bytes) override {
-        if (bytes < LEAST) return before->allocate(bytes);
+        if (bytes < LEAST || bytes > PTRDIFF_MAX || !keeps) return before->allocate(bytes);
         const size_t size = whole(bytes, GRAIN);
         char *at = nullptr;
         {
@@ -48,7 +52,7 @@ class Blocks final : public c10::Allocator {
             if (at) taken.emplace(at, size);
         }
         if (!at) return before->allocate(bytes);
-        if (c10::memoryProfilingEnabled()) c10::reportMemoryUsageToProfiler(at, (int64_t)bytes, 0, 0, c10::Device(c10::DeviceType::CPU));
+        if (c10::memoryProfilingEnabled()) c10::reportMemoryUsageToProfiler(at, (int64_t)size, 0, 0, c10::Device(c10::DeviceType::CPU));
         return {at, at, &freed, c10::Device(c10::DeviceType::CPU)};
     }
     c10::DeleterFnPtr raw_deleter() const override { return &freed; }
@@ -62,8 +66,8 @@ class Blocks final : public c10::Allocator {
             const size_t size = by_place.at(at).size;
             char *from = (char *)whole((size_t)at, LARGE), *to = (char *)((size_t)(at + size) / LARGE * LARGE);
             if (from >= to) continue;
+            if (munmap(from, to - from)) return; /* the system has no room for one more part: all of it waits on */
             forget(at);
-            munmap(from, to - from);
             dropped += to - from;
             if (from > at) wait(at, from - at);
             if (at + size > to) wait(to, at + size - to);
@@ -137,17 +141,20 @@ Blocks &blocks() {
 
 void Blocks::freed(void *at) {
     Blocks &b = blocks();
-    size_t size;
-    {
+    size_t size = 0;
+    try {
         std::lock_guard<std::mutex> guard(b.lock);
         auto found = b.taken.find(at);
-        if (found == b.taken.end()) return b.before->raw_deleter()(at); /* a small one that somebody frees by hand */
-        size = found->second;
-        b.taken.erase(found);
-        b.wait((char *)at, size);
-        if (!b.keeps) b.drop(SIZE_MAX);
+        if (found != b.taken.end()) {
+            size = found->second;
+            b.taken.erase(found);
+            b.wait((char *)at, size);
+            if (!b.keeps) b.drop(SIZE_MAX);
+        }
+    } catch (const std::bad_alloc &) { /* nothing can be written down: the block is lost */
     }
-    if (c10::memoryProfilingEnabled()) c10::reportMemoryUsageToProfiler(at, -(int64_t)size, 0, 0, c10::Device(c10::DeviceType::CPU));
+    if (!size) b.before->raw_deleter()(at); /* of the one before, which somebody frees by hand */
+    else if (c10::memoryProfilingEnabled()) c10::reportMemoryUsageToProfiler(at, -(int64_t)size, 0, 0, c10::Device(c10::DeviceType::CPU));
 }
 
 } // namespace
@@ -159,10 +166,10 @@ void ramulus_keep(int keeps, int large_pages) {
     Blocks &b = blocks();
     if (!b.before) {
         b.before = c10::GetAllocator(c10::DeviceType::CPU);
+        c10::SetAllocator(c10::DeviceType::CPU, &b);
         /* who forks while another thread allocates has a lock that nobody holds */
         pthread_atfork([] { blocks().lock.lock(); }, [] { blocks().lock.unlock(); }, [] { blocks().lock.unlock(); });
     }
-    c10::SetAllocator(c10::DeviceType::CPU, keeps ? &b : b.before);
     std::lock_guard<std::mutex> guard(b.lock);
     b.keeps = keeps, b.large_pages = large_pages;
     if (!keeps) b.drop(SIZE_MAX);

@@ -17,6 +17,7 @@ LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.us
 LIMIT = "RAMULUS_MEMORY_MB"  # of the environment: what this process and those that it starts may take together, whatever else is free
 SHARES = "RAMULUS_GPU_SHARES"  # of the environment: processes among which a GPU is shared alike
 GB = 10**9  # bytes
+GIVES_BACK = 2**26  # bytes of weights from which on memory is given back after a step
 _THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of the environment: torch reads it at its first allocation
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # where Linux says whether it has large pages
@@ -25,14 +26,14 @@ CACHED = ("inactive_file", "active_file")  # of a container's memory.stat: given
 
 def free_memory() -> int:
     """Bytes that can be taken now without swapping: what the system calls available, or less
-    where the limit of a control group (a container's) or LIMIT leaves less; and what waits for torch's next blocks.
+    where the limit of a control group (a container's) or LIMIT leaves less. What waits for torch's next blocks is not among them.
 
     Where the system does not say, half of the machine's memory; where it does not say that either, 2 GiB.
     """
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min([*(available or [machine_memory() // 2]), *_container(), *_limit()]) + idle_bytes()
+    return min([*(available or [machine_memory() // 2]), *_container(), *_limit()])
 
 
 def _limit() -> list[int]:
@@ -152,7 +153,7 @@ def give_back(blocks: bool = True) -> None:
     that are more than what is free besides."""
     if (trim := _of_c("malloc_trim")) is not None:
         trim(0)
-    if blocks or 2 * idle_bytes() > free_memory():
+    if blocks or idle_bytes() > free_memory():
         drop_blocks()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

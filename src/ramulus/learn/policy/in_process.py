@@ -30,11 +30,10 @@ from ramulus.learn.policy.torch_policy import TorchPolicy
 from ramulus.models.errors import sentence
 from ramulus.models.weights import Weights
 from ramulus.native.blocks import keep_blocks, leave_blocks
-from ramulus.native.memory import OutOfMemory, allocation_failed, give_back, large_pages_refused
+from ramulus.native.memory import GIVES_BACK, OutOfMemory, allocation_failed, give_back, large_pages_refused
 from ramulus.native.openmp import release_team
 
 _T = TypeVar("_T")
-GIVES_BACK = 2**26  # bytes of weights from which on memory is given back after a step
 
 
 class Thread:

@@ -45,7 +45,7 @@ class Torch:
     @property
     def traits(self) -> LearnerTraits:
         """In a process of its own or not, and on which device; what its memory depends on."""
-        memory = LearnerMemory(self.chunk, self.float32_masters, keeps_blocks=True)
+        memory = LearnerMemory(self.chunk, self.float32_masters, keeps_blocks=not self.process)  # which the processes beside it could not take
         return LearnerTraits(self.process, memory=memory, process=self.process, device=self.device)
 
     def __call__(self, model: Any, tokenizer: Any, source: _Source, value: bool, options: Mapping[str, Any], seed: int) -> Learner:
@@ -73,14 +73,10 @@ class Build:
         import torch
         from transformers.utils import logging
 
-        from ramulus.learn.policy.in_process import keep_blocks_of
-
         logging.disable_progress_bar()
         torch.manual_seed(self.seed)
         model, tokenizer = self.source()
-        policy = policy_of(model.to(self.device), tokenizer, self.value, self.options)
-        keep_blocks_of(policy)
-        return policy
+        return policy_of(model.to(self.device), tokenizer, self.value, self.options)
 
 
 def policy_of(model: Any, tokenizer: Any, value: bool, options: Mapping[str, Any]) -> TorchPolicy:

@@ -19,6 +19,7 @@ from ramulus.learn.policy.master_weights import ROWS_TOGETHER
 from ramulus.learn.policy.writing import TRIED_WHOLE
 from ramulus.models.sizes import KERNELS, Sizes
 from ramulus.native.blocks import blocks_refused
+from ramulus.native.memory import GIVES_BACK
 from ramulus.native.processors import planned_in_bfloat16
 from ramulus.run.config.recipe import Run
 from ramulus.run.memory.work import Work, work_of
@@ -134,9 +135,9 @@ def memory_of(run: Run) -> LearnerMemory:
     return learner_traits(run.learner).memory or LearnerMemory()
 
 
-def leaves_holes(run: Run) -> bool:
-    """Whether what tensors leave on a CPU is the C library's."""
-    return not memory_of(run).keeps_blocks or bool(blocks_refused())
+def leaves_holes(run: Run, weights: float) -> bool:
+    """Whether what tensors leave on a CPU is the C library's, with weights of so many bytes."""
+    return not memory_of(run).keeps_blocks or weights <= GIVES_BACK or bool(blocks_refused())
 
 
 def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -> list[MemoryPart]:
@@ -155,7 +156,7 @@ def learner_parts(run: Run, sizes: Sizes, site: Site, work: Work, tokens: int) -
     early = held if several else max(0.0, gradients - kept) + min(gradients, sizes.vocabulary * sizes.hidden * own)
     gathered, reduced = gathering(sizes, own) if many > 1 else (0.0, 0.0)
     scored: tuple[Phase, ...] = ("score",) if passes_to_score(run) else ()
-    holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing and leaves_holes(run) else 0.0
+    holes = HOLES * kept if run.lora is not None and site.kind == "cpu" and not run.activation_checkpointing and leaves_holes(run, weights) else 0.0
     checkpointed = 0.0 if site.kind == "cuda" else trained * 4.0 if many == 1 else weights * site.first
     merged, again = written(run, sizes, site) if many == 1 else (0.0, 0.0)
     return [
