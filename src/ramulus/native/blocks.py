@@ -28,7 +28,7 @@ def keep_blocks(large_pages: bool) -> bool:
         if _refused():
             return False
         try:
-            _kept = library("blocks.cpp", _SIGNATURES, *_flags())
+            _kept = _library()
         except Unavailable as error:
             warnings.warn(f"updates take up to a quarter longer, since memory that tensors leave is not kept: {error}", RuntimeWarning, stacklevel=2)
             return False
@@ -50,7 +50,7 @@ def blocks_refused() -> str:
     if reason := _refused():
         return reason
     try:
-        library("blocks.cpp", _SIGNATURES, *_flags())
+        _library()
     except Unavailable as error:
         return f"no, and updates take up to a quarter longer: {error}"
     return ""
@@ -61,6 +61,10 @@ def _refused() -> str:
     if asked := [name for name in (KEEP, "RAMULUS_NATIVE") if os.environ.get(name) == "0"]:
         return f"{asked[0]}=0 leaves them to torch"
     return "" if sys.platform == "linux" else "left to torch: only on Linux is it known to be slower"
+
+
+def _library() -> Any:
+    return library("blocks.cpp", _SIGNATURES, *_flags())
 
 
 def _flags() -> tuple[str, ...]:

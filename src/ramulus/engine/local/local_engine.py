@@ -20,7 +20,7 @@ from ramulus.engine.local.choice import choose
 from ramulus.engine.local.compiled import CompiledForward
 from ramulus.engine.local.scheduler import Scheduler
 from ramulus.engine.local.sequence import Group
-from ramulus.native.memory import OutOfMemory, allocation_failed, give_back
+from ramulus.native.memory import GIVES_BACK, OutOfMemory, allocation_failed, give_back
 
 QUIET = 8  # turns of the event loop without a new request before the next step
 
@@ -185,7 +185,7 @@ class LocalEngine:
                 for mine, theirs in zip(self._copy.parameters(), self.model.parameters()):
                     mine.copy_(theirs)
         self.forward.refresh()
-        if self.native_bytes > 2**26:
+        if self.native_bytes > GIVES_BACK:
             give_back(blocks=False)  # adapters that were merged on the way
 
     def _attach(self) -> asyncio.AbstractEventLoop:
